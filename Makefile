@@ -1,0 +1,30 @@
+# Everything from a fresh clone: `make demo`, `make test`. Needs Python 3.11 or later and make, nothing else.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: install demo test test-slow lint
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ser_fl needs Python 3.11 or later: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/ser-fl demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 -m 'not slow and not gpu'
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 -m 'slow and not gpu'
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports

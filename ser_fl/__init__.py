@@ -1,0 +1,32 @@
+"""Robust federated speech emotion recognition: train, benchmark, load, predict."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ser_fl.compose import compose as compose
+    from ser_fl.evaluation.benchmark import benchmark as benchmark
+    from ser_fl.federation.experiment import train as train
+    from ser_fl.models.bundle import load_model as load
+    from ser_fl.prediction import predict as predict
+
+__version__ = "0.1.0"
+__all__ = ["benchmark", "compose", "load", "predict", "train"]
+
+_HOMES = {
+    "benchmark": ("ser_fl.evaluation.benchmark", "benchmark"),
+    "compose": ("ser_fl.compose", "compose"),
+    "load": ("ser_fl.models.bundle", "load_model"),
+    "predict": ("ser_fl.prediction", "predict"),
+    "train": ("ser_fl.federation.experiment", "train"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: ``import ser_fl`` costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ser_fl' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,135 @@
+"""Any evasion attack of ART by its class name, ``art:ClassName``, its keyword arguments filled from our settings."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ser_fl.attacks.budget import Norm
+from ser_fl.attacks.estimator import clip_values_of, import_art, seeded
+from ser_fl.attacks.problem import Problem
+from ser_fl.attacks.settings import AttackSettings
+from ser_fl.errors import UserError, unknown_name
+from ser_fl.randomness import derive_seed
+
+PREFIX = "art:"
+
+KNOWLEDGE = {
+    "SquareAttack": "score",
+    "ZooAttack": "score",
+    "SimBA": "score",
+    "PixelAttack": "score",
+    "ThresholdAttack": "score",
+    "HopSkipJump": "decision",
+    "BoundaryAttack": "decision",
+    "GeoDA": "decision",
+    "SignOPTAttack": "decision",
+    "SpatialTransformation": "decision",
+}
+"""Attacks that see no gradient; all others are "undefended"."""
+
+NO_RANDOMNESS = frozenset({"MomentumIterativeMethod", "NewtonFool", "ElasticNet", "SaliencyMapMethod"})
+"""Attacks that draw nothing and treat utterances apart: a batch at a time. All others go one utterance at a time, each
+with its own seed, so that the result does not depend on batches."""
+
+
+def attack_classes() -> dict[str, type[Any]]:
+    """ART's evasion attacks by name."""
+    import_art()
+    import art.attacks.evasion
+    from art.attacks.attack import EvasionAttack
+
+    found = vars(art.attacks.evasion).items()
+    return {name: value for name, value in found if inspect.isclass(value) and issubclass(value, EvasionAttack)}
+
+
+def attack_class(name: str) -> type[Any]:
+    """The class behind ``art:ClassName``.
+
+    Raises:
+        UserError: ART has no such evasion attack; those that it has are listed.
+    """
+    known = attack_classes()
+    class_name = name.removeprefix(PREFIX)
+    if class_name not in known:
+        raise unknown_name("attack", name, [PREFIX + each for each in known])
+    return known[class_name]
+
+
+def norm_of(name: str) -> Norm:
+    """ "inf" for attacks with an epsilon or a choice of norms, which are given ours; "2" for minimal-norm ones."""
+    accepted = _accepted(name)
+    return "inf" if {"eps", "norm"} & accepted.keys() or name.endswith("CarliniLInfMethod") else "2"
+
+
+def resolve(settings: AttackSettings) -> AttackSettings:
+    """Settings as the class will run: its own number of steps by default, and steps of a quarter of epsilon."""
+    accepted = _accepted(settings.name)
+    steps = settings.steps if settings.steps is not None else accepted["max_iter"].default
+    step_size = settings.step_size if settings.step_size is not None else settings.epsilon / 4
+    return replace(
+        settings,
+        steps=steps if "max_iter" in accepted else None,
+        step_size=step_size if "eps_step" in accepted else None,
+        restarts=None,
+    )
+
+
+def craft(problem: Problem) -> Tensor:
+    """Run the class on every utterance that is right when clean; what leaves box or budget counts as a failure.
+
+    Raises:
+        UserError: the class needs another kind of model or input.
+    """
+    adversarial_BFL = problem.features_BFL.clone()
+    name = problem.settings.name
+    right = problem.right_when_clean()
+    size = len(right) if name.removeprefix(PREFIX) in NO_RANDOMNESS else 1
+    for part in right.split(max(size, 1)):
+        chosen = problem.subset(part)
+        with seeded(derive_seed(name, problem.seed, *chosen.keys_B), problem.features_BFL.device):
+            adversarial_BFL[part] = chosen.box.clip(_generate(chosen))
+    return adversarial_BFL
+
+
+def _generate(problem: Problem) -> Tensor:
+    name = problem.settings.name
+    from art.exceptions import EstimatorError
+
+    try:
+        attack = attack_class(name)(problem.classifier(clip_values=clip_values_of(problem.box)), **_keywords(problem))
+        return problem.features(attack.generate(problem.inputs(), problem.labels()))
+    except (
+        EstimatorError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        NotImplementedError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{name} cannot attack log-mel features of this model: {reason[:200]}") from error
+
+
+def _keywords(problem: Problem) -> dict[str, Any]:
+    """Our settings in the words of this class, as far as it knows them."""
+    settings = problem.settings
+    words = {
+        "norm": "inf",
+        "eps": settings.epsilon,
+        "eps_step": settings.step_size,
+        "max_iter": settings.steps,
+        "batch_size": len(problem.keys_B),
+        "targeted": False,
+        "verbose": False,
+    }
+    return {word: value for word, value in words.items() if word in _accepted(settings.name)}
+
+
+def _accepted(name: str) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(attack_class(name).__init__).parameters

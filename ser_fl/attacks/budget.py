@@ -1,0 +1,107 @@
+"""What an attack may do: the box that features live in, and the budget a perturbation must keep to.
+
+Legend: B utterances, F mel bins, L frames. Features are standardised log-mel, float32; epsilon is in their units.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+from ser_fl.errors import UserError
+
+Norm = Literal["inf", "2"]
+
+RELATIVE_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Box:
+    """The values that a feature may take, per mel bin: from the standardised log floor to the training maximum.
+
+    Clean features are clipped to the box before anything is measured. The paper's code has none: `Box.unbounded()`.
+
+    Args:
+        lower_F1: smallest value, any shape that broadcasts to (B, F, L); None together with `upper_F1` for no box.
+        upper_F1: largest value, same.
+
+    Raises:
+        UserError: only one side is given, or a lower bound lies above its upper bound.
+    """
+
+    lower_F1: Tensor | None
+    upper_F1: Tensor | None
+
+    def __post_init__(self) -> None:
+        if self.lower_F1 is None and self.upper_F1 is None:
+            return
+        if self.lower_F1 is None or self.upper_F1 is None:
+            raise UserError("a box needs a lower and an upper bound, got one of them: give both, or none")
+        if not bool((self.lower_F1 <= self.upper_F1).all()):
+            raise UserError("a box needs lower <= upper in every mel bin, got one where it is not, or not a number")
+
+    @classmethod
+    def unbounded(cls) -> Self:
+        """No box: every value is allowed."""
+        return cls(None, None)
+
+    @classmethod
+    def of(cls, lower_F1: Tensor, upper_F1: Tensor) -> Self:
+        """The box between two sides; unbounded where a side is infinite (``frontend.clip=none``)."""
+        return cls(lower_F1, upper_F1) if bool(torch.isfinite(lower_F1).all()) else cls.unbounded()
+
+    def clip(self, features_BFL: Tensor) -> Tensor:
+        """Nearest features inside the box; the features themselves where there is none."""
+        if self.lower_F1 is None or self.upper_F1 is None:
+            return features_BFL
+        return torch.clamp(features_BFL, self.lower_F1, self.upper_F1)
+
+    def to(self, device: torch.device) -> Box:
+        """The same box on another device."""
+        if self.lower_F1 is None or self.upper_F1 is None:
+            return self
+        return Box(self.lower_F1.to(device), self.upper_F1.to(device))
+
+
+def budget_of(epsilon: float, norm: Norm, features_shape: tuple[int, ...]) -> float:
+    """Largest norm of a perturbation that counts as a success.
+
+    Args:
+        epsilon: L-infinity budget, >= 0, in units of the features.
+        norm: the norm that the attack minimises or keeps to.
+        features_shape: (F, L), or (B, F, L).
+
+    Returns:
+        epsilon itself for "inf". For "2" it is epsilon * sqrt(F * L): the L2 norm of a perturbation of +-epsilon in
+        every cell, so that one epsilon means one budget for all attacks and none is asked for less than PGD may use.
+
+    >>> budget_of(0.5, "2", (64, 100))
+    40.0
+    """
+    if norm == "inf":
+        return epsilon
+    return epsilon * math.sqrt(math.prod(features_shape[-2:]))
+
+
+def distance(clean_BFL: Tensor, adversarial_BFL: Tensor, norm: Norm) -> Tensor:
+    """Norm of each utterance's perturbation: float64, shape (B,)."""
+    difference_BD = (adversarial_BFL.double() - clean_BFL.double()).flatten(1)
+    return torch.linalg.vector_norm(difference_BD, ord=math.inf if norm == "inf" else 2, dim=1)
+
+
+def keep_within(clean_BFL: Tensor, adversarial_BFL: Tensor, norm: Norm, budget: float) -> Tensor:
+    """Adversarial utterances within the budget, and the clean ones in place of the others.
+
+    L-infinity attacks stay inside their ball by construction. Minimal-norm attacks (C&W, DeepFool) look for the
+    nearest adversarial utterance however far it is: one beyond the budget has failed, and its clean utterance is shown
+    to the model. The tolerance is 1e-6 of the budget, and for "inf" one rounding of the largest feature to float32.
+    """
+    allowed = budget * (1 + RELATIVE_TOLERANCE)
+    if norm == "inf" and clean_BFL.numel():
+        allowed += torch.finfo(torch.float32).eps * float(clean_BFL.abs().max())
+    inside_B11 = (distance(clean_BFL, adversarial_BFL, norm) <= allowed)[:, None, None]
+    return torch.where(inside_B11, adversarial_BFL, clean_BFL)

@@ -1,0 +1,184 @@
+"""FGSM, BIM and PGD on tensors, for adversarial training: one loop, L-infinity.
+
+Given the same start and batch they equal ART's FastGradientMethod, BasicIterativeMethod and
+ProjectedGradientDescentPyTorch to the last bit in float32. They differ in what they leave alone: no NumPy round trip,
+no hidden forward passes (a step is one forward and one backward), no gradient of a parameter, no change of mode. They
+can be called inside a training step, under ``no_grad`` and under ``inference_mode``.
+
+When to choose which: FGSM costs one gradient and is weak (and training on it alone may fail against iterated
+attacks); BIM iterates it from the clean utterance; PGD iterates it from a random start and is the strongest.
+
+Legend: B utterances, F mel bins, L frames, C classes. A model maps features_BFL to logits_BC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from ser_fl.attacks.budget import Box
+from ser_fl.errors import UserError
+
+_AUTOCAST_DEVICES = ("cpu", "cuda", "mps")
+
+
+@contextmanager
+def attacked(model: nn.Module) -> Iterator[None]:
+    """Everything that a gradient attack needs of its surroundings, put back afterwards.
+
+    Inside, every module is in eval mode, gradients are enabled even under ``no_grad`` or ``inference_mode``, autocast
+    is off (attacks run in float32), and recurrent layers run without cuDNN, whose backward pass refuses eval mode.
+    Putting recurrent layers into training mode instead, as ART does, would switch their dropout on. Afterwards every
+    module has the mode that it had, each for itself: a frozen batch norm stays frozen.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            for device in _AUTOCAST_DEVICES:
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            stack.enter_context(_recurrence_without_cudnn(model))
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def _recurrence_without_cudnn(model: nn.Module) -> Iterator[None]:
+    """Turn cuDNN off while a recurrent layer runs, and only then, so that convolutions keep it.
+
+    The forward pass decides which kernel the backward pass uses, so that this is enough for both.
+    """
+    with ExitStack() as running, ExitStack() as hooks:
+
+        def switch_off(*_: Any) -> None:
+            running.enter_context(torch.backends.cudnn.flags(enabled=False))
+
+        def switch_back(*_: Any) -> None:
+            running.close()
+
+        for module in model.modules():
+            if isinstance(module, nn.RNNBase):
+                hooks.callback(module.register_forward_pre_hook(switch_off).remove)
+                hooks.callback(module.register_forward_hook(switch_back, always_call=True).remove)
+        yield
+
+
+def loss_gradient(model: nn.Module, features_BFL: Tensor, labels_B: Tensor) -> Tensor:
+    """Gradient of the batch's mean cross-entropy by its features, shape (B, F, L), inside `attacked`.
+
+    `torch.autograd.grad` computes no weight's gradient and touches no ``.grad``.
+    """
+    inputs_BFL = features_BFL.detach().requires_grad_()
+    loss = F.cross_entropy(model(inputs_BFL), labels_B)
+    (gradient_BFL,) = torch.autograd.grad(loss, inputs_BFL)
+    return gradient_BFL
+
+
+def random_start(features_BFL: Tensor, epsilon: float, generator: Generator) -> Tensor:
+    """Features moved by noise that is uniform in the L-infinity ball of radius epsilon, shape (B, F, L).
+
+    The noise is drawn on the generator's device, so that a generator on the CPU gives the same start everywhere.
+    """
+    unit_BFL = torch.rand(features_BFL.shape, generator=generator, device=generator.device, dtype=torch.float32)
+    return features_BFL.detach() + ((2 * unit_BFL - 1) * epsilon).to(features_BFL.device)
+
+
+def fgsm(
+    model: nn.Module,
+    features_BFL: Tensor,
+    labels_B: Tensor,
+    *,
+    epsilon: float,
+    box: Box | None = None,
+    start_BFL: Tensor | None = None,
+) -> Tensor:
+    """Fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572): one step of epsilon.
+
+    With a random start it is the fast adversarial training of Wong et al. 2020 (arXiv 2001.03994), at their alpha =
+    epsilon. Arguments, result and errors are those of `pgd`.
+    """
+    return _ascend(model, features_BFL, labels_B, epsilon, epsilon, 1, box, start_BFL)
+
+
+def bim(
+    model: nn.Module,
+    features_BFL: Tensor,
+    labels_B: Tensor,
+    *,
+    epsilon: float,
+    step_size: float,
+    steps: int,
+    box: Box | None = None,
+) -> Tensor:
+    """Basic iterative method (Kurakin et al. 2017, arXiv 1607.02533): PGD that starts at the clean utterance."""
+    return _ascend(model, features_BFL, labels_B, epsilon, step_size, steps, box, None)
+
+
+def pgd(
+    model: nn.Module,
+    features_BFL: Tensor,
+    labels_B: Tensor,
+    *,
+    epsilon: float,
+    step_size: float,
+    steps: int,
+    box: Box | None = None,
+    start_BFL: Tensor | None = None,
+) -> Tensor:
+    """Projected gradient descent (Madry et al. 2018, arXiv 1706.06083) in the L-infinity ball.
+
+    Args:
+        model: maps features_BFL to logits_BC; its modes and gradients are as before when this returns.
+        features_BFL: clean features, float32, inside the box.
+        labels_B: true classes, int64.
+        epsilon: radius of the ball, >= 0, in units of the features; 0 gives the clean features.
+        step_size: how far each step moves every cell, >= 0, same units.
+        steps: number of steps, >= 0, of one forward and one backward pass each.
+        box: the values that features may take; None for any.
+        start_BFL: where to start, inside the ball, such as `random_start` gives; None for the clean utterance.
+
+    Returns:
+        Adversarial features of shape (B, F, L), detached; within epsilon of the clean ones and inside the box, both
+        up to one rounding to float32.
+
+    Raises:
+        UserError: epsilon, step_size or steps is below 0.
+    """
+    return _ascend(model, features_BFL, labels_B, epsilon, step_size, steps, box, start_BFL)
+
+
+def _ascend(
+    model: nn.Module,
+    features_BFL: Tensor,
+    labels_B: Tensor,
+    epsilon: float,
+    step_size: float,
+    steps: int,
+    box: Box | None,
+    start_BFL: Tensor | None,
+) -> Tensor:
+    """The loop of all three. The order of its operations is ART's: step, clip to the box, project onto the ball."""
+    for name, value in (("epsilon", epsilon), ("step_size", step_size), ("steps", steps)):
+        if not value >= 0:
+            raise UserError(f"{name} must be >= 0, got {value}")
+    box = Box.unbounded() if box is None else box.to(features_BFL.device)
+    with attacked(model):
+        # Tensors made under inference_mode cannot take part in a gradient; their clones can.
+        clean_BFL, labels_B = features_BFL.detach().clone(), labels_B.clone()
+        adversarial_BFL = clean_BFL if start_BFL is None else box.clip(start_BFL.detach().clone())
+        for _ in range(steps):
+            step_BFL = loss_gradient(model, adversarial_BFL, labels_B).sign_().mul_(step_size)
+            moved_BFL = box.clip(step_BFL.add_(adversarial_BFL))
+            adversarial_BFL = moved_BFL.sub_(clean_BFL).clamp_(-epsilon, epsilon).add_(clean_BFL)
+    return adversarial_BFL

@@ -1,0 +1,114 @@
+"""Attacks beyond sign steps as ART's own classes: Carlini and Wagner's L2 and L-infinity, and DeepFool.
+
+C&W L2 and DeepFool look for the nearest adversarial utterance, however far it is; `budget.keep_within` then decides
+whether that is near enough. Where they find none, the clean utterance is what they return.
+
+Legend: B utterances, F mel bins, L frames.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ser_fl.attacks.budget import Box
+from ser_fl.attacks.estimator import clip_values_of, import_art
+from ser_fl.attacks.problem import Problem
+
+CW_L2_CONSTANT = 10.0
+"""Weight of the classification loss where ART's search starts. On success ART halves it, on failure it doubles: from
+10 the first step already succeeds against most models, and the others come nearer; from ART's 0.01 all would be spent
+on getting there."""
+CW_L2_SEARCH_STEPS = 5
+CW_LINF_LEARNING_RATE = 0.2
+"""Of Adam in tanh space, where 2 is 96 % of the way to the edge of the budget."""
+DEEPFOOL_OVERSHOOT = 0.02
+
+
+def craft_cw_l2(problem: Problem) -> Tensor:
+    """ART's CarliniL2Method: steps of gradient descent with a line search, per step of its search for the constant.
+
+    Needs a box: its change of variables maps the real line onto it.
+    """
+    import_art()
+    from art.attacks.evasion import CarliniL2Method
+
+    attack = CarliniL2Method(
+        problem.classifier(clip_values=clip_values_of(problem.box)),
+        confidence=0.0,
+        max_iter=problem.settings.steps,
+        binary_search_steps=CW_L2_SEARCH_STEPS,
+        initial_const=CW_L2_CONSTANT,
+        batch_size=len(problem.keys_B),
+        verbose=False,
+    )
+    return problem.features(attack.generate(problem.inputs(), problem.labels()))
+
+
+def craft_cw_linf(problem: Problem) -> Tensor:
+    """ART's CarliniLInfMethod inside the budget: it moves a perturbation, whose range is the budget within the box.
+
+    Left to itself the class looks for the smallest tau that bounds a successful perturbation, from 1.0 down to 1/256
+    in steps of 10 %, each with 21 weights of the classification loss, which its gradient does not use: tens of
+    thousands of passes per utterance (1.0 is also far above any budget of ours). Here a perturbation of +-1 is epsilon,
+    so that the first tau is the budget and the only one tried, with one weight that stops the descent as soon as the
+    class has changed. The result is within the budget, but not the smallest.
+    """
+    perturbation_BFL = torch.zeros_like(problem.features_BFL)
+    for index in problem.right_when_clean().split(1):  # ART's class takes one utterance at a time anyway
+        perturbation_BFL[index] = _linf_perturbation(problem.subset(index))
+    return problem.features_BFL + perturbation_BFL
+
+
+def _linf_perturbation(problem: Problem) -> Tensor:
+    """Perturbation of the one utterance of a problem, shape (1, F, L); zero where none was found."""
+    import_art()
+    from art.attacks.evasion import CarliniLInfMethod
+
+    clean_1FL, epsilon = problem.features_BFL, problem.settings.epsilon
+    unit = epsilon * 1.001  # ART counts a perturbation only where it stays below 1
+    edge_1FL = torch.full_like(clean_1FL, epsilon)
+    room = Box(
+        (problem.box.clip(clean_1FL - edge_1FL) - clean_1FL) / unit,
+        (problem.box.clip(clean_1FL + edge_1FL) - clean_1FL) / unit,
+    )
+    attack = CarliniLInfMethod(
+        problem.classifier(
+            clip_values=clip_values_of(room), to_features=lambda moved_1FL: clean_1FL + unit * moved_1FL
+        ),
+        confidence=0.0,
+        learning_rate=CW_LINF_LEARNING_RATE,
+        max_iter=problem.settings.steps,
+        decrease_factor=1e-3,
+        initial_const=1e4,
+        largest_const=1.5e4,
+        verbose=False,
+    )
+    return unit * problem.features(attack.generate(np.zeros_like(problem.inputs()), problem.labels()))
+
+
+def craft_deepfool(problem: Problem) -> Tensor:
+    """ART's DeepFool on the model that clips to the box first, so that its nearest utterance lies inside.
+
+    Told of a box, ART's class would stretch its steps by the box's width, and end that much too far away. It leads
+    away from the predicted class, not the true one, so that it is given only what is right when clean.
+    """
+    import_art()
+    from art.attacks.evasion import DeepFool
+
+    adversarial_BFL = problem.features_BFL.clone()
+    right = problem.right_when_clean()
+    if not len(right):
+        return adversarial_BFL
+    part = problem.subset(right)
+    attack = DeepFool(
+        part.classifier(clip_values=None, to_features=problem.box.clip),
+        max_iter=part.settings.steps,
+        epsilon=DEEPFOOL_OVERSHOOT,
+        nb_grads=part.num_classes,
+        batch_size=len(right),
+        verbose=False,
+    )
+    adversarial_BFL[right] = part.features(attack.generate(part.inputs(), part.labels()))
+    return adversarial_BFL

@@ -1,0 +1,84 @@
+"""One batch to be attacked: all that an attack of the catalogue is given.
+
+Legend: B utterances, F mel bins, L frames, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ser_fl.attacks.budget import Box
+from ser_fl.attacks.estimator import Array, HiddenNetwork, Labels, Passes, classifier
+from ser_fl.attacks.settings import AttackSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Problem:
+    """Clean utterances, their true classes, and the model that an attack may question; all on the model's device."""
+
+    network: nn.Module
+    """Maps features_BFL to logits_BC; in eval mode already."""
+    num_classes: int
+    features_BFL: Tensor
+    labels_B: Tensor
+    keys_B: Sequence[str]
+    """Utterance ids, which random starts are keyed by."""
+    box: Box
+    settings: AttackSettings
+    """Resolved."""
+    seed: int
+    passes: Passes
+
+    def subset(self, indices_N: Tensor) -> Self:
+        """The same problem for some of its utterances."""
+        chosen = indices_N.tolist()
+        return replace(
+            self,
+            features_BFL=self.features_BFL[indices_N],
+            labels_B=self.labels_B[indices_N],
+            keys_B=[self.keys_B[index] for index in chosen],
+        )
+
+    def logits(self, features_BFL: Tensor) -> Tensor:
+        """Logits of any features, shape (B, C), counted as forward passes."""
+        self.passes.forward += len(features_BFL)
+        with torch.no_grad():
+            logits_BC: Tensor = self.network(features_BFL)
+        return logits_BC
+
+    def right_when_clean(self) -> Tensor:
+        """Indices of the utterances that the model gets right without an attack."""
+        return (self.logits(self.features_BFL).argmax(1) == self.labels_B).nonzero().flatten()
+
+    def classifier(
+        self, *, clip_values: tuple[Array, Array] | None, to_features: Callable[[Tensor], Tensor] | None = None
+    ) -> Any:
+        """The model as an ART PyTorchClassifier, to be used while this problem is solved and never kept.
+
+        Args:
+            clip_values: bounds that ART clips to, of a shape that broadcasts to (F, L); None for none.
+            to_features: maps what ART moves, of shape (B, F, L), to features; None where it moves features.
+        """
+        hidden = HiddenNetwork(self.network, to_features or (lambda same: same), self.passes, self.features_BFL.device)
+        _, num_bins, num_frames = self.features_BFL.shape
+        return classifier(hidden, clip_values, self.num_classes, (num_bins, num_frames))
+
+    def inputs(self) -> Array:
+        """Clean features as ART's images, shape (B, 1, F, L)."""
+        images: Array = self.features_BFL.cpu().numpy()[:, None].copy()
+        return images
+
+    def labels(self) -> Labels:
+        """True classes, shape (B,)."""
+        labels: Labels = self.labels_B.cpu().numpy()
+        return labels
+
+    def features(self, images: Array) -> Tensor:
+        """What ART returned, as features of shape (B, F, L) on the model's device."""
+        return torch.from_numpy(np.ascontiguousarray(images[:, 0], dtype=np.float32)).to(self.features_BFL.device)

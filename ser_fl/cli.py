@@ -1,0 +1,71 @@
+"""`ser-fl`: one subcommand a stage. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ser_fl import __version__
+from ser_fl.errors import UserError
+
+_DESCRIPTION = "Robust federated speech emotion recognition: train across clients, attack, randomise, report."
+_SETTINGS = "settings, as key=value; an unknown key or name lists the known ones"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their arguments."""
+    parser = argparse.ArgumentParser("ser-fl", description=_DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"ser-fl {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="the paper's four-way comparison on the built-in synthetic corpus")
+    demo.add_argument("--output", default=None, help="folder for the two runs and the report (default: runs/demo/...)")
+
+    train = commands.add_parser("train", help="train across clients: experiment=NAME data=CORPUS data.root=DIR ...")
+    train.add_argument("--config", default=None, metavar="FILE", help="repeat a run from its config.yaml")
+    train.add_argument("settings", nargs="*", help=_SETTINGS)
+
+    benchmark = commands.add_parser("benchmark", help="attack a trained run: run=RUN attacks=[pgd] epsilons=[0.05] ...")
+    benchmark.add_argument("settings", nargs="*", help=_SETTINGS)
+
+    report = commands.add_parser("report", help="tables, figures and one report.html from run folders")
+    report.add_argument("runs", nargs="+", metavar="RUN")
+    report.add_argument(
+        "--output", default=None, metavar="FILE", help="the page (default: report.html in the first run)"
+    )
+    report.add_argument("--markdown", action="store_true", help="print the tables as Markdown instead")
+
+    predict = commands.add_parser("predict", help="emotions of audio files")
+    predict.add_argument("files", nargs="+", metavar="FILE")
+    predict.add_argument("--run", required=True, metavar="RUN", help="folder of a trained run")
+    predict.add_argument("--channel", default="first", choices=("first", "second", "mean"))
+
+    corpus = commands.add_parser("corpus", help="list the known corpora, check or describe one")
+    actions = corpus.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("list", help="corpora, their label maps and published counts")
+    for action, text in (
+        ("check", "compare with the published counts, find broken files"),
+        ("describe", "counts and durations"),
+    ):
+        command = actions.add_parser(action, help=text)
+        command.add_argument("name", help="a corpus of `ser-fl corpus list`, or builtin")
+        command.add_argument("root", nargs="?", default=None, help="its folder")
+        command.add_argument("--channel", default="first", choices=("first", "second", "mean"))
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0 when it did what was asked, 2 for a mistake of the user's, told in one line."""
+    parsed = build_parser().parse_args(arguments)
+    try:
+        from ser_fl import commands
+
+        getattr(commands, f"run_{parsed.command}")(parsed)
+    except UserError as error:
+        print(f"ser-fl: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ser-fl: interrupted; the same command with resume=true goes on", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,181 @@
+"""What the subcommands of `ser-fl` do and print."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from ser_fl.config import Config
+    from ser_fl.records import AttackRecord, RoundRecord, RunFolder
+
+console = Console()
+
+
+class Bars:
+    """Progress bars by name; a bar appears with its first report."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, object] = {}
+
+    def report(self, name: str, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` are done."""
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=total)
+        self._progress.update(self._tasks[name], completed=done, total=total)  # type: ignore[arg-type]
+
+    def features(self, done: int, total: int) -> None:
+        """Progress of the front end."""
+        self.report("features", done, total)
+
+
+@contextmanager
+def bars() -> Iterator[Bars]:
+    """Live progress on a terminal, nothing elsewhere."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield Bars(progress)
+
+
+def run_train(arguments: Namespace) -> None:
+    """`ser-fl train`."""
+    from ser_fl.compose import compose
+
+    file = Path(arguments.config) if arguments.config else None
+    settings = list(arguments.settings)
+    if file is not None and not any(setting.startswith("run_dir=") for setting in settings):
+        settings.append("run_dir=null")  # the run that is repeated has its own folder already
+    run = train_visibly(compose(settings, config_file=file))
+    print_summary(run)
+
+
+def train_visibly(config: Config) -> RunFolder:
+    """Train with a line for every round and progress bars."""
+    from ser_fl.federation.experiment import train
+
+    with bars() as shown:
+
+        def on_round(record: RoundRecord) -> None:
+            shown.report(config.experiment, record.round, config.federation.num_rounds)
+            console.print(round_line(config.experiment, record), highlight=False)
+
+        return train(config, on_round=on_round, on_features=shown.features)
+
+
+def round_line(experiment: str, record: RoundRecord) -> str:
+    """One line about a round."""
+    robust = "" if record.robust_uar is None else f"  robust {record.robust_uar:.3f}"
+    failed = "".join(f"  [red]{failure.client_id} failed[/red]" for failure in record.failures)
+    return (
+        f"{experiment}  round {record.round:3d}  validation UAR {record.uar:.3f}{robust}  "
+        f"loss {record.train_loss:.3f}  {record.seconds:.1f} s{failed}"
+    )
+
+
+def print_summary(run: RunFolder) -> None:
+    """The test figures of a run and where it lies."""
+    summary = run.read_json(run.summary)
+    test = summary["test"]
+    note = " (synthetic corpus)" if summary["synthetic"] else ""
+    console.print(
+        f"test UAR [bold]{test['uar']:.3f}[/bold], accuracy {test['accuracy']:.3f}, macro F1 {test['macro_f1']:.3f}"
+        f"{note}; round {summary['selected_round']} selected, stopped: {summary['stopped']}",
+        highlight=False,
+    )
+    console.print(f"run folder: {run.root}", highlight=False, soft_wrap=True)
+
+
+def run_benchmark(arguments: Namespace) -> None:
+    """`ser-fl benchmark`."""
+    print_attacks(benchmark_visibly(list(arguments.settings)))
+
+
+def benchmark_visibly(settings: list[str]) -> list[AttackRecord]:
+    """Attack a run with progress bars."""
+    from ser_fl.compose import compose_benchmark
+    from ser_fl.evaluation.benchmark import benchmark_run
+
+    config = compose_benchmark(settings)
+    with bars() as shown:
+        return benchmark_run(config, on_attack=shown.report, on_features=shown.features)
+
+
+def print_attacks(records: list[AttackRecord]) -> None:
+    """A line for every record."""
+    table = Table(title="UAR under attack (attacker knows the model, not the defence)")
+    for column in ("attack", "epsilon", "defence", "n", "clean UAR", "robust UAR", "success"):
+        table.add_column(column, justify="left" if column in ("attack", "defence") else "right")
+    for record in records:
+        table.add_row(
+            record.attack,
+            "–" if record.epsilon is None else f"{record.epsilon:g}",
+            record.defence,
+            str(record.num_examples),
+            f"{record.clean_uar:.3f}",
+            f"{record.robust_uar:.3f}",
+            "–" if record.attack == "clean" else f"{record.attack_success_rate:.1%}",
+        )
+    console.print(table)
+
+
+def run_report(arguments: Namespace) -> None:
+    """`ser-fl report`."""
+    from ser_fl.report.four_way import four_way
+    from ser_fl.report.markup import to_markdown, to_rich
+    from ser_fl.report.page import write_report
+    from ser_fl.report.runs import read_run
+    from ser_fl.report.tables import summary_table
+
+    folders = [Path(run) for run in arguments.runs]
+    runs = [read_run(folder) for folder in folders]
+    tables = [summary_table(runs), four_way(runs)] if any(run.attacks for run in runs) else [summary_table(runs)]
+    if arguments.markdown:
+        print("\n\n".join(to_markdown(table) for table in tables))
+        return
+    page = write_report(folders, Path(arguments.output) if arguments.output else None)
+    for table in tables:
+        console.print(to_rich(table))
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+def run_predict(arguments: Namespace) -> None:
+    """`ser-fl predict`."""
+    from ser_fl.prediction import predict
+
+    for prediction in predict(arguments.files, arguments.run, channel=arguments.channel):
+        ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
+        shares = "  ".join(f"{emotion} {probability:.2f}" for emotion, probability in ranked)
+        console.print(f"{prediction.path}  {shares}", highlight=False, soft_wrap=True, markup=False)
+
+
+def run_demo(arguments: Namespace) -> None:
+    """`ser-fl demo`."""
+    from ser_fl.demo import run_demo as demonstrate
+
+    demonstrate(Path(arguments.output) if arguments.output else None)
+
+
+def run_corpus(arguments: Namespace) -> None:
+    """`ser-fl corpus`."""
+    from ser_fl import corpus_commands
+
+    if arguments.action == "list":
+        corpus_commands.list_corpora(console)
+    elif arguments.action == "check":
+        corpus_commands.check_corpus(console, arguments.name, arguments.root, arguments.channel)
+    else:
+        corpus_commands.describe_corpus(console, arguments.name, arguments.root, arguments.channel)

@@ -1,0 +1,130 @@
+"""From command-line overrides to a checked `Config`, through Hydra's groups in ``configs/``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ser_fl.config import BenchmarkConfig, Config, parse, parse_benchmark
+from ser_fl.errors import UserError, unknown_name
+
+
+def configs_dir() -> Path:
+    """The folder of YAML groups: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    shipped = package / "configs"
+    return shipped if shipped.is_dir() else package.parent / "configs"
+
+
+def groups() -> dict[str, list[str]]:
+    """Names that each group offers: ``{"model": ["crnn", ...], ...}``."""
+    return {
+        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
+        for folder in sorted(configs_dir().iterdir())
+        if folder.is_dir()
+    }
+
+
+def compose(overrides: Sequence[str] = (), *, config_file: Path | None = None) -> Config:
+    """The configuration that overrides such as ``data=nemo federation.num_rounds=5`` ask for.
+
+    Args:
+        overrides: Hydra overrides, ``group=name`` or ``group.setting=value``.
+        config_file: a resolved ``config.yaml`` to start from in place of the defaults; then overrides set values only.
+
+    Raises:
+        UserError: an unknown group, name or setting (the known ones are listed), or a value out of range.
+    """
+    return parse(_from_file(config_file, overrides) if config_file else _from_groups(overrides))
+
+
+def compose_benchmark(overrides: Sequence[str]) -> BenchmarkConfig:
+    """The settings of `ser-fl benchmark`: ``configs/benchmark.yaml`` and overrides such as ``attacks=[fgsm,pgd]``.
+
+    Raises:
+        UserError: an unknown setting (the known ones are listed), or a value out of range.
+    """
+    from omegaconf import OmegaConf
+
+    file = configs_dir() / "benchmark.yaml"
+    known = [str(name) for name in OmegaConf.load(file)]
+    for override in overrides:
+        key, separator, _ = override.partition("=")
+        if not separator:
+            raise UserError(f"{override!r} is not a setting: write key=value, such as run=RUN")
+        if key.split(".")[0] not in known:
+            raise unknown_name("setting", key, known)
+    return parse_benchmark(_from_file(file, overrides))
+
+
+def _from_groups(overrides: Sequence[str]) -> dict[str, Any]:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    _check_names(overrides)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(configs_dir().resolve()), version_base="1.3"):
+            composed = hydra_compose("train", overrides=list(overrides))
+        settings: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_first_line(error)) from None
+    return settings
+
+
+def _from_file(config_file: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    if not config_file.is_file():
+        raise UserError(f"no such configuration: {config_file}")
+    try:
+        base = OmegaConf.load(config_file)
+        merged = OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides)))
+        settings = OmegaConf.to_container(merged, resolve=True)
+    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{config_file} cannot be read: {_first_line(error)}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{config_file} is not a configuration: it holds a {type(settings).__name__}")
+    return {str(key): value for key, value in settings.items()}
+
+
+def _check_names(overrides: Sequence[str]) -> None:
+    """Find misspelt groups, names and settings before Hydra does, whose messages take many lines."""
+    from omegaconf import OmegaConf
+
+    known_groups = groups()
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise UserError(f"{override!r} is not a setting: write key=value, such as seed=2")
+        if key in known_groups:
+            if value not in known_groups[key] and re.fullmatch(r"[\w.-]+", value):
+                raise unknown_name(key, value, known_groups[key])
+        elif "." in key and (group := key.partition(".")[0].lstrip("+~")) in known_groups:
+            settings = _settings_of(group)
+            if key.removeprefix("+").split(".")[1] not in settings:
+                raise unknown_name("setting", key, [f"{group}.{setting}" for setting in settings])
+        else:
+            top = [str(name) for name in OmegaConf.load(configs_dir() / "train.yaml") if name != "defaults"]
+            if key not in top:
+                raise unknown_name("setting", key, [*top, *known_groups])
+
+
+def _settings_of(group: str) -> set[str]:
+    from omegaconf import OmegaConf
+
+    files = (configs_dir() / group).glob("*.yaml")
+    return {str(name) for file in files for name in OmegaConf.load(file) if name != "defaults"}
+
+
+def _first_line(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    return " ".join(str(cause).strip().split("\n")[0].split())

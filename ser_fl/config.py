@@ -1,0 +1,374 @@
+"""The typed schema of ``configs/``: a dataclass a stage, checked once, here, at the border.
+
+The YAML files hold every default; the classes hold what each setting means and which values it may take. Inside the
+package a `Config` is trusted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from ser_fl.errors import UserError, unknown_name
+
+_stage = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Amount = Annotated[int, Field(ge=0)]
+Epsilon = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+@_stage
+class DataConfig:
+    """Which corpus, and how its files are read."""
+
+    name: str
+    """A corpus (`ser-fl corpus list`), "manifest" for a CSV of your own, or "builtin": synthetic, needs no files."""
+    root: str | None
+    """Folder of the corpus, or the manifest file; null for "builtin"."""
+    channel: Literal["first", "second", "mean"]
+    """Channel of stereo files. "mean" comb-filters where two spaced microphones recorded (EMOVO)."""
+    on_unreadable: Literal["stop", "skip"]
+    """Files that cannot be read: stop and name the first, or leave them out and name them all."""
+    labels: dict[str, str]
+    """Own emotion codes to words of the vocabulary, for manifests; empty keeps the codes."""
+    cache_dir: str | None
+    """Where features are kept; null is $XDG_CACHE_HOME/ser_fl or ~/.cache/ser_fl."""
+    num_speakers: Annotated[int, Field(ge=2)]
+    """Virtual speakers, "builtin" only."""
+    utterances_per_emotion: Count
+    """Utterances of each emotion and speaker, "builtin" only."""
+
+
+@_stage
+class FrontendConfig:
+    """Log-mel spectrogram of clips repeated to one length."""
+
+    name: str
+    sample_rate_hz: Annotated[int, Field(ge=4000)]
+    window_samples: Annotated[int, Field(ge=16)]
+    hop_samples: Count
+    num_mels: Annotated[int, Field(ge=8)]
+    fmin_hz: Annotated[float, Field(ge=0)]
+    fmax_hz: Positive
+    duration_s: Positive
+    """Clips shorter than this are repeated, longer ones cut."""
+    log_offset: Positive
+    """The logarithm is taken of the mel magnitude plus this."""
+    clip: Literal["training", "none"]
+    """Box that features are clipped to and attacks stay in: per bin the log floor to the training maximum, or none."""
+
+    def __post_init__(self) -> None:
+        if self.fmax_hz > self.sample_rate_hz / 2 or self.fmin_hz >= self.fmax_hz:
+            raise ValueError(
+                f"frontend.fmax_hz must be above fmin_hz ({self.fmin_hz:g}) and at most half the sampling rate "
+                f"({self.sample_rate_hz / 2:g}), got {self.fmax_hz:g}"
+            )
+        if self.num_samples < self.window_samples:
+            raise ValueError(f"frontend.duration_s must hold one window, got {self.duration_s:g} s")
+
+    @property
+    def num_samples(self) -> int:
+        """Length of a clip, T."""
+        return round(self.duration_s * self.sample_rate_hz)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of a clip, L, without centring."""
+        return (self.num_samples - self.window_samples) // self.hop_samples + 1
+
+
+@_stage
+class SplitConfig:
+    """Which utterances train, select and test."""
+
+    name: Literal["within_speaker", "speaker_independent", "published"]
+    """within_speaker: the paper's, a share of every speaker's utterances. speaker_independent: no speaker in two parts.
+    published: the corpus's or the manifest's own split column."""
+    seed: int
+    """Draws the split; its own setting, so that runs of several seeds share one split."""
+    test_fraction: Share
+    """within_speaker: share of every speaker's utterances that is the pooled test set."""
+    validation_fraction: Share
+    """within_speaker: share of every speaker's remaining utterances that selects the round."""
+    test_speakers: tuple[str, ...]
+    """speaker_independent: named test speakers; empty: folds."""
+    validation_speakers: tuple[str, ...]
+    """speaker_independent: named validation speakers; empty: drawn."""
+    fold: Amount
+    """speaker_independent without named speakers: which fold is left out, from 0."""
+    num_test_speakers: Count
+    num_validation_speakers: Count
+
+
+@_stage
+class ClientsConfig:
+    """How training utterances are spread over clients."""
+
+    by: Literal["speaker", "session", "dirichlet", "iid"]
+    num_clients: Count | None
+    """For dirichlet and iid; null: as many as training speakers. For speaker and session: at most this many."""
+    dirichlet_alpha: Positive
+    """Label skew of "dirichlet": small is skewed, large is iid."""
+
+
+@_stage
+class CRNNConfig:
+    """Convolution blocks, bidirectional GRU, attention pooling."""
+
+    name: Literal["crnn"]
+    channels: Annotated[tuple[Count, ...], Field(min_length=3)]
+    """Output channels of each convolution block."""
+    hidden: Count
+    """Units of the GRU in each direction."""
+    norm: Literal["batch", "group"]
+    dropout: Share
+
+
+@_stage
+class VGG15Config:
+    """VGG-15 of the authors' code: 13 convolutions, global average pooling, two dense layers."""
+
+    name: Literal["vgg15"]
+    norm: Literal["batch", "group"]
+
+
+@_stage
+class ResNetConfig:
+    """The residual network of the authors' code."""
+
+    name: Literal["resnet"]
+    norm: Literal["batch", "group"]
+    dropout: Share
+
+
+ModelConfig = Annotated[CRNNConfig | VGG15Config | ResNetConfig, Field(discriminator="name")]
+
+
+@_stage
+class OptimiserConfig:
+    """Optimiser of a client's local epochs; new at every round unless `federation.keep_optimiser`."""
+
+    name: Literal["adam", "adamw", "sgd"]
+    learning_rate: Positive
+    weight_decay: Annotated[float, Field(ge=0)]
+    momentum: Share
+    """sgd only."""
+    schedule: Literal["constant", "cosine"]
+    """Over rounds: constant, or a cosine down to `final_fraction` of the rate at round `decay_rounds`."""
+    decay_rounds: Count
+    final_fraction: Fraction
+
+
+@_stage
+class AugmentationConfig:
+    """Batched augmentation of training features."""
+
+    roll: bool
+    """Rotate clips in time by a random number of frames: clips are repeated, so a rotation is a later start."""
+    time_masks: Amount
+    max_time_mask: Amount
+    """Frames of one mask at most."""
+    mel_masks: Amount
+    max_mel_mask: Amount
+    """Mel bins of one mask at most."""
+    label_smoothing: Share
+
+
+@_stage
+class ObjectiveConfig:
+    """What a training step minimises: the loss on clean utterances, or on a mix with adversarial ones."""
+
+    name: Literal["clean", "fgsm", "bim", "pgd"]
+    recipe: Literal["per_round", "per_step"]
+    """per_round: the paper's. At the start of a round a client draws a random share of its utterances, makes
+    adversarial copies with the received model and trains on that share and its copies. per_step: a share of every
+    batch is replaced by its adversarial version."""
+    from_round: Count
+    """First adversarial round; the paper starts at 2."""
+    fraction: Fraction
+    """The share, of utterances or of a batch."""
+    epsilon: Epsilon
+    """L-infinity budget, in standardised log-mel units."""
+    steps: Count
+    step_size: Positive | None
+    """Null: epsilon / 4, and epsilon for one step."""
+    random_start: bool
+
+
+@_stage
+class SelectionConfig:
+    """The attack on validation utterances in rounds that measure robust UAR, and what selects the best round."""
+
+    by: Literal["clean", "robust"]
+    robust_every: Amount
+    """Measure robust validation UAR every so many rounds; 0: never."""
+    epsilon: Epsilon
+    steps: Count
+
+
+@_stage
+class FederationConfig:
+    """The round loop."""
+
+    name: Literal["federated", "centralised", "local_only"]
+    """federated: FedAvg. centralised: one client with all training data. local_only: no averaging."""
+    num_rounds: Count
+    patience: Amount
+    """Stop after so many rounds without a new best; 0: never."""
+    fraction_train: Fraction
+    """Share of clients sampled each round."""
+    local_epochs: Count
+    batch_size: Count
+    min_clients: Count
+    """A round with fewer updates stops the run."""
+    keep_optimiser: bool
+    """Carry each client's optimiser state to its next round; FedAvg starts anew."""
+
+
+@_stage
+class ExecutorConfig:
+    """Where the clients of a round run."""
+
+    name: Literal["serial"]
+    threads: Count
+    """Threads per client: part of the result's bits, so recorded and the same everywhere."""
+    accelerator: Literal["cpu", "auto", "cuda", "mps"]
+
+
+@_stage
+class TrackingConfig:
+    """Beside the run folder, which is always written."""
+
+    backend: Literal["wandb", "tensorboard", "none"]
+    mode: Literal["auto", "online", "offline"]
+    """auto: online where an API key is found, else offline."""
+    project: str
+    entity: str | None
+    group: str | None
+
+
+@_stage
+class Config:
+    """One experiment."""
+
+    experiment: str
+    """Name: the middle of the run folder's path."""
+    seed: Amount
+    """Initial weights, cohorts, batches, dropout, random starts."""
+    precision: Literal["32-true", "bf16-mixed"]
+    """Of the clients' training; evaluation and attacks run in fp32."""
+    run_dir: str | None
+    """The run folder; null is runs/<experiment>/<date-time>-<seed>."""
+    resume: bool
+    """Go on from the last checkpoint of `run_dir`, or of the newest run with the same configuration."""
+    data: DataConfig
+    frontend: FrontendConfig
+    split: SplitConfig
+    clients: ClientsConfig
+    model: ModelConfig
+    optimiser: OptimiserConfig
+    augmentation: AugmentationConfig
+    objective: ObjectiveConfig
+    selection: SelectionConfig
+    federation: FederationConfig
+    executor: ExecutorConfig
+    tracking: TrackingConfig
+
+    def __post_init__(self) -> None:
+        if self.data.name != "builtin" and self.data.root is None:
+            raise ValueError(f"data={self.data.name} needs data.root=DIR, the folder of the corpus")
+        if self.selection.by == "robust" and self.selection.robust_every == 0:
+            raise ValueError("selection.by=robust needs selection.robust_every of at least 1, got 0")
+
+
+@_stage
+class BenchmarkConfig:
+    """Which attacks, at which budgets, shown to which defences, on a trained run."""
+
+    run: str
+    """The run folder."""
+    root: str | None
+    """Folder of the corpus, where it is no longer the one in the run's config.yaml."""
+    attacks: tuple[str, ...]
+    """Names in the catalogue, or art:ClassName."""
+    epsilons: tuple[Epsilon, ...]
+    """L-infinity budgets in standardised log-mel units; empty: the epsilon that the run was trained with."""
+    defences: tuple[str, ...]
+    steps: Count | None
+    """Of every attack that has some; null: each attack's own default."""
+    restarts: Amount | None
+    curve_attacks: tuple[str, ...]
+    """Attacks that are measured at `curve_epsilons` too, for the curve of robust UAR over epsilon."""
+    curve_epsilons: tuple[Epsilon, ...]
+    max_examples: Count | None
+    """Attack a balanced subset of the test utterances; null: all."""
+    subsets: dict[str, Count]
+    """Sizes of balanced subsets for attacks that are too slow for all, by name."""
+    batch_size: Count
+    seed: Amount
+
+
+_ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)
+_BENCHMARK: TypeAdapter[BenchmarkConfig] = TypeAdapter(BenchmarkConfig)
+
+
+def parse_benchmark(settings: Mapping[str, Any]) -> BenchmarkConfig:
+    """Check the settings of a benchmark; errors as in `parse`."""
+    try:
+        return _BENCHMARK.validate_python(dict(settings))
+    except ValidationError as error:
+        raise _one_line(error.errors()[0], settings) from None
+
+
+def parse(settings: Mapping[str, Any]) -> Config:
+    """Check settings and turn them into a `Config`.
+
+    Raises:
+        UserError: one line that names the first wrong setting, its value, and what is accepted.
+    """
+    try:
+        return _ADAPTER.validate_python(dict(settings))
+    except ValidationError as error:
+        raise _one_line(error.errors()[0], settings) from None
+
+
+def dump(config: Config) -> dict[str, Any]:
+    """Plain mapping of a configuration, for YAML and JSON: `parse(dump(config)) == config`."""
+    plain: dict[str, Any] = _ADAPTER.dump_python(config, mode="json")
+    return plain
+
+
+def _one_line(problem: Any, settings: Mapping[str, Any]) -> UserError:
+    path = [str(part) for part in problem["loc"]]
+    if len(path) > 1 and path[0] == "model":
+        path.pop(1)  # the tag of the model union
+    key, given = ".".join(path), problem["input"]
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return unknown_name("setting", key, _siblings(path[:-1], settings, path[-1]))
+    if problem["type"] == "value_error":
+        return UserError(str(problem["ctx"]["error"]))
+    if problem["type"] in ("missing", "missing_argument"):
+        return UserError(f"setting {key} is missing: start from a file of configs/ or from a run's config.yaml")
+    if problem["type"] == "union_tag_invalid":
+        tags = re.findall(r"'(\w+)'", str(problem["ctx"]["expected_tags"]))
+        return unknown_name("model", str(problem["ctx"]["tag"]), tags)
+    if problem["type"] == "literal_error":
+        return unknown_name(key, str(given), re.findall(r"'([^']+)'", problem["ctx"]["expected"]))
+    wanted = problem["msg"].removeprefix("Input should be ")
+    return UserError(f"{key} must be {wanted}, got {given!r}")
+
+
+def _siblings(path: Sequence[str], settings: Mapping[str, Any], wrong: str) -> list[str]:
+    node: Any = settings
+    for part in path:
+        node = node[part]
+    prefix = "".join(f"{part}." for part in path)
+    return [prefix + str(name) for name in node if name != wrong]

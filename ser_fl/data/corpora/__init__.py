@@ -1,0 +1,69 @@
+"""Real corpora: a small reader each, one registry, one way to open them.
+
+Readers take the layouts the authors publish, in any nesting and case, as WAV or FLAC; copies of one utterance are taken
+once. What is not of the corpus is ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ser_fl.data.corpora import (
+    cremad,
+    emodb,
+    emovo,
+    emozionalmente,
+    iemocap,
+    manifest,
+    nemo,
+    ravdess,
+    savee,
+    tess,
+)
+from ser_fl.data.corpora.file_corpus import FileCorpus, SkippedFile, build_corpus
+from ser_fl.data.corpora.info import CorpusInfo, PublishedCounts
+from ser_fl.errors import UserError, unknown_name
+
+__all__ = ["CORPORA", "CorpusInfo", "FileCorpus", "PublishedCounts", "SkippedFile", "open_corpus"]
+
+_MODULES = (cremad, emodb, emovo, emozionalmente, iemocap, manifest, nemo, ravdess, savee, tess)
+CORPORA: Mapping[str, CorpusInfo] = {module.INFO.name: module.INFO for module in _MODULES}
+"""Every corpus with a reader, by name."""
+
+
+def open_corpus(
+    name: str,
+    root: Path,
+    *,
+    channel: str = "first",
+    on_unreadable: str = "stop",
+    labels: Mapping[str, str] | None = None,
+) -> FileCorpus:
+    """Open a corpus folder.
+
+    Args:
+        name: A name in `CORPORA`.
+        root: The corpus folder; for "manifest" also the table itself.
+        channel: "first", "second" or "mean", see `ser_fl.data.audio.CHANNELS`.
+        on_unreadable: "stop" at files that cannot be read, or "skip" and list them in `FileCorpus.skipped`.
+        labels: Original code to word, instead of the corpus's own label map. Codes it lacks are left out; a manifest's
+            labels that it lacks stay as they are.
+
+    Returns:
+        The corpus, its utterances sorted by id.
+
+    Raises:
+        UserError: the name or a setting is unknown, there is no such folder, nothing of the corpus is in it, two files
+            claim to be one utterance, a table is faulty, or a file cannot be read.
+    """
+    if name not in CORPORA:
+        raise unknown_name("corpus", name, CORPORA)
+    info, root = CORPORA[name], Path(root)
+    if not root.exists():
+        raise UserError(f"no such folder: {root}; set data.root to the folder of {info.title}")
+    if name != "manifest" and not root.is_dir():
+        raise UserError(f"{root} is a file: set data.root to the folder of {info.title}")
+    utterances, words = info.scan_with(root, labels)
+    folder = root.parent if root.is_file() else root
+    return build_corpus(name, folder, utterances, channel=channel, on_unreadable=on_unreadable, labels=words)

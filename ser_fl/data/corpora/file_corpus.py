@@ -1,0 +1,102 @@
+"""A corpus of audio files: utterances whose files can be read, and the audio of each. T samples."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ser_fl.data.audio import check_channel, content_digest, probe_audio, read_audio
+from ser_fl.data.utterance import Utterance
+from ser_fl.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ON_UNREADABLE = ("stop", "skip")
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedFile:
+    """A file that was left out, and why."""
+
+    utterance_id: str
+    reason: str
+
+
+@dataclass(slots=True, kw_only=True)
+class FileCorpus:
+    """Utterances of a corpus folder (a `ser_fl.data.utterance.Corpus`)."""
+
+    name: str
+    root: Path
+    """The folder that utterance ids start from."""
+    utterances: tuple[Utterance, ...]
+    """Sorted by utterance_id; every file's header can be read."""
+    channel: str
+    labels: Mapping[str, str]
+    """Original code to word, as used; codes that are not in it were left out."""
+    skipped: tuple[SkippedFile, ...] = ()
+    synthetic: bool = False
+
+    def read(self, utterance: Utterance) -> tuple[Tensor, int]:
+        """Waveform of shape (T,), float32 in [-1, 1], and its sampling rate in Hz.
+
+        Raises:
+            UserError: the file cannot be read, or lacks the channel; it is named.
+        """
+        return read_audio(_path(utterance), self.channel)
+
+    def content_digest(self, utterance: Utterance) -> bytes:
+        """16 bytes from the file's bytes and the channel choice.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        return content_digest(_path(utterance), self.channel)
+
+
+def build_corpus(
+    name: str,
+    root: Path,
+    utterances: Sequence[Utterance],
+    *,
+    channel: str,
+    on_unreadable: str,
+    labels: Mapping[str, str],
+) -> FileCorpus:
+    """A corpus of the utterances whose files have a readable header.
+
+    Raises:
+        UserError: a file cannot be read and ``on_unreadable`` is "stop", or none can, or a setting is unknown.
+    """
+    check_channel(channel)
+    if on_unreadable not in ON_UNREADABLE:
+        raise unknown_name("data.on_unreadable", on_unreadable, ON_UNREADABLE)
+    skipped = _unreadable(utterances)
+    if skipped and (on_unreadable == "stop" or len(skipped) == len(utterances)):
+        first = skipped[0]
+        way_out = "data.on_unreadable=skip leaves them out" if len(skipped) < len(utterances) else "is data.root right?"
+        raise UserError(
+            f"cannot read {root / first.utterance_id}: {first.reason} "
+            f"(one of {len(skipped)} such files among {len(utterances)}); {way_out}"
+        )
+    lost = {file.utterance_id for file in skipped}
+    kept = tuple(utterance for utterance in utterances if utterance.utterance_id not in lost)
+    return FileCorpus(name=name, root=root, utterances=kept, channel=channel, labels=labels, skipped=skipped)
+
+
+def _unreadable(utterances: Sequence[Utterance]) -> tuple[SkippedFile, ...]:
+    """Probe all headers; on network file systems the wait is the cost, hence more threads than cores."""
+    with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
+        reasons = list(pool.map(lambda utterance: probe_audio(_path(utterance)), utterances))
+    pairs = zip(utterances, reasons, strict=True)
+    return tuple(SkippedFile(utterance.utterance_id, reason) for utterance, reason in pairs if reason is not None)
+
+
+def _path(utterance: Utterance) -> Path:
+    assert utterance.path is not None, f"{utterance.utterance_id} is no file"
+    return utterance.path

@@ -1,0 +1,32 @@
+"""Words of tables to words of ours: sexes and splits."""
+
+from __future__ import annotations
+
+_SEXES = {"f": "female", "female": "female", "woman": "female", "m": "male", "male": "male", "man": "male"}
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "dev": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+
+
+def sex_of(word: str) -> str | None:
+    """ "female" or "male" for the usual spellings, None for anything else.
+
+    >>> sex_of("F"), sex_of("other")
+    ('female', None)
+    """
+    return _SEXES.get(word.strip().lower())
+
+
+def split_of(word: str) -> str | None:
+    """ "train", "validation" or "test" for the usual spellings, None for anything else.
+
+    >>> split_of("dev")
+    'validation'
+    """
+    return _SPLITS.get(word.strip().lower())

@@ -1,0 +1,71 @@
+"""What a client trains on in one round, as a Lightning data module over tensors already in memory.
+
+Legend: N utterances, B batch, F mel bins, L frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import lightning.pytorch as pl
+import torch
+from torch import Generator, Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from ser_fl.data.features import FeatureStore
+from ser_fl.data.frontend import Standardisation
+from ser_fl.data.partition import Indices
+
+Batch = tuple[Tensor, Tensor]
+"""features_BFL, labels_B."""
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Standardised features and labels of some utterances."""
+
+    features_NFL: Tensor
+    labels_N: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+
+def load_examples(store: FeatureStore, indices: Indices, standardisation: Standardisation) -> Examples:
+    """Read utterances from the store and standardise them; nothing of it is kept."""
+    rows = torch.tensor(indices, dtype=torch.int64)
+    with torch.no_grad():
+        return Examples(standardisation(store.features_NFL[rows]), store.labels_N[rows])
+
+
+class _ShuffledBatches(IterableDataset[Batch]):
+    """All examples once per iteration, in an order drawn from the stream, in batches of nearly equal size.
+
+    Nearly equal, because a last batch of one or two utterances would upset batch normalisation.
+    """
+
+    def __init__(self, examples: Examples, batch_size: int, stream: Generator) -> None:
+        self.examples = examples
+        self.num_batches = -(-len(examples) // batch_size)
+        self.stream = stream
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = torch.randperm(len(self.examples), generator=self.stream)
+        for rows in order.tensor_split(self.num_batches):
+            yield self.examples.features_NFL[rows], self.examples.labels_N[rows]
+
+
+class ClientDataModule(pl.LightningDataModule):
+    """Feeds one client's examples of one round to its Trainer."""
+
+    def __init__(self, examples: Examples, *, batch_size: int, stream: Generator) -> None:
+        super().__init__()
+        self.batches = _ShuffledBatches(examples, batch_size, stream)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Batches come ready made from memory: no worker processes, no collation."""
+        return DataLoader(self.batches, batch_size=None, num_workers=0)

@@ -1,0 +1,134 @@
+"""The front end: waveform to log-mel features, differentiable, and their standardisation.
+
+Legend: B batch, T samples, F mel bins, L frames, N utterances.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torchaudio
+from torch import Tensor, nn
+
+from ser_fl.config import FrontendConfig
+
+
+def repeat_to_length(waveform_T: Tensor, num_samples: int) -> Tensor:
+    """Repeat a clip end to end until it has ``num_samples`` samples; a longer one is cut.
+
+    >>> repeat_to_length(torch.tensor([1.0, 2.0]), 5).tolist()
+    [1.0, 2.0, 1.0, 2.0, 1.0]
+    """
+    repeats = -(-num_samples // waveform_T.shape[-1])
+    return waveform_T.repeat(repeats)[:num_samples]
+
+
+def resample(waveform_T: Tensor, from_hz: int, to_hz: int) -> Tensor:
+    """Resample by torchaudio's windowed sinc; the waveform itself where the rates are equal."""
+    return waveform_T if from_hz == to_hz else torchaudio.functional.resample(waveform_T, from_hz, to_hz)
+
+
+class LogMel(nn.Module):
+    """Log-mel spectrogram with the settings of the paper's authors (arXiv 2203.04696).
+
+    Hamming window, no centring, magnitude (not power) spectrogram, ``log(x + 1e-8)``. Mel scale and normalisation are
+    Slaney's, librosa's default; their code does not say otherwise.
+    """
+
+    def __init__(self, config: FrontendConfig) -> None:
+        super().__init__()
+        self.num_samples = config.num_samples
+        self.sample_rate_hz = config.sample_rate_hz
+        self.log_offset = config.log_offset
+        self.mel = torchaudio.transforms.MelSpectrogram(
+            config.sample_rate_hz,
+            n_fft=config.window_samples,
+            hop_length=config.hop_samples,
+            f_min=config.fmin_hz,
+            f_max=config.fmax_hz,
+            n_mels=config.num_mels,
+            window_fn=torch.hamming_window,
+            power=1.0,
+            center=False,
+            norm="slaney",
+            mel_scale="slaney",
+        )
+
+    def clip(self, waveform_T: Tensor, sample_rate_hz: int) -> Tensor:
+        """One recorded waveform, resampled and repeated to the front end's length."""
+        return repeat_to_length(resample(waveform_T, sample_rate_hz, self.sample_rate_hz), self.num_samples)
+
+    def forward(self, waveform_BT: Tensor) -> Tensor:
+        """Features of shape (B, F, L) from waveforms of shape (B, T), in natural-log magnitude."""
+        mel_BFL: Tensor = self.mel(waveform_BT)
+        return torch.log(mel_BFL + self.log_offset)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureStatistics:
+    """What a client tells of its features so that all can be standardised alike: sums per mel bin, no data.
+
+    ``merge`` of all clients' statistics gives the pooled ones, in float64.
+    """
+
+    count: int
+    """Frames summed over."""
+    sum_F: Tensor
+    sum_of_squares_F: Tensor
+    maximum_F: Tensor
+
+    @classmethod
+    def of(cls, features_NFL: Tensor) -> FeatureStatistics:
+        """Statistics of features of shape (N, F, L)."""
+        values = features_NFL.double()
+        return cls(
+            count=values.shape[0] * values.shape[2],
+            sum_F=values.sum((0, 2)),
+            sum_of_squares_F=values.square().sum((0, 2)),
+            maximum_F=values.amax((0, 2)),
+        )
+
+    def merge(self, other: FeatureStatistics) -> FeatureStatistics:
+        """Statistics over both."""
+        return FeatureStatistics(
+            self.count + other.count,
+            self.sum_F + other.sum_F,
+            self.sum_of_squares_F + other.sum_of_squares_F,
+            torch.maximum(self.maximum_F, other.maximum_F),
+        )
+
+
+class Standardisation(nn.Module):
+    """Zero mean and unit deviation per mel bin, then the box that clean features are clipped to.
+
+    The box reaches, per bin, from the standardised log floor (silence) to the training maximum; with
+    ``clip="none"``, as in the paper's code, it is unbounded.
+    """
+
+    mean_F1: Tensor
+    deviation_F1: Tensor
+    lower_F1: Tensor
+    upper_F1: Tensor
+
+    def __init__(self, mean_F: Tensor, deviation_F: Tensor, lower_F: Tensor, upper_F: Tensor) -> None:
+        super().__init__()
+        for name, values in (("mean", mean_F), ("deviation", deviation_F), ("lower", lower_F), ("upper", upper_F)):
+            self.register_buffer(f"{name}_F1", values.float().reshape(-1, 1).clone())
+
+    @classmethod
+    def from_statistics(cls, statistics: FeatureStatistics, config: FrontendConfig) -> Standardisation:
+        """Standardisation by pooled statistics (population deviation; at least 1e-5, for bins that never change)."""
+        mean = statistics.sum_F / statistics.count
+        variance = statistics.sum_of_squares_F / statistics.count - mean.square()
+        deviation = variance.clamp(min=0).sqrt().clamp(min=1e-5)
+        if config.clip == "none":
+            infinity = torch.full_like(mean, float("inf"))
+            return cls(mean, deviation, -infinity, infinity)
+        floor = torch.log(torch.tensor(config.log_offset, dtype=torch.float64))
+        return cls(mean, deviation, (floor - mean) / deviation, (statistics.maximum_F - mean) / deviation)
+
+    def forward(self, features_BFL: Tensor) -> Tensor:
+        """Standardised features inside the box, same shape."""
+        standardised = (features_BFL - self.mean_F1) / self.deviation_F1
+        return torch.clamp(standardised, self.lower_F1, self.upper_F1)

@@ -1,0 +1,8 @@
+"""Looking at a corpus before trusting it: does it hold what its authors published, and is the audio sound?"""
+
+from __future__ import annotations
+
+from ser_fl.data.inspection.description import Description, DurationRow, describe
+from ser_fl.data.inspection.findings import Finding, check
+
+__all__ = ["Description", "DurationRow", "Finding", "check", "describe"]

@@ -1,0 +1,156 @@
+"""A corpus against what its authors published, and its audio against the usual faults."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ser_fl.data.corpora import CorpusInfo, FileCorpus
+from ser_fl.data.inspection.measurement import Measurement, measure_all
+from ser_fl.data.utterance import Utterance, classes_of
+
+SILENT_PEAK = 1e-3
+"""A file whose samples all stay below this (-60 dBFS) is silent."""
+EQUAL_LENGTH_SHARE = 0.02
+EQUAL_LENGTH_FILES = 5
+"""Speech never has one length: when so many files, and this share of all, have the greatest length, they were cut."""
+_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something about a corpus that its user should know."""
+
+    kind: str
+    """"counts", "missing", "unreadable", "silent", "clipped", "equal_length" or "duplicate"."""
+    text: str
+    """One line."""
+    utterance_ids: tuple[str, ...] = ()
+    """All utterances it is about; the text names the first few."""
+
+
+def check(corpus: FileCorpus, info: CorpusInfo) -> list[Finding]:
+    """Compare a corpus with what was published about it, and look for faulty audio; reads every file once.
+
+    Args:
+        corpus: Best opened with ``on_unreadable="skip"``, so that all unreadable files are reported.
+        info: Its entry in `ser_fl.data.corpora.CORPORA`.
+
+    Returns:
+        Findings: counts that differ, speakers who lack an emotion, and files that are unreadable, silent, clipped, all
+        of one greatest length (cut off), or of equal sound. Empty if all is well.
+    """
+    measurements = measure_all(corpus)
+    readable = [measurement for measurement in measurements if measurement.error is None]
+    return [
+        *_count_findings(corpus, info),
+        *_missing_emotions(corpus.utterances),
+        *_unreadable(corpus, measurements),
+        *_faults(
+            "silent", f"silent (no sample reaches {SILENT_PEAK:g})", [m for m in readable if m.peak < SILENT_PEAK]
+        ),
+        *_faults("clipped", "clipped (flat at full scale)", [m for m in readable if m.clipped]),
+        *_equal_length(readable),
+        *_duplicates(readable),
+    ]
+
+
+def _count_findings(corpus: FileCorpus, info: CorpusInfo) -> list[Finding]:
+    """Differences from the published counts. None proves a fault: the folder may hold a subset on purpose."""
+    if info.num_utterances is None:
+        return []
+    if dict(corpus.labels) != dict(info.label_map):
+        return [Finding("counts", "the labels are not mapped as published: counts are not compared")]
+    utterances, published = corpus.utterances, info.published_counts
+    speakers = Counter(utterance.speaker for utterance in utterances)
+    emotions = Counter(utterance.emotion for utterance in utterances)
+    pairs = Counter((utterance.speaker, utterance.emotion) for utterance in utterances)
+    of_speakers = [(speaker, speakers[speaker], n) for speaker, n in published.per_speaker.items()]
+    of_pairs = [
+        (f"{speaker} {emotion}", pairs[speaker, emotion], n)
+        for speaker in sorted(speakers)
+        for emotion, n in published.of_each_speaker.items()
+    ]
+    return [
+        *_differences("utterances", [("", len(utterances), info.num_utterances)]),
+        *_differences("speakers", [("", len(speakers), info.num_speakers)]),
+        *_differences(
+            "utterances by emotion", [(name, emotions[name], n) for name, n in published.per_emotion.items()]
+        ),
+        *_differences("utterances by speaker", of_speakers),
+        *_differences("utterances by speaker and emotion", of_pairs),
+    ]
+
+
+def _differences(what: str, counts: Sequence[tuple[str, int, int | None]]) -> list[Finding]:
+    """One finding for all (name, found, published) that differ."""
+    different = [f"{name} {found} of {n}".strip() for name, found, n in counts if n is not None and found != n]
+    return [Finding("counts", f"{what} (found of published): {_some(different)}")] if different else []
+
+
+def _missing_emotions(utterances: tuple[Utterance, ...]) -> list[Finding]:
+    """Speakers who lack an emotion that others have: a client without that class."""
+    emotions = classes_of(utterances)
+    had: dict[str, set[str]] = defaultdict(set)
+    for utterance in utterances:
+        had[utterance.speaker].add(utterance.emotion)
+    lacking = {
+        speaker: [emotion for emotion in emotions if emotion not in had[speaker]]
+        for speaker in sorted(had)
+        if len(had[speaker]) < len(emotions)
+    }
+    if not lacking:
+        return []
+    shown = _some([f"{speaker} ({', '.join(missing)})" for speaker, missing in lacking.items()])
+    return [Finding("missing", f"{len(lacking)} of {len(had)} speakers lack an emotion: {shown}")]
+
+
+def _unreadable(corpus: FileCorpus, measurements: Iterable[Measurement]) -> list[Finding]:
+    skipped = [
+        Finding("unreadable", f"{file.utterance_id}: {file.reason}", (file.utterance_id,)) for file in corpus.skipped
+    ]
+    return skipped + [
+        Finding("unreadable", measurement.error, (measurement.utterance.utterance_id,))
+        for measurement in measurements
+        if measurement.error is not None
+    ]
+
+
+def _faults(kind: str, adjective: str, measurements: Sequence[Measurement]) -> list[Finding]:
+    if not measurements:
+        return []
+    ids = _ids(measurements)
+    return [Finding(kind, f"{len(ids)} files are {adjective}: {_some(ids)}", tuple(ids))]
+
+
+def _equal_length(measurements: Sequence[Measurement]) -> list[Finding]:
+    if not measurements:
+        return []
+    longest_s = max(measurement.duration_s for measurement in measurements)
+    longest = [measurement for measurement in measurements if measurement.duration_s == longest_s]
+    if len(longest) < max(EQUAL_LENGTH_FILES, EQUAL_LENGTH_SHARE * len(measurements)):
+        return []
+    return _faults("equal_length", f"exactly {longest_s:.3f} s long, the greatest length: cut off there?", longest)
+
+
+def _duplicates(measurements: Iterable[Measurement]) -> list[Finding]:
+    """Groups of files with the same samples; silent ones apart, whose sameness says nothing."""
+    groups: dict[bytes, list[Measurement]] = defaultdict(list)
+    for measurement in measurements:
+        if measurement.peak >= SILENT_PEAK:
+            groups[measurement.digest].append(measurement)
+    return [
+        Finding("duplicate", f"{len(group)} files hold the same audio: {_some(_ids(group))}", tuple(_ids(group)))
+        for group in groups.values()
+        if len(group) > 1
+    ]
+
+
+def _ids(measurements: Iterable[Measurement]) -> list[str]:
+    return [measurement.utterance.utterance_id for measurement in measurements]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,71 @@
+"""Reading every file of a corpus once, by a pool of threads, and measuring it. T samples."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ser_fl.data.utterance import Corpus, Utterance
+from ser_fl.errors import UserError
+
+FULL_SCALE = 0.999
+CLIPPED_RUN = 4
+"""So many samples in a row at full scale, on one side, are clipping; a peak normalised to full scale has fewer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One file, as read."""
+
+    utterance: Utterance
+    error: str | None = None
+    """Why it cannot be read; the rest is then without meaning."""
+    num_samples: int = 0
+    sample_rate_hz: int = 1
+    peak: float = 0.0
+    clipped: bool = False
+    digest: bytes = b""
+    """Of the samples and the sampling rate: equal for equal sound, whatever the file format."""
+
+    @property
+    def duration_s(self) -> float:
+        return self.num_samples / self.sample_rate_hz
+
+
+def measure_all(corpus: Corpus) -> list[Measurement]:
+    """A measurement an utterance, in the corpus's order."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda utterance: _measure(corpus, utterance), corpus.utterances))
+
+
+def _measure(corpus: Corpus, utterance: Utterance) -> Measurement:
+    try:
+        waveform_T, sample_rate_hz = corpus.read(utterance)
+    except UserError as error:
+        return Measurement(utterance=utterance, error=str(error))
+    samples_T = waveform_T.numpy()
+    return Measurement(
+        utterance=utterance,
+        num_samples=len(samples_T),
+        sample_rate_hz=sample_rate_hz,
+        peak=float(np.abs(samples_T).max()),
+        clipped=_is_clipped(samples_T),
+        digest=hashlib.blake2b(samples_T.tobytes(), digest_size=16, person=str(sample_rate_hz).encode()).digest(),
+    )
+
+
+def _is_clipped(samples_T: NDArray[np.float32]) -> bool:
+    """Whether `CLIPPED_RUN` samples in a row are at full scale, on one side."""
+    return any(_has_run(side_T >= FULL_SCALE, CLIPPED_RUN) for side_T in (samples_T, -samples_T))
+
+
+def _has_run(flags_T: NDArray[np.bool_], length: int) -> bool:
+    if np.count_nonzero(flags_T) < length:
+        return False
+    windows = np.lib.stride_tricks.sliding_window_view(flags_T, length)
+    return bool(windows.all(axis=1).any())

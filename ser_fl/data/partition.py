@@ -1,0 +1,210 @@
+"""Who trains, selects and tests on what: splits of a corpus, and clients of its training part."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ser_fl.config import ClientsConfig, SplitConfig
+from ser_fl.data.utterance import Utterance
+from ser_fl.errors import UserError, unknown_name
+from ser_fl.randomness import generator
+
+Indices = tuple[int, ...]
+"""Positions in the utterance table, ascending."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Disjoint parts of a corpus."""
+
+    train: Indices
+    validation: Indices
+    test: Indices
+
+
+def split_corpus(utterances: Sequence[Utterance], config: SplitConfig) -> Split:
+    """Split a corpus as configured; what the split promises is checked on the outcome.
+
+    Raises:
+        UserError: an unknown speaker, too few speakers, or an empty part.
+    """
+    split = {
+        "within_speaker": _within_speaker,
+        "speaker_independent": _speaker_independent,
+        "published": _published,
+    }[config.name](utterances, config)
+    for part in ("train", "validation", "test"):
+        if not getattr(split, part):
+            raise UserError(f"split {config.name!r} leaves no {part} utterances of {len(utterances)}")
+    _check_disjoint(split, utterances, by_speaker=config.name == "speaker_independent")
+    return split
+
+
+def _within_speaker(utterances: Sequence[Utterance], config: SplitConfig) -> Split:
+    """The paper's split: a share of every speaker's utterances is one pooled test set; validation by the same rule.
+
+    The share is spread evenly over a speaker's emotions (the paper's code draws it without regard to them).
+    """
+    train: list[int] = []
+    validation: list[int] = []
+    test: list[int] = []
+    for speaker, indices in _by_speaker(utterances, range(len(utterances))).items():
+        by_emotion = _shuffled_by_emotion(indices, utterances, "split", config.seed, speaker)
+        held, rest = _take_evenly(by_emotion, config.test_fraction)
+        chosen, kept = _take_evenly(rest, config.validation_fraction)
+        test += held
+        validation += chosen
+        train += kept
+    return Split(tuple(sorted(train)), tuple(sorted(validation)), tuple(sorted(test)))
+
+
+def _speaker_independent(utterances: Sequence[Utterance], config: SplitConfig) -> Split:
+    """Named speakers, or folds of speakers in an order drawn once from ``split.seed``.
+
+    Fold i tests speakers i*k to (i+1)*k - 1 of that order (the last fold may be smaller) and validates on those that
+    follow, so that over all folds every speaker is tested once.
+    """
+    speakers = sorted({utterance.speaker for utterance in utterances})
+    for name in (*config.test_speakers, *config.validation_speakers):
+        if name not in speakers:
+            raise unknown_name("speaker", name, speakers)
+    order = [speakers[i] for i in torch.randperm(len(speakers), generator=generator("folds", config.seed)).tolist()]
+    if config.test_speakers:
+        testers = list(config.test_speakers)
+        others = [speaker for speaker in order if speaker not in testers]
+    else:
+        start = config.fold * config.num_test_speakers
+        num_folds = -(-len(order) // config.num_test_speakers)
+        if config.fold >= num_folds:
+            raise UserError(f"split.fold must be below {num_folds} ({len(order)} speakers), got {config.fold}")
+        testers = order[start : start + config.num_test_speakers]
+        others = order[start + len(testers) :] + order[:start]
+    validators = list(config.validation_speakers) or others[: config.num_validation_speakers]
+    parts: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+    for index, utterance in enumerate(utterances):
+        speaker = utterance.speaker
+        in_test, in_validation = speaker in testers, speaker in validators
+        if in_test and in_validation:
+            raise UserError(f"speaker {speaker!r} is named for test and for validation")
+        parts["test" if in_test else "validation" if in_validation else "train"].append(index)
+    return Split(tuple(parts["train"]), tuple(parts["validation"]), tuple(parts["test"]))
+
+
+def _published(utterances: Sequence[Utterance], config: SplitConfig) -> Split:
+    """The corpus's own split; utterances without one are left out."""
+    parts: dict[str | None, list[int]] = defaultdict(list)
+    for index, utterance in enumerate(utterances):
+        parts[utterance.split].append(index)
+    if set(parts) == {None}:
+        raise UserError("this corpus has no split of its own: use split=within_speaker or split=speaker_independent")
+    return Split(tuple(parts["train"]), tuple(parts["validation"]), tuple(parts["test"]))
+
+
+def assign_clients(
+    utterances: Sequence[Utterance], train: Indices, config: ClientsConfig, *, seed: int
+) -> dict[str, Indices]:
+    """Spread the training utterances over clients: client id to its utterances, each in exactly one client.
+
+    Raises:
+        UserError: more clients than utterances, speakers or sessions, or sessions asked of a corpus without any.
+    """
+    if config.by in ("speaker", "session"):
+        clients = _natural_clients(utterances, train, config)
+    else:
+        clients = _drawn_clients(utterances, train, config, seed)
+    assigned = Counter(index for indices in clients.values() for index in indices)
+    assert set(assigned) <= set(train) and max(assigned.values()) == 1, "an utterance is in two clients"
+    return clients
+
+
+def _natural_clients(utterances: Sequence[Utterance], train: Indices, config: ClientsConfig) -> dict[str, Indices]:
+    grouped: dict[str, list[int]] = defaultdict(list)
+    for index in train:
+        key = utterances[index].speaker if config.by == "speaker" else utterances[index].session
+        if key is None:
+            raise UserError(f"clients.by=session: utterance {utterances[index].utterance_id!r} has no session")
+        grouped[key].append(index)
+    names = sorted(grouped)
+    if config.num_clients is not None and config.num_clients > len(names):
+        raise UserError(
+            f"clients.num_clients must be at most {len(names)} (one a {config.by}), got {config.num_clients}"
+        )
+    return {name: tuple(grouped[name]) for name in names[: config.num_clients]}
+
+
+def _drawn_clients(
+    utterances: Sequence[Utterance], train: Indices, config: ClientsConfig, seed: int
+) -> dict[str, Indices]:
+    """iid: shuffled and dealt out. dirichlet: each emotion's utterances in proportions drawn from Dirichlet(alpha).
+
+    A client that the Dirichlet draw leaves empty gets one utterance of the largest client.
+    """
+    num_clients = config.num_clients or len({utterances[index].speaker for index in train})
+    if num_clients > len(train):
+        raise UserError(f"clients.num_clients must be at most the {len(train)} training utterances, got {num_clients}")
+    stream = generator("clients", seed, config.by, num_clients)
+    shuffled = [train[i] for i in torch.randperm(len(train), generator=stream).tolist()]
+    if config.by == "iid":
+        dealt = [shuffled[k::num_clients] for k in range(num_clients)]
+    else:
+        dealt = [[] for _ in range(num_clients)]
+        for emotion in sorted({utterances[index].emotion for index in train}):
+            of_emotion = [index for index in shuffled if utterances[index].emotion == emotion]
+            gammas = torch._standard_gamma(
+                torch.full((num_clients,), config.dirichlet_alpha, dtype=torch.float64), generator=stream
+            )
+            bounds = (gammas.cumsum(0) / gammas.sum() * len(of_emotion)).round().long().tolist()
+            for client, (start, stop) in enumerate(zip([0, *bounds[:-1]], bounds, strict=True)):
+                dealt[client] += of_emotion[start:stop]
+        while not all(dealt):
+            largest = max(dealt, key=len)
+            next(part for part in dealt if not part).append(largest.pop())
+    width = len(str(num_clients - 1))
+    return {f"client{k:0{width}d}": tuple(sorted(part)) for k, part in enumerate(dealt)}
+
+
+def holders(utterances: Sequence[Utterance], part: Indices) -> dict[str, Indices]:
+    """Who holds the utterances of a part: speakers hold their own recordings, whoever trains on them."""
+    return {speaker: tuple(indices) for speaker, indices in _by_speaker(utterances, part).items()}
+
+
+def _check_disjoint(split: Split, utterances: Sequence[Utterance], *, by_speaker: bool) -> None:
+    """No utterance in two parts and, where it is promised, no speaker."""
+    parts = {"train": split.train, "validation": split.validation, "test": split.test}
+    seen: dict[int | str, str] = {}
+    for part, indices in parts.items():
+        keys: Iterable[int | str] = {utterances[i].speaker for i in indices} if by_speaker else indices
+        for key in keys:
+            assert key not in seen, f"{key!r} is in {seen[key]} and in {part}"
+            seen[key] = part
+
+
+def _by_speaker(utterances: Sequence[Utterance], part: Iterable[int]) -> dict[str, list[int]]:
+    grouped: dict[str, list[int]] = defaultdict(list)
+    for index in part:
+        grouped[utterances[index].speaker].append(index)
+    return {speaker: grouped[speaker] for speaker in sorted(grouped)}
+
+
+def _shuffled_by_emotion(
+    indices: Sequence[int], utterances: Sequence[Utterance], purpose: str, seed: int, speaker: str
+) -> list[int]:
+    order = torch.randperm(len(indices), generator=generator(purpose, seed, speaker)).tolist()
+    return sorted((indices[i] for i in order), key=lambda index: utterances[index].emotion)
+
+
+def _take_evenly(items: Sequence[int], fraction: float) -> tuple[list[int], list[int]]:
+    """Split a sequence into evenly spaced items, ``fraction`` of it rounded to the nearest count, and the rest.
+
+    >>> _take_evenly([1, 2, 3, 4, 5], 0.4)
+    ([2, 4], [1, 3, 5])
+    """
+    count = round(fraction * len(items))
+    taken = {int((k + 0.5) * len(items) / count) for k in range(count)}
+    return [item for i, item in enumerate(items) if i in taken], [
+        item for i, item in enumerate(items) if i not in taken
+    ]

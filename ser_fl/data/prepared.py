@@ -1,0 +1,56 @@
+"""The data of an experiment: features, split, clients, standardisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+
+import torch
+
+from ser_fl.config import Config
+from ser_fl.data.corpora import open_corpus
+from ser_fl.data.features import FeatureStore, OnFeatures, compute_features
+from ser_fl.data.frontend import FeatureStatistics, Standardisation
+from ser_fl.data.partition import Indices, Split, assign_clients, split_corpus
+from ser_fl.data.synthetic import SyntheticCorpus
+from ser_fl.data.utterance import Corpus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """An experiment's data, split, standardised and spread over clients."""
+
+    store: FeatureStore
+    split: Split
+    clients: dict[str, Indices]
+    standardisation: Standardisation
+
+
+def open_configured_corpus(config: Config) -> Corpus:
+    """The corpus that the configuration names."""
+    data = config.data
+    if data.name == "builtin":
+        return SyntheticCorpus(data.num_speakers, data.utterances_per_emotion)
+    assert data.root is not None
+    return open_corpus(
+        data.name, Path(data.root), channel=data.channel, on_unreadable=data.on_unreadable, labels=data.labels or None
+    )
+
+
+def prepare(config: Config, on_features: OnFeatures | None = None) -> Prepared:
+    """Features, split, clients and standardisation of an experiment.
+
+    Standardisation is federated: each client gives the sums of its own training features, and the server adds them.
+    """
+    cache_dir = Path(config.data.cache_dir) if config.data.cache_dir else None
+    corpus = open_configured_corpus(config)
+    store = compute_features(corpus, config.frontend, cache_dir=cache_dir, progress=on_features)
+    split = split_corpus(store.utterances, config.split)
+    if config.federation.name == "centralised":
+        clients = {"all": split.train}
+    else:
+        clients = assign_clients(store.utterances, split.train, config.clients, seed=config.split.seed)
+    sums = (FeatureStatistics.of(store.features_NFL[torch.tensor(held)]) for held in clients.values())
+    standardisation = Standardisation.from_statistics(reduce(FeatureStatistics.merge, sums), config.frontend)
+    return Prepared(store=store, split=split, clients=clients, standardisation=standardisation)

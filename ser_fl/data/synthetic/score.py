@@ -1,0 +1,200 @@
+"""From a sentence and a delivery to curves over time: what larynx, tongue and lips do.
+
+S syllables; L control points, one every `CONTROL_S`; 3 formants move.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ser_fl.data.synthetic.delivery import Delivery
+from ser_fl.data.synthetic.speakers import Speaker
+
+CONTROL_S = 0.004
+DRIFT_S = 0.15
+MALE_TRACT_CM = 17.5
+"""The tract that the formants below belong to."""
+
+SENTENCES = (
+    "pano seli tamu kife",
+    "kitu manole fasi po",
+    "suna pike lomi tase",
+    "lomi tasuke nipa fo",
+    "fenu sola tike mano",
+    "mika tofuna lise ku",
+    "nase kuli mofa tepi",
+    "teli monaku sifo la",
+    "pusi lane foki matu",
+    "sako timule nafe si",
+)
+"""Nonsense, as in Banse and Scherer (1996), and the same for every emotion: no word gives one away."""
+
+# First three formants of a man's vowels, Hz (after Peterson and Barney, 1952).
+_VOWELS = {"a": (730, 1150, 2440), "e": (520, 1840, 2480), "i": (280, 2250, 2900), "o": (500, 900, 2420),
+           "u": (310, 870, 2250)}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Consonant:
+    duration_s: float
+    voicing: float
+    """Amplitude of the voice relative to a vowel's."""
+    noise: tuple[float, float, float, float]
+    """Amplitude of the noise at 0, 1/2, 3/4 and the end of the consonant: a burst or a hiss."""
+    noise_hz: float
+    locus_hz: float
+    """The second formant's place."""
+
+
+_BURST, _HISS, _NO_NOISE = (0.0, 0.0, 1.0, 0.4), (0.2, 1.0, 1.0, 0.2), (0.0, 0.0, 0.0, 0.0)
+_CONSONANTS = {
+    "p": _Consonant(0.07, 0.0, _BURST, 900, 900),
+    "t": _Consonant(0.07, 0.0, _BURST, 4200, 1750),
+    "k": _Consonant(0.08, 0.0, _BURST, 2200, 2100),
+    "s": _Consonant(0.10, 0.0, _HISS, 5600, 1700),
+    "f": _Consonant(0.09, 0.0, _HISS, 3800, 1000),
+    "m": _Consonant(0.06, 0.35, _NO_NOISE, 1000, 1000),
+    "n": _Consonant(0.06, 0.35, _NO_NOISE, 1000, 1700),
+    "l": _Consonant(0.06, 0.50, _NO_NOISE, 1000, 1300),
+}
+_CLOSED_F1_HZ = 250.0
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Curves at L control points."""
+
+    f0_hz_L: NDArray[np.float64]
+    voicing_L: NDArray[np.float64]
+    """Amplitude of the glottal source, 1 in an average vowel."""
+    noise_L: NDArray[np.float64]
+    """Amplitude of consonant noise, 1 at its loudest."""
+    noise_hz_L: NDArray[np.float64]
+    formants_hz_L3: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Timing:
+    """Per syllable, in seconds: consonant from `onset_S`, vowel from `vowel_S` to `end_S`, then perhaps a pause."""
+
+    onset_S: NDArray[np.float64]
+    vowel_S: NDArray[np.float64]
+    end_S: NDArray[np.float64]
+    pause_S: NDArray[np.float64]
+    times_L: NDArray[np.float64]
+
+
+def compose(sentence: str, speaker: Speaker, delivery: Delivery, rng: np.random.Generator) -> Score:
+    """The curves of one utterance."""
+    words = sentence.split()
+    syllables = [word[i : i + 2] for word in words for i in range(0, len(word), 2)]
+    stressed_S = np.array([i == 0 for word in words for i in range(0, len(word), 2)])
+    last_S = np.append(stressed_S[1:], True)
+    consonants = [_CONSONANTS[syllable[0]] for syllable in syllables]
+    timing = _time(consonants, stressed_S, last_S, speaker, delivery, rng)
+    voicing_L, noise_L = _amplitudes(consonants, stressed_S, timing, delivery, rng)
+    return Score(
+        f0_hz_L=_pitch(stressed_S, timing, speaker, delivery, rng),
+        voicing_L=voicing_L,
+        noise_L=noise_L,
+        noise_hz_L=np.interp(timing.times_L, timing.onset_S, [consonant.noise_hz for consonant in consonants]),
+        formants_hz_L3=_formants(syllables, timing, speaker),
+    )
+
+
+def _time(
+    consonants: list[_Consonant],
+    stressed_S: NDArray[np.bool_],
+    last_S: NDArray[np.bool_],
+    speaker: Speaker,
+    delivery: Delivery,
+    rng: np.random.Generator,
+) -> _Timing:
+    num_syllables = len(consonants)
+    tempo = speaker.rate_hz / 5.0 * np.clip(1 + delivery.rate_pct / 100, 0.5, 1.8)
+    closed_S = np.array([consonant.duration_s for consonant in consonants]) / np.sqrt(tempo)
+    open_S = np.where(stressed_S, 0.14, 0.10) / tempo * np.exp(0.1 * rng.standard_normal(num_syllables))
+    open_S *= 1 + last_S * np.clip(0.15 + delivery.drawl_pct / 100, -0.4, 1.2)
+    pause_S = last_S * max(speaker.pause_s + delivery.pause_s, 0.0) * rng.uniform(0.4, 1.6, num_syllables)
+    pause_S[-1] = 0.06  # the room after the last word
+    onset_S = 0.06 + np.concatenate(([0.0], np.cumsum(closed_S + open_S + pause_S)[:-1]))
+    vowel_S = onset_S + closed_S
+    end_S = vowel_S + open_S
+    return _Timing(onset_S, vowel_S, end_S, pause_S, np.arange(0.0, end_S[-1] + pause_S[-1], CONTROL_S))
+
+
+def _amplitudes(
+    consonants: list[_Consonant],
+    stressed_S: NDArray[np.bool_],
+    timing: _Timing,
+    delivery: Delivery,
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Voice and noise over time, straight between knots."""
+    num_syllables = len(consonants)
+    place_S = np.linspace(-0.5, 0.5, num_syllables)
+    stress_S = (2.0 + delivery.stress_db) * (stressed_S - 0.5)
+    level_S = 10 ** ((stress_S + delivery.fade_db * place_S + rng.standard_normal(num_syllables)) / 20)
+    hum_S = level_S * [consonant.voicing for consonant in consonants]
+    closed_S, open_S = timing.vowel_S - timing.onset_S, timing.end_S - timing.vowel_S
+    hold_S = np.append(hum_S[1:], 0.0) * (timing.pause_S == 0)  # what the vowel passes on to the next consonant
+    times_S6 = np.stack(
+        (
+            timing.onset_S,
+            timing.vowel_S - 0.1 * closed_S,
+            timing.vowel_S + 0.15 * open_S,
+            timing.end_S - 0.25 * open_S,
+            timing.end_S,
+            timing.end_S + 0.5 * timing.pause_S,
+        ),
+        axis=1,
+    )
+    voicing_S6 = np.stack((hum_S, hum_S, level_S, 0.9 * level_S, np.maximum(hold_S, 0.1), hold_S), axis=1)
+    noise_S4 = level_S[:, None] * [consonant.noise for consonant in consonants]
+    noise_S5 = np.concatenate((noise_S4, np.zeros((num_syllables, 1))), axis=1)
+    times_S5 = timing.onset_S[:, None] + closed_S[:, None] * [0.0, 0.5, 0.75, 1.0, 1.2]
+    voicing_L = np.interp(timing.times_L, times_S6.ravel(), voicing_S6.ravel(), left=0.0)
+    return voicing_L, np.interp(timing.times_L, times_S5.ravel(), noise_S5.ravel())
+
+
+def _pitch(
+    stressed_S: NDArray[np.bool_],
+    timing: _Timing,
+    speaker: Speaker,
+    delivery: Delivery,
+    rng: np.random.Generator,
+) -> NDArray[np.float64]:
+    """F0: a line, an accent on every word, an end, a tremor and a drift nobody intends."""
+    times_L, duration_s = timing.times_L, timing.end_S[-1]
+    height_st = speaker.range_st * np.clip(1 + delivery.range_pct / 100, 0.1, 3.0)
+    accent_S = height_st * (stressed_S * rng.uniform(0.7, 1.3, len(stressed_S)) - 0.4)
+    middle_S = (timing.vowel_S + timing.end_S) / 2
+    accents_L = np.interp(times_L, middle_S, accent_S)
+    line_L = (delivery.slope_st - 1.5) * (times_L / duration_s - 0.5)
+    last_word_s = timing.onset_S[np.flatnonzero(stressed_S)[-1]]
+    end_L = delivery.final_st * np.clip((times_L - last_word_s) / (duration_s - last_word_s), 0.0, 1.0)
+    tremor_L = delivery.tremor_st * np.sin(2 * np.pi * (rng.uniform(5.0, 7.0) * times_L + rng.uniform()))
+    knots = np.arange(0.0, times_L[-1] + DRIFT_S, DRIFT_S)
+    drift_L = np.interp(times_L, knots, 0.3 * rng.standard_normal(len(knots)))
+    shift_st_L = delivery.pitch_st + accents_L + line_L + end_L + tremor_L + drift_L
+    return np.clip(speaker.pitch_hz * 2 ** (shift_st_L / 12), 60.0, 700.0)
+
+
+def _formants(syllables: list[str], timing: _Timing, speaker: Speaker) -> NDArray[np.float64]:
+    """First three formants, gliding from a consonant's locus to the vowel and on."""
+    scale = MALE_TRACT_CM / speaker.tract_cm
+    knots_S3 = np.stack(
+        (timing.vowel_S - 0.01, *(timing.vowel_S + share * (timing.end_S - timing.vowel_S) for share in (0.3, 0.8))),
+        axis=1,
+    )
+    targets_S33 = np.array(
+        [
+            ((_CLOSED_F1_HZ, _CONSONANTS[consonant].locus_hz, 2500.0), _VOWELS[vowel], _VOWELS[vowel])
+            for consonant, vowel in syllables
+        ]
+    )
+    formants = [np.interp(timing.times_L, knots_S3.ravel(), targets_S33[:, :, n].ravel()) for n in range(3)]
+    return scale * np.stack(formants, axis=1)

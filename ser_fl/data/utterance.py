@@ -1,0 +1,78 @@
+"""The utterance table: what a corpus is to every later stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EMOTIONS = (
+    "anger",
+    "anxiety",
+    "boredom",
+    "calm",
+    "contempt",
+    "disgust",
+    "excitement",
+    "fear",
+    "frustration",
+    "guilt",
+    "happiness",
+    "neutral",
+    "other",
+    "sadness",
+    "surprise",
+)
+"""The one vocabulary that every corpus's own emotion codes are mapped to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Utterance:
+    """One recorded (or synthesised) utterance and what is known of it."""
+
+    utterance_id: str
+    """Unique in its corpus and stable over machines: the path below the corpus folder, with forward slashes."""
+    emotion: str
+    """A word of `EMOTIONS`, or a manifest's own label."""
+    speaker: str
+    """Unique in the corpus; the natural client."""
+    path: Path | None = None
+    """The audio file; None for synthetic utterances, which have none."""
+    sex: str | None = None
+    """"female", "male" or None where the corpus does not say."""
+    session: str | None = None
+    """The recording session, for corpora that have some."""
+    text: str | None = None
+    """What was said, or the code of the sentence."""
+    split: str | None = None
+    """"train", "validation" or "test" where the corpus's authors published a split."""
+
+
+class Corpus(Protocol):
+    """Utterances, and the audio of each."""
+
+    name: str
+    synthetic: bool
+    """True for the built-in corpus: whatever is computed from it must say so."""
+    utterances: tuple[Utterance, ...]
+    """Sorted by utterance_id."""
+
+    def read(self, utterance: Utterance) -> tuple[Tensor, int]:
+        """Waveform of shape (T,), float32 in [-1, 1], one channel, and its sampling rate in Hz.
+
+        Raises:
+            UserError: the audio cannot be read; the file is named.
+        """
+        ...
+
+    def content_digest(self, utterance: Utterance) -> bytes:
+        """What the waveform depends on, as a digest of 16 bytes or more: the key of the feature cache."""
+        ...
+
+
+def classes_of(utterances: tuple[Utterance, ...]) -> tuple[str, ...]:
+    """Emotions that occur, in alphabetical order: the order of the classifier's outputs."""
+    return tuple(sorted({utterance.emotion for utterance in utterances}))

@@ -1,0 +1,80 @@
+"""What a result was computed with: command, commit, versions, hardware."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = (
+    "ser-fl",
+    "torch",
+    "torchaudio",
+    "lightning",
+    "torchmetrics",
+    "adversarial-robustness-toolbox",
+    "numpy",
+    "wandb",
+    "hydra-core",
+    "soundfile",
+    "safetensors",
+)
+
+
+def describe_environment(*, seed: int, threads: int) -> dict[str, Any]:
+    """Content of ``environment.json``; folders are left out, since they name people and machines."""
+    import torch
+
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *(_without_folder(part) for part in sys.argv[1:])]),
+        "git_commit": _git_commit(),
+        "seed": seed,
+        "threads": threads,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def _without_folder(argument: str) -> str:
+    """``data.root=/a/b`` becomes ``data.root=b``: absolute folders stay out of the records."""
+    key, separator, value = argument.rpartition("=")
+    return f"{key}{separator}{Path(value).name}" if Path(value).is_absolute() else argument
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout that the package lies in, with "+" where files differ from it; None for a wheel."""
+    folder = Path(__file__).parent
+    try:
+        commit, changes = (
+            subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, check=True).stdout.strip()
+            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "."])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changes else "")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )

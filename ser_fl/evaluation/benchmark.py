@@ -1,0 +1,146 @@
+"""How strong must an attack be to break this model? For a run folder, or for any torch classifier.
+
+Legend: B utterances, F mel bins, L frames, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ser_fl.attacks.budget import Box
+from ser_fl.attacks.catalogue import build
+from ser_fl.attacks.settings import AttackSettings
+from ser_fl.compose import compose
+from ser_fl.config import BenchmarkConfig, Config
+from ser_fl.data.datamodule import load_examples
+from ser_fl.data.features import OnFeatures
+from ser_fl.data.prepared import prepare
+from ser_fl.defences import build_defence
+from ser_fl.errors import UserError
+from ser_fl.evaluation.example import spectrogram_pair
+from ser_fl.evaluation.robustness import Challenge, OnAttack, benchmark_attacks
+from ser_fl.models.bundle import load_model
+from ser_fl.records import AttackRecord, RunFolder, write_json
+
+
+def benchmark(
+    model: nn.Module,
+    features_BFL: Tensor,
+    labels_B: Tensor,
+    *,
+    attacks: Sequence[str | AttackSettings] = ("fgsm", "bim", "pgd"),
+    epsilons: Sequence[float] = (0.05,),
+    defences: Sequence[str] = ("none",),
+    box: Box | None = None,
+    ids: Sequence[str] | None = None,
+    subsets: Mapping[str, int] | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    on_attack: OnAttack = lambda name, done, total: None,
+) -> list[AttackRecord]:
+    """Attack any torch classifier of features.
+
+    Args:
+        model: maps features of shape (B, F, L) to logits of shape (B, C).
+        features_BFL: clean features, float32; clipped to the box before anything is measured.
+        labels_B: true classes, int64; always passed to the attacks.
+        attacks: names of the catalogue, each run at every epsilon, or full settings.
+        epsilons: L-infinity budgets, in the units of the features.
+        defences: test-time defences that what an attack made is shown to.
+        box: the values that features may take; None for any.
+        ids: utterance ids that key all random draws; None numbers them.
+        subsets: attack names to the size of a balanced subset, for slow attacks.
+        batch_size: utterances at a time.
+        seed: of all random draws.
+        on_attack: told of progress.
+
+    Returns:
+        Records: "clean", each attack, and "worst_case" per utterance, for every defence.
+
+    Raises:
+        UserError: an unknown attack or defence, an epsilon below 0.
+    """
+    chosen = [
+        build(settings)
+        for attack in attacks
+        for settings in (
+            [attack]
+            if isinstance(attack, AttackSettings)
+            else [AttackSettings(name=attack, epsilon=epsilon) for epsilon in epsilons]
+        )
+    ]
+    box = box or Box.unbounded()
+    features_BFL = box.clip(features_BFL)
+    with torch.inference_mode():
+        num_classes = model.eval()(features_BFL[:1]).shape[1]
+    challenge = Challenge(
+        model=model,
+        features_NFL=features_BFL,
+        labels_N=labels_B,
+        ids=tuple(ids) if ids is not None else tuple(f"{index:06d}" for index in range(len(labels_B))),
+        num_classes=num_classes,
+        box=box,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    return benchmark_attacks(
+        challenge, chosen, [build_defence(name) for name in defences], subsets=subsets, on_attack=on_attack
+    )
+
+
+def benchmark_run(
+    config: BenchmarkConfig,
+    *,
+    on_attack: OnAttack = lambda name, done, total: None,
+    on_features: OnFeatures | None = None,
+) -> list[AttackRecord]:
+    """Attack the selected model of a run on its test utterances, and write ``attacks.json`` and an example pair.
+
+    Raises:
+        UserError: no such run or model, an unknown attack or defence, a corpus that moved.
+    """
+    folder = Path(config.run)
+    if not folder.is_dir():
+        raise UserError(f"no such run folder: {folder}")
+    run = RunFolder(folder)
+    trained = compose([f"data.root={config.root}"] if config.root else [], config_file=run.config)
+    attacks = [build(settings) for settings in attack_settings(config, trained)]
+    defences = [build_defence(name) for name in config.defences]
+    bundle = load_model(folder)
+    torch.set_num_threads(trained.executor.threads)
+    prepared = prepare(trained, on_features)
+    if prepared.store.classes != bundle.classes:
+        raise UserError(
+            f"the corpus at {trained.data.root} has the emotions {', '.join(prepared.store.classes)}, the model of "
+            f"{folder} knows {', '.join(bundle.classes)}: set root=DIR to the corpus it was trained on"
+        )
+    examples = load_examples(prepared.store, prepared.split.test, bundle.standardisation)
+    challenge = Challenge(
+        model=bundle.network,
+        features_NFL=examples.features_NFL,
+        labels_N=examples.labels_N,
+        ids=tuple(prepared.store.utterances[index].utterance_id for index in prepared.split.test),
+        num_classes=len(bundle.classes),
+        box=Box.of(bundle.standardisation.lower_F1, bundle.standardisation.upper_F1),
+        seed=config.seed,
+        batch_size=config.batch_size,
+    ).subset(config.max_examples)
+    records = benchmark_attacks(challenge, attacks, defences, subsets=config.subsets, on_attack=on_attack)
+    run.write_attacks(records)
+    write_json(run.spectrograms, spectrogram_pair(challenge, attacks, bundle))
+    return records
+
+
+def attack_settings(config: BenchmarkConfig, trained: Config) -> list[AttackSettings]:
+    """Every attack at every epsilon, and those of the curve at the curve's epsilons."""
+    main = config.epsilons or (trained.objective.epsilon,)
+    wanted = [(name, epsilon) for name in config.attacks for epsilon in main]
+    wanted += [(name, epsilon) for name in config.curve_attacks for epsilon in config.curve_epsilons]
+    return [
+        AttackSettings(name=name, epsilon=epsilon, steps=config.steps, restarts=config.restarts)
+        for name, epsilon in dict.fromkeys(wanted)
+    ]

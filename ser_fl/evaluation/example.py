@@ -1,0 +1,44 @@
+"""One utterance, clean and adversarial, for the report's spectrogram pair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ser_fl.attacks.catalogue import Attack
+from ser_fl.evaluation.robustness import Challenge, craft
+from ser_fl.models.bundle import EmotionModel
+
+
+def spectrogram_pair(challenge: Challenge, attacks: Sequence[Attack], bundle: EmotionModel) -> dict[str, Any]:
+    """The first utterance that the last iterated L-infinity attack turned from right to wrong, as plain log-mel values.
+
+    Values are natural-log magnitudes, standardisation undone. Where no attack turned any of the utterances tried, the
+    first of them is shown as it is.
+    """
+    iterated = [attack for attack in attacks if attack.norm == "inf" and (attack.settings.steps or 1) > 1]
+    attack = (iterated or list(attacks))[-1]
+    tried = challenge.subset(16)
+    adversarial_NFL, _, _ = craft(tried, attack, lambda name, done, total: None)
+    with torch.inference_mode():
+        before, after = (bundle(features).argmax(dim=1) for features in (tried.features_NFL, adversarial_NFL))
+    turned = ((before == tried.labels_N) & (after != tried.labels_N)).nonzero().flatten().tolist()
+    row = turned[0] if turned else 0
+
+    def logmel(features_FL: torch.Tensor) -> list[list[float]]:
+        raw = features_FL * bundle.standardisation.deviation_F1 + bundle.standardisation.mean_F1
+        return [[round(value, 4) for value in line] for line in raw.tolist()]
+
+    return {
+        "utterance_id": tried.ids[row],
+        "attack": attack.settings.name,
+        "epsilon": attack.settings.epsilon,
+        "emotion": bundle.classes[int(tried.labels_N[row])],
+        "predicted_clean": bundle.classes[int(before[row])],
+        "predicted_adversarial": bundle.classes[int(after[row])],
+        "clean": logmel(tried.features_NFL[row]),
+        "adversarial": logmel(adversarial_NFL[row]),
+        "hop_s": bundle.frontend_config.hop_samples / bundle.frontend_config.sample_rate_hz,
+    }

@@ -1,0 +1,305 @@
+"""Attacks x defences x budgets on one trained classifier.
+
+An attack is crafted once, against the model without its test-time defence, and then shown to every defence: the
+paper's own test, threat model ``undefended``. For a randomised defence that is a grey-box figure, since the attacker does
+not know of it; it bounds the harm from below and is no evidence of robustness.
+
+Legend: N utterances, F mel bins, L frames, R runs of a defence.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ser_fl.attacks.budget import Box, distance
+from ser_fl.attacks.catalogue import Attack
+from ser_fl.defences import Defence
+from ser_fl.metrics import Confusion, confusion_matrix, scores
+from ser_fl.randomness import derive_seed
+from ser_fl.records import AttackRecord
+
+DOMAIN = "logmel"
+WORST_CASE = "worst_case"
+OnAttack = Callable[[str, int, int], None]
+"""Told the attack that runs, how many utterances are done, of how many."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Challenge:
+    """The utterances that are attacked, and the classifier."""
+
+    model: nn.Module
+    """Maps features of shape (B, F, L) to logits of shape (B, C)."""
+    features_NFL: Tensor
+    """Standardised, inside the box."""
+    labels_N: Tensor
+    ids: tuple[str, ...]
+    num_classes: int
+    box: Box
+    seed: int
+    batch_size: int = 64
+
+    def subset(self, size: int | None) -> Challenge:
+        """A fixed subset of about ``size`` utterances, spread evenly over the emotions; all where it is None."""
+        if size is None or size >= len(self.labels_N):
+            return self
+        rows = balanced_rows(self.labels_N.tolist(), self.ids, size, self.seed)
+        return Challenge(
+            model=self.model,
+            features_NFL=self.features_NFL[rows],
+            labels_N=self.labels_N[rows],
+            ids=tuple(self.ids[row] for row in rows),
+            num_classes=self.num_classes,
+            box=self.box,
+            seed=self.seed,
+            batch_size=self.batch_size,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What a defended model said of clean or adversarial utterances."""
+
+    votes_RN: Tensor
+    labels_N: Tensor
+    num_classes: int
+
+    @property
+    def confusion(self) -> Confusion:
+        """Mean confusion matrix of the runs."""
+        labels = self.labels_N.tolist()
+        return np.mean([confusion_matrix(labels, run.tolist(), self.num_classes) for run in self.votes_RN], axis=0)
+
+    @property
+    def right_RN(self) -> Tensor:
+        """Which utterances were recognised, in each run."""
+        return self.votes_RN == self.labels_N
+
+
+def benchmark_attacks(
+    challenge: Challenge,
+    attacks: Sequence[Attack],
+    defences: Sequence[Defence],
+    *,
+    subsets: Mapping[str, int] | None = None,
+    on_attack: OnAttack = lambda name, done, total: None,
+) -> list[AttackRecord]:
+    """Run every attack once, show what it made to every defence, and take the worst case per utterance.
+
+    Args:
+        challenge: classifier and utterances.
+        attacks: in the order of the records.
+        defences: "none" among them if the bare model is wanted.
+        subsets: attack names to a number of utterances, for attacks that are too slow for all.
+        on_attack: told of progress.
+
+    Returns:
+        For every defence a record "clean", one a attack and, with two attacks or more, "worst_case" for every epsilon.
+    """
+    challenge.model.eval()
+    cleans = {defence.name: show(challenge, challenge.features_NFL, defence) for defence in defences}
+    records = [clean_record(challenge, defence.name, cleans[defence.name]) for defence in defences]
+    right = {(defence.name, None): cleans[defence.name].right_RN for defence in defences}
+    for attack in attacks:
+        part = challenge.subset((subsets or {}).get(attack.settings.name))
+        started = time.perf_counter()
+        adversarial_NFL, forward, backward = craft(part, attack, on_attack)
+        seconds = time.perf_counter() - started
+        for defence in defences:
+            record, survived_RN = judge(part, attack, defence, adversarial_NFL, (forward, backward), seconds)
+            records.append(record)
+            key = (defence.name, attack.settings.epsilon)
+            so_far = right.get(key, cleans[defence.name].right_RN)
+            right[key] = so_far & spread(survived_RN, part.ids, challenge.ids)
+    return records + worst_cases(challenge, attacks, defences, cleans, right)
+
+
+def show(challenge: Challenge, features_NFL: Tensor, defence: Defence) -> Shown:
+    """Predictions of the defended model."""
+    votes = []
+    for start in range(0, len(features_NFL), challenge.batch_size):
+        batch = slice(start, start + challenge.batch_size)
+        ids = challenge.ids[batch]
+        votes.append(defence.predict(challenge.model, features_NFL[batch], ids, seed=challenge.seed).cpu())
+    return Shown(votes_RN=torch.cat(votes, dim=1), labels_N=challenge.labels_N.cpu(), num_classes=challenge.num_classes)
+
+
+def craft(challenge: Challenge, attack: Attack, on_attack: OnAttack) -> tuple[Tensor, int, int]:
+    """Adversarial utterances, and how many went forward and backward through the model."""
+    made, forward, backward = [], 0, 0
+    total = len(challenge.labels_N)
+    for start in range(0, total, challenge.batch_size):
+        batch = slice(start, start + challenge.batch_size)
+        on_attack(attack.settings.name, start, total)
+        crafted = attack.generate(
+            challenge.model,
+            challenge.features_NFL[batch],
+            challenge.labels_N[batch],
+            box=challenge.box,
+            keys_B=challenge.ids[batch],
+            seed=challenge.seed,
+            batch_size=challenge.batch_size,
+        )
+        made.append(crafted.adversarial_BFL)
+        forward, backward = forward + crafted.forward_passes, backward + crafted.backward_passes
+    on_attack(attack.settings.name, total, total)
+    return torch.cat(made), forward, backward
+
+
+def judge(
+    challenge: Challenge,
+    attack: Attack,
+    defence: Defence,
+    adversarial_NFL: Tensor,
+    passes: tuple[int, int],
+    seconds: float,
+) -> tuple[AttackRecord, Tensor]:
+    """The record of one attack under one defence, and which utterances are still recognised, (R, N)."""
+    clean = show(challenge, challenge.features_NFL, defence)
+    attacked = show(challenge, adversarial_NFL, defence)
+    success_RN = clean.right_RN & ~attacked.right_RN
+    succeeded_N = success_RN.any(dim=0)
+    l2_N = distance(challenge.features_NFL, adversarial_NFL, "2").cpu()
+    linf_N = distance(challenge.features_NFL, adversarial_NFL, "inf")
+    settings = attack.settings
+    record = AttackRecord(
+        attack=settings.name,
+        library=attack.library,
+        knowledge=attack.knowledge,
+        domain=DOMAIN,
+        norm=attack.norm,
+        epsilon=attack.budget(tuple(adversarial_NFL.shape)),
+        snr_db=None,
+        steps=settings.steps,
+        step_size=settings.step_size,
+        restarts=settings.restarts,
+        eot_samples=0,
+        defence=defence.name,
+        clean_uar=scores(clean.confusion).uar,
+        robust_uar=scores(attacked.confusion).uar,
+        attack_success_rate=success_rate(clean.right_RN, success_RN),
+        mean_l2=float(l2_N[succeeded_N].mean()) if bool(succeeded_N.any()) else 0.0,
+        max_linf=float(linf_N.max()),
+        median_snr_db=None,
+        num_examples=len(challenge.labels_N),
+        forward_passes=passes[0],
+        backward_passes=passes[1],
+        seconds=seconds,
+        seed=challenge.seed,
+        confusion=as_tuples(attacked.confusion),
+    )
+    return record, attacked.right_RN
+
+
+def clean_record(challenge: Challenge, defence: str, clean: Shown) -> AttackRecord:
+    """The score without an attack."""
+    return _scored_record(challenge, defence, "clean", None, clean.confusion, clean.confusion, 0.0)
+
+
+def worst_cases(
+    challenge: Challenge,
+    attacks: Sequence[Attack],
+    defences: Sequence[Defence],
+    cleans: Mapping[str, Shown],
+    right: Mapping[tuple[str, float | None], Tensor],
+) -> list[AttackRecord]:
+    """One record a defence and epsilon: an utterance counts as recognised if it withstood every attack it was shown to.
+
+    An utterance that an attack's subset leaves out was not shown to that attack. UAR needs recalls only, so that the
+    confusion matrix of the worst case keeps what was right and counts the rest as the next class.
+    """
+    records = []
+    epsilons = sorted({attack.settings.epsilon for attack in attacks})
+    for epsilon in epsilons:
+        if sum(attack.settings.epsilon == epsilon for attack in attacks) < 2:
+            continue
+        for defence in defences:
+            clean, survived_RN = cleans[defence.name], right[defence.name, epsilon]
+            wrong_N = (clean.labels_N + 1) % challenge.num_classes
+            worst = Shown(
+                votes_RN=torch.where(survived_RN, clean.labels_N, wrong_N),
+                labels_N=clean.labels_N,
+                num_classes=challenge.num_classes,
+            )
+            rate = success_rate(clean.right_RN, clean.right_RN & ~survived_RN)
+            records.append(
+                _scored_record(challenge, defence.name, WORST_CASE, epsilon, clean.confusion, worst.confusion, rate)
+            )
+    return records
+
+
+def _scored_record(
+    challenge: Challenge,
+    defence: str,
+    name: str,
+    epsilon: float | None,
+    clean: Confusion,
+    robust: Confusion,
+    rate: float,
+) -> AttackRecord:
+    return AttackRecord(
+        attack=name,
+        library="ser_fl",
+        knowledge="undefended",
+        domain=DOMAIN,
+        norm="none",
+        epsilon=epsilon,
+        snr_db=None,
+        steps=None,
+        step_size=None,
+        restarts=None,
+        eot_samples=0,
+        defence=defence,
+        clean_uar=scores(clean).uar,
+        robust_uar=scores(robust).uar,
+        attack_success_rate=rate,
+        mean_l2=0.0,
+        max_linf=0.0,
+        median_snr_db=None,
+        num_examples=len(challenge.labels_N),
+        forward_passes=0,
+        backward_passes=0,
+        seconds=0.0,
+        seed=challenge.seed,
+        confusion=as_tuples(robust),
+    )
+
+
+def success_rate(right_RN: Tensor, success_RN: Tensor) -> float:
+    """Successes among the utterances that were right when clean, over all runs; 0 where none was right."""
+    right = int(right_RN.sum())
+    return int(success_RN.sum()) / right if right else 0.0
+
+
+def spread(survived_RN: Tensor, ids: Sequence[str], all_ids: Sequence[str]) -> Tensor:
+    """Survival of a subset among all utterances; those that were not attacked count as survivors."""
+    if len(ids) == len(all_ids):
+        return survived_RN
+    column = {utterance_id: index for index, utterance_id in enumerate(all_ids)}
+    everybody = torch.ones(len(survived_RN), len(all_ids), dtype=torch.bool)
+    everybody[:, [column[utterance_id] for utterance_id in ids]] = survived_RN
+    return everybody
+
+
+def balanced_rows(labels_N: Sequence[int], ids: Sequence[str], size: int, seed: int) -> list[int]:
+    """Rows of a subset: emotions in turn, each in an order drawn per utterance, so that all attacks share it."""
+    queues: dict[int, list[int]] = {}
+    for row in sorted(range(len(ids)), key=lambda row: derive_seed("subset", seed, ids[row])):
+        queues.setdefault(labels_N[row], []).append(row)
+    chosen: list[int] = []
+    while len(chosen) < size:
+        for label in sorted(queues):
+            if queues[label] and len(chosen) < size:
+                chosen.append(queues[label].pop(0))
+    return sorted(chosen)
+
+
+def as_tuples(confusion: Confusion) -> tuple[tuple[float, ...], ...]:
+    """A matrix for JSON."""
+    return tuple(tuple(row) for row in confusion.tolist())

@@ -1,0 +1,68 @@
+"""How updates become one model: which are admitted, and how they are averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from ser_fl.records import ClientFailure, ClientUpdate, State
+
+Outcome = ClientUpdate | str
+"""An update, or the traceback of the client that raised."""
+
+
+def admit(outcomes: Iterable[tuple[str, Outcome]], reference: State) -> tuple[list[ClientUpdate], list[ClientFailure]]:
+    """Sort clients' outcomes into updates that can be averaged, and failures, each with its reason."""
+    updates: list[ClientUpdate] = []
+    failures: list[ClientFailure] = []
+    for client_id, outcome in outcomes:
+        problem = outcome if isinstance(outcome, str) else find_problem(outcome, reference)
+        if isinstance(outcome, ClientUpdate) and problem is None:
+            updates.append(outcome)
+        else:
+            failures.append(ClientFailure(client_id=client_id, error=str(problem)))
+    return updates, failures
+
+
+def find_problem(update: ClientUpdate, reference: State) -> str | None:
+    """Why an update cannot be averaged: other names or shapes, values that are not finite, no utterance; or None."""
+    if update.state.keys() != reference.keys():
+        return f"its state has other entries: {sorted(update.state.keys() ^ reference.keys())[:3]}"
+    for name, tensor in update.state.items():
+        if tensor.shape != reference[name].shape:
+            return f"{name} has shape {tuple(tensor.shape)}, expected {tuple(reference[name].shape)}"
+        if not torch.isfinite(tensor).all():
+            return f"{name} is not finite"
+    if update.num_examples < 1:
+        return "it trained on no utterance"
+    return None
+
+
+def fedavg(updates: Sequence[ClientUpdate]) -> State:
+    """Average of full states, weighted by utterances (FedAvg: McMahan et al., arXiv 1602.05629, algorithm 1).
+
+    Parameters and running statistics are averaged (without the statistics it would be FedBN), in float64 and in the
+    order of ``updates``, so that the bits do not depend on who finished first. Counters (integer entries such as batch
+    norm's ``num_batches_tracked``) take the largest value.
+
+    Args:
+        updates: at least one; all with the same entries and shapes.
+    """
+    total = sum(update.num_examples for update in updates)
+    average: State = {}
+    for name, first in updates[0].state.items():
+        if not first.is_floating_point():
+            average[name] = torch.stack([update.state[name] for update in updates]).amax(0)
+            continue
+        running = torch.zeros_like(first, dtype=torch.float64)
+        for update in updates:
+            running += update.state[name].double() * update.num_examples
+        average[name] = (running / total).to(first.dtype)
+    return average
+
+
+def weighted_loss(updates: Sequence[ClientUpdate]) -> float:
+    """Training loss over the round's utterances."""
+    total = sum(update.num_examples for update in updates)
+    return sum(update.train_loss * update.num_examples for update in updates) / total

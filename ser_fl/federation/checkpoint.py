@@ -1,0 +1,113 @@
+"""Everything a killed run needs to go on bit for bit, in safetensors and JSON.
+
+A checkpoint is a file of tensors per round and ``latest.json``, which names it; renaming ``latest.json`` into place is
+the commit point. What is on disk before that rename is never touched, so a kill at any moment leaves the last round.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from ser_fl.errors import UserError
+from ser_fl.federation.server import Server
+from ser_fl.records import State, write_bytes, write_json
+
+SCHEMA = 1
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """How far a run has come."""
+
+    round: int
+    server: Server
+    best: dict[str, State]
+    """The server's models in the selected round."""
+    best_round: int
+    best_score: float
+    lengths: dict[str, int] = field(default_factory=dict)
+    """Bytes of each ``.jsonl`` file at the commit."""
+    tracking: dict[str, Any] = field(default_factory=dict)
+    """What the tracker needs to go on in the same W&B run."""
+
+    def select(self, score: float | None) -> None:
+        """Keep this round's models where they score above the best so far; None: a round that was not scored."""
+        if self.best_round == 0 or (score is not None and score > self.best_score):
+            self.best, self.best_round = dict(self.server.models), self.round
+            self.best_score = -1.0 if score is None else score
+
+
+def save_checkpoint(folder: Path, progress: Progress, config: Mapping[str, Any]) -> None:
+    """Commit a round."""
+    current, best = f"round-{progress.round:05d}.safetensors", f"best-{progress.best_round:05d}.safetensors"
+    tensors = {
+        f"model/{owner}/{name}": t for owner, state in progress.server.models.items() for name, t in state.items()
+    }
+    for owner, state in progress.server.optimiser_states.items():
+        tensors |= {f"optimiser/{owner}/{name}": tensor for name, tensor in state.items()}
+    write_bytes(folder / current, save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    if not (folder / best).exists():
+        selected = {f"model/{owner}/{name}": t for owner, state in progress.best.items() for name, t in state.items()}
+        write_bytes(folder / best, save_tensors({name: tensor.contiguous() for name, tensor in selected.items()}))
+    content = {
+        "schema": SCHEMA,
+        "round": progress.round,
+        "best_round": progress.best_round,
+        "best_score": progress.best_score,
+        "files": {"current": current, "best": best},
+        "lengths": progress.lengths,
+        "tracking": progress.tracking,
+        "config": config,
+    }
+    write_json(folder / "latest.json", content)
+    for file in folder.glob("*.safetensors"):
+        if file.name not in (current, best):
+            file.unlink()
+
+
+def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> Progress | None:
+    """The last committed round, or None where there is none yet.
+
+    Raises:
+        UserError: the checkpoint is of another configuration or schema, or cannot be read.
+    """
+    latest = folder / "latest.json"
+    if not latest.exists():
+        return None
+    try:
+        content = json.loads(latest.read_text(encoding="utf-8"))
+        if content["schema"] != SCHEMA:
+            raise UserError(f"{latest} has schema {content['schema']!r}, this version reads {SCHEMA}")
+        if content["config"] != config:
+            changed = [key for key in config if content["config"].get(key) != config[key]]
+            raise UserError(f"{folder.parent} was trained with another {changed[0]}: resume with the same settings")
+        current = _by_owner(folder / content["files"]["current"])
+        best = _by_owner(folder / content["files"]["best"])
+    except (KeyError, TypeError, json.JSONDecodeError, OSError, SafetensorError) as error:
+        raise UserError(f"the checkpoint in {folder} cannot be read ({error}): start a new run") from None
+    return Progress(
+        round=content["round"],
+        server=Server(current["model"], current.get("optimiser", {})),
+        best=best["model"],
+        best_round=content["best_round"],
+        best_score=content["best_score"],
+        lengths=content["lengths"],
+        tracking=content["tracking"],
+    )
+
+
+def _by_owner(file: Path) -> dict[str, dict[str, State]]:
+    """``{"model": {owner: state}, "optimiser": {owner: state}}``; neither kind nor owner holds a slash."""
+    nested: dict[str, dict[str, State]] = {}
+    for key, tensor in load_tensors(file.read_bytes()).items():
+        kind, owner, name = key.split("/", 2)
+        nested.setdefault(kind, {}).setdefault(owner, {})[name] = tensor
+    return nested

@@ -1,0 +1,136 @@
+"""What a client does in a round: receive the model, train it on its own utterances, send an update."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from torch import nn
+
+from ser_fl.config import Config
+from ser_fl.data.datamodule import ClientDataModule, load_examples
+from ser_fl.data.features import FeatureStore
+from ser_fl.data.frontend import Standardisation
+from ser_fl.data.partition import Indices
+from ser_fl.federation.objectives import Objective
+from ser_fl.models.catalogue import build_network
+from ser_fl.models.classifier import EmotionClassifier
+from ser_fl.randomness import derive_seed, generator
+from ser_fl.records import ClientUpdate, State
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientTask:
+    """What the server sends to a client for one round."""
+
+    round: int
+    client_id: str
+    state: State
+    learning_rate: float
+    optimiser_state: State = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clients:
+    """Everything that clients need to train: what each holds, and the experiment they share."""
+
+    config: Config
+    store: FeatureStore
+    indices: dict[str, Indices]
+    standardisation: Standardisation
+    objective: Objective
+    callbacks: Sequence[pl.Callback] = ()
+    """A user's own: called for every batch of every client."""
+
+    def update(self, task: ClientTask) -> ClientUpdate:
+        """One client's local epochs. The result depends on the task and the seed alone."""
+        started = time.perf_counter()
+        keys = (self.config.seed, "round", task.round, "client", task.client_id)
+        stream = generator(*keys)
+        network = build_network(self.config.model, len(self.store.classes), seed=self.config.seed)
+        network.load_state_dict(task.state)
+        examples = load_examples(self.store, self.indices[task.client_id], self.standardisation)
+        examples, num_examples = self.objective.start_round(network, examples, task.round, stream)
+        per_step = self.config.objective.recipe == "per_step" and self.objective.is_adversarial(task.round)
+        classifier = EmotionClassifier(
+            network,
+            num_classes=len(self.store.classes),
+            optimiser=self.config.optimiser,
+            learning_rate=task.learning_rate,
+            augmentation=self.config.augmentation,
+            stream=stream,
+            harden=partial(self.objective.harden, stream=stream) if per_step else None,
+            optimiser_state=_unflatten(task.optimiser_state),
+        )
+        batches = ClientDataModule(examples, batch_size=self.config.federation.batch_size, stream=stream)
+        trainer = quiet_trainer(self.config, self.callbacks)
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # Lightning's advice on workers and log intervals, at every client and round
+            torch.manual_seed(derive_seed(*keys))  # dropout draws from the global stream
+            trainer.fit(classifier, datamodule=batches)
+        assert trainer.global_step > 0, "the Trainer took no step"
+        network.cpu()
+        return ClientUpdate(
+            client_id=task.client_id,
+            state={name: tensor.detach().clone() for name, tensor in network.state_dict().items()},
+            num_examples=num_examples,
+            train_loss=float(trainer.callback_metrics["train_loss"]),
+            seconds=time.perf_counter() - started,
+            update_norm=_distance(network, task.state),
+            optimiser_state=_flatten(trainer.optimizers[0]) if self.config.federation.keep_optimiser else {},
+        )
+
+
+def quiet_trainer(config: Config, callbacks: Sequence[pl.Callback]) -> pl.Trainer:
+    """A Lightning Trainer for one client and round: no files, no bars, one device, no cluster detection."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    return pl.Trainer(
+        max_epochs=config.federation.local_epochs,
+        accelerator=config.executor.accelerator,
+        devices=1,
+        precision=config.precision,
+        callbacks=list(callbacks),
+        plugins=[LightningEnvironment()],  # under SLURM the round loop owns signals and requeueing, not each Trainer
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+
+
+def _distance(network: nn.Module, received: State) -> float:
+    squares = [
+        (parameter.detach() - received[name]).double().square().sum() for name, parameter in network.named_parameters()
+    ]
+    return float(torch.stack(squares).sum().sqrt())
+
+
+def _flatten(optimiser: torch.optim.Optimizer) -> State:
+    """Optimiser state as tensors by name, ``"<parameter index>.<entry>"``: what safetensors can hold."""
+    return {
+        f"{index}.{name}": torch.as_tensor(value).detach().cpu().clone()
+        for index, entries in optimiser.state_dict()["state"].items()
+        for name, value in entries.items()
+        if value is not None
+    }
+
+
+def _unflatten(state: State) -> dict[int, dict[str, torch.Tensor]] | None:
+    if not state:
+        return None
+    nested: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in state.items():
+        index, name = key.split(".", 1)
+        nested.setdefault(int(index), {})[name] = tensor.clone()
+    return nested

@@ -1,0 +1,176 @@
+"""One experiment from configuration to run folder: assemble, run the rounds, test the selected model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import yaml
+
+from ser_fl.attacks.budget import Box
+from ser_fl.config import Config, dump
+from ser_fl.data.features import OnFeatures
+from ser_fl.data.partition import holders
+from ser_fl.data.prepared import Prepared, prepare
+from ser_fl.environment import describe_environment
+from ser_fl.errors import UserError
+from ser_fl.evaluation.scoring import Evaluator
+from ser_fl.federation.checkpoint import Progress, load_checkpoint
+from ser_fl.federation.client import Clients
+from ser_fl.federation.objectives import Objective
+from ser_fl.federation.rounds import Federation, OnRound, checkpoint_key
+from ser_fl.federation.scoring import Scorer, total
+from ser_fl.federation.server import GLOBAL, Server
+from ser_fl.metrics import scores
+from ser_fl.models.bundle import EmotionModel, save_model
+from ser_fl.models.catalogue import build_network
+from ser_fl.records import RunFolder, write_bytes, write_json
+from ser_fl.tracking import Tracker, open_tracker
+
+
+def train(
+    config: Config,
+    *,
+    callbacks: Sequence[pl.Callback] = (),
+    on_round: OnRound = lambda record: None,
+    on_features: OnFeatures | None = None,
+) -> RunFolder:
+    """Run an experiment, or go on with one that was killed, and return its run folder.
+
+    Args:
+        config: what `ser_fl.compose.compose` gives.
+        callbacks: Lightning callbacks that see every batch of every client.
+        on_round: told of every committed round.
+        on_features: told how far the features are.
+
+    Raises:
+        UserError: the corpus, the settings or the run folder do not fit.
+        RoundFailed: too few clients came back in a round.
+    """
+    torch.set_num_threads(config.executor.threads)
+    run, progress = open_run(config)
+    prepared = prepare(config, on_features)
+    box = Box.of(prepared.standardisation.lower_F1, prepared.standardisation.upper_F1)
+    clients = Clients(
+        config=config,
+        store=prepared.store,
+        indices=prepared.clients,
+        standardisation=prepared.standardisation,
+        objective=Objective(config.objective, box),
+        callbacks=callbacks,
+    )
+    if progress is None:
+        progress = first_progress(config, prepared)
+        write_json(run.environment, describe_environment(seed=config.seed, threads=config.executor.threads))
+        write_bytes(run.config, yaml.safe_dump(dump(config), sort_keys=False, allow_unicode=True).encode())
+    for path in (run.rounds, run.clients):
+        run.cut_back(path, progress.lengths.get(path.name, 0))
+    tracker = open_tracker(
+        **dump(config)["tracking"], run=run, name=config.experiment, config=dump(config), state=progress.tracking
+    )
+    scorer = Scorer(config, Evaluator(prepared.store, prepared.standardisation), box)
+    federation = Federation(
+        config=config,
+        clients=clients,
+        scorer=scorer,
+        validation=holders(prepared.store.utterances, prepared.split.validation),
+        run=run,
+        tracker=tracker,
+    )
+    try:
+        stopped = federation.run_rounds(progress, on_round)
+        conclude(config, prepared, scorer, progress, run, tracker, stopped)
+    finally:
+        tracker.finish()
+    return run
+
+
+def open_run(config: Config) -> tuple[RunFolder, Progress | None]:
+    """The run folder, and the checkpoint in it that a resumed run goes on from."""
+    folder = Path(config.run_dir) if config.run_dir else None
+    if folder is None and config.resume:
+        folder = newest_run(config)
+    if folder is None:
+        folder = Path("runs") / config.experiment / f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{config.seed}"
+    run = RunFolder(folder)
+    progress = load_checkpoint(run.checkpoint, checkpoint_key(config)) if config.resume else None
+    if not config.resume and run.config.exists():
+        raise UserError(f"{folder} holds a run already: add resume=true to go on with it, or choose another run_dir")
+    folder.mkdir(parents=True, exist_ok=True)
+    return run, progress
+
+
+def newest_run(config: Config) -> Path | None:
+    """The newest run folder of this experiment and seed, for ``resume=true`` without ``run_dir``."""
+    folders = sorted((Path("runs") / config.experiment).glob(f"*-{config.seed}"))
+    return folders[-1] if folders else None
+
+
+def first_progress(config: Config, prepared: Prepared) -> Progress:
+    """Before the first round: initial weights drawn from the seed."""
+    initial = build_network(config.model, len(prepared.store.classes), seed=config.seed).state_dict()
+    server = Server.start(initial, tuple(prepared.clients), local_only=config.federation.name == "local_only")
+    return Progress(round=0, server=server, best=dict(server.models), best_round=0, best_score=-1.0)
+
+
+def conclude(
+    config: Config,
+    prepared: Prepared,
+    scorer: Scorer,
+    progress: Progress,
+    run: RunFolder,
+    tracker: Tracker,
+    stopped: str,
+) -> None:
+    """Test the selected round's model, and write the summary and the model itself.
+
+    With `federation=local_only` the test figures are over all clients' models, and the model that is saved is the
+    first client's.
+    """
+    network = build_network(config.model, len(prepared.store.classes), seed=config.seed)
+    network.load_state_dict(progress.best.get(GLOBAL) or next(iter(progress.best.values())))
+    bundle = EmotionModel(
+        network,
+        prepared.standardisation,
+        classes=prepared.store.classes,
+        model=config.model,
+        frontend=config.frontend,
+    )
+    save_model(run.root, bundle)
+    content = summary(config, prepared, scorer, progress, stopped)
+    write_json(run.summary, content)
+    tracker.log_summary(content)
+
+
+def summary(config: Config, prepared: Prepared, scorer: Scorer, progress: Progress, stopped: str) -> dict[str, Any]:
+    """Content of ``summary.json``."""
+    utterances = prepared.store.utterances
+    by_speaker = scorer.by_holder(progress.best, holders(utterances, prepared.split.test))
+    pooled = total(by_speaker)
+    test = scores(pooled)
+    parts = {"train": prepared.split.train, "validation": prepared.split.validation, "test": prepared.split.test}
+    return {
+        "experiment": config.experiment,
+        "synthetic": config.data.name == "builtin",
+        "classes": list(prepared.store.classes),
+        "split": config.split.name,
+        "split_speakers": {name: sorted({utterances[i].speaker for i in part}) for name, part in parts.items()},
+        "split_sizes": {name: len(part) for name, part in parts.items()},
+        "num_clients": len(prepared.clients),
+        "num_rounds": progress.round,
+        "selected_round": progress.best_round,
+        "selection_score": progress.best_score,
+        "stopped": stopped,
+        "test": {
+            "uar": test.uar,
+            "accuracy": test.accuracy,
+            "macro_f1": test.macro_f1,
+            "confusion": pooled.tolist(),
+            "per_class_recall": list(test.per_class_recall),
+            "per_speaker_uar": {speaker: scores(confusion).uar for speaker, confusion in by_speaker.items()},
+        },
+    }

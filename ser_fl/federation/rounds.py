@@ -1,0 +1,149 @@
+"""The round loop: broadcast, client updates, aggregation, evaluation, record, checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ser_fl.config import Config, dump
+from ser_fl.data.partition import Indices
+from ser_fl.federation.aggregation import admit, weighted_loss
+from ser_fl.federation.checkpoint import Progress, save_checkpoint
+from ser_fl.federation.client import Clients, ClientTask
+from ser_fl.federation.executors import run_serially
+from ser_fl.federation.schedule import learning_rate, sample_cohort
+from ser_fl.federation.scoring import Scorer
+from ser_fl.federation.server import Server
+from ser_fl.metrics import scores
+from ser_fl.records import ClientFailure, ClientRecord, ClientUpdate, RoundRecord, RunFolder
+from ser_fl.tracking import Tracker
+
+OnRound = Callable[[RoundRecord], None]
+"""Told of every committed round."""
+
+
+class RoundFailed(RuntimeError):
+    """A round without enough updates; the message holds the clients' own errors."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Federation:
+    """A server's view of its clients, and of the holders of the validation utterances."""
+
+    config: Config
+    clients: Clients
+    scorer: Scorer
+    validation: dict[str, Indices]
+    run: RunFolder
+    tracker: Tracker
+
+    def run_rounds(self, progress: Progress, on_round: OnRound) -> str:
+        """Run the rounds that are left, and say why there are no more."""
+        while (reason := self.why_stop(progress)) is None:
+            started, server, number = time.perf_counter(), progress.server, progress.round + 1
+            cohort = self.cohort(number)
+            outcomes = run_serially(self.clients.update, [self.task(server, client, number) for client in cohort])
+            updates, failures = admit(outcomes, server.model_for(cohort[0]))
+            self.check_enough(number, updates, failures)
+            server.absorb(updates)
+            record = self.measure(server, number, cohort, updates, failures, started)
+            self.commit(progress, record, updates)
+            on_round(record)
+        return reason
+
+    def why_stop(self, progress: Progress) -> str | None:
+        """All rounds done, or the validation plateau; None while there is something left to do."""
+        settings = self.config.federation
+        if progress.round >= settings.num_rounds:
+            return f"all {settings.num_rounds} rounds done"
+        if settings.patience and progress.round - progress.best_round >= settings.patience:
+            return f"no new best validation UAR for {settings.patience} rounds"
+        return None
+
+    def cohort(self, number: int) -> tuple[str, ...]:
+        """Clients that take part in a round."""
+        fraction = self.config.federation.fraction_train
+        return sample_cohort(tuple(self.clients.indices), fraction, self.config.seed, number)
+
+    def task(self, server: Server, client_id: str, number: int) -> ClientTask:
+        """What a client receives."""
+        return ClientTask(
+            round=number,
+            client_id=client_id,
+            state=server.model_for(client_id),
+            learning_rate=learning_rate(self.config.optimiser, number),
+            optimiser_state=server.optimiser_states.get(client_id, {}),
+        )
+
+    def check_enough(self, number: int, updates: Sequence[ClientUpdate], failures: Sequence[ClientFailure]) -> None:
+        """Stop the run where too few clients came back, with what they said."""
+        minimum = self.config.federation.min_clients
+        if len(updates) < minimum:
+            reasons = "\n".join(f"client {failure.client_id}: {failure.error}" for failure in failures)
+            raise RoundFailed(f"round {number} has {len(updates)} updates, needs {minimum}:\n{reasons}")
+
+    def measure(
+        self,
+        server: Server,
+        number: int,
+        cohort: tuple[str, ...],
+        updates: Sequence[ClientUpdate],
+        failures: Sequence[ClientFailure],
+        started: float,
+    ) -> RoundRecord:
+        """Score the new models on the validation part, also under attack in rounds that measure it."""
+        validation = scores(self.scorer.confusion(server.models, self.validation))
+        every = self.config.selection.robust_every
+        robust = None
+        if every and number % every == 0:
+            robust = scores(self.scorer.robust_confusion(server.models, self.validation)).uar
+        return RoundRecord(
+            round=number,
+            cohort=cohort,
+            train_loss=weighted_loss(updates),
+            uar=validation.uar,
+            accuracy=validation.accuracy,
+            macro_f1=validation.macro_f1,
+            learning_rate=learning_rate(self.config.optimiser, number),
+            robust_uar=robust,
+            failures=tuple(failures),
+            seconds=time.perf_counter() - started,
+        )
+
+    def commit(self, progress: Progress, record: RoundRecord, updates: Sequence[ClientUpdate]) -> None:
+        """Append the round's records, select, then write the checkpoint, which makes the round count."""
+        clients = [client_record(record.round, update) for update in updates]
+        self.run.append(self.run.rounds, [record])
+        self.run.append(self.run.clients, clients)
+        self.tracker.log_round(record, clients)
+        progress.round = record.round
+        progress.select(record.robust_uar if self.config.selection.by == "robust" else record.uar)
+        progress.lengths = {path.name: path.stat().st_size for path in (self.run.rounds, self.run.clients)}
+        progress.tracking = self.tracker.state()
+        save_checkpoint(self.run.checkpoint, progress, checkpoint_key(self.config))
+
+
+def client_record(number: int, update: ClientUpdate) -> ClientRecord:
+    """A client's line of ``clients.jsonl``."""
+    size = sum(tensor.nbytes for tensor in update.state.values())
+    return ClientRecord(
+        round=number,
+        client_id=update.client_id,
+        num_examples=update.num_examples,
+        train_loss=update.train_loss,
+        seconds=update.seconds,
+        update_norm=update.update_norm,
+        bytes_down=size,
+        bytes_up=size,
+    )
+
+
+def checkpoint_key(config: Config) -> dict[str, object]:
+    """The settings that a resumed run must share with the checkpoint: all that its bits depend on."""
+    settings = dump(config)
+    for free in ("run_dir", "resume", "tracking", "experiment"):
+        del settings[free]
+    for where in ("root", "cache_dir"):
+        del settings["data"][where]
+    return settings

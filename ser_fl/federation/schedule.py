@@ -1,0 +1,27 @@
+"""What a round is given by its number alone: who takes part, and the learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from ser_fl.config import OptimiserConfig
+from ser_fl.randomness import generator
+
+
+def sample_cohort(client_ids: Sequence[str], fraction: float, seed: int, number: int) -> tuple[str, ...]:
+    """Clients of a round: a share of all, drawn without replacement by (seed, round), in the order of ``client_ids``."""
+    count = max(1, round(fraction * len(client_ids)))
+    drawn = torch.randperm(len(client_ids), generator=generator(seed, "cohort", number))[:count]
+    return tuple(client_ids[index] for index in sorted(drawn.tolist()))
+
+
+def learning_rate(optimiser: OptimiserConfig, number: int) -> float:
+    """Learning rate of a round: constant, or a cosine from the full rate to its final fraction at `decay_rounds`."""
+    if optimiser.schedule == "constant":
+        return optimiser.learning_rate
+    done = min((number - 1) / optimiser.decay_rounds, 1.0)
+    cosine = (1 + math.cos(math.pi * done)) / 2
+    return optimiser.learning_rate * (optimiser.final_fraction + (1 - optimiser.final_fraction) * cosine)

@@ -1,0 +1,114 @@
+"""A trained model on disk: weights in safetensors, everything else that is needed to use them in JSON.
+
+Legend: B batch, T samples, F mel bins, L frames, C classes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from ser_fl.config import FrontendConfig, ModelConfig
+from ser_fl.data.frontend import LogMel, Standardisation
+from ser_fl.errors import UserError
+from ser_fl.models.catalogue import build_network
+from ser_fl.records import MODEL_SCHEMA, RunFolder, State, write_bytes, write_json
+
+_FRONTEND: TypeAdapter[FrontendConfig] = TypeAdapter(FrontendConfig)
+_MODEL: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
+
+
+class EmotionModel(nn.Module):
+    """A trained classifier with its front end: what `ser_fl.load` gives.
+
+    Called with standardised log-mel features it is a plain torch classifier, the thing that is attacked;
+    `from_waveform` goes all the way from audio.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        standardisation: Standardisation,
+        *,
+        classes: tuple[str, ...],
+        model: ModelConfig,
+        frontend: FrontendConfig,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.standardisation = standardisation
+        self.frontend = LogMel(frontend)
+        self.classes = classes
+        self.model_config = model
+        self.frontend_config = frontend
+
+    def forward(self, features_BFL: Tensor) -> Tensor:
+        """Logits of shape (B, C) from standardised features of shape (B, F, L)."""
+        logits_BC: Tensor = self.network(features_BFL)
+        return logits_BC
+
+    def from_waveform(self, waveform_BT: Tensor) -> Tensor:
+        """Logits of shape (B, C) from clips already at the front end's rate and length, differentiable throughout."""
+        return self(self.standardisation(self.frontend(waveform_BT)))
+
+
+def save_model(folder: Path, bundle: EmotionModel) -> None:
+    """Write ``model.safetensors`` and ``model.json`` of a run."""
+    run = RunFolder(folder)
+    card = {
+        "schema": MODEL_SCHEMA,
+        "model": _MODEL.dump_python(bundle.model_config, mode="json"),
+        "classes": list(bundle.classes),
+        "frontend": _FRONTEND.dump_python(bundle.frontend_config, mode="json"),
+        "standardisation": {
+            name: tensor.flatten().tolist() for name, tensor in bundle.standardisation.state_dict().items()
+        },
+    }
+    write_bytes(run.weights, save_tensors(_contiguous(bundle.network.state_dict())))
+    write_json(run.model, card)
+
+
+def load_model(folder: Path) -> EmotionModel:
+    """The selected model of a run, in evaluation mode.
+
+    Raises:
+        UserError: the folder holds no model, or one of another schema, or one that does not fit its description.
+    """
+    run = RunFolder(folder)
+    card: Any = run.read_json(run.model)
+    schema = card.get("schema") if isinstance(card, dict) else None
+    if schema != MODEL_SCHEMA:
+        raise UserError(f"{run.model} has schema {schema!r}, this version reads {MODEL_SCHEMA}: train it again")
+    try:
+        model, frontend = _MODEL.validate_python(card["model"]), _FRONTEND.validate_python(card["frontend"])
+        standardisation = Standardisation(*(torch.zeros(frontend.num_mels) for _ in range(4)))
+        standardisation.load_state_dict(
+            {name: _column(name, values) for name, values in card["standardisation"].items()}
+        )
+        network = build_network(model, len(card["classes"]), seed=0)
+        network.load_state_dict(load_tensors(run.weights.read_bytes()))
+    except FileNotFoundError:
+        raise UserError(f"{folder} has no {run.weights.name}: only its records were kept, train it again") from None
+    except (KeyError, TypeError, ValidationError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the model in {folder} cannot be loaded: {reason}") from None
+    bundle = EmotionModel(network, standardisation, classes=tuple(card["classes"]), model=model, frontend=frontend)
+    return bundle.eval()
+
+
+def _column(name: str, values: list[float | None]) -> Tensor:
+    """JSON has no infinities: null is an open side of the box."""
+    open_side = float("-inf") if name.startswith("lower") else float("inf")
+    return torch.tensor([open_side if value is None else value for value in values]).reshape(-1, 1)
+
+
+def _contiguous(state: State) -> State:
+    """safetensors stores the plain layout; loading into channels-last parameters restores theirs."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}

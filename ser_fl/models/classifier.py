@@ -1,0 +1,91 @@
+"""The LightningModule around any network: what a client's Trainer sees.
+
+Legend: B batch, F mel bins, L frames, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import lightning.pytorch as pl
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from ser_fl.config import AugmentationConfig, OptimiserConfig
+from ser_fl.data.augmentation import augment
+from ser_fl.data.datamodule import Batch
+
+Harden = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""(network, features_BFL, labels_B) -> features_BFL, some of them adversarial: the per-step recipe."""
+
+
+class EmotionClassifier(pl.LightningModule):
+    """Cross-entropy training of one client in one round.
+
+    The training metrics are torchmetrics, new for each client and round: `train_loss` (mean over utterances) and
+    `train_accuracy`, logged per epoch, so that a user's callback finds them in ``trainer.callback_metrics``.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        num_classes: int,
+        optimiser: OptimiserConfig,
+        learning_rate: float,
+        augmentation: AugmentationConfig,
+        stream: Generator,
+        harden: Harden | None = None,
+        optimiser_state: dict[int, dict[str, Tensor]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.optimiser = optimiser
+        self.learning_rate = learning_rate
+        self.augmentation = augmentation
+        self.stream = stream
+        self.harden = harden
+        self.optimiser_state = optimiser_state
+        self.train_loss = MeanMetric()
+        self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
+
+    def forward(self, features_BFL: Tensor) -> Tensor:
+        """Logits of shape (B, C) from standardised features of shape (B, F, L)."""
+        logits_BC: Tensor = self.network(features_BFL)
+        return logits_BC
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of a batch: augmented, then hardened where the objective says so."""
+        features_BFL, labels_B = batch
+        features_BFL = augment(features_BFL, self.augmentation, self.stream)
+        if self.harden is not None:
+            features_BFL = self.harden(self.network, features_BFL, labels_B)
+        logits_BC = self(features_BFL)
+        loss = functional.cross_entropy(logits_BC, labels_B, label_smoothing=self.augmentation.label_smoothing)
+        self.train_loss.update(loss.detach(), len(labels_B))
+        self.train_accuracy.update(logits_BC.detach(), labels_B)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's metrics; they are computed once an epoch, so that no step waits for them."""
+        self.log("train_loss", self.train_loss)
+        self.log("train_accuracy", self.train_accuracy)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The client's optimiser, with the state that it carries from its last round, if any."""
+        settings, parameters = self.optimiser, self.network.parameters()
+        decay = settings.weight_decay
+        optimiser: torch.optim.Optimizer
+        if settings.name == "sgd":
+            optimiser = torch.optim.SGD(parameters, self.learning_rate, settings.momentum, weight_decay=decay)
+        elif settings.name == "adamw":
+            optimiser = torch.optim.AdamW(parameters, self.learning_rate, weight_decay=decay)
+        else:
+            optimiser = torch.optim.Adam(parameters, self.learning_rate, weight_decay=decay)
+        if self.optimiser_state is not None:
+            groups = optimiser.state_dict()["param_groups"]
+            optimiser.load_state_dict({"state": self.optimiser_state, "param_groups": groups})
+        return optimiser

@@ -1,0 +1,71 @@
+"""The CRNN: convolution blocks, bidirectional GRU, attention pooling.
+
+Legend: B batch, F mel bins, L frames, C classes, K channels, H hidden units.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ser_fl.config import CRNNConfig
+
+_MEL_BANDS = 4
+"""Bands of mel bins that the GRU sees, whatever the number of mel bins."""
+
+
+def normalisation(norm: str, channels: int) -> nn.Module:
+    """Batch norm, or group norm of up to 8 groups, which keeps no statistics that clients would have to share."""
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    groups = max(count for count in range(1, 9) if channels % count == 0)
+    return nn.GroupNorm(groups, channels)
+
+
+class CRNN(nn.Module):
+    """Emotion classifier for log-mel features with any number of mel bins from 64 up, and any number of frames.
+
+    The first block halves the resolution in its 5 x 5 convolution and again by max pooling, the second pools both axes,
+    the third mel bins only: a frame that reaches the GRU covers 8 frames of the input (0.13 s at a hop of 256 samples,
+    16 kHz). Mel bins are then averaged to four bands; with 64 to 79 bins there are four already. Dropout stands in
+    modules of its own, never inside the GRU, where it would stay on while an attack takes gradients.
+    """
+
+    def __init__(self, num_classes: int, config: CRNNConfig) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = []
+        before = 1
+        for depth, channels in enumerate(config.channels):
+            first = depth == 0
+            blocks += [
+                nn.Conv2d(
+                    before,
+                    channels,
+                    5 if first else 3,
+                    stride=2 if first else 1,
+                    padding="same" if not first else 2,
+                    bias=False,
+                ),
+                normalisation(config.norm, channels),
+                nn.ReLU(inplace=True),
+            ]
+            if depth < 3:
+                blocks.append(nn.MaxPool2d((2, 2) if depth < 2 else (2, 1)))
+            before = channels
+        self.blocks = nn.Sequential(*blocks).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.dropout = nn.Dropout(config.dropout)
+        self.gru = nn.GRU(before * _MEL_BANDS, config.hidden, batch_first=True, bidirectional=True)
+        self.attention = nn.Linear(2 * config.hidden, 1)
+        self.output = nn.Linear(2 * config.hidden, num_classes)
+
+    def forward(self, features_BFL: Tensor) -> Tensor:
+        """Logits of shape (B, C) from standardised features of shape (B, F, L)."""
+        maps_BKFL = self.blocks(features_BFL.unsqueeze(1).contiguous(memory_format=torch.channels_last))
+        if maps_BKFL.shape[2] != _MEL_BANDS:
+            maps_BKFL = functional.adaptive_avg_pool2d(maps_BKFL, (_MEL_BANDS, maps_BKFL.shape[3]))
+        steps_BLK = self.dropout(maps_BKFL.permute(0, 3, 1, 2).flatten(2))
+        hidden_BLH, _ = self.gru(steps_BLK)
+        weights_BL1 = torch.softmax(self.attention(hidden_BLH), dim=1)
+        logits_BC: Tensor = self.output(self.dropout((weights_BL1 * hidden_BLH).sum(dim=1)))
+        return logits_BC

@@ -1,0 +1,271 @@
+"""What crosses stages or lands on disk: the records of a run, and the run folder that holds them.
+
+The run folder is a contract (README, "The run folder"): files are written whole and renamed into place, the
+``.jsonl`` files are appended to and cut back on resume to the last checkpoint, which is the commit point.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ser_fl.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ATTACKS_SCHEMA = 1
+"""Version of ``attacks.json``."""
+MODEL_SCHEMA = 1
+"""Version of ``model.json``."""
+
+State = dict[str, "Tensor"]
+"""A model's full state: parameters and buffers by name."""
+
+
+@dataclass(slots=True, kw_only=True)
+class ClientUpdate:
+    """What a client sends back after its local epochs."""
+
+    client_id: str
+    state: State
+    """The client's full model state: parameters, running statistics and counters."""
+    num_examples: int
+    """Distinct clean utterances trained on: the weight in the average."""
+    train_loss: float
+    """Mean loss over the local epochs' examples."""
+    seconds: float
+    update_norm: float
+    """L2 norm of the difference to the received parameters."""
+    optimiser_state: State = field(default_factory=dict)
+    """The client's optimiser, where `federation.keep_optimiser` carries it to its next round; empty otherwise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientFailure:
+    """A client that was left out of a round, and why."""
+
+    client_id: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientRecord:
+    """A line of ``clients.jsonl``: one client in one round."""
+
+    round: int
+    client_id: str
+    num_examples: int
+    train_loss: float
+    seconds: float
+    update_norm: float
+    bytes_down: int
+    bytes_up: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundRecord:
+    """A line of ``rounds.jsonl``: one round, scored on the validation part."""
+
+    round: int
+    cohort: tuple[str, ...]
+    train_loss: float
+    uar: float
+    accuracy: float
+    macro_f1: float
+    seconds: float
+    failures: tuple[ClientFailure, ...] = ()
+    learning_rate: float
+    robust_uar: float | None = None
+    """UAR under the selection attack, in rounds that measure it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttackRecord:
+    """One attack on one defended model: an entry of ``attacks.json``."""
+
+    attack: str
+    """Name in the catalogue; "clean" for the score without an attack."""
+    library: str
+    """The class that ran, with its module's root."""
+    knowledge: str
+    """Threat model: undefended, adaptive, transfer, score or decision."""
+    domain: str
+    """"logmel" (standardised units) or "waveform"."""
+    norm: str
+    """"inf" or "2"; "none" for clean."""
+    epsilon: float | None
+    snr_db: float | None
+    steps: int | None
+    step_size: float | None
+    restarts: int | None
+    eot_samples: int
+    defence: str
+    """Name of the test-time defence that the adversarial utterances were shown to; "none" without one."""
+    clean_uar: float
+    robust_uar: float
+    attack_success_rate: float
+    """Over the utterances that were right when clean."""
+    mean_l2: float
+    """Mean L2 norm of the perturbation over successful attacks, in the units of the domain; 0 where none was."""
+    max_linf: float
+    median_snr_db: float | None
+    num_examples: int
+    forward_passes: int
+    """Utterances that went forward through the model."""
+    backward_passes: int
+    seconds: float
+    seed: int
+    confusion: tuple[tuple[float, ...], ...] = ()
+    """Rows true, columns predicted, under attack and defence."""
+
+
+def _jsonable(value: Any) -> Any:
+    """Replace NaN and infinities, which JSON lacks, by null."""
+    if isinstance(value, float) and not (value == value and abs(value) != float("inf")):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    return value
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole: to a temporary neighbour, flushed to disk, then renamed into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON whole, indented; NaN and infinities become null."""
+    write_bytes(path, (json.dumps(_jsonable(content), indent=1, allow_nan=False) + "\n").encode())
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The folder of one run: where each record lies, and how it is written and read."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        return self.root / "environment.json"
+
+    @property
+    def rounds(self) -> Path:
+        return self.root / "rounds.jsonl"
+
+    @property
+    def clients(self) -> Path:
+        return self.root / "clients.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "summary.json"
+
+    @property
+    def weights(self) -> Path:
+        return self.root / "model.safetensors"
+
+    @property
+    def model(self) -> Path:
+        return self.root / "model.json"
+
+    @property
+    def attacks(self) -> Path:
+        return self.root / "attacks.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.root / "checkpoint"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def figures(self) -> Path:
+        return self.root / "figures"
+
+    @property
+    def spectrograms(self) -> Path:
+        """One clean and adversarial log-mel pair, for the report."""
+        return self.root / "adversarial" / "example.json"
+
+    def append(self, path: Path, records: Iterable[RoundRecord] | Iterable[ClientRecord]) -> None:
+        """Append records to a ``.jsonl`` file and flush them to disk."""
+        lines = "".join(json.dumps(_jsonable(asdict(record)), allow_nan=False) + "\n" for record in records)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def cut_back(self, path: Path, num_bytes: int) -> None:
+        """Drop what a killed run appended after its last checkpoint."""
+        if path.exists():
+            os.truncate(path, min(num_bytes, path.stat().st_size))
+
+    def read_jsonl(self, path: Path) -> list[dict[str, Any]]:
+        """All whole lines of a ``.jsonl`` file; a last line that was cut off is left out."""
+        if not path.exists():
+            return []
+        text = path.read_text(encoding="utf-8")
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+    def read_json(self, path: Path) -> Any:
+        """Content of a JSON file of the folder.
+
+        Raises:
+            UserError: the file is missing or is not JSON.
+        """
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{self.root} has no {path.name}: is it the folder of a finished run?") from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not JSON ({error}): was it changed by hand?") from None
+
+    def write_attacks(self, records: Iterable[AttackRecord]) -> None:
+        """Write ``attacks.json``."""
+        content = {"schema": ATTACKS_SCHEMA, "records": [asdict(record) for record in records]}
+        write_json(self.attacks, content)
+
+    def read_attacks(self) -> list[AttackRecord]:
+        """Records of ``attacks.json``; an empty list where there is none.
+
+        Raises:
+            UserError: the file is of another schema.
+        """
+        if not self.attacks.exists():
+            return []
+        content = self.read_json(self.attacks)
+        schema = content.get("schema") if isinstance(content, dict) else None
+        if schema != ATTACKS_SCHEMA:
+            raise UserError(
+                f"{self.attacks} has schema {schema!r}, this version reads {ATTACKS_SCHEMA}: run `ser-fl benchmark` again"
+            )
+        names = {entry.name for entry in fields(AttackRecord)}
+        return [
+            AttackRecord(**{key: value for key, value in record.items() if key in names})
+            for record in content["records"]
+        ]

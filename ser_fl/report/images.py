@@ -1,0 +1,93 @@
+"""The images of a report: confusion matrices and spectrograms, each drawn onto an ``ax``, which is returned.
+
+Legend: C classes, F mel bins, L frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ser_fl.report import wording
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def confusion_matrix(ax: Axes, confusion: Sequence[Sequence[float]], classes: Sequence[str]) -> Axes:
+    """Confusion matrix of shape (C, C): colour is the share of the true class (row), the text the count.
+
+    Counts averaged over random draws need not be whole and are shown with one decimal.
+    """
+    counts = np.asarray(confusion, dtype=np.float64)
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
+    ax.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
+    form = ".0f" if np.allclose(counts, counts.round()) else ".1f"
+    for (row, column), share in np.ndenumerate(shares):
+        colour = "white" if share > 0.55 else "black"
+        ax.text(column, row, format(counts[row, column], form), ha="center", va="center", color=colour, fontsize=8)
+    places = np.arange(len(classes))
+    ax.set_xticks(places, labels=list(classes), rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_yticks(places, labels=list(classes))
+    ax.set_xlabel("predicted")
+    ax.set_ylabel("true")
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    return ax
+
+
+def spectrogram(ax: Axes, logmel_FL: Sequence[Sequence[float]], *, hop_s: float, limits: tuple[float, float]) -> Axes:
+    """A log-mel spectrogram of shape (F, L) over time, colours between the two limits."""
+    values_FL = np.asarray(logmel_FL, dtype=np.float64)
+    _image(ax, values_FL, hop_s, cmap="viridis", limits=limits)
+    return _colour_bar(ax, "standardised log-mel")
+
+
+def spectrogram_difference(ax: Axes, difference_FL: Sequence[Sequence[float]], *, hop_s: float) -> Axes:
+    """A perturbation of shape (F, L) over time; white is no change."""
+    values_FL = np.asarray(difference_FL, dtype=np.float64)
+    largest = float(np.abs(values_FL).max()) or 1.0
+    _image(ax, values_FL, hop_s, cmap="PuOr_r", limits=(-largest, largest))
+    return _colour_bar(ax, "difference (same units)")
+
+
+def spectrogram_pair(axes: Sequence[Axes], example: Mapping[str, Any]) -> Sequence[Axes]:
+    """Clean and adversarial log-mel spectrogram of one utterance and their difference, on three axes."""
+    clean_FL = np.asarray(example["clean"], dtype=np.float64)
+    adversarial_FL = np.asarray(example["adversarial"], dtype=np.float64)
+    limits = (float(min(clean_FL.min(), adversarial_FL.min())), float(max(clean_FL.max(), adversarial_FL.max())))
+    hop_s = float(example["hop_s"])
+    spectrogram(axes[0], clean_FL.tolist(), hop_s=hop_s, limits=limits)
+    axes[0].set_title(f"clean: heard as {example['predicted_clean']} (true: {example['emotion']})")
+    spectrogram(axes[1], adversarial_FL.tolist(), hop_s=hop_s, limits=limits)
+    attack = f"{wording.attack_name(str(example['attack']))}, ε {wording.number(example['epsilon'], '.3g')}"
+    axes[1].set_title(f"adversarial ({attack}): heard as {example['predicted_adversarial']}")
+    spectrogram_difference(axes[2], (adversarial_FL - clean_FL).tolist(), hop_s=hop_s)
+    axes[2].set_title("adversarial − clean")
+    return axes
+
+
+def _image(ax: Axes, values_FL: Any, hop_s: float, *, cmap: str, limits: tuple[float, float]) -> None:
+    num_bins, num_frames = values_FL.shape
+    extent = (0.0, num_frames * hop_s, -0.5, num_bins - 0.5)
+    ax.imshow(
+        values_FL,
+        origin="lower",
+        aspect="auto",
+        extent=extent,
+        cmap=cmap,
+        vmin=limits[0],
+        vmax=limits[1],
+        interpolation="nearest",
+    )
+    ax.set_xlabel("time (s)")
+    ax.set_ylabel("mel bin")
+    ax.grid(visible=False)
+
+
+def _colour_bar(ax: Axes, name: str) -> Axes:
+    ax.figure.colorbar(ax.images[0], ax=ax, label=name, pad=0.01)
+    return ax

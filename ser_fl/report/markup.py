@@ -1,0 +1,105 @@
+"""A table of plain text, and the three ways it is shown: in the terminal, in Markdown, in HTML."""
+
+from __future__ import annotations
+
+import html
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+MISSING = "–"
+"""What stands in a cell that has no figure."""
+
+_WIDEST = 16
+"""Characters of a terminal column that are kept together; longer words are broken."""
+# Whatever Markdown would read as markup; an underscore within a word is none, and "C&W" is not an entity.
+_MARKDOWN = re.compile(r"[\\`*\[\]<|~]|&(?=#?\w+;)|(?<!\w)_|_(?!\w)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Cells of plain text, nothing escaped; a line break in a cell is a line break in every rendering."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str
+    num_labels: int = 1
+    """Leading columns that hold words; those after them hold figures and are set to the right."""
+
+
+def to_markdown(table: Table) -> str:
+    """The table as GitHub-flavoured Markdown: title, rows, caption."""
+    rules = [":---" if column < table.num_labels else "---:" for column in range(len(table.header))]
+    lines = [tuple(_markdown(cell) for cell in row) for row in (table.header, *table.rows)]
+    body = [f"| {' | '.join(line)} |" for line in (lines[0], tuple(rules), *lines[1:])]
+    parts = (f"**{_markdown(table.title)}**", "\n".join(body), _markdown(table.caption))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def to_html(table: Table) -> str:
+    """The table as an HTML fragment."""
+    head = "".join(f'<th scope="col">{_html(cell)}</th>' for cell in table.header)
+    body = "\n".join(_html_row(row, table.num_labels) for row in table.rows)
+    title = f"<strong>{_html(table.title)}</strong>"
+    caption = f'<p class="note">{_html(table.caption)}</p>' if table.caption else ""
+    return (
+        f'<div class="table"><table><caption>{title}</caption>\n<thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody></table></div>\n{caption}"
+    )
+
+
+def to_rich(table: Table) -> RichTable:
+    """The table for the terminal: the labels of a row share one column, to spare room for figures."""
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    shown = RichTable(
+        title=Text(table.title),
+        caption=Text(table.caption),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    header, *rows = (_labels_joined(row, table.num_labels) for row in (table.header, *table.rows))
+    for column, cell in enumerate(header):
+        # In a narrow terminal cells go on in the next line; without the least width, rich would cut figures short.
+        words = [word for row in (header, *rows) for word in row[column].split()]
+        longest = max(map(len, words), default=0)
+        shown.add_column(Text(cell), justify="right" if column else "left", min_width=min(longest, _WIDEST))
+    for row in rows:
+        # Text, not str: names from files must not be read as rich's own markup.
+        shown.add_row(*(Text(cell) for cell in row))
+    return shown
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Print the table; one that is too wide for the terminal runs over its edge, so that no column is lost."""
+    shown = to_rich(table)
+    least = console.measure(shown).minimum
+    console.print(shown, width=max(console.width, least), crop=False)
+
+
+def _labels_joined(row: tuple[str, ...], num_labels: int) -> tuple[str, ...]:
+    return ", ".join(row[:num_labels]), *row[num_labels:]
+
+
+def _markdown(text: str) -> str:
+    return _MARKDOWN.sub(r"\\\g<0>", text).replace("\n", "<br>")
+
+
+def _html(text: str) -> str:
+    return html.escape(text).replace("\n", "<br>")
+
+
+def _html_row(row: tuple[str, ...], num_labels: int) -> str:
+    labels = "".join(f'<th scope="row">{_html(cell)}</th>' for cell in row[:num_labels])
+    figures = "".join(f"<td>{_html(cell)}</td>" for cell in row[num_labels:])
+    return f"<tr>{labels}{figures}</tr>"

@@ -1,0 +1,203 @@
+"""Whole figures from the records of runs, as PNG: which panel shows what, and how it all looks on a page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ser_fl.records import AttackRecord
+from ser_fl.report import figures, images, wording
+from ser_fl.report.four_way import budget_key, reference_budgets
+from ser_fl.report.labels import labels_of
+from ser_fl.report.runs import RunRecords
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Matrix = tuple[str, Sequence[Sequence[float]], Sequence[str]]
+"""A confusion matrix to draw: title, counts of shape (C, C), classes."""
+
+_STYLE: Any = {
+    "font.size": 9.0,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9.0,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.7,
+}
+_DPI = 160
+
+
+def draw_figures(runs: Sequence[RunRecords]) -> dict[str, bytes]:
+    """PNG of every figure the records allow, by file stem and in the order of the report."""
+    with _style():
+        drawn: dict[str, Figure] = {}
+        if any(run.rounds for run in runs):
+            drawn["training"] = training_curves(runs)
+        for domain, norm in _threats(runs):
+            drawn[f"robust_uar_{domain}_l{norm}"] = robust_uar(runs, domain, norm)
+        if matrices := _confusions(runs):
+            drawn["confusion"] = confusions(matrices)
+        if speakers := [run for run in runs if run.test.get("per_speaker_uar")]:
+            drawn["speakers"] = speaker_uars(speakers)
+        for place, (label, run) in enumerate(zip(labels_of(runs), runs, strict=True)):
+            if run.example:
+                drawn[f"spectrogram_{place + 1}"] = spectrograms(label, run.example)
+        if any(run.synthetic for run in runs):
+            for figure in drawn.values():
+                figure.text(0.995, 0.005, "SYNTHETIC speech", ha="right", va="bottom", fontsize=7, color="0.35")
+        return {name: _png(figure) for name, figure in drawn.items()}
+
+
+def training_curves(runs: Sequence[RunRecords]) -> Figure:
+    """Validation UAR above training loss, all runs on the same axes."""
+    figure, ((upper,), (lower,)) = _grid(2, 1, width=6.6, height=2.2, sharex=True)
+    for place, (label, run) in enumerate(zip(_one_line(labels_of(runs)), runs, strict=True)):
+        selected = run.summary.get("selected_round")
+        figures.uar_over_rounds(upper, run.rounds, label=label, selected_round=selected, place=place)
+        figures.loss_over_rounds(lower, run.rounds, label=label, place=place)
+    upper.set_xlabel("")
+    _legend_below(figure, [upper])
+    return figure
+
+
+def robust_uar(runs: Sequence[RunRecords], domain: str, norm: str) -> Figure:
+    """Robust UAR over epsilon in one domain and norm: a row of panels per run, a column per test-time defence."""
+    defences = list(dict.fromkeys(defence for run in runs for defence in run.defences))
+    figure, grid = _grid(len(runs), len(defences), width=3.4, height=2.5, sharex=True, sharey=True)
+    for label, run, row in zip(labels_of(runs), runs, grid, strict=True):
+        for defence, ax in zip(defences, row, strict=True):
+            records = [record for record in _curve_records(run, domain, norm) if record.defence == defence]
+            figures.robust_uar_curve(
+                ax,
+                records,
+                num_classes=len(run.classes),
+                clean_uar=run.clean_uar(defence),
+                num_test=run.num_test_utterances,
+            )
+            ax.set_title(f"{label}\n{wording.defence_name(defence)}")
+            ax.label_outer()
+    _legend_below(figure, [ax for row in grid for ax in row])
+    return figure
+
+
+def confusions(matrices: Sequence[Matrix]) -> Figure:
+    """Confusion matrices side by side, two to a row."""
+    side = 1.4 + 0.32 * max(len(classes) for _, _, classes in matrices)
+    figure, grid = _grid(-(-len(matrices) // 2), min(len(matrices), 2), width=side + 0.4, height=side)
+    axes = [ax for row in grid for ax in row]
+    for (title, counts, classes), ax in zip(matrices, axes, strict=False):
+        images.confusion_matrix(ax, counts, classes).set_title(title)
+        ax.grid(visible=False)
+    for ax in axes[len(matrices) :]:
+        ax.remove()
+    return figure
+
+
+def speaker_uars(runs: Sequence[RunRecords]) -> Figure:
+    """UAR of every test speaker, a panel per run."""
+    figure, grid = _grid(len(runs), 1, width=6.6, height=2.2)
+    for label, run, (ax,) in zip(_one_line(labels_of(runs)), runs, grid, strict=True):
+        figures.speaker_bars(ax, run.test["per_speaker_uar"], overall_uar=run.test.get("uar")).set_title(label)
+    return figure
+
+
+def spectrograms(label: str, example: Mapping[str, Any]) -> Figure:
+    """A clean utterance, its adversarial copy and the difference."""
+    figure, grid = _grid(3, 1, width=6.6, height=1.7, sharex=True)
+    images.spectrogram_pair([ax for (ax,) in grid], example)
+    figure.suptitle(*_one_line([label]), fontsize="medium")
+    for (ax,) in grid[:-1]:
+        ax.set_xlabel("")
+    return figure
+
+
+def _threats(runs: Sequence[RunRecords]) -> list[tuple[str, str]]:
+    """Domains and norms to draw over epsilon: those with more than one point, or all where none has."""
+    points: dict[tuple[str, str], set[tuple[str, float]]] = {}
+    for record in (record for run in runs for record in run.attacks):
+        if record.attack != wording.CLEAN and record.epsilon:
+            points.setdefault((record.domain, record.norm), set()).add((record.attack, record.epsilon))
+    return [threat for threat, measured in points.items() if len(measured) > 1] or list(points)
+
+
+def _curve_records(run: RunRecords, domain: str, norm: str) -> list[AttackRecord]:
+    return [
+        record
+        for record in run.attacks
+        if record.attack != wording.CLEAN and record.epsilon and (record.domain, record.norm) == (domain, norm)
+    ]
+
+
+def _confusions(runs: Sequence[RunRecords]) -> list[Matrix]:
+    """Of every run: the clean matrix and the one of the strongest attack of the four-way table on the bare model."""
+    budgets = reference_budgets(runs)
+    matrices: list[Matrix] = []
+    for label, run in zip(labels_of(runs), runs, strict=True):
+        if run.classes and (clean := run.test.get("confusion")):
+            matrices.append((f"{label}\nclean, UAR {wording.percent(run.test.get('uar'))} %", clean, run.classes))
+        attacked = [
+            record
+            for record in run.attacks
+            if record.attack != wording.CLEAN
+            and record.defence == wording.NO_DEFENCE
+            and record.confusion
+            and budget_key(record) in budgets
+            and run.subset(record) is None
+        ]
+        if run.classes and attacked:
+            worst = min(attacked, key=lambda record: record.robust_uar)
+            attack = f"{wording.attack_name(worst.attack)} {wording.budget(worst)}"
+            title = f"{label}\n{attack}, UAR {wording.percent(worst.robust_uar)} %"
+            matrices.append((title, worst.confusion, run.classes))
+    return matrices
+
+
+def _grid(
+    num_rows: int, num_columns: int, *, width: float, height: float, sharex: bool = False, sharey: bool = False
+) -> tuple[Figure, list[list[Axes]]]:
+    """A figure of panels, each of the given size in inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * num_columns, height * num_rows + 0.3), layout="constrained")
+    axes = figure.subplots(num_rows, num_columns, squeeze=False, sharex=sharex, sharey=sharey)
+    return figure, [list(row) for row in axes]
+
+
+def _legend_below(figure: Figure, axes: Iterable[Axes]) -> None:
+    """One legend for all axes, each label once, with room of its own under the panels."""
+    entries: dict[str, Any] = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    columns = 2 if max(map(len, entries), default=0) < 50 else 1
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.17 * -(-len(entries) // columns))
+    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns, handlelength=3.2)
+
+
+def _one_line(labels: Iterable[str]) -> list[str]:
+    return [label.replace("\n", ", ") for label in labels]
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
+        yield
+
+
+def _png(figure: Figure) -> bytes:
+    """PNG of a figure, drawn by Agg; without the version stamp, so that equal records give equal bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+    return buffer.getvalue()

@@ -1,0 +1,154 @@
+"""What a report knows of a run: the files of its folder, read once and never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ser_fl.errors import UserError
+from ser_fl.records import AttackRecord, RunFolder
+from ser_fl.report.wording import CLEAN, NO_DEFENCE
+
+_EXAMPLE_KEYS = {
+    *("attack", "epsilon", "emotion", "hop_s"),
+    *("predicted_clean", "predicted_adversarial", "clean", "adversarial"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecords:
+    """The records of one run; what its folder does not hold yet is empty or None."""
+
+    root: Path
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    rounds: tuple[Mapping[str, Any], ...]
+    attacks: tuple[AttackRecord, ...]
+    example: Mapping[str, Any] | None
+    """A clean and adversarial log-mel pair (`RunFolder.spectrograms`)."""
+
+    def setting(self, key: str) -> Any:
+        """A setting by its dotted name, such as "objective.name"; None where the configuration has none."""
+        value: Any = self.config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return value
+
+    @property
+    def name(self) -> str:
+        return str(self.setting("experiment") or self.root.name)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(str(emotion) for emotion in self.summary.get("classes") or ())
+
+    @property
+    def synthetic(self) -> bool:
+        """True where the speech was made by the built-in synthesiser."""
+        return self.setting("data.name") == "builtin" or bool(self.summary.get("synthetic"))
+
+    @property
+    def corpus(self) -> str:
+        """Name of the corpus; it says so where the speech is synthetic."""
+        name = str(self.setting("data.name") or "unknown")
+        return f"{name} (SYNTHETIC speech)" if self.synthetic else name
+
+    @property
+    def split(self) -> str:
+        return str(self.summary.get("split") or self.setting("split.name") or "unknown")
+
+    @property
+    def test(self) -> Mapping[str, Any]:
+        """Scores on the test part; empty before the run has finished."""
+        return self.summary.get("test") or {}
+
+    @property
+    def num_test_utterances(self) -> int | None:
+        """Utterances of the test part, from the confusion matrix; None before the run has finished."""
+        confusion = self.test.get("confusion")
+        return round(sum(sum(row) for row in confusion)) if confusion else None
+
+    @property
+    def defences(self) -> tuple[str, ...]:
+        """Test-time defences the model was tested with, none first."""
+        return tuple(dict.fromkeys([NO_DEFENCE, *sorted({record.defence for record in self.attacks})]))
+
+    def clean_uar(self, defence: str) -> float | None:
+        """Clean UAR under a test-time defence, from the largest set of utterances it was measured on."""
+        records = [record for record in self.attacks if record.defence == defence]
+        if records:
+            best = max(records, key=lambda record: (record.num_examples, record.attack == CLEAN))
+            return best.robust_uar if best.attack == CLEAN else best.clean_uar
+        return self.test.get("uar") if defence == NO_DEFENCE else None
+
+    def subset(self, record: AttackRecord) -> int | None:
+        """Number of utterances of a record that saw only some of the test part; None where it saw all."""
+        whole = self.num_test_utterances or max(other.num_examples for other in self.attacks)
+        return record.num_examples if record.num_examples < whole else None
+
+
+def read_run(folder: Path) -> RunRecords:
+    """Read the files of a run folder; those that are not there yet are left empty.
+
+    Raises:
+        UserError: the folder is not a run folder, or a file in it is damaged or of another schema.
+    """
+    run = RunFolder(folder)
+    if not run.config.is_file():
+        raise UserError(
+            f"{folder} is not a run folder (it has no config.yaml): give the folder that `ser-fl train` made"
+        )
+    return RunRecords(
+        root=folder,
+        config=_read_config(run.config),
+        environment=_read_mapping(run, run.environment),
+        summary=_read_mapping(run, run.summary),
+        rounds=_read_rounds(run),
+        attacks=_read_attacks(run),
+        example=_read_example(run),
+    )
+
+
+def _read_example(run: RunFolder) -> Mapping[str, Any] | None:
+    example = _read_mapping(run, run.spectrograms)
+    if example and (missing := _EXAMPLE_KEYS - set(example)):
+        raise UserError(f"{run.spectrograms} lacks {', '.join(sorted(missing))}: run `ser-fl benchmark` again")
+    return example or None
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not YAML ({reason}): was it changed by hand?") from None
+    return _mapping(path, content)
+
+
+def _read_mapping(run: RunFolder, path: Path) -> Mapping[str, Any]:
+    return _mapping(path, run.read_json(path)) if path.exists() else {}
+
+
+def _mapping(path: Path, content: Any) -> Mapping[str, Any]:
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} must hold a mapping, got {type(content).__name__}: was it changed by hand?")
+    return content
+
+
+def _read_rounds(run: RunFolder) -> tuple[Mapping[str, Any], ...]:
+    try:
+        return tuple(run.read_jsonl(run.rounds))
+    except ValueError as error:
+        raise UserError(f"{run.rounds} has a line that is not JSON ({error}): was it changed by hand?") from None
+
+
+def _read_attacks(run: RunFolder) -> tuple[AttackRecord, ...]:
+    try:
+        return tuple(run.read_attacks())
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{run.attacks} has an incomplete record ({error}): run `ser-fl benchmark` again") from None

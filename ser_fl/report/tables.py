@@ -1,0 +1,140 @@
+"""The tables of a report, from the records of runs: four-way, test scores, training, attacks.
+
+Shares are in per cent, UAR first; a dash stands for what was not measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ser_fl.records import AttackRecord
+from ser_fl.report import wording
+from ser_fl.report.four_way import four_way
+from ser_fl.report.labels import labels_of, provenance
+from ser_fl.report.markup import MISSING, Table
+from ser_fl.report.runs import RunRecords
+
+__all__ = ["attack_table", "four_way", "summary_table", "training_table"]
+
+_ATTACK_COLUMNS: tuple[tuple[str, Callable[[AttackRecord], str]], ...] = (
+    ("Attack", lambda record: wording.attack_name(record.attack)),
+    ("Class that ran", lambda record: record.library),
+    ("Knowledge", lambda record: record.knowledge + (f" {wording.GREY_BOX}" if wording.is_grey_box(record) else "")),
+    ("Test-time defence", lambda record: wording.defence_name(record.defence)),
+    ("Domain", lambda record: record.domain),
+    ("Norm", lambda record: wording.norm_name(record.norm)),
+    ("Budget", wording.budget),
+    ("Steps", lambda record: wording.count(record.steps)),
+    ("Step size", lambda record: wording.number(record.step_size, ".3g")),
+    ("Restarts", lambda record: wording.count(record.restarts)),
+    ("EOT samples", lambda record: wording.count(record.eot_samples)),
+    ("n", lambda record: wording.count(record.num_examples)),
+    ("Clean UAR", lambda record: wording.percent(record.clean_uar)),
+    ("Robust UAR", lambda record: wording.percent(record.robust_uar)),
+    ("Success rate", lambda record: wording.percent(record.attack_success_rate)),
+    ("Mean L2", lambda record: wording.number(record.mean_l2, ".3g")),
+    ("Median SNR (dB)", lambda record: wording.number(record.median_snr_db, ".1f")),
+    ("Forward passes", lambda record: wording.count(record.forward_passes)),
+    ("Backward passes", lambda record: wording.count(record.backward_passes)),
+    ("Seconds", lambda record: wording.number(record.seconds, ".1f")),
+)
+_ATTACK_LABELS = 7
+"""Columns of words among those."""
+
+
+def attack_table(runs: Sequence[RunRecords]) -> Table:
+    """Every attack record: knowledge, norm, budget, steps, restarts, success rate and cost."""
+    rows = [
+        (label, *(cell(record) for _, cell in _ATTACK_COLUMNS))
+        for label, run in zip(labels_of(runs), runs, strict=True)
+        for record in run.attacks
+    ]
+    caption = (
+        f"{provenance(runs)} UAR and success rate in per cent. n: test utterances attacked; both UARs are over these."
+        " Success rate: over the utterances that were right when clean. Mean L2: over successful attacks, in the units"
+        " of the domain. Passes: utterances that went forward or backward through the model."
+    )
+    if any(wording.is_grey_box(record) for run in runs for record in run.attacks):
+        caption += f" {wording.GREY_BOX} Grey-box: the attacker does not know of the test-time defence."
+    return Table(
+        title="Attacks: strength and cost",
+        header=("Training", *(name for name, _ in _ATTACK_COLUMNS)),
+        rows=tuple(rows),
+        caption=caption,
+        num_labels=1 + _ATTACK_LABELS,
+    )
+
+
+def summary_table(runs: Sequence[RunRecords]) -> Table:
+    """Clean scores on the test part, one column a run: UAR, accuracy, macro F1, recalls, UAR by speaker."""
+    emotions = list(dict.fromkeys(emotion for run in runs for emotion in run.classes))
+    speakers = sorted({speaker for run in runs for speaker in _speakers(run)})
+    facts: list[tuple[str, Callable[[RunRecords], str]]] = [
+        ("UAR", lambda run: wording.percent(run.test.get("uar"))),
+        ("Accuracy", lambda run: wording.percent(run.test.get("accuracy"))),
+        ("Macro F1", lambda run: wording.percent(run.test.get("macro_f1"))),
+        ("Selected round", lambda run: wording.count(run.summary.get("selected_round"))),
+        ("Corpus", lambda run: run.corpus),
+        ("Split", lambda run: run.split),
+        ("Clients", _clients),
+        ("Seed", lambda run: str(run.setting("seed"))),
+        ("Test utterances", lambda run: wording.count(run.num_test_utterances)),
+    ]
+    rows = [(name, *(cell(run) for run in runs)) for name, cell in facts]
+    rows += [
+        (f"Recall: {emotion}", *(wording.percent(_recalls(run).get(emotion)) for run in runs)) for emotion in emotions
+    ]
+    rows += [
+        (f"UAR of speaker {name}", *(wording.percent(_speakers(run).get(name)) for run in runs)) for name in speakers
+    ]
+    return Table(
+        title="Test scores without attack",
+        header=("", *labels_of(runs)),
+        rows=tuple(rows),
+        caption=f"{provenance(runs)} Scores in per cent, without attack and without test-time defence.",
+    )
+
+
+def training_table(runs: Sequence[RunRecords]) -> Table:
+    """How training went, one column a run: rounds, validation UAR, loss, time, clients left out."""
+    facts: list[tuple[str, Callable[[RunRecords], str]]] = [
+        ("Rounds", lambda run: wording.count(len(run.rounds))),
+        ("Selected round", lambda run: wording.count(run.summary.get("selected_round"))),
+        ("Validation UAR there", lambda run: wording.percent(_selected(run).get("uar"))),
+        ("Robust validation UAR there", lambda run: wording.percent(_selected(run).get("robust_uar"))),
+        ("Best validation UAR", lambda run: wording.percent(max(_measured(run, "uar"), default=None))),
+        ("Last training loss", lambda run: wording.number(next(reversed(_measured(run, "train_loss")), None), ".3f")),
+        ("Minutes", lambda run: wording.number(sum(_measured(run, "seconds")) / 60, ".1f")),
+        ("Clients left out", lambda run: wording.count(sum(len(entry.get("failures") or ()) for entry in run.rounds))),
+        ("Stopped", lambda run: str(run.summary.get("stopped") or MISSING)),
+    ]
+    return Table(
+        title="Training",
+        header=("", *labels_of(runs)),
+        rows=tuple((name, *(cell(run) for run in runs)) for name, cell in facts),
+        caption=f"{provenance(runs)} UAR in per cent, on the validation part. Clients left out: over all rounds.",
+    )
+
+
+def _selected(run: RunRecords) -> Mapping[str, Any]:
+    selected = run.summary.get("selected_round")
+    return next((entry for entry in run.rounds if entry.get("round") == selected), {})
+
+
+def _measured(run: RunRecords, key: str) -> list[float]:
+    return [entry[key] for entry in run.rounds if entry.get(key) is not None]
+
+
+def _recalls(run: RunRecords) -> Mapping[str, Any]:
+    return dict(zip(run.classes, run.test.get("per_class_recall") or (), strict=False))
+
+
+def _speakers(run: RunRecords) -> Mapping[str, Any]:
+    return run.test.get("per_speaker_uar") or {}
+
+
+def _clients(run: RunRecords) -> str:
+    count = wording.count(run.summary.get("num_clients"))
+    by = run.setting("clients.by")
+    return f"{count}, by {by}" if by else count

@@ -1,0 +1,129 @@
+"""Audio files: what is read equals what was recorded, and broken files are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from ser_fl.data.audio import content_digest, probe_audio, read_audio, write_wav
+from ser_fl.errors import UserError
+
+
+def pcm(num_samples: int = 400, channels: int = 1, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(-32768, 32768, (num_samples, channels)).astype(np.int16)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "WAV"])
+def test_sixteen_bit_samples_are_read_exactly(tmp_path: Path, suffix: str) -> None:
+    samples = pcm()
+    soundfile.write(tmp_path / f"a.{suffix}", samples, 22050)
+    waveform_T, sample_rate_hz = read_audio(tmp_path / f"a.{suffix}")
+    assert sample_rate_hz == 22050
+    assert waveform_T.dtype == torch.float32
+    assert torch.equal(waveform_T, torch.from_numpy(samples[:, 0] / np.float32(32768)))
+
+
+def test_channel_choice(tmp_path: Path) -> None:
+    samples = pcm(channels=2)
+    soundfile.write(tmp_path / "a.wav", samples, 48000)
+    left, right = (torch.from_numpy(samples[:, index] / np.float32(32768)) for index in (0, 1))
+    assert torch.equal(read_audio(tmp_path / "a.wav", "first")[0], left)
+    assert torch.equal(read_audio(tmp_path / "a.wav", "second")[0], right)
+    torch.testing.assert_close(read_audio(tmp_path / "a.wav", "mean")[0], (left + right) / 2, rtol=0, atol=1e-7)
+
+
+def test_mean_of_spaced_microphones_comb_filters(tmp_path: Path) -> None:
+    """Why "first" is the default: a delay of half a period between the channels cancels the tone."""
+    time = np.arange(4800) / 48000
+    tone = np.stack([np.sin(2 * np.pi * 1000 * time), np.sin(2 * np.pi * 1000 * (time - 0.0005))], axis=1) / 2
+    soundfile.write(tmp_path / "a.wav", tone, 48000)
+    assert read_audio(tmp_path / "a.wav", "mean")[0].abs().max() < 1e-3
+    assert read_audio(tmp_path / "a.wav", "first")[0].abs().max() > 0.49
+
+
+def test_channel_that_is_not_there(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", pcm(), 16000)
+    with pytest.raises(UserError, match=r"a\.wav has one channel.*data\.channel=first"):
+        read_audio(tmp_path / "a.wav", "second")
+    with pytest.raises(UserError, match=r"unknown data\.channel 'left'.*first, mean, second"):
+        read_audio(tmp_path / "a.wav", "left")
+
+
+def test_cut_off_flac_passes_the_probe_and_fails_in_reading(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "whole.flac", pcm(50_000), 16000)
+    content = (tmp_path / "whole.flac").read_bytes()
+    (tmp_path / "cut.flac").write_bytes(content[: len(content) // 2])
+    assert probe_audio(tmp_path / "cut.flac") is None
+    with pytest.raises(UserError, match=r"cannot read .*cut\.flac"):
+        read_audio(tmp_path / "cut.flac")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(None, "no such file"), (b"", "format"), (b"version https://git-lfs", "format")]
+)
+def test_unreadable_files_are_named(tmp_path: Path, content: bytes | None, reason: str) -> None:
+    path = tmp_path / "a.wav"
+    if content is not None:
+        path.write_bytes(content)
+    assert reason in str(probe_audio(path))
+    with pytest.raises(UserError, match=rf"cannot read .*a\.wav: .*{reason}"):
+        read_audio(path)
+
+
+def test_file_without_samples(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.zeros(0), 16000)
+    assert probe_audio(tmp_path / "a.wav") == "holds no samples"
+    with pytest.raises(UserError, match=r"a\.wav: it holds no samples"):
+        read_audio(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 32768.0])
+def test_samples_on_another_scale_are_refused(tmp_path: Path, bad: float) -> None:
+    soundfile.write(tmp_path / "a.wav", np.array([0.1, bad, 0.2], dtype=np.float32), 16000, subtype="FLOAT")
+    with pytest.raises(UserError, match=r"a\.wav: samples reach"):
+        read_audio(tmp_path / "a.wav")
+
+
+def test_floating_point_overshoot_is_cut(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.array([0.5, 1.2, -1.1], dtype=np.float32), 16000, subtype="FLOAT")
+    assert read_audio(tmp_path / "a.wav")[0].tolist() == [0.5, 1.0, -1.0]
+
+
+def test_written_wav_is_what_was_read_bit_for_bit(tmp_path: Path) -> None:
+    samples = np.arange(-32768, 32768, dtype=np.int16)
+    soundfile.write(tmp_path / "a.wav", samples, 16000)
+    waveform_T, sample_rate_hz = read_audio(tmp_path / "a.wav")
+    write_wav(tmp_path / "deeper" / "b.wav", waveform_T, sample_rate_hz)
+    written, rate = soundfile.read(tmp_path / "deeper" / "b.wav", dtype="int16")
+    assert rate == 16000
+    assert soundfile.info(tmp_path / "deeper" / "b.wav").subtype == "PCM_16"
+    assert np.array_equal(written, samples)
+
+
+def test_writing_cuts_at_full_scale_and_does_not_wrap(tmp_path: Path) -> None:
+    write_wav(tmp_path / "a.wav", torch.tensor([1.0, 1.5, -1.5, 0.0]), 16000)
+    assert soundfile.read(tmp_path / "a.wav", dtype="int16")[0].tolist() == [32767, 32767, -32768, 0]
+
+
+@pytest.mark.parametrize("waveform", [torch.zeros(1, 8), torch.tensor([0.0, float("nan")])])
+def test_writing_refuses_what_is_no_waveform(tmp_path: Path, waveform: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"finite and of shape \(T,\)"):
+        write_wav(tmp_path / "a.wav", waveform, 16000)
+    assert not list(tmp_path.iterdir())
+
+
+def test_digest_follows_content_and_channel_not_the_name(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", pcm(channels=2), 16000)
+    (tmp_path / "b.wav").write_bytes((tmp_path / "a.wav").read_bytes())
+    soundfile.write(tmp_path / "c.wav", pcm(channels=2, seed=1), 16000)
+    first = content_digest(tmp_path / "a.wav", "first")
+    assert len(first) == 16
+    assert first == content_digest(tmp_path / "b.wav", "first")
+    assert first != content_digest(tmp_path / "a.wav", "mean")
+    assert first != content_digest(tmp_path / "c.wav", "first")
+    with pytest.raises(UserError, match=r"gone\.wav: no such file"):
+        content_digest(tmp_path / "gone.wav", "first")

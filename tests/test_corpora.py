@@ -1,0 +1,537 @@
+"""Corpus readers against tiny made-up trees in each corpus's published layout, and in the layouts copies come in."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from ser_fl.data.corpora import CORPORA, open_corpus
+from ser_fl.data.corpora.folder import list_files
+from ser_fl.data.utterance import EMOTIONS, Utterance
+from ser_fl.errors import UserError
+
+NEMO = Path(os.environ.get("SERFL_NEMO", Path(__file__).parents[2] / "shared" / "data" / "nemo"))
+
+
+def write_audio(path: Path, *, seed: str | None = None, channels: int = 1) -> None:
+    """A tiny real audio file; its samples follow from its name, or from the seed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(zlib.crc32((seed or path.stem).encode()))
+    soundfile.write(path, generator.integers(-9000, 9000, (64, channels)).astype(np.int16), 16000)
+
+
+def write_text(path: Path, text: str, encoding: str = "utf-8") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode(encoding))
+
+
+# What each corpus's naming scheme says about a name: path as published, emotion, speaker, sex, text, session.
+Expected = tuple[str, str, str, str | None, str | None, str | None]
+NAMED: dict[str, list[Expected]] = {
+    "emodb": [
+        ("wav/03a01Fa.wav", "happiness", "03", "male", "a01", None),
+        ("wav/08b10Wa.wav", "anger", "08", "female", "b10", None),
+        ("wav/09a02Ea.wav", "disgust", "09", "female", "a02", None),
+        ("wav/10b02La.wav", "boredom", "10", "male", "b02", None),
+        ("wav/11a01Ab.wav", "fear", "11", "male", "a01", None),
+        ("wav/14b03Ta.wav", "sadness", "14", "female", "b03", None),
+        ("wav/16a04Nc.wav", "neutral", "16", "female", "a04", None),
+    ],
+    "emovo": [
+        ("f1/dis-f1-b1.wav", "disgust", "f1", "female", "b1", None),
+        ("f2/gio-f2-l4.wav", "happiness", "f2", "female", "l4", None),
+        ("f3/neu-f3-n5.wav", "neutral", "f3", "female", "n5", None),
+        ("m1/pau-m1-d1.wav", "fear", "m1", "male", "d1", None),
+        ("m2/rab-m2-b3.wav", "anger", "m2", "male", "b3", None),
+        ("m3/sor-m3-n1.wav", "surprise", "m3", "male", "n1", None),
+        ("m3/tri-m3-n1.wav", "sadness", "m3", "male", "n1", None),
+    ],
+    "ravdess": [
+        (f"Actor_{actor}/03-01-{code}-01-{statement}-01-{actor}.wav", emotion, actor, sex, text, None)
+        for actor, code, emotion, statement in [
+            ("01", "01", "neutral", "01"),
+            ("02", "02", "calm", "02"),
+            ("03", "03", "happiness", "01"),
+            ("04", "04", "sadness", "02"),
+            ("23", "05", "anger", "01"),
+            ("24", "06", "fear", "02"),
+            ("07", "07", "disgust", "01"),
+            ("08", "08", "surprise", "02"),
+        ]
+        for sex in ["male" if int(actor) % 2 else "female"]
+        for text in [
+            f"{'Kids' if statement == '01' else 'Dogs'} are {'talking' if statement == '01' else 'sitting'} by the door"
+        ]
+    ],
+    "cremad": [
+        ("AudioWAV/1001_DFA_ANG_XX.wav", "anger", "1001", "male", "DFA", None),
+        ("AudioWAV/1002_IEO_DIS_LO.wav", "disgust", "1002", "female", "IEO", None),
+        ("AudioWAV/1091_IEO_FEA_HI.wav", "fear", "1091", "female", "IEO", None),
+        ("AudioWAV/1090_IEO_HAP_MD.wav", "happiness", "1090", "male", "IEO", None),
+        ("AudioWAV/1076_MTI_NEU_XX.wav", "neutral", "1076", "female", "MTI", None),
+        ("AudioWAV/1040_ITH_SAD_X.wav", "sadness", "1040", "male", "ITH", None),
+    ],
+    "savee": [
+        ("AudioData/DC/a01.wav", "anger", "DC", "male", "a01", None),
+        ("AudioData/JE/d15.wav", "disgust", "JE", "male", "d15", None),
+        ("AudioData/JK/f03.wav", "fear", "JK", "male", "f03", None),
+        ("AudioData/KL/h02.wav", "happiness", "KL", "male", "h02", None),
+        ("AudioData/KL/n30.wav", "neutral", "KL", "male", "n30", None),
+        ("AudioData/KL/sa01.wav", "sadness", "KL", "male", "sa01", None),
+        ("AudioData/DC/su01.wav", "surprise", "DC", "male", "su01", None),
+    ],
+    "tess": [
+        ("OAF_angry/OAF_back_angry.wav", "anger", "OAF", "female", "back", None),
+        ("OAF_neutral/OA_bite_neutral.wav", "neutral", "OAF", "female", "bite", None),
+        ("OAF_Pleasant_surprise/OAF_back_ps.wav", "surprise", "OAF", "female", "back", None),
+        ("YAF_disgust/YAF_youth_disgust.wav", "disgust", "YAF", "female", "youth", None),
+        ("YAF_fear/YAF_back_fear.wav", "fear", "YAF", "female", "back", None),
+        ("YAF_happy/YAF_back_happy.wav", "happiness", "YAF", "female", "back", None),
+        ("YAF_sad/YAF_back_sad.wav", "sadness", "YAF", "female", "back", None),
+    ],
+}
+
+
+def facts(utterance: Utterance) -> tuple[str, str, str | None, str | None, str | None]:
+    return utterance.emotion, utterance.speaker, utterance.sex, utterance.text, utterance.session
+
+
+def published(row: Expected) -> str:
+    return row[0]
+
+
+def flat(row: Expected) -> str:
+    """All files in one folder; SAVEE's then bear the speaker."""
+    path = Path(row[0])
+    return f"{row[2]}_{path.name}" if path.parts[0] == "AudioData" else path.name
+
+
+def as_flac(row: Expected) -> str:
+    return str(Path(row[0]).with_suffix(".flac"))
+
+
+def by_emotion(row: Expected) -> str:
+    """Below the published folder, so that SAVEE's speakers are still told."""
+    path = Path(row[0])
+    return (path.parent / row[1] / path.name).as_posix()
+
+
+LAYOUTS: dict[str, Callable[[Expected], str]] = {
+    "published": published,
+    "flat": flat,
+    "deeper": lambda row: f"unpacked/audio/{row[0]}",
+    "flac": as_flac,
+    "by emotion": by_emotion,
+    "upper case": lambda row: (Path(row[0]).parent / Path(row[0]).name.upper()).as_posix(),
+    "lower case": lambda row: row[0].lower(),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", NAMED)
+def test_named_corpora_in_every_layout(tmp_path: Path, name: str, layout: str) -> None:
+    rows = {LAYOUTS[layout](row): row[1:] for row in NAMED[name]}
+    for path in rows:
+        write_audio(tmp_path / path)
+        write_text(tmp_path / Path(path).parent / f"._{Path(path).name}", "macOS")
+    write_text(tmp_path / "README.txt", "about")
+    write_text(tmp_path / "__MACOSX" / next(iter(rows)), "macOS")
+    write_audio(tmp_path / "dialogue.wav")
+    for path in rows:
+        for stray in (f"{Path(path).stem}_noisy.wav", f"copy of {Path(path).stem}.wav", f"{Path(path).stem}.txt.wav"):
+            write_text(tmp_path / stray, "of somebody else")
+    corpus = open_corpus(name, tmp_path)
+    assert {utterance.utterance_id: facts(utterance) for utterance in corpus.utterances} == rows
+    assert [utterance.utterance_id for utterance in corpus.utterances] == sorted(rows)
+    assert corpus.name == name and not corpus.synthetic and corpus.labels == CORPORA[name].label_map
+
+
+def test_ravdess_leaves_out_song_video_and_audio_video(tmp_path: Path) -> None:
+    write_audio(tmp_path / "Actor_12" / "03-01-06-01-02-01-12.wav")
+    for other in ("03-02-06-01-02-01-12", "01-01-06-01-02-01-12", "02-01-06-01-02-01-12", "03-01-06-01-02-01-25"):
+        write_audio(tmp_path / "Actor_12" / f"{other}.wav")
+    corpus = open_corpus("ravdess", tmp_path)
+    assert [utterance.utterance_id for utterance in corpus.utterances] == ["Actor_12/03-01-06-01-02-01-12.wav"]
+
+
+def test_savee_speaker_is_not_told_by_folders_above_the_corpus(tmp_path: Path) -> None:
+    write_audio(tmp_path / "dc" / "corpus" / "a01.wav")
+    with pytest.raises(UserError, match="no utterance of SAVEE"):
+        open_corpus("savee", tmp_path / "dc" / "corpus")
+    assert open_corpus("savee", tmp_path / "dc").utterances[0].speaker == "DC"
+
+
+@pytest.mark.parametrize("name", ["tess", "ravdess"])
+def test_copies_are_taken_once(tmp_path: Path, name: str) -> None:
+    for row in NAMED[name]:
+        write_audio(tmp_path / "corpus" / row[0])
+        write_audio(tmp_path / "corpus" / "corpus" / row[0])
+    corpus = open_corpus(name, tmp_path)
+    assert {utterance.utterance_id for utterance in corpus.utterances} == {f"corpus/{row[0]}" for row in NAMED[name]}
+
+
+def test_two_different_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    write_audio(tmp_path / "a" / "OAF_back_angry.wav")
+    write_audio(tmp_path / "b" / "OAF_back_angry.wav", seed="other")
+    with pytest.raises(UserError, match=r"a/OAF_back_angry\.wav and .*b/OAF_back_angry\.wav .*differ: remove one"):
+        open_corpus("tess", tmp_path)
+
+
+def test_linked_folders_are_followed_and_loops_are_not(tmp_path: Path) -> None:
+    write_audio(tmp_path / "disk" / "03a01Fa.wav")
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "wav").symlink_to(tmp_path / "disk", target_is_directory=True)
+    (tmp_path / "disk" / "loop").symlink_to(tmp_path / "corpus", target_is_directory=True)
+    corpus = open_corpus("emodb", tmp_path / "corpus")
+    assert [utterance.utterance_id for utterance in corpus.utterances] == ["wav/03a01Fa.wav"]
+    assert list_files(tmp_path / "corpus") == [tmp_path / "corpus" / "wav" / "03a01Fa.wav"]
+
+
+def test_files_are_listed_shallow_ones_first_without_hidden_ones(tmp_path: Path) -> None:
+    shown = ["b.wav", "a/c.wav", "b/a.wav", "a/b/a.wav"]
+    for path in [*shown, ".git/a.wav", "a/._c.wav", "__MACOSX/a.wav"]:
+        write_text(tmp_path / path, "")
+    assert [path.relative_to(tmp_path).as_posix() for path in list_files(tmp_path)] == shown
+
+
+# Corpora that tell their labels in tables.
+
+EMOZIONALMENTE = [
+    ("1612872848291.wav", "actor_1", "joy", "happiness", "female", "train"),
+    ("1612872848292.wav", "actor_1", "neutrality", "neutral", "female", "train"),
+    ("1612872848293.wav", "actor_2", "anger", "anger", "male", "validation"),
+    ("1612872848294.wav", "actor_3", "disgust", "disgust", None, "test"),
+    ("1612872848295.wav", "actor_3", "fear", "fear", None, "test"),
+    ("1612872848296.wav", "actor_3", "sadness", "sadness", None, "test"),
+    ("1612872848297.wav", "actor_3", "surprise", "surprise", None, "test"),
+]
+
+
+def write_emozionalmente(root: Path, *, split: bool = True, suffix: str = ".wav") -> None:
+    header = "file_name,actor,emotion_expressed,sentence\n"
+    lines = {
+        row[0]: f'{row[0]},{row[1]},{row[2]},"Gli operai si alzano presto, di mattina"\n' for row in EMOZIONALMENTE
+    }
+    write_text(root / "metadata" / "samples.csv", header + "".join(lines.values()))
+    write_text(root / "metadata" / "evaluations.csv", "file_name,evaluator,emotion_recognized\n")
+    write_text(
+        root / "metadata" / "users.csv",
+        "username,age,gender,mother_tongue\nactor_1,30,Female,it\nactor_2,40,m,it\nactor_3,50,other,it\n",
+    )
+    for row in EMOZIONALMENTE:
+        write_audio((root / "audio" / row[0]).with_suffix(suffix))
+    for table, part in [("train", "train"), ("dev", "validation"), ("test", "test")]:
+        if split:
+            chosen = [lines[row[0]] for row in EMOZIONALMENTE if row[5] == part]
+            write_text(root / "metadata" / "split" / f"{table}.csv", header + "".join(chosen))
+
+
+@pytest.mark.parametrize("split", [True, False], ids=["version 1.1", "version 1.0"])
+@pytest.mark.parametrize("below", ["", "emozionalmente_dataset"])
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".WAV"])
+def test_emozionalmente(tmp_path: Path, split: bool, below: str, suffix: str) -> None:
+    write_emozionalmente(tmp_path / below, split=split, suffix=suffix)
+    corpus = open_corpus("emozionalmente", tmp_path)
+    found = {Path(u.utterance_id).stem: (u.speaker, u.emotion, u.sex, u.split, u.text) for u in corpus.utterances}
+    assert found == {
+        Path(name).stem: (actor, word, sex, part if split else None, "Gli operai si alzano presto, di mattina")
+        for name, actor, _, word, sex, part in EMOZIONALMENTE
+    }
+
+
+def test_emozionalmente_file_in_two_splits(tmp_path: Path) -> None:
+    write_emozionalmente(tmp_path)
+    write_text(tmp_path / "metadata" / "split" / "test.csv", "file_name\n1612872848291.wav\n")
+    with pytest.raises(
+        UserError, match=r"test\.csv line 2: 1612872848291\.wav is in the train split too|train\.csv line 2"
+    ):
+        open_corpus("emozionalmente", tmp_path)
+
+
+EVALUATION = """% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]
+
+[6.2901 - 8.2357]\tSes01F_impro01_F000\tneu\t[2.5000, 2.5000, 2.5000]
+C-E2:\tNeutral;\t(caf\xe9)
+A-E3:\tval 3; act 2; dom  2;\t()
+
+[10.0100 - 11.3925]\tSes01F_impro01_M001\texc\t[2.5000, 2.5000, 2.5000]
+[14.8872 - 18.0175]\tSes01F_impro01_F002\tfru\t[2.5000, 3.5000, 3.5000]
+[19.2900 - 20.7875]\tSes01F_impro01_M003\txxx\t[2.5000, 3.5000, 3.5000]
+[21.3257 - 24.7400]\tSes01F_impro01_F004\thap\t[2.5000, 3.5000, 3.5000]
+"""
+IEMOCAP_TURNS = {
+    "Ses01F_impro01_F000": ("neutral", "Ses01F", "female", None, "Ses01"),
+    "Ses01F_impro01_M001": ("happiness", "Ses01M", "male", None, "Ses01"),
+    "Ses01F_impro01_F004": ("happiness", "Ses01F", "female", None, "Ses01"),
+    "Ses05M_script01_1b_F002": ("anger", "Ses05F", "female", None, "Ses05"),
+    "Ses05M_script01_1b_M003": ("sadness", "Ses05M", "male", None, "Ses05"),
+}
+
+
+def write_iemocap(root: Path, suffix: str = ".wav") -> None:
+    script = "".join(
+        f"[1.0 - 2.0]\t{turn}\t{code}\t[2.5, 2.5, 2.5]\n"
+        for turn, code in [("Ses05M_script01_1b_F002", "ang"), ("Ses05M_script01_1b_M003", "sad")]
+    )
+    for session, dialogue, text in [(1, "Ses01F_impro01", EVALUATION), (5, "Ses05M_script01_1b", script)]:
+        folder = root / f"Session{session}"
+        write_text(folder / "dialog" / "EmoEvaluation" / f"{dialogue}.txt", text, "latin-1")
+        write_text(folder / "dialog" / "EmoEvaluation" / f"._{dialogue}.txt", text, "latin-1")
+        write_text(
+            folder / "dialog" / "EmoEvaluation" / "Categorical" / f"{dialogue}_e2_cat.txt",
+            f"{dialogue}_F000 :Anger; ()\n",
+        )
+        write_text(
+            folder / "dialog" / "transcriptions" / f"{dialogue}.txt", f"{dialogue}_F000 [006.2-008.2]: Excuse me.\n"
+        )
+        write_audio(folder / "dialog" / "wav" / f"{dialogue}.wav")
+        for turn in [*IEMOCAP_TURNS, "Ses01F_impro01_F002", "Ses01F_impro01_M003"]:
+            if turn.startswith(dialogue):
+                write_audio(folder / "sentences" / "wav" / dialogue / f"{turn}{suffix}")
+
+
+@pytest.mark.parametrize("below", ["", "IEMOCAP_full_release"])
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_iemocap_keeps_the_four_classes(tmp_path: Path, below: str, suffix: str) -> None:
+    write_iemocap(tmp_path / below, suffix)
+    corpus = open_corpus("iemocap", tmp_path)
+    assert {Path(u.utterance_id).stem: facts(u) for u in corpus.utterances} == IEMOCAP_TURNS
+
+
+def test_iemocap_labels_can_be_chosen(tmp_path: Path) -> None:
+    write_iemocap(tmp_path)
+    labels = {"exc": "excitement", "fru": "frustration", "hap": "happiness"}
+    corpus = open_corpus("iemocap", tmp_path, labels=labels)
+    found = Counter(utterance.emotion for utterance in corpus.utterances)
+    assert found == {"excitement": 1, "frustration": 1, "happiness": 1}
+    assert corpus.labels == labels
+    with pytest.raises(UserError, match=r"IEMOCAP has no code 'happy', its codes are ang, dis, exc"):
+        open_corpus("iemocap", tmp_path, labels={"happy": "happiness"})
+    with pytest.raises(UserError, match=r"the word for 'hap' is blank"):
+        open_corpus("iemocap", tmp_path, labels={"hap": " "})
+    with pytest.raises(UserError, match=r"no utterance below .* has one of the labels dis: change data\.labels"):
+        open_corpus("iemocap", tmp_path, labels={"dis": "disgust"})
+
+
+NEMO_TABLE = (
+    "file_id\temotion\traw_text\tnormalized_text\tspeaker_id\tgender\tage\n"
+    'EB0_neutral_13.wav\tneutral\t"Interesuje mnie.\tinteresuje mnie\t        EB0\tfemale\t27\n'
+    'KS0_surprised_10.wav\tsurprised\tKupiłem "nową" szafę.\tkupiłem nową szafę\t        KS0\tmale\t23\n'
+)
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+@pytest.mark.parametrize("below", ["", "nEMO-main"])
+def test_nemo_blanks_bare_quotes_and_the_other_ending(tmp_path: Path, suffix: str, below: str) -> None:
+    write_text(tmp_path / below / "data.tsv", NEMO_TABLE)
+    for stem in ("EB0_neutral_13", "KS0_surprised_10"):
+        write_audio(tmp_path / below / "samples" / f"{stem}{suffix}")
+    first, second = open_corpus("nemo", tmp_path).utterances
+    assert facts(first) == ("neutral", "EB0", "female", '"Interesuje mnie.', None)
+    assert facts(second) == ("surprise", "KS0", "male", 'Kupiłem "nową" szafę.', None)
+    assert first.utterance_id == (Path(below) / "samples" / f"EB0_neutral_13{suffix}").as_posix()
+
+
+def test_missing_file_listed_twice_is_missing_not_different(tmp_path: Path) -> None:
+    write_text(tmp_path / "data.tsv", NEMO_TABLE + NEMO_TABLE.partition("\n")[2])
+    with pytest.raises(UserError, match=r"cannot read .*samples/EB0_neutral_13\.wav: no such file \(one of 2"):
+        open_corpus("nemo", tmp_path)
+
+
+def test_unknown_emotion_in_a_published_table(tmp_path: Path) -> None:
+    write_text(tmp_path / "data.tsv", NEMO_TABLE.replace("\tneutral\t", "\tbored\t"))
+    with pytest.raises(UserError, match=r"unknown emotion 'bored' of .*EB0_neutral_13\.wav: nEMO has anger, fear"):
+        open_corpus("nemo", tmp_path)
+
+
+@pytest.mark.skipif(not NEMO.exists(), reason="the nEMO subset is not here")
+def test_real_nemo() -> None:
+    corpus = open_corpus("nemo", NEMO)
+    assert len(corpus.utterances) == 2006
+    assert Counter(u.emotion for u in corpus.utterances) == {
+        "anger": 335,
+        "fear": 333,
+        "happiness": 342,
+        "neutral": 359,
+        "sadness": 337,
+        "surprise": 300,
+    }
+    sexes = {u.speaker: u.sex for u in corpus.utterances}
+    assert len(sexes) == 9 and all(speaker == speaker.strip() for speaker in sexes)
+    assert not [u for u in corpus.utterances if (u.speaker, u.emotion) == ("MK0", "surprise")]
+    waveform_T, sample_rate_hz = corpus.read(corpus.utterances[0])
+    assert sample_rate_hz == 16000 and 0.01 < waveform_T.abs().max() <= 1
+
+
+# Manifests.
+
+
+def write_manifest(folder: Path, lines: list[str], *, name: str = "manifest.csv", encoding: str = "utf-8") -> Path:
+    write_text(folder / name, "\n".join(lines) + "\n", encoding)
+    for audio in ("a.wav", "b.wav", "deep/c.flac"):
+        write_audio(folder / audio)
+    return folder / name
+
+
+FULL = [
+    "path,emotion,speaker,text,sex,session,split",
+    "a.wav,Anger,s1,hello,F,one,train",
+    'b.wav , menace,s2,"well, yes",male,,dev',
+    "deep/c.flac,neutral, s2,,,,test",
+]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("separator", [",", "\t"])
+@pytest.mark.parametrize("given", ["folder", "file"])
+def test_manifest(tmp_path: Path, encoding: str, separator: str, given: str) -> None:
+    lines = FULL if separator == "," else [line.replace("well, yes", "well; yes").replace(",", "\t") for line in FULL]
+    table = write_manifest(tmp_path, lines, encoding=encoding)
+    corpus = open_corpus("manifest", tmp_path if given == "folder" else table)
+    comma = "well, yes" if separator == "," else "well; yes"
+    assert [(u.utterance_id, *facts(u), u.split) for u in corpus.utterances] == [
+        ("a.wav", "anger", "s1", "female", "hello", "one", "train"),
+        ("b.wav", "menace", "s2", "male", comma, None, "validation"),
+        ("deep/c.flac", "neutral", "s2", None, None, None, "test"),
+    ]
+    assert corpus.read(corpus.utterances[2])[1] == 16000
+
+
+def test_manifest_labels_are_mapped(tmp_path: Path) -> None:
+    write_manifest(tmp_path, FULL)
+    corpus = open_corpus("manifest", tmp_path, labels={"menace": "anger", "Anger": "fear"})
+    assert [utterance.emotion for utterance in corpus.utterances] == ["fear", "anger", "neutral"]
+
+
+DEMOS = {
+    "col": "guilt",
+    "dis": "disgust",
+    "gio": "happiness",
+    "pau": "fear",
+    "rab": "anger",
+    "sor": "surprise",
+    "tri": "sadness",
+    "neu": "neutral",
+}
+
+
+def test_manifest_of_demos(tmp_path: Path) -> None:
+    for code in DEMOS:
+        write_audio(tmp_path / "wav" / f"PR_f_01_{code}a01.wav")
+    lines = [f"wav/PR_f_01_{code}a01.wav,{code},f_01" for code in DEMOS]
+    write_text(tmp_path / "manifest.csv", "\n".join(["path,emotion,speaker", *lines]))
+    corpus = open_corpus("manifest", tmp_path)
+    assert {u.utterance_id[-10:-7]: u.emotion for u in corpus.utterances} == DEMOS
+    assert corpus.labels == DEMOS
+    write_text(
+        tmp_path / "manifest.csv", "\n".join(["path,emotion,speaker", *lines[:-1], lines[-1].replace(",neu,", ",odd,")])
+    )
+    found = {utterance.emotion for utterance in open_corpus("manifest", tmp_path).utterances}
+    assert found == {"odd", *DEMOS} - {"neu"}, "one foreign label: nothing is taken for a DEMoS code"
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["path,emotion", "a.wav,anger"], r"manifest\.csv lacks the column 'speaker': it has path, emotion"),
+        ([""], r"manifest\.csv lacks the column 'path': it has nothing"),
+        (["path,emotion,speaker"], r"no utterance of a manifest below .*: looked for a table"),
+        (["path,emotion,speaker", "a.wav,,s1"], r"line 2 has no 'emotion'"),
+        (["path,emotion,speaker", "a.wav,anger"], r"line 2 has no 'speaker'"),
+        (["path,emotion,speaker", "a.wav,anger,s1,more"], r"line 2 has 4 fields, not 3"),
+        (
+            ["path,emotion,speaker", "a.wav,anger,s1", "", "./a.wav,fear,s1"],
+            r"line 4 lists \./a\.wav again, after line 2",
+        ),
+        (["path,emotion,speaker", "../x.wav,anger,s1"], r"line 2 names \.\./x\.wav, outside the manifest's folder"),
+        (["path,emotion,speaker", "..,anger,s1"], r"line 2 names \.\., outside the manifest's folder"),
+        (["path,emotion,speaker", "/etc/x.wav,anger,s1"], r"line 2 names /etc/x\.wav, outside"),
+        (["path,emotion,speaker", "deep/../../x.wav,anger,s1"], r"outside the manifest's folder"),
+        (["path,emotion,speaker,split", "a.wav,anger,s1,held"], r"line 2 has the split 'held': use train, validation"),
+        (["path,emotion,speaker", "gone.wav,anger,s1", "a.wav,anger,s1"], r"cannot read .*gone\.wav: no such file"),
+    ],
+)
+def test_faulty_manifests(tmp_path: Path, lines: list[str], message: str) -> None:
+    write_manifest(tmp_path, lines)
+    with pytest.raises(UserError, match=message) as error:
+        open_corpus("manifest", tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_manifest_absolute_path_and_backslashes_below_the_folder(tmp_path: Path) -> None:
+    write_manifest(tmp_path, ["path,emotion,speaker", f"{tmp_path}/a.wav,fear,s1", "deep\\c.flac,fear,s1"])
+    assert [u.utterance_id for u in open_corpus("manifest", tmp_path).utterances] == ["a.wav", "deep/c.flac"]
+
+
+def test_manifest_that_is_no_text_or_missing(tmp_path: Path) -> None:
+    write_text(tmp_path / "manifest.csv", "path,emotion,speaker\nä.wav,anger,s1\n", "utf-16")
+    with pytest.raises(UserError, match=r"cannot read the table .*manifest\.csv"):
+        open_corpus("manifest", tmp_path)
+    (tmp_path / "manifest.csv").unlink()
+    with pytest.raises(UserError, match=r"no manifest\.csv in .*path, emotion, speaker"):
+        open_corpus("manifest", tmp_path)
+
+
+# Opening.
+
+
+def test_bad_settings_and_folders(tmp_path: Path) -> None:
+    write_audio(tmp_path / "03a01Fa.wav")
+    for call, message in [
+        (lambda: open_corpus("emdb", tmp_path), r"unknown corpus 'emdb', did you mean 'emodb'\? Known: cremad"),
+        (lambda: open_corpus("emodb", tmp_path / "gone"), r"no such folder: .*gone; set data\.root"),
+        (lambda: open_corpus("emodb", tmp_path / "03a01Fa.wav"), r"03a01Fa\.wav is a file: set data\.root"),
+        (lambda: open_corpus("emovo", tmp_path), r"no utterance of EMOVO below .*: looked for names such as dis-f1"),
+        (lambda: open_corpus("emodb", tmp_path, channel="left"), r"unknown data\.channel 'left'"),
+        (lambda: open_corpus("emodb", tmp_path, on_unreadable="go"), r"unknown data\.on_unreadable 'go'.*skip, stop"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            call()
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"RIFF\x24\x00\x00\x00WAVE"])
+def test_unreadable_files_stop_or_are_skipped(tmp_path: Path, content: bytes) -> None:
+    write_audio(tmp_path / "wav" / "03a01Fa.wav")
+    (tmp_path / "wav" / "03a02Fc.wav").write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"cannot read .*wav/03a02Fc\.wav: .*one of 1 such files among 2.*on_unreadable=skip"
+    ):
+        open_corpus("emodb", tmp_path)
+    corpus = open_corpus("emodb", tmp_path, on_unreadable="skip")
+    assert [utterance.utterance_id for utterance in corpus.utterances] == ["wav/03a01Fa.wav"]
+    assert [file.utterance_id for file in corpus.skipped] == ["wav/03a02Fc.wav"]
+    assert corpus.skipped[0].reason
+    (tmp_path / "wav" / "03a01Fa.wav").write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot read .*data\.root"):
+        open_corpus("emodb", tmp_path, on_unreadable="skip")
+
+
+def test_channel_reaches_reading_and_digest(tmp_path: Path) -> None:
+    write_audio(tmp_path / "dis-f1-b1.wav", channels=2)
+    raw, _ = soundfile.read(tmp_path / "dis-f1-b1.wav", dtype="float32")
+    digests = set()
+    for channel, expected in [("first", raw[:, 0]), ("second", raw[:, 1]), ("mean", raw.mean(axis=1))]:
+        corpus = open_corpus("emovo", tmp_path, channel=channel)
+        assert np.allclose(corpus.read(corpus.utterances[0])[0].numpy(), expected, atol=1e-7)
+        digests.add(corpus.content_digest(corpus.utterances[0]))
+    assert len(digests) == 3 and all(len(digest) == 16 for digest in digests)
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_registry_is_consistent(name: str) -> None:
+    """Label maps stay in the vocabulary, and published counts add up to the published total."""
+    info, counts = CORPORA[name], CORPORA[name].published_counts
+    assert info.name == name and set(info.label_map.values()) <= set(EMOTIONS)
+    words = set(info.label_map.values())
+    for table in (counts.per_emotion, counts.of_each_speaker):
+        assert not table or set(table) == words
+    for table in (counts.per_emotion, counts.per_speaker):
+        assert not table or sum(table.values()) == info.num_utterances
+    assert not counts.per_speaker or len(counts.per_speaker) == info.num_speakers

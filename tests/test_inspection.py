@@ -1,0 +1,150 @@
+"""Corpus check and describe: faults that were planted are found, and nothing else is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from ser_fl.data import inspection
+from ser_fl.data.corpora import CORPORA, open_corpus
+from ser_fl.errors import UserError
+
+NEMO = Path(os.environ.get("SERFL_NEMO", Path(__file__).parents[2] / "shared" / "data" / "nemo"))
+SAVEE_NUMBERS = {"a": 15, "d": 15, "f": 15, "h": 15, "n": 30, "sa": 15, "su": 15}
+
+
+def write_savee(root: Path) -> None:
+    """All 480 files of SAVEE, each of its own length (0.1 s and up at 8 kHz) and sound."""
+    generator = np.random.default_rng(0)
+    names = [
+        (s, f"{c}{i:02d}") for s in ("DC", "JE", "JK", "KL") for c, n in SAVEE_NUMBERS.items() for i in range(1, n + 1)
+    ]
+    for index, (speaker, stem) in enumerate(names):
+        (root / speaker).mkdir(parents=True, exist_ok=True)
+        soundfile.write(root / speaker / f"{stem}.wav", 0.1 * generator.standard_normal(800 + index), 8000)
+
+
+def findings(root: Path, name: str = "savee") -> dict[str, list[inspection.Finding]]:
+    found: dict[str, list[inspection.Finding]] = {}
+    for finding in inspection.check(open_corpus(name, root, on_unreadable="skip"), CORPORA[name]):
+        assert "\n" not in finding.text
+        found.setdefault(finding.kind, []).append(finding)
+    return found
+
+
+def test_whole_and_sound_corpus_has_no_findings(tmp_path: Path) -> None:
+    write_savee(tmp_path)
+    assert findings(tmp_path) == {}
+
+
+def test_each_planted_fault_is_found(tmp_path: Path) -> None:
+    write_savee(tmp_path)
+    (tmp_path / "DC" / "a01.wav").unlink()
+    tone = np.sin(np.arange(1000) / 20)
+    soundfile.write(tmp_path / "DC" / "a02.wav", np.full(900, 1e-4), 8000)
+    soundfile.write(tmp_path / "DC" / "a03.wav", np.clip(2 * tone, -1, 1), 8000)
+    (tmp_path / "DC" / "a04.wav").write_bytes(b"no audio")
+    samples, _ = soundfile.read(tmp_path / "DC" / "a05.wav", dtype="int16")
+    soundfile.write(tmp_path / "JE" / "su15.wav", samples, 8000)
+    found = findings(tmp_path)
+    assert sorted(found) == ["clipped", "counts", "duplicate", "silent", "unreadable"]
+    assert [finding.utterance_ids for finding in found["silent"]] == [("DC/a02.wav",)]
+    assert [finding.utterance_ids for finding in found["clipped"]] == [("DC/a03.wav",)]
+    assert [finding.utterance_ids for finding in found["unreadable"]] == [("DC/a04.wav",)]
+    assert [finding.utterance_ids for finding in found["duplicate"]] == [("DC/a05.wav", "JE/su15.wav")]
+    assert [finding.text for finding in found["counts"]] == [
+        "utterances (found of published): 478 of 480",
+        "utterances by emotion (found of published): anger 58 of 60",
+        "utterances by speaker (found of published): DC 118 of 120",
+        "utterances by speaker and emotion (found of published): DC anger 13 of 15",
+    ]
+
+
+def test_normalised_peaks_are_not_clipping(tmp_path: Path) -> None:
+    """A speech-like tone that touches full scale for an instant is fine; one that is flat there is not."""
+    write_savee(tmp_path)
+    tone = np.sin(2 * np.pi * 200 * np.arange(4000) / 8000)
+    soundfile.write(tmp_path / "DC" / "a01.wav", tone, 8000)
+    assert findings(tmp_path) == {}
+    soundfile.write(tmp_path / "DC" / "a01.wav", -np.abs(np.clip(1.5 * tone, -1, 1)), 8000)
+    assert [finding.utterance_ids for finding in findings(tmp_path)["clipped"]] == [("DC/a01.wav",)]
+
+
+@pytest.mark.parametrize(("num_cut", "is_found"), [(9, False), (10, True)])
+def test_many_files_of_the_greatest_length_were_cut(tmp_path: Path, num_cut: int, is_found: bool) -> None:
+    """Two in a hundred of 480 are ten."""
+    write_savee(tmp_path)
+    generator = np.random.default_rng(1)
+    for number in range(1, num_cut + 1):
+        soundfile.write(tmp_path / "JE" / f"a{number:02d}.wav", 0.1 * generator.standard_normal(8000), 8000)
+    found = findings(tmp_path)
+    assert ("equal_length" in found) == is_found
+    if is_found:
+        assert len(found["equal_length"][0].utterance_ids) == num_cut
+        assert "1.000 s" in found["equal_length"][0].text
+
+
+def test_equal_sound_is_found_across_file_formats_but_not_for_silence(tmp_path: Path) -> None:
+    samples = (np.random.default_rng(0).standard_normal(500) * 3000).astype(np.int16)
+    for name, content in [("a.wav", samples), ("b.flac", samples), ("c.wav", samples * 0), ("d.wav", samples * 0)]:
+        soundfile.write(tmp_path / name, content, 16000)
+    (tmp_path / "manifest.csv").write_text(
+        "path,emotion,speaker\n" + "".join(f"{n},fear,s1\n" for n in ("a.wav", "b.flac", "c.wav", "d.wav"))
+    )
+    found = findings(tmp_path, "manifest")
+    assert sorted(found) == ["duplicate", "silent"]
+    assert found["duplicate"][0].utterance_ids == ("a.wav", "b.flac")
+    assert found["silent"][0].utterance_ids == ("c.wav", "d.wav")
+
+
+def test_file_cut_off_behind_its_header_is_unreadable(tmp_path: Path) -> None:
+    write_savee(tmp_path)
+    noise = np.random.default_rng(1).standard_normal(50_000) * 0.1
+    (tmp_path / "DC" / "a01.wav").unlink()
+    soundfile.write(tmp_path / "DC" / "a01.flac", noise, 8000)
+    content = (tmp_path / "DC" / "a01.flac").read_bytes()
+    (tmp_path / "DC" / "a01.flac").write_bytes(content[:20_000])
+    corpus = open_corpus("savee", tmp_path)
+    with pytest.raises(UserError, match=r"DC/a01\.flac"):
+        corpus.read(corpus.utterances[0])
+    assert findings(tmp_path)["unreadable"][0].utterance_ids == ("DC/a01.flac",)
+    assert inspection.describe(corpus).unreadable == ("DC/a01.flac",)
+
+
+def test_counts_are_not_compared_under_other_labels(tmp_path: Path) -> None:
+    write_savee(tmp_path)
+    corpus = open_corpus("savee", tmp_path, labels={"a": "anger", "h": "happiness"})
+    assert [finding.kind for finding in inspection.check(corpus, CORPORA["savee"])] == ["counts"]
+
+
+def test_description(tmp_path: Path) -> None:
+    rows = [
+        ("a.wav", "fear", "s2", 8000, 16000),
+        ("b.wav", "fear", "s1", 4000, 8000),
+        ("c.wav", "anger", "s1", 32000, 16000),
+    ]
+    for name, _, _, num_samples, rate in rows:
+        soundfile.write(tmp_path / name, np.full(num_samples, 0.1), rate)
+    lines = [f"{name},{emotion},{speaker}" for name, emotion, speaker, _, _ in rows]
+    (tmp_path / "manifest.csv").write_text("\n".join(["path,emotion,speaker", *lines]))
+    description = inspection.describe(open_corpus("manifest", tmp_path))
+    assert description.emotions == ("anger", "fear")
+    assert list(description.counts.items()) == [("s1", {"anger": 1, "fear": 1}), ("s2", {"anger": 0, "fear": 1})]
+    assert description.sample_rates_hz == {8000: 1, 16000: 2} and description.unreadable == ()
+    anger, fear, total = description.durations
+    assert (anger.emotion, anger.num_utterances, anger.total_s, anger.median_s) == ("anger", 1, 2.0, 2.0)
+    assert (fear.num_utterances, fear.total_s, fear.shortest_s, fear.longest_s) == (2, 1.0, 0.5, 0.5)
+    assert (total.emotion, total.num_utterances, total.total_s) == ("all", 3, 3.0)
+    assert (total.p05_s, total.median_s, total.p95_s) == pytest.approx((0.5, 0.5, 1.85))
+
+
+@pytest.mark.skipif(not NEMO.exists(), reason="the nEMO subset is not here")
+def test_forty_sentence_nemo_is_told_from_the_whole() -> None:
+    found = findings(NEMO, "nemo")
+    assert sorted(found) == ["counts", "missing"]
+    assert found["counts"][0].text == "utterances (found of published): 2006 of 4481"
+    assert found["missing"][0].text == "1 of 9 speakers lack an emotion: MK0 (surprise)"

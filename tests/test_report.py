@@ -1,0 +1,514 @@
+"""Report: tables against numbers worked out by hand, plots against their records, the page on its own."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from collections.abc import Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+import yaml
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from rich.console import Console
+
+from ser_fl.errors import UserError
+from ser_fl.records import AttackRecord, RoundRecord, RunFolder, write_json
+from ser_fl.report import wording
+from ser_fl.report.figures import loss_over_rounds, robust_uar_curve, speaker_bars, uar_over_rounds
+from ser_fl.report.images import confusion_matrix, spectrogram_pair
+from ser_fl.report.labels import labels_of
+from ser_fl.report.markup import Table, print_table, to_html, to_markdown
+from ser_fl.report.page import write_report
+from ser_fl.report.runs import RunRecords, read_run
+from ser_fl.report.tables import attack_table, four_way, summary_table, training_table
+
+SETTINGS = dict(matplotlib.rcParams)
+CLASSES = ["anger", "neutral", "sadness"]
+CONFUSION = [[8, 1, 1], [0, 6, 4], [2, 0, 8]]
+EXAMPLE = {
+    "utterance_id": "a.wav",
+    "attack": "pgd",
+    "epsilon": 0.05,
+    "emotion": "anger",
+    "predicted_clean": "anger",
+    "predicted_adversarial": "sadness",
+    "clean": [[0.0, 1.0, 2.0, 3.0], [1.0, 1.0, 1.0, 1.0]],
+    "adversarial": [[0.05, 1.05, 1.95, 3.0], [1.0, 0.95, 1.0, 1.05]],
+    "hop_s": 0.5,
+}
+
+
+def record(attack: str, robust_uar: float, **changes: Any) -> AttackRecord:
+    """An attack record of 30 utterances, of which 22 are right when clean (recalls 0.8, 0.6, 0.8)."""
+    values: dict[str, Any] = {
+        "attack": attack,
+        "library": "art.ProjectedGradientDescentPyTorch",
+        "knowledge": "undefended",
+        "domain": "logmel",
+        "norm": "inf",
+        "epsilon": 0.05,
+        "snr_db": None,
+        "steps": 10,
+        "step_size": 0.0125,
+        "restarts": 1,
+        "eot_samples": 1,
+        "defence": "none",
+        "clean_uar": 22 / 30,
+        "robust_uar": robust_uar,
+        "attack_success_rate": 0.5,
+        "mean_l2": 2.25,
+        "max_linf": 0.05,
+        "median_snr_db": None,
+        "num_examples": 30,
+        "forward_passes": 12_000,
+        "backward_passes": 9_000,
+        "seconds": 1.25,
+        "seed": 1,
+        "confusion": CONFUSION,
+    }
+    return AttackRecord(**(values | changes))
+
+
+def clean(robust_uar: float, defence: str = "none") -> AttackRecord:
+    return record("clean", robust_uar, norm="none", epsilon=None, steps=None, restarts=None, defence=defence)
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    base: dict[str, Any] = {
+        "experiment": "exp",
+        "seed": 1,
+        "data": {"name": "nemo"},
+        "split": {"name": "within_speaker"},
+        "clients": {"by": "speaker"},
+        "model": {"name": "crnn"},
+        "objective": {"name": "clean"},
+        "federation": {"name": "federated", "num_rounds": 3},
+    }
+    return base | changes
+
+
+PGD_TRAINING = {"name": "pgd", "epsilon": 0.05, "recipe": "per_step"}
+
+
+def make_run(
+    root: Path,
+    settings: Mapping[str, Any] | None = None,
+    attacks: list[AttackRecord] | None = None,
+    *,
+    finished: bool = True,
+    example: Mapping[str, Any] | None = None,
+    test: Mapping[str, Any] | None = None,
+) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    run = RunFolder(root)
+    run.config.write_text(yaml.safe_dump(dict(settings or config())))
+    write_json(run.environment, {"command": ["ser-fl", "train", "data.root=a b"], "git_commit": "0123abc"})
+    if finished:
+        run.append(run.rounds, [_round(1, 0.5, None), _round(2, 0.75, 0.25), _round(3, 0.7, float("nan"))])
+        scores = {"uar": 22 / 30, "accuracy": 22 / 30, "macro_f1": 0.7, "confusion": CONFUSION}
+        scores |= {"per_class_recall": [0.8, 0.6, None], "per_speaker_uar": {"MK0": 0.65, "JP1": 0.8}}
+        summary = {"classes": CLASSES, "split": "within_speaker", "selected_round": 2, "num_clients": 9}
+        write_json(run.summary, summary | {"stopped": "plateau", "test": scores | dict(test or {})})
+    if attacks is not None:
+        run.write_attacks(attacks)
+    if example is not None:
+        write_json(run.spectrograms, example)
+    return root
+
+
+def _round(number: int, uar: float, robust_uar: float | None) -> RoundRecord:
+    return RoundRecord(
+        round=number,
+        cohort=("MK0",),
+        train_loss=1 / number,
+        uar=uar,
+        accuracy=uar,
+        macro_f1=uar,
+        seconds=60.0,
+        learning_rate=0.1,
+        robust_uar=robust_uar,
+    )
+
+
+def xs(line: Line2D) -> list[float]:
+    return [float(x) for x in np.asarray(line.get_xdata())]
+
+
+def ys(line: Line2D) -> list[float]:
+    return [float(y) for y in np.asarray(line.get_ydata())]
+
+
+FOUR_WAY = [
+    clean(22 / 30),
+    clean(0.7, "randomisation"),
+    record("pgd", 0.1, restarts=5, steps=50),
+    record("fgsm", 0.4, steps=1),
+    record("cw_l2", 0.0, norm="2", epsilon=2.5, num_examples=12),
+    record("pgd", 0.3, restarts=5, steps=50, defence="randomisation"),
+    record("fgsm", 0.5, steps=1, defence="randomisation"),
+]
+
+
+@pytest.fixture(scope="module")
+def full_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = make_run(tmp_path_factory.mktemp("report") / "run", None, FOUR_WAY, example=EXAMPLE)
+    write_report([root])
+    return root
+
+
+class Page(HTMLParser):
+    """Tags, text and whatever a page would fetch."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def test_four_way_cells_equal_the_records_in_per_cent(tmp_path: Path) -> None:
+    plain = read_run(make_run(tmp_path / "fl", config(), FOUR_WAY))
+    trained = [clean(0.6), record("fgsm", 0.5, steps=1), record("pgd", 0.45, restarts=5, steps=50)]
+    hardened = read_run(make_run(tmp_path / "pgd", config(objective=PGD_TRAINING), trained))
+    table = four_way([plain, hardened])
+    assert table.header == (
+        "Training",
+        "Test-time defence",
+        "Clean",
+        "FGSM\nL∞ 0.05\n1 step",
+        "PGD\nL∞ 0.05\n50 steps\n5 restarts",
+        "C&W L2\nL2 2.5\n10 steps\nn = 12",
+        "Worst case",
+    )
+    adversarial = "Federated + adversarial training\nPGD ε 0.05 per step"
+    assert table.rows == (
+        ("Federated", "no randomisation", "73.3", "40.0", "10.0", "0.0", "≤ 10.0"),
+        ("Federated", "randomisation", "70.0", "50.0 †", "30.0 †", "–", "≤ 30.0 †"),
+        (adversarial, "no randomisation", "60.0", "50.0", "45.0", "–", "≤ 45.0"),
+    )
+    for words in ("Corpus nemo; split within_speaker; seed 1.", "no evidence of robustness", "No adaptive attack"):
+        assert words in table.caption
+    assert "SYNTHETIC" not in table.caption
+
+
+def test_worst_case_record_counts_only_where_no_single_attack_is_lower(tmp_path: Path) -> None:
+    worst = record("worst_case", 0.08, steps=None)
+    grey = record("worst_case", 0.25, steps=None, defence="randomisation")
+    adaptive = record("pgd", 0.12, knowledge="adaptive", eot_samples=20, defence="randomisation")
+    table = four_way([read_run(make_run(tmp_path / "run", None, [*FOUR_WAY, worst, grey, adaptive]))])
+    assert [row[-1] for row in table.rows] == ["8.0", "≤ 12.0"]
+    assert "PGD\nL∞ 0.05\n10 steps\nEOT 20\nadaptive" in table.header
+    assert "No adaptive attack" not in table.caption
+
+
+def test_four_way_shows_the_training_budget_of_a_sweep(tmp_path: Path) -> None:
+    sweep = [record("pgd", 0.6 - 4 * epsilon, epsilon=epsilon) for epsilon in (0.02, 0.05, 0.1)]
+    trained = read_run(make_run(tmp_path / "trained", config(objective=PGD_TRAINING), sweep))
+    assert four_way([trained]).rows[0][3:] == ("40.0", "≤ 40.0")
+    assert "Other budgets" in four_way([trained]).caption
+    common = read_run(make_run(tmp_path / "clean", None, [*sweep, record("fgsm", 0.55, epsilon=0.02, steps=1)]))
+    assert four_way([common]).header[3:5] == ("FGSM\nL∞ 0.02\n1 step", "PGD\nL∞ 0.02\n10 steps")
+    waveform = [record("pgd", 0.5, domain="waveform", norm="2", epsilon=None, snr_db=30.0)]
+    heard = read_run(make_run(tmp_path / "waveform", None, waveform))
+    assert four_way([heard]).header[3] == "PGD\nSNR 30 dB\n10 steps\nwaveform"
+
+
+def test_run_without_attacks_has_its_clean_row(tmp_path: Path) -> None:
+    table = four_way([read_run(make_run(tmp_path / "run"))])
+    assert table.rows == (("Federated", "no randomisation", "73.3", "–"),)
+    assert "No attack was recorded" in table.caption
+
+
+def test_runs_are_told_apart_by_what_differs(tmp_path: Path) -> None:
+    seeds = [read_run(make_run(tmp_path / f"s{seed}", config(seed=seed))) for seed in (1, 2)]
+    assert labels_of(seeds) == ["Federated\nseed 1", "Federated\nseed 2"]
+    twins = [read_run(make_run(tmp_path / name, config(federation={"name": "centralised"}))) for name in ("a", "b")]
+    assert labels_of(twins) == ["Centralised\na", "Centralised\nb"]
+
+
+def test_attack_table_gives_strength_and_cost(tmp_path: Path) -> None:
+    table = attack_table([read_run(make_run(tmp_path / "run", None, FOUR_WAY))])
+    rows = [dict(zip(table.header, row, strict=True)) for row in table.rows]
+    assert rows[2] == {
+        "Training": "Federated",
+        "Attack": "PGD",
+        "Class that ran": "art.ProjectedGradientDescentPyTorch",
+        "Knowledge": "undefended",
+        "Test-time defence": "no randomisation",
+        "Domain": "logmel",
+        "Norm": "L∞",
+        "Budget": "ε 0.05",
+        "Steps": "50",
+        "Step size": "0.0125",
+        "Restarts": "5",
+        "EOT samples": "1",
+        "n": "30",
+        "Clean UAR": "73.3",
+        "Robust UAR": "10.0",
+        "Success rate": "50.0",
+        "Mean L2": "2.25",
+        "Median SNR (dB)": "–",
+        "Forward passes": "12,000",
+        "Backward passes": "9,000",
+        "Seconds": "1.2",
+    }
+    assert (rows[0]["Norm"], rows[0]["Budget"], rows[5]["Knowledge"]) == ("–", "–", "undefended †")
+
+
+def test_summary_and_training_tables(tmp_path: Path) -> None:
+    runs = [read_run(make_run(tmp_path / "run")), read_run(make_run(tmp_path / "young", finished=False))]
+    summary = {name: cells for name, *cells in summary_table(runs).rows}
+    assert summary["UAR"] == ["73.3", "–"]
+    assert summary["Macro F1"] == ["70.0", "–"]
+    assert summary["Clients"] == ["9, by speaker", "–, by speaker"]
+    assert summary["Test utterances"] == ["30", "–"]
+    assert summary["Recall: sadness"] == ["–", "–"]
+    assert summary["UAR of speaker JP1"] == ["80.0", "–"]
+    training = {name: cells for name, *cells in training_table(runs).rows}
+    assert training["Rounds"] == ["3", "0"]
+    assert training["Validation UAR there"] == ["75.0", "–"]
+    assert training["Robust validation UAR there"] == ["25.0", "–"]
+    assert training["Last training loss"] == ["0.333", "–"]
+    assert training["Minutes"] == ["3.0", "0.0"]
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), "0.5", True])
+def test_what_is_no_figure_is_a_dash(value: object) -> None:
+    assert (wording.percent(value), wording.number(value, ".2f"), wording.count(value)) == ("–", "–", "–")
+
+
+def test_undefined_scores_are_dashes_everywhere(tmp_path: Path) -> None:
+    nothing = float("nan")
+    broken = record("pgd", nothing, clean_uar=nothing, attack_success_rate=nothing, mean_l2=nothing)
+    root = make_run(tmp_path / "run", None, [broken], test={"uar": nothing, "per_speaker_uar": {"MK0": nothing}})
+    run = read_run(root)
+    assert four_way([run]).rows[0][2:] == ("–", "–", "–")
+    assert dict(zip(attack_table([run]).header, attack_table([run]).rows[0], strict=True))["Robust UAR"] == "–"
+    assert "nan" not in Page(write_report([root]).read_text()).words.split()
+
+
+NASTY = Table(
+    title="A | B",
+    header=("name", "x"),
+    rows=(("<script>alert(1)</script>|_a_\n[b](c)", "1"), ("C&W *hot* &lt; within_speaker", "2")),
+    caption="[red]10 < 20[/red]",
+)
+
+
+def test_markdown_escapes_markup_and_keeps_words_readable() -> None:
+    lines = to_markdown(NASTY).splitlines()
+    assert lines[0] == r"**A \| B**"
+    assert lines[2:4] == ["| name | x |", "| :--- | ---: |"]
+    assert lines[4] == r"| \<script>alert(1)\</script>\|\_a\_<br>\[b\](c) | 1 |"
+    assert lines[5] == r"| C&W \*hot\* \&lt; within_speaker | 2 |"
+    assert lines[7] == r"\[red\]10 \< 20\[/red\]"
+
+
+def test_html_escapes_everything() -> None:
+    page = Page(to_html(NASTY))
+    assert set(page.tags) == {"div", "table", "caption", "strong", "thead", "tr", "th", "tbody", "td", "br", "p"}
+    assert "<script>alert(1)</script>|_a_" in page.words
+
+
+def test_terminal_shows_every_figure(tmp_path: Path) -> None:
+    table = four_way([read_run(make_run(tmp_path / "run", config(objective=PGD_TRAINING), FOUR_WAY))])
+    screen = io.StringIO()
+    print_table(table, Console(file=screen, width=80))
+    assert max(map(len, screen.getvalue().splitlines())) <= 80
+    narrow = io.StringIO()
+    print_table(table, Console(file=narrow, width=30))
+    for shown in (screen.getvalue(), narrow.getvalue()):
+        words = shown.split()
+        assert all(words.count(figure) >= 1 for figure in ("73.3", "40.0", "10.0", "0.0", "70.0", "50.0", "30.0"))
+        assert words.count("†") >= 3
+    print_table(NASTY, Console(file=screen, width=80))
+    assert "[red]10 < 20[/red]" in screen.getvalue()
+
+
+def test_page_needs_nothing_but_itself(full_run: Path) -> None:
+    text = RunFolder(full_run).report.read_text(encoding="utf-8")
+    page = Page(text)
+    assert len(page.sources) == page.tags.count("img") == 5
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert "http" not in text
+    assert "url(" not in text
+    for words in ("Corpus nemo", "anger, neutral, sadness", "0123abc", "ser-fl train 'data.root=a b'", "≤ 10.0"):
+        assert words in page.words
+    assert "Not there yet" not in page.words
+    assert "SYNTHETIC" not in page.words
+
+
+def test_single_run_leaves_its_figures_as_png(full_run: Path) -> None:
+    figures = sorted(RunFolder(full_run).figures.iterdir())
+    assert [path.stem for path in figures] == [
+        "confusion",
+        "robust_uar_logmel_linf",
+        "speakers",
+        "spectrogram_1",
+        "training",
+    ]
+    assert all(path.read_bytes().startswith(b"\x89PNG\r\n") for path in figures)
+
+
+def test_several_runs_are_compared_on_one_page(tmp_path: Path) -> None:
+    names = {"experiment": "<b>loud</b>", "data": {"name": "builtin"}}
+    runs = [make_run(tmp_path / name, config(seed=seed, **names)) for seed, name in enumerate(("one", "two & three"))]
+    page_path = write_report([*runs, runs[0]], tmp_path / "out" / "both.html")
+    assert dict(matplotlib.rcParams) == SETTINGS
+    page = Page(page_path.read_text(encoding="utf-8"))
+    assert page_path == tmp_path / "out" / "both.html"
+    assert not RunFolder(runs[0]).figures.exists()
+    assert page.words.count("Federated\nseed") == 2
+    assert page.words.index("Federated\nseed 0") < page.words.index("Federated\nseed 1")
+    assert "b" not in page.tags
+    assert "<b>loud</b>" in page.words
+    assert "SYNTHETIC speech" in page.words
+    assert "ser-fl benchmark run='" + str(runs[1]) + "'" in page.words
+
+
+def test_page_of_an_unfinished_run_names_the_commands(tmp_path: Path) -> None:
+    root = make_run(tmp_path / "run", finished=False)
+    path = write_report([root])
+    words = Page(path.read_text(encoding="utf-8")).words
+    assert path == root / "report.html"
+    assert f"ser-fl train --config {root}/config.yaml run_dir={root} resume=true" in words
+    assert f"ser-fl benchmark run={root}" in words
+    assert not [left for left in root.iterdir() if left.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.yaml", None, "is not a run folder"),
+        ("config.yaml", "a: [", "is not YAML"),
+        ("config.yaml", "- a", "must hold a mapping"),
+        ("summary.json", "{", "is not JSON"),
+        ("rounds.jsonl", "{\n", "not JSON"),
+        ("attacks.json", '{"schema": 2, "records": []}', "schema 2"),
+        ("attacks.json", '{"schema": 1, "records": [{"attack": "pgd"}]}', "incomplete record"),
+        ("adversarial/example.json", '{"clean": []}', "lacks adversarial, attack"),
+    ],
+)
+def test_bad_folders_get_one_clear_line(tmp_path: Path, file: str, content: str | None, message: str) -> None:
+    path = make_run(tmp_path / "run", None, FOUR_WAY, example=EXAMPLE) / file
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=message) as raised:
+        write_report([tmp_path / "run"])
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "run" / "report.html").exists()
+
+
+def test_no_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="at least one run folder"):
+        write_report([])
+    with pytest.raises(UserError, match="is not a run folder"):
+        write_report([tmp_path / "nowhere"])
+
+
+def test_curve_equals_its_records() -> None:
+    grey = [record("pgd", uar, epsilon=epsilon, defence="randomisation") for epsilon, uar in ((0.1, 0.2), (0.02, 0.6))]
+    subset = record("fgsm", 0.5, num_examples=10, clean_uar=0.9)
+    ax = robust_uar_curve(Figure().subplots(), [*grey, subset], num_classes=4, clean_uar=0.7, num_test=30)
+    pgd, fgsm, star, chance = ax.get_lines()
+    assert (xs(pgd), ys(pgd)) == ([0.0, 0.02, 0.1], [22 / 30, 0.6, 0.2])
+    assert (pgd.get_linestyle(), pgd.get_label()) == ("--", "PGD, 10 steps, grey-box")
+    assert (ys(fgsm), fgsm.get_linestyle()) == ([0.9, 0.5], "-")
+    assert fgsm.get_label() == "FGSM, 10 steps, n = 10"
+    assert (xs(star), ys(star)) == ([0.0], [0.7])
+    assert (set(ys(chance)), chance.get_label()) == ({0.25}, "chance (1/4)")
+    assert ax.get_xlabel() == "epsilon (standardised log-mel units)"
+    assert ax.get_ylim() == (0, 1)
+    assert pgd.get_color() != fgsm.get_color()
+
+
+def test_training_curves_equal_the_rounds() -> None:
+    rounds: list[dict[str, Any]] = [
+        {"round": 1, "uar": 0.5, "train_loss": 1.0, "robust_uar": None},
+        {"round": 2, "uar": 0.75, "train_loss": 0.5, "robust_uar": 0.25},
+        {"round": 3, "uar": None, "train_loss": 0.25, "robust_uar": None},
+    ]
+    upper, lower = Figure().subplots(2)
+    uar, robust, star = uar_over_rounds(upper, rounds, label="run", selected_round=2).get_lines()
+    assert (xs(uar), ys(uar)) == ([1, 2], [0.5, 0.75])
+    assert (xs(robust), ys(robust)) == ([2], [0.25])
+    assert (xs(star), ys(star), star.get_marker()) == ([2], [0.75], "*")
+    (loss,) = loss_over_rounds(lower, rounds, label="run").get_lines()
+    assert ys(loss) == [1.0, 0.5, 0.25]
+
+
+def test_confusion_matrix_colours_shares_and_writes_counts() -> None:
+    ax = confusion_matrix(Figure().subplots(), [[3, 1, 0], [0, 2, 2], [0, 0, 0]], CLASSES)
+    expected = [[0.75, 0.25, 0.0], [0.0, 0.5, 0.5], [0.0, 0.0, 0.0]]
+    np.testing.assert_array_equal(np.asarray(ax.images[0].get_array()), expected)
+    assert [text.get_text() for text in ax.texts] == ["3", "1", "0", "0", "2", "2", "0", "0", "0"]
+    assert [text.get_position() for text in ax.texts][1] == (1, 0)
+    expectation = confusion_matrix(Figure().subplots(), [[2.5, 0.5], [0.0, 3.0]], ["a", "b"])
+    assert expectation.texts[0].get_text() == "2.5"
+
+
+def test_speakers_are_sorted_and_the_unscored_left_out() -> None:
+    ax = speaker_bars(Figure().subplots(), {"MK0": 0.65, "AB2": None, "JP1": 0.5}, overall_uar=0.6)
+    assert [bar.get_bbox().height for bar in ax.patches if isinstance(bar, Rectangle)] == [0.5, 0.65]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["JP1", "MK0"]
+    assert set(ys(ax.get_lines()[0])) == {0.6}
+
+
+def test_spectrogram_pair_shows_the_difference_in_seconds() -> None:
+    clean_ax, adversarial_ax, difference_ax = spectrogram_pair(Figure().subplots(3), EXAMPLE)
+    np.testing.assert_array_equal(np.asarray(clean_ax.images[0].get_array()), EXAMPLE["clean"])
+    expected = [[0.05, 0.05, -0.05, 0.0], [0.0, -0.05, 0.0, 0.05]]
+    np.testing.assert_allclose(np.asarray(difference_ax.images[0].get_array()), expected, atol=1e-12)
+    assert clean_ax.images[0].get_clim() == adversarial_ax.images[0].get_clim() == (0.0, 3.0)
+    np.testing.assert_allclose(difference_ax.images[0].get_clim(), (-0.05, 0.05))
+    assert difference_ax.images[0].get_extent()[1] == 2.0
+    assert clean_ax.get_title() == "clean: heard as anger (true: anger)"
+    assert adversarial_ax.get_title() == "adversarial (PGD, ε 0.05): heard as sadness"
+
+
+def test_importing_the_report_loads_neither_torch_nor_matplotlib() -> None:
+    modules = "labels markup runs tables figures images panels page"
+    code = f"import importlib, sys; [importlib.import_module('ser_fl.report.' + name) for name in {modules.split()!r}]"
+    code += "; print([name for name in ('torch', 'matplotlib', 'rich', 'art', 'wandb') if name in sys.modules])"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "[]"
+
+
+def test_report_is_the_same_each_time_and_needs_neither_torch_nor_pyplot(full_run: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    code = (
+        "import sys; from pathlib import Path; from ser_fl.report.page import write_report;"
+        f"write_report([Path({str(full_run)!r})], Path({str(page)!r}));"
+        "print('torch' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.split() == ["False", "False"]
+    assert page.read_bytes() == RunFolder(full_run).report.read_bytes()
+
+
+def test_unknown_keys_are_ignored(tmp_path: Path) -> None:
+    root = make_run(tmp_path / "run", config(extra={"a": 1}), FOUR_WAY)
+    run = RunFolder(root)
+    write_json(run.attacks, {"schema": 1, "records": [{**run.read_json(run.attacks)["records"][0], "new": 1}]})
+    write_json(run.summary, {**run.read_json(run.summary), "new": {"deep": []}})
+    records: RunRecords = read_run(root)
+    assert records.attacks[0].attack == "clean"
+    assert records.clean_uar("none") == 22 / 30

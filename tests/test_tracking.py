@@ -1,0 +1,493 @@
+"""Tracking: W&B's own offline file is read back, and nothing that goes wrong stops a training."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ser_fl.tracking
+from ser_fl.errors import UserError
+from ser_fl.records import AttackRecord, ClientFailure, ClientRecord, RoundRecord, RunFolder
+from ser_fl.tracking import Tracker, attack_metrics, open_tracker, public_config, summary_metrics
+
+WANDB_VARIABLES = ("API_KEY", "MODE", "BASE_URL", "PROJECT", "ENTITY", "RUN_ID", "RUN_GROUP", "DIR", "NAME")
+
+SUMMARY = {
+    "classes": ["anger", "fear", "sadness"],
+    "split": "within_speaker",
+    "selected_round": 2,
+    "test": {
+        "uar": 0.75,
+        "accuracy": 0.7,
+        "macro_f1": 0.72,
+        "confusion": [[3, 1, 0], [0, 3, 1], [0, 0, 0]],
+        "per_class_recall": [0.75, 0.75, None],
+        "per_speaker_uar": {"s1": 0.75},
+    },
+}
+
+CLEAN = AttackRecord(
+    attack="clean",
+    library="none",
+    knowledge="undefended",
+    domain="logmel",
+    norm="none",
+    epsilon=None,
+    snr_db=None,
+    steps=None,
+    step_size=None,
+    restarts=None,
+    eot_samples=1,
+    defence="none",
+    clean_uar=0.75,
+    robust_uar=0.75,
+    attack_success_rate=0.0,
+    mean_l2=0.0,
+    max_linf=0.0,
+    median_snr_db=None,
+    num_examples=8,
+    forward_passes=8,
+    backward_passes=0,
+    seconds=0.1,
+    seed=1,
+)
+PGD = replace(CLEAN, attack="pgd", library="ser_fl.PGD", norm="inf", epsilon=0.05, steps=10, robust_uar=0.25)
+
+
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No key, no settings of the person who runs the tests, and no file outside the test's folder."""
+    for name in WANDB_VARIABLES:
+        monkeypatch.delenv(f"WANDB_{name}", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "absent-netrc"))
+    for name in ("CONFIG", "CACHE", "DATA"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb-home"))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    root = tmp_path / "run"
+    root.mkdir()
+    return RunFolder(root)
+
+
+def open_for(run: RunFolder, state: dict[str, Any] | None = None, **settings: Any) -> Tracker:
+    given: dict[str, Any] = {"backend": "wandb", "mode": "auto", "project": "test", "entity": None, "group": "study"}
+    config = {"seed": 1, "data": {"name": "nemo", "root": "/home/someone/corpora/nemo"}}
+    return open_tracker(**(given | settings), run=run, name="a run", config=config, state=state)
+
+
+def round_record(number: int) -> RoundRecord:
+    return RoundRecord(
+        round=number,
+        cohort=("s1", "s2", "s3"),
+        train_loss=1.0 / number,
+        uar=0.25 * number,
+        accuracy=0.5,
+        macro_f1=0.4,
+        seconds=2.0,
+        failures=(ClientFailure(client_id="s3", error="out of memory"),),
+        learning_rate=1e-3,
+        robust_uar=0.125 if number == 2 else None,
+    )
+
+
+def client_records(number: int) -> list[ClientRecord]:
+    return [
+        ClientRecord(
+            round=number,
+            client_id=client_id,
+            num_examples=10,
+            train_loss=loss / number,
+            seconds=1.0,
+            update_norm=0.5,
+            bytes_down=100,
+            bytes_up=100,
+        )
+        for client_id, loss in (("s1", 3.0), ("s2", 5.0))
+    ]
+
+
+def wandb_records(path: Path) -> Iterator[Any]:
+    """Records of a ``.wandb`` file: LevelDB's log format, blocks of 32 KiB after a header of 7 bytes."""
+    proto: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
+    content, position, parts = path.read_bytes(), 7, b""
+    assert content[:4] == b":W&B"
+    while position + 7 <= len(content):
+        if 32768 - position % 32768 < 7:
+            position += 32768 - position % 32768
+            continue
+        _, length, kind = struct.unpack("<IHB", content[position : position + 7])
+        parts += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last of several parts
+            record = proto.Record()
+            record.ParseFromString(parts)
+            parts = b""
+            yield record
+
+
+def finished_records(path: Path) -> list[Any]:
+    """All records up to the exit record; wandb's process closes the file a moment after its `finish` returns."""
+    for _ in range(100):
+        records = list(wandb_records(path))
+        if records and records[-1].WhichOneof("record_type") == "exit":
+            return records
+        time.sleep(0.05)
+    raise AssertionError(f"{path} was never closed")
+
+
+def offline_runs(run: RunFolder) -> list[list[Any]]:
+    """Records of each finished offline run in the folder, oldest first."""
+    paths = (run.root / "wandb").glob("offline-run-*/*.wandb")
+    return [finished_records(path) for path in sorted(paths, key=lambda path: path.stat().st_ctime)]
+
+
+def history(records: list[Any]) -> list[dict[str, Any]]:
+    rows = [record.history for record in records if record.WhichOneof("record_type") == "history"]
+    return [{"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in row.item} for row in rows]
+
+
+def summary_of(records: list[Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for record in records:
+        if record.WhichOneof("record_type") == "summary":
+            found |= {item.key: json.loads(item.value_json) for item in record.summary.update if item.key}
+    return found
+
+
+def test_an_offline_run_reads_back(run: RunFolder) -> None:
+    tracker = open_for(run)
+    for number in (1, 2):
+        tracker.log_round(round_record(number), client_records(number))
+    tracker.log_attacks([CLEAN, PGD, replace(PGD, defence="randomisation", knowledge="adaptive", robust_uar=0.3)])
+    tracker.log_summary(SUMMARY)
+    tracker.finish()
+
+    (records,) = offline_runs(run)
+    started = next(record.run for record in records if record.WhichOneof("record_type") == "run")
+    assert (started.run_id, started.project, started.display_name, started.run_group) == (
+        tracker.state()["wandb_id"],
+        "test",
+        "a run",
+        "study",
+    )
+    config = {item.key: json.loads(item.value_json) for item in started.config.update}
+    assert config["data"] == {"name": "nemo", "root": "nemo"}
+    raw = b"".join(record.SerializeToString() for record in records)
+    assert b"corpora" not in raw
+    assert str(Path.cwd()).encode() not in raw, "nor the program's own path and arguments"
+    assert str(run.root).encode() not in raw
+
+    rows = [row for row in history(records) if "server/uar" in row]
+    assert [row["round"] for row in rows] == [1, 2]
+    assert [row["server/uar"] for row in rows] == [0.25, 0.5]
+    assert [row["server/train_loss"] for row in rows] == [1.0, 0.5]
+    assert [row["client/s2/train_loss"] for row in rows] == [5.0, 2.5]
+    assert rows[0]["client/s1/num_examples"] == 10
+    assert (rows[0]["server/num_clients"], rows[0]["server/num_failures"]) == (3, 1)
+    assert "server/robust_uar" not in rows[0]
+    assert rows[1]["server/robust_uar"] == 0.125
+
+    metrics = [record.metric for record in records if record.WhichOneof("record_type") == "metric"]
+    assert ("*", "round") in [(metric.glob_name, metric.step_metric) for metric in metrics]
+
+    summary = summary_of(records)
+    assert summary["attack/pgd/eps_0.05/robust_uar"] == 0.25
+    assert summary["attack/pgd/eps_0.05/randomisation/adaptive/robust_uar"] == 0.3
+    assert summary["test/uar"] == 0.75
+    assert summary["test/recall/fear"] == 0.75
+    assert "test/recall/sadness" not in summary, "a class without utterances has no recall"
+
+
+def test_tables_read_back(run: RunFolder) -> None:
+    tracker = open_for(run)
+    tracker.log_attacks([CLEAN, PGD])
+    tracker.log_summary(SUMMARY)
+    tracker.finish()
+
+    def table(pattern: str) -> dict[str, Any]:
+        (path,) = (run.root / "wandb").glob(f"offline-run-*/files/media/table/{pattern}")
+        content: dict[str, Any] = json.loads(path.read_text())
+        return content
+
+    confusion = table("test/confusion_*.json")
+    assert confusion["columns"] == ["true", "predicted", "count"]
+    assert ["anger", "fear", 1] in confusion["data"]
+    assert ["fear", "anger", 0] in confusion["data"]
+    assert len(confusion["data"]) == 9
+    assert table("test/per_class_recall_*.json")["data"] == [["anger", 0.75], ["fear", 0.75], ["sadness", None]]
+    attacks = table("attacks_*.json")
+    rows = [dict(zip(attacks["columns"], row, strict=True)) for row in attacks["data"]]
+    assert [(row["attack"], row["epsilon"], row["robust_uar"]) for row in rows] == [
+        ("clean", None, 0.75),
+        ("pgd", 0.05, 0.25),
+    ]
+
+
+def test_a_resumed_run_goes_on_under_the_same_id(run: RunFolder) -> None:
+    first = open_for(run)
+    first.log_round(round_record(1), [])
+    first.finish()
+    state = json.loads(json.dumps(first.state()))
+    second = open_for(run, state)
+    second.log_round(round_record(2), [])
+    second.finish()
+    assert second.state() == first.state()
+
+    runs = offline_runs(run)
+    assert len(runs) == 2
+    started = [record.run for records in runs for record in records if record.WhichOneof("record_type") == "run"]
+    assert {one.run_id for one in started} == {first.state()["wandb_id"]}
+    assert all(one.resume for one in started)
+    assert [row["round"] for records in runs for row in history(records)] == [1, 2]
+
+
+def test_two_runs_in_one_process_do_not_mix(tmp_path: Path) -> None:
+    folders = [RunFolder(tmp_path / name) for name in ("one", "two")]
+    for folder in folders:
+        folder.root.mkdir()
+    trackers = [open_for(folder) for folder in folders]
+    for number, tracker in enumerate(trackers, start=1):
+        tracker.log_round(round_record(number), [])
+    for tracker in trackers:
+        tracker.finish()
+    assert trackers[0].state() != trackers[1].state()
+    assert [[row["round"] for row in history(offline_runs(folder)[0])] for folder in folders] == [[1], [2]]
+
+
+def test_a_killed_run_keeps_its_rounds(run: RunFolder) -> None:
+    code = """
+import os, signal, sys, time
+from pathlib import Path
+from ser_fl.records import RoundRecord, RunFolder
+from ser_fl.tracking import open_tracker
+
+tracker = open_tracker(backend="wandb", mode="offline", project="test", entity=None, group=None,
+                       run=RunFolder(Path(sys.argv[1])), name="a run", config={}, state=None)
+tracker.log_round(RoundRecord(round=1, cohort=(), train_loss=1.0, uar=0.5, accuracy=0.5, macro_f1=0.5, seconds=1.0,
+                              learning_rate=0.1), [])
+time.sleep(2.5)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(run.root)], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert (done.stdout, done.stderr) == ("", ""), "W&B says nothing on the console"
+    (path,) = (run.root / "wandb").glob("offline-run-*/*.wandb")
+    assert [row["round"] for row in history(list(wandb_records(path)))] == [1]
+
+
+def use_every_method(tracker: Tracker) -> None:
+    tracker.log_round(round_record(1), client_records(1))
+    tracker.log_attacks([CLEAN, PGD])
+    tracker.log_summary(SUMMARY)
+    tracker.finish()
+    tracker.finish()
+
+
+def raising(*_: object, **__: object) -> None:
+    raise RuntimeError("no\nnetwork")
+
+
+def own_warnings(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if record.name.startswith("ser_fl")]
+
+
+def test_a_failing_start_is_one_warning(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("wandb.init", raising)
+    tracker = open_for(run, {"wandb_id": "abc"})
+    use_every_method(tracker)
+    assert len(own_warnings(caplog)) == 1
+    assert "RuntimeError: no network" in caplog.text
+    assert tracker.state() == {"wandb_id": "abc"}, "a later run may still go on in it"
+
+
+def test_an_unwritable_folder_is_one_warning(run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+    (run.root / "wandb").write_text("a file where the folder should be")
+    use_every_method(open_for(run))
+    assert len(own_warnings(caplog)) == 1
+    assert not offline_runs(run)
+
+
+@pytest.mark.parametrize("method", ["log", "finish"])
+def test_a_failing_call_turns_tracking_off(
+    run: RunFolder, method: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = open_for(run)
+    calls = []
+
+    def fails(*_: object, **__: object) -> None:
+        calls.append(method)
+        raise ConnectionResetError("connection lost")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(f"wandb.sdk.wandb_run.Run.{method}", fails)
+        use_every_method(tracker)
+        tracker.log_round(round_record(2), [])
+    assert calls == [method]
+    assert len(own_warnings(caplog)) == 1
+    assert "ConnectionResetError: connection lost" in caplog.text
+
+
+class FakeRun:
+    """Stands for an online run: notes what it is told."""
+
+    id, url = "abc", "https://wandb.example/run"
+
+    def __init__(self) -> None:
+        self.summary: dict[str, Any] = {}
+        self.artifacts: list[Any] = []
+
+    def define_metric(self, *_: object, **__: object) -> None: ...
+    def log(self, _: object) -> None: ...
+    def finish(self) -> None: ...
+    def log_artifact(self, artifact: object) -> None:
+        self.artifacts.append(artifact)
+
+
+@pytest.mark.parametrize(("mode", "num_bytes", "expected"), [("online", 9, 1), ("offline", 9, 0), ("online", 99, 0)])
+def test_small_weights_are_uploaded_when_online(
+    run: RunFolder, mode: str, num_bytes: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeRun()
+    monkeypatch.setattr("wandb.init", lambda **_: fake)
+    monkeypatch.setattr(ser_fl.tracking, "MAX_ARTIFACT_BYTES", 50)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    run.weights.write_bytes(b"x" * num_bytes)
+    run.model.write_text("{}")
+    tracker = open_for(run, mode=mode)
+    tracker.log_summary(SUMMARY)
+    assert len(fake.artifacts) == expected
+    if expected:
+        assert sorted(fake.artifacts[0].manifest.entries) == ["model.json", "model.safetensors"]
+
+
+def mode_asked_for(run: RunFolder, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> str:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("wandb.init", lambda **given: asked.update(given) or FakeRun())
+    open_for(run, **settings)
+    return str(asked["mode"])
+
+
+def test_auto_is_online_where_a_key_is(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert mode_asked_for(run, monkeypatch) == "offline"
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine api.wandb.ai\n  login user\n  password secret\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    assert mode_asked_for(run, monkeypatch) == "online"
+    assert mode_asked_for(run, monkeypatch, mode="offline") == "offline"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example")
+    assert mode_asked_for(run, monkeypatch) == "offline", "a key for another server"
+    netrc.write_text("not a netrc file")
+    assert mode_asked_for(run, monkeypatch) == "offline"
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert mode_asked_for(run, monkeypatch) == "online"
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert mode_asked_for(run, monkeypatch) == "offline"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"backend": "wandbb"}, "unknown tracking backend 'wandbb', did you mean 'wandb'"),
+        ({"mode": "sometimes"}, "unknown tracking mode 'sometimes'. Known: auto, offline, online"),
+        ({"mode": "online"}, "no API key was found: set WANDB_API_KEY"),
+    ],
+)
+def test_the_users_mistakes(run: RunFolder, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        open_for(run, **settings)
+
+
+def test_no_tracking_writes_nothing_and_keeps_the_id(run: RunFolder) -> None:
+    tracker = open_for(run, {"wandb_id": "abc"}, backend="none")
+    use_every_method(tracker)
+    assert tracker.state() == {"wandb_id": "abc"}
+    assert not list(run.root.iterdir())
+
+
+def test_tensorboard_reads_back_without_repeated_rounds(run: RunFolder) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    killed = open_for(run, backend="tensorboard")
+    for number in (1, 2, 3):
+        killed.log_round(round_record(number), client_records(number))
+    resumed = open_for(run, killed.state(), backend="tensorboard")
+    resumed.log_round(round_record(2), client_records(2))
+    resumed.log_attacks([PGD])
+    resumed.log_summary(SUMMARY)
+    resumed.finish()
+    killed.finish()
+    events = accumulator.EventAccumulator(str(run.root / "tensorboard"))
+    events.Reload()
+    scalars = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert scalars["server/uar"] == [(1, 0.25), (2, 0.5)]
+    assert scalars["client/s1/train_loss"] == [(1, 3.0), (2, 1.5)]
+    assert scalars["attack/pgd/eps_0.05/robust_uar"] == [(0, 0.25)]
+    assert scalars["test/uar"] == [(2, 0.75)]
+
+
+def test_tensorboard_without_its_package_names_the_extra(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ser_fl.tracking, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"needs the extra `tracking`: pip install 'ser-fl\[tracking\]'"):
+        open_for(run, backend="tensorboard")
+
+
+def test_public_config_has_no_secrets_and_no_folders() -> None:
+    config = {
+        "seed": 1,
+        "run_dir": "/scratch/someone/runs/a",
+        "data": {"root": "../private/nemo", "cache": Path("/scratch/cache"), "test_speakers": ["MK0", "MP0"]},
+        "wandb_api_key": "0" * 40,
+        "service": {"token": "t", "url": "https://example.org/a"},
+        "folders": ["~/a/b", {"root": None}],
+    }
+    assert public_config(config) == {
+        "seed": 1,
+        "run_dir": "a",
+        "data": {"root": "nemo", "cache": "cache", "test_speakers": ["MK0", "MP0"]},
+        "service": {"url": "https://example.org/a"},
+        "folders": ["b", {"root": None}],
+    }
+
+
+def test_attack_keys() -> None:
+    waveform = replace(PGD, epsilon=None, snr_db=20.0, domain="waveform", robust_uar=0.5)
+    weaker = replace(PGD, steps=1, robust_uar=0.6, attack_success_rate=0.1)
+    keys = attack_metrics([replace(CLEAN, defence="randomisation"), PGD, weaker, waveform])
+    assert {key: value for key, value in keys.items() if key.endswith("robust_uar")} == {
+        "attack/clean/randomisation/robust_uar": 0.75,
+        "attack/pgd/eps_0.05/robust_uar": 0.25,
+        "attack/pgd/snr_20_db/robust_uar": 0.5,
+    }
+    assert keys["attack/pgd/eps_0.05/attack_success_rate"] == 0.0, "of the same record as the UAR"
+
+
+def test_summary_figures() -> None:
+    assert summary_metrics(SUMMARY) == {
+        "selected_round": 2,
+        "test/uar": 0.75,
+        "test/accuracy": 0.7,
+        "test/macro_f1": 0.72,
+        "test/recall/anger": 0.75,
+        "test/recall/fear": 0.75,
+    }
+
+
+def test_importing_tracking_imports_no_tracker() -> None:
+    code = "import sys, ser_fl.tracking; print(sorted({'wandb', 'torch', 'tensorboard'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
