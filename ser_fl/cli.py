@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from ser_fl import __version__
 from ser_fl.errors import UserError
@@ -20,7 +21,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="the paper's four-way comparison on the built-in synthetic corpus")
-    demo.add_argument("--output", default=None, help="folder for the two runs and the report (default: runs/demo/...)")
+    demo.add_argument(
+        "--output", type=Path, default=None, help="folder for the two runs and the report (default: runs/demo/...)"
+    )
 
     train = commands.add_parser("train", help="train across clients: experiment=NAME data=CORPUS data.root=DIR ...")
     train.add_argument("--config", default=None, metavar="FILE", help="repeat a run from its config.yaml")
@@ -55,13 +58,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _run(parsed: argparse.Namespace) -> None:
+    if parsed.command == "demo":
+        from ser_fl.demo import run_demo
+
+        run_demo(parsed.output)
+        return
+    from ser_fl import commands
+
+    getattr(commands, f"run_{parsed.command}")(parsed)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 when it did what was asked, 2 for a mistake of the user's, told in one line."""
     parsed = build_parser().parse_args(arguments)
     try:
-        from ser_fl import commands
-
-        getattr(commands, f"run_{parsed.command}")(parsed)
+        _run(parsed)
     except UserError as error:
         print(f"ser-fl: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -135,7 +135,7 @@ def print_attacks(records: list[AttackRecord]) -> None:
 def run_report(arguments: Namespace) -> None:
     """`ser-fl report`."""
     from ser_fl.report.four_way import four_way
-    from ser_fl.report.markup import to_markdown, to_rich
+    from ser_fl.report.markup import print_table, to_markdown
     from ser_fl.report.page import write_report
     from ser_fl.report.runs import read_run
     from ser_fl.report.tables import summary_table
@@ -148,7 +148,7 @@ def run_report(arguments: Namespace) -> None:
         return
     page = write_report(folders, Path(arguments.output) if arguments.output else None)
     for table in tables:
-        console.print(to_rich(table))
+        print_table(table, console)
     console.print(f"report: {page}", highlight=False, soft_wrap=True)
 
 
@@ -160,13 +160,6 @@ def run_predict(arguments: Namespace) -> None:
         ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])
         shares = "  ".join(f"{emotion} {probability:.2f}" for emotion, probability in ranked)
         console.print(f"{prediction.path}  {shares}", highlight=False, soft_wrap=True, markup=False)
-
-
-def run_demo(arguments: Namespace) -> None:
-    """`ser-fl demo`."""
-    from ser_fl.demo import run_demo as demonstrate
-
-    demonstrate(Path(arguments.output) if arguments.output else None)
 
 
 def run_corpus(arguments: Namespace) -> None:

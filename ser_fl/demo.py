@@ -9,7 +9,7 @@ from pathlib import Path
 from ser_fl.commands import benchmark_visibly, console, print_summary, train_visibly
 from ser_fl.compose import compose
 from ser_fl.report.four_way import four_way
-from ser_fl.report.markup import to_rich
+from ser_fl.report.markup import print_table
 from ser_fl.report.page import write_report
 from ser_fl.report.runs import read_run
 
@@ -44,6 +44,6 @@ def run_demo(output: Path | None = None, overrides: tuple[str, ...] = ()) -> Pat
         benchmark_visibly([f"run={run}", *_BENCHMARK])
         folders.append(run)
     page = write_report(folders, folder / "report.html")
-    console.print(to_rich(four_way([read_run(run) for run in folders])))
+    print_table(four_way([read_run(run) for run in folders]), console)
     console.print(f"{time.perf_counter() - started:.0f} s; report: {page}", highlight=False, soft_wrap=True)
     return page

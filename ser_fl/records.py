@@ -145,8 +145,8 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -262,7 +262,8 @@ class RunFolder:
         schema = content.get("schema") if isinstance(content, dict) else None
         if schema != ATTACKS_SCHEMA:
             raise UserError(
-                f"{self.attacks} has schema {schema!r}, this version reads {ATTACKS_SCHEMA}: run `ser-fl benchmark` again"
+                f"{self.attacks} has schema {schema!r}, this version reads {ATTACKS_SCHEMA}: "
+                "run `ser-fl benchmark` again"
             )
         names = {entry.name for entry in fields(AttackRecord)}
         return [

@@ -150,7 +150,9 @@ def test_named_corpora_in_every_layout(tmp_path: Path, name: str, layout: str) -
     corpus = open_corpus(name, tmp_path)
     assert {utterance.utterance_id: facts(utterance) for utterance in corpus.utterances} == rows
     assert [utterance.utterance_id for utterance in corpus.utterances] == sorted(rows)
-    assert corpus.name == name and not corpus.synthetic and corpus.labels == CORPORA[name].label_map
+    assert corpus.name == name
+    assert not corpus.synthetic
+    assert corpus.labels == CORPORA[name].label_map
 
 
 def test_ravdess_leaves_out_song_video_and_audio_video(tmp_path: Path) -> None:
@@ -364,10 +366,12 @@ def test_real_nemo() -> None:
         "surprise": 300,
     }
     sexes = {u.speaker: u.sex for u in corpus.utterances}
-    assert len(sexes) == 9 and all(speaker == speaker.strip() for speaker in sexes)
+    assert len(sexes) == 9
+    assert all(speaker == speaker.strip() for speaker in sexes)
     assert not [u for u in corpus.utterances if (u.speaker, u.emotion) == ("MK0", "surprise")]
     waveform_T, sample_rate_hz = corpus.read(corpus.utterances[0])
-    assert sample_rate_hz == 16000 and 0.01 < waveform_T.abs().max() <= 1
+    assert sample_rate_hz == 16000
+    assert 0.01 < waveform_T.abs().max() <= 1
 
 
 # Manifests.
@@ -521,14 +525,16 @@ def test_channel_reaches_reading_and_digest(tmp_path: Path) -> None:
         corpus = open_corpus("emovo", tmp_path, channel=channel)
         assert np.allclose(corpus.read(corpus.utterances[0])[0].numpy(), expected, atol=1e-7)
         digests.add(corpus.content_digest(corpus.utterances[0]))
-    assert len(digests) == 3 and all(len(digest) == 16 for digest in digests)
+    assert len(digests) == 3
+    assert all(len(digest) == 16 for digest in digests)
 
 
 @pytest.mark.parametrize("name", CORPORA)
 def test_registry_is_consistent(name: str) -> None:
     """Label maps stay in the vocabulary, and published counts add up to the published total."""
     info, counts = CORPORA[name], CORPORA[name].published_counts
-    assert info.name == name and set(info.label_map.values()) <= set(EMOTIONS)
+    assert info.name == name
+    assert set(info.label_map.values()) <= set(EMOTIONS)
     words = set(info.label_map.values())
     for table in (counts.per_emotion, counts.of_each_speaker):
         assert not table or set(table) == words

@@ -370,7 +370,7 @@ def test_single_run_leaves_its_figures_as_png(full_run: Path) -> None:
 def test_several_runs_are_compared_on_one_page(tmp_path: Path) -> None:
     names = {"experiment": "<b>loud</b>", "data": {"name": "builtin"}}
     runs = [make_run(tmp_path / name, config(seed=seed, **names)) for seed, name in enumerate(("one", "two & three"))]
-    page_path = write_report([*runs, runs[0]], tmp_path / "out" / "both.html")
+    page_path = write_report([*runs, runs[1]], tmp_path / "out" / "both.html")
     assert dict(matplotlib.rcParams) == SETTINGS
     page = Page(page_path.read_text(encoding="utf-8"))
     assert page_path == tmp_path / "out" / "both.html"

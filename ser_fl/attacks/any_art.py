@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from ser_fl.attacks.budget import Norm
-from ser_fl.attacks.estimator import clip_values_of, import_art, seeded
+from ser_fl.attacks.estimator import clip_values_of, import_art
 from ser_fl.attacks.problem import Problem
+from ser_fl.attacks.seeding import seeded
 from ser_fl.attacks.settings import AttackSettings
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.randomness import derive_seed
@@ -61,7 +62,7 @@ def attack_class(name: str) -> type[Any]:
 
 
 def norm_of(name: str) -> Norm:
-    """ "inf" for attacks with an epsilon or a choice of norms, which are given ours; "2" for minimal-norm ones."""
+    """Norm "inf" for attacks with an epsilon or a choice of norms, which are given ours; "2" for minimal-norm ones."""
     accepted = _accepted(name)
     return "inf" if {"eps", "norm"} & accepted.keys() or name.endswith("CarliniLInfMethod") else "2"
 
@@ -88,8 +89,10 @@ def craft(problem: Problem) -> Tensor:
     adversarial_BFL = problem.features_BFL.clone()
     name = problem.settings.name
     right = problem.right_when_clean()
-    size = len(right) if name.removeprefix(PREFIX) in NO_RANDOMNESS else 1
-    for part in right.split(max(size, 1)):
+    if not len(right):
+        return adversarial_BFL
+    alone = name.removeprefix(PREFIX) not in NO_RANDOMNESS
+    for part in right[:, None] if alone else right[None]:
         chosen = problem.subset(part)
         with seeded(derive_seed(name, problem.seed, *chosen.keys_B), problem.features_BFL.device):
             adversarial_BFL[part] = chosen.box.clip(_generate(chosen))

@@ -90,7 +90,8 @@ def budget_of(epsilon: float, norm: Norm, features_shape: tuple[int, ...]) -> fl
 def distance(clean_BFL: Tensor, adversarial_BFL: Tensor, norm: Norm) -> Tensor:
     """Norm of each utterance's perturbation: float64, shape (B,)."""
     difference_BD = (adversarial_BFL.double() - clean_BFL.double()).flatten(1)
-    return torch.linalg.vector_norm(difference_BD, ord=math.inf if norm == "inf" else 2, dim=1)
+    norm_B: Tensor = torch.linalg.vector_norm(difference_BD, ord=math.inf if norm == "inf" else 2, dim=1)
+    return norm_B
 
 
 def keep_within(clean_BFL: Tensor, adversarial_BFL: Tensor, norm: Norm, budget: float) -> Tensor:

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from ser_fl.attacks import any_art
 from ser_fl.attacks.budget import Box, Norm, budget_of, keep_within
-from ser_fl.attacks.estimator import Passes, seeded
+from ser_fl.attacks.estimator import Passes
 from ser_fl.attacks.gradient import attacked
 from ser_fl.attacks.linf import craft_bim, craft_fgsm, craft_pgd
 from ser_fl.attacks.minimal import craft_cw_l2, craft_cw_linf, craft_deepfool
 from ser_fl.attacks.problem import Problem
+from ser_fl.attacks.seeding import seeded
 from ser_fl.attacks.settings import AttackSettings
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.randomness import derive_seed
@@ -263,7 +264,8 @@ class Attack:
                 passes=Passes(),
             )
             problem = replace(problem, num_classes=problem.logits(clean_BFL[:1]).shape[1])
-            batches = torch.arange(len(clean_BFL), device=device).split(batch_size)
+            rows = torch.arange(len(clean_BFL), device=device)
+            batches = [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
             adversarial_BFL = torch.cat([self._craft(problem.subset(batch)) for batch in batches])
         return Crafted(
             adversarial_BFL=adversarial_BFL.to(features_BFL.device),

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import logging
 import logging.config
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -59,7 +57,7 @@ class HiddenNetwork(nn.Module):
     def forward(self, inputs_B1FL: Tensor) -> Tensor:
         """Logits of shape (B, C), on the device of the inputs."""
         if torch.is_grad_enabled() and inputs_B1FL.requires_grad:
-            return _InputGradientOnly.apply(inputs_B1FL, self)  # type: ignore[no-any-return,no-untyped-call]
+            return _InputGradientOnly.apply(inputs_B1FL, self)  # type: ignore[no-any-return]
         return self.run(inputs_B1FL)
 
     def run(self, inputs_B1FL: Tensor) -> Tensor:
@@ -96,12 +94,12 @@ class _InputGradientOnly(torch.autograd.Function):
 def import_art() -> None:
     """Import ART without what its import does to logging: it would close every handler there is."""
     configure = logging.config.dictConfig
-    logging.config.dictConfig = lambda config: None  # type: ignore[assignment,misc]
+    logging.config.dictConfig = lambda config: None
     try:
         import art.attacks.evasion
         import art.estimators.classification  # noqa: F401
     finally:
-        logging.config.dictConfig = configure  # type: ignore[misc]
+        logging.config.dictConfig = configure
     # Its warnings are about choices that are made here on purpose, or are looked at by our own checks.
     logging.getLogger("art").setLevel(logging.ERROR)
 
@@ -112,7 +110,7 @@ def _classifier_class() -> type[Any]:
     import_art()
     from art.estimators.classification import PyTorchClassifier
 
-    class InputClassifier(PyTorchClassifier):  # type: ignore[misc,no-any-unimported]
+    class InputClassifier(PyTorchClassifier):  # type: ignore[misc]
         def class_gradient(self, x: Array, label: Any = None, training_mode: bool = False, **kwargs: Any) -> Array:
             """Gradient of each utterance's own logit by one backward pass, where ART takes one per class.
 
@@ -124,7 +122,7 @@ def _classifier_class() -> type[Any]:
             chosen_B = torch.from_numpy(label.astype(np.int64)).to(self.device)
             logits_BC = self._model(inputs)[-1]
             (gradient,) = torch.autograd.grad(logits_BC.gather(1, chosen_B[:, None]).sum(), inputs)
-            return gradient.cpu().numpy()[:, None]  # type: ignore[no-any-return]
+            return gradient.cpu().numpy()[:, None]
 
     return InputClassifier
 
@@ -161,18 +159,3 @@ def clip_values_of(box: Box) -> tuple[Array, Array] | None:
     lower: Array = box.lower_F1.detach().cpu().numpy().astype(np.float32)
     upper: Array = box.upper_F1.detach().cpu().numpy().astype(np.float32)
     return lower, np.maximum(upper, np.nextafter(lower, np.float32(np.inf)))
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the global random states, which ART draws from, and put them back afterwards."""
-    before, numpy_before = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        try:
-            random.seed(seed)
-            np.random.seed(seed % 2**32)
-            torch.manual_seed(seed)
-            yield
-        finally:
-            random.setstate(before)
-            np.random.set_state(numpy_before)

@@ -101,7 +101,7 @@ def _started_pgd() -> type[Any]:
     import_art()
     from art.attacks.evasion import ProjectedGradientDescentPyTorch
 
-    class StartedPGD(ProjectedGradientDescentPyTorch):  # type: ignore[misc,no-any-unimported]
+    class StartedPGD(ProjectedGradientDescentPyTorch):  # type: ignore[misc]
         start: Tensor | None = None
 
         def _compute_pytorch(

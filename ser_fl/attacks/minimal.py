@@ -56,8 +56,8 @@ def craft_cw_linf(problem: Problem) -> Tensor:
     class has changed. The result is within the budget, but not the smallest.
     """
     perturbation_BFL = torch.zeros_like(problem.features_BFL)
-    for index in problem.right_when_clean().split(1):  # ART's class takes one utterance at a time anyway
-        perturbation_BFL[index] = _linf_perturbation(problem.subset(index))
+    for row in problem.right_when_clean():  # ART's class takes one utterance at a time anyway
+        perturbation_BFL[row] = _linf_perturbation(problem.subset(row[None]))[0]
     return problem.features_BFL + perturbation_BFL
 
 

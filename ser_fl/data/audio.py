@@ -62,7 +62,8 @@ def read_audio(path: Path, channel: str = "first") -> tuple[Tensor, int]:
         k / 2^(b-1); floating-point samples are cut at full scale.
 
     Raises:
-        UserError: the file is missing, not audio, empty, a cut-off FLAC, not finite, on another scale, or lacks the channel.
+        UserError: the file is missing, not audio, empty, a cut-off FLAC, not finite, on another scale, or lacks the
+            channel.
     """
     import torch
 

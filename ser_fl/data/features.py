@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
@@ -67,11 +67,25 @@ def compute_features(
 
 
 def _key(corpus: Corpus, config: FrontendConfig) -> str:
-    digest = blake2b(repr((CACHE_VERSION, torch.__version__, astuple(config)[1:-1])).encode(), digest_size=16)
+    digest = blake2b(repr((CACHE_VERSION, torch.__version__, _settings(config))).encode(), digest_size=16)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for content in pool.map(corpus.content_digest, corpus.utterances):
             digest.update(content)
     return digest.hexdigest()
+
+
+def _settings(config: FrontendConfig) -> tuple[object, ...]:
+    """What the values depend on: not the name of the settings, and not the box, which is applied later."""
+    return (
+        config.sample_rate_hz,
+        config.window_samples,
+        config.hop_samples,
+        config.num_mels,
+        config.fmin_hz,
+        config.fmax_hz,
+        config.num_samples,
+        config.log_offset,
+    )
 
 
 def _fill(file: Path, corpus: Corpus, config: FrontendConfig, progress: OnFeatures | None) -> None:
@@ -99,6 +113,6 @@ def _fill(file: Path, corpus: Corpus, config: FrontendConfig, progress: OnFeatur
                 if progress is not None:
                     progress(done, total)
         rows.flush()
-        os.replace(temporary, file)
+        temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)

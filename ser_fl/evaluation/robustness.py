@@ -1,8 +1,8 @@
 """Attacks x defences x budgets on one trained classifier.
 
 An attack is crafted once, against the model without its test-time defence, and then shown to every defence: the
-paper's own test, threat model ``undefended``. For a randomised defence that is a grey-box figure, since the attacker does
-not know of it; it bounds the harm from below and is no evidence of robustness.
+paper's own test, threat model ``undefended``. For a randomised defence that is a grey-box figure, since the attacker
+does not know of it; it bounds the harm from below and is no evidence of robustness.
 
 Legend: N utterances, F mel bins, L frames, R runs of a defence.
 """
@@ -74,7 +74,8 @@ class Shown:
     def confusion(self) -> Confusion:
         """Mean confusion matrix of the runs."""
         labels = self.labels_N.tolist()
-        return np.mean([confusion_matrix(labels, run.tolist(), self.num_classes) for run in self.votes_RN], axis=0)
+        runs = [confusion_matrix(labels, run.tolist(), self.num_classes) for run in self.votes_RN]
+        return np.asarray(np.mean(runs, axis=0), dtype=np.float64)
 
     @property
     def right_RN(self) -> Tensor:
@@ -105,7 +106,7 @@ def benchmark_attacks(
     challenge.model.eval()
     cleans = {defence.name: show(challenge, challenge.features_NFL, defence) for defence in defences}
     records = [clean_record(challenge, defence.name, cleans[defence.name]) for defence in defences]
-    right = {(defence.name, None): cleans[defence.name].right_RN for defence in defences}
+    right: dict[tuple[str, float], Tensor] = {}
     for attack in attacks:
         part = challenge.subset((subsets or {}).get(attack.settings.name))
         started = time.perf_counter()
@@ -207,7 +208,7 @@ def worst_cases(
     attacks: Sequence[Attack],
     defences: Sequence[Defence],
     cleans: Mapping[str, Shown],
-    right: Mapping[tuple[str, float | None], Tensor],
+    right: Mapping[tuple[str, float], Tensor],
 ) -> list[AttackRecord]:
     """One record a defence and epsilon: an utterance counts as recognised if it withstood every attack it was shown to.
 

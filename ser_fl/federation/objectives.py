@@ -49,7 +49,7 @@ class Objective:
         copies = [
             self.craft(network, features_BFL, labels_B, stream)
             for features_BFL, labels_B in zip(
-                clean_NFL.split(_CRAFTING_BATCH), labels_N.split(_CRAFTING_BATCH), strict=True
+                torch.split(clean_NFL, _CRAFTING_BATCH), torch.split(labels_N, _CRAFTING_BATCH), strict=True
             )
         ]
         return Examples(torch.cat([clean_NFL, *copies]), torch.cat([labels_N, labels_N])), count

@@ -12,7 +12,7 @@ from ser_fl.randomness import generator
 
 
 def sample_cohort(client_ids: Sequence[str], fraction: float, seed: int, number: int) -> tuple[str, ...]:
-    """Clients of a round: a share of all, drawn without replacement by (seed, round), in the order of ``client_ids``."""
+    """Clients of a round: a share of all, drawn without replacement by (seed, round); kept in their order."""
     count = max(1, round(fraction * len(client_ids)))
     drawn = torch.randperm(len(client_ids), generator=generator(seed, "cohort", number))[:count]
     return tuple(client_ids[index] for index in sorted(drawn.tolist()))

@@ -64,7 +64,7 @@ class Scorer:
         selection = self.config.selection
         starts = [
             random_start(row, selection.epsilon, generator(self.config.seed, "selection", utterance_id))
-            for row, utterance_id in zip(features_BFL.split(1), ids, strict=True)
+            for row, utterance_id in zip(torch.split(features_BFL, 1), ids, strict=True)
         ]
         return pgd(
             network,
@@ -80,4 +80,4 @@ class Scorer:
 
 def total(confusions: Mapping[str, Confusion]) -> Confusion:
     """Sum of the holders' matrices."""
-    return np.sum(list(confusions.values()), axis=0, dtype=np.float64)
+    return np.asarray(np.sum(list(confusions.values()), axis=0), dtype=np.float64)

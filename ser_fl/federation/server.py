@@ -22,7 +22,7 @@ class Server:
     @classmethod
     def start(cls, initial: State, client_ids: Sequence[str], *, local_only: bool) -> Server:
         """All begin from the same weights."""
-        return cls({client_id: initial for client_id in client_ids} if local_only else {GLOBAL: initial})
+        return cls(dict.fromkeys(client_ids, initial) if local_only else {GLOBAL: initial})
 
     def model_for(self, client_id: str) -> State:
         """What this client starts its local epochs from."""

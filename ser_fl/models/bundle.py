@@ -56,7 +56,8 @@ class EmotionModel(nn.Module):
 
     def from_waveform(self, waveform_BT: Tensor) -> Tensor:
         """Logits of shape (B, C) from clips already at the front end's rate and length, differentiable throughout."""
-        return self(self.standardisation(self.frontend(waveform_BT)))
+        logits_BC: Tensor = self(self.standardisation(self.frontend(waveform_BT)))
+        return logits_BC
 
 
 def save_model(folder: Path, bundle: EmotionModel) -> None:
@@ -110,5 +111,5 @@ def _column(name: str, values: list[float | None]) -> Tensor:
 
 
 def _contiguous(state: State) -> State:
-    """safetensors stores the plain layout; loading into channels-last parameters restores theirs."""
+    """Safetensors stores the plain layout; loading into channels-last parameters restores theirs."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}

@@ -80,11 +80,13 @@ class EmotionClassifier(pl.LightningModule):
         decay = settings.weight_decay
         optimiser: torch.optim.Optimizer
         if settings.name == "sgd":
-            optimiser = torch.optim.SGD(parameters, self.learning_rate, settings.momentum, weight_decay=decay)
+            optimiser = torch.optim.SGD(
+                parameters, self.learning_rate, settings.momentum, weight_decay=decay, fused=True
+            )
         elif settings.name == "adamw":
-            optimiser = torch.optim.AdamW(parameters, self.learning_rate, weight_decay=decay)
+            optimiser = torch.optim.AdamW(parameters, self.learning_rate, weight_decay=decay, fused=True)
         else:
-            optimiser = torch.optim.Adam(parameters, self.learning_rate, weight_decay=decay)
+            optimiser = torch.optim.Adam(parameters, self.learning_rate, weight_decay=decay, fused=True)
         if self.optimiser_state is not None:
             groups = optimiser.state_dict()["param_groups"]
             optimiser.load_state_dict({"state": self.optimiser_state, "param_groups": groups})

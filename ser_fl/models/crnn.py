@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ser_fl.config import CRNNConfig
+from ser_fl.models.gru import BidirectionalGRU
 
 _MEL_BANDS = 4
 """Bands of mel bins that the GRU sees, whatever the number of mel bins."""
@@ -53,9 +54,9 @@ class CRNN(nn.Module):
             if depth < 3:
                 blocks.append(nn.MaxPool2d((2, 2) if depth < 2 else (2, 1)))
             before = channels
-        self.blocks = nn.Sequential(*blocks).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.blocks = nn.Sequential(*blocks).to(memory_format=torch.channels_last)
         self.dropout = nn.Dropout(config.dropout)
-        self.gru = nn.GRU(before * _MEL_BANDS, config.hidden, batch_first=True, bidirectional=True)
+        self.gru = BidirectionalGRU(before * _MEL_BANDS, config.hidden)
         self.attention = nn.Linear(2 * config.hidden, 1)
         self.output = nn.Linear(2 * config.hidden, num_classes)
 

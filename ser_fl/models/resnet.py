@@ -48,7 +48,7 @@ class ResNet(nn.Module):
             nn.MaxPool2d(2),
             ResidualBlock(128, 256, 2, config.norm),
             nn.MaxPool2d(2),
-        ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        ).to(memory_format=torch.channels_last)
         self.head = nn.Sequential(
             nn.Dropout(config.dropout), nn.Linear(256, 128), nn.ReLU(inplace=True), nn.Linear(128, num_classes)
         )

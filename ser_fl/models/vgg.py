@@ -31,7 +31,7 @@ class VGG15(nn.Module):
                 ]
                 before = channels
             layers.append(nn.MaxPool2d(2))
-        self.features = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.features = nn.Sequential(*layers).to(memory_format=torch.channels_last)
         self.head = nn.Sequential(nn.Linear(before, 256), nn.ReLU(inplace=True), nn.Linear(256, num_classes))
 
     def forward(self, features_BFL: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ _SPLITS = {
 
 
 def sex_of(word: str) -> str | None:
-    """ "female" or "male" for the usual spellings, None for anything else.
+    """The usual spellings to "female" or "male", None for anything else.
 
     >>> sex_of("F"), sex_of("other")
     ('female', None)
@@ -24,7 +24,7 @@ def sex_of(word: str) -> str | None:
 
 
 def split_of(word: str) -> str | None:
-    """ "train", "validation" or "test" for the usual spellings, None for anything else.
+    """The usual spellings to "train", "validation" or "test", None for anything else.
 
     >>> split_of("dev")
     'validation'

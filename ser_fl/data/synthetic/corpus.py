@@ -60,9 +60,9 @@ class SyntheticCorpus:
         self.seed = seed
         self.sample_rate_hz = sample_rate_hz
         num_male = num_speakers // 2
-        speaker_ids = [f"f{n:02d}" for n in range(1, num_speakers - num_male + 1)]
-        speaker_ids += [f"m{n:02d}" for n in range(1, num_male + 1)]
-        self.speakers: dict[str, Speaker] = {each: make_speaker(each, seed) for each in speaker_ids}
+        speaker_ids = [f"f{number:02d}" for number in range(1, num_speakers - num_male + 1)]
+        speaker_ids += [f"m{number:02d}" for number in range(1, num_male + 1)]
+        self.speakers = {speaker_id: make_speaker(speaker_id, seed) for speaker_id in speaker_ids}
         self.utterances = tuple(
             _utterance(speaker, emotion, number)
             for speaker in self.speakers.values()
@@ -75,7 +75,8 @@ class SyntheticCorpus:
         speaker = self.speakers[utterance.speaker]
         rng = np.random.default_rng(derive_seed("utterance", self.seed, utterance.utterance_id))
         delivery = draw_delivery(utterance.emotion, speaker, self.seed, rng)
-        score = compose(SENTENCES[_sentence_index(utterance)], speaker, delivery, rng)
+        sentence = SENTENCES[_sentence_index(int(utterance.utterance_id[-2:]))]
+        score = compose(sentence, speaker, delivery, rng)
         waveform_T = synthesise(score, speaker, delivery, self.sample_rate_hz, rng)
         return torch.from_numpy(waveform_T), self.sample_rate_hz
 
@@ -91,12 +92,13 @@ def _utterance(speaker: Speaker, emotion: str, number: int) -> Utterance:
         emotion=emotion,
         speaker=speaker.speaker_id,
         sex=speaker.sex,
-        text=f"s{(number - 1) % len(SENTENCES) + 1:02d}",
+        text=f"s{_sentence_index(number) + 1:02d}",
     )
 
 
-def _sentence_index(utterance: Utterance) -> int:
-    return (int(utterance.utterance_id.rsplit("/", 1)[1]) - 1) % len(SENTENCES)
+def _sentence_index(number: int) -> int:
+    """All emotions go through the sentences in the same order."""
+    return (number - 1) % len(SENTENCES)
 
 
 def _check(name: str, value: int, low: int, high: int) -> None:

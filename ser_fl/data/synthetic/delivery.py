@@ -62,12 +62,14 @@ _EMOTIONS: dict[str, tuple[float, ...]] = {
     "sadness":   (-3.0, -60, -6.0, -2.0, 0.2, 0.3,  -35,    0,  0.08, -5.0, -3.0, -2.0, -2.0,  5.0),
     "surprise":  (6.0,  100,  4.0, 13.0, 0.0, 0.2,   -5,   40, -0.03,  3.0,  0.0,  5.0,  1.0,  0.0),
 }  # fmt: skip
-# Standard deviation of what is no emotion's doing: between utterances, and a speaker's habit for an emotion.
+# The same columns. Standard deviation of what is left to chance, and of each speaker's own way with an emotion.
 _UTTERANCE_SD = (1.5, 20, 1.2, 1.5, 0.1, 0.2, 7, 15, 0.03, 2.0, 1.0, 1.5, 0.8, 1.5)
 _HABIT_SD     = (1.5, 15, 1.5, 2.0, 0.1, 0.2, 6, 15, 0.04, 1.0, 1.0, 2.0, 0.5, 1.0)  # fmt: skip
 
-EXPRESSIVENESS = (0.35, 1.15)
-"""An utterance shows its emotion this strongly, drawn uniformly: at 0 all emotions would sound alike."""
+EXPRESSIVENESS = (0.25, 1.15)
+"""How strongly an utterance shows its emotion, drawn uniformly: at 0 all emotions sound alike.
+
+The weak end sets how much emotions overlap: with (0.35, 1.15) the corpus is plainly easier."""
 
 SYNTHETIC_EMOTIONS = tuple(_EMOTIONS)
 """The paper's seven."""

@@ -14,9 +14,9 @@ from ser_fl.data.synthetic.delivery import Delivery
 from ser_fl.data.synthetic.speakers import Speaker
 
 CONTROL_S = 0.004
-DRIFT_S = 0.15
 MALE_TRACT_CM = 17.5
 """The tract that the formants below belong to."""
+_DRIFT_S = 0.15
 
 SENTENCES = (
     "pano seli tamu kife",
@@ -49,7 +49,7 @@ class _Consonant:
     """The second formant's place."""
 
 
-_BURST, _HISS, _NO_NOISE = (0.0, 0.0, 1.0, 0.4), (0.2, 1.0, 1.0, 0.2), (0.0, 0.0, 0.0, 0.0)
+_BURST, _HISS, _NO_NOISE = (0.0, 0.0, 1.0, 0.4), (0.0, 1.0, 1.0, 0.2), (0.0, 0.0, 0.0, 0.0)
 _CONSONANTS = {
     "p": _Consonant(0.07, 0.0, _BURST, 900, 900),
     "t": _Consonant(0.07, 0.0, _BURST, 4200, 1750),
@@ -65,26 +65,26 @@ _CLOSED_F1_HZ = 250.0
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Curves at L control points."""
+    """Curves at L control points: shape (L,), the formants' (L, 3)."""
 
-    f0_hz_L: NDArray[np.float64]
-    voicing_L: NDArray[np.float64]
-    """Amplitude of the glottal source, 1 in an average vowel."""
-    noise_L: NDArray[np.float64]
-    """Amplitude of consonant noise, 1 at its loudest."""
-    noise_hz_L: NDArray[np.float64]
-    formants_hz_L3: NDArray[np.float64]
+    f0_hz: NDArray[np.float64]
+    voicing: NDArray[np.float64]
+    """Amplitude of the glottal source, about 1 in a vowel."""
+    noise: NDArray[np.float64]
+    """Amplitude of consonant noise, about 1 at its loudest."""
+    noise_hz: NDArray[np.float64]
+    formants_hz: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class _Timing:
-    """Per syllable, in seconds: consonant from `onset_S`, vowel from `vowel_S` to `end_S`, then perhaps a pause."""
+    """In seconds, (S,): a consonant from `onset`, a vowel from `vowel` to `end`, then perhaps a pause; (L,) `times`."""
 
-    onset_S: NDArray[np.float64]
-    vowel_S: NDArray[np.float64]
-    end_S: NDArray[np.float64]
-    pause_S: NDArray[np.float64]
-    times_L: NDArray[np.float64]
+    onset: NDArray[np.float64]
+    vowel: NDArray[np.float64]
+    end: NDArray[np.float64]
+    pause: NDArray[np.float64]
+    times: NDArray[np.float64]
 
 
 def compose(sentence: str, speaker: Speaker, delivery: Delivery, rng: np.random.Generator) -> Score:
@@ -97,11 +97,11 @@ def compose(sentence: str, speaker: Speaker, delivery: Delivery, rng: np.random.
     timing = _time(consonants, stressed_S, last_S, speaker, delivery, rng)
     voicing_L, noise_L = _amplitudes(consonants, stressed_S, timing, delivery, rng)
     return Score(
-        f0_hz_L=_pitch(stressed_S, timing, speaker, delivery, rng),
-        voicing_L=voicing_L,
-        noise_L=noise_L,
-        noise_hz_L=np.interp(timing.times_L, timing.onset_S, [consonant.noise_hz for consonant in consonants]),
-        formants_hz_L3=_formants(syllables, timing, speaker),
+        f0_hz=_pitch(stressed_S, timing, speaker, delivery, rng),
+        voicing=voicing_L,
+        noise=noise_L,
+        noise_hz=np.interp(timing.times, timing.onset, [consonant.noise_hz for consonant in consonants]),
+        formants_hz=_formants(syllables, timing, speaker),
     )
 
 
@@ -115,6 +115,7 @@ def _time(
 ) -> _Timing:
     num_syllables = len(consonants)
     tempo = speaker.rate_hz / 5.0 * np.clip(1 + delivery.rate_pct / 100, 0.5, 1.8)
+    # Consonants yield less to tempo than vowels do.
     closed_S = np.array([consonant.duration_s for consonant in consonants]) / np.sqrt(tempo)
     open_S = np.where(stressed_S, 0.14, 0.10) / tempo * np.exp(0.1 * rng.standard_normal(num_syllables))
     open_S *= 1 + last_S * np.clip(0.15 + delivery.drawl_pct / 100, -0.4, 1.2)
@@ -139,25 +140,25 @@ def _amplitudes(
     stress_S = (2.0 + delivery.stress_db) * (stressed_S - 0.5)
     level_S = 10 ** ((stress_S + delivery.fade_db * place_S + rng.standard_normal(num_syllables)) / 20)
     hum_S = level_S * [consonant.voicing for consonant in consonants]
-    closed_S, open_S = timing.vowel_S - timing.onset_S, timing.end_S - timing.vowel_S
-    hold_S = np.append(hum_S[1:], 0.0) * (timing.pause_S == 0)  # what the vowel passes on to the next consonant
+    closed_S, open_S = timing.vowel - timing.onset, timing.end - timing.vowel
+    hold_S = np.append(hum_S[1:], 0.0) * (timing.pause == 0)  # what the vowel passes on to the next consonant
     times_S6 = np.stack(
         (
-            timing.onset_S,
-            timing.vowel_S - 0.1 * closed_S,
-            timing.vowel_S + 0.15 * open_S,
-            timing.end_S - 0.25 * open_S,
-            timing.end_S,
-            timing.end_S + 0.5 * timing.pause_S,
+            timing.onset,
+            timing.vowel - 0.1 * closed_S,
+            timing.vowel + 0.15 * open_S,
+            timing.end - 0.25 * open_S,
+            timing.end,
+            timing.end + 0.5 * timing.pause,
         ),
         axis=1,
     )
     voicing_S6 = np.stack((hum_S, hum_S, level_S, 0.9 * level_S, np.maximum(hold_S, 0.1), hold_S), axis=1)
     noise_S4 = level_S[:, None] * [consonant.noise for consonant in consonants]
     noise_S5 = np.concatenate((noise_S4, np.zeros((num_syllables, 1))), axis=1)
-    times_S5 = timing.onset_S[:, None] + closed_S[:, None] * [0.0, 0.5, 0.75, 1.0, 1.2]
-    voicing_L = np.interp(timing.times_L, times_S6.ravel(), voicing_S6.ravel(), left=0.0)
-    return voicing_L, np.interp(timing.times_L, times_S5.ravel(), noise_S5.ravel())
+    times_S5 = timing.onset[:, None] + closed_S[:, None] * [0.0, 0.5, 0.75, 1.0, 1.2]
+    voicing_L = np.interp(timing.times, times_S6.ravel(), voicing_S6.ravel(), left=0.0)
+    return voicing_L, np.interp(timing.times, times_S5.ravel(), noise_S5.ravel())
 
 
 def _pitch(
@@ -168,33 +169,32 @@ def _pitch(
     rng: np.random.Generator,
 ) -> NDArray[np.float64]:
     """F0: a line, an accent on every word, an end, a tremor and a drift nobody intends."""
-    times_L, duration_s = timing.times_L, timing.end_S[-1]
+    times_L, duration_s = timing.times, timing.end[-1]
     height_st = speaker.range_st * np.clip(1 + delivery.range_pct / 100, 0.1, 3.0)
     accent_S = height_st * (stressed_S * rng.uniform(0.7, 1.3, len(stressed_S)) - 0.4)
-    middle_S = (timing.vowel_S + timing.end_S) / 2
+    middle_S = (timing.vowel + timing.end) / 2
     accents_L = np.interp(times_L, middle_S, accent_S)
     line_L = (delivery.slope_st - 1.5) * (times_L / duration_s - 0.5)
-    last_word_s = timing.onset_S[np.flatnonzero(stressed_S)[-1]]
+    last_word_s = timing.onset[np.flatnonzero(stressed_S)[-1]]
     end_L = delivery.final_st * np.clip((times_L - last_word_s) / (duration_s - last_word_s), 0.0, 1.0)
     tremor_L = delivery.tremor_st * np.sin(2 * np.pi * (rng.uniform(5.0, 7.0) * times_L + rng.uniform()))
-    knots = np.arange(0.0, times_L[-1] + DRIFT_S, DRIFT_S)
+    knots = np.arange(0.0, times_L[-1] + _DRIFT_S, _DRIFT_S)
     drift_L = np.interp(times_L, knots, 0.3 * rng.standard_normal(len(knots)))
     shift_st_L = delivery.pitch_st + accents_L + line_L + end_L + tremor_L + drift_L
-    return np.clip(speaker.pitch_hz * 2 ** (shift_st_L / 12), 60.0, 700.0)
+    f0_hz_L: NDArray[np.float64] = np.clip(speaker.pitch_hz * 2 ** (shift_st_L / 12), 60.0, 700.0)
+    return f0_hz_L
 
 
 def _formants(syllables: list[str], timing: _Timing, speaker: Speaker) -> NDArray[np.float64]:
     """First three formants, gliding from a consonant's locus to the vowel and on."""
     scale = MALE_TRACT_CM / speaker.tract_cm
-    knots_S3 = np.stack(
-        (timing.vowel_S - 0.01, *(timing.vowel_S + share * (timing.end_S - timing.vowel_S) for share in (0.3, 0.8))),
-        axis=1,
-    )
+    open_S = timing.end - timing.vowel
+    knots_S3 = np.stack((timing.vowel - 0.01, timing.vowel + 0.3 * open_S, timing.vowel + 0.8 * open_S), axis=1)
     targets_S33 = np.array(
         [
-            ((_CLOSED_F1_HZ, _CONSONANTS[consonant].locus_hz, 2500.0), _VOWELS[vowel], _VOWELS[vowel])
-            for consonant, vowel in syllables
+            ((_CLOSED_F1_HZ, _CONSONANTS[syllable[0]].locus_hz, 2500.0), _VOWELS[syllable[1]], _VOWELS[syllable[1]])
+            for syllable in syllables
         ]
     )
-    formants = [np.interp(timing.times_L, knots_S3.ravel(), targets_S33[:, :, n].ravel()) for n in range(3)]
+    formants = [np.interp(timing.times, knots_S3.ravel(), targets_S33[:, :, n].ravel()) for n in range(3)]
     return scale * np.stack(formants, axis=1)

@@ -3,12 +3,10 @@
 A train of glottal pulses (the derivative of Rosenberg's pulse, 1971) with jitter, shimmer and aspiration, and the
 noise of consonants, are shaped frame by frame in the short-time Fourier domain by formants and spectral tilt.
 
-T samples; K frames; Q frequencies; L control points; H samples between frames.
+T samples; K frames; Q frequencies; L control points.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -24,10 +22,13 @@ LEVEL_DBFS = -30.0
 """RMS of an average vowel in a neutral voice."""
 ROOM_GAIN_SD_DB = 4.0
 ROOM_TILT_SD_DB = 1.2
-CONSONANT_GAIN = np.float32(0.35)
-ROOM_NOISE_DBFS = (-64.0, -48.0)
+"""Of one utterance's room and microphone, dB per octave."""
+ROOM_NOISE_DBFS = (-67.0, -51.0)
+"""RMS of the background noise, drawn uniformly."""
 
+_CONSONANT_GAIN = np.float32(0.35)
 _MOVING_BANDWIDTHS_HZ = (70.0, 90.0, 130.0)
+_FIXED_BANDWIDTH_HZ = 200.0
 _PULSE_POINTS = 1024
 
 
@@ -40,25 +41,26 @@ def synthesise(
     window = np.sin(np.pi * (np.arange(2 * hop) + 0.5) / (2 * hop)).astype(np.float32)
     padded = np.pad(source_T, (hop, hop + -len(source_T) % hop))
     spectrum_KQ = np.fft.rfft(sliding_window_view(padded, 2 * hop)[::hop] * window)
-    hz_Q = np.fft.rfftfreq(2 * hop, 1 / sample_rate_hz)
-    spectrum_KQ *= _response(score, speaker, delivery, hz_Q, len(spectrum_KQ))
+    hz_Q = np.fft.rfftfreq(2 * hop, 1 / sample_rate_hz).astype(np.float64)
+    at_K = np.arange(len(spectrum_KQ)) * hop / (CONTROL_S * sample_rate_hz)
+    spectrum_KQ *= _response(score, speaker, delivery, hz_Q, at_K)
     gain_db = LEVEL_DBFS + delivery.level_db + rng.normal(0.0, ROOM_GAIN_SD_DB)
     room_Q = _tilt(hz_Q, rng.normal(0.0, ROOM_TILT_SD_DB)) * 10 ** (gain_db / 20)
     spectrum_KQ *= room_Q.astype(np.float32)
     spectrum_KQ += _room_noise(len(spectrum_KQ), hz_Q, rng)
-    frames = np.fft.irfft(spectrum_KQ, 2 * hop) * window
-    overlapped = frames[:-1, hop:] + frames[1:, :hop]
-    waveform_T = overlapped.reshape(-1)[: len(source_T)]
-    return waveform_T / max(1.0, float(np.abs(waveform_T).max()) / PEAK)
+    frames = np.fft.irfft(spectrum_KQ, 2 * hop).astype(np.float32) * window
+    waveform_T = (frames[:-1, hop:] + frames[1:, :hop]).reshape(-1)[: len(source_T)]
+    waveform_T /= np.float32(max(1.0, float(np.abs(waveform_T).max()) / PEAK))
+    return waveform_T
 
 
 def _source(
     score: Score, speaker: Speaker, delivery: Delivery, sample_rate_hz: int, rng: np.random.Generator
 ) -> NDArray[np.float32]:
     """Pulses and noise of shape (T,) before any filter; RMS 1 in an average vowel."""
-    control_L = np.arange(len(score.f0_hz_L))
+    control_L = np.arange(len(score.f0_hz))
     at_T = np.arange(int(len(control_L) * CONTROL_S * sample_rate_hz)) / (CONTROL_S * sample_rate_hz)
-    cycles_T = np.interp(at_T, control_L, np.cumsum(score.f0_hz_L) * CONTROL_S)
+    cycles_T = np.interp(at_T, control_L, np.cumsum(score.f0_hz) * CONTROL_S)
     cycle_T = cycles_T.astype(np.int32)
     num_cycles = int(cycle_T[-1]) + 1
     jitter_pct = np.clip(speaker.jitter_pct + delivery.jitter_pct, 0.1, 5.0)
@@ -69,9 +71,10 @@ def _source(
     pulse_T = _pulse(speaker.open_quotient)[np.minimum(point_T, _PULSE_POINTS)] * loudness[cycle_T]
     noise_T = _white_noise(len(at_T), rng)
     breath = 10 ** ((speaker.breath_db + delivery.breath_db) / 20)
-    voicing_T = np.interp(at_T, control_L, score.voicing_L).astype(np.float32)
-    hiss_T = np.interp(at_T, control_L, score.noise_L).astype(np.float32)
-    return voicing_T * pulse_T + (hiss_T + np.float32(breath) * voicing_T) * noise_T
+    voicing_T = np.interp(at_T, control_L, score.voicing).astype(np.float32)
+    hiss_T = np.interp(at_T, control_L, score.noise).astype(np.float32)
+    source_T: NDArray[np.float32] = voicing_T * pulse_T + (hiss_T + np.float32(breath) * voicing_T) * noise_T
+    return source_T
 
 
 def _white_noise(size: int, rng: np.random.Generator) -> NDArray[np.float32]:
@@ -86,40 +89,43 @@ def _pulse(open_quotient: float) -> NDArray[np.float32]:
     rising = 0.5 / opening * np.sin(np.pi * phase / opening)
     falling = -0.5 / closing * np.sin(np.pi / 2 * (phase - opening) / closing)
     pulse = np.where(phase < opening, rising, np.where(phase < open_quotient, falling, 0.0))
-    return (pulse / np.sqrt(np.mean(pulse**2))).astype(np.float32)
+    pulse /= np.sqrt(np.mean(pulse**2))
+    return pulse.astype(np.float32)
 
 
 def _response(
-    score: Score, speaker: Speaker, delivery: Delivery, hz_Q: NDArray[np.float64], num_frames: int
+    score: Score, speaker: Speaker, delivery: Delivery, hz_Q: NDArray[np.float64], at_K: NDArray[np.float64]
 ) -> NDArray[np.complex64]:
-    """What the mouth does to each frame, (K, Q): formants and tilt in voiced frames, a consonant's band elsewhere."""
-    at_K = np.arange(num_frames) * FRAME_S / 2 / CONTROL_S
-    control_L = np.arange(len(score.f0_hz_L))
+    """What the mouth does to each frame, (K, Q): formants and tilt in voiced frames, a consonant's band elsewhere.
+
+    `at_K` is the middle of each frame, counted in control points.
+    """
+    control_L = np.arange(len(score.f0_hz))
 
     def column(curve_L: NDArray[np.float64]) -> NDArray[np.float32]:
         return np.interp(at_K, control_L, curve_L).astype(np.float32)[:, None]
 
-    damping_KQ = np.ones((num_frames, len(hz_Q)), np.complex64)
-    for formant_hz_L, bandwidth_hz in zip(score.formants_hz_L3.T, _MOVING_BANDWIDTHS_HZ, strict=True):
-        damping_KQ *= _resonance(hz_Q.astype(np.float32), column(formant_hz_L), np.float32(bandwidth_hz))
+    damping_KQ = np.ones((len(at_K), len(hz_Q)), np.complex64)
+    for formant_hz_L, bandwidth_hz in zip(score.formants_hz.T, _MOVING_BANDWIDTHS_HZ, strict=True):
+        damping_KQ *= _resonance(hz_Q, column(formant_hz_L), bandwidth_hz)
     voice_KQ = _fixed_response(speaker, delivery, hz_Q) / damping_KQ
     # A pulse train falls by 6 dB per octave: vowels of equal voicing shall be about equally loud.
     weight_Q = (1 / np.maximum(hz_Q, 100.0) ** 2).astype(np.float32)
     power_K = (voice_KQ.real**2 + voice_KQ.imag**2) @ (weight_Q / weight_Q.sum())
-    hiss_K1 = column(score.noise_L).clip(0.0, 1.0)
+    hiss_K1 = column(score.noise).clip(0.0, 1.0)
     voice_KQ *= (1 - hiss_K1) / np.sqrt(power_K)[:, None]
     octaves_Q = np.log2(np.maximum(hz_Q, 50.0)).astype(np.float32)
-    voice_KQ += CONSONANT_GAIN * hiss_K1 * np.exp(-3 * (octaves_Q - np.log2(column(score.noise_hz_L))) ** 2)
+    voice_KQ += _CONSONANT_GAIN * hiss_K1 * np.exp(-3 * (octaves_Q - np.log2(column(score.noise_hz))) ** 2)
     return voice_KQ
 
 
 def _fixed_response(speaker: Speaker, delivery: Delivery, hz_Q: NDArray[np.float64]) -> NDArray[np.complex64]:
     """Tilt, and the formants above the third, which hardly move, (Q,)."""
-    response_Q = _tilt(hz_Q, speaker.tilt_db + delivery.tilt_db).astype(np.complex128)
     scale = MALE_TRACT_CM / speaker.tract_cm
-    for formant_hz in np.arange(3500.0, hz_Q[-1] / scale + 1000.0, 1000.0):
-        response_Q /= _resonance(hz_Q, scale * formant_hz, 0.05 * formant_hz)
-    return response_Q.astype(np.complex64)
+    formants_hz = (scale * np.arange(3500.0, hz_Q[-1] / scale + 1000.0, 1000.0)).astype(np.float32)
+    damping_Q = _resonance(hz_Q, formants_hz[:, None], _FIXED_BANDWIDTH_HZ).prod(axis=0)
+    response_Q: NDArray[np.complex64] = _tilt(hz_Q, speaker.tilt_db + delivery.tilt_db).astype(np.float32) / damping_Q
+    return response_Q
 
 
 def _tilt(hz_Q: NDArray[np.float64], db_per_octave: float) -> NDArray[np.float64]:
@@ -127,16 +133,21 @@ def _tilt(hz_Q: NDArray[np.float64], db_per_octave: float) -> NDArray[np.float64
     return (np.maximum(hz_Q, 500.0) / 500.0) ** (db_per_octave / 6.02)
 
 
-def _resonance(hz_Q: NDArray[np.floating], formant_hz: Any, bandwidth_hz: float) -> NDArray[np.complexfloating]:
-    """What a second-order resonance with gain 1 at 0 Hz divides by."""
-    ratio = hz_Q / formant_hz
-    return (1 - ratio * ratio) + 1j * (ratio * (bandwidth_hz / formant_hz))
+def _resonance(
+    hz_Q: NDArray[np.float64], formant_hz: NDArray[np.float32], bandwidth_hz: float
+) -> NDArray[np.complex64]:
+    """What a second-order resonance with gain 1 at 0 Hz divides by; a column of formants gives a row for each."""
+    ratio = (hz_Q.astype(np.float32) / formant_hz).astype(np.float32)
+    result = np.empty(ratio.shape, np.complex64)
+    result.real = 1 - ratio * ratio
+    result.imag = ratio * (np.float32(bandwidth_hz) / formant_hz)
+    return result
 
 
 def _room_noise(num_frames: int, hz_Q: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.complex64]:
     """Stationary coloured noise, (K, Q)."""
     colour_Q = np.maximum(hz_Q, 60.0) ** -rng.uniform(0.3, 0.8)
-    amplitude = 10 ** (rng.uniform(*ROOM_NOISE_DBFS) / 20) * np.sqrt(len(hz_Q) / 2)
+    amplitude = 10 ** (rng.uniform(*ROOM_NOISE_DBFS) / 20) * np.sqrt(len(hz_Q) - 1)  # RMS 1 after windows and overlap
     colour_Q *= amplitude / np.sqrt(np.mean(colour_Q**2))
     noise_KQ = _white_noise(2 * num_frames * len(hz_Q), rng).view(np.complex64).reshape(num_frames, -1)
     return noise_KQ * colour_Q.astype(np.float32)
