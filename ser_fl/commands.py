@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ser_fl.records import RunFolder
+
 if TYPE_CHECKING:
     from ser_fl.config import Config
-    from ser_fl.records import AttackRecord, RoundRecord, RunFolder
+    from ser_fl.records import AttackRecord, RoundRecord
 
 console = Console()
 
@@ -111,7 +113,25 @@ def benchmark_visibly(settings: list[str]) -> list[AttackRecord]:
 
     config = compose_benchmark(settings)
     with bars() as shown:
-        return benchmark_run(config, on_attack=shown.report, on_features=shown.features)
+        records = benchmark_run(config, on_attack=shown.report, on_features=shown.features)
+    track_attacks(RunFolder(Path(config.run)), records)
+    return records
+
+
+def track_attacks(run: RunFolder, records: list[AttackRecord]) -> None:
+    """Log the records to the run's own tracked run, where its checkpoint still says which."""
+    from ser_fl.compose import compose
+    from ser_fl.config import dump
+    from ser_fl.federation.checkpoint import tracked_run
+    from ser_fl.tracking import open_tracker
+
+    state = tracked_run(run.checkpoint)
+    if not state:
+        return
+    settings = dump(compose(config_file=run.config))
+    tracker = open_tracker(**settings["tracking"], run=run, name=settings["experiment"], config=settings, state=state)
+    tracker.log_attacks(records)
+    tracker.finish()
 
 
 def print_attacks(records: list[AttackRecord]) -> None:

@@ -122,6 +122,9 @@ def _generate(problem: Problem) -> Tensor:
 def _keywords(problem: Problem) -> dict[str, Any]:
     """Our settings in the words of this class, as far as it knows them."""
     settings = problem.settings
+    _, num_bins, num_frames = problem.features_BFL.shape
+    # SquareAttack's first squares cover this share of the cells; its default is too large for what is not square.
+    largest_square = (min(num_bins, num_frames) - 1.5) ** 2 / (num_bins * num_frames)
     words = {
         "norm": "inf",
         "eps": settings.epsilon,
@@ -129,6 +132,7 @@ def _keywords(problem: Problem) -> dict[str, Any]:
         "max_iter": settings.steps,
         "batch_size": len(problem.keys_B),
         "targeted": False,
+        "p_init": min(0.8, largest_square),
         "verbose": False,
     }
     return {word: value for word, value in words.items() if word in _accepted(settings.name)}

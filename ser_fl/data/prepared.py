@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -15,6 +16,8 @@ from ser_fl.data.frontend import FeatureStatistics, Standardisation
 from ser_fl.data.partition import Indices, Split, assign_clients, split_corpus
 from ser_fl.data.synthetic import SyntheticCorpus
 from ser_fl.data.utterance import Corpus
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,9 +36,12 @@ def open_configured_corpus(config: Config) -> Corpus:
     if data.name == "builtin":
         return SyntheticCorpus(data.num_speakers, data.utterances_per_emotion)
     assert data.root is not None
-    return open_corpus(
+    corpus = open_corpus(
         data.name, Path(data.root), channel=data.channel, on_unreadable=data.on_unreadable, labels=data.labels or None
     )
+    for skipped in corpus.skipped:
+        _LOG.warning("left out %s: %s", skipped.utterance_id, skipped.reason)
+    return corpus
 
 
 def prepare(config: Config, on_features: OnFeatures | None = None) -> Prepared:

@@ -73,6 +73,15 @@ def save_checkpoint(folder: Path, progress: Progress, config: Mapping[str, Any])
             file.unlink()
 
 
+def tracked_run(folder: Path) -> dict[str, Any]:
+    """What the tracker of a finished run needs to log more to it; empty where the checkpoint is gone."""
+    latest = folder / "latest.json"
+    if not latest.exists():
+        return {}
+    state: dict[str, Any] = json.loads(latest.read_text(encoding="utf-8")).get("tracking", {})
+    return state
+
+
 def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> Progress | None:
     """The last committed round, or None where there is none yet.
 

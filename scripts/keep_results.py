@@ -1,0 +1,38 @@
+"""Copy the small files of run folders to results/: records, configuration and weights up to 5 MB, no audio.
+
+python scripts/keep_results.py RUN [RUN ...] results/nemo/within
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+KEPT = (
+    "config.yaml",
+    "environment.json",
+    "rounds.jsonl",
+    "clients.jsonl",
+    "summary.json",
+    "model.json",
+    "model.safetensors",
+    "attacks.json",
+)
+LARGEST = 5_000_000
+
+
+def main(runs: list[Path], target: Path) -> None:
+    """Copy each run to a folder of its name."""
+    for run in runs:
+        folder = target / run.name
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in KEPT:
+            file = run / name
+            if file.is_file() and file.stat().st_size <= LARGEST:
+                shutil.copyfile(file, folder / name)
+
+
+if __name__ == "__main__":
+    *sources, destination = map(Path, sys.argv[1:])
+    main(sources, destination)
