@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ser_fl.attacks.budget import Norm
 from ser_fl.attacks.estimator import clip_values_of, import_art
@@ -36,6 +36,13 @@ KNOWLEDGE = {
 NO_RANDOMNESS = frozenset({"MomentumIterativeMethod", "NewtonFool", "ElasticNet", "SaliencyMapMethod"})
 """Attacks that draw nothing and treat utterances apart: a batch at a time. All others go one utterance at a time, each
 with its own seed, so that the result does not depend on batches."""
+
+
+NEEDS_PROBABILITIES = frozenset({"SimBA", "VirtualAdversarialMethod"})
+"""Attacks that refuse logits."""
+
+_NOT_FOR_US = (ArithmeticError, AttributeError, ImportError, LookupError, NotImplementedError, TypeError, ValueError)
+"""What ART's classes raise where model or input is not of their kind."""
 
 
 def attack_classes() -> dict[str, type[Any]]:
@@ -70,12 +77,12 @@ def norm_of(name: str) -> Norm:
 def resolve(settings: AttackSettings) -> AttackSettings:
     """Settings as the class will run: its own number of steps by default, and steps of a quarter of epsilon."""
     accepted = _accepted(settings.name)
-    steps = settings.steps if settings.steps is not None else accepted["max_iter"].default
-    step_size = settings.step_size if settings.step_size is not None else settings.epsilon / 4
+    steps = accepted["max_iter"].default if "max_iter" in accepted else None
+    step_size = settings.epsilon / 4 if "eps_step" in accepted else None
     return replace(
         settings,
-        steps=steps if "max_iter" in accepted else None,
-        step_size=step_size if "eps_step" in accepted else None,
+        steps=steps if steps is None or settings.steps is None else settings.steps,
+        step_size=step_size if step_size is None or settings.step_size is None else settings.step_size,
         restarts=None,
     )
 
@@ -101,22 +108,14 @@ def craft(problem: Problem) -> Tensor:
 
 def _generate(problem: Problem) -> Tensor:
     name = problem.settings.name
-    from art.exceptions import EstimatorError
-
+    if name.removeprefix(PREFIX) in NEEDS_PROBABILITIES:
+        problem = replace(problem, network=nn.Sequential(problem.network, nn.Softmax(dim=1)))
     try:
         attack = attack_class(name)(problem.classifier(clip_values=clip_values_of(problem.box)), **_keywords(problem))
         return problem.features(attack.generate(problem.inputs(), problem.labels()))
-    except (
-        EstimatorError,
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        NotImplementedError,
-        TypeError,
-        ValueError,
-    ) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{name} cannot attack log-mel features of this model: {reason[:200]}") from error
+    except _NOT_FOR_US as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{name} cannot attack log-mel features of this model ({reason[:200]})") from error
 
 
 def _keywords(problem: Problem) -> dict[str, Any]:
@@ -133,6 +132,7 @@ def _keywords(problem: Problem) -> dict[str, Any]:
         "batch_size": len(problem.keys_B),
         "targeted": False,
         "p_init": min(0.8, largest_square),
+        "attack": "px",  # SimBA's other basis needs square images
         "verbose": False,
     }
     return {word: value for word, value in words.items() if word in _accepted(settings.name)}

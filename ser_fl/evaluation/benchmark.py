@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ser_fl.attacks.budget import Box
-from ser_fl.attacks.catalogue import build
+from ser_fl.attacks.catalogue import ATTACKS, build
 from ser_fl.attacks.settings import AttackSettings
 from ser_fl.compose import compose
 from ser_fl.config import BenchmarkConfig, Config
@@ -141,6 +141,16 @@ def attack_settings(config: BenchmarkConfig, trained: Config) -> list[AttackSett
     wanted = [(name, epsilon) for name in config.attacks for epsilon in main]
     wanted += [(name, epsilon) for name in config.curve_attacks for epsilon in config.curve_epsilons]
     return [
-        AttackSettings(name=name, epsilon=epsilon, steps=config.steps, restarts=config.restarts)
+        AttackSettings(
+            name=name,
+            epsilon=epsilon,
+            steps=config.steps if _takes(name, "steps") else None,
+            restarts=config.restarts if _takes(name, "restarts") else None,
+        )
         for name, epsilon in dict.fromkeys(wanted)
     ]
+
+
+def _takes(name: str, setting: str) -> bool:
+    """Whether a setting that is given for all attacks applies to this one."""
+    return name not in ATTACKS or setting in ATTACKS[name].settable

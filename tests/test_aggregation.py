@@ -1,0 +1,192 @@
+"""Which updates are averaged and how, against worked numbers and np.average."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ser_fl.federation.aggregation import admit, fedavg, find_problem, weighted_loss
+from ser_fl.federation.server import GLOBAL, Server
+from ser_fl.records import ClientUpdate, State
+
+
+def update(num_examples: int, state: State, client_id: str = "a", train_loss: float = 1.0) -> ClientUpdate:
+    return ClientUpdate(
+        client_id=client_id,
+        state=state,
+        num_examples=num_examples,
+        train_loss=train_loss,
+        seconds=0.0,
+        update_norm=0.0,
+    )
+
+
+def random_updates(sizes: tuple[int, ...]) -> list[ClientUpdate]:
+    stream = torch.Generator().manual_seed(3)
+    return [
+        update(size, {"weight": torch.randn(5, 4, generator=stream), "bias": torch.randn(4, generator=stream)})
+        for size in sizes
+    ]
+
+
+def trained_norm(value: float, steps: int) -> State:
+    """State of a batch norm that has seen `steps` batches of 0 and 2 * `value`: mean `value`, variance 2 value^2."""
+    norm = nn.BatchNorm1d(1, momentum=None)  # running statistics are plain means over batches
+    for _ in range(steps):
+        norm(torch.tensor([[0.0], [2 * value]]))
+    return dict(norm.state_dict())
+
+
+def test_weighted_average_of_worked_numbers() -> None:
+    """Weights 1/8, 3/8 and 4/8: (1 + 3 * 3 + 4 * 5) / 8 = 3.75 and (2 - 3 * 2 + 4 * 8) / 8 = 3.5."""
+    average = fedavg(
+        [
+            update(1, {"layer.weight": torch.tensor([[1.0, 2.0]])}),
+            update(3, {"layer.weight": torch.tensor([[3.0, -2.0]])}),
+            update(4, {"layer.weight": torch.tensor([[5.0, 8.0]])}),
+        ]
+    )
+    assert list(average) == ["layer.weight"]
+    assert average["layer.weight"].tolist() == [[3.75, 3.5]]
+    assert average["layer.weight"].dtype == torch.float32
+
+
+def test_equals_numpys_average() -> None:
+    sizes = (7, 1, 40, 25)
+    updates = random_updates(sizes)
+    average = fedavg(updates)
+    for name in ("weight", "bias"):
+        stacked = np.stack([one.state[name].double().numpy() for one in updates])
+        np.testing.assert_allclose(average[name].numpy(), np.average(stacked, axis=0, weights=sizes), rtol=0, atol=1e-7)
+
+
+def test_running_statistics_are_averaged_and_counters_take_the_largest() -> None:
+    """Means 1 and 5 with weights 1/4 and 3/4 make 4; unbiased variances 2 and 50 make 38."""
+    average = fedavg([update(1, trained_norm(1.0, steps=5)), update(3, trained_norm(5.0, steps=2))])
+    assert average["running_mean"].tolist() == pytest.approx([4.0])
+    assert average["running_var"].tolist() == pytest.approx([38.0])
+    assert average["num_batches_tracked"].tolist() == 5
+    assert average["num_batches_tracked"].dtype == torch.int64
+    nn.BatchNorm1d(1).load_state_dict(average)
+
+
+def test_large_counters_stay_exact() -> None:
+    """2^60 + 1 has no float64."""
+    states: list[State] = [{"count": torch.tensor(2**60 + 1)}, {"count": torch.tensor(2**60)}]
+    assert fedavg([update(1, state) for state in states])["count"].item() == 2**60 + 1
+
+
+def test_sums_are_taken_in_float64() -> None:
+    """In float32, 1e8 + 1 is 1e8, and the average would be 0."""
+    values = (1e8, 1.0, -1e8)
+    average = fedavg([update(1, {"weight": torch.tensor([value])}) for value in values])
+    assert average["weight"].tolist() == pytest.approx([1 / 3], rel=1e-6)
+
+
+@pytest.mark.parametrize("num_examples", [1, 3, 25, 1999])
+def test_one_client_is_the_identity(num_examples: int) -> None:
+    (alone,) = random_updates((num_examples,))
+    average = fedavg([alone])
+    assert all(torch.equal(average[name], tensor) for name, tensor in alone.state.items())
+
+
+def test_equal_updates_are_their_average() -> None:
+    (first,) = random_updates((1,))
+    average = fedavg([update(size, first.state) for size in (3, 7, 25)])
+    assert all(torch.equal(average[name], tensor) for name, tensor in first.state.items())
+
+
+def test_the_order_of_clients_hardly_matters_and_the_same_order_gives_the_same_bits() -> None:
+    updates = random_updates((7, 1, 40, 25, 3))
+    average, again, permuted = fedavg(updates), fedavg(updates), fedavg(updates[::-1])
+    for name, tensor in average.items():
+        assert torch.equal(tensor, again[name])
+        torch.testing.assert_close(tensor, permuted[name], rtol=0, atol=1e-7)
+
+
+def test_the_weight_is_the_number_of_examples() -> None:
+    """A client with three utterances counts like three clients with one, whatever else it reports."""
+    one, other = random_updates((1, 1))
+    thrice = fedavg([one, one, one, other])
+    heavy = fedavg([update(3, one.state, train_loss=99.0), other])
+    for name in thrice:
+        torch.testing.assert_close(thrice[name], heavy[name], rtol=0, atol=1e-7)
+
+
+def test_averaging_changes_no_update() -> None:
+    updates = random_updates((2, 5))
+    before = [{name: tensor.clone() for name, tensor in one.state.items()} for one in updates]
+    fedavg(updates)
+    for one, state in zip(updates, before, strict=True):
+        assert all(torch.equal(one.state[name], tensor) for name, tensor in state.items())
+
+
+REFERENCE: State = {"weight": torch.zeros(2, 3), "count": torch.tensor(4)}
+
+
+def with_weight(weight: Tensor) -> State:
+    return {**REFERENCE, "weight": weight}
+
+
+@pytest.mark.parametrize(
+    ("state", "num_examples", "message"),
+    [
+        (with_weight(torch.tensor([[0.0, float("nan"), 0.0], [0.0, 0.0, 0.0]])), 1, "weight is not finite"),
+        (with_weight(torch.full((2, 3), float("inf"))), 1, "weight is not finite"),
+        (with_weight(torch.full((2, 3), -float("inf"))), 1, "weight is not finite"),
+        (with_weight(torch.zeros(3, 2)), 1, r"weight has shape \(3, 2\), expected \(2, 3\)"),
+        ({"weight": torch.zeros(2, 3)}, 1, "other entries: .*count"),
+        ({**REFERENCE, "extra": torch.zeros(1)}, 1, "other entries: .*extra"),
+        (REFERENCE, 0, "no utterance"),
+    ],
+)
+def test_what_cannot_be_averaged_is_told_why(state: State, num_examples: int, message: str) -> None:
+    problem = find_problem(update(num_examples, state), REFERENCE)
+    assert problem is not None
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(problem)
+
+
+def test_a_sound_update_has_no_problem() -> None:
+    assert find_problem(update(1, {**REFERENCE}), REFERENCE) is None
+
+
+def test_admit_sorts_updates_from_failures_and_names_them() -> None:
+    sound = {name: update(1, REFERENCE, client_id=name) for name in ("a", "d")}
+    updates, failures = admit(
+        [
+            ("a", sound["a"]),
+            ("b", "Traceback ...\nRuntimeError: microphone unplugged"),
+            ("c", update(1, with_weight(torch.full((2, 3), float("nan"))), client_id="c")),
+            ("d", sound["d"]),
+        ],
+        REFERENCE,
+    )
+    assert updates == [sound["a"], sound["d"]]
+    assert [failure.client_id for failure in failures] == ["b", "c"]
+    assert "microphone unplugged" in failures[0].error
+    assert failures[1].error == "weight is not finite"
+
+
+def test_training_loss_is_weighted_like_the_model() -> None:
+    """(1 * 2.0 + 3 * 4.0) / 4 = 3.5."""
+    updates = [update(1, REFERENCE, train_loss=2.0), update(3, REFERENCE, train_loss=4.0)]
+    assert weighted_loss(updates) == pytest.approx(3.5)
+
+
+def test_a_server_that_does_not_average_keeps_each_clients_model() -> None:
+    server = Server.start(REFERENCE, ["a", "b"], local_only=True)
+    changed = with_weight(torch.ones(2, 3))
+    server.absorb([update(5, changed, client_id="b")])
+    assert server.model_for("a") == REFERENCE
+    assert server.model_for("b") is changed
+
+
+def test_a_server_gives_all_clients_the_average() -> None:
+    server = Server.start(REFERENCE, ["a", "b"], local_only=False)
+    server.absorb([update(1, with_weight(torch.ones(2, 3))), update(3, with_weight(torch.full((2, 3), 5.0)))])
+    assert list(server.models) == [GLOBAL]
+    assert server.model_for("a")["weight"].tolist() == [[4.0] * 3] * 2
+    assert server.model_for("b")["weight"].tolist() == [[4.0] * 3] * 2

@@ -1,0 +1,109 @@
+"""Rotation and masks: what they keep, how long and where the masks are, and that the draws are the stream's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from ser_fl.config import AugmentationConfig
+from ser_fl.data.augmentation import augment, mask_band, roll_in_time
+from ser_fl.randomness import generator
+
+NOTHING = AugmentationConfig(
+    roll=False, time_masks=0, max_time_mask=20, mel_masks=0, max_mel_mask=8, label_smoothing=0.0
+)
+EVERYTHING = replace(NOTHING, roll=True, time_masks=2, mel_masks=2)
+
+
+def features(batch: int = 64, num_mels: int = 12, num_frames: int = 30) -> Tensor:
+    """Positive everywhere, so that a zero is a masked cell."""
+    return torch.rand(batch, num_mels, num_frames, generator=generator("features")) + 1
+
+
+def test_nothing_asked_for_is_nothing_done() -> None:
+    stream = generator(0)
+    before = stream.get_state()
+    assert torch.equal(augment(features(), NOTHING, stream), features())
+    assert torch.equal(stream.get_state(), before)
+
+
+def test_the_given_features_stay_as_they_were() -> None:
+    given = features()
+    augment(given, EVERYTHING, generator(0))
+    assert torch.equal(given, features())
+
+
+def test_draws_come_from_the_stream_alone() -> None:
+    torch.manual_seed(1)
+    first = augment(features(), EVERYTHING, generator(7))
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    assert torch.equal(augment(features(), EVERYTHING, generator(7)), first)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(augment(features(), EVERYTHING, generator(8)), first)
+
+
+def test_rotation_moves_whole_frames_in_a_circle_each_utterance_by_its_own() -> None:
+    """Frame l holds the number l, so that the first frame tells the shift."""
+    frames_BFL = torch.arange(30.0).expand(3000, 2, 30)
+    rolled = roll_in_time(frames_BFL, generator(0))
+    shifts_B = (-rolled[:, 0, 0].long()) % 30
+    for row, shift in zip(rolled[:100], shifts_B[:100].tolist(), strict=True):
+        assert torch.equal(row, torch.arange(30.0).roll(shift).expand(2, 30))
+    counts = shifts_B.bincount(minlength=30)
+    # 100 of each expected; chi-square with 29 degrees of freedom stays below 58.3 in 99.9 % of draws.
+    assert ((counts - 100) ** 2 / 100).sum() < 58.3
+
+
+@pytest.mark.parametrize(("axis", "longest"), [(1, 4), (2, 7)])
+def test_mask_is_one_band_across_the_other_axis(axis: int, longest: int) -> None:
+    given = features(4000)
+    masked = mask_band(given, axis, longest, generator(0)) == 0
+    across = masked.transpose(1, 2) if axis == 1 else masked
+    assert torch.equal(across.all(dim=1), across.any(dim=1)), "a band covers the whole of the other axis"
+    band_BL = across[:, 0]
+    starts = (band_BL[:, 1:] & ~band_BL[:, :-1]).sum(1) + band_BL[:, 0]
+    assert starts.max() <= 1, "a band has no holes"
+    lengths = band_BL.sum(1)
+    counts = lengths.bincount(minlength=longest + 1).double()
+    assert len(counts) == longest + 1, "no band is longer than asked for"
+    expected = 4000 / (longest + 1)
+    # 99.9 % quantiles of chi-square with 4 and 7 degrees of freedom.
+    assert ((counts - expected) ** 2 / expected).sum() < {4: 18.5, 7: 24.3}[longest]
+    assert band_BL[:, 0].any(), "a band may begin at the first"
+    assert band_BL[:, -1].any(), "and end at the last"
+
+
+def test_starts_of_a_mask_are_uniform_over_where_it_fits() -> None:
+    masked = mask_band(torch.ones(6000, 1, 8), 2, 3, generator(1))[:, 0] == 0
+    of_length = masked[masked.sum(1) == 3].double()
+    counts = of_length.argmax(1).bincount(minlength=6).double()
+    assert len(counts) == 6
+    expected = len(of_length) / 6
+    # 99.9 % quantile of chi-square with 5 degrees of freedom.
+    assert ((counts - expected) ** 2 / expected).sum() < 20.5
+
+
+def test_unmasked_cells_are_untouched() -> None:
+    given = features()
+    masked = augment(given, replace(NOTHING, time_masks=2, mel_masks=1), generator(0))
+    kept = masked != 0
+    assert torch.equal(masked[kept], given[kept])
+    assert 0 < kept.double().mean() < 1
+
+
+def test_mask_longer_than_the_axis_masks_at_most_all_of_it() -> None:
+    masked = mask_band(features(500, 5, 6), 2, 100, generator(0))
+    lengths = (masked[:, 0] == 0).sum(1)
+    assert sorted(set(lengths.tolist())) == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_more_masks_hide_more() -> None:
+    hidden = [
+        (augment(features(400), replace(NOTHING, time_masks=count), generator(0)) == 0).double().mean().item()
+        for count in (0, 1, 2)
+    ]
+    assert hidden[0] == 0 < hidden[1] < hidden[2]

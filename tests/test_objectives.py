@@ -1,0 +1,237 @@
+"""What a client trains on: both recipes of adversarial training, against their definitions and the attacks themselves.
+
+Legend: N utterances, B batch, F mel bins, L frames.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+from ser_fl.attacks.budget import Box
+from ser_fl.attacks.gradient import bim, fgsm, pgd, random_start
+from ser_fl.config import ObjectiveConfig
+from ser_fl.data.datamodule import Examples
+from ser_fl.federation.objectives import Objective
+
+NUM_MELS, NUM_FRAMES, NUM_CLASSES = 6, 5, 3
+EPSILON = 0.2
+BOX = Box(torch.linspace(-1.5, -0.5, NUM_MELS)[:, None], torch.linspace(0.5, 1.5, NUM_MELS)[:, None])
+ROUNDING = 1e-6
+
+
+class TinyNet(nn.Module):
+    """Batch norm, dropout and a hidden layer: whatever an attack could leave in another mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(NUM_MELS)
+        self.hidden = nn.Linear(NUM_MELS * NUM_FRAMES, 8)
+        self.dropout = nn.Dropout(0.5)
+        self.output = nn.Linear(8, NUM_CLASSES)
+
+    def forward(self, features_BFL: Tensor) -> Tensor:
+        hidden_BH = torch.tanh(self.hidden(self.norm(features_BFL).flatten(1)))
+        logits_BC: Tensor = self.output(self.dropout(hidden_BH))
+        return logits_BC
+
+
+@pytest.fixture
+def network() -> TinyNet:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        return TinyNet()
+
+
+def stream(seed: int = 1) -> Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def objective(name: str = "pgd", **changed: Any) -> Objective:
+    settings: dict[str, Any] = {
+        "recipe": "per_round",
+        "from_round": 2,
+        "fraction": 0.5,
+        "epsilon": EPSILON,
+        "steps": 3,
+        "step_size": None,
+        "random_start": name == "pgd",
+    }
+    return Objective(ObjectiveConfig(name=name, **{**settings, **changed}), BOX)  # type: ignore[arg-type]
+
+
+def make_examples(count: int) -> Examples:
+    """Features inside the box, many of them on its sides, as clipped features are."""
+    features_NFL = BOX.clip(torch.randn(count, NUM_MELS, NUM_FRAMES, generator=stream(2)))
+    return Examples(features_NFL, torch.randint(NUM_CLASSES, (count,), generator=stream(3)))
+
+
+def positions(rows_NFL: Tensor, among: Examples) -> list[int]:
+    """Which utterance each row is, bit for bit."""
+    found = [torch.nonzero((among.features_NFL == row).all(dim=(1, 2))).flatten().tolist() for row in rows_NFL]
+    assert all(len(places) == 1 for places in found)
+    return [places[0] for places in found]
+
+
+def loss(network: nn.Module, features_BFL: Tensor, labels_B: Tensor) -> float:
+    with torch.no_grad():
+        return float(functional.cross_entropy(copy.deepcopy(network).eval()(features_BFL), labels_B))
+
+
+@pytest.mark.parametrize(
+    ("count", "fraction", "drawn"), [(20, 0.5, 10), (7, 0.3, 2), (1, 0.5, 1), (8, 1.0, 8), (90, 0.5, 45)]
+)
+def test_per_round_trains_on_a_share_and_its_adversarial_copies(
+    network: TinyNet, count: int, fraction: float, drawn: int
+) -> None:
+    examples = make_examples(count)
+    mixed, num_examples = objective(fraction=fraction).start_round(network, examples, 2, stream())
+    assert num_examples == drawn
+    assert len(mixed) == len(mixed.features_NFL) == 2 * drawn
+    clean_NFL, copies_NFL = mixed.features_NFL.split(drawn)
+    places = positions(clean_NFL, examples)
+    assert len(set(places)) == drawn
+    expected_N = examples.labels_N[places]
+    assert torch.equal(mixed.labels_N, torch.cat([expected_N, expected_N]))
+    moved_NFL = (copies_NFL - clean_NFL).abs()
+    assert bool((moved_NFL.amax(dim=(1, 2)) > EPSILON / 4).all())
+    assert float(moved_NFL.max()) <= EPSILON + ROUNDING
+    assert BOX.lower_F1 is not None and BOX.upper_F1 is not None
+    assert bool((copies_NFL >= BOX.lower_F1 - ROUNDING).all())
+    assert bool((copies_NFL <= BOX.upper_F1 + ROUNDING).all())
+    assert loss(network, copies_NFL, expected_N) > loss(network, clean_NFL, expected_N)
+
+
+def test_per_round_copies_do_not_depend_on_how_they_are_batched(network: TinyNet) -> None:
+    """90 utterances are more than one batch; the attack on all at once is the oracle."""
+    mixed, _ = objective("bim", fraction=1.0).start_round(network, make_examples(90), 2, stream())
+    clean_NFL, copies_NFL = mixed.features_NFL.split(90)
+    labels_N = mixed.labels_N[:90]
+    expected_NFL = bim(network, clean_NFL, labels_N, epsilon=EPSILON, step_size=EPSILON / 4, steps=3, box=BOX)
+    torch.testing.assert_close(copies_NFL, expected_NFL, rtol=0, atol=ROUNDING)
+
+
+def test_the_half_is_drawn_anew_by_the_stream(network: TinyNet) -> None:
+    examples = make_examples(20)
+
+    def drawn(seed: int) -> Tensor:
+        return objective().start_round(network, examples, 2, stream(seed))[0].features_NFL
+
+    assert torch.equal(drawn(1), drawn(1))
+    assert positions(drawn(1)[:10], examples) != positions(drawn(2)[:10], examples)
+
+
+@pytest.mark.parametrize("recipe", ["per_round", "per_step"])
+def test_is_adversarial_from_its_first_round_on(recipe: str) -> None:
+    late = objective(recipe=recipe, from_round=3)
+    assert [late.is_adversarial(number) for number in (1, 2, 3, 4)] == [False, False, True, True]
+    clean = objective("clean", recipe=recipe, from_round=1)
+    assert not any(clean.is_adversarial(number) for number in (1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "number"),
+    [
+        (objective("pgd", from_round=3), 2),  # not yet
+        (objective("clean", from_round=1), 5),
+        (objective("pgd", recipe="per_step"), 5),  # that recipe hardens batches
+    ],
+)
+def test_other_rounds_train_on_all_that_there_is(network: TinyNet, chosen: Objective, number: int) -> None:
+    examples, unused = make_examples(9), stream()
+    before = unused.get_state()
+    same, num_examples = chosen.start_round(network, examples, number, unused)
+    assert torch.equal(same.features_NFL, examples.features_NFL)
+    assert torch.equal(same.labels_N, examples.labels_N)
+    assert num_examples == 9
+    assert torch.equal(unused.get_state(), before)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "bim", "pgd"])
+def test_copies_at_epsilon_0_are_the_clean_half(network: TinyNet, name: str) -> None:
+    mixed, _ = objective(name, epsilon=0.0).start_round(network, make_examples(12), 2, stream())
+    clean_NFL, copies_NFL = mixed.features_NFL.chunk(2)
+    assert torch.equal(copies_NFL, clean_NFL)
+
+
+@pytest.mark.parametrize(("size", "fraction", "replaced"), [(8, 0.5, 4), (7, 0.3, 2), (1, 0.5, 1), (6, 1.0, 6)])
+def test_per_step_replaces_the_first_share_of_a_batch(
+    network: TinyNet, size: int, fraction: float, replaced: int
+) -> None:
+    batch = make_examples(size)
+    hardened = objective(recipe="per_step", fraction=fraction).harden(
+        network, batch.features_NFL, batch.labels_N, stream()
+    )
+    assert hardened.shape == batch.features_NFL.shape
+    moved_B = (hardened - batch.features_NFL).abs().amax(dim=(1, 2))
+    assert bool((moved_B[:replaced] > EPSILON / 4).all())
+    assert float(moved_B.max()) <= EPSILON + ROUNDING
+    assert torch.equal(hardened[replaced:], batch.features_NFL[replaced:])
+
+
+@pytest.mark.parametrize("changed", [{}, {"steps": 1}, {"step_size": 0.07}], ids=["quarter", "one step", "given"])
+@pytest.mark.parametrize("random", [False, True])
+@pytest.mark.parametrize("name", ["fgsm", "bim", "pgd"])
+def test_each_name_runs_its_own_attack(network: TinyNet, name: str, random: bool, changed: dict[str, Any]) -> None:
+    batch = make_examples(6)
+    features_BFL, labels_B = batch.features_NFL, batch.labels_N
+    crafted = objective(name, random_start=random, **changed).craft(network, features_BFL, labels_B, stream(9))
+    steps = changed.get("steps", 3)
+    step_size = changed.get("step_size", EPSILON if steps == 1 else EPSILON / 4)
+    start = random_start(features_BFL, EPSILON, stream(9)) if random else None
+    attacks = {
+        "fgsm": lambda: fgsm(network, features_BFL, labels_B, epsilon=EPSILON, box=BOX, start_BFL=start),
+        "bim": lambda: bim(
+            network, features_BFL, labels_B, epsilon=EPSILON, step_size=step_size, steps=steps, box=BOX
+        ),
+        "pgd": lambda: pgd(
+            network,
+            features_BFL,
+            labels_B,
+            epsilon=EPSILON,
+            step_size=step_size,
+            steps=steps,
+            box=BOX,
+            start_BFL=start,
+        ),
+    }
+    assert torch.equal(crafted, attacks[name]())
+
+
+def test_the_three_attacks_differ(network: TinyNet) -> None:
+    batch = make_examples(6)
+    crafted = [objective(name).craft(network, batch.features_NFL, batch.labels_N, stream()) for name in ("fgsm", "bim")]
+    crafted.append(objective("pgd").craft(network, batch.features_NFL, batch.labels_N, stream()))
+    assert not torch.equal(crafted[0], crafted[1])
+    assert not torch.equal(crafted[1], crafted[2])
+
+
+@pytest.mark.parametrize("recipe", ["per_round", "per_step"])
+@pytest.mark.parametrize("name", ["fgsm", "bim", "pgd"])
+def test_the_network_is_left_as_it_was(network: TinyNet, name: str, recipe: str) -> None:
+    """Mixed modes, gradients that wait to be accumulated, running statistics and the global random state."""
+    batch = make_examples(8)
+    network.train()
+    network.norm.eval()
+    functional.cross_entropy(network(batch.features_NFL), batch.labels_N).backward()
+    modes = {key: module.training for key, module in network.named_modules()}
+    state = copy.deepcopy(network.state_dict())
+    gradients = {key: parameter.grad.clone() for key, parameter in network.named_parameters() if parameter.grad is not None}
+    global_state = torch.get_rng_state()
+    chosen = objective(name, recipe=recipe)
+    if recipe == "per_round":
+        chosen.start_round(network, batch, 2, stream())
+    else:
+        chosen.harden(network, batch.features_NFL, batch.labels_N, stream())
+    assert {key: module.training for key, module in network.named_modules()} == modes
+    assert all(torch.equal(tensor, state[key]) for key, tensor in network.state_dict().items())
+    assert len(gradients) == len(list(network.parameters()))
+    for key, parameter in network.named_parameters():
+        assert parameter.grad is not None and torch.equal(parameter.grad, gradients[key])
+        assert parameter.requires_grad
+    assert torch.equal(torch.get_rng_state(), global_state)

@@ -1,0 +1,412 @@
+"""Robustness benchmark: figures against models whose decision boundary is known, and against each other.
+
+Legend: N utterances, F mel bins, L frames, C classes, R runs of a defence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import balanced_accuracy_score, confusion_matrix
+from torch import Tensor, nn
+
+import ser_fl
+from ser_fl.attacks.budget import Box
+from ser_fl.attacks.catalogue import Attack, Entry
+from ser_fl.attacks.problem import Problem
+from ser_fl.attacks.settings import AttackSettings
+from ser_fl.defences import NoDefence, Randomisation
+from ser_fl.errors import UserError
+from ser_fl.evaluation.robustness import Challenge, balanced_rows, benchmark_attacks
+from ser_fl.records import AttackRecord
+
+F, L = 8, 12
+CELLS = F * L
+BOX = Box(torch.full((F, 1), -2.0), torch.full((F, 1), 2.0))
+PGD = AttackSettings(name="pgd", epsilon=0.2, steps=5, restarts=2)
+CONTRACT = (
+    "attack library knowledge domain norm epsilon snr_db steps step_size restarts eot_samples defence clean_uar "
+    "robust_uar attack_success_rate mean_l2 max_linf median_snr_db num_examples forward_passes backward_passes "
+    "seconds seed"
+).split()
+
+
+class Sign(nn.Module):
+    """Class 1 where the mean m of all cells is above 0.
+
+    The boundary is at a distance of |m| in the L-infinity norm, and of |m| * sqrt(F * L) in the L2 norm.
+    """
+
+    def forward(self, features_NFL: Tensor) -> Tensor:
+        mean_N = features_NFL.mean(dim=(1, 2))
+        return torch.stack([-mean_N, mean_N], dim=1)
+
+
+class LeftEdge(nn.Module):
+    """Class 1 where the first frames are louder than a threshold: what randomisation's padding changes."""
+
+    def forward(self, features_NFL: Tensor) -> Tensor:
+        edge_N = features_NFL[:, :, :3].mean(dim=(1, 2)) - 0.25
+        return torch.stack([-edge_N, edge_N], dim=1)
+
+
+def flat(means: Sequence[float]) -> Tensor:
+    """Utterances with the same value in every cell."""
+    return torch.tensor(means)[:, None, None].expand(-1, F, L).clone()
+
+
+def only(records: Sequence[AttackRecord], attack: str, defence: str = "none") -> AttackRecord:
+    """The one record of an attack under a defence."""
+    (found,) = [record for record in records if (record.attack, record.defence) == (attack, defence)]
+    return found
+
+
+def timeless(records: Sequence[AttackRecord]) -> list[AttackRecord]:
+    return [replace(record, seconds=0.0) for record in records]
+
+
+def made(name: str, moves: Mapping[str, float], *, epsilon: float = 0.5, seen: list[str] | None = None) -> Attack:
+    """An attack that adds a known value to every cell of the utterances it names."""
+
+    def craft(problem: Problem) -> Tensor:
+        if seen is not None:
+            seen.extend(problem.keys_B)
+        return problem.features_BFL + torch.tensor([moves.get(key, 0.0) for key in problem.keys_B])[:, None, None]
+
+    return Attack(
+        settings=AttackSettings(name=name, epsilon=epsilon), entry=Entry(craft=craft, library="t", norm="inf", paper="")
+    )
+
+
+def sign_challenge(means: Sequence[float], labels: Sequence[int], ids: Sequence[str]) -> Challenge:
+    return Challenge(
+        model=Sign(),
+        features_NFL=flat(means),
+        labels_N=torch.tensor(labels),
+        ids=tuple(ids),
+        num_classes=2,
+        box=Box.unbounded(),
+        seed=0,
+    )
+
+
+@pytest.fixture(scope="module")
+def speech() -> tuple[Tensor, Tensor]:
+    """Noisy utterances of three classes, each a coarse pattern of its own, for training and test."""
+    stream = torch.Generator().manual_seed(5)
+    patterns_CFL = torch.randn(3, 2, 3, generator=stream).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    labels_N = torch.arange(60) % 3
+    noise_NFL = torch.randn(60, F, L, generator=stream)
+    return (0.3 * patterns_CFL[labels_N] + 0.6 * noise_NFL).clamp(-2, 2), labels_N
+
+
+@pytest.fixture(scope="module")
+def trained(speech: tuple[Tensor, Tensor]) -> nn.Module:
+    """A small convolutional classifier of any F and L, trained on the first half."""
+    features_NFL, labels_N = speech[0][:30], speech[1][:30]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Unflatten(1, (1, -1)),
+            nn.Conv2d(1, 6, 3, padding=1),
+            nn.Tanh(),
+            nn.AdaptiveAvgPool2d((2, 3)),
+            nn.Flatten(),
+            nn.Dropout(0.1),
+            nn.Linear(36, 3),
+        )
+        optimiser = torch.optim.Adam(network.parameters(), lr=0.03)
+        for _ in range(60):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(network(features_NFL), labels_N).backward()
+            optimiser.step()
+    optimiser.zero_grad()
+    return Reshaped(network).eval()
+
+
+class Reshaped(nn.Module):
+    """Gives a network of images one channel."""
+
+    def __init__(self, network: nn.Sequential) -> None:
+        super().__init__()
+        self.network = network[1:]
+
+    def forward(self, features_NFL: Tensor) -> Tensor:
+        logits_NC: Tensor = self.network(features_NFL[:, None])
+        return logits_NC
+
+
+def attacked(model: nn.Module, speech: tuple[Tensor, Tensor], **changes: Any) -> list[AttackRecord]:
+    """The benchmark on the test half."""
+    settings: dict[str, Any] = {"attacks": ("fgsm", PGD), "epsilons": (0.2,), "box": BOX}
+    return ser_fl.benchmark(model, speech[0][30:], speech[1][30:], **(settings | changes))
+
+
+@pytest.mark.parametrize(
+    "attack", ["fgsm", "bim", "pgd", "pgd_paper", "deepfool", "cw_l2", "cw_linf", "art:SquareAttack"]
+)
+def test_epsilon_0_is_the_clean_score(attack: str, trained: nn.Module, speech: tuple[Tensor, Tensor]) -> None:
+    defences = ("none", "randomisation")
+    records = attacked(trained, speech, attacks=(attack,), epsilons=(0.0,), defences=defences)
+    for defence in defences:
+        record, clean = only(records, attack, defence), only(records, "clean", defence)
+        assert record.robust_uar == record.clean_uar == clean.robust_uar
+        assert record.confusion == clean.confusion
+        assert (record.attack_success_rate, record.mean_l2, record.max_linf) == (0.0, 0.0, 0.0)
+
+
+def test_clean_score_is_scikit_learns(trained: nn.Module, speech: tuple[Tensor, Tensor]) -> None:
+    labels = speech[1][30:]
+    predicted = trained(speech[0][30:]).argmax(dim=1)
+    clean = only(attacked(trained, speech, attacks=()), "clean")
+    assert clean.robust_uar == pytest.approx(balanced_accuracy_score(labels, predicted), abs=1e-12)
+    assert clean.confusion == tuple(map(tuple, confusion_matrix(labels, predicted).tolist()))
+    assert 0.6 < clean.robust_uar  # worth attacking
+
+
+def test_fgsm_harms_and_pgd_harms_no_less(trained: nn.Module, speech: tuple[Tensor, Tensor]) -> None:
+    strong = AttackSettings(name="pgd", epsilon=0.2, steps=10, restarts=2)
+    records = attacked(trained, speech, attacks=("fgsm", strong))
+    clean, fgsm, pgd = (only(records, name).robust_uar for name in ("clean", "fgsm", "pgd"))
+    assert pgd <= fgsm + 1e-9
+    assert fgsm < clean  # equal would leave the comparison above empty
+
+
+def test_success_counts_utterances_that_were_right_when_clean() -> None:
+    """Epsilon 0.2 turns the two of four right utterances that lie 0.1 from the boundary; the fifth is wrong anyway."""
+    features_NFL = flat([0.1, 0.3, -0.1, -0.3, -0.15])
+    labels_N = torch.tensor([1, 1, 0, 0, 1])
+    records = ser_fl.benchmark(Sign(), features_NFL, labels_N, attacks=("fgsm", "bim"), epsilons=(0.2,))
+    for attack in ("fgsm", "bim"):
+        record = only(records, attack)
+        assert record.attack_success_rate == 2 / 4
+        assert record.clean_uar == pytest.approx((2 / 3 + 2 / 2) / 2)
+        assert record.robust_uar == pytest.approx((1 / 3 + 1 / 2) / 2)
+        assert record.confusion == ((1.0, 1.0), (2.0, 1.0))
+        assert record.mean_l2 == pytest.approx(0.2 * math.sqrt(CELLS), rel=1e-5)
+        assert record.max_linf == pytest.approx(0.2, rel=1e-5)
+
+
+def test_success_rate_is_0_where_nothing_was_right() -> None:
+    record = only(ser_fl.benchmark(Sign(), flat([0.1, -0.1]), torch.tensor([0, 1]), attacks=("fgsm",)), "fgsm")
+    assert (record.attack_success_rate, record.clean_uar, record.mean_l2) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("attack", ["deepfool", "cw_l2"])
+@pytest.mark.parametrize(("epsilon", "successes"), [(0.05, 0), (0.2, 1), (0.4, 2)])
+def test_minimal_norm_attack_succeeds_only_within_the_budget(attack: str, epsilon: float, successes: int) -> None:
+    """Utterances lie at L2 distances 0.1 and 0.3 times sqrt(F L); the budget is epsilon times sqrt(F L)."""
+    records = ser_fl.benchmark(
+        Sign(), flat([0.1, -0.3]), torch.tensor([1, 0]), attacks=(attack,), epsilons=(epsilon,), box=BOX
+    )
+    record = only(records, attack)
+    assert record.attack_success_rate == successes / 2
+    assert record.robust_uar == 1 - successes / 2
+    assert record.norm == "2"
+    assert record.epsilon == pytest.approx(epsilon * math.sqrt(CELLS))
+    nearest = [0.0, 0.1, 0.2][successes] * math.sqrt(CELLS)
+    assert nearest <= record.mean_l2 <= 1.25 * nearest  # 0 where both failed: the clean utterance is what is shown
+
+
+def test_worst_case_is_what_withstood_every_attack() -> None:
+    """a, b, c, d, e are right when clean. "one" breaks a and d; "two" breaks a and b, and puts f right."""
+    challenge = sign_challenge([0.1, 0.1, 0.1, -0.1, -0.1, 0.1], [1, 1, 1, 0, 0, 0], "abcdef")
+    attacks = [made("one", {"a": -0.3, "d": 0.3}), made("two", {"a": -0.3, "b": -0.3, "f": -0.3})]
+    records = benchmark_attacks(challenge, attacks, [NoDefence()])
+    assert only(records, "one").robust_uar == pytest.approx((2 / 3 + 1 / 3) / 2)
+    assert only(records, "two").robust_uar == pytest.approx((1 / 3 + 3 / 3) / 2)
+    worst = only(records, "worst_case")
+    assert worst.robust_uar == pytest.approx((1 / 3 + 1 / 3) / 2)  # c, and e: f was wrong when clean
+    assert worst.attack_success_rate == pytest.approx(3 / 5)
+    assert worst.clean_uar == pytest.approx((3 / 3 + 2 / 3) / 2)
+    assert worst.epsilon == 0.5
+    assert [sum(row) for row in worst.confusion] == [3.0, 3.0]
+
+
+def test_worst_case_is_taken_per_epsilon() -> None:
+    challenge = sign_challenge([0.1, -0.1], [1, 0], "ab")
+    weak, strong = made("one", {"a": -0.3}), made("one", {"a": -0.3, "b": 0.3}, epsilon=0.7)
+    records = benchmark_attacks(challenge, [weak, made("two", {}), strong], [NoDefence()])
+    worst = only(records, "worst_case")  # at 0.7 there is one attack only, whose record says it all
+    assert (worst.epsilon, worst.robust_uar) == (0.5, 0.5)
+
+
+def test_utterances_outside_a_subset_count_as_when_clean() -> None:
+    ids = [f"u{index}" for index in range(6)]
+    challenge = sign_challenge([0.1] * 3 + [-0.1] * 3, [1] * 3 + [0] * 3, ids)
+    seen: list[str] = []
+    everything = {key: -0.3 if index < 3 else 0.3 for index, key in enumerate(ids)}
+    attacks = [made("slow", everything, seen=seen), made("idle", {})]
+    records = benchmark_attacks(challenge, attacks, [NoDefence()], subsets={"slow": 2})
+    assert len(seen) == 2
+    assert (only(records, "slow").num_examples, only(records, "slow").robust_uar) == (2, 0.0)
+    worst = only(records, "worst_case")
+    assert (worst.num_examples, worst.robust_uar) == (6, pytest.approx(2 / 3))  # one of three broken in each class
+
+
+def test_worst_case_is_at_most_each_attack(trained: nn.Module, speech: tuple[Tensor, Tensor]) -> None:
+    records = attacked(trained, speech, attacks=("fgsm", "bim", PGD), defences=("none", "randomisation"))
+    for defence in ("none", "randomisation"):
+        worst = only(records, "worst_case", defence).robust_uar
+        assert worst <= min(record.robust_uar for record in records if record.defence == defence) + 1e-12
+
+
+def test_subset_is_balanced_and_nested() -> None:
+    labels = [0] * 10 + [1] * 4 + [2] * 2
+    ids = [f"u{index:02d}" for index in range(16)]
+    seven = balanced_rows(labels, ids, 7, seed=0)
+    assert sorted(labels[row] for row in seven) == [0, 0, 0, 1, 1, 2, 2]
+    assert set(balanced_rows(labels, ids, 4, seed=0)) < set(seven)
+    assert len(set(seven)) == 7
+    assert any(balanced_rows(labels, ids, 7, seed=seed) != seven for seed in range(1, 5))
+
+
+def test_subset_does_not_depend_on_the_order_of_utterances() -> None:
+    labels = [index % 3 for index in range(20)]
+    ids = [f"u{index:02d}" for index in range(20)]
+    order = np.random.default_rng(0).permutation(20).tolist()
+    rows = balanced_rows([labels[i] for i in order], [ids[i] for i in order], 8, seed=3)
+    assert {ids[order[row]] for row in rows} == {ids[row] for row in balanced_rows(labels, ids, 8, seed=3)}
+
+
+def test_attacks_share_their_subset() -> None:
+    ids = [f"u{index}" for index in range(12)]
+    challenge = sign_challenge([0.1] * 6 + [-0.1] * 6, [1] * 6 + [0] * 6, ids)
+    first: list[str] = []
+    second: list[str] = []
+    attacks = [made("one", {}, seen=first), made("two", {}, seen=second)]
+    benchmark_attacks(replace(challenge, batch_size=3), attacks, [NoDefence()], subsets={"one": 5, "two": 5})
+    assert first == second
+    assert len(first) == 5
+
+
+def test_record_says_what_ran(trained: nn.Module, speech: tuple[Tensor, Tensor]) -> None:
+    bim = AttackSettings(name="bim", epsilon=0.2, steps=3)
+    records = attacked(trained, speech, attacks=("fgsm", bim, PGD), seed=9)
+    assert all(set(CONTRACT) <= set(asdict(record)) for record in records)
+    assert [record.attack for record in records] == ["clean", "fgsm", "bim", "pgd", "worst_case"]
+    assert {(record.knowledge, record.domain, record.seed) for record in records} == {("undefended", "logmel", 9)}
+    assert {(record.num_examples, record.defence, record.snr_db) for record in records} == {(30, "none", None)}
+    ran = {record.attack: (record.library, record.norm, record.epsilon) for record in records}
+    assert ran["clean"][1:] == ("none", None)
+    assert ran["fgsm"] == ("art.FastGradientMethod", "inf", 0.2)
+    assert ran["bim"] == ("art.BasicIterativeMethod", "inf", 0.2)
+    assert ran["pgd"] == ("art.ProjectedGradientDescentPyTorch", "inf", 0.2)
+    effort = {record.attack: (record.steps, record.step_size, record.restarts) for record in records}
+    assert effort["fgsm"] == (1, 0.2, 0)
+    assert effort["bim"] == (3, 0.05, 0)
+    assert effort["pgd"] == (5, 0.05, 2)
+    assert effort["clean"] == effort["worst_case"] == (None, None, None)
+
+
+def test_record_counts_gradients_and_perturbations(trained: nn.Module, speech: tuple[Tensor, Tensor]) -> None:
+    bim = AttackSettings(name="bim", epsilon=0.2, steps=3)
+    records = attacked(trained, speech, attacks=("fgsm", bim))
+    assert only(records, "fgsm").backward_passes == 30
+    assert only(records, "bim").backward_passes == 3 * 30
+    for attack in ("fgsm", "bim"):
+        record = only(records, attack)
+        assert record.forward_passes >= record.backward_passes
+        assert 0.2 * (1 - 1e-5) <= record.max_linf <= 0.2 * (1 + 1e-5)
+        assert 0 < record.mean_l2 <= 0.2 * math.sqrt(CELLS) * (1 + 1e-5)
+        assert np.sum(record.confusion) == 30
+
+
+def test_batch_size_does_not_matter(trained: nn.Module, speech: tuple[Tensor, Tensor]) -> None:
+    settings: dict[str, Any] = {"attacks": ("fgsm", PGD), "defences": ("none", "randomisation")}
+    by_size = {size: attacked(trained, speech, batch_size=size, **settings) for size in (64, 7, 1)}
+    for size in (7, 1):
+        for record, reference in zip(by_size[size], by_size[64], strict=True):
+            for name, value in asdict(record).items():
+                expected = getattr(reference, name)
+                if name == "forward_passes":  # each batch asks once, with one utterance, for the number of classes
+                    assert 0 <= value - expected <= -(-30 // size)
+                elif name == "confusion":
+                    assert np.allclose(value, expected, atol=1e-5)
+                elif name != "seconds":
+                    assert value == (pytest.approx(expected, abs=1e-5) if isinstance(value, float) else expected), name
+
+
+def test_one_seed_gives_one_result(trained: nn.Module, speech: tuple[Tensor, Tensor]) -> None:
+    settings: dict[str, Any] = {"attacks": (PGD,), "defences": ("none", "randomisation")}
+    first = timeless(attacked(trained, speech, seed=1, **settings))
+    torch.manual_seed(123)  # the global state is nobody's business
+    assert timeless(attacked(trained, speech, seed=1, **settings)) == first
+    assert timeless([replace(record, seed=1) for record in attacked(trained, speech, seed=2, **settings)]) != first
+
+
+def test_order_of_utterances_does_not_matter(trained: nn.Module, speech: tuple[Tensor, Tensor]) -> None:
+    features_NFL, labels_N = speech[0][30:], speech[1][30:]
+    ids = [f"u{index}" for index in range(30)]
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(1))
+    settings: dict[str, Any] = {"attacks": (PGD,), "defences": ("randomisation",), "box": BOX, "subsets": {"pgd": 12}}
+    straight = ser_fl.benchmark(trained, features_NFL, labels_N, ids=ids, **settings)
+    shuffled_ids = [ids[index] for index in order.tolist()]
+    shuffled = ser_fl.benchmark(trained, features_NFL[order], labels_N[order], ids=shuffled_ids, **settings)
+    for record, reference in zip(shuffled, straight, strict=True):
+        assert record.confusion == reference.confusion
+        assert record.mean_l2 == pytest.approx(reference.mean_l2, abs=1e-5)
+
+
+def test_randomisation_is_the_mean_of_three_runs() -> None:
+    features_NFL = flat([0.15, 0.2, 0.22, 0.26, 0.3, 0.1, 0.24, 0.18])
+    labels_N = torch.tensor([0, 0, 0, 1, 1, 0, 1, 1])
+    ids = tuple("abcdefgh")
+    votes_RN = Randomisation().predict(LeftEdge(), features_NFL, ids, seed=4)
+    assert votes_RN.shape == (3, 8)
+    assert len({tuple(run) for run in votes_RN.tolist()}) > 1  # a defence that draws the same thrice would hide much
+    expected = np.mean([confusion_matrix(labels_N, run, labels=[0, 1]) for run in votes_RN], axis=0)
+    uar = float(np.mean(np.diagonal(expected) / expected.sum(axis=1)))
+    challenge = replace(sign_challenge([0.0], [0], "a"), model=LeftEdge(), seed=4, ids=ids)
+    challenge = replace(challenge, features_NFL=features_NFL, labels_N=labels_N)
+    records = benchmark_attacks(challenge, [made("idle", {})], [NoDefence(), Randomisation()])
+    defended = only(records, "idle", "randomisation")
+    assert np.allclose(defended.confusion, expected, atol=1e-12)
+    assert defended.clean_uar == defended.robust_uar == pytest.approx(uar, abs=1e-12)
+    assert only(records, "clean", "randomisation").robust_uar == pytest.approx(uar, abs=1e-12)
+    assert only(records, "idle").clean_uar == 0.75  # without it: 5 of 5 and 2 of 4 would be another figure
+
+
+def test_clean_features_are_clipped_to_the_box_first() -> None:
+    box = Box(torch.full((F, 1), -1.0), torch.full((F, 1), -0.05))
+    labels_N = torch.tensor([1, 0])
+    assert only(ser_fl.benchmark(Sign(), flat([0.4, -0.4]), labels_N, attacks=()), "clean").robust_uar == 1.0
+    assert only(ser_fl.benchmark(Sign(), flat([0.4, -0.4]), labels_N, attacks=(), box=box), "clean").robust_uar == 0.5
+
+
+def test_plain_module_keeps_its_modes_gradients_and_weights(speech: tuple[Tensor, Tensor]) -> None:
+    """BUG: benchmark() leaves the whole model in evaluation mode."""
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(CELLS), nn.Dropout(0.5), nn.Linear(CELLS, 3))
+    model.train()
+    model[1].eval()  # a frozen batch norm inside a model that trains
+    modes = [module.training for module in model.modules()]
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    records = attacked(model, speech)
+    assert [record.attack for record in records] == ["clean", "fgsm", "pgd", "worst_case"]
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert [module.training for module in model.modules()] == modes
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"attacks": ("pdg",)}, ["attack 'pdg'", "pgd", "fgsm", "deepfool"]),
+        ({"attacks": ("art:NoSuchAttack",)}, ["NoSuchAttack"]),
+        ({"defences": ("randomization",)}, ["defence 'randomization'", "randomisation", "none"]),
+        ({"epsilons": (-0.1,)}, ["epsilon", "-0.1", ">= 0"]),
+        ({"epsilons": (math.nan,)}, ["epsilon", "nan"]),
+        ({"attacks": ("cw_l2",), "box": None}, ["cw_l2", "box"]),
+    ],
+)
+def test_mistakes_are_told(changes: dict[str, Any], words: list[str], speech: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(UserError) as caught:
+        attacked(nn.Sequential(nn.Flatten(), nn.Linear(CELLS, 3)), speech, **changes)
+    assert "\n" not in str(caught.value)
+    assert all(word in str(caught.value) for word in words), caught.value
