@@ -15,10 +15,24 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ser_fl.defences.randomisation import Classifier, Randomisation, RandomisationEnsemble
+from ser_fl.defences.randomisation import (
+    Classifier,
+    ExpectedRandomisation,
+    Randomisation,
+    RandomisationEnsemble,
+)
 from ser_fl.errors import unknown_name
 
-__all__ = ["DEFENCES", "Classifier", "Defence", "NoDefence", "Randomisation", "RandomisationEnsemble", "build_defence"]
+__all__ = [
+    "DEFENCES",
+    "Classifier",
+    "Defence",
+    "ExpectedRandomisation",
+    "NoDefence",
+    "Randomisation",
+    "RandomisationEnsemble",
+    "build_defence",
+]
 
 
 class Defence(Protocol):
@@ -32,6 +46,11 @@ class Defence(Protocol):
     @property
     def num_draws(self) -> int:
         """Forward passes per utterance in `predict`."""
+        ...
+
+    @property
+    def run_weights(self) -> tuple[float, ...]:
+        """How much each of the R runs of `predict` counts; they sum to 1."""
         ...
 
     def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int, draw: int) -> Tensor:
@@ -52,7 +71,7 @@ class Defence(Protocol):
             seed: seed of the evaluation.
 
         Returns:
-            Shape (R, B), int64. The mean of the R runs' confusion matrices is what is scored.
+            Shape (R, B), int64. The mean of the R runs' confusion matrices, by `run_weights`, is what is scored.
         """
         ...
 
@@ -63,6 +82,7 @@ class NoDefence:
 
     name: str = "none"
     num_draws: int = 1
+    run_weights: tuple[float, ...] = (1.0,)
 
     def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int, draw: int) -> Tensor:
         """The features as they are."""
@@ -75,7 +95,12 @@ class NoDefence:
 
 
 DEFENCES: Mapping[str, Callable[[], Defence]] = MappingProxyType(
-    {"none": NoDefence, "randomisation": Randomisation, "randomisation_ensemble": RandomisationEnsemble}
+    {
+        "none": NoDefence,
+        "randomisation": Randomisation,
+        "randomisation_expected": ExpectedRandomisation,
+        "randomisation_ensemble": RandomisationEnsemble,
+    }
 )
 """Defences by name, each with its default settings when called."""
 

@@ -19,13 +19,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from ser_fl.errors import UserError
-from ser_fl.metrics import Confusion, confusion_matrix
 from ser_fl.randomness import derive_seed
 
 NUM_WIDTHS = 7
@@ -153,6 +151,11 @@ class Randomisation:
         """Forward passes per utterance in `predict`."""
         return self.runs
 
+    @property
+    def run_weights(self) -> tuple[float, ...]:
+        """All runs count alike."""
+        return (1 / self.runs,) * self.runs
+
     def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int, draw: int) -> Tensor:
         """What the classifier is shown in one draw, shape (B, F + 2, L + 7); differentiable."""
         _, num_bins, num_frames = features_BFL.shape
@@ -182,6 +185,11 @@ class RandomisationEnsemble:
         if self.num_draws < 1:
             raise UserError(f"num_draws must be 1 or more, got {self.num_draws}: the default is 10")
 
+    @property
+    def run_weights(self) -> tuple[float, ...]:
+        """One prediction, one run."""
+        return (1.0,)
+
     def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int, draw: int) -> Tensor:
         """What the classifier is shown in one draw, shape (B, F + 2, L + 7); differentiable."""
         return Randomisation().transform(features_BFL, keys_B, seed=seed, draw=draw)
@@ -195,32 +203,37 @@ class RandomisationEnsemble:
         return total_BC.argmax(dim=-1)[None]
 
 
-@torch.no_grad()
-def expected_confusion(
-    model: Classifier, features_BFL: Tensor, labels_B: Tensor, num_classes: int, *, batch_size: int = 64
-) -> Confusion:
-    """Exact expectation of the confusion matrix under randomisation, by a weighted forward for each of 84 patterns.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedRandomisation:
+    """The paper's defence in exact expectation: every pattern is a run, weighted by its probability.
 
-    UAR and accuracy are linear in the confusion matrix, as the row sums (true utterances of each class) are the same
-    in every draw: `ser_fl.metrics.scores` of the expectation gives the expected UAR, accuracy and per-class recall
-    exactly. Macro F1 is not linear (predicted counts vary), so there it is only the figure of the mean matrix.
-
-    Args:
-        model: classifier in eval mode, on the device of the features.
-        features_BFL: shape (B, F, L), any B.
-        labels_B: true classes, 0 to ``num_classes - 1``.
-        num_classes: number of classes C.
-        batch_size: utterances per forward; changes speed and memory only.
-
-    Returns:
-        Matrix of shape (C, C), rows true, float64; it sums to B.
+    UAR is linear in the confusion matrix, so that the mean over independent draws an utterance, which is what
+    `Randomisation` samples, is this weighted mean over patterns.
     """
-    expected = np.zeros((num_classes, num_classes))
-    _, num_bins, num_frames = features_BFL.shape
-    for chunk_BFL, chunk_B in zip(
-        torch.split(features_BFL, batch_size), torch.split(labels_B, batch_size), strict=True
-    ):
-        for pattern in patterns(num_frames, num_bins):
-            predicted_B = model(apply_pattern(chunk_BFL, pattern)).argmax(dim=-1)
-            expected += pattern.probability * confusion_matrix(chunk_B.tolist(), predicted_B.tolist(), num_classes)
-    return expected
+
+    name: str = "randomisation_expected"
+
+    @property
+    def num_draws(self) -> int:
+        """Forward passes per utterance in `predict`: one a pattern."""
+        return len(_probabilities())
+
+    @property
+    def run_weights(self) -> tuple[float, ...]:
+        """Probabilities of the patterns; they depend on neither frames nor bins."""
+        return _probabilities()
+
+    def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int, draw: int) -> Tensor:
+        """What the classifier is shown with pattern number ``draw``, shape (B, F + 2, L + 7); differentiable."""
+        _, num_bins, num_frames = features_BFL.shape
+        return apply_pattern(features_BFL, patterns(num_frames, num_bins)[draw])
+
+    @torch.no_grad()
+    def predict(self, model: Classifier, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int) -> Tensor:
+        """Predicted classes, int64, shape (84, B); neither keys nor seed matter."""
+        shown = (self.transform(features_BFL, keys_B, seed=seed, draw=draw) for draw in range(self.num_draws))
+        return torch.stack([model(features).argmax(dim=-1) for features in shown])
+
+
+def _probabilities() -> tuple[float, ...]:
+    return tuple(pattern.probability for pattern in patterns(64, 64))

@@ -67,15 +67,17 @@ class Shown:
     """What a defended model said of clean or adversarial utterances."""
 
     votes_RN: Tensor
+    run_weights: tuple[float, ...]
+    """How much each run counts; they sum to 1."""
     labels_N: Tensor
     num_classes: int
 
     @property
     def confusion(self) -> Confusion:
-        """Mean confusion matrix of the runs."""
+        """Weighted mean of the runs' confusion matrices."""
         labels = self.labels_N.tolist()
         runs = [confusion_matrix(labels, run.tolist(), self.num_classes) for run in self.votes_RN]
-        return np.asarray(np.mean(runs, axis=0), dtype=np.float64)
+        return np.asarray(np.average(runs, axis=0, weights=self.run_weights), dtype=np.float64)
 
     @property
     def right_RN(self) -> Tensor:
@@ -128,7 +130,12 @@ def show(challenge: Challenge, features_NFL: Tensor, defence: Defence) -> Shown:
         batch = slice(start, start + challenge.batch_size)
         ids = challenge.ids[batch]
         votes.append(defence.predict(challenge.model, features_NFL[batch], ids, seed=challenge.seed).cpu())
-    return Shown(votes_RN=torch.cat(votes, dim=1), labels_N=challenge.labels_N.cpu(), num_classes=challenge.num_classes)
+    return Shown(
+        votes_RN=torch.cat(votes, dim=1),
+        run_weights=defence.run_weights,
+        labels_N=challenge.labels_N.cpu(),
+        num_classes=challenge.num_classes,
+    )
 
 
 def craft(challenge: Challenge, attack: Attack, on_attack: OnAttack) -> tuple[Tensor, int, int]:
@@ -184,7 +191,7 @@ def judge(
         defence=defence.name,
         clean_uar=scores(clean.confusion).uar,
         robust_uar=scores(attacked.confusion).uar,
-        attack_success_rate=success_rate(clean.right_RN, success_RN),
+        attack_success_rate=success_rate(clean.right_RN, success_RN, defence.run_weights),
         mean_l2=float(l2_N[succeeded_N].mean()) if bool(succeeded_N.any()) else 0.0,
         max_linf=float(linf_N.max()),
         median_snr_db=None,
@@ -225,10 +232,11 @@ def worst_cases(
             wrong_N = (clean.labels_N + 1) % challenge.num_classes
             worst = Shown(
                 votes_RN=torch.where(survived_RN, clean.labels_N, wrong_N),
+                run_weights=defence.run_weights,
                 labels_N=clean.labels_N,
                 num_classes=challenge.num_classes,
             )
-            rate = success_rate(clean.right_RN, clean.right_RN & ~survived_RN)
+            rate = success_rate(clean.right_RN, clean.right_RN & ~survived_RN, defence.run_weights)
             records.append(
                 _scored_record(challenge, defence.name, WORST_CASE, epsilon, clean.confusion, worst.confusion, rate)
             )
@@ -272,10 +280,11 @@ def _scored_record(
     )
 
 
-def success_rate(right_RN: Tensor, success_RN: Tensor) -> float:
+def success_rate(right_RN: Tensor, success_RN: Tensor, run_weights: Sequence[float]) -> float:
     """Successes among the utterances that were right when clean, over all runs; 0 where none was right."""
-    right = int(right_RN.sum())
-    return int(success_RN.sum()) / right if right else 0.0
+    weights_R = torch.tensor(run_weights, dtype=torch.float64)
+    right, success = (float(weights_R @ counts.sum(dim=1).double()) for counts in (right_RN, success_RN))
+    return success / right if right else 0.0
 
 
 def spread(survived_RN: Tensor, ids: Sequence[str], all_ids: Sequence[str]) -> Tensor:
