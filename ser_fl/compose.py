@@ -56,6 +56,8 @@ def compose_benchmark(overrides: Sequence[str]) -> BenchmarkConfig:
             raise UserError(f"{override!r} is not a setting: write key=value, such as run=RUN")
         if key.split(".")[0] not in known:
             raise unknown_name("setting", key, known)
+    if not any(override.startswith("run=") for override in overrides):
+        raise UserError("say which run: ser-fl benchmark run=RUN")
     return parse_benchmark(_from_file(file, overrides))
 
 
@@ -71,11 +73,36 @@ def _from_groups(overrides: Sequence[str]) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(configs_dir().resolve()), version_base="1.3"):
-            composed = hydra_compose("train", overrides=list(overrides))
+            composed = hydra_compose("train", overrides=[_for_hydra(override) for override in overrides])
         settings: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_first_line(error)) from None
+        key = re.search(r"full_key: (\S+)", str(error.__cause__ or error))
+        if key is None or not any(override.startswith(f"{key[1]}=") for override in overrides):
+            raise UserError(_first_line(error)) from None
+        raise _unknown_here(key[1], overrides) from None
     return settings
+
+
+_FREE_TEXT = ("data.root", "data.cache_dir", "run_dir")
+"""Settings whose values are taken as they are, whatever Hydra's grammar makes of their characters."""
+
+
+def _for_hydra(override: str) -> str:
+    key, _, value = override.partition("=")
+    if key in _FREE_TEXT and value not in ("null", "") and value[0] not in "'\"":
+        return f"{key}='{value}'" if "'" not in value else f'{key}="{value}"'
+    if key.startswith("data.labels."):
+        return f"++{override}"  # a mapping that takes any key
+    return override
+
+
+def _unknown_here(key: str, overrides: Sequence[str]) -> UserError:
+    """Error for a setting that the chosen group entry lacks, such as ``model.hidden`` of a VGG."""
+    node: Any = _from_groups([override for override in overrides if not override.startswith(f"{key}=")])
+    *parents, _ = key.split(".")
+    for parent in parents:
+        node = node[parent]
+    return unknown_name("setting", key, [".".join([*parents, str(name)]) for name in node])
 
 
 def _from_file(config_file: Path, overrides: Sequence[str]) -> dict[str, Any]:

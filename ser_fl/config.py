@@ -158,7 +158,7 @@ class OptimiserConfig:
 
     name: Literal["adam", "adamw", "sgd"]
     learning_rate: Positive
-    weight_decay: Annotated[float, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     momentum: Share
     """sgd only."""
     schedule: Literal["constant", "cosine"]
@@ -285,6 +285,12 @@ class Config:
     def __post_init__(self) -> None:
         if self.data.name != "builtin" and self.data.root is None:
             raise ValueError(f"data={self.data.name} needs data.root=DIR, the folder of the corpus")
+        needed = 16 if self.model.name == "crnn" else 32
+        if min(self.frontend.num_mels, self.frontend.num_frames) < needed:
+            raise ValueError(
+                f"{self.model.name} needs at least {needed} mel bins and {needed} frames, got {self.frontend.num_mels} "
+                f"and {self.frontend.num_frames}: raise frontend.num_mels or frontend.duration_s"
+            )
         if self.selection.by == "robust" and self.selection.robust_every == 0:
             raise ValueError("selection.by=robust needs selection.robust_every of at least 1, got 0")
 
@@ -325,7 +331,7 @@ def parse_benchmark(settings: Mapping[str, Any]) -> BenchmarkConfig:
     try:
         return _BENCHMARK.validate_python(dict(settings))
     except ValidationError as error:
-        raise _one_line(error.errors()[0], settings) from None
+        raise _one_line(error, settings) from None
 
 
 def parse(settings: Mapping[str, Any]) -> Config:
@@ -337,7 +343,7 @@ def parse(settings: Mapping[str, Any]) -> Config:
     try:
         return _ADAPTER.validate_python(dict(settings))
     except ValidationError as error:
-        raise _one_line(error.errors()[0], settings) from None
+        raise _one_line(error, settings) from None
 
 
 def dump(config: Config) -> dict[str, Any]:
@@ -346,17 +352,24 @@ def dump(config: Config) -> dict[str, Any]:
     return plain
 
 
-def _one_line(problem: Any, settings: Mapping[str, Any]) -> UserError:
+_UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
+
+
+def _one_line(error: ValidationError, settings: Mapping[str, Any]) -> UserError:
+    """The first problem; unknown settings before missing ones, since a misspelt setting is both."""
+    problem: Any = min(error.errors(), key=lambda found: found["type"] not in _UNKNOWN)
     path = [str(part) for part in problem["loc"]]
     if len(path) > 1 and path[0] == "model":
         path.pop(1)  # the tag of the model union
     key, given = ".".join(path), problem["input"]
-    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+    if problem["type"] in _UNKNOWN:
         return unknown_name("setting", key, _siblings(path[:-1], settings, path[-1]))
     if problem["type"] == "value_error":
         return UserError(str(problem["ctx"]["error"]))
     if problem["type"] in ("missing", "missing_argument"):
         return UserError(f"setting {key} is missing: start from a file of configs/ or from a run's config.yaml")
+    if problem["type"] == "union_tag_not_found":
+        return UserError(f"setting {key}.name is missing: start from a file of configs/ or from a run's config.yaml")
     if problem["type"] == "union_tag_invalid":
         tags = re.findall(r"'(\w+)'", str(problem["ctx"]["expected_tags"]))
         return unknown_name("model", str(problem["ctx"]["tag"]), tags)

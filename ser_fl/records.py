@@ -267,6 +267,9 @@ class RunFolder:
             )
         names = {entry.name for entry in fields(AttackRecord)}
         return [
-            AttackRecord(**{key: value for key, value in record.items() if key in names})
+            AttackRecord(
+                **{key: value for key, value in record.items() if key in names and key != "confusion"},
+                confusion=tuple(map(tuple, record.get("confusion", ()))),
+            )
             for record in content["records"]
         ]

@@ -186,9 +186,7 @@ def test_each_name_runs_its_own_attack(network: TinyNet, name: str, random: bool
     start = random_start(features_BFL, EPSILON, stream(9)) if random else None
     attacks = {
         "fgsm": lambda: fgsm(network, features_BFL, labels_B, epsilon=EPSILON, box=BOX, start_BFL=start),
-        "bim": lambda: bim(
-            network, features_BFL, labels_B, epsilon=EPSILON, step_size=step_size, steps=steps, box=BOX
-        ),
+        "bim": lambda: bim(network, features_BFL, labels_B, epsilon=EPSILON, step_size=step_size, steps=steps, box=BOX),
         "pgd": lambda: pgd(
             network,
             features_BFL,
@@ -221,7 +219,9 @@ def test_the_network_is_left_as_it_was(network: TinyNet, name: str, recipe: str)
     functional.cross_entropy(network(batch.features_NFL), batch.labels_N).backward()
     modes = {key: module.training for key, module in network.named_modules()}
     state = copy.deepcopy(network.state_dict())
-    gradients = {key: parameter.grad.clone() for key, parameter in network.named_parameters() if parameter.grad is not None}
+    gradients = {
+        key: parameter.grad.clone() for key, parameter in network.named_parameters() if parameter.grad is not None
+    }
     global_state = torch.get_rng_state()
     chosen = objective(name, recipe=recipe)
     if recipe == "per_round":

@@ -93,9 +93,7 @@ def test_within_speaker_spreads_the_share_over_emotions() -> None:
     utterances = table({"MK0": sizes, "other": {**sizes, "surprise": 25}})
     split = split_corpus(utterances, WITHIN)
     for speaker in ("MK0", "other"):
-        tested = Counter(
-            utterances[index].emotion for index in split.test if utterances[index].speaker == speaker
-        )
+        tested = Counter(utterances[index].emotion for index in split.test if utterances[index].speaker == speaker)
         for emotion, size in sizes.items():
             assert abs(tested[emotion] - size / 5) < 1.01, (speaker, emotion)
     assert {utterances[index].emotion for index in split.test} == {*sizes, "surprise"}
@@ -280,7 +278,6 @@ def test_large_alpha_is_near_uniform() -> None:
 
 
 def test_small_alpha_gives_an_emotion_to_one_client() -> None:
-    # BUG: below 1e-3 or so the Gamma draws underflow to one and the same number, and the shares become equal.
     largest = torch.tensor(dirichlet_shares(1e-4, seeds=10)).reshape(10, 4, 5).amax(1)
     assert largest.mean().item() > 0.95
 

@@ -12,17 +12,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ser_fl.defences import DEFENCES, NoDefence, Randomisation, RandomisationEnsemble, build_defence
+from ser_fl.defences import (
+    DEFENCES,
+    Classifier,
+    ExpectedRandomisation,
+    NoDefence,
+    Randomisation,
+    RandomisationEnsemble,
+    build_defence,
+)
 from ser_fl.defences.randomisation import (
     Pattern,
     apply_pattern,
     apply_patterns,
     draw_pattern,
-    expected_confusion,
     patterns,
 )
 from ser_fl.errors import UserError
-from ser_fl.metrics import confusion_matrix, scores
+from ser_fl.metrics import Confusion, confusion_matrix, scores
 
 PAPER = (373, 64)
 SMALL = (30, 70)
@@ -47,6 +54,13 @@ class TinyNet(nn.Module):
 
 def features(num_utterances: int, num_bins: int, num_frames: int, seed: int = 1) -> Tensor:
     return torch.randn(num_utterances, num_bins, num_frames, generator=torch.Generator().manual_seed(seed))
+
+
+def expected_confusion(model: Classifier, original: Tensor, labels: Tensor, num_classes: int) -> Confusion:
+    defence = ExpectedRandomisation()
+    votes = defence.predict(model, original, [""] * len(labels), seed=0)
+    matrices = [confusion_matrix(labels.tolist(), run.tolist(), num_classes) for run in votes]
+    return np.asarray(np.average(matrices, axis=0, weights=defence.run_weights), dtype=np.float64)
 
 
 def brute_force(num_frames: int, num_bins: int) -> dict[tuple[int, int, int, int], Fraction]:
@@ -221,7 +235,7 @@ def test_no_defence_is_the_model() -> None:
 def test_expected_confusion_is_the_mean_over_draws() -> None:
     net, original = TinyNet().eval(), features(24, 70, 30)
     labels = torch.arange(24) % 3
-    expected = expected_confusion(net, original, labels, 3, batch_size=10)
+    expected = expected_confusion(net, original, labels, 3)
     np.testing.assert_allclose(expected.sum(axis=1), 8, atol=1e-9)
     keys, runs = [f"{number}.wav" for number in range(24)], 400
     votes = Randomisation(runs=runs).predict(net, original, keys, seed=11)
@@ -250,6 +264,7 @@ def test_defences_by_name() -> None:
     assert {name: defence.num_draws for name, defence in built.items()} == {
         "none": 1,
         "randomisation": 3,
+        "randomisation_expected": 84,
         "randomisation_ensemble": 10,
     }
     with pytest.raises(UserError, match=r"did you mean 'randomisation'.*Known: none, randomisation"):

@@ -21,7 +21,7 @@ from ser_fl.attacks.budget import Box
 from ser_fl.attacks.catalogue import Attack, Entry
 from ser_fl.attacks.problem import Problem
 from ser_fl.attacks.settings import AttackSettings
-from ser_fl.defences import NoDefence, Randomisation
+from ser_fl.defences import Classifier, NoDefence, Randomisation
 from ser_fl.errors import UserError
 from ser_fl.evaluation.robustness import Challenge, balanced_rows, benchmark_attacks
 from ser_fl.records import AttackRecord
@@ -30,11 +30,11 @@ F, L = 8, 12
 CELLS = F * L
 BOX = Box(torch.full((F, 1), -2.0), torch.full((F, 1), 2.0))
 PGD = AttackSettings(name="pgd", epsilon=0.2, steps=5, restarts=2)
-CONTRACT = (
-    "attack library knowledge domain norm epsilon snr_db steps step_size restarts eot_samples defence clean_uar "
-    "robust_uar attack_success_rate mean_l2 max_linf median_snr_db num_examples forward_passes backward_passes "
-    "seconds seed"
-).split()
+CONTRACT = {
+    *("attack", "library", "knowledge", "domain", "norm", "epsilon", "snr_db", "steps", "step_size", "restarts"),
+    *("eot_samples", "defence", "clean_uar", "robust_uar", "attack_success_rate", "mean_l2", "max_linf"),
+    *("median_snr_db", "num_examples", "forward_passes", "backward_passes", "seconds", "seed"),
+}
 
 
 class Sign(nn.Module):
@@ -54,6 +54,25 @@ class LeftEdge(nn.Module):
     def forward(self, features_NFL: Tensor) -> Tensor:
         edge_N = features_NFL[:, :, :3].mean(dim=(1, 2)) - 0.25
         return torch.stack([-edge_N, edge_N], dim=1)
+
+
+class Convolutional(nn.Module):
+    """A small classifier into three classes, of any F and L."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 6, 3, padding=1),
+            nn.Tanh(),
+            nn.AdaptiveAvgPool2d((2, 3)),
+            nn.Flatten(),
+            nn.Dropout(0.1),
+            nn.Linear(36, 3),
+        )
+
+    def forward(self, features_NFL: Tensor) -> Tensor:
+        logits_NC: Tensor = self.layers(features_NFL[:, None])
+        return logits_NC
 
 
 def flat(means: Sequence[float]) -> Tensor:
@@ -112,34 +131,14 @@ def trained(speech: tuple[Tensor, Tensor]) -> nn.Module:
     features_NFL, labels_N = speech[0][:30], speech[1][:30]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = nn.Sequential(
-            nn.Unflatten(1, (1, -1)),
-            nn.Conv2d(1, 6, 3, padding=1),
-            nn.Tanh(),
-            nn.AdaptiveAvgPool2d((2, 3)),
-            nn.Flatten(),
-            nn.Dropout(0.1),
-            nn.Linear(36, 3),
-        )
+        network = Convolutional()
         optimiser = torch.optim.Adam(network.parameters(), lr=0.03)
         for _ in range(60):
             optimiser.zero_grad()
             nn.functional.cross_entropy(network(features_NFL), labels_N).backward()
             optimiser.step()
     optimiser.zero_grad()
-    return Reshaped(network).eval()
-
-
-class Reshaped(nn.Module):
-    """Gives a network of images one channel."""
-
-    def __init__(self, network: nn.Sequential) -> None:
-        super().__init__()
-        self.network = network[1:]
-
-    def forward(self, features_NFL: Tensor) -> Tensor:
-        logits_NC: Tensor = self.network(features_NFL[:, None])
-        return logits_NC
+    return network.eval()
 
 
 def attacked(model: nn.Module, speech: tuple[Tensor, Tensor], **changes: Any) -> list[AttackRecord]:
@@ -167,7 +166,7 @@ def test_clean_score_is_scikit_learns(trained: nn.Module, speech: tuple[Tensor, 
     clean = only(attacked(trained, speech, attacks=()), "clean")
     assert clean.robust_uar == pytest.approx(balanced_accuracy_score(labels, predicted), abs=1e-12)
     assert clean.confusion == tuple(map(tuple, confusion_matrix(labels, predicted).tolist()))
-    assert 0.6 < clean.robust_uar  # worth attacking
+    assert clean.robust_uar > 0.6  # worth attacking
 
 
 def test_fgsm_harms_and_pgd_harms_no_less(trained: nn.Module, speech: tuple[Tensor, Tensor]) -> None:
@@ -198,10 +197,15 @@ def test_success_rate_is_0_where_nothing_was_right() -> None:
     assert (record.attack_success_rate, record.clean_uar, record.mean_l2) == (0.0, 0.0, 0.0)
 
 
-@pytest.mark.parametrize("attack", ["deepfool", "cw_l2"])
-@pytest.mark.parametrize(("epsilon", "successes"), [(0.05, 0), (0.2, 1), (0.4, 2)])
-def test_minimal_norm_attack_succeeds_only_within_the_budget(attack: str, epsilon: float, successes: int) -> None:
-    """Utterances lie at L2 distances 0.1 and 0.3 times sqrt(F L); the budget is epsilon times sqrt(F L)."""
+@pytest.mark.parametrize(("attack", "detour"), [("deepfool", 1.05), ("cw_l2", 1.5)])
+@pytest.mark.parametrize(("epsilon", "successes"), [(0.05, 0), (0.2, 1), (0.5, 2)])
+def test_minimal_norm_attack_succeeds_only_within_the_budget(
+    attack: str, detour: float, epsilon: float, successes: int
+) -> None:
+    """Utterances lie at L2 distances 0.1 and 0.3 times sqrt(F L); the budget is epsilon times sqrt(F L).
+
+    The detour, how much further than the boundary an attack goes, is ART's: C&W stops after few steps.
+    """
     records = ser_fl.benchmark(
         Sign(), flat([0.1, -0.3]), torch.tensor([1, 0]), attacks=(attack,), epsilons=(epsilon,), box=BOX
     )
@@ -211,7 +215,7 @@ def test_minimal_norm_attack_succeeds_only_within_the_budget(attack: str, epsilo
     assert record.norm == "2"
     assert record.epsilon == pytest.approx(epsilon * math.sqrt(CELLS))
     nearest = [0.0, 0.1, 0.2][successes] * math.sqrt(CELLS)
-    assert nearest <= record.mean_l2 <= 1.25 * nearest  # 0 where both failed: the clean utterance is what is shown
+    assert nearest <= record.mean_l2 <= detour * nearest  # 0 where both failed: the clean utterance is what is shown
 
 
 def test_worst_case_is_what_withstood_every_attack() -> None:
@@ -289,7 +293,7 @@ def test_attacks_share_their_subset() -> None:
 def test_record_says_what_ran(trained: nn.Module, speech: tuple[Tensor, Tensor]) -> None:
     bim = AttackSettings(name="bim", epsilon=0.2, steps=3)
     records = attacked(trained, speech, attacks=("fgsm", bim, PGD), seed=9)
-    assert all(set(CONTRACT) <= set(asdict(record)) for record in records)
+    assert all(set(asdict(record)) >= CONTRACT for record in records)
     assert [record.attack for record in records] == ["clean", "fgsm", "bim", "pgd", "worst_case"]
     assert {(record.knowledge, record.domain, record.seed) for record in records} == {("undefended", "logmel", 9)}
     assert {(record.num_examples, record.defence, record.snr_db) for record in records} == {(30, "none", None)}
@@ -306,10 +310,10 @@ def test_record_says_what_ran(trained: nn.Module, speech: tuple[Tensor, Tensor])
 
 
 def test_record_counts_gradients_and_perturbations(trained: nn.Module, speech: tuple[Tensor, Tensor]) -> None:
-    bim = AttackSettings(name="bim", epsilon=0.2, steps=3)
+    bim = AttackSettings(name="bim", epsilon=0.2, steps=6)
     records = attacked(trained, speech, attacks=("fgsm", bim))
     assert only(records, "fgsm").backward_passes == 30
-    assert only(records, "bim").backward_passes == 3 * 30
+    assert only(records, "bim").backward_passes == 6 * 30
     for attack in ("fgsm", "bim"):
         record = only(records, attack)
         assert record.forward_passes >= record.backward_passes
@@ -370,7 +374,32 @@ def test_randomisation_is_the_mean_of_three_runs() -> None:
     assert np.allclose(defended.confusion, expected, atol=1e-12)
     assert defended.clean_uar == defended.robust_uar == pytest.approx(uar, abs=1e-12)
     assert only(records, "clean", "randomisation").robust_uar == pytest.approx(uar, abs=1e-12)
-    assert only(records, "idle").clean_uar == 0.75  # without it: 5 of 5 and 2 of 4 would be another figure
+    assert only(records, "idle").clean_uar == 0.75  # without it, 4 of 4 and 2 of 4
+
+
+class Loaded:
+    """A defence of two runs that count unequally: the bare model, and class 0 whatever it is shown."""
+
+    name = "loaded"
+    num_draws = 1
+    run_weights = (0.75, 0.25)
+
+    def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int, draw: int) -> Tensor:
+        return features_BFL
+
+    def predict(self, model: Classifier, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int) -> Tensor:
+        bare_B = model(features_BFL).argmax(dim=1)
+        return torch.stack([bare_B, torch.zeros_like(bare_B)])
+
+
+def test_runs_count_by_their_weight() -> None:
+    """The first run is right of all three when clean and loses "a"; the second is right of "c" only, and loses none."""
+    challenge = sign_challenge([0.1, 0.1, -0.1], [1, 1, 0], "abc")
+    record = only(benchmark_attacks(challenge, [made("one", {"a": -0.3})], [Loaded()]), "one", "loaded")
+    assert np.allclose(record.confusion, [[1.0, 0.0], [0.75 * 1 + 0.25 * 2, 0.75 * 1]], atol=1e-12)
+    assert record.robust_uar == pytest.approx((1 + 0.75 / 2) / 2)
+    assert record.clean_uar == pytest.approx((1 + 1.5 / 2) / 2)
+    assert record.attack_success_rate == pytest.approx(0.75 * 1 / (0.75 * 3 + 0.25 * 1))
 
 
 def test_clean_features_are_clipped_to_the_box_first() -> None:
@@ -381,7 +410,6 @@ def test_clean_features_are_clipped_to_the_box_first() -> None:
 
 
 def test_plain_module_keeps_its_modes_gradients_and_weights(speech: tuple[Tensor, Tensor]) -> None:
-    """BUG: benchmark() leaves the whole model in evaluation mode."""
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(CELLS), nn.Dropout(0.5), nn.Linear(CELLS, 3))
     model.train()
     model[1].eval()  # a frozen batch norm inside a model that trains

@@ -37,17 +37,24 @@ def check_channel(channel: str) -> None:
         raise unknown_name("data.channel", channel, CHANNELS)
 
 
-def probe_audio(path: Path) -> str | None:
-    """Why a file cannot be read, from its header alone (cheap), or None.
+def probe_audio(path: Path, *, decode: bool = False) -> str | None:
+    """Why a file cannot be read, or None.
 
-    A FLAC file that was cut off behind an intact header passes, and fails in `read_audio`; a WAV file is read as far as
-    it goes.
+    From its header alone, which is cheap, a FLAC file that was cut off behind an intact header passes, and fails in
+    `read_audio`; with ``decode`` it is found here. A WAV file is read as far as it goes.
     """
     try:
         header = soundfile.info(str(path))
     except (soundfile.SoundFileError, OSError) as error:
         return _reason(path, error)
-    return None if header.frames > 0 else "holds no samples"
+    if header.frames <= 0:
+        return "holds no samples"
+    if decode:
+        try:
+            soundfile.read(str(path), dtype="int16")
+        except (soundfile.SoundFileError, OSError) as error:
+            return _reason(path, error)
+    return None
 
 
 def read_audio(path: Path, channel: str = "first") -> tuple[Tensor, int]:

@@ -7,12 +7,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Generator, Tensor
 
 from ser_fl.config import ClientsConfig, SplitConfig
 from ser_fl.data.utterance import Utterance
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.randomness import generator
 
+EVERYBODY = "all"
+"""Id of a client that holds everything."""
 Indices = tuple[int, ...]
 """Positions in the utterance table, ascending."""
 
@@ -154,17 +157,27 @@ def _drawn_clients(
         dealt = [[] for _ in range(num_clients)]
         for emotion in sorted({utterances[index].emotion for index in train}):
             of_emotion = [index for index in shuffled if utterances[index].emotion == emotion]
-            gammas = torch._standard_gamma(
-                torch.full((num_clients,), config.dirichlet_alpha, dtype=torch.float64), generator=stream
-            )
-            bounds = (gammas.cumsum(0) / gammas.sum() * len(of_emotion)).round().long().tolist()
+            shares = _dirichlet(num_clients, config.dirichlet_alpha, stream)
+            bounds = (shares.cumsum(0) * len(of_emotion)).round().long().tolist()
             for client, (start, stop) in enumerate(zip([0, *bounds[:-1]], bounds, strict=True)):
                 dealt[client] += of_emotion[start:stop]
         while not all(dealt):
             largest = max(dealt, key=len)
             next(part for part in dealt if not part).append(largest.pop())
+    if num_clients == 1:
+        return {EVERYBODY: tuple(sorted(dealt[0]))}
     width = len(str(num_clients - 1))
     return {f"client{k:0{width}d}": tuple(sorted(part)) for k, part in enumerate(dealt)}
+
+
+def _dirichlet(size: int, alpha: float, stream: Generator) -> Tensor:
+    """Shares from a symmetric Dirichlet, float64.
+
+    By logarithms of Gamma draws, which underflow for a small alpha: log Gamma(a) = log Gamma(a + 1) + log(U) / a.
+    """
+    draws = torch._standard_gamma(torch.full((size,), alpha + 1, dtype=torch.float64), generator=stream)
+    uniform = torch.rand(size, dtype=torch.float64, generator=stream)
+    return torch.softmax(draws.log() + uniform.log() / alpha, dim=0)
 
 
 def holders(utterances: Sequence[Utterance], part: Indices) -> dict[str, Indices]:

@@ -13,7 +13,7 @@ from ser_fl.config import Config
 from ser_fl.data.corpora import open_corpus
 from ser_fl.data.features import FeatureStore, OnFeatures, compute_features
 from ser_fl.data.frontend import FeatureStatistics, Standardisation
-from ser_fl.data.partition import Indices, Split, assign_clients, split_corpus
+from ser_fl.data.partition import EVERYBODY, Indices, Split, assign_clients, split_corpus
 from ser_fl.data.synthetic import SyntheticCorpus
 from ser_fl.data.utterance import Corpus
 
@@ -54,7 +54,7 @@ def prepare(config: Config, on_features: OnFeatures | None = None) -> Prepared:
     store = compute_features(corpus, config.frontend, cache_dir=cache_dir, progress=on_features)
     split = split_corpus(store.utterances, config.split)
     if config.federation.name == "centralised":
-        clients = {"all": split.train}
+        clients = {EVERYBODY: split.train}
     else:
         clients = assign_clients(store.utterances, split.train, config.clients, seed=config.split.seed)
     sums = (FeatureStatistics.of(store.features_NFL[torch.tensor(held)]) for held in clients.values())

@@ -23,6 +23,7 @@ from ser_fl.defences import build_defence
 from ser_fl.errors import UserError
 from ser_fl.evaluation.example import spectrogram_pair
 from ser_fl.evaluation.robustness import Challenge, OnAttack, benchmark_attacks
+from ser_fl.evaluation.scoring import evaluating
 from ser_fl.models.bundle import load_model
 from ser_fl.records import AttackRecord, RunFolder, write_json
 
@@ -75,21 +76,21 @@ def benchmark(
     ]
     box = box or Box.unbounded()
     features_BFL = box.clip(features_BFL)
-    with torch.inference_mode():
-        num_classes = model.eval()(features_BFL[:1]).shape[1]
-    challenge = Challenge(
-        model=model,
-        features_NFL=features_BFL,
-        labels_N=labels_B,
-        ids=tuple(ids) if ids is not None else tuple(f"{index:06d}" for index in range(len(labels_B))),
-        num_classes=num_classes,
-        box=box,
-        seed=seed,
-        batch_size=batch_size,
-    )
-    return benchmark_attacks(
-        challenge, chosen, [build_defence(name) for name in defences], subsets=subsets, on_attack=on_attack
-    )
+    built = [build_defence(name) for name in defences]
+    with evaluating(model):
+        with torch.inference_mode():
+            num_classes = model(features_BFL[:1]).shape[1]
+        challenge = Challenge(
+            model=model,
+            features_NFL=features_BFL,
+            labels_N=labels_B,
+            ids=tuple(ids) if ids is not None else tuple(f"{index:06d}" for index in range(len(labels_B))),
+            num_classes=num_classes,
+            box=box,
+            seed=seed,
+            batch_size=batch_size,
+        )
+        return benchmark_attacks(challenge, chosen, built, subsets=subsets, on_attack=on_attack)
 
 
 def benchmark_run(

@@ -35,7 +35,7 @@ class Challenge:
     """The utterances that are attacked, and the classifier."""
 
     model: nn.Module
-    """Maps features of shape (B, F, L) to logits of shape (B, C)."""
+    """Maps features of shape (B, F, L) to logits of shape (B, C); in evaluation mode."""
     features_NFL: Tensor
     """Standardised, inside the box."""
     labels_N: Tensor
@@ -105,7 +105,6 @@ def benchmark_attacks(
     Returns:
         For every defence a record "clean", one a attack and, with two attacks or more, "worst_case" for every epsilon.
     """
-    challenge.model.eval()
     cleans = {defence.name: show(challenge, challenge.features_NFL, defence) for defence in defences}
     records = [clean_record(challenge, defence.name, cleans[defence.name]) for defence in defences]
     right: dict[tuple[str, float], Tensor] = {}

@@ -5,7 +5,8 @@ Legend: N utterances, B batch, F mel bins, L frames, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,18 @@ EVALUATION_BATCH = 64
 
 Perturb = Callable[[nn.Module, Tensor, Tensor, tuple[str, ...]], Tensor]
 """(network, features_BFL, labels_B, utterance ids) -> features_BFL: an attack on utterances that are scored."""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every module has the mode that it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 @dataclass(frozen=True, slots=True)

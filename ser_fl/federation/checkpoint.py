@@ -96,11 +96,12 @@ def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> Progress | None:
         if content["schema"] != SCHEMA:
             raise UserError(f"{latest} has schema {content['schema']!r}, this version reads {SCHEMA}")
         if content["config"] != config:
-            changed = [key for key in config if content["config"].get(key) != config[key]]
+            before = content["config"]
+            changed = sorted(key for key in {*before, *config} if before.get(key) != config.get(key))
             raise UserError(f"{folder.parent} was trained with another {changed[0]}: resume with the same settings")
         current = _by_owner(folder / content["files"]["current"])
         best = _by_owner(folder / content["files"]["best"])
-    except (KeyError, TypeError, json.JSONDecodeError, OSError, SafetensorError) as error:
+    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, OSError, SafetensorError) as error:
         raise UserError(f"the checkpoint in {folder} cannot be read ({error}): start a new run") from None
     return Progress(
         round=content["round"],

@@ -54,6 +54,7 @@ def train(
     torch.set_num_threads(config.executor.threads)
     run, progress = open_run(config)
     prepared = prepare(config, on_features)
+    run.root.mkdir(parents=True, exist_ok=True)  # only now: a refused corpus leaves no empty run behind
     box = Box.of(prepared.standardisation.lower_F1, prepared.standardisation.upper_F1)
     clients = Clients(
         config=config,
@@ -100,14 +101,13 @@ def open_run(config: Config) -> tuple[RunFolder, Progress | None]:
     progress = load_checkpoint(run.checkpoint, checkpoint_key(config)) if config.resume else None
     if not config.resume and run.config.exists():
         raise UserError(f"{folder} holds a run already: add resume=true to go on with it, or choose another run_dir")
-    folder.mkdir(parents=True, exist_ok=True)
     return run, progress
 
 
 def newest_run(config: Config) -> Path | None:
     """The newest run folder of this experiment and seed, for ``resume=true`` without ``run_dir``."""
-    folders = sorted((Path("runs") / config.experiment).glob(f"*-{config.seed}"))
-    return folders[-1] if folders else None
+    folders = (Path("runs") / config.experiment).glob(f"*-{config.seed}")
+    return max((folder for folder in folders if RunFolder(folder).config.exists()), default=None)
 
 
 def first_progress(config: Config, prepared: Prepared) -> Progress:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -97,7 +97,7 @@ def load_model(folder: Path) -> EmotionModel:
         network.load_state_dict(load_tensors(run.weights.read_bytes()))
     except FileNotFoundError:
         raise UserError(f"{folder} has no {run.weights.name}: only its records were kept, train it again") from None
-    except (KeyError, TypeError, ValidationError, SafetensorError, RuntimeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the model in {folder} cannot be loaded: {reason}") from None
     bundle = EmotionModel(network, standardisation, classes=tuple(card["classes"]), model=model, frontend=frontend)

@@ -76,7 +76,7 @@ def build_corpus(
     check_channel(channel)
     if on_unreadable not in ON_UNREADABLE:
         raise unknown_name("data.on_unreadable", on_unreadable, ON_UNREADABLE)
-    skipped = _unreadable(utterances)
+    skipped = _unreadable(utterances, decode=on_unreadable == "skip")
     if skipped and (on_unreadable == "stop" or len(skipped) == len(utterances)):
         first = skipped[0]
         way_out = "data.on_unreadable=skip leaves them out" if len(skipped) < len(utterances) else "is data.root right?"
@@ -89,10 +89,13 @@ def build_corpus(
     return FileCorpus(name=name, root=root, utterances=kept, channel=channel, labels=labels, skipped=skipped)
 
 
-def _unreadable(utterances: Sequence[Utterance]) -> tuple[SkippedFile, ...]:
-    """Probe all headers; on network file systems the wait is the cost, hence more threads than cores."""
+def _unreadable(utterances: Sequence[Utterance], *, decode: bool) -> tuple[SkippedFile, ...]:
+    """Probe all files; on network file systems the wait is the cost, hence more threads than cores.
+
+    Only to leave files out are they decoded: a run that stops at the first bad one meets it in the front end anyway.
+    """
     with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
-        reasons = list(pool.map(lambda utterance: probe_audio(_path(utterance)), utterances))
+        reasons = list(pool.map(lambda utterance: probe_audio(_path(utterance), decode=decode), utterances))
     pairs = zip(utterances, reasons, strict=True)
     return tuple(SkippedFile(utterance.utterance_id, reason) for utterance, reason in pairs if reason is not None)
 

@@ -1,0 +1,332 @@
+"""Settings: the YAML groups and the schema agree, and what is wrong is told in one line that names the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import fields, is_dataclass
+from functools import cache
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ser_fl import config as schema
+from ser_fl.compose import compose, compose_benchmark, configs_dir, groups
+from ser_fl.config import Config, dump, parse
+from ser_fl.errors import UserError
+
+ROOT = "data.root=corpus"
+STAGES = [field.name for field in fields(Config) if field.name in groups() and field.name != "experiment"]
+
+
+@cache
+def defaults() -> Config:
+    return compose()
+
+
+def changed(key: str, value: object) -> dict[str, Any]:
+    """The defaults with one setting changed, as a plain mapping."""
+    settings = deepcopy(dump(defaults()))
+    *path, name = key.split(".")
+    node = settings
+    for part in path:
+        node = node[part]
+    node[name] = value
+    return settings
+
+
+def test_defaults_parse_and_need_no_files() -> None:
+    assert (defaults().data.name, defaults().data.root) == ("builtin", None)
+    assert (defaults().model.name, defaults().split.name) == ("crnn", "within_speaker")
+    assert defaults().frontend.num_frames == 186
+
+
+@pytest.mark.parametrize("model", groups()["model"])
+def test_dump_and_parse_are_inverse(model: str) -> None:
+    config = compose([f"model={model}", "split.test_speakers=[a,b]", "objective=pgd"])
+    assert parse(dump(config)) == config
+    assert parse(yaml.safe_load(yaml.safe_dump(dump(config)))) == config
+
+
+def test_parsing_leaves_the_given_mapping_alone() -> None:
+    settings = dump(defaults())
+    before = deepcopy(settings)
+    parse(settings)
+    assert settings == before
+
+
+def test_every_stage_has_a_group_and_every_group_a_stage() -> None:
+    stages = {field.name for field in fields(Config) if is_dataclass(getattr(defaults(), field.name))}
+    assert set(groups()) == {*stages, "experiment"}
+
+
+@pytest.mark.parametrize(
+    "names", list(zip_longest(*(groups()[stage] for stage in STAGES))), ids=lambda names: str(names[0])
+)
+def test_every_file_of_every_group_composes(names: tuple[str | None, ...]) -> None:
+    """Several groups at a time; a file's settings are what its group then holds."""
+    chosen = {stage: name for stage, name in zip(STAGES, names, strict=True) if name is not None}
+    config = compose([*(f"{stage}={name}" for stage, name in chosen.items()), ROOT])
+    for stage, name in chosen.items():
+        own = yaml.safe_load((configs_dir() / stage / f"{name}.yaml").read_text(encoding="utf-8"))
+        own.pop("defaults", None)
+        composed = dump(config)[stage]
+        assert {key: composed[key] for key in own if key != "root"} == {k: v for k, v in own.items() if k != "root"}
+        assert composed.get("name", name) in (name, name.partition("_")[0])
+
+
+@pytest.mark.parametrize("experiment", groups()["experiment"])
+def test_every_experiment_composes_under_its_own_name(experiment: str) -> None:
+    config = compose([f"experiment={experiment}", ROOT])
+    assert config.experiment == experiment
+    assert config.data.name == ("nemo" if experiment.startswith("nemo") else "builtin")
+
+
+def test_experiments_differ_by_their_objective_alone() -> None:
+    """What is compared is the recipe: clean, FGSM and PGD share every other setting."""
+    plain = [dump(compose([f"experiment={name}", ROOT])) for name in ("nemo_fl", "nemo_fl_fgsm", "nemo_fl_pgd")]
+    assert [settings.pop("objective")["name"] for settings in plain] == ["clean", "fgsm", "pgd"]
+    assert [settings.pop("experiment") for settings in plain] == ["nemo_fl", "nemo_fl_fgsm", "nemo_fl_pgd"]
+    assert plain[0] == plain[1] == plain[2]
+
+
+def test_the_command_line_wins_over_the_experiment() -> None:
+    config = compose(["experiment=debug", "data=nemo", ROOT, "federation.num_rounds=7", "seed=5"])
+    assert (config.data.name, config.federation.num_rounds, config.seed) == ("nemo", 7, 5)
+    assert config.frontend.duration_s == 1.0, "and leaves the rest of the experiment as it is"
+
+
+@pytest.mark.parametrize("experiment", ["debug", "nemo_fl"])
+@pytest.mark.parametrize("model", ["vgg15", "resnet"])
+def test_an_experiment_takes_another_model(experiment: str, model: str) -> None:
+    assert compose([f"experiment={experiment}", f"model={model}", ROOT]).model.name == model
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_field_is_in_the_yaml_and_every_setting_in_the_class(stage: str) -> None:
+    """Parsing would refuse either; this looks at the files themselves, each group's base file with the rest over it."""
+    classes = {
+        "model": {"crnn": schema.CRNNConfig, "vgg15": schema.VGG15Config, "resnet": schema.ResNetConfig},
+    }.get(stage, {})
+    for name in groups()[stage]:
+        expected = classes.get(name, type(getattr(defaults(), stage)))
+        assert set(written(stage, name)) == {field.name for field in fields(expected)}, name
+
+
+def written(stage: str, name: str) -> dict[str, Any]:
+    """A group file's settings and those of the files it builds on."""
+    own = yaml.safe_load((configs_dir() / stage / f"{name}.yaml").read_text(encoding="utf-8"))
+    settings: dict[str, Any] = {}
+    for base in own.pop("defaults", []):
+        settings |= {} if base == "_self_" else written(stage, base)
+    return settings | own
+
+
+def test_benchmark_settings_are_those_of_their_class() -> None:
+    file = yaml.safe_load((configs_dir() / "benchmark.yaml").read_text(encoding="utf-8"))
+    assert set(file) == {field.name for field in fields(schema.BenchmarkConfig)}
+    assert compose_benchmark(["run=here", "attacks=[fgsm]", "subsets.cw_l2=3"]).attacks == ("fgsm",)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["run=x", "atacks=[fgsm]"], r"unknown setting 'atacks', did you mean 'attacks'\? Known: attacks, "),
+        (["run=x", "epsilons=[-0.1]"], r"epsilons\.0 must be greater than or equal to 0, got -0\.1"),
+        (["run=x", "batch_size=0"], "batch_size must be greater than or equal to 1, got 0"),
+        (["fgsm"], "'fgsm' is not a setting: write key=value"),
+    ],
+)
+def test_bad_benchmark_settings(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        compose_benchmark(overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["sed=2"], r"unknown setting 'sed', did you mean 'seed'\? Known: .*federation, .*seed"),
+        (["federation.num_round=2"], r"'federation\.num_round', did you mean 'federation\.num_rounds'\? Known: "),
+        (["federaton.num_rounds=2"], r"unknown setting 'federaton\.num_rounds'.* Known: .*federation"),
+        (["model=crn"], r"unknown model 'crn', did you mean 'crnn'\? Known: crnn, crnn_small, crnn_tiny, resnet, vgg15"),
+        (["experiment=debg"], r"unknown experiment 'debg', did you mean 'debug'\? Known: debug, default"),
+        (["data=emodbb"], "unknown data 'emodbb', did you mean 'emodb'.* Known: builtin, "),
+        (["objective=cw"], "unknown objective 'cw'. Known: bim, clean, fgsm, pgd"),
+        (["seed"], "'seed' is not a setting: write key=value"),
+        (["data=nemo"], r"data=nemo needs data\.root=DIR"),
+        (["model.channels=[8,8"], "."),
+    ],
+)
+def test_bad_overrides(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        compose(overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_setting_of_another_network_lists_those_of_this_one() -> None:
+    with pytest.raises(UserError, match=r"model\.hidden.*Known: model\.name, model\.norm"):
+        compose(["model=vgg15", "model.hidden=8"])
+
+
+def test_labels_of_a_manifest_can_be_set() -> None:
+    config = compose(["data=manifest", ROOT, "data.labels.col=guilt"])
+    assert config.data.labels == {"col": "guilt"}
+
+
+@pytest.mark.parametrize("root", ["/a b/c", "/a/v=1/wav", "/a/EmoDB (1)/wav", "/a/x,y", "C:\\corpora\\nemo", "~/nemo"])
+def test_any_path_is_taken_as_it_is(root: str) -> None:
+    assert compose(["data=nemo", f"data.root={root}"]).data.root == root
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("objective.epsilon", -0.1, r"objective\.epsilon must be greater than or equal to 0, got -0\.1"),
+        ("objective.epsilon", float("nan"), r"objective\.epsilon must be a finite number, got nan"),
+        ("objective.epsilon", float("inf"), r"objective\.epsilon must be a finite number, got inf"),
+        ("objective.epsilon", None, r"objective\.epsilon must be a valid number, got None"),
+        ("objective.epsilon", "large", r"objective\.epsilon must be a valid number.*got 'large'"),
+        ("selection.epsilon", -1, r"selection\.epsilon must be greater than or equal to 0"),
+        ("objective.step_size", 0, r"objective\.step_size must be greater than 0, got 0"),
+        ("objective.steps", 0, r"objective\.steps must be greater than or equal to 1, got 0"),
+        ("objective.fraction", 1.5, r"objective\.fraction must be less than or equal to 1, got 1\.5"),
+        ("objective.recipe", "always", r"unknown objective\.recipe 'always'.*Known: per_round, per_step"),
+        ("federation.num_rounds", 0, r"federation\.num_rounds must be greater than or equal to 1"),
+        ("federation.num_rounds", 2.5, r"federation\.num_rounds must be a valid integer.*got 2\.5"),
+        ("federation.num_rounds", "many", r"federation\.num_rounds must be a valid integer.*got 'many'"),
+        ("federation.fraction_train", 0, r"federation\.fraction_train must be greater than 0"),
+        ("federation", None, r"federation must be a dictionary"),
+        ("clients.by", "age", r"unknown clients\.by 'age'.*Known: dirichlet, iid, session, speaker"),
+        ("clients.num_clients", 0, r"clients\.num_clients must be greater than or equal to 1"),
+        ("clients.dirichlet_alpha", 0, r"clients\.dirichlet_alpha must be greater than 0"),
+        ("model.name", "crn", r"unknown model 'crn', did you mean 'crnn'\? Known: crnn, crnn_small, crnn_tiny, resnet, vgg15"),
+        ("model.hiden", 8, r"unknown setting 'model\.hiden', did you mean 'model\.hidden'\? Known: model\.channels, "),
+        ("model.channels", [8, 8], r"model\.channels must be .*at least 3 items.*got \[8, 8\]"),
+        ("model.channels", [8, 8, 0], r"model\.channels\.2 must be greater than or equal to 1, got 0"),
+        ("model.dropout", 1.0, r"model\.dropout must be less than 1, got 1\.0"),
+        ("split.test_fraction", 1, r"split\.test_fraction must be less than 1"),
+        ("split.test_speakers", "MK0", r"split\.test_speakers must be a valid tuple, got 'MK0'"),
+        ("split.fold", -1, r"split\.fold must be greater than or equal to 0"),
+        ("data.channel", "left", r"unknown data\.channel 'left'.*Known: first, mean, second"),
+        ("data.num_speakers", 1, r"data\.num_speakers must be greater than or equal to 2"),
+        ("data.labels", {"col": 3}, r"data\.labels\.col must be a valid string, got 3"),
+        ("data.name", "nemo", r"data=nemo needs data\.root=DIR, the folder of the corpus"),
+        (
+            "frontend.fmax_hz",
+            8001.0,
+            r"frontend\.fmax_hz must be above fmin_hz \(20\) and at most .*\(8000\), got 8001",
+        ),
+        ("frontend.fmin_hz", 8000.0, r"frontend\.fmax_hz must be above fmin_hz \(8000\)"),
+        ("frontend.duration_s", 0.01, r"frontend\.duration_s must hold one window, got 0\.01 s"),
+        ("selection.by", "robust", r"selection\.by=robust needs selection\.robust_every of at least 1, got 0"),
+        ("precision", "16", r"unknown precision '16'.*Known: 32-true, bf16-mixed"),
+        ("seed", -1, r"seed must be greater than or equal to 0, got -1"),
+        ("resume", "maybe", r"resume must be a valid boolean.*got 'maybe'"),
+        ("sed", 2, r"unknown setting 'sed', did you mean 'seed'\? Known: .*seed"),
+    ],
+)
+def test_bad_settings(key: str, value: object, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        parse(changed(key, value))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("objective.epsilon", 0),
+        ("model.dropout", 0),
+        ("split.validation_fraction", 0),
+        ("federation.fraction_train", 1),
+        ("frontend.fmax_hz", 8000),
+        ("objective.step_size", None),
+        ("clients.num_clients", None),
+    ],
+)
+def test_limits_that_are_allowed(key: str, value: object) -> None:
+    parse(changed(key, value))
+
+
+def test_not_a_finite_weight_decay() -> None:
+    with pytest.raises(UserError, match=r"optimiser\.weight_decay must be a finite number, got inf"):
+        parse(changed("optimiser.weight_decay", float("inf")))
+
+
+@pytest.mark.parametrize("change", [{"num_mels": 16}, {"duration_s": 0.4}], ids=str)
+def test_input_that_vgg15_cannot_pool_five_times(change: dict[str, Any]) -> None:
+    settings = deepcopy(dump(defaults()))
+    settings["model"] = {"name": "vgg15", "norm": "batch"}
+    settings["frontend"] |= change
+    with pytest.raises(UserError, match="vgg15 needs at least 32 mel bins and 32 frames"):
+        parse(settings)
+
+
+@pytest.mark.parametrize(
+    ("drop", "message"),
+    [
+        (lambda settings: settings.pop("seed"), "setting seed is missing: start from a file of configs/"),
+        (lambda settings: settings["federation"].pop("num_rounds"), r"setting federation\.num_rounds is missing"),
+        (lambda settings: settings["model"].pop("hidden"), r"setting model\.hidden is missing"),
+    ],
+)
+def test_missing_settings(drop: Callable[[dict[str, Any]], object], message: str) -> None:
+    settings = deepcopy(dump(defaults()))
+    drop(settings)
+    with pytest.raises(UserError, match=message):
+        parse(settings)
+
+
+def test_model_without_a_name() -> None:
+    settings = deepcopy(dump(defaults()))
+    del settings["model"]["name"]
+    with pytest.raises(UserError, match=r"setting model\.name is missing"):
+        parse(settings)
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    """As a run writes it."""
+    file = tmp_path / "config.yaml"
+    config = compose(["experiment=debug", "seed=3", "frontend.log_offset=1e-7"])
+    file.write_text(yaml.safe_dump(dump(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return file
+
+
+def test_config_file_round_trip(config_file: Path) -> None:
+    config = compose(config_file=config_file)
+    assert config == compose(["experiment=debug", "seed=3", "frontend.log_offset=1e-7"])
+    again = compose(["seed=4", "federation.num_rounds=9", "model.channels=[4,4,4]"], config_file=config_file)
+    assert (again.seed, again.federation.num_rounds, again.model.channels) == (4, 9, (4, 4, 4))  # type: ignore[union-attr]
+    assert (again.data, again.frontend) == (config.data, config.frontend)
+
+
+def test_misspelt_override_of_a_config_file(config_file: Path) -> None:
+    with pytest.raises(UserError, match=r"unknown setting 'federation\.num_round', did you mean"):
+        compose(["federation.num_round=9"], config_file=config_file)
+
+
+def test_misspelt_key_in_a_config_file(config_file: Path) -> None:
+    config_file.write_text(config_file.read_text(encoding="utf-8").replace("\nseed:", "\nsed:"), encoding="utf-8")
+    with pytest.raises(UserError, match="unknown setting 'sed'"):
+        compose(config_file=config_file)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such configuration: .*other.yaml"),
+        ("- 1\n- 2\n", "other.yaml"),
+        ("seed: [1", "other.yaml cannot be read"),
+        ("seed: 1\n", "is missing"),
+    ],
+)
+def test_config_file_that_is_none(tmp_path: Path, content: str | None, message: str) -> None:
+    file = tmp_path / "other.yaml"
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=message) as caught:
+        compose(config_file=file)
+    assert "\n" not in str(caught.value)

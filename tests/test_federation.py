@@ -1,0 +1,431 @@
+"""The round loop as a whole: who trains, what is averaged, what is recorded, when it stops, what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_score
+from torch import Tensor
+
+from ser_fl import load, train
+from ser_fl.attacks.budget import Box
+from ser_fl.compose import compose
+from ser_fl.config import Config, dump
+from ser_fl.data.partition import Indices
+from ser_fl.data.prepared import Prepared, prepare
+from ser_fl.federation.checkpoint import Progress, load_checkpoint
+from ser_fl.federation.client import Clients, ClientTask
+from ser_fl.federation.objectives import Objective
+from ser_fl.federation.rounds import RoundFailed, checkpoint_key
+from ser_fl.federation.schedule import learning_rate, sample_cohort
+from ser_fl.federation.scoring import Scorer
+from ser_fl.federation.server import GLOBAL, Server
+from ser_fl.metrics import Confusion
+from ser_fl.models.catalogue import build_network
+from ser_fl.records import ClientUpdate, RunFolder, State
+
+SMALL = (
+    "experiment=debug",
+    "tracking=none",
+    "data.utterances_per_emotion=2",
+    "optimiser.learning_rate=0.01",
+    "federation.batch_size=4",
+)
+THREE_CLIENTS = ("clients.by=iid", "clients.num_clients=3", "federation.num_rounds=1")
+
+
+class Watcher(pl.Callback):
+    """A user's callback: counts what it sees."""
+
+    def __init__(self) -> None:
+        self.fits = 0
+        self.batches = 0
+        self.labels: Counter[int] = Counter()
+        self.learning_rates: list[float] = []
+        self.optimiser_steps: list[int] = []
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.fits += 1
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.batches += 1
+        self.labels.update(batch[1].tolist())
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        optimiser = trainer.optimizers[0]
+        self.learning_rates.append(optimiser.param_groups[0]["lr"])
+        self.optimiser_steps.append(int(next(iter(optimiser.state.values()))["step"]))
+
+
+class Breaker(Watcher):
+    """Spoils one client's training, counted from 0 over the whole run: raises, or leaves a weight that is NaN."""
+
+    def __init__(self, spoilt: int, how: str) -> None:
+        super().__init__()
+        self.spoilt = spoilt
+        self.how = how
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.fits - 1 != self.spoilt:
+            return
+        if self.how == "raises":
+            raise RuntimeError("microphone unplugged")
+        with torch.no_grad():
+            next(pl_module.parameters()).view(-1)[0] = math.nan
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where runs and features of this file go, and the settings that all of them start from."""
+    folder = tmp_path_factory.mktemp("federation")
+    config = compose([*SMALL, f"data.cache_dir={folder / 'cache'}"])
+    (folder / "base.yaml").write_text(yaml.safe_dump(dump(config)))
+    return folder
+
+
+def settings(home: Path, name: str, *changed: str) -> Config:
+    return compose([f"run_dir={home / name}", *changed], config_file=home / "base.yaml")
+
+
+@pytest.fixture(scope="module")
+def reference(home: Path) -> tuple[Config, RunFolder]:
+    """Two clients, two rounds."""
+    config = settings(home, "reference")
+    return config, train(config)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(home: Path) -> dict[str, ClientUpdate]:
+    """What three clients send in a round in which nothing goes wrong."""
+    config = settings(home, "undisturbed", *THREE_CLIENTS)
+    prepared = prepare(config)
+    clients = make_clients(config, prepared)
+    initial = initial_state(config, prepared)
+    return {name: clients.update(task(1, name, initial, config)) for name in prepared.clients}
+
+
+def make_clients(config: Config, prepared: Prepared) -> Clients:
+    box = Box.of(prepared.standardisation.lower_F1, prepared.standardisation.upper_F1)
+    return Clients(
+        config=config,
+        store=prepared.store,
+        indices=prepared.clients,
+        standardisation=prepared.standardisation,
+        objective=Objective(config.objective, box),
+    )
+
+
+def task(number: int, client_id: str, state: State, config: Config, optimiser_state: State | None = None) -> ClientTask:
+    rate = config.optimiser.learning_rate
+    return ClientTask(
+        round=number, client_id=client_id, state=state, learning_rate=rate, optimiser_state=optimiser_state or {}
+    )
+
+
+def initial_state(config: Config, prepared: Prepared) -> State:
+    return dict(build_network(config.model, len(prepared.store.classes), seed=config.seed).state_dict())
+
+
+def average(updates: list[ClientUpdate]) -> dict[str, Any]:
+    """FedAvg by NumPy; counters by their maximum."""
+    weights = [update.num_examples for update in updates]
+    averaged = {}
+    for name, first in updates[0].state.items():
+        stacked = np.stack([update.state[name].double().numpy() for update in updates])
+        averaged[name] = np.average(stacked, axis=0, weights=weights) if first.is_floating_point() else stacked.max(0)
+    return averaged
+
+
+def without_times(run: RunFolder) -> list[dict[str, Any]]:
+    records = run.read_jsonl(run.rounds) + run.read_jsonl(run.clients)
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+def column(run: RunFolder, name: str) -> list[Any]:
+    return [record[name] for record in run.read_jsonl(run.rounds)]
+
+
+def assert_same_state(actual: Mapping[str, Tensor], expected: Mapping[str, Any], atol: float = 0.0) -> None:
+    assert actual.keys() == expected.keys()
+    for name, tensor in actual.items():
+        np.testing.assert_allclose(tensor.double().numpy(), np.asarray(expected[name]), rtol=0, atol=atol)
+
+
+def test_one_seed_gives_the_same_bits_twice(home: Path, reference: tuple[Config, RunFolder]) -> None:
+    _, first = reference
+    again = train(settings(home, "again"))
+    assert again.weights.read_bytes() == first.weights.read_bytes()
+    assert without_times(again) == without_times(first)
+    assert again.read_json(again.summary) == first.read_json(first.summary)
+
+
+def test_another_seed_gives_another_model(home: Path, reference: tuple[Config, RunFolder]) -> None:
+    _, first = reference
+    other = train(settings(home, "other", "seed=2"))
+    assert other.weights.read_bytes() != first.weights.read_bytes()
+    assert column(other, "train_loss") != column(first, "train_loss")
+
+
+def test_one_client_with_all_data_is_centralised_training(home: Path) -> None:
+    alone = train(settings(home, "alone", "clients.by=iid", "clients.num_clients=1"))
+    centralised = train(settings(home, "centralised", "federation.name=centralised", "federation.keep_optimiser=false"))
+    assert column(alone, "train_loss") == column(centralised, "train_loss")
+    assert alone.weights.read_bytes() == centralised.weights.read_bytes()
+
+
+def test_federating_is_the_average_of_what_clients_send(home: Path, undisturbed: dict[str, ClientUpdate]) -> None:
+    run = train(settings(home, "average", *THREE_CLIENTS))
+    assert_same_state(load_file(run.weights), average(list(undisturbed.values())), atol=1e-7)
+    assert [record["num_examples"] for record in run.read_jsonl(run.clients)] == [7, 7, 6]
+
+
+@pytest.mark.parametrize(("how", "said"), [("raises", "microphone unplugged"), ("spoils", "is not finite")])
+def test_a_client_that_fails_is_left_out_counted_and_named(
+    home: Path, undisturbed: dict[str, ClientUpdate], how: str, said: str
+) -> None:
+    """The others' average is as if it had not been sampled."""
+    run = train(settings(home, how, *THREE_CLIENTS), callbacks=[Breaker(1, how)])
+    (record,) = run.read_jsonl(run.rounds)
+    assert record["cohort"] == ["client0", "client1", "client2"]
+    (failure,) = record["failures"]
+    assert failure["client_id"] == "client1"
+    assert said in failure["error"]
+    left = [undisturbed["client0"], undisturbed["client2"]]
+    assert [entry["client_id"] for entry in run.read_jsonl(run.clients)] == ["client0", "client2"]
+    assert_same_state(load_file(run.weights), average(left), atol=1e-7)
+    weighted = np.average([update.train_loss for update in left], weights=[update.num_examples for update in left])
+    assert record["train_loss"] == pytest.approx(float(weighted))
+
+
+def test_a_round_without_enough_clients_stops_with_their_own_error(home: Path) -> None:
+    config = settings(home, "too few", "federation.min_clients=2")
+    with pytest.raises(RoundFailed, match=r"round 1 has 1 updates, needs 2:\nclient f01: (.|\n)*microphone unplugged"):
+        train(config, callbacks=[Breaker(0, "raises")])
+    run = RunFolder(home / "too few")
+    assert run.read_jsonl(run.rounds) == run.read_jsonl(run.clients) == []
+    assert not run.summary.exists() and not run.weights.exists()
+
+
+def test_a_callback_sees_every_batch_of_every_client(home: Path) -> None:
+    """Ten utterances a client in batches of up to four, two local epochs, two rounds."""
+    config, watcher = settings(home, "watched", "federation.local_epochs=2"), Watcher()
+    train(config, callbacks=[watcher])
+    prepared = prepare(config)
+    assert [len(held) for held in prepared.clients.values()] == [10, 10]
+    assert watcher.fits == 2 * 2
+    assert watcher.batches == 2 * 2 * 2 * 3
+    held = Counter(prepared.store.labels_N[list(prepared.split.train)].tolist())
+    assert watcher.labels == Counter({label: 4 * count for label, count in held.items()})
+
+
+def test_cohorts_depend_on_seed_and_round_alone() -> None:
+    names = tuple("abcdef")
+    cohorts = [sample_cohort(names, 0.5, 1, number) for number in range(1, 301)]
+    assert cohorts == [sample_cohort(names, 0.5, 1, number) for number in range(1, 301)]
+    assert all(len(cohort) == len(set(cohort)) == 3 and list(cohort) == sorted(cohort) for cohort in cohorts)
+    assert cohorts != [sample_cohort(names, 0.5, 2, number) for number in range(1, 301)]
+    drawn = Counter(name for cohort in cohorts for name in cohort)
+    # Each is drawn by a fair coin: 150 of 300 times, with a standard deviation of 9.
+    assert all(abs(drawn[name] - 150) < 45 for name in names)
+
+
+@pytest.mark.parametrize(("fraction", "size"), [(1.0, 6), (0.67, 4), (0.34, 2), (0.01, 1)])
+def test_a_cohort_is_a_share_of_the_clients_and_never_empty(fraction: float, size: int) -> None:
+    assert len(sample_cohort(tuple("abcdef"), fraction, 1, 1)) == size
+
+
+def test_only_the_cohort_trains(home: Path) -> None:
+    config = settings(home, "cohorts", "clients.by=iid", "clients.num_clients=4", "federation.fraction_train=0.5")
+    run = train(config)
+    expected = [list(sample_cohort(tuple(prepare(config).clients), 0.5, 1, number)) for number in (1, 2)]
+    assert column(run, "cohort") == expected
+    trained = [[e["client_id"] for e in run.read_jsonl(run.clients) if e["round"] == number] for number in (1, 2)]
+    assert trained == expected
+
+
+def test_local_only_never_averages(home: Path) -> None:
+    """Each client's model is what that client alone, carrying its weights and its optimiser on, comes to."""
+    config = settings(home, "local", "federation.name=local_only", "federation.keep_optimiser=true")
+    run = train(config)
+    progress = load_checkpoint(run.checkpoint, checkpoint_key(config))
+    assert progress is not None
+    prepared = prepare(config)
+    clients, initial = make_clients(config, prepared), initial_state(config, prepared)
+    assert list(progress.server.models) == ["f01", "m01"]
+    for name, model in progress.server.models.items():
+        first = clients.update(task(1, name, initial, config))
+        second = clients.update(task(2, name, first.state, config, first.optimiser_state))
+        assert_same_state(model, second.state)
+    one, other = progress.server.models.values()
+    assert not torch.equal(one["output.weight"], other["output.weight"])
+
+
+def test_cosine_schedule_by_worked_numbers(home: Path) -> None:
+    """0.1 * (0.1 + 0.9 * (1 + cos(pi * (round - 1) / 4)) / 2), and 0.01 from round 5 on."""
+    changed = ("learning_rate=0.1", "schedule=cosine", "decay_rounds=4", "final_fraction=0.1")
+    config = settings(home, "-", *(f"optimiser.{setting}" for setting in changed))
+    rates = [learning_rate(config.optimiser, number) for number in range(1, 8)]
+    assert rates == pytest.approx([0.1, 0.0868198052, 0.055, 0.0231801948, 0.01, 0.01, 0.01])
+    constant = settings(home, "-", "optimiser.learning_rate=0.1").optimiser
+    assert [learning_rate(constant, number) for number in (1, 50)] == [0.1, 0.1]
+
+
+@pytest.mark.parametrize(("keep", "steps"), [("true", [3, 3, 6, 6]), ("false", [3, 3, 3, 3])])
+def test_clients_train_at_the_rounds_rate_and_keep_their_optimiser_where_told(
+    home: Path, keep: str, steps: list[int]
+) -> None:
+    watcher = Watcher()
+    changed = (f"federation.keep_optimiser={keep}", "optimiser.schedule=cosine", "optimiser.decay_rounds=2")
+    run = train(settings(home, f"keep {keep}", *changed), callbacks=[watcher])
+    assert watcher.optimiser_steps == steps
+    halfway = 0.01 * (0.01 + 0.99 / 2)
+    assert watcher.learning_rates == pytest.approx([0.01, 0.01, halfway, halfway])
+    assert column(run, "learning_rate") == pytest.approx([0.01, halfway])
+
+
+def test_a_run_that_learns_nothing_keeps_its_weights_and_stops_at_the_plateau(home: Path) -> None:
+    """At a rate of 1e-30 weights stay; group norm has no statistics that would move either."""
+    changed = ("optimiser.learning_rate=1e-30", "model.norm=group", "federation.num_rounds=50", "federation.patience=2")
+    config = settings(home, "plateau", *changed)
+    run = train(config)
+    assert column(run, "round") == [1, 2, 3]
+    assert len(set(column(run, "uar"))) == 1
+    summary = run.read_json(run.summary)
+    assert (summary["selected_round"], summary["num_rounds"]) == (1, 3)
+    assert "2 rounds" in summary["stopped"]
+    norms = [record["update_norm"] for record in run.read_jsonl(run.clients)]
+    assert norms == pytest.approx([0.0] * 6, abs=1e-20)
+    assert_same_state(load_file(run.weights), initial_state(config, prepare(config)), atol=1e-20)
+
+
+def confusion_of(uar: float) -> Confusion:
+    return np.array([[1000 * uar, 1000 - 1000 * uar], [1000 - 1000 * uar, 1000 * uar]])
+
+
+def test_robust_selection_takes_the_round_with_the_best_robust_uar(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clean figures say round 1; robust ones, measured every second round, say round 4 before round 6."""
+    clean, robust = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4], [0.2, 0.6, 0.6]
+    models: list[State] = []
+
+    def scripted(self: Scorer, scored: Mapping[str, State], holders: Mapping[str, Indices]) -> Confusion:
+        models.append(scored[GLOBAL])
+        return confusion_of(clean[len(models) - 1])
+
+    def scripted_robust(self: Scorer, scored: Mapping[str, State], holders: Mapping[str, Indices]) -> Confusion:
+        return confusion_of(robust[len(models) // 2 - 1])
+
+    monkeypatch.setattr(Scorer, "confusion", scripted)
+    monkeypatch.setattr(Scorer, "robust_confusion", scripted_robust)
+    changed = ("selection.by=robust", "selection.robust_every=2", "federation.num_rounds=6")
+    run = train(settings(home, "robust", *changed))
+    assert column(run, "uar") == pytest.approx(clean)
+    assert column(run, "robust_uar") == [None, pytest.approx(0.2), None, pytest.approx(0.6), None, pytest.approx(0.6)]
+    summary = run.read_json(run.summary)
+    assert summary["selected_round"] == 4
+    assert summary["selection_score"] == pytest.approx(0.6)
+    assert_same_state(load_file(run.weights), models[3])
+
+
+def test_robust_uar_at_epsilon_0_is_the_clean_uar_and_falls_with_epsilon(home: Path) -> None:
+    changed = ("selection.robust_every=1", "selection.steps=3", "split.validation_fraction=0.6")
+    run = train(settings(home, "epsilon 0", *changed, "selection.epsilon=0"))
+    assert column(run, "robust_uar") == column(run, "uar")
+    attacked = train(settings(home, "epsilon 1", *changed, "selection.epsilon=1"))
+    assert column(attacked, "uar") == column(run, "uar")
+    assert sum(column(attacked, "robust_uar")) < sum(column(attacked, "uar"))
+
+
+def test_rounds_that_were_not_scored_are_not_selected() -> None:
+    states: list[State] = [{"weight": torch.tensor([float(number)])} for number in range(5)]
+    progress = Progress(round=0, server=Server({GLOBAL: states[0]}), best={}, best_round=0, best_score=-1.0)
+    selected = []
+    for number, score in enumerate([None, 0.3, None, 0.3], start=1):
+        progress.round, progress.server = number, Server({GLOBAL: states[number]})
+        progress.select(score)
+        selected.append(progress.best_round)
+        assert progress.best[GLOBAL] is states[progress.best_round]
+    assert selected == [1, 2, 2, 2]
+
+
+def test_training_leaves_global_state_alone(home: Path) -> None:
+    torch.manual_seed(7)
+    before = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1], torch.get_default_dtype())  # noqa: NPY002
+    train(settings(home, "global state", "objective.name=pgd", "federation.num_rounds=2"))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    assert np.array_equal(np.random.get_state()[1], before[2])  # noqa: NPY002
+    assert torch.get_default_dtype() == before[3]
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
+def test_records_keep_the_contract(reference: tuple[Config, RunFolder]) -> None:
+    config, run = reference
+    contract = {"round", "cohort", "train_loss", "uar", "accuracy", "macro_f1", "seconds", "failures"}
+    rounds, clients = run.read_jsonl(run.rounds), run.read_jsonl(run.clients)
+    assert all(contract <= record.keys() for record in rounds)
+    assert [(record["round"], record["cohort"], record["failures"]) for record in rounds] == [
+        (1, ["f01", "m01"], []),
+        (2, ["f01", "m01"], []),
+    ]
+    contract = {"round", "client_id", "num_examples", "train_loss", "seconds", "update_norm", "bytes_down", "bytes_up"}
+    assert all(contract == record.keys() for record in clients)
+    assert [(e["round"], e["client_id"]) for e in clients] == [(1, "f01"), (1, "m01"), (2, "f01"), (2, "m01")]
+    assert [record["num_examples"] for record in clients] == [10] * 4
+    size = sum(tensor.numel() * tensor.element_size() for tensor in load_file(run.weights).values())
+    assert {(record["bytes_down"], record["bytes_up"]) for record in clients} == {(size, size)}
+    losses = [np.mean([e["train_loss"] for e in clients if e["round"] == number]) for number in (1, 2)]
+    assert column(run, "train_loss") == pytest.approx(losses)
+    assert checkpoint_key(compose(config_file=run.config)) == checkpoint_key(config)
+
+
+def test_update_norm_is_how_far_the_parameters_went(undisturbed: dict[str, ClientUpdate], home: Path) -> None:
+    config = settings(home, "-", *THREE_CLIENTS)
+    initial = initial_state(config, prepare(config))
+    parameters = dict(build_network(config.model, 7, seed=1).named_parameters())
+    for update in undisturbed.values():
+        moved = np.concatenate([(update.state[name] - initial[name]).double().numpy().ravel() for name in parameters])
+        assert update.update_norm == pytest.approx(float(np.linalg.norm(moved)), rel=1e-6)
+        assert update.update_norm > 0.01
+
+
+def test_test_figures_are_those_of_the_saved_model(reference: tuple[Config, RunFolder]) -> None:
+    """Recomputed from the run folder, one utterance at a time, by scikit-learn."""
+    config, run = reference
+    prepared, model = prepare(config), load(run.root)
+    rows = list(prepared.split.test)
+    with torch.inference_mode():
+        features_NFL = model.standardisation(prepared.store.features_NFL[rows])
+        predicted = [int(model(features_FL[None]).argmax()) for features_FL in features_NFL]
+    true = prepared.store.labels_N[rows].tolist()
+    summary = json.loads(run.summary.read_text())
+    test, present = summary["test"], sorted(set(true))
+    assert tuple(summary["classes"]) == model.classes == prepared.store.classes
+    assert test["confusion"] == confusion_matrix(true, predicted, labels=range(7)).tolist()
+    assert test["uar"] == pytest.approx(recall_score(true, predicted, labels=present, average="macro", zero_division=0))
+    assert test["accuracy"] == pytest.approx(accuracy_score(true, predicted))
+    assert test["macro_f1"] == pytest.approx(
+        f1_score(true, predicted, labels=present, average="macro", zero_division=0)
+    )
+    recalls = recall_score(true, predicted, labels=range(7), average=None, zero_division=0)
+    assert test["per_class_recall"] == [pytest.approx(recalls[c]) if c in present else None for c in range(7)]
+    speakers = np.array([prepared.store.utterances[row].speaker for row in rows])
+    for speaker, uar in test["per_speaker_uar"].items():
+        own = np.flatnonzero(speakers == speaker)
+        of_true, of_predicted = [true[i] for i in own], [predicted[i] for i in own]
+        labels = sorted(set(of_true))
+        assert uar == pytest.approx(recall_score(of_true, of_predicted, labels=labels, average="macro"))
+    assert set(test["per_speaker_uar"]) == set(speakers)

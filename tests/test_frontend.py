@@ -1,0 +1,245 @@
+"""The front end against an oracle in numpy, and standardisation against pooled figures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import reduce
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ser_fl.config import FrontendConfig
+from ser_fl.data.frontend import FeatureStatistics, LogMel, Standardisation, repeat_to_length, resample
+
+SECONDS3 = FrontendConfig(
+    name="seconds3",
+    sample_rate_hz=16000,
+    window_samples=512,
+    hop_samples=256,
+    num_mels=64,
+    fmin_hz=20.0,
+    fmax_hz=8000.0,
+    duration_s=3.0,
+    log_offset=1e-8,
+    clip="training",
+)
+PAPER = replace(SECONDS3, duration_s=5.984)
+SMALL = replace(SECONDS3, sample_rate_hz=4000, window_samples=64, hop_samples=32, num_mels=8, fmax_hz=2000.0)
+Array = NDArray[np.float64]
+
+
+def noise(num_samples: int, seed: int = 0) -> Tensor:
+    return 0.1 * torch.randn(num_samples, generator=torch.Generator().manual_seed(seed))
+
+
+def sine(frequency_hz: float, sample_rate_hz: int, duration_s: float = 0.5) -> Tensor:
+    time = torch.arange(round(duration_s * sample_rate_hz), dtype=torch.float64) / sample_rate_hz
+    return torch.sin(2 * torch.pi * frequency_hz * time).float() / 2
+
+
+def slaney_mel(frequency_hz: Array) -> Array:
+    """Slaney's Auditory Toolbox: 200/3 Hz a mel up to 1 kHz, then 27 mels for every factor of 6.4."""
+    return np.where(
+        frequency_hz < 1000, frequency_hz * 3 / 200, 15 + 27 * np.log(np.maximum(frequency_hz, 1) / 1000) / np.log(6.4)
+    )
+
+
+def slaney_hz(mel: Array) -> Array:
+    return np.where(mel < 15, mel * 200 / 3, 1000 * 6.4 ** ((mel - 15) / 27))
+
+
+def slaney_filters(config: FrontendConfig) -> Array:
+    """Triangles between neighbouring mel points, of unit area in Hz; shape (F, bins)."""
+    low, high = slaney_mel(np.array([config.fmin_hz, config.fmax_hz]))
+    corners_hz = slaney_hz(np.linspace(low, high, config.num_mels + 2))
+    bins_hz = np.arange(config.window_samples // 2 + 1) * config.sample_rate_hz / config.window_samples
+    rows = [
+        np.interp(bins_hz, [left, centre, right], [0, 2 / (right - left), 0], left=0, right=0)
+        for left, centre, right in zip(corners_hz, corners_hz[1:], corners_hz[2:], strict=False)
+    ]
+    return np.array(rows)
+
+
+def log_mel_oracle(waveform_T: Array, config: FrontendConfig) -> Array:
+    """Frame by frame: periodic Hamming window, magnitude of the FFT, mel sum, logarithm; shape (F, L)."""
+    size = config.window_samples
+    window = 0.54 - 0.46 * np.cos(2 * np.pi * np.arange(size) / size)
+    columns = []
+    for start in range(0, len(waveform_T) - size + 1, config.hop_samples):
+        magnitude = np.abs(np.fft.rfft(window * waveform_T[start : start + size]))
+        columns.append(np.log(slaney_filters(config) @ magnitude + config.log_offset))
+    return np.array(columns).T
+
+
+def test_slaney_scale_of_the_oracle_at_its_published_points() -> None:
+    points = np.array([0.0, 200 / 3, 1000.0, 6400.0])
+    assert slaney_mel(points) == pytest.approx([0, 1, 15, 42])
+    assert slaney_hz(slaney_mel(points)) == pytest.approx(points)
+
+
+@pytest.mark.parametrize(("config", "num_samples", "num_frames"), [(PAPER, 95_744, 373), (SECONDS3, 48_000, 186)])
+def test_length_of_clips_and_features(config: FrontendConfig, num_samples: int, num_frames: int) -> None:
+    frontend = LogMel(config)
+    clip_T = frontend.clip(noise(20_000), 16_000)
+    assert clip_T.shape == (num_samples,)
+    assert frontend(clip_T[None]).shape == (1, 64, num_frames) == (1, config.num_mels, config.num_frames)
+
+
+@pytest.mark.parametrize("config", [replace(SECONDS3, duration_s=0.3), replace(SMALL, duration_s=0.3, fmin_hz=50.0)])
+def test_equals_the_oracle(config: FrontendConfig) -> None:
+    waveforms_BT = torch.stack([noise(config.num_samples), sine(440, config.sample_rate_hz, 0.3)])
+    features_BFL = LogMel(config)(waveforms_BT).double().numpy()
+    for waveform_T, features_FL in zip(waveforms_BT.double().numpy(), features_BFL, strict=True):
+        # Magnitudes, where float32 is exact to 1e-6 of the loudest; logarithms blow up the rounding of quiet cells.
+        expected = log_mel_oracle(waveform_T, config)
+        assert np.exp(features_FL) == pytest.approx(np.exp(expected), abs=1e-6)
+    assert features_BFL[0] == pytest.approx(log_mel_oracle(waveforms_BT[0].double().numpy(), config), abs=1e-4)
+
+
+def test_silence_is_the_log_offset() -> None:
+    features = LogMel(SMALL)(torch.zeros(1, 512))
+    assert torch.equal(features, torch.full_like(features, 1e-8).log())
+
+
+def test_twice_the_amplitude_is_log_two_more() -> None:
+    """Magnitude, not power, which would give twice that."""
+    frontend = LogMel(SECONDS3)
+    once, twice = (frontend(scale * noise(2000)[None]) for scale in (1, 2))
+    assert (twice - once).numpy() == pytest.approx(np.log(2), abs=1e-4)
+
+
+def test_gradient_to_the_waveform_equals_finite_differences() -> None:
+    """In float64, every sample against every cell; the lowest cells of so short a window are empty and constant."""
+    frontend = LogMel(SMALL).double()
+    waveform_BT = noise(2 * 128).double().reshape(2, 128).requires_grad_()
+    assert torch.autograd.gradcheck(frontend, (waveform_BT,), eps=1e-6, atol=1e-4)
+
+
+def test_gradient_at_digital_silence_is_finite() -> None:
+    """Clips begin and end in zeros; an attack on the waveform must not meet a NaN there."""
+    waveform_BT = torch.zeros(1, 512, requires_grad=True)
+    LogMel(SMALL)(waveform_BT).sum().backward()
+    assert waveform_BT.grad is not None
+    assert waveform_BT.grad.isfinite().all()
+
+
+def test_repeating_goes_through_to_the_recorded_samples() -> None:
+    """A sample that is repeated three times has the gradient of all three."""
+    recorded_T = torch.arange(4.0, requires_grad=True)
+    (repeat_to_length(recorded_T, 10) * torch.arange(10.0)).sum().backward()
+    assert recorded_T.grad is not None
+    assert recorded_T.grad.tolist() == [0 + 4 + 8, 1 + 5 + 9, 2 + 6, 3 + 7]
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "expected"),
+    [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (4, [1, 2, 3, 1]), (6, [1, 2, 3, 1, 2, 3]), (7, [1, 2, 3, 1, 2, 3, 1])],
+)
+def test_repeat_to_length(num_samples: int, expected: list[int]) -> None:
+    assert repeat_to_length(torch.tensor([1.0, 2.0, 3.0]), num_samples).tolist() == expected
+
+
+@pytest.mark.parametrize("from_hz", [8_000, 22_050, 44_100, 48_000])
+def test_resampling_keeps_a_sines_frequency_and_loudness(from_hz: int) -> None:
+    """Half a second at 16 kHz is 8,000 samples: a bin of the FFT is 2 Hz wide."""
+    resampled_T = resample(sine(440, from_hz), from_hz, 16_000)
+    assert resampled_T.shape == (8_000,)
+    spectrum = np.abs(np.fft.rfft(resampled_T.double().numpy()))
+    assert 2 * int(spectrum.argmax()) == 440
+    assert resampled_T[500:-500].square().mean().sqrt().item() == pytest.approx(0.5 / np.sqrt(2), rel=0.01)
+
+
+def test_resampling_removes_what_the_lower_rate_cannot_hold() -> None:
+    """12 kHz would come back as 4 kHz."""
+    assert resample(sine(12_000, 48_000), 48_000, 16_000)[500:-500].abs().max() < 0.005
+
+
+def test_equal_rates_change_nothing() -> None:
+    waveform_T = noise(100)
+    assert torch.equal(resample(waveform_T, 16_000, 16_000), waveform_T)
+
+
+def test_clip_resamples_before_it_repeats() -> None:
+    """Otherwise a clip of another rate would have another length."""
+    clip_T = LogMel(SECONDS3).clip(sine(440, 48_000, duration_s=1.0), 48_000)
+    assert clip_T.shape == (48_000,)
+    assert torch.equal(clip_T[:16_000], clip_T[16_000:32_000])
+
+
+def features(num_utterances: int, seed: int) -> Tensor:
+    """Bins far from zero and of unlike spread, as log-mel features are; shape (N, 8, 12)."""
+    stream = torch.Generator().manual_seed(seed)
+    spread_F1 = torch.linspace(0.1, 2, 8)[:, None]
+    return torch.randn(num_utterances, 8, 12, generator=stream) * spread_F1 - torch.linspace(1, 8, 8)[:, None]
+
+
+@pytest.fixture
+def client_features() -> list[Tensor]:
+    return [features(count, seed) for seed, count in enumerate((3, 1, 10))]
+
+
+@pytest.fixture
+def statistics(client_features: list[Tensor]) -> FeatureStatistics:
+    return reduce(FeatureStatistics.merge, map(FeatureStatistics.of, client_features))
+
+
+def test_merged_statistics_are_the_pooled_ones(client_features: list[Tensor], statistics: FeatureStatistics) -> None:
+    pooled = torch.cat(client_features).double().numpy()
+    mean_F = statistics.sum_F / statistics.count
+    deviation_F = (statistics.sum_of_squares_F / statistics.count - mean_F.square()).sqrt()
+    assert statistics.count == 14 * 12
+    assert mean_F.numpy() == pytest.approx(pooled.mean((0, 2)), rel=1e-12)
+    assert deviation_F.numpy() == pytest.approx(pooled.std((0, 2)), rel=1e-9)
+    assert np.array_equal(statistics.maximum_F.numpy(), pooled.max((0, 2)))
+    whole = FeatureStatistics.of(torch.cat(client_features))
+    assert statistics.sum_F.numpy() == pytest.approx(whole.sum_F.numpy(), rel=1e-12)
+    assert statistics.sum_of_squares_F.numpy() == pytest.approx(whole.sum_of_squares_F.numpy(), rel=1e-12)
+
+
+@pytest.mark.parametrize("clip", ["training", "none"])
+def test_standardised_training_features_have_mean_zero_and_deviation_one(
+    client_features: list[Tensor], statistics: FeatureStatistics, clip: str
+) -> None:
+    """With the box as well: it holds all training features."""
+    standardisation = Standardisation.from_statistics(statistics, replace(SMALL, clip=clip))
+    standardised = standardisation(torch.cat(client_features)).double()
+    assert standardised.mean((0, 2)).numpy() == pytest.approx(0, abs=1e-5)
+    assert standardised.std((0, 2), correction=0).numpy() == pytest.approx(1, abs=1e-5)
+
+
+def test_box_reaches_from_the_log_floor_to_the_training_maximum(
+    client_features: list[Tensor], statistics: FeatureStatistics
+) -> None:
+    standardisation = Standardisation.from_statistics(statistics, SMALL)
+    training = torch.cat(client_features)
+    lower_F, upper_F = standardisation.lower_F1.flatten(), standardisation.upper_F1.flatten()
+    assert torch.allclose(standardisation(training).amax((0, 2)), upper_F, rtol=1e-5, atol=1e-5)
+    assert (standardisation(training).amin((0, 2)) > lower_F).all()
+    silence = LogMel(SMALL)(torch.zeros(1, 512))
+    assert torch.allclose(standardisation(silence)[0, :, 0], lower_F, rtol=1e-5)
+    below = standardisation(silence - 5)
+    assert torch.equal(below[0, :, 0], lower_F)
+    louder = standardisation(training + 100)
+    assert torch.equal(louder, standardisation.upper_F1.expand_as(louder))
+
+
+def test_without_a_box_nothing_is_clipped(statistics: FeatureStatistics) -> None:
+    standardisation = Standardisation.from_statistics(statistics, replace(SMALL, clip="none"))
+    far = torch.full((1, 8, 1), 1000.0)
+    expected = (far - standardisation.mean_F1) / standardisation.deviation_F1
+    assert torch.equal(standardisation(far), expected)
+    assert torch.equal(standardisation.lower_F1, torch.full((8, 1), -torch.inf))
+    assert torch.equal(standardisation.upper_F1, torch.full((8, 1), torch.inf))
+
+
+def test_bin_that_never_changes_gives_finite_features() -> None:
+    """Band-limited recordings leave their upper bins at the log floor."""
+    training = features(4, 0)
+    training[:, 3] = np.log(1e-8)
+    standardisation = Standardisation.from_statistics(FeatureStatistics.of(training), SMALL)
+    standardised = standardisation(features(4, 1))
+    assert standardised.isfinite().all()
+    assert standardised[:, 3].abs().max() < 1

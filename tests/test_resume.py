@@ -1,0 +1,368 @@
+"""A run that was killed and resumed against the run that never was: the same bits, and no work done twice."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import yaml
+
+from ser_fl import train
+from ser_fl.compose import compose
+from ser_fl.config import Config, dump
+from ser_fl.errors import UserError
+from ser_fl.federation.checkpoint import load_checkpoint
+from ser_fl.federation.rounds import checkpoint_key
+from ser_fl.records import RunFolder
+
+SMALL = (
+    "experiment=debug",
+    "tracking=none",
+    "data.utterances_per_emotion=2",
+    "federation.batch_size=4",
+    "optimiser.learning_rate=0.01",
+)
+NUM_CLIENTS = 2
+
+
+class Killed(BaseException):
+    """Ends a run in this process where it stands, as a signal would."""
+
+
+class Watcher(pl.Callback):
+    """Counts the client-rounds that are begun, and ends the run in the middle of one of them."""
+
+    def __init__(self, killed_in: int | None = None) -> None:
+        self.fits = 0
+        self.killed_in = killed_in
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.fits += 1
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.fits == self.killed_in and batch_idx == 1:
+            raise Killed
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where runs and features of this file go, and the settings that all of them start from."""
+    folder = tmp_path_factory.mktemp("resume")
+    config = compose([*SMALL, f"data.cache_dir={folder / 'cache'}"])
+    (folder / "base.yaml").write_text(yaml.safe_dump(dump(config)))
+    return folder
+
+
+def settings(home: Path, run_dir: Path | str, *changed: str) -> Config:
+    return compose([f"run_dir={home / run_dir}", *changed], config_file=home / "base.yaml")
+
+
+@pytest.fixture(scope="module")
+def finished(home: Path) -> tuple[Config, RunFolder]:
+    """Two rounds that nobody disturbed."""
+    config = settings(home, "finished")
+    return config, train(config)
+
+
+@pytest.fixture
+def copied(home: Path, finished: tuple[Config, RunFolder], tmp_path: Path) -> tuple[Config, RunFolder]:
+    """The finished run once more, to be spoilt."""
+    folder = tmp_path / "copied"
+    shutil.copytree(finished[1].root, folder)
+    return settings(home, folder, "resume=true"), RunFolder(folder)
+
+
+def interrupt(config: Config, killed_in: int) -> None:
+    with pytest.raises(Killed):
+        train(config, callbacks=[Watcher(killed_in)])
+
+
+def committed_rounds(run: RunFolder) -> int:
+    latest = run.checkpoint / "latest.json"
+    return int(json.loads(latest.read_text())["round"]) if latest.exists() else 0
+
+
+def assert_same_run(run: RunFolder, other: RunFolder) -> None:
+    """Same bits of the model and of the checkpoint, same records but for times, no round twice."""
+    assert run.weights.read_bytes() == other.weights.read_bytes()
+    assert run.read_json(run.summary) == other.read_json(other.summary)
+    assert run.read_json(run.model) == other.read_json(other.model)
+    for file in (run.rounds, run.clients):
+        mine, theirs = run.read_jsonl(file), other.read_jsonl(other.root / file.name)
+        assert [{**record, "seconds": 0} for record in mine] == [{**record, "seconds": 0} for record in theirs]
+        assert file.read_text().endswith("\n")
+    numbers = [record["round"] for record in run.read_jsonl(run.rounds)]
+    assert numbers == list(range(1, len(numbers) + 1))
+    tensors = [sorted(folder.checkpoint.glob("*.safetensors")) for folder in (run, other)]
+    assert [file.name for file in tensors[0]] == [file.name for file in tensors[1]]
+    assert all(mine.read_bytes() == theirs.read_bytes() for mine, theirs in zip(*tensors, strict=True))
+
+
+def command(home: Path, run_dir: Path, *changed: str) -> list[str]:
+    cache = f"data.cache_dir={home / 'cache'}"
+    return [sys.executable, "-m", "ser_fl", "train", *SMALL, cache, f"run_dir={run_dir}", "resume=true", *changed]
+
+
+def run_until(arguments: list[str], is_time: Callable[[], bool]) -> int:
+    """Start a command and `kill -9` it when it is time; its exit code, -9 where the signal was in time."""
+    package = Path(__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(arguments, env=environment, cwd=package, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 600
+        while process.poll() is None and not is_time():
+            assert time.monotonic() < deadline, "the command neither ended nor got anywhere"
+            time.sleep(0.005)
+    finally:
+        process.send_signal(signal.SIGKILL)
+    return process.wait()
+
+
+def test_kill_9_then_resume_gives_the_bits_of_the_run_that_was_never_killed(home: Path, tmp_path: Path) -> None:
+    changed = ("federation.num_rounds=8", "objective=pgd")
+    run = RunFolder(tmp_path / "killed")
+    code = run_until(command(home, run.root, *changed), lambda: committed_rounds(run) >= 2)
+    assert code == -signal.SIGKILL
+    done = committed_rounds(run)
+    assert 2 <= done < 8
+    base = [*SMALL, *changed, f"data.cache_dir={home / 'cache'}"]
+    watcher = Watcher()
+    train(compose([*base, f"run_dir={run.root}", "resume=true"]), callbacks=[watcher])
+    assert watcher.fits == NUM_CLIENTS * (8 - done)
+    assert_same_run(run, train(compose([*base, f"run_dir={tmp_path / 'whole'}"])))
+
+
+class SoonAfterCommit:
+    """It is time some seconds after a round beyond `reached` was committed."""
+
+    def __init__(self, run: RunFolder, reached: int, delay_s: float) -> None:
+        self.run = run
+        self.reached = reached
+        self.delay_s = delay_s
+        self.time = math.inf
+
+    def __call__(self) -> bool:
+        if self.time == math.inf and committed_rounds(self.run) > self.reached:
+            self.time = time.monotonic() + self.delay_s
+        return time.monotonic() >= self.time
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments_until_the_run_ends(home: Path, tmp_path: Path) -> None:
+    """Three kills, each within half a second of the first commit of its attempt; then the run may end."""
+    changed = ("federation.num_rounds=30",)
+    run = RunFolder(tmp_path / "killed")
+    chance = random.Random(4)
+    codes, reached = [], 0
+    for delay_s in (chance.uniform(0, 0.5), chance.uniform(0, 0.5), chance.uniform(0, 0.5), math.inf):
+        codes.append(run_until(command(home, run.root, *changed), SoonAfterCommit(run, reached, delay_s)))
+        assert committed_rounds(run) > reached, "it started over"
+        reached = committed_rounds(run)
+    assert codes == [-signal.SIGKILL] * 3 + [0]
+    assert_same_run(run, train(settings(home, tmp_path / "whole", *changed)))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        (),
+        ("federation.keep_optimiser=true",),
+        (
+            "federation.name=local_only",
+            "federation.keep_optimiser=true",
+            "optimiser.name=sgd",
+            "optimiser.momentum=0.9",
+        ),
+        ("objective.name=pgd", "objective.recipe=per_step", "objective.from_round=1"),
+        ("selection.by=robust", "selection.robust_every=2", "model.norm=group", "federation.fraction_train=0.5"),
+    ],
+    ids=["plain", "keeps optimiser", "local only", "adversarial", "robust selection"],
+)
+def test_interrupted_within_a_client_and_resumed(home: Path, tmp_path: Path, changed: tuple[str, ...]) -> None:
+    """Ended in the second batch of the last client of three rounds, so that two are committed."""
+    changed = (*changed, "federation.num_rounds=3")
+    whole, watcher = Watcher(), Watcher()
+    expected = train(settings(home, tmp_path / "whole", *changed), callbacks=[whole])
+    interrupt(settings(home, tmp_path / "cut", *changed), killed_in=whole.fits)
+    run = train(settings(home, tmp_path / "cut", *changed, "resume=true"), callbacks=[watcher])
+    assert watcher.fits == whole.fits / 3
+    assert_same_run(run, expected)
+
+
+def kill_at_write(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """End the run at one of its writes, counted from 1, before the content is on disk."""
+    written = 0
+    flush = os.fsync
+
+    def fsync(handle: int) -> None:
+        nonlocal written
+        written += 1
+        if written == number:
+            raise Killed
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+def check_killed_at_write(
+    number: int, home: Path, folder: Path, finished: tuple[Config, RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> bool:
+    """Kill at a write and resume; False where the run ended before that write."""
+    with monkeypatch.context() as patch:
+        kill_at_write(number, patch)
+        try:
+            train(settings(home, folder))
+        except Killed:
+            pass
+        else:
+            return False
+    run, watcher = RunFolder(folder), Watcher()
+    done = committed_rounds(run)
+    train(settings(home, folder, "resume=true"), callbacks=[watcher])
+    assert watcher.fits == NUM_CLIENTS * (2 - done)
+    assert_same_run(run, finished[1])
+    return True
+
+
+@pytest.mark.parametrize("number", [2, 3, 4, 5, 7, 10])
+def test_killed_between_two_writes(
+    home: Path, tmp_path: Path, finished: tuple[Config, RunFolder], number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among them: before config.yaml, between a round's two records, between its records and its checkpoint."""
+    assert check_killed_at_write(number, home, tmp_path / "run", finished, monkeypatch)
+
+
+@pytest.mark.slow
+def test_killed_at_any_write(
+    home: Path, tmp_path: Path, finished: tuple[Config, RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = 1
+    while check_killed_at_write(number, home, tmp_path / f"run {number}", finished, monkeypatch):
+        number += 1
+    # Two files at the start, two records and two checkpoint files or more a round, three files at the end.
+    assert number > 2 + 2 * 4 + 3
+
+
+def test_records_after_the_checkpoint_are_cut_back(
+    home: Path, tmp_path: Path, finished: tuple[Config, RunFolder]
+) -> None:
+    """A kill between records and checkpoint leaves a round that does not count, here also half a line of the next."""
+    config = settings(home, tmp_path / "cut", "resume=true")
+    interrupt(config, killed_in=3)
+    run = RunFolder(tmp_path / "cut")
+    for file in (run.rounds, run.clients):
+        last = file.read_text().splitlines()[-1].replace('"round": 1', '"round": 2')
+        with file.open("a") as appended:
+            appended.write(f"{last}\n{last[:40]}")
+    train(config)
+    assert_same_run(run, finished[1])
+
+
+def test_resuming_a_finished_run_trains_nobody(
+    copied: tuple[Config, RunFolder], finished: tuple[Config, RunFolder]
+) -> None:
+    config, run = copied
+    watcher = Watcher()
+    train(config, callbacks=[watcher])
+    assert watcher.fits == 0
+    assert_same_run(run, finished[1])
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ("seed=2", "seed"),
+        ("optimiser.learning_rate=0.02", "optimiser"),
+        ("federation.num_rounds=3", "federation"),
+        ("data.num_speakers=3", "data"),
+        ("executor.threads=2", "executor"),
+    ],
+)
+def test_other_settings_are_refused_by_name(
+    home: Path, copied: tuple[Config, RunFolder], changed: str, named: str
+) -> None:
+    _, run = copied
+    before = {file: file.read_bytes() for file in run.root.rglob("*") if file.is_file()}
+    with pytest.raises(UserError, match=f"another {named}.*: resume with the same settings"):
+        train(settings(home, run.root, "resume=true", changed))
+    assert {file: file.read_bytes() for file in run.root.rglob("*") if file.is_file()} == before
+
+
+def test_settings_that_change_no_bit_may_change(home: Path, copied: tuple[Config, RunFolder], tmp_path: Path) -> None:
+    """The same run elsewhere, under another name, with another tracker."""
+    _, run = copied
+    free = ("experiment=renamed", "tracking.project=other", f"data.cache_dir={tmp_path}")
+    config = settings(home, run.root, "resume=true", *free)
+    progress = load_checkpoint(run.checkpoint, checkpoint_key(config))
+    assert progress is not None and progress.round == 2
+
+
+@pytest.mark.parametrize("kind", ["round-*", "best-*"])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_a_truncated_checkpoint_is_the_users_to_know(copied: tuple[Config, RunFolder], kind: str, share: float) -> None:
+    config, run = copied
+    (file,) = run.checkpoint.glob(f"{kind}.safetensors")
+    os.truncate(file, int(share * file.stat().st_size))
+    with pytest.raises(UserError, match=r"checkpoint in .* cannot be read"):
+        train(config)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"schema": 99}', b"\xff\xfe\x00"])
+def test_a_spoilt_latest_json_is_the_users_to_know(copied: tuple[Config, RunFolder], content: bytes) -> None:
+    config, run = copied
+    (run.checkpoint / "latest.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot be read|schema 99"):
+        train(config)
+
+
+def test_a_checkpoint_with_a_setting_that_is_no_more_is_refused(copied: tuple[Config, RunFolder]) -> None:
+    config, run = copied
+    latest = run.checkpoint / "latest.json"
+    content = json.loads(latest.read_text())
+    content["config"]["telepathy"] = {"range_m": 3}
+    latest.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="telepathy"):
+        train(config)
+
+
+def test_without_resume_a_run_folder_that_holds_a_run_is_refused(home: Path, copied: tuple[Config, RunFolder]) -> None:
+    _, run = copied
+    before = run.rounds.read_bytes()
+    with pytest.raises(UserError, match="holds a run already: add resume=true"):
+        train(settings(home, run.root))
+    assert run.rounds.read_bytes() == before
+
+
+def test_resume_in_an_empty_folder_starts_a_run(home: Path, tmp_path: Path, finished: tuple[Config, RunFolder]) -> None:
+    """So that one command does for the first start and for every other."""
+    assert_same_run(train(settings(home, tmp_path / "new", "resume=true")), finished[1])
+
+
+def test_resume_without_a_folder_takes_the_newest_run_of_the_experiment_and_seed(
+    home: Path, tmp_path: Path, finished: tuple[Config, RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    newest = tmp_path / "runs" / "debug" / "2026-03-01_09-00-00-1"
+    interrupt(settings(home, newest), killed_in=3)
+    for older in ("2026-02-28_23-59-59-1", "2025-12-31_10-00-00-1"):
+        shutil.copytree(finished[1].root, newest.with_name(older))
+    newest.with_name("2026-03-02_09-00-00-2").mkdir()  # of another seed
+    watcher = Watcher()
+    run = train(settings(home, "-", "run_dir=null", "resume=true"), callbacks=[watcher])
+    assert run.root.resolve() == newest
+    assert watcher.fits == NUM_CLIENTS
+    assert_same_run(run, finished[1])
