@@ -117,7 +117,8 @@ def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> Progress | None:
 def _by_owner(file: Path) -> dict[str, dict[str, State]]:
     """``{"model": {owner: state}, "optimiser": {owner: state}}``; neither kind nor owner holds a slash."""
     nested: dict[str, dict[str, State]] = {}
-    for key, tensor in load_tensors(file.read_bytes()).items():
+    tensors = load_tensors(file.read_bytes())
+    for key in sorted(tensors):  # the file has an order of its own
         kind, owner, name = key.split("/", 2)
-        nested.setdefault(kind, {}).setdefault(owner, {})[name] = tensor
+        nested.setdefault(kind, {}).setdefault(owner, {})[name] = tensors[key]
     return nested

@@ -88,6 +88,18 @@ class EmotionClassifier(pl.LightningModule):
         else:
             optimiser = torch.optim.Adam(parameters, self.learning_rate, weight_decay=decay, fused=True)
         if self.optimiser_state is not None:
+            laid_out = {
+                index: {name: _laid_out_as(parameter, entry) for name, entry in self.optimiser_state[index].items()}
+                for index, parameter in enumerate(self.network.parameters())
+            }
             groups = optimiser.state_dict()["param_groups"]
-            optimiser.load_state_dict({"state": self.optimiser_state, "param_groups": groups})
+            optimiser.load_state_dict({"state": laid_out, "param_groups": groups})
         return optimiser
+
+
+def _laid_out_as(parameter: Tensor, entry: Tensor) -> Tensor:
+    """A moment in its parameter's memory layout; counters stay as they are.
+
+    A checkpoint does not keep the layout, and fused optimisers take it for granted.
+    """
+    return torch.empty_like(parameter).copy_(entry) if entry.shape == parameter.shape else entry
