@@ -59,8 +59,8 @@ def run_train(arguments: Namespace) -> None:
 
     file = Path(arguments.config) if arguments.config else None
     settings = list(arguments.settings)
-    if file is not None and not any(setting.startswith("run_dir=") for setting in settings):
-        settings.append("run_dir=null")  # the run that is repeated has its own folder already
+    if file is not None:
+        settings = ["run_dir=null", "resume=false", *settings]  # a repetition is a run of its own
     run = train_visibly(compose(settings, config_file=file))
     print_summary(run)
 
