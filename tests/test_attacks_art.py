@@ -59,20 +59,22 @@ def generate(
     return attack.generate(*problem, box=box, keys_B=keys, seed=1, batch_size=5)
 
 
-@pytest.mark.parametrize(("name", "factor"), [("deepfool", 1.03), ("cw_l2", 1.25)])
-def test_minimal_attacks_find_the_known_nearest_utterance(name: str, factor: float) -> None:
+# ART halves or doubles the constant of C&W, five times in all: most utterances come near, a few stay far.
+@pytest.mark.parametrize(("name", "half", "all_but_none"), [("deepfool", 1.03, 1.03), ("cw_l2", 1.1, 3.0)])
+def test_minimal_attacks_find_the_known_nearest_utterance(name: str, half: float, all_but_none: float) -> None:
     model, features, labels = linear_problem()
     crafted = generate(name, (model, features, labels), epsilon=5.0)
     nearest = margins(model, features, labels, 2).double()
-    norms = distance(features, crafted.adversarial_BFL, "2")
+    ratios = distance(features, crafted.adversarial_BFL, "2") / nearest
     assert (model(crafted.adversarial_BFL).argmax(1) != labels).all()
-    assert (norms >= nearest * 0.999).all()
-    assert (norms <= nearest * factor).all()
+    assert ratios.min() >= 0.999
+    assert ratios.median() <= half
+    assert ratios.max() <= all_but_none
 
 
 @pytest.mark.parametrize("name", ["fgsm", "bim", "pgd", "cw_linf"])
 def test_attacks_of_a_ball_break_what_lies_within_and_nothing_else(name: str) -> None:
-    model, features, labels = linear_problem()
+    model, features, labels = linear_problem(5)
     critical = margins(model, features, labels, 1)
     epsilon = float(critical.median())
     crafted = generate(name, (model, features, labels), epsilon)
@@ -120,8 +122,8 @@ def test_pgd_starts_at_the_utterances_own_point() -> None:
 
 @pytest.mark.parametrize("name", ["pgd", "cw_l2", "cw_linf", "deepfool", "art:SquareAttack"])
 def test_batches_and_their_order_do_not_matter(name: str) -> None:
-    model, features, labels = curved_problem()
-    attack = build(AttackSettings(name=name, epsilon=0.1, steps=4))
+    model, features, labels = curved_problem(6)
+    attack = build(AttackSettings(name=name, epsilon=0.3, steps=4))
     keys = [f"utterance {row}" for row in range(len(labels))]
 
     def run(batch_size: int, order: list[int]) -> Tensor:
@@ -131,15 +133,15 @@ def test_batches_and_their_order_do_not_matter(name: str) -> None:
         )
         return crafted.adversarial_BFL[np.argsort(order)]
 
-    at_once = run(8, list(range(8)))
+    at_once = run(8, list(range(6)))
     assert not torch.equal(at_once, features)
-    for batch_size, order in ((1, list(range(8))), (3, list(range(8))), (3, [5, 2, 7, 0, 1, 6, 4, 3])):
+    for batch_size, order in ((1, list(range(6))), (3, list(range(6))), (4, [5, 2, 0, 1, 4, 3])):
         torch.testing.assert_close(run(batch_size, order), at_once, rtol=0, atol=1e-5)
 
 
 def test_restarts_never_lose_a_success_and_stop_where_there_is_one() -> None:
     problem = curved_problem(16)
-    model, features, labels = problem
+    model, _, labels = problem
     broken = []
     for restarts in (1, 2, 6):
         crafted = generate("pgd", problem, 0.12, steps=3, restarts=restarts)
@@ -147,16 +149,11 @@ def test_restarts_never_lose_a_success_and_stop_where_there_is_one() -> None:
     assert (broken[1] | ~broken[0]).all()
     assert (broken[2] | ~broken[1]).all()
     assert int(broken[0].sum()) < len(labels)
-    survivors = int((~generate_first_broken(problem)).sum())
+    survivors = int((~broken[0]).sum())
     two = generate("pgd", problem, 0.12, steps=3, restarts=2)
-    # One for the number of classes; a start is 3 steps, ART's own 2 checks and our look at the result.
+    # A start is 3 steps, ART's own 2 checks and our look at the result; one pass finds the number of classes.
     assert two.backward_passes == 3 * (16 + survivors)
-    assert two.forward_passes == 1 + 6 * (16 + survivors) + 0
-
-
-def generate_first_broken(problem: tuple[nn.Module, Tensor, Tensor]) -> Tensor:
-    crafted = generate("pgd", problem, 0.12, steps=3, restarts=1)
-    return problem[0](crafted.adversarial_BFL).argmax(1) != problem[2]
+    assert two.forward_passes == 1 + 6 * (16 + survivors)
 
 
 @pytest.mark.parametrize("name", [*ATTACKS, "art:MomentumIterativeMethod", "art:SquareAttack"])
@@ -201,8 +198,8 @@ def test_every_attack_is_told_the_true_labels() -> None:
     """From predicted labels, FGSM would push a wrong utterance towards the right class."""
     model, features, labels = curved_problem()
     wrong = (model(features).argmax(1) != labels).nonzero().flatten()
-    for name in ("fgsm", "bim", "pgd"):
-        crafted = generate(name, (model, features, labels), 0.05)
+    for name, settings in (("fgsm", {}), ("bim", {}), ("pgd", {"steps": 5, "restarts": 2})):
+        crafted = generate(name, (model, features, labels), 0.05, **settings)
         loss = nn.CrossEntropyLoss(reduction="none")
         assert (loss(model(crafted.adversarial_BFL), labels) > loss(model(features), labels))[wrong].all()
 
