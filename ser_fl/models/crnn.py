@@ -29,7 +29,7 @@ class CRNN(nn.Module):
 
     The first block halves the resolution in its 5 x 5 convolution and again by max pooling, the second pools both axes,
     the third mel bins only: a frame that reaches the GRU covers 8 frames of the input (0.13 s at a hop of 256 samples,
-    16 kHz). Mel bins are then averaged to four bands; with 64 to 79 bins there are four already. Dropout stands in
+    16 kHz). Mel bins are then averaged to four bands; with 64 to 78 bins there are four already. Dropout stands in
     modules of its own, never inside the GRU, where it would stay on while an attack takes gradients.
     """
 
