@@ -1,4 +1,4 @@
-"""One thread a process: the tests run side by side, and threads of several processes on few cores wait for each other."""
+"""One thread a process: tests run side by side, and threads of several processes on few cores hinder each other."""
 
 import os
 
