@@ -262,9 +262,14 @@ def test_an_attack_for_other_models_says_so_in_one_line(name: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_cw_l2_needs_a_box() -> None:
+def test_only_cw_l2_needs_a_box() -> None:
+    """Without one ART would take the range of each batch."""
     with pytest.raises(UserError, match="cw_l2 needs a box"):
         generate("cw_l2", linear_problem(2), 0.1, box=None)
+    for name in ("cw_linf", "deepfool"):
+        model, features, labels = linear_problem(2)
+        crafted = generate(name, (model, features, labels), 1.0, box=None)
+        assert (model(crafted.adversarial_BFL).argmax(1) != labels).all()
 
 
 @pytest.mark.parametrize(
