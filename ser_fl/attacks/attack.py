@@ -1,0 +1,156 @@
+"""One attack: what it is, how it is run on a model, and what comes back.
+
+Legend: B utterances, F mel bins, L frames, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ser_fl.attacks.budget import Box, Norm, budget_of, keep_within
+from ser_fl.attacks.estimator import Passes
+from ser_fl.attacks.gradient import attacked
+from ser_fl.attacks.problem import Problem
+from ser_fl.attacks.seeding import seeded
+from ser_fl.attacks.settings import AttackSettings
+from ser_fl.errors import UserError
+from ser_fl.randomness import derive_seed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """An attack of the catalogue."""
+
+    craft: Callable[[Problem], Tensor]
+    """Maps a problem to adversarial features of shape (B, F, L)."""
+    library: str
+    """The class that runs."""
+    norm: Norm
+    """The norm that it keeps to, or minimises."""
+    paper: str
+    knowledge: str = "undefended"
+    """The threat model: "undefended" (gradients of the model without its test-time defence), "score", "decision"."""
+    steps: int | None = None
+    step_size: Callable[[float], float] | None = None
+    """Default step size for an epsilon; None for attacks that choose it themselves."""
+    restarts: int = 0
+    settable: frozenset[str] = frozenset({"steps"})
+    """Which of steps, step_size and restarts a user may set; the others are what the attack is."""
+    minimal: bool = False
+    """Looks for the smallest perturbation, so that its result must be held against the budget."""
+    needs_box: bool = False
+    quiet_step: bool = False
+    """A step size above epsilon is what this attack is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Crafted:
+    """What an attack made, and what it cost."""
+
+    adversarial_BFL: Tensor
+    forward_passes: int
+    """Utterances that went forward through the model, ART's own checks included."""
+    backward_passes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attack:
+    """An attack with its settings; `build` makes it."""
+
+    settings: AttackSettings
+    """Resolved."""
+    entry: Entry
+
+    @property
+    def norm(self) -> Norm:
+        return self.entry.norm
+
+    @property
+    def library(self) -> str:
+        return self.entry.library
+
+    @property
+    def knowledge(self) -> str:
+        return self.entry.knowledge
+
+    def budget(self, features_shape: tuple[int, ...]) -> float:
+        """Largest norm that counts as a success for features of shape (..., F, L); see `budget.budget_of`."""
+        return budget_of(self.settings.epsilon, self.norm, features_shape)
+
+    def generate(
+        self,
+        model: nn.Module,
+        features_BFL: Tensor,
+        labels_B: Tensor,
+        *,
+        box: Box | None,
+        keys_B: Sequence[str],
+        seed: int,
+        batch_size: int,
+    ) -> Crafted:
+        """Adversarial utterances, within box and budget; clean ones where the attack failed.
+
+        Args:
+            model: maps features_BFL to logits_BC; its modes and gradients are as before when this returns.
+            features_BFL: clean features, float32, inside the box.
+            labels_B: true classes.
+            box: the values that features may take; None for any.
+            keys_B: utterance ids. Random draws depend on (seed, utterance), not on batches or their order.
+            seed: of all random draws; the global random states stay as they are.
+            batch_size: utterances at a time.
+
+        Raises:
+            UserError: C&W L2 without a box, or an attack of ART that needs another kind of model.
+        """
+        if not len(features_BFL) == len(labels_B) == len(keys_B):
+            raise ValueError(f"{len(features_BFL)} utterances, {len(labels_B)} labels and {len(keys_B)} keys")
+        box = Box.unbounded() if box is None else box
+        if self.entry.needs_box and box.lower_F1 is None:
+            raise UserError(
+                f"{self.settings.name} needs a box (ART would take the range of each batch): give clip bounds"
+            )
+        if self.settings.epsilon == 0 or not len(features_BFL):
+            return Crafted(adversarial_BFL=features_BFL.detach().clone(), forward_passes=0, backward_passes=0)
+        device = next((parameter.device for parameter in model.parameters()), features_BFL.device)
+        passes = Passes()
+        with attacked(model), seeded(derive_seed("attack", seed), device), np.errstate(all="ignore"):
+            # Tensors made under inference_mode cannot take part in a gradient; their clones can.
+            clean_BFL, labels_B = features_BFL.detach().clone().to(device), labels_B.clone().to(device)
+            problem = Problem(
+                network=model,
+                num_classes=_num_classes(model, clean_BFL[:1], passes),
+                features_BFL=clean_BFL,
+                labels_B=labels_B,
+                keys_B=keys_B,
+                box=box.to(device),
+                settings=self.settings,
+                seed=seed,
+                passes=passes,
+            )
+            rows = torch.arange(len(clean_BFL), device=device)
+            batches = [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
+            adversarial_BFL = torch.cat([self._craft(problem.subset(batch)) for batch in batches])
+        return Crafted(
+            adversarial_BFL=adversarial_BFL.to(features_BFL.device),
+            forward_passes=passes.forward,
+            backward_passes=passes.backward,
+        )
+
+    def _craft(self, problem: Problem) -> Tensor:
+        adversarial_BFL = self.entry.craft(problem)
+        if not self.entry.minimal:
+            return adversarial_BFL
+        budget = self.budget(tuple(adversarial_BFL.shape))
+        return keep_within(problem.features_BFL, problem.box.clip(adversarial_BFL), self.norm, budget)
+
+
+def _num_classes(model: nn.Module, features_1FL: Tensor, passes: Passes) -> int:
+    """Width of the model's output."""
+    passes.forward += 1
+    with torch.no_grad():
+        return int(model(features_1FL).shape[1])
