@@ -67,7 +67,7 @@ def test_running_statistics_are_averaged_and_counters_take_the_largest() -> None
     average = fedavg([update(1, trained_norm(1.0, steps=5)), update(3, trained_norm(5.0, steps=2))])
     assert average["running_mean"].tolist() == pytest.approx([4.0])
     assert average["running_var"].tolist() == pytest.approx([38.0])
-    assert average["num_batches_tracked"].tolist() == 5
+    assert average["num_batches_tracked"].item() == 5
     assert average["num_batches_tracked"].dtype == torch.int64
     nn.BatchNorm1d(1).load_state_dict(average)
 

@@ -54,6 +54,7 @@ def stream(seed: int = 1) -> Generator:
 
 def objective(name: str = "pgd", **changed: Any) -> Objective:
     settings: dict[str, Any] = {
+        "name": name,
         "recipe": "per_round",
         "from_round": 2,
         "fraction": 0.5,
@@ -62,7 +63,7 @@ def objective(name: str = "pgd", **changed: Any) -> Objective:
         "step_size": None,
         "random_start": name == "pgd",
     }
-    return Objective(ObjectiveConfig(name=name, **{**settings, **changed}), BOX)  # type: ignore[arg-type]
+    return Objective(ObjectiveConfig(**{**settings, **changed}), BOX)
 
 
 def make_examples(count: int) -> Examples:
@@ -93,7 +94,7 @@ def test_per_round_trains_on_a_share_and_its_adversarial_copies(
     mixed, num_examples = objective(fraction=fraction).start_round(network, examples, 2, stream())
     assert num_examples == drawn
     assert len(mixed) == len(mixed.features_NFL) == 2 * drawn
-    clean_NFL, copies_NFL = mixed.features_NFL.split(drawn)
+    clean_NFL, copies_NFL = torch.split(mixed.features_NFL, drawn)
     places = positions(clean_NFL, examples)
     assert len(set(places)) == drawn
     expected_N = examples.labels_N[places]
@@ -110,7 +111,7 @@ def test_per_round_trains_on_a_share_and_its_adversarial_copies(
 def test_per_round_copies_do_not_depend_on_how_they_are_batched(network: TinyNet) -> None:
     """90 utterances are more than one batch; the attack on all at once is the oracle."""
     mixed, _ = objective("bim", fraction=1.0).start_round(network, make_examples(90), 2, stream())
-    clean_NFL, copies_NFL = mixed.features_NFL.split(90)
+    clean_NFL, copies_NFL = torch.split(mixed.features_NFL, 90)
     labels_N = mixed.labels_N[:90]
     expected_NFL = bim(network, clean_NFL, labels_N, epsilon=EPSILON, step_size=EPSILON / 4, steps=3, box=BOX)
     torch.testing.assert_close(copies_NFL, expected_NFL, rtol=0, atol=ROUNDING)
@@ -216,7 +217,7 @@ def test_the_network_is_left_as_it_was(network: TinyNet, name: str, recipe: str)
     batch = make_examples(8)
     network.train()
     network.norm.eval()
-    functional.cross_entropy(network(batch.features_NFL), batch.labels_N).backward()
+    torch.autograd.backward(functional.cross_entropy(network(batch.features_NFL), batch.labels_N))
     modes = {key: module.training for key, module in network.named_modules()}
     state = copy.deepcopy(network.state_dict())
     gradients = {
