@@ -231,6 +231,18 @@ class FederationConfig:
     """A round with fewer updates stops the run."""
     keep_optimiser: bool
     """Carry each client's optimiser state to its next round; FedAvg starts anew."""
+    freeze_norm_from: Amount
+    """From this round on, batch norm keeps the averaged statistics it received, while clients train too; 0: never.
+    Else a client normalises by its own speaker while it trains and by the average of all when it is tested."""
+    server_momentum: Share
+    """Momentum of the server over rounds (FedAvgM); 0 is FedAvg. Not for local_only, where nothing is averaged."""
+
+    def __post_init__(self) -> None:
+        if self.name == "local_only" and self.server_momentum:
+            raise ValueError(
+                f"federation.server_momentum must be 0 with federation=local_only, which averages nothing, got "
+                f"{self.server_momentum:g}"
+            )
 
 
 @_stage

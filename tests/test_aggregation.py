@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ser_fl.federation.aggregation import admit, fedavg, find_problem, weighted_loss
+from ser_fl.federation.aggregation import admit, fedavg, find_problem, weighted_loss, with_momentum
 from ser_fl.federation.server import GLOBAL, Server
 from ser_fl.records import ClientUpdate, State
 
@@ -176,17 +176,53 @@ def test_training_loss_is_weighted_like_the_model() -> None:
     assert weighted_loss(updates) == pytest.approx(3.5)
 
 
+class Tiny(nn.Module):
+    """One parameter of shape (2, 3), one running statistic, all zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2, 3))
+        self.register_buffer("running_mean", torch.zeros(1))
+
+
+def tiny(weight: float, running_mean: float = 0.0) -> State:
+    return {"weight": torch.full((2, 3), weight), "running_mean": torch.tensor([running_mean])}
+
+
 def test_a_server_that_does_not_average_keeps_each_clients_model() -> None:
-    server = Server.start(REFERENCE, ["a", "b"], local_only=True)
-    changed = with_weight(torch.ones(2, 3))
+    server = Server.start(Tiny(), ["a", "b"], local_only=True, momentum=0.0)
+    changed = tiny(1.0)
     server.absorb([update(5, changed, client_id="b")])
-    assert server.model_for("a") == REFERENCE
+    assert server.model_for("a")["weight"].tolist() == [[0.0] * 3] * 2
     assert server.model_for("b") is changed
 
 
 def test_a_server_gives_all_clients_the_average() -> None:
-    server = Server.start(REFERENCE, ["a", "b"], local_only=False)
-    server.absorb([update(1, with_weight(torch.ones(2, 3))), update(3, with_weight(torch.full((2, 3), 5.0)))])
+    server = Server.start(Tiny(), ["a", "b"], local_only=False, momentum=0.0)
+    server.absorb([update(1, tiny(1.0)), update(3, tiny(5.0))])
     assert list(server.models) == [GLOBAL]
     assert server.model_for("a")["weight"].tolist() == [[4.0] * 3] * 2
     assert server.model_for("b")["weight"].tolist() == [[4.0] * 3] * 2
+
+
+def test_momentum_of_worked_numbers_moves_parameters_and_not_statistics() -> None:
+    """Averages 1, 3, 3: v = 1, 0.5 * 1 + (3 - 1) = 2.5, 0.5 * 2.5 + (3 - 3.5) = 0.75; model 1, 3.5, 4.25."""
+    server = Server.start(Tiny(), ["a"], local_only=False, momentum=0.5)
+    for average, expected in ((1.0, 1.0), (3.0, 3.5), (3.0, 4.25)):
+        server.absorb([update(7, tiny(average, running_mean=average))])
+        assert server.models[GLOBAL]["weight"].tolist() == [[expected] * 3] * 2
+        assert server.models[GLOBAL]["running_mean"].item() == average
+
+
+def test_momentum_equals_torchs_sgd_on_the_pseudo_gradient() -> None:
+    """FedAvgM is SGD with momentum and rate 1 along received - average."""
+    stream = torch.Generator().manual_seed(5)
+    parameter = nn.Parameter(torch.zeros(4))
+    optimiser = torch.optim.SGD([parameter], lr=1.0, momentum=0.9)
+    state, velocity = {"weight": torch.zeros(4)}, {"weight": torch.zeros(4)}
+    for _ in range(5):
+        average = {"weight": torch.randn(4, generator=stream)}
+        parameter.grad = parameter.detach() - average["weight"]
+        optimiser.step()
+        state, velocity = with_momentum(state, average, velocity, 0.9)
+        torch.testing.assert_close(state["weight"], parameter.detach())

@@ -199,6 +199,8 @@ def test_any_path_is_taken_as_it_is(root: str) -> None:
         ("federation.num_rounds", "many", r"federation\.num_rounds must be a valid integer.*got 'many'"),
         ("federation.fraction_train", 0, r"federation\.fraction_train must be greater than 0"),
         ("federation", None, r"federation must be a dictionary"),
+        ("federation.server_momentum", 1.0, r"federation\.server_momentum must be less than 1, got 1\.0"),
+        ("federation.freeze_norm_from", -1, r"federation\.freeze_norm_from must be greater than or equal to 0"),
         ("clients.by", "age", r"unknown clients\.by 'age'.*Known: dirichlet, iid, session, speaker"),
         ("clients.num_clients", 0, r"clients\.num_clients must be greater than or equal to 1"),
         ("clients.dirichlet_alpha", 0, r"clients\.dirichlet_alpha must be greater than 0"),
@@ -262,6 +264,11 @@ def test_input_that_vgg15_cannot_pool_five_times(change: dict[str, Any]) -> None
     settings["frontend"] |= change
     with pytest.raises(UserError, match="vgg15 needs at least 32 mel bins and 32 frames"):
         parse(settings)
+
+
+def test_local_only_has_no_server_that_could_gather_momentum() -> None:
+    with pytest.raises(UserError, match=r"server_momentum must be 0 with federation=local_only.*got 0\.9"):
+        compose(["experiment=debug", "federation=local_only", "federation.server_momentum=0.9"])
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def make_clients(config: Config, prepared: Prepared) -> Clients:
         store=prepared.store,
         indices=prepared.clients,
         standardisation=prepared.standardisation,
-        objective=Objective(config.objective, box),
+        objective=Objective(config.objective, config.augmentation, box),
     )
 
 
@@ -295,6 +295,30 @@ def test_clients_train_at_the_rounds_rate_and_keep_their_optimiser_where_told(
     halfway = 0.01 * (0.01 + 0.99 / 2)
     assert watcher.learning_rates == pytest.approx([0.01, 0.01, halfway, halfway])
     assert column(run, "learning_rate") == pytest.approx([0.01, halfway])
+
+
+def test_from_its_round_on_batch_norm_keeps_the_statistics_that_were_received(home: Path) -> None:
+    """Round 1 moves them, rounds 2 and 3 do not, while scale and shift go on learning in every round."""
+    states: list[State] = []
+
+    class Received(pl.Callback):
+        def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            states.append({name.removeprefix("network."): t.clone() for name, t in pl_module.state_dict().items()})
+
+    config = settings(home, "frozen", "federation.freeze_norm_from=2", "federation.num_rounds=3")
+    train(config, callbacks=[Received()])
+    statistics = [name for name in states[0] if "running_" in name]
+    scales = [name.replace("running_mean", "weight") for name in statistics if "running_mean" in name]
+    assert len(statistics) == 6 and len(states) == 6
+    initial = initial_state(config, prepare(config))
+    for name in statistics:
+        assert not torch.equal(states[0][name], initial[name])
+        averaged = states[2][name]
+        assert not torch.equal(averaged, states[0][name])
+        assert all(torch.equal(state[name], averaged) for state in states[2:])
+    for name in scales:
+        assert not torch.equal(states[0][name], states[2][name])
+        assert not torch.equal(states[2][name], states[4][name])
 
 
 def test_a_run_that_learns_nothing_keeps_its_weights_and_stops_at_the_plateau(home: Path) -> None:

@@ -6,6 +6,7 @@ Legend: N utterances, B batch, F mel bins, L frames.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from torch.nn import functional
 
 from ser_fl.attacks.budget import Box
 from ser_fl.attacks.gradient import bim, fgsm, pgd, random_start
-from ser_fl.config import ObjectiveConfig
+from ser_fl.config import AugmentationConfig, ObjectiveConfig
 from ser_fl.data.datamodule import Examples
 from ser_fl.federation.objectives import Objective
 
@@ -23,6 +24,9 @@ NUM_MELS, NUM_FRAMES, NUM_CLASSES = 6, 5, 3
 EPSILON = 0.2
 BOX = Box(torch.linspace(-1.5, -0.5, NUM_MELS)[:, None], torch.linspace(0.5, 1.5, NUM_MELS)[:, None])
 ROUNDING = 1e-6
+AUGMENTATION = AugmentationConfig(
+    roll=False, time_masks=0, max_time_mask=1, mel_masks=0, max_mel_mask=1, label_smoothing=0.1
+)
 
 
 class TinyNet(nn.Module):
@@ -63,7 +67,7 @@ def objective(name: str = "pgd", **changed: Any) -> Objective:
         "step_size": None,
         "random_start": name == "pgd",
     }
-    return Objective(ObjectiveConfig(**{**settings, **changed}), BOX)
+    return Objective(ObjectiveConfig(**{**settings, **changed}), AUGMENTATION, BOX)
 
 
 def make_examples(count: int) -> Examples:
@@ -115,6 +119,22 @@ def test_per_round_copies_do_not_depend_on_how_they_are_batched(network: TinyNet
     labels_N = mixed.labels_N[:90]
     expected_NFL = bim(network, clean_NFL, labels_N, epsilon=EPSILON, step_size=EPSILON / 4, steps=3, box=BOX)
     torch.testing.assert_close(copies_NFL, expected_NFL, rtol=0, atol=ROUNDING)
+
+
+def test_the_half_is_augmented_once_before_its_copies_are_made(network: TinyNet) -> None:
+    """A copy that is rotated after the attack would be no adversarial utterance of the model that trains on it."""
+    rolling = replace(objective(fraction=1.0), augmentation=replace(AUGMENTATION, roll=True, time_masks=1))
+    examples = make_examples(40)
+    mixed, _ = rolling.start_round(network, examples, 2, stream())
+    clean_NFL, copies_NFL = mixed.features_NFL.chunk(2)
+    assert any(not bool((examples.features_NFL == row).all(dim=(1, 2)).any()) for row in clean_NFL)
+    assert float((copies_NFL - clean_NFL).abs().max()) <= EPSILON + ROUNDING
+    left = rolling.batch_augmentation(2)
+    assert (left.roll, left.time_masks, left.mel_masks) == (False, 0, 0)
+    assert left.label_smoothing == AUGMENTATION.label_smoothing
+    assert rolling.batch_augmentation(1) == rolling.augmentation  # not adversarial yet
+    per_step = replace(rolling, config=replace(rolling.config, recipe="per_step"))
+    assert per_step.batch_augmentation(2) == per_step.augmentation  # augmented first, attacked then
 
 
 def test_the_half_is_drawn_anew_by_the_stream(network: TinyNet) -> None:

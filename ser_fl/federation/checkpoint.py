@@ -17,10 +17,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from ser_fl.errors import UserError
-from ser_fl.federation.server import Server
+from ser_fl.federation.server import GLOBAL, Server
 from ser_fl.records import State, write_bytes, write_json
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,6 +53,7 @@ def save_checkpoint(folder: Path, progress: Progress, config: Mapping[str, Any])
     }
     for owner, state in progress.server.optimiser_states.items():
         tensors |= {f"optimiser/{owner}/{name}": tensor for name, tensor in state.items()}
+    tensors |= {f"velocity/{GLOBAL}/{name}": tensor for name, tensor in progress.server.velocity.items()}
     write_bytes(folder / current, save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}))
     if not (folder / best).exists():
         selected = {f"model/{owner}/{name}": t for owner, state in progress.best.items() for name, t in state.items()}
@@ -62,6 +63,7 @@ def save_checkpoint(folder: Path, progress: Progress, config: Mapping[str, Any])
         "round": progress.round,
         "best_round": progress.best_round,
         "best_score": progress.best_score,
+        "server_momentum": progress.server.momentum,
         "files": {"current": current, "best": best},
         "lengths": progress.lengths,
         "tracking": progress.tracking,
@@ -105,7 +107,12 @@ def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> Progress | None:
         raise UserError(f"the checkpoint in {folder} cannot be read ({error}): start a new run") from None
     return Progress(
         round=content["round"],
-        server=Server(current["model"], current.get("optimiser", {})),
+        server=Server(
+            current["model"],
+            current.get("optimiser", {}),
+            velocity=current.get("velocity", {}).get(GLOBAL, {}),
+            momentum=content["server_momentum"],
+        ),
         best=best["model"],
         best_round=content["best_round"],
         best_score=content["best_score"],

@@ -20,6 +20,7 @@ from ser_fl.data.features import FeatureStore
 from ser_fl.data.frontend import Standardisation
 from ser_fl.data.partition import Indices
 from ser_fl.federation.objectives import Objective
+from ser_fl.federation.schedule import norm_is_frozen
 from ser_fl.models.catalogue import build_network
 from ser_fl.models.classifier import EmotionClassifier
 from ser_fl.randomness import derive_seed, generator
@@ -58,15 +59,16 @@ class Clients:
         network.load_state_dict(task.state)
         examples = load_examples(self.store, self.indices[task.client_id], self.standardisation)
         examples, num_examples = self.objective.start_round(network, examples, task.round, stream)
-        per_step = self.config.objective.recipe == "per_step" and self.objective.is_adversarial(task.round)
+        harden = partial(self.objective.harden, stream=stream) if self.objective.hardens_batches(task.round) else None
         classifier = EmotionClassifier(
             network,
             num_classes=len(self.store.classes),
             optimiser=self.config.optimiser,
             learning_rate=task.learning_rate,
-            augmentation=self.config.augmentation,
+            augmentation=self.objective.batch_augmentation(task.round),
             stream=stream,
-            harden=partial(self.objective.harden, stream=stream) if per_step else None,
+            harden=harden,
+            freeze_norm=norm_is_frozen(self.config.federation, task.round),
             optimiser_state=_unflatten(task.optimiser_state),
         )
         batches = ClientDataModule(examples, batch_size=self.config.federation.batch_size, stream=stream)

@@ -61,7 +61,7 @@ def train(
         store=prepared.store,
         indices=prepared.clients,
         standardisation=prepared.standardisation,
-        objective=Objective(config.objective, box),
+        objective=Objective(config.objective, config.augmentation, box),
         callbacks=callbacks,
     )
     if progress is None:
@@ -112,8 +112,12 @@ def newest_run(config: Config) -> Path | None:
 
 def first_progress(config: Config, prepared: Prepared) -> Progress:
     """Before the first round: initial weights drawn from the seed."""
-    initial = build_network(config.model, len(prepared.store.classes), seed=config.seed).state_dict()
-    server = Server.start(initial, tuple(prepared.clients), local_only=config.federation.name == "local_only")
+    server = Server.start(
+        build_network(config.model, len(prepared.store.classes), seed=config.seed),
+        tuple(prepared.clients),
+        local_only=config.federation.name == "local_only",
+        momentum=config.federation.server_momentum,
+    )
     return Progress(round=0, server=server, best=dict(server.models), best_round=0, best_score=-1.0)
 
 

@@ -1,4 +1,4 @@
-"""What a round is given by its number alone: who takes part, and the learning rate."""
+"""What a round is given by its number alone: who takes part, the learning rate, whether batch norm is frozen."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ser_fl.config import OptimiserConfig
+from ser_fl.config import FederationConfig, OptimiserConfig
 from ser_fl.randomness import generator
 
 
@@ -25,3 +25,8 @@ def learning_rate(optimiser: OptimiserConfig, number: int) -> float:
     done = min((number - 1) / optimiser.decay_rounds, 1.0)
     cosine = (1 + math.cos(math.pi * done)) / 2
     return optimiser.learning_rate * (optimiser.final_fraction + (1 - optimiser.final_fraction) * cosine)
+
+
+def norm_is_frozen(federation: FederationConfig, number: int) -> bool:
+    """Whether batch norm keeps the statistics that the clients received (`freeze_norm_from`)."""
+    return 0 < federation.freeze_norm_from <= number

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ser_fl.federation.aggregation import fedavg
+import torch
+from torch import nn
+
+from ser_fl.federation.aggregation import fedavg, with_momentum
 from ser_fl.records import ClientUpdate, State
 
 GLOBAL = "global"
@@ -18,20 +21,30 @@ class Server:
     models: dict[str, State]
     optimiser_states: dict[str, State] = field(default_factory=dict)
     """Of clients that keep their optimiser between rounds."""
+    velocity: State = field(default_factory=dict)
+    """What the shared model's parameters carry on from round to round; empty without server momentum."""
+    momentum: float = 0.0
 
     @classmethod
-    def start(cls, initial: State, client_ids: Sequence[str], *, local_only: bool) -> Server:
-        """All begin from the same weights."""
-        return cls(dict.fromkeys(client_ids, initial) if local_only else {GLOBAL: initial})
+    def start(cls, initial: nn.Module, client_ids: Sequence[str], *, local_only: bool, momentum: float) -> Server:
+        """All begin from the same weights, and from rest."""
+        state = initial.state_dict()
+        if local_only:
+            return cls(dict.fromkeys(client_ids, state))
+        parameters = initial.named_parameters() if momentum else ()
+        velocity = {name: torch.zeros_like(parameter) for name, parameter in parameters}
+        return cls({GLOBAL: state}, velocity=velocity, momentum=momentum)
 
     def model_for(self, client_id: str) -> State:
         """What this client starts its local epochs from."""
         return self.models[GLOBAL] if GLOBAL in self.models else self.models[client_id]
 
     def absorb(self, updates: Sequence[ClientUpdate]) -> None:
-        """FedAvg, or each client's own model by itself."""
+        """FedAvg with the server's momentum, or each client's own model by itself."""
         if GLOBAL in self.models:
-            self.models[GLOBAL] = fedavg(updates)
+            average = fedavg(updates)
+            moved, self.velocity = with_momentum(self.models[GLOBAL], average, self.velocity, self.momentum)
+            self.models[GLOBAL] = moved
         else:
             self.models |= {update.client_id: update.state for update in updates}
         self.optimiser_states |= {

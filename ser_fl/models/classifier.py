@@ -27,6 +27,9 @@ class EmotionClassifier(pl.LightningModule):
 
     The training metrics are torchmetrics, new for each client and round: `train_loss` (mean over utterances) and
     `train_accuracy`, logged per epoch, so that a user's callback finds them in ``trainer.callback_metrics``.
+
+    With ``freeze_norm`` batch norm normalises by the running statistics it was given and leaves them as they are, while
+    its scale and shift are trained (the second stage of FixBN: Zhong et al., arXiv 2303.06530, section 5).
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class EmotionClassifier(pl.LightningModule):
         augmentation: AugmentationConfig,
         stream: Generator,
         harden: Harden | None = None,
+        freeze_norm: bool = False,
         optimiser_state: dict[int, dict[str, Tensor]] | None = None,
     ) -> None:
         super().__init__()
@@ -48,6 +52,7 @@ class EmotionClassifier(pl.LightningModule):
         self.augmentation = augmentation
         self.stream = stream
         self.harden = harden
+        self.freeze_norm = freeze_norm
         self.optimiser_state = optimiser_state
         self.train_loss = MeanMetric()
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
@@ -56,6 +61,13 @@ class EmotionClassifier(pl.LightningModule):
         """Logits of shape (B, C) from standardised features of shape (B, F, L)."""
         logits_BC: Tensor = self.network(features_BFL)
         return logits_BC
+
+    def on_train_start(self) -> None:
+        """Lightning has put every module into training mode by now."""
+        if self.freeze_norm:
+            for module in self.network.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch: augmented, then hardened where the objective says so."""
