@@ -31,7 +31,7 @@ def describe_environment(*, seed: int, threads: int) -> dict[str, Any]:
     import torch
 
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *(_without_folder(part) for part in sys.argv[1:])]),
+        "command": shlex.join([_program(), *(_without_folder(part) for part in sys.argv[1:])]),
         "git_commit": _git_commit(),
         "seed": seed,
         "threads": threads,
@@ -42,6 +42,11 @@ def describe_environment(*, seed: int, threads: int) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
+
+
+def _program() -> str:
+    name = Path(sys.argv[0]).name
+    return "ser-fl" if name == "__main__.py" else name
 
 
 def _without_folder(argument: str) -> str:

@@ -259,7 +259,9 @@ def test_only_the_cohort_trains(home: Path) -> None:
 
 def test_local_only_never_averages(home: Path) -> None:
     """Each client's model is what that client alone, carrying its weights and its optimiser on, comes to."""
-    config = settings(home, "local", "federation.name=local_only", "federation.keep_optimiser=true")
+    config = settings(
+        home, "local", "federation.name=local_only", "federation.server_momentum=0", "federation.keep_optimiser=true"
+    )
     run = train(config)
     progress = load_checkpoint(run.checkpoint, checkpoint_key(config))
     assert progress is not None

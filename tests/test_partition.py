@@ -126,6 +126,19 @@ def test_folds_test_every_speaker_once() -> None:
         split_corpus(utterances, replace(INDEPENDENT, fold=4))
 
 
+@pytest.mark.parametrize(("women", "men"), [(4, 5), (6, 6), (2, 7), (0, 5)])
+def test_folds_spread_women_and_men_evenly(women: int, men: int) -> None:
+    """Every fold has its share of women, to the nearest one above or below."""
+    sexes = {f"s{number:02d}": "female" if number < women else "male" for number in range(women + men)}
+    utterances = tuple(replace(utterance, sex=sexes[utterance.speaker]) for utterance in even_table(women + men))
+    for seed in range(5):
+        for fold in range((women + men) // 3):
+            split = split_corpus(utterances, replace(INDEPENDENT, fold=fold, seed=seed))
+            tested = [sexes[speaker] for speaker in speakers(utterances, split.test)]
+            share = len(tested) * women / (women + men)
+            assert abs(tested.count("female") - share) < 1
+
+
 def test_named_speakers_are_the_ones_that_test_and_validate() -> None:
     utterances = even_table()
     named = replace(INDEPENDENT, test_speakers=("s07", "s01"), validation_speakers=("s04",))

@@ -183,9 +183,10 @@ def test_kill_9_at_random_moments_until_the_run_ends(home: Path, tmp_path: Path)
     [
         (),
         ("federation.keep_optimiser=true",),
-        ("federation.server_momentum=0.9",),
+        ("federation.server_momentum=0", "federation.freeze_norm_from=2"),
         (
             "federation.name=local_only",
+            "federation.server_momentum=0",
             "federation.keep_optimiser=true",
             "optimiser.name=sgd",
             "optimiser.momentum=0.9",
@@ -193,7 +194,7 @@ def test_kill_9_at_random_moments_until_the_run_ends(home: Path, tmp_path: Path)
         ("objective.name=pgd", "objective.recipe=per_step", "objective.from_round=1"),
         ("selection.by=robust", "selection.robust_every=2", "model.norm=group", "federation.fraction_train=0.5"),
     ],
-    ids=["plain", "keeps optimiser", "server momentum", "local only", "adversarial", "robust selection"],
+    ids=["plain", "keeps optimiser", "no momentum, frozen norm", "local only", "adversarial", "robust selection"],
 )
 def test_interrupted_within_a_client_and_resumed(home: Path, tmp_path: Path, changed: tuple[str, ...]) -> None:
     """Ended in the second batch of the last client of three rounds, so that two are committed."""

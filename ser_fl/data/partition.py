@@ -75,7 +75,7 @@ def _speaker_independent(utterances: Sequence[Utterance], config: SplitConfig) -
     for name in (*config.test_speakers, *config.validation_speakers):
         if name not in speakers:
             raise unknown_name("speaker", name, speakers)
-    order = [speakers[i] for i in torch.randperm(len(speakers), generator=generator("folds", config.seed)).tolist()]
+    order = _fold_order(utterances, config.seed)
     if config.test_speakers:
         testers = list(config.test_speakers)
         others = [speaker for speaker in order if speaker not in testers]
@@ -95,6 +95,18 @@ def _speaker_independent(utterances: Sequence[Utterance], config: SplitConfig) -
             raise UserError(f"speaker {speaker!r} is named for test and for validation")
         parts["test" if in_test else "validation" if in_validation else "train"].append(index)
     return Split(tuple(parts["train"]), tuple(parts["validation"]), tuple(parts["test"]))
+
+
+def _fold_order(utterances: Sequence[Utterance], seed: int) -> list[str]:
+    """All speakers in a drawn order that spreads each sex evenly: the k-th of n stands at (k + 1/2) / n of the way."""
+    sexes = {utterance.speaker: utterance.sex or "" for utterance in utterances}
+    speakers = sorted(sexes)
+    drawn = [speakers[i] for i in torch.randperm(len(speakers), generator=generator("folds", seed)).tolist()]
+    place: dict[str, float] = {}
+    for sex in sorted(set(sexes.values())):
+        of_sex = [speaker for speaker in drawn if sexes[speaker] == sex]
+        place |= {speaker: (k + 0.5) / len(of_sex) for k, speaker in enumerate(of_sex)}
+    return sorted(drawn, key=place.__getitem__)
 
 
 def _published(utterances: Sequence[Utterance], config: SplitConfig) -> Split:

@@ -26,8 +26,8 @@ class Objective:
     per_round is the paper's (arXiv 2203.04696, the authors' code): from round 2, at the start of a round, a client
     draws a random half of its utterances, makes adversarial copies of them with the model it just received, and trains
     on that half and its copies with cross-entropy; the other half sits the round out. Deviations: true labels are
-    passed to the attack, the step size is epsilon / 4 and not ART's default of 0.1, which is above epsilon, and the half
-    is augmented before its copies are made, so that a copy is trained on as the attack left it.
+    passed to the attack, the step size is epsilon / 4 and not ART's default of 0.1, which is above epsilon, and the
+    half is augmented before its copies are made, so that a copy is trained on as the attack left it.
     per_step replaces a share of every batch by its adversarial version against the current weights (Madry et al.,
     arXiv 1706.06083, with the batch split as in Kurakin et al., arXiv 1611.01236).
     """
