@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ser_fl import __version__
-from ser_fl.errors import UserError
+from ser_fl.errors import RoundFailed, UserError
 
 _DESCRIPTION = "Robust federated speech emotion recognition: train across clients, attack, randomise, report."
 _SETTINGS = "settings, as key=value; an unknown key or name lists the known ones"
@@ -70,14 +70,26 @@ def _run(parsed: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 when it did what was asked, 2 for a mistake of the user's, told in one line."""
+    """Run a command: 0 when it did what was asked, 2 for a mistake of the user's, told in one line.
+
+    1 for a round that failed, with the clients' own errors, and 130 for an interrupt.
+    """
     parsed = build_parser().parse_args(arguments)
     try:
         _run(parsed)
     except UserError as error:
         print(f"ser-fl: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"ser-fl: {error.strerror}: {error.filename}", file=sys.stderr)
+        return 2
+    except RoundFailed as failure:
+        print(f"ser-fl: {failure}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print("ser-fl: interrupted; the same command with resume=true goes on", file=sys.stderr)
+        way_on = "; the same command with resume=true goes on" if parsed.command == "train" else ""
+        print(f"ser-fl: interrupted{way_on}", file=sys.stderr)
         return 130
     return 0

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can put this right"."""
+"""What a run can end with: a mistake that the user can put right, or a round that failed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ class UserError(ValueError):
     The command line prints it on standard error and ends with exit code 2; anything else
     that is raised is our mistake and keeps its traceback.
     """
+
+
+class RoundFailed(RuntimeError):
+    """A round without enough updates; the message holds the clients' own errors."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -147,6 +151,23 @@ def test_what_cannot_be_averaged_is_told_why(state: State, num_examples: int, me
     assert problem is not None
     with pytest.raises(ValueError, match=message):
         raise ValueError(problem)
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "message"),
+    [
+        ({"train_loss": float("nan")}, "training loss is nan.*not finite"),
+        ({"update_norm": float("inf")}, "norm inf: not finite"),
+        ({"optimiser_state": {"0.exp_avg": torch.tensor([float("inf")])}}, r"optimiser's 0\.exp_avg is not finite"),
+        (
+            {"state": {**REFERENCE, "weight": torch.zeros(2, 3, dtype=torch.float64)}},
+            "type torch.float64, expected torch",
+        ),
+    ],
+)
+def test_what_comes_with_the_weights_must_be_sound_too(spoilt: dict[str, Any], message: str) -> None:
+    problem = find_problem(replace(update(1, REFERENCE), **spoilt), REFERENCE)
+    assert problem is not None and re.search(message, problem)
 
 
 def test_a_sound_update_has_no_problem() -> None:

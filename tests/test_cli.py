@@ -211,6 +211,32 @@ def test_refused_training_leaves_no_folder_behind(
     assert list(elsewhere.glob("runs/debug/*")) == []
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_missing_hardware_is_told_before_anything_is_written(
+    places: Places, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = told(capsys, "train", *places.settings(), f"run_dir={elsewhere / 'run'}", "executor.accelerator=cuda")
+    assert "executor.accelerator=cuda cannot be used here" in line
+    assert not (elsewhere / "run").exists()
+
+
+def test_a_place_that_cannot_be_written_is_named(
+    places: Places, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (elsewhere / "file").write_text("no folder")
+    assert str(elsewhere / "file") in told(capsys, "train", *places.settings(), f"run_dir={elsewhere / 'file' / 'run'}")
+
+
+def test_a_round_that_failed_says_so_without_our_traceback(
+    places: Places, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rate = "optimiser.learning_rate=1e30"
+    assert main(["train", *places.settings(), f"run_dir={elsewhere / 'run'}", rate, "optimiser=sgd"]) == 1
+    said = capsys.readouterr().err
+    assert re.match(r"ser-fl: round \d has 0 updates, needs 1:\nclient f01: ", said)
+    assert "not finite" in said and "Traceback" not in said
+
+
 def test_existing_run_is_left_as_it_was(places: Places, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.read_bytes() for path in places.run.rglob("*") if path.is_file()}
     told(capsys, "train", *places.settings(), "seed=2", f"run_dir={places.run}")

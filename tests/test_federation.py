@@ -23,16 +23,19 @@ from ser_fl import load, train
 from ser_fl.attacks.budget import Box
 from ser_fl.compose import compose
 from ser_fl.config import Config, dump
-from ser_fl.data.partition import Indices
+from ser_fl.data.datamodule import load_examples
+from ser_fl.data.partition import Indices, holders
 from ser_fl.data.prepared import Prepared, prepare
+from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.checkpoint import Progress, load_checkpoint
 from ser_fl.federation.client import Clients, ClientTask
 from ser_fl.federation.objectives import Objective
-from ser_fl.federation.rounds import RoundFailed, checkpoint_key
+from ser_fl.federation.rounds import checkpoint_key
 from ser_fl.federation.schedule import learning_rate, sample_cohort
 from ser_fl.federation.scoring import Scorer
 from ser_fl.federation.server import GLOBAL, Server
 from ser_fl.metrics import Confusion
+from ser_fl.metrics import confusion_matrix as our_confusion_matrix
 from ser_fl.models.catalogue import build_network
 from ser_fl.records import ClientUpdate, RunFolder, State
 
@@ -276,6 +279,23 @@ def test_local_only_never_averages(home: Path) -> None:
     assert not torch.equal(one["output.weight"], other["output.weight"])
 
 
+def test_local_only_scores_each_model_on_its_own_speaker(home: Path) -> None:
+    config = settings(home, "local scored", "federation.name=local_only", "federation.server_momentum=0")
+    run, prepared = train(config), prepare(config)
+    progress = load_checkpoint(run.checkpoint, checkpoint_key(config))
+    assert progress is not None
+    held = holders(prepared.store.utterances, prepared.split.test)
+    expected = np.zeros((len(prepared.store.classes),) * 2)
+    for name, model in progress.best.items():
+        network = build_network(config.model, len(prepared.store.classes), seed=1)
+        network.load_state_dict(model)
+        examples = load_examples(prepared.store, held[name], prepared.standardisation)
+        with torch.no_grad():
+            predictions = network.eval()(examples.features_NFL).argmax(1).tolist()
+        expected += our_confusion_matrix(examples.labels_N.tolist(), predictions, len(expected))
+    assert run.read_json(run.summary)["test"]["confusion"] == expected.tolist()
+
+
 def test_cosine_schedule_by_worked_numbers(home: Path) -> None:
     """0.1 * (0.1 + 0.9 * (1 + cos(pi * (round - 1) / 4)) / 2), and 0.01 from round 5 on."""
     changed = ("learning_rate=0.1", "schedule=cosine", "decay_rounds=4", "final_fraction=0.1")
@@ -376,24 +396,44 @@ def test_robust_uar_at_epsilon_0_is_the_clean_uar_and_falls_with_epsilon(home: P
     assert sum(column(attacked, "robust_uar")) < sum(column(attacked, "uar"))
 
 
+def test_patience_waits_for_the_first_score_and_the_last_round_is_scored(home: Path) -> None:
+    """Robust UAR in rounds 5 and 7 alone: with a patience of 3 nothing may stop before there is anything to compare."""
+    changed = ("selection.by=robust", "selection.robust_every=5", "selection.steps=1", "federation.patience=5")
+    run = train(settings(home, "patient", *changed, "federation.num_rounds=7", "federation.fraction_train=0.5"))
+    scored = [number for number, robust in enumerate(column(run, "robust_uar"), start=1) if robust is not None]
+    assert scored == [5, 7]
+    summary = run.read_json(run.summary)
+    assert summary["num_rounds"] == 7 and summary["selected_round"] in scored
+    assert summary["selection_score"] == max(robust for robust in column(run, "robust_uar") if robust is not None)
+
+
+def test_more_clients_than_a_round_has_are_refused_before_the_first(home: Path) -> None:
+    config = settings(home, "too many", "federation.min_clients=2", "federation.fraction_train=0.5")
+    with pytest.raises(UserError, match=r"min_clients must be at most 1, the clients of a round .*=0\.5 of 2\), got 2"):
+        train(config)
+    assert not (home / "too many").exists()
+
+
 def test_rounds_that_were_not_scored_are_not_selected() -> None:
-    states: list[State] = [{"weight": torch.tensor([float(number)])} for number in range(5)]
+    states: list[State] = [{"weight": torch.tensor([float(number)])} for number in range(6)]
     progress = Progress(round=0, server=Server({GLOBAL: states[0]}), best={}, best_round=0, best_score=-1.0)
     selected = []
-    for number, score in enumerate([None, 0.3, None, 0.3], start=1):
+    for number, score in enumerate([None, None, 0.3, None, 0.3], start=1):
         progress.round, progress.server = number, Server({GLOBAL: states[number]})
         progress.select(score)
         selected.append(progress.best_round)
         assert progress.best[GLOBAL] is states[progress.best_round]
-    assert selected == [1, 2, 2, 2]
+    assert selected == [1, 2, 3, 3, 3]  # the newest, as long as none was scored
 
 
 def test_training_leaves_global_state_alone(home: Path) -> None:
     torch.manual_seed(7)
     torch_state, python_state, default_dtype = torch.get_rng_state(), random.getstate(), torch.get_default_dtype()
     numpy_state = repr(np.random.get_state())  # noqa: NPY002
-    train(settings(home, "global state", "objective.name=pgd", "federation.num_rounds=2"))
+    threads = torch.get_num_threads()
+    train(settings(home, "global state", "executor.threads=2", "objective.name=pgd", "federation.num_rounds=2"))
     assert torch.equal(torch.get_rng_state(), torch_state)
+    assert torch.get_num_threads() == threads
     assert random.getstate() == python_state
     assert repr(np.random.get_state()) == numpy_state  # noqa: NPY002
     assert torch.get_default_dtype() == default_dtype

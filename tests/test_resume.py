@@ -27,6 +27,7 @@ from ser_fl.errors import UserError
 from ser_fl.federation.checkpoint import Progress, load_checkpoint, save_checkpoint
 from ser_fl.federation.rounds import checkpoint_key
 from ser_fl.federation.server import Server
+from ser_fl.metrics import Scores
 from ser_fl.records import RunFolder
 
 SMALL = (
@@ -242,12 +243,58 @@ def check_killed_at_write(
     return True
 
 
-@pytest.mark.parametrize("number", [2, 4, 5, 7])
+@pytest.mark.parametrize("number", [2, 4, 5, 7, 12])
 def test_killed_between_two_writes(
     home: Path, tmp_path: Path, finished: tuple[Config, RunFolder], number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Among them: before config.yaml, between a round's two records, between its records and its checkpoint."""
+    """Before config.yaml, between a round's two records, between its records and its checkpoint, before the summary."""
     assert check_killed_at_write(number, home, tmp_path / "run", finished, monkeypatch)
+
+
+def test_what_a_run_left_before_its_first_commit_is_not_taken_up(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed as round 1 was to be committed, resumed with another rate, interrupted, resumed: as if it had had that
+    rate from the start. Round 1 stays the best: no other scores higher than 1."""
+    changed = ("optimiser.learning_rate=0.02", "federation.num_rounds=3")
+    monkeypatch.setattr(
+        "ser_fl.federation.rounds.scores",
+        lambda confusion: Scores(uar=1.0, accuracy=1.0, macro_f1=1.0, per_class_recall=(1.0,) * 7),
+    )
+    with monkeypatch.context() as patch:
+        kill_at_write(7, patch)
+        with pytest.raises(Killed):
+            train(settings(home, tmp_path / "cut"))
+    left = {file.name for file in (tmp_path / "cut" / "checkpoint").iterdir()}
+    assert "best-00001.safetensors" in left and "latest.json" not in left
+    interrupt(settings(home, tmp_path / "cut", *changed, "resume=true"), killed_in=5)
+    run = train(settings(home, tmp_path / "cut", *changed, "resume=true"))
+    assert run.read_json(run.summary)["selected_round"] == 1
+    assert_same_run(run, train(settings(home, tmp_path / "whole", *changed)))
+
+
+def test_leftovers_of_killed_writes_go_with_the_next_commit(home: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    for name in (".latest.json.ab12cd34", ".round-00001.safetensors.x", "round-00007.safetensors"):
+        (folder / name).write_bytes(b"half")
+    models = {"global": {"weight": torch.zeros(1)}}
+    save_checkpoint(folder, Progress(round=8, server=Server(dict(models)), best=models, best_round=8, best_score=1), {})
+    assert {file.name for file in folder.iterdir()} == {
+        "latest.json",
+        "round-00008.safetensors",
+        "best-00008.safetensors",
+    }
+
+
+def test_data_that_changed_under_a_run_are_refused(copied: tuple[Config, RunFolder]) -> None:
+    _, run = copied
+    latest = run.checkpoint / "latest.json"
+    content = json.loads(latest.read_text())
+    content["data_digest"] = "of other data"
+    latest.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="was trained on other data than builtin holds now: start a new run"):
+        train(copied[0])
 
 
 @pytest.mark.slow
@@ -375,6 +422,7 @@ def test_resume_without_a_folder_takes_the_newest_run_of_the_experiment_and_seed
     for older in ("2026-02-28_23-59-59-1", "2025-12-31_10-00-00-1"):
         shutil.copytree(finished[1].root, newest.with_name(older))
     newest.with_name("2026-03-02_09-00-00-2").mkdir()  # of another seed
+    train(settings(home, newest.with_name("2026-03-03_09-00-00-1"), "optimiser.learning_rate=0.02"))
     watcher = Watcher()
     run = train(settings(home, "-", "run_dir=null", "resume=true"), callbacks=[watcher])
     assert run.root.resolve() == newest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -26,14 +27,25 @@ def admit(outcomes: Iterable[tuple[str, Outcome]], reference: State) -> tuple[li
 
 
 def find_problem(update: ClientUpdate, reference: State) -> str | None:
-    """Why an update cannot be averaged: other names or shapes, values that are not finite, no utterance; or None."""
+    """Why an update cannot be averaged, or None.
+
+    Other names, shapes or types than the model's, anything that is not finite, or no utterance. An optimiser state that
+    is not finite is a reason too: it would come back with every later round.
+    """
     if update.state.keys() != reference.keys():
         return f"its state has other entries: {sorted(update.state.keys() ^ reference.keys())[:3]}"
     for name, tensor in update.state.items():
         if tensor.shape != reference[name].shape:
             return f"{name} has shape {tuple(tensor.shape)}, expected {tuple(reference[name].shape)}"
+        if tensor.dtype != reference[name].dtype:
+            return f"{name} is of type {tensor.dtype}, expected {reference[name].dtype}"
         if not torch.isfinite(tensor).all():
             return f"{name} is not finite"
+    for name, tensor in update.optimiser_state.items():
+        if not torch.isfinite(tensor).all():
+            return f"its optimiser's {name} is not finite"
+    if not (math.isfinite(update.train_loss) and math.isfinite(update.update_norm)):
+        return f"its training loss is {update.train_loss:g}, its update's norm {update.update_norm:g}: not finite"
     if update.num_examples < 1:
         return "it trained on no utterance"
     return None

@@ -33,14 +33,24 @@ class Progress:
     """The server's models in the selected round."""
     best_round: int
     best_score: float
+    data_digest: str = ""
+    """Of the data that the run is trained on (`Prepared.digest`)."""
     lengths: dict[str, int] = field(default_factory=dict)
     """Bytes of each ``.jsonl`` file at the commit."""
     tracking: dict[str, Any] = field(default_factory=dict)
     """What the tracker needs to go on in the same W&B run."""
 
+    @property
+    def was_scored(self) -> bool:
+        """Whether any round was: with robust selection some are not."""
+        return self.best_score >= 0
+
     def select(self, score: float | None) -> None:
-        """Keep this round's models where they score above the best so far; None: a round that was not scored."""
-        if self.best_round == 0 or (score is not None and score > self.best_score):
+        """Keep this round's models where they score above the best so far.
+
+        None is a round that was not scored: it is kept for as long as no round was.
+        """
+        if (score is None and not self.was_scored) or (score is not None and score > self.best_score):
             self.best, self.best_round = dict(self.server.models), self.round
             self.best_score = -1.0 if score is None else score
 
@@ -55,7 +65,8 @@ def save_checkpoint(folder: Path, progress: Progress, config: Mapping[str, Any])
         tensors |= {f"optimiser/{owner}/{name}": tensor for name, tensor in state.items()}
     tensors |= {f"velocity/{GLOBAL}/{name}": tensor for name, tensor in progress.server.velocity.items()}
     write_bytes(folder / current, save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}))
-    if not (folder / best).exists():
+    # A run that was killed before its first commit may have left a file of this name.
+    if progress.best_round == progress.round or not (folder / best).exists():
         selected = {f"model/{owner}/{name}": t for owner, state in progress.best.items() for name, t in state.items()}
         write_bytes(folder / best, save_tensors({name: tensor.contiguous() for name, tensor in selected.items()}))
     content = {
@@ -63,6 +74,7 @@ def save_checkpoint(folder: Path, progress: Progress, config: Mapping[str, Any])
         "round": progress.round,
         "best_round": progress.best_round,
         "best_score": progress.best_score,
+        "data_digest": progress.data_digest,
         "server_momentum": progress.server.momentum,
         "files": {"current": current, "best": best},
         "lengths": progress.lengths,
@@ -70,8 +82,8 @@ def save_checkpoint(folder: Path, progress: Progress, config: Mapping[str, Any])
         "config": config,
     }
     write_json(folder / "latest.json", content)
-    for file in folder.glob("*.safetensors"):
-        if file.name not in (current, best):
+    for file in folder.iterdir():  # earlier rounds, and what a killed write left
+        if file.name not in (current, best, "latest.json"):
             file.unlink()
 
 
@@ -82,6 +94,15 @@ def tracked_run(folder: Path) -> dict[str, Any]:
         return {}
     state: dict[str, Any] = json.loads(latest.read_text(encoding="utf-8")).get("tracking", {})
     return state
+
+
+def is_checkpoint_of(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Whether there is a checkpoint of this configuration."""
+    latest = folder / "latest.json"
+    try:
+        return bool(json.loads(latest.read_text(encoding="utf-8"))["config"] == config)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> Progress | None:
@@ -116,6 +137,7 @@ def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> Progress | None:
         best=best["model"],
         best_round=content["best_round"],
         best_score=content["best_score"],
+        data_digest=content["data_digest"],
         lengths=content["lengths"],
         tracking=content["tracking"],
     )

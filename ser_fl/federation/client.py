@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
 import warnings
 from collections.abc import Sequence
@@ -78,7 +79,7 @@ class Clients:
                 "ignore"
             )  # Lightning's advice on workers and log intervals, at every client and round
             torch.manual_seed(derive_seed(*keys))  # dropout draws from the global stream
-            trainer.fit(classifier, datamodule=batches)
+            fit(trainer, classifier, batches)
         assert trainer.global_step > 0, "the Trainer took no step"
         network.cpu()
         return ClientUpdate(
@@ -90,6 +91,21 @@ class Clients:
             update_norm=_distance(network, task.state),
             optimiser_state=_flatten(trainer.optimizers[0]) if self.config.federation.keep_optimiser else {},
         )
+
+
+def fit(trainer: pl.Trainer, classifier: EmotionClassifier, batches: ClientDataModule) -> None:
+    """Fit, and let an interrupt be one.
+
+    Lightning turns Ctrl-C into the end of the process and goes on ignoring the signal; the round loop owns it here.
+    """
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(classifier, datamodule=batches)
+    except SystemExit as end:
+        if not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, on_interrupt)
+        raise KeyboardInterrupt from None
 
 
 def quiet_trainer(config: Config, callbacks: Sequence[pl.Callback]) -> pl.Trainer:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from ser_fl.attacks.budget import Box
 from ser_fl.config import Config, dump
@@ -19,10 +21,11 @@ from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.environment import describe_environment
 from ser_fl.errors import UserError
 from ser_fl.evaluation.scoring import Evaluator
-from ser_fl.federation.checkpoint import Progress, load_checkpoint
-from ser_fl.federation.client import Clients
+from ser_fl.federation.checkpoint import Progress, is_checkpoint_of, load_checkpoint
+from ser_fl.federation.client import Clients, quiet_trainer
 from ser_fl.federation.objectives import Objective
 from ser_fl.federation.rounds import Federation, OnRound, checkpoint_key
+from ser_fl.federation.schedule import sample_cohort
 from ser_fl.federation.scoring import Scorer, total
 from ser_fl.federation.server import GLOBAL, Server
 from ser_fl.metrics import scores
@@ -51,48 +54,104 @@ def train(
         UserError: the corpus, the settings or the run folder do not fit.
         RoundFailed: too few clients came back in a round.
     """
-    torch.set_num_threads(config.executor.threads)
+    check_accelerator(config)
     run, progress = open_run(config)
-    prepared = prepare(config, on_features)
-    run.root.mkdir(parents=True, exist_ok=True)  # only now: a refused corpus leaves no empty run behind
-    box = Box.of(prepared.standardisation.lower_F1, prepared.standardisation.upper_F1)
-    clients = Clients(
-        config=config,
-        store=prepared.store,
-        indices=prepared.clients,
-        standardisation=prepared.standardisation,
-        objective=Objective(config.objective, config.augmentation, box),
-        callbacks=callbacks,
-    )
-    if progress is None:
-        progress = first_progress(config, prepared)
-        write_json(run.environment, describe_environment(seed=config.seed, threads=config.executor.threads))
-        write_bytes(run.config, yaml.safe_dump(dump(config), sort_keys=False, allow_unicode=True).encode())
-    for path in (run.rounds, run.clients):
-        run.cut_back(path, progress.lengths.get(path.name, 0))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(config.executor.threads)
+    try:
+        prepared = prepare(config, on_features)
+        check_prepared(config, run, prepared, progress)
+        run.root.mkdir(parents=True, exist_ok=True)  # only now: a refused corpus leaves no empty run behind
+        _run(config, run, prepared, progress or first_progress(config, prepared), callbacks, on_round)
+    finally:
+        torch.set_num_threads(threads)
+    return run
+
+
+def _run(
+    config: Config,
+    run: RunFolder,
+    prepared: Prepared,
+    progress: Progress,
+    callbacks: Sequence[pl.Callback],
+    on_round: OnRound,
+) -> None:
+    """The rounds that are left, and the test of the selected model."""
+    settings = dump(config)
     tracker = open_tracker(
-        **dump(config)["tracking"], run=run, name=config.experiment, config=dump(config), state=progress.tracking
-    )
-    scorer = Scorer(config, Evaluator(prepared.store, prepared.standardisation), box)
-    federation = Federation(
-        config=config,
-        clients=clients,
-        scorer=scorer,
-        validation=holders(prepared.store.utterances, prepared.split.validation),
-        run=run,
-        tracker=tracker,
+        **settings["tracking"], run=run, name=config.experiment, config=settings, state=progress.tracking
     )
     try:
+        if progress.round == 0:
+            write_json(run.environment, describe_environment(seed=config.seed, threads=config.executor.threads))
+            write_bytes(run.config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode())
+        for path in (run.rounds, run.clients):
+            run.cut_back(path, progress.lengths.get(path.name, 0))
+        box = Box.of(prepared.standardisation.lower_F1, prepared.standardisation.upper_F1)
+        scorer = Scorer(config, Evaluator(prepared.store, prepared.standardisation), box)
+        federation = Federation(
+            config=config,
+            clients=Clients(
+                config=config,
+                store=prepared.store,
+                indices=prepared.clients,
+                standardisation=prepared.standardisation,
+                objective=Objective(config.objective, config.augmentation, box),
+                callbacks=callbacks,
+            ),
+            scorer=scorer,
+            validation=holders(prepared.store.utterances, prepared.split.validation),
+            run=run,
+            tracker=tracker,
+        )
         stopped = federation.run_rounds(progress, on_round)
         conclude(config, prepared, scorer, progress, run, tracker, stopped)
     finally:
         tracker.finish()
-    return run
+
+
+def check_prepared(config: Config, run: RunFolder, prepared: Prepared, progress: Progress | None) -> None:
+    """Refuse what no round could put right, before anything is written.
+
+    Raises:
+        UserError: `federation.min_clients` is above the clients of a round, or a resumed run's data have changed.
+    """
+    settings, num_clients = config.federation, len(prepared.clients)
+    size = len(sample_cohort(tuple(prepared.clients), settings.fraction_train, config.seed, 1))
+    if settings.min_clients > size:
+        raise UserError(
+            f"federation.min_clients must be at most {size}, the clients of a round (federation.fraction_train="
+            f"{settings.fraction_train:g} of {num_clients}), got {settings.min_clients}"
+        )
+    if progress is not None and progress.data_digest != data_digest(prepared):
+        raise UserError(f"{run.root} was trained on other data than {config.data.name} holds now: start a new run")
+
+
+def check_accelerator(config: Config) -> None:
+    """Refuse hardware that is not there before anything is written.
+
+    Raises:
+        UserError: this machine has no such accelerator.
+    """
+    try:
+        quiet_trainer(config, ())
+    except MisconfigurationException as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"executor.accelerator={config.executor.accelerator} cannot be used here: {reason}") from None
+
+
+def data_digest(prepared: Prepared) -> str:
+    """Of utterances, labels, split, clients and standardisation: a resumed run must find the data that it left."""
+    utterances = [(u.utterance_id, u.emotion, u.speaker) for u in prepared.store.utterances]
+    digest = blake2b(repr((utterances, prepared.split, prepared.clients)).encode(), digest_size=16)
+    for tensor in prepared.standardisation.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def open_run(config: Config) -> tuple[RunFolder, Progress | None]:
     """The run folder, and the checkpoint in it that a resumed run goes on from."""
-    folder = Path(config.run_dir) if config.run_dir else None
+    folder = Path(config.run_dir).expanduser() if config.run_dir else None
     if folder is None and config.resume:
         folder = newest_run(config)
     if folder is None:
@@ -105,9 +164,10 @@ def open_run(config: Config) -> tuple[RunFolder, Progress | None]:
 
 
 def newest_run(config: Config) -> Path | None:
-    """The newest run folder of this experiment and seed, for ``resume=true`` without ``run_dir``."""
+    """The newest run folder with a checkpoint of this configuration, for ``resume=true`` without ``run_dir``."""
     folders = (Path("runs") / config.experiment).glob(f"*-{config.seed}")
-    return max((folder for folder in folders if RunFolder(folder).config.exists()), default=None)
+    key = checkpoint_key(config)
+    return max((folder for folder in folders if is_checkpoint_of(RunFolder(folder).checkpoint, key)), default=None)
 
 
 def first_progress(config: Config, prepared: Prepared) -> Progress:
@@ -118,7 +178,14 @@ def first_progress(config: Config, prepared: Prepared) -> Progress:
         local_only=config.federation.name == "local_only",
         momentum=config.federation.server_momentum,
     )
-    return Progress(round=0, server=server, best=dict(server.models), best_round=0, best_score=-1.0)
+    return Progress(
+        round=0,
+        server=server,
+        best=dict(server.models),
+        best_round=0,
+        best_score=-1.0,
+        data_digest=data_digest(prepared),
+    )
 
 
 def conclude(

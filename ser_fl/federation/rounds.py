@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ser_fl.config import Config, dump
 from ser_fl.data.partition import Indices
+from ser_fl.errors import RoundFailed
 from ser_fl.federation.aggregation import admit, weighted_loss
 from ser_fl.federation.checkpoint import Progress, save_checkpoint
 from ser_fl.federation.client import Clients, ClientTask
@@ -21,10 +22,6 @@ from ser_fl.tracking import Tracker
 
 OnRound = Callable[[RoundRecord], None]
 """Told of every committed round."""
-
-
-class RoundFailed(RuntimeError):
-    """A round without enough updates; the message holds the clients' own errors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +54,7 @@ class Federation:
         settings = self.config.federation
         if progress.round >= settings.num_rounds:
             return f"all {settings.num_rounds} rounds done"
-        if settings.patience and progress.round - progress.best_round >= settings.patience:
+        if settings.patience and progress.was_scored and progress.round - progress.best_round >= settings.patience:
             return f"no new best validation UAR for {settings.patience} rounds"
         return None
 
@@ -92,11 +89,11 @@ class Federation:
         failures: Sequence[ClientFailure],
         started: float,
     ) -> RoundRecord:
-        """Score the new models on the validation part, also under attack in rounds that measure it."""
+        """Score the new models on the validation part; under attack too in rounds that measure it and in the last."""
         validation = scores(self.scorer.confusion(server.models, self.validation))
         every = self.config.selection.robust_every
         robust = None
-        if every and number % every == 0:
+        if every and (number % every == 0 or number == self.config.federation.num_rounds):
             robust = scores(self.scorer.robust_confusion(server.models, self.validation)).uar
         return RoundRecord(
             round=number,
