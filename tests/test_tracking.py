@@ -17,10 +17,13 @@ from typing import Any
 
 import pytest
 
-import ser_fl.tracking
+import ser_fl.tracking.tracker
+import ser_fl.tracking.weights_and_biases
 from ser_fl.errors import UserError
 from ser_fl.records import AttackRecord, ClientFailure, ClientRecord, RoundRecord, RunFolder
-from ser_fl.tracking import Tracker, attack_metrics, open_tracker, public_config, summary_metrics
+from ser_fl.tracking import Tracker, open_tracker
+from ser_fl.tracking.figures import attack_metrics, summary_metrics
+from ser_fl.tracking.public import public_config
 
 WANDB_VARIABLES = ("API_KEY", "MODE", "BASE_URL", "PROJECT", "ENTITY", "RUN_ID", "RUN_GROUP", "DIR", "NAME")
 
@@ -316,6 +319,26 @@ def test_a_failing_start_is_one_warning(
     assert tracker.state() == {"wandb_id": "abc"}, "a later run may still go on in it"
 
 
+def test_a_server_out_of_reach_is_one_warning_and_an_offline_run(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A cluster node with a key and no network."""
+    import wandb
+
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    init = wandb.init
+
+    def offline_alone(**settings: Any) -> Any:
+        return init(**settings) if settings["mode"] == "offline" else raising()
+
+    monkeypatch.setattr("wandb.init", offline_alone)
+    tracker = open_for(run, {"wandb_id": "abc"}, mode="auto")
+    use_every_method(tracker)
+    assert len(own_warnings(caplog)) == 1 and "wandb sync" in caplog.text
+    assert len(offline_runs(run)) == 1
+    assert tracker.state() == {"wandb_id": "abc"}
+
+
 def test_an_unwritable_folder_is_one_warning(run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
     (run.root / "wandb").write_text("a file where the folder should be")
     use_every_method(open_for(run))
@@ -365,7 +388,7 @@ def test_small_weights_are_uploaded_when_online(
 ) -> None:
     fake = FakeRun()
     monkeypatch.setattr("wandb.init", lambda **_: fake)
-    monkeypatch.setattr(ser_fl.tracking, "MAX_ARTIFACT_BYTES", 50)
+    monkeypatch.setattr(ser_fl.tracking.weights_and_biases, "MAX_ARTIFACT_BYTES", 50)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     run.weights.write_bytes(b"x" * num_bytes)
     run.model.write_text("{}")
@@ -413,6 +436,12 @@ def test_the_users_mistakes(run: RunFolder, settings: dict[str, Any], message: s
         open_for(run, **settings)
 
 
+def test_a_wrong_mode_of_the_environment_is_told(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "sometimes")
+    with pytest.raises(UserError, match=r"unknown WANDB_MODE 'sometimes'\. Known: disabled, offline, online, shared"):
+        open_for(run, mode="auto")
+
+
 def test_no_tracking_writes_nothing_and_keeps_the_id(run: RunFolder) -> None:
     tracker = open_for(run, {"wandb_id": "abc"}, backend="none")
     use_every_method(tracker)
@@ -441,7 +470,7 @@ def test_tensorboard_reads_back_without_repeated_rounds(run: RunFolder) -> None:
 
 
 def test_tensorboard_without_its_package_names_the_extra(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ser_fl.tracking, "find_spec", lambda _: None)
+    monkeypatch.setattr(ser_fl.tracking.tracker, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"needs the extra `tracking`: pip install 'ser-fl\[tracking\]'"):
         open_for(run, backend="tensorboard")
 

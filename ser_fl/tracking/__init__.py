@@ -1,0 +1,13 @@
+"""Experiment tracking beside the run folder: Weights & Biases, TensorBoard or nothing.
+
+The run folder is the record; a tracker only shows it elsewhere while it grows, so nothing that goes wrong here may
+stop a training: the first failure is one warning, and tracking is then off for the rest of the run.
+
+One W&B run per experiment, written by the server process. Keys: ``server/uar``, ``client/{id}/train_loss``,
+``attack/{name}/eps_{e}/robust_uar``, ``test/uar``. The x axis is the logged ``round``, never W&B's own step, which
+only grows and would drop the rounds that a resumed run repeats.
+"""
+
+from ser_fl.tracking.tracker import Tracker, open_tracker
+
+__all__ = ["Tracker", "open_tracker"]

@@ -1,0 +1,52 @@
+"""A run's figures by the keys that trackers show them under."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ser_fl.records import AttackRecord, ClientRecord, RoundRecord
+
+
+def round_metrics(record: RoundRecord, clients: Sequence[ClientRecord]) -> dict[str, float]:
+    """Every figure of a round by key: ``server/...`` and ``client/{id}/...``."""
+    metrics = {f"server/{key}": value for key, value in _figures(record).items()}
+    metrics["server/num_clients"] = len(record.cohort)
+    metrics["server/num_failures"] = len(record.failures)
+    for client in clients:
+        metrics |= {f"client/{client.client_id}/{key}": value for key, value in _figures(client).items()}
+    return metrics
+
+
+def _figures(record: RoundRecord | ClientRecord) -> dict[str, float]:
+    return {key: value for key, value in asdict(record).items() if isinstance(value, (int, float)) and key != "round"}
+
+
+def attack_metrics(records: Sequence[AttackRecord]) -> dict[str, float]:
+    """Robust UAR and success rate by key ``attack/{name}/eps_{e}[/{defence}][/{knowledge}]/...``.
+
+    Defence and knowledge are named where they are not none and undefended. Of records that share a key (other
+    steps, say) the strongest attack is kept; the W&B table has them all.
+    """
+    metrics = {}
+    for record in sorted(records, key=lambda record: record.robust_uar, reverse=True):
+        parts = ["attack", record.attack]
+        if record.epsilon is not None:
+            parts.append(f"eps_{record.epsilon:g}")
+        elif record.snr_db is not None:
+            parts.append(f"snr_{record.snr_db:g}_db")
+        parts += [word for word in (record.defence, record.knowledge) if word not in ("none", "undefended")]
+        metrics["/".join([*parts, "robust_uar"])] = record.robust_uar
+        metrics["/".join([*parts, "attack_success_rate"])] = record.attack_success_rate
+    return metrics
+
+
+def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Selected round and test figures by key: ``test/uar``, ``test/recall/{class}`` and so on."""
+    test = summary["test"]
+    metrics = {"selected_round": summary["selected_round"]}
+    metrics |= {f"test/{key}": test[key] for key in ("uar", "accuracy", "macro_f1")}
+    recall_by_class = zip(summary["classes"], test["per_class_recall"], strict=True)
+    metrics |= {f"test/recall/{name}": recall for name, recall in recall_by_class}
+    return {key: value for key, value in metrics.items() if value is not None}

@@ -1,0 +1,121 @@
+"""The tracker of a run: which backend shows it, and what happens when that fails."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+from ser_fl.errors import UserError, unknown_name
+from ser_fl.records import AttackRecord, ClientRecord, RoundRecord, RunFolder
+from ser_fl.tracking.backend import Backend
+from ser_fl.tracking.public import public_config
+from ser_fl.tracking.tensor_board import TensorBoard
+from ser_fl.tracking.weights_and_biases import WeightsAndBiases, resolve_mode
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("wandb", "tensorboard", "none")
+MODES = ("auto", "online", "offline")
+
+
+class Tracker(Backend, Protocol):
+    """A backend that never raises and knows how to go on after a restart."""
+
+    def state(self) -> dict[str, Any]:
+        """What `open_tracker` needs to go on in the same tracked run: JSON values, for the checkpoint."""
+        ...
+
+
+def open_tracker(
+    *,
+    backend: str,
+    mode: str,
+    project: str,
+    entity: str | None,
+    group: str | None,
+    run: RunFolder,
+    name: str,
+    config: Mapping[str, Any],
+    state: Mapping[str, Any] | None,
+) -> Tracker:
+    """Open the tracker of a run.
+
+    A resumed run goes on in the same W&B run. Offline it cannot append: it writes a second ``offline-run-*`` folder
+    of the same id beside the first, and ``wandb sync`` of both, oldest first, gives the one run. Rounds that were
+    logged after the last checkpoint appear twice, with the same figures.
+
+    Args:
+        backend: "wandb", "tensorboard" or "none".
+        mode: W&B only. "online", "offline", or "auto": what ``WANDB_MODE`` says; where that is not set, online if an
+            API key is found (``WANDB_API_KEY`` or netrc), else offline. Nothing ever asks for a key.
+        project: W&B project.
+        entity: W&B user or team; None is the key's own.
+        group: W&B group, such as a study of several seeds.
+        run: the run folder; files go to ``wandb/`` or ``tensorboard/`` in it.
+        name: name shown for the run.
+        config: the resolved configuration; secrets are left out and folders cut to their last name.
+        state: what `Tracker.state` gave before the run was interrupted.
+
+    Raises:
+        UserError: an unknown backend or mode, online without a key, or TensorBoard without its package.
+    """
+    if backend not in BACKENDS:
+        raise unknown_name("tracking backend", backend, BACKENDS)
+    if mode not in MODES:
+        raise unknown_name("tracking mode", mode, MODES)
+    kept = dict(state or {})
+    if backend == "none":
+        return _Guarded(None, kept)
+    if backend == "tensorboard":
+        if find_spec("tensorboard") is None:
+            raise UserError("tracking.backend=tensorboard needs the extra `tracking`: pip install 'ser-fl[tracking]'")
+        return _Guarded(lambda: TensorBoard(run), kept)
+    resolved = resolve_mode(mode)
+    run_id = str(kept.setdefault("wandb_id", uuid.uuid4().hex[:12]))
+    settings = {"project": project, "entity": entity, "group": group, "name": name, "id": run_id, "mode": resolved}
+    return _Guarded(lambda: WeightsAndBiases(run, settings, public_config(config)), kept)
+
+
+class _Guarded:
+    """A tracker around a backend: the first exception is one warning, and then there is no backend any more."""
+
+    def __init__(self, open_backend: Callable[[], Backend] | None, state: dict[str, Any]) -> None:
+        self._backend: Backend | None = None
+        self._state = state
+        if open_backend is not None:
+            try:
+                self._backend = open_backend()
+            except Exception as error:
+                self._give_up(error)
+
+    def _try(self, call: Callable[[Backend], None]) -> None:
+        if self._backend is None:
+            return
+        try:
+            call(self._backend)
+        except Exception as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._backend = None
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        logger.warning("tracking failed and is off for the rest of this run, its folder has everything (%s)", reason)
+
+    def log_round(self, record: RoundRecord, clients: Sequence[ClientRecord]) -> None:
+        self._try(lambda backend: backend.log_round(record, clients))
+
+    def log_attacks(self, records: Sequence[AttackRecord]) -> None:
+        self._try(lambda backend: backend.log_attacks(records))
+
+    def log_summary(self, summary: Mapping[str, Any]) -> None:
+        self._try(lambda backend: backend.log_summary(summary))
+
+    def finish(self) -> None:
+        self._try(lambda backend: backend.finish())
+        self._backend = None
+
+    def state(self) -> dict[str, Any]:
+        return dict(self._state)

@@ -1,0 +1,143 @@
+"""Weights & Biases: one run an experiment, offline where there is no key or no way to the server."""
+
+from __future__ import annotations
+
+import logging
+import netrc
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from ser_fl.errors import UserError, unknown_name
+from ser_fl.records import AttackRecord, ClientRecord, RoundRecord, RunFolder
+from ser_fl.tracking.figures import attack_metrics, round_metrics, summary_metrics
+
+logger = logging.getLogger(__name__)
+
+MAX_ARTIFACT_BYTES = 50_000_000
+"""Larger weights stay in the run folder."""
+INIT_TIMEOUT_S = 60
+FINISH_TIMEOUT_S = 120
+"""How long the end of a run may wait for uploads; what is left can be sent with ``wandb sync``."""
+FLUSH_INTERVAL_S = 1.0
+"""What a killed run can lose of its offline file; wandb's own 15 s would be many rounds."""
+WANDB_MODES = ("online", "offline", "shared", "disabled")
+
+
+def resolve_mode(mode: str) -> str:
+    """Mode for wandb, found out here because wandb itself would prompt for a missing key."""
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE", mode)
+    if mode == "auto":
+        return "online" if _has_wandb_key() else "offline"
+    if mode not in WANDB_MODES:
+        raise unknown_name("WANDB_MODE", mode, WANDB_MODES)
+    if mode == "online" and not _has_wandb_key():
+        raise UserError(
+            "W&B mode is online but no API key was found: set WANDB_API_KEY, run `wandb login`, "
+            "or use tracking.mode=offline"
+        )
+    return mode
+
+
+def _has_wandb_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    default = Path.home() / ("_netrc" if os.name == "nt" else ".netrc")
+    try:
+        entry = netrc.netrc(os.environ.get("NETRC", str(default))).authenticators(host)
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return bool(entry and entry[2])
+
+
+class WeightsAndBiases:
+    """One W&B run."""
+
+    def __init__(self, run: RunFolder, settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        os.environ.setdefault("WANDB_SILENT", "true")  # wandb speaks before it has read our settings
+        import wandb
+
+        self._wandb = wandb
+        self._folder = run
+        self._online = settings["mode"] == "online"
+        self._run = self._open(settings, config)
+        self._run.define_metric("round")
+        self._run.define_metric("*", step_metric="round")
+        if self._online:
+            logger.info("W&B run: %s", self._run.url)
+
+    def _open(self, settings: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
+        """A W&B run; where the server cannot be reached, as on most cluster nodes, an offline one of the same id."""
+        try:
+            return self._init(settings, config)
+        except Exception as error:
+            if not self._online:
+                raise
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            logger.warning("W&B cannot be reached, this run is tracked offline: `wandb sync` sends it (%s)", reason)
+            self._online = False
+            return self._init({**settings, "mode": "offline"}, config)
+
+    def _init(self, settings: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
+        wandb = self._wandb
+        return wandb.init(
+            **settings,
+            resume="allow",
+            dir=self._folder.root,
+            config=dict(config),
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                use_dot_wandb=False,
+                reinit="create_new",  # else a run that a caller left open would get our figures
+                init_timeout=INIT_TIMEOUT_S,
+                finish_timeout=FINISH_TIMEOUT_S,
+                finish_timeout_raises=True,
+                x_disable_meta=True,  # the command line has data folders; environment.json is kept with the run
+                x_disable_stats=True,
+                x_transaction_log_flush_interval=FLUSH_INTERVAL_S,
+            ),
+        )
+
+    def log_round(self, record: RoundRecord, clients: Sequence[ClientRecord]) -> None:
+        self._run.log({"round": record.round, **round_metrics(record, clients)})
+
+    def log_attacks(self, records: Sequence[AttackRecord]) -> None:
+        self._run.summary.update(attack_metrics(records))
+        rows = [{key: value for key, value in asdict(record).items() if key != "confusion"} for record in records]
+        if rows:
+            table = self._wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
+            self._run.log({"attacks": table})
+
+    def log_summary(self, summary: Mapping[str, Any]) -> None:
+        self._run.summary.update(summary_metrics(summary))
+        classes, test = summary["classes"], summary["test"]
+        counts: list[Iterable[Any]] = [
+            (true, predicted, count)
+            for true, row in zip(classes, test["confusion"], strict=True)
+            for predicted, count in zip(classes, row, strict=True)
+        ]
+        recall: list[Iterable[Any]] = list(zip(classes, test["per_class_recall"], strict=True))
+        confusion_table = self._wandb.Table(columns=["true", "predicted", "count"], data=counts)
+        recall_table = self._wandb.Table(columns=["class", "recall"], data=recall)
+        self._run.log({"test/confusion": confusion_table, "test/per_class_recall": recall_table})
+        if self._online:
+            self._upload_model()
+
+    def _upload_model(self) -> None:
+        weights = self._folder.weights
+        if not weights.exists() or weights.stat().st_size > MAX_ARTIFACT_BYTES:
+            return
+        artifact = self._wandb.Artifact(f"model-{self._run.id}", type="model")
+        for path in (weights, self._folder.model, self._folder.summary):
+            if path.exists():
+                artifact.add_file(str(path))
+        self._run.log_artifact(artifact)
+
+    def finish(self) -> None:
+        self._run.finish()
