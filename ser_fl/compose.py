@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ser_fl.config import BenchmarkConfig, Config, parse, parse_benchmark
+from ser_fl.config import CONFIG_SCHEMA, BenchmarkConfig, Config, parse, parse_benchmark
 from ser_fl.errors import UserError, unknown_name
 
 
@@ -112,14 +112,20 @@ def _from_file(config_file: Path, overrides: Sequence[str]) -> dict[str, Any]:
 
     if not config_file.is_file():
         raise UserError(f"no such configuration: {config_file}")
+    free = dict(override.split("=", 1) for override in overrides if override.partition("=")[0] in _FREE_TEXT)
     try:
         base = OmegaConf.load(config_file)
-        merged = OmegaConf.merge(base, OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.merge(base, OmegaConf.from_dotlist([o for o in overrides if o.split("=")[0] not in free]))
+        for key, value in free.items():
+            OmegaConf.update(merged, key, None if value == "null" else value)
         settings = OmegaConf.to_container(merged, resolve=True)
     except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{config_file} cannot be read: {_first_line(error)}") from None
     if not isinstance(settings, dict):
         raise UserError(f"{config_file} is not a configuration: it holds a {type(settings).__name__}")
+    schema = settings.pop("schema", CONFIG_SCHEMA)
+    if schema != CONFIG_SCHEMA:
+        raise UserError(f"{config_file} has schema {schema!r}, this version reads {CONFIG_SCHEMA}: train again")
     return {str(key): value for key, value in settings.items()}
 
 

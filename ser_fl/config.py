@@ -10,10 +10,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from ser_fl.errors import UserError, unknown_name
+
+CONFIG_SCHEMA = 1
+"""Version of a run's ``config.yaml``."""
 
 _stage = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 
@@ -23,6 +26,8 @@ Count = Annotated[int, Field(ge=1)]
 Amount = Annotated[int, Field(ge=0)]
 Epsilon = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Speaker = Annotated[str, BeforeValidator(lambda given: str(given) if type(given) is int else given)]
+"""YAML takes the speakers of EmoDB and CREMA-D for numbers."""
 
 
 @_stage
@@ -98,14 +103,22 @@ class SplitConfig:
     """within_speaker: share of every speaker's utterances that is the pooled test set."""
     validation_fraction: Share
     """within_speaker: share of every speaker's remaining utterances that selects the round."""
-    test_speakers: tuple[str, ...]
+    test_speakers: tuple[Speaker, ...]
     """speaker_independent: named test speakers; empty: folds."""
-    validation_speakers: tuple[str, ...]
+    validation_speakers: tuple[Speaker, ...]
     """speaker_independent: named validation speakers; empty: drawn."""
     fold: Amount
     """speaker_independent without named speakers: which fold is left out, from 0."""
     num_test_speakers: Count
     num_validation_speakers: Count
+
+    def __post_init__(self) -> None:
+        for setting in ("test_speakers", "validation_speakers", "fold"):
+            if self.name != "speaker_independent" and getattr(self, setting):
+                raise ValueError(
+                    f"split.{setting} goes with split=speaker_independent, got {getattr(self, setting)!r} with "
+                    f"split={self.name}"
+                )
 
 
 @_stage
@@ -305,6 +318,11 @@ class Config:
             )
         if self.selection.by == "robust" and self.selection.robust_every == 0:
             raise ValueError("selection.by=robust needs selection.robust_every of at least 1, got 0")
+        if self.selection.by == "robust" and 0 < self.federation.patience < self.selection.robust_every:
+            raise ValueError(
+                f"federation.patience must be at least selection.robust_every ({self.selection.robust_every}), so that "
+                f"robust UAR is measured before the run stops, got {self.federation.patience}"
+            )
 
 
 @_stage

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 ATTACKS_SCHEMA = 1
 """Version of ``attacks.json``."""
+SUMMARY_SCHEMA = 1
+"""Version of ``summary.json``."""
 MODEL_SCHEMA = 1
 """Version of ``model.json``."""
 

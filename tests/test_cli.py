@@ -153,6 +153,10 @@ BAD_INPUT: dict[str, tuple[str, list[str]]] = {
     "unknown objective": ("train objective=pdg", ["'pdg'", "pgd", "fgsm", "clean"]),
     "unknown value": ("train data.on_unreadable=skp", ["data.on_unreadable", "skp", "skip", "stop"]),
     "unknown speaker": ("train SETTINGS split=speaker_independent split.test_speakers=[zoe]", ["speaker 'zoe'"]),
+    "test speakers of another split": (
+        "train SETTINGS split.test_speakers=[zoe]",
+        ["split.test_speakers", "split=speaker_independent", "zoe", "within_speaker"],
+    ),
     "misspelt key": ("train federation.num_round=3", ["federation.num_round'", "federation.num_rounds"]),
     "misspelt group": ("train modle=crnn", ["'modle'", "model"]),
     "misspelt top key": ("train resum=true", ["'resum'", "resume"]),

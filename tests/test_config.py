@@ -46,7 +46,7 @@ def test_defaults_parse_and_need_no_files() -> None:
 
 @pytest.mark.parametrize("model", groups()["model"])
 def test_dump_and_parse_are_inverse(model: str) -> None:
-    config = compose([f"model={model}", "split.test_speakers=[a,b]", "objective=pgd"])
+    config = compose([f"model={model}", "split=speaker_independent", "split.test_speakers=[a,b]", "objective=pgd"])
     assert parse(dump(config)) == config
     assert parse(yaml.safe_load(yaml.safe_dump(dump(config)))) == config
 
@@ -300,6 +300,29 @@ def config_file(tmp_path: Path) -> Path:
     config = compose(["experiment=debug", "seed=3", "frontend.log_offset=1e-7"])
     file.write_text(yaml.safe_dump(dump(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
     return file
+
+
+def test_config_file_of_another_schema(config_file: Path) -> None:
+    config_file.write_text("schema: 99\n" + config_file.read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"config\.yaml has schema 99, this version reads 1: train again"):
+        compose(config_file=config_file)
+
+
+@pytest.mark.parametrize("folder", ["123", "a: b", "/x, y/[1]", "null"])
+def test_folders_beside_a_config_file_are_taken_as_they_are(config_file: Path, folder: str) -> None:
+    config = compose([f"run_dir={folder}", "seed=9"], config_file=config_file)
+    assert (config.run_dir, config.seed) == (None if folder == "null" else folder, 9)
+
+
+def test_speakers_that_look_like_numbers() -> None:
+    """EmoDB's and CREMA-D's."""
+    named = compose(["split=speaker_independent", "split.test_speakers=[10,03,1001]", "experiment=debug"]).split
+    assert named.test_speakers == ("10", "03", "1001")
+
+
+def test_patience_that_ends_before_robust_uar_is_measured() -> None:
+    with pytest.raises(UserError, match=r"patience must be at least selection\.robust_every \(5\).*got 3"):
+        compose(["experiment=debug", "selection=robust", "federation.patience=3"])
 
 
 def test_config_file_round_trip(config_file: Path) -> None:

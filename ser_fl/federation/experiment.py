@@ -14,7 +14,7 @@ import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from ser_fl.attacks.budget import Box
-from ser_fl.config import Config, dump
+from ser_fl.config import CONFIG_SCHEMA, Config, dump
 from ser_fl.data.features import OnFeatures
 from ser_fl.data.partition import holders
 from ser_fl.data.prepared import Prepared, prepare
@@ -31,7 +31,7 @@ from ser_fl.federation.server import GLOBAL, Server
 from ser_fl.metrics import scores
 from ser_fl.models.bundle import EmotionModel, save_model
 from ser_fl.models.catalogue import build_network
-from ser_fl.records import RunFolder, write_bytes, write_json
+from ser_fl.records import SUMMARY_SCHEMA, RunFolder, write_bytes, write_json
 from ser_fl.tracking import Tracker, open_tracker
 
 
@@ -84,7 +84,8 @@ def _run(
     try:
         if progress.round == 0:
             write_json(run.environment, describe_environment(seed=config.seed, threads=config.executor.threads))
-            write_bytes(run.config, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode())
+            content = {"schema": CONFIG_SCHEMA, **settings}
+            write_bytes(run.config, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
         for path in (run.rounds, run.clients):
             run.cut_back(path, progress.lengths.get(path.name, 0))
         box = Box.of(prepared.standardisation.lower_F1, prepared.standardisation.upper_F1)
@@ -225,6 +226,7 @@ def summary(config: Config, prepared: Prepared, scorer: Scorer, progress: Progre
     test = scores(pooled)
     parts = {"train": prepared.split.train, "validation": prepared.split.validation, "test": prepared.split.test}
     return {
+        "schema": SUMMARY_SCHEMA,
         "experiment": config.experiment,
         "synthetic": config.data.name == "builtin",
         "classes": list(prepared.store.classes),
