@@ -6,7 +6,10 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -19,7 +22,7 @@ from torch import Tensor
 
 from ser_fl.config import FrontendConfig
 from ser_fl.data.corpora import open_corpus
-from ser_fl.data.features import compute_features
+from ser_fl.data.features import FeatureStore, compute_features
 from ser_fl.data.frontend import LogMel
 from ser_fl.data.utterance import Utterance
 from ser_fl.errors import UserError
@@ -204,6 +207,112 @@ def test_killed_computation_leaves_nothing_that_is_taken_for_features(tmp_path: 
     store = compute_features(corpus, SMALL, cache_dir=tmp_path)
     assert corpus.num_read == 3
     assert store.features_NFL.abs().sum() > 0
+
+
+class WaitingCorpus(NoiseCorpus):
+    """As `NoiseCorpus`, except that something happens before some of its utterances are read."""
+
+    def __init__(self, ids: tuple[str, ...], before: dict[int, Callable[[], None]]) -> None:
+        super().__init__(ids)
+        self.before = {self.utterances[number].utterance_id: happen for number, happen in before.items()}
+
+    def read(self, utterance: Utterance) -> tuple[Tensor, int]:
+        self.before.get(utterance.utterance_id, lambda: None)()
+        return super().read(utterance)
+
+
+def test_computations_of_equal_process_ids_do_not_share_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on two hosts with one cache folder: the second has begun when the first ends, and ends later."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # the first batches are written before the last one is read
+    begun, may_end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        begun.set()
+        assert may_end.wait(60)
+
+    with ThreadPoolExecutor(1) as pool:
+
+        def begin() -> None:
+            later.append(pool.submit(compute_features, WaitingCorpus(ids(70), {0: hold}), SMALL, cache_dir=tmp_path))
+            assert begun.wait(60)
+
+        later: list[Future[FeatureStore]] = []
+        alone = compute_features(NoiseCorpus(ids(70)), SMALL, cache_dir=tmp_path / "alone")
+        try:
+            first = compute_features(WaitingCorpus(ids(70), {69: begin}), SMALL, cache_dir=tmp_path)
+        finally:
+            may_end.set()
+        assert torch.equal(first.features_NFL, alone.features_NFL)
+        assert torch.equal(later[0].result().features_NFL, alone.features_NFL)
+    (file,) = files(tmp_path / "features")
+    assert file.stat().st_mode & 0o777 == 0o644, "others who share the folder may read it"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:10],
+        lambda content: content[:100],
+        lambda content: content[: len(content) // 2],
+        lambda content: b"PK\x03\x04" + content,
+        lambda content: content.replace(b"'<f4'", b"'<i4'"),
+        lambda content: content.replace(b"(5, ", b"(4, "),
+    ],
+    ids=[
+        "empty",
+        "cut in the magic",
+        "cut in the header",
+        "cut in the rows",
+        "an archive",
+        "of whole numbers",
+        "short",
+    ],
+)
+def test_damaged_cache_is_computed_anew(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    whole = compute_features(NoiseCorpus(ids(5)), SMALL, cache_dir=tmp_path)
+    (file,) = files(tmp_path)
+    content = file.read_bytes()
+    file.unlink()  # the first store keeps its pages
+    file.write_bytes(damage(content))
+    assert file.read_bytes() != content
+    corpus = NoiseCorpus(ids(5))
+    store = compute_features(corpus, SMALL, cache_dir=tmp_path)
+    assert corpus.num_read == 5
+    assert torch.equal(store.features_NFL, whole.features_NFL)
+    assert file.read_bytes() == content
+
+
+def test_what_killed_computations_left_behind_is_swept_up(tmp_path: Path) -> None:
+    compute_features(NoiseCorpus(ids(3)), SMALL, cache_dir=tmp_path)
+    (file,) = files(tmp_path)
+    file.unlink()
+    left = {file.with_name(f".{file.name}.{name}"): age_h for name, age_h in (("old", 2), ("young", 0.5))}
+    left[file.with_name(".other.npy.old")] = 2
+    for path, age_h in left.items():
+        path.write_bytes(b"rows")
+        os.utime(path, (time.time() - 3600 * age_h,) * 2)
+    compute_features(NoiseCorpus(ids(3)), SMALL, cache_dir=tmp_path)
+    assert {path.name.rpartition(".")[2] for path in files(tmp_path)} == {"npy", "young", "old"}
+    assert not file.with_name(f".{file.name}.old").exists(), "of the same features"
+    assert file.with_name(".other.npy.old").exists(), "of others, whose computation sweeps for itself"
+
+
+def test_long_computation_is_not_taken_for_a_killed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It touches its file with every batch; here the file seems two hours old before the last one is read."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    ages_s: list[float] = []
+
+    def grow_old() -> None:
+        (path,) = files(tmp_path)
+        os.utime(path, (time.time() - 7200,) * 2)
+
+    def measure() -> None:
+        (path,) = files(tmp_path)
+        ages_s.append(time.time() - path.stat().st_mtime)
+
+    compute_features(WaitingCorpus(ids(100), {0: grow_old, 99: measure}), SMALL, cache_dir=tmp_path)
+    assert max(ages_s) < 3600
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads Linux's list of memory maps")

@@ -5,7 +5,10 @@ Legend: N utterances, F mel bins, L frames.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ser_fl.config import FrontendConfig
@@ -24,6 +28,8 @@ from ser_fl.errors import UserError
 CACHE_VERSION = 1
 """Raised whenever the same audio and settings would give other features."""
 _BATCH = 32
+_LEFT_BEHIND_S = 3600.0
+"""Age of a temporary file that nobody is writing any more: whoever writes one touches it with every batch."""
 
 OnFeatures = Callable[[int, int], None]
 """Told how many utterances are done, of how many."""
@@ -52,18 +58,35 @@ def compute_features(
     """Features of every utterance of a corpus, from the cache where audio and settings are the same.
 
     Raises:
-        UserError: a file cannot be decoded (it is named), or the corpus has fewer than two emotions.
+        UserError: a file cannot be decoded (it is named), the corpus has fewer than two emotions, or the front end has
+            mel bins without a frequency.
     """
     classes = classes_of(corpus.utterances)
     if len(classes) < 2:
         raise UserError(f"corpus {corpus.name!r} has one emotion only ({', '.join(classes)}): a classifier needs two")
     file = (cache_dir or default_cache_dir()) / "features" / f"{_key(corpus, config)}.npy"
-    if not file.is_file():
-        _fill(file, corpus, config, progress)
-    # Copy-on-write, since torch has no read-only tensors: pages are shared until somebody writes, and nobody does.
-    features = torch.from_numpy(np.load(file, mmap_mode="c"))
+    frontend = LogMel(config)
+    shape = (len(corpus.utterances), config.num_mels, config.num_frames)
+    rows = _load(file, shape)
+    if rows is None:
+        _fill(file, corpus, frontend, shape, progress)
+        rows = _load(file, shape)
+    if rows is None:
+        raise UserError(f"{file} was just written and cannot be read: is the disk of data.cache_dir sound?")
     labels = torch.tensor([classes.index(utterance.emotion) for utterance in corpus.utterances])
-    return FeatureStore(features, labels, corpus.utterances, classes)
+    return FeatureStore(torch.from_numpy(rows), labels, corpus.utterances, classes)
+
+
+def _load(file: Path, shape: tuple[int, int, int]) -> NDArray[np.float32] | None:
+    """The cached rows, mapped into memory; None where there are none, or where a full disk or a crash cut them off.
+
+    Copy-on-write, since torch has no read-only tensors: pages are shared until somebody writes, and nobody does.
+    """
+    try:
+        rows = np.lib.format.open_memmap(file, mode="c")
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
+    return rows if rows.dtype == np.float32 and rows.shape == shape else None
 
 
 def _key(corpus: Corpus, config: FrontendConfig) -> str:
@@ -88,15 +111,18 @@ def _settings(config: FrontendConfig) -> tuple[object, ...]:
     )
 
 
-def _fill(file: Path, corpus: Corpus, config: FrontendConfig, progress: OnFeatures | None) -> None:
+def _fill(
+    file: Path, corpus: Corpus, frontend: LogMel, shape: tuple[int, int, int], progress: OnFeatures | None
+) -> None:
     """Decode, resample and transform in parallel batches into a temporary file, then rename it into place."""
-    frontend = LogMel(config)
     total = len(corpus.utterances)
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    rows = np.lib.format.open_memmap(
-        temporary, mode="w+", dtype=np.float32, shape=(total, config.num_mels, config.num_frames)
-    )
+    _sweep(file)
+    # A name nobody else has, since hosts that share the folder may run processes of one number.
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
 
     def fill_batch(start: int) -> int:
         batch = corpus.utterances[start : start + _BATCH]
@@ -110,9 +136,19 @@ def _fill(file: Path, corpus: Corpus, config: FrontendConfig, progress: OnFeatur
             done = 0
             for count in pool.map(fill_batch, range(0, total, _BATCH)):
                 done += count
+                os.utime(temporary)
                 if progress is not None:
                     progress(done, total)
         rows.flush()
+        temporary.chmod(0o644)
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sweep(file: Path) -> None:
+    """Remove temporary files that killed computations of the same features left behind."""
+    for temporary in file.parent.glob(f".{file.name}.*"):
+        with contextlib.suppress(FileNotFoundError):  # somebody else sweeps too
+            if time.time() - temporary.stat().st_mtime > _LEFT_BEHIND_S:
+                temporary.unlink()
