@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import torch
 
-from ser_fl.data.audio import content_digest, probe_audio, read_audio, write_wav
+from ser_fl.data.audio import content_digest, missing_bytes, probe_audio, probe_header, read_audio, write_wav
 from ser_fl.errors import UserError
 
 
@@ -47,7 +47,7 @@ def test_mean_of_spaced_microphones_comb_filters(tmp_path: Path) -> None:
 
 def test_channel_that_is_not_there(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", pcm(), 16000)
-    with pytest.raises(UserError, match=r"a\.wav has one channel.*data\.channel=first"):
+    with pytest.raises(UserError, match=r"a\.wav: it has one channel.*data\.channel=first"):
         read_audio(tmp_path / "a.wav", "second")
     with pytest.raises(UserError, match=r"unknown data\.channel 'left'.*first, mean, second"):
         read_audio(tmp_path / "a.wav", "left")
@@ -57,7 +57,9 @@ def test_cut_off_flac_passes_the_probe_and_fails_in_reading(tmp_path: Path) -> N
     soundfile.write(tmp_path / "whole.flac", pcm(50_000), 16000)
     content = (tmp_path / "whole.flac").read_bytes()
     (tmp_path / "cut.flac").write_bytes(content[: len(content) // 2])
-    assert probe_audio(tmp_path / "cut.flac") is None
+    assert probe_header(tmp_path / "cut.flac") is None
+    assert probe_audio(tmp_path / "whole.flac", "first") is None
+    assert probe_audio(tmp_path / "cut.flac", "first")
     with pytest.raises(UserError, match=r"cannot read .*cut\.flac"):
         read_audio(tmp_path / "cut.flac")
 
@@ -69,23 +71,60 @@ def test_unreadable_files_are_named(tmp_path: Path, content: bytes | None, reaso
     path = tmp_path / "a.wav"
     if content is not None:
         path.write_bytes(content)
-    assert reason in str(probe_audio(path))
+    assert reason in str(probe_header(path))
+    assert reason in str(probe_audio(path, "first"))
     with pytest.raises(UserError, match=rf"cannot read .*a\.wav: .*{reason}"):
         read_audio(path)
 
 
 def test_file_without_samples(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", np.zeros(0), 16000)
-    assert probe_audio(tmp_path / "a.wav") == "holds no samples"
+    assert probe_header(tmp_path / "a.wav") == probe_audio(tmp_path / "a.wav", "first") == "it holds no samples"
     with pytest.raises(UserError, match=r"a\.wav: it holds no samples"):
         read_audio(tmp_path / "a.wav")
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 32768.0])
-def test_samples_on_another_scale_are_refused(tmp_path: Path, bad: float) -> None:
-    soundfile.write(tmp_path / "a.wav", np.array([0.1, bad, 0.2], dtype=np.float32), 16000, subtype="FLOAT")
-    with pytest.raises(UserError, match=r"a\.wav: samples reach"):
-        read_audio(tmp_path / "a.wav")
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (float("nan"), "some samples are no numbers"),
+        (float("inf"), "some samples are no numbers"),
+        (32768.0, r"samples reach 32768, expected \[-1, 1\]; rescale"),
+        (-2.5, r"samples reach 2\.5, expected \[-1, 1\]; rescale"),
+    ],
+)
+def test_unusable_samples_are_refused_and_probed(tmp_path: Path, bad: float, message: str) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.array([0.1, bad, 0.2], dtype=np.float32), 16000, subtype="FLOAT")
+    assert probe_header(path) is None
+    with pytest.raises(UserError, match=rf"a\.wav: {message}"):
+        read_audio(path)
+    assert probe_audio(path, "first")
+
+
+def test_files_with_one_fault_have_one_reason(tmp_path: Path) -> None:
+    """Figures and names belong to the error, not to the reason that files are grouped by."""
+    for name, peak in (("a.wav", 100.0), ("b.wav", 200.0)):
+        soundfile.write(tmp_path / name, np.array([peak], dtype=np.float32), 16000, subtype="FLOAT")
+    for channel in ("first", "second"):
+        reasons = {probe_audio(tmp_path / name, channel) for name in ("a.wav", "b.wav")}
+        assert len(reasons) == 1 and None not in reasons
+
+
+def test_missing_bytes_are_those_the_header_announces(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", pcm(1000), 16000)
+    whole = (tmp_path / "a.wav").read_bytes()
+
+    def missing(content: bytes) -> int:
+        (tmp_path / "b.wav").write_bytes(content)
+        return missing_bytes(tmp_path / "b.wav")
+
+    assert missing(whole) == missing(whole + b"more") == 0
+    assert missing(whole[:-500]) == 500
+    assert missing(whole[:-8]) == 0, "some programs count the header too"
+    for stream in (b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x00\x00\x00\x00"):
+        assert missing(b"RIFF" + stream + whole[8:-500]) == 0
+    assert missing(b"") == missing(b"RIFF") == missing(b"fLaC\xff\xff\x00\x00") == 0
 
 
 def test_floating_point_overshoot_is_cut(tmp_path: Path) -> None:

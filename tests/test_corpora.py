@@ -341,6 +341,50 @@ def test_nemo_blanks_bare_quotes_and_the_other_ending(tmp_path: Path, suffix: st
     assert first.utterance_id == (Path(below) / "samples" / f"EB0_neutral_13{suffix}").as_posix()
 
 
+# A table, its place for the audio of one utterance, and the folder that copies are put beside.
+TABLES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "nemo": (lambda root: write_text(root / "data.tsv", NEMO_TABLE), "samples/EB0_neutral_13.wav"),
+    "emozionalmente": (write_emozionalmente, "audio/1612872848291.wav"),
+    "iemocap": (write_iemocap, "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav"),
+}
+
+
+@pytest.mark.parametrize("place", ["denoised", "a", "z/deeper/still"])
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+@pytest.mark.parametrize("name", TABLES)
+def test_published_place_comes_before_other_files_of_that_name(
+    tmp_path: Path, name: str, suffix: str, place: str
+) -> None:
+    """Denoised copies are the usual case; as FLAC the recording has another ending than the copy and the table."""
+    write, published = TABLES[name]
+    write(tmp_path)
+    write_audio(tmp_path / "samples" / "KS0_surprised_10.wav")
+    (tmp_path / published).unlink(missing_ok=True)
+    recording = (tmp_path / published).with_suffix(suffix)
+    write_audio(recording)
+    write_audio(tmp_path / place / Path(published).name, seed="denoised")
+    corpus = open_corpus(name, tmp_path)
+    stem = Path(published).stem
+    assert [utterance.path for utterance in corpus.utterances if stem in utterance.utterance_id] == [recording]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_files_of_one_name_elsewhere_must_be_equal(tmp_path: Path, name: str) -> None:
+    write, published = TABLES[name]
+    write(tmp_path)
+    write_audio(tmp_path / "samples" / "KS0_surprised_10.wav")
+    (tmp_path / published).unlink(missing_ok=True)
+    file = Path(published).name
+    write_audio(tmp_path / "b" / "one" / file)
+    write_audio(tmp_path / "b" / "two" / file)
+    assert f"b/one/{file}" in {utterance.utterance_id for utterance in open_corpus(name, tmp_path).utterances}
+    write_audio(tmp_path / "b" / "two" / file, seed="denoised")
+    with pytest.raises(
+        UserError, match=rf"b/one/{file} and .*b/two/{file} are both utterance '.*' and differ: remove one"
+    ):
+        open_corpus(name, tmp_path)
+
+
 def test_missing_file_listed_twice_is_missing_not_different(tmp_path: Path) -> None:
     write_text(tmp_path / "data.tsv", NEMO_TABLE + NEMO_TABLE.partition("\n")[2])
     with pytest.raises(UserError, match=r"cannot read .*samples/EB0_neutral_13\.wav: no such file \(one of 2"):
@@ -406,6 +450,30 @@ def test_manifest(tmp_path: Path, encoding: str, separator: str, given: str) -> 
         ("deep/c.flac", "neutral", "s2", None, None, None, "test"),
     ]
     assert corpus.read(corpus.utterances[2])[1] == 16000
+
+
+def test_manifest_labels_that_differ_by_case_are_one(tmp_path: Path) -> None:
+    lines = ["path,emotion,speaker", "a.wav,Angry,s1", "b.wav,ANGRY,s1", "deep/c.flac,angry,s1"]
+    write_manifest(tmp_path, lines)
+    assert {utterance.emotion for utterance in open_corpus("manifest", tmp_path).utterances} == {"angry"}
+    corpus = open_corpus("manifest", tmp_path, labels={"aNGRY": "anger"})
+    assert {utterance.emotion for utterance in corpus.utterances} == {"anger"}
+    assert corpus.labels == {"angry": "anger"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"angr": "fear"}, r"data\.labels: the table has no label 'angr', its labels are anger, menace, neutral$"),
+        ({"anger": "fear", "ANGER": "joy"}, r"data\.labels: two of anger, ANGER differ by case only"),
+        ({"anger": "Fear", "menace": "fear"}, r"labels 'Fear' and 'fear' differ by case only"),
+        ({"menace": "Anger"}, r"labels '[aA]nger' and '[aA]nger' differ by case only"),
+    ],
+)
+def test_faulty_labels_of_a_manifest(tmp_path: Path, labels: dict[str, str], message: str) -> None:
+    write_manifest(tmp_path, FULL)
+    with pytest.raises(UserError, match=message):
+        open_corpus("manifest", tmp_path, labels=labels)
 
 
 def test_manifest_labels_are_mapped(tmp_path: Path) -> None:
@@ -515,6 +583,33 @@ def test_unreadable_files_stop_or_are_skipped(tmp_path: Path, content: bytes) ->
     (tmp_path / "wav" / "03a01Fa.wav").write_bytes(content)
     with pytest.raises(UserError, match=r"cannot read .*data\.root"):
         open_corpus("emodb", tmp_path, on_unreadable="skip")
+
+
+@pytest.mark.parametrize("samples", [[0.1, float("nan")], [0.1, 32768.0]], ids=["nan", "another scale"])
+def test_files_with_unusable_samples_are_skipped_too(tmp_path: Path, samples: list[float]) -> None:
+    write_audio(tmp_path / "03a01Fa.wav")
+    soundfile.write(tmp_path / "03a02Fc.wav", np.array(samples, np.float32), 16000, subtype="FLOAT")
+    corpus = open_corpus("emodb", tmp_path, on_unreadable="skip")
+    assert [utterance.utterance_id for utterance in corpus.utterances] == ["03a01Fa.wav"]
+    assert [file.utterance_id for file in corpus.skipped] == ["03a02Fc.wav"]
+
+
+def test_files_without_the_channel_are_skipped_and_a_corpus_without_it_is_refused(tmp_path: Path) -> None:
+    write_audio(tmp_path / "dis-f1-b1.wav", channels=2)
+    write_audio(tmp_path / "gio-f1-b1.wav")
+    corpus = open_corpus("emovo", tmp_path, channel="second", on_unreadable="skip")
+    assert [file.utterance_id for file in corpus.skipped] == ["gio-f1-b1.wav"]
+    (tmp_path / "dis-f1-b1.wav").unlink()
+    with pytest.raises(UserError, match=r"one channel, no second; take the first .*one of 1 such files among 1\)$"):
+        open_corpus("emovo", tmp_path, channel="second", on_unreadable="skip")
+
+
+def test_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_audio(tmp_path / "speech" / "03a01Fa.wav")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_corpus("emodb", Path("~/speech")).utterances[0].path == tmp_path / "speech" / "03a01Fa.wav"
+    with pytest.raises(UserError, match=r"no such folder: ~nobody-of-that-name/speech; set ROOT to the folder"):
+        open_corpus("emodb", Path("~nobody-of-that-name/speech"), root_name="ROOT")
 
 
 def test_channel_reaches_reading_and_digest(tmp_path: Path) -> None:

@@ -29,6 +29,14 @@ voice, which comb-filters it. "mean" suits channels that are copies or a true st
 """
 OVERSHOOT = 2.0
 """Floating-point files may overshoot full scale and are cut at it; beyond this factor they are on another scale."""
+_STREAM_BYTES = 0x7FFFF000
+
+
+class UnusableAudio(UserError):
+    """A file that cannot be read, or whose samples cannot be used."""
+
+    reason: str = ""
+    """Why, without the file's name and its figures: files with one fault have one reason."""
 
 
 def check_channel(channel: str) -> None:
@@ -37,24 +45,41 @@ def check_channel(channel: str) -> None:
         raise unknown_name("data.channel", channel, CHANNELS)
 
 
-def probe_audio(path: Path, *, decode: bool = False) -> str | None:
-    """Why a file cannot be read, or None.
+def probe_header(path: Path) -> str | None:
+    """Why a file cannot be read, or None, from its header alone, which is cheap.
 
-    From its header alone, which is cheap, a FLAC file that was cut off behind an intact header passes, and fails in
-    `read_audio`; with ``decode`` it is found here. A WAV file is read as far as it goes.
+    A FLAC file that was cut off behind an intact header passes, and so does a file with unusable samples: `probe_audio`
+    finds them. A WAV file is read as far as it goes.
     """
     try:
         header = soundfile.info(str(path))
     except (soundfile.SoundFileError, OSError) as error:
         return _reason(path, error)
-    if header.frames <= 0:
-        return "holds no samples"
-    if decode:
-        try:
-            soundfile.read(str(path), dtype="int16")
-        except (soundfile.SoundFileError, OSError) as error:
-            return _reason(path, error)
+    return "it holds no samples" if header.frames <= 0 else None
+
+
+def probe_audio(path: Path, channel: str) -> str | None:
+    """Why `read_audio` would refuse a file, or None; decodes the whole file."""
+    try:
+        _read_samples(path, channel)
+    except UnusableAudio as error:
+        return error.reason
     return None
+
+
+def missing_bytes(path: Path) -> int:
+    """How many bytes more a WAV file's header announces than the file holds: it was cut off; 0 for other files.
+
+    Headers of streams, whose length nobody knew, announce 2 GB or more and do not count, nor do a few bytes, by which
+    some programs err.
+    """
+    with path.open("rb") as file:
+        head = file.read(8)
+        size = file.seek(0, io.SEEK_END)
+    announced = int.from_bytes(head[4:], "little") + len(head)
+    if head[:4] != b"RIFF" or announced >= _STREAM_BYTES:
+        return 0
+    return announced - size if announced - size > len(head) else 0
 
 
 def read_audio(path: Path, channel: str = "first") -> tuple[Tensor, int]:
@@ -69,24 +94,39 @@ def read_audio(path: Path, channel: str = "first") -> tuple[Tensor, int]:
         k / 2^(b-1); floating-point samples are cut at full scale.
 
     Raises:
-        UserError: the file is missing, not audio, empty, a cut-off FLAC, not finite, on another scale, or lacks the
+        UnusableAudio: the file is missing, not audio, empty, a cut-off FLAC, not finite, on another scale, or lacks the
             channel.
     """
     import torch
 
+    samples_T, sample_rate_hz = _read_samples(path, channel)
+    return torch.from_numpy(samples_T.clip(-1, 1)), sample_rate_hz
+
+
+def _read_samples(path: Path, channel: str) -> tuple[NDArray[np.float32], int]:
+    """One channel of shape (T,), finite and at most `OVERSHOOT`, and its sampling rate in Hz."""
     check_channel(channel)
     try:
         with soundfile.SoundFile(str(path)) as file:
             samples, sample_rate_hz = file.read(dtype="float32", always_2d=True), int(file.samplerate)
     except (soundfile.SoundFileError, OSError) as error:
-        raise UserError(f"cannot read {path}: {_reason(path, error)}") from None
+        raise _unusable(path, _reason(path, error), verb="read") from None
     if len(samples) == 0:
-        raise UserError(f"cannot read {path}: it holds no samples")
+        raise _unusable(path, "it holds no samples", verb="read")
     samples_T = _one_channel(samples, channel, path)
     peak = float(np.abs(samples_T).max())
-    if not peak <= OVERSHOOT:
-        raise UserError(f"cannot use {path}: samples reach {peak:g}, expected [-1, 1]; rescale the file")
-    return torch.from_numpy(samples_T.clip(-1, 1)), sample_rate_hz
+    if not np.isfinite(peak):
+        raise _unusable(path, "some samples are no numbers (NaN or infinite); make the file again from its source")
+    if peak > OVERSHOOT:
+        found = f"samples reach {peak:g}, expected [-1, 1]"
+        raise _unusable(path, "samples far beyond [-1, 1]; rescale the file", f"{found}; rescale the file")
+    return samples_T, sample_rate_hz
+
+
+def _unusable(path: Path, reason: str, detail: str | None = None, *, verb: str = "use") -> UnusableAudio:
+    error = UnusableAudio(f"cannot {verb} {path}: {detail or reason}")
+    error.reason = reason
+    return error
 
 
 def _one_channel(samples: NDArray[np.float32], channel: str, path: Path) -> NDArray[np.float32]:
@@ -96,7 +136,7 @@ def _one_channel(samples: NDArray[np.float32], channel: str, path: Path) -> NDAr
         return mean_T
     index = CHANNELS.index(channel)
     if index >= samples.shape[1]:
-        raise UserError(f"{path} has one channel: the second does not exist, use data.channel=first")
+        raise _unusable(path, "it has one channel, no second; take the first (data.channel=first, --channel first)")
     return np.ascontiguousarray(samples[:, index])
 
 

@@ -11,11 +11,12 @@ import torch
 
 from ser_fl.config import Config
 from ser_fl.data.corpora import open_corpus
+from ser_fl.data.corpora.folder import expand_home
 from ser_fl.data.features import FeatureStore, OnFeatures, compute_features
 from ser_fl.data.frontend import FeatureStatistics, Standardisation
 from ser_fl.data.partition import EVERYBODY, Indices, Split, assign_clients, split_corpus
 from ser_fl.data.synthetic import SyntheticCorpus
-from ser_fl.data.utterance import Corpus
+from ser_fl.data.utterance import Corpus, SkippedFile
 
 _LOG = logging.getLogger(__name__)
 
@@ -28,6 +29,8 @@ class Prepared:
     split: Split
     clients: dict[str, Indices]
     standardisation: Standardisation
+    skipped: tuple[SkippedFile, ...] = ()
+    """Files that could not be used and were left out, with ``data.on_unreadable=skip``."""
 
 
 def open_configured_corpus(config: Config) -> Corpus:
@@ -49,7 +52,7 @@ def prepare(config: Config, on_features: OnFeatures | None = None) -> Prepared:
 
     Standardisation is federated: each client gives the sums of its own training features, and the server adds them.
     """
-    cache_dir = Path(config.data.cache_dir) if config.data.cache_dir else None
+    cache_dir = expand_home(config.data.cache_dir) if config.data.cache_dir else None
     corpus = open_configured_corpus(config)
     store = compute_features(corpus, config.frontend, cache_dir=cache_dir, progress=on_features)
     split = split_corpus(store.utterances, config.split)
@@ -59,4 +62,4 @@ def prepare(config: Config, on_features: OnFeatures | None = None) -> Prepared:
         clients = assign_clients(store.utterances, split.train, config.clients, seed=config.split.seed)
     sums = (FeatureStatistics.of(store.features_NFL[torch.tensor(held)]) for held in clients.values())
     standardisation = Standardisation.from_statistics(reduce(FeatureStatistics.merge, sums), config.frontend)
-    return Prepared(store=store, split=split, clients=clients, standardisation=standardisation)
+    return Prepared(store=store, split=split, clients=clients, standardisation=standardisation, skipped=corpus.skipped)

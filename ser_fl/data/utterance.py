@@ -51,6 +51,14 @@ class Utterance:
     """"train", "validation" or "test" where the corpus's authors published a split."""
 
 
+@dataclass(frozen=True, slots=True)
+class SkippedFile:
+    """A file that was left out, and why."""
+
+    utterance_id: str
+    reason: str
+
+
 class Corpus(Protocol):
     """Utterances, and the audio of each."""
 
@@ -59,6 +67,8 @@ class Corpus(Protocol):
     """True for the built-in corpus: whatever is computed from it must say so."""
     utterances: tuple[Utterance, ...]
     """Sorted by utterance_id."""
+    skipped: tuple[SkippedFile, ...]
+    """Files that could not be used and were left out, where that was asked for."""
 
     def read(self, utterance: Utterance) -> tuple[Tensor, int]:
         """Waveform of shape (T,), float32 in [-1, 1], one channel, and its sampling rate in Hz.

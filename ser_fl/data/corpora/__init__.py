@@ -21,8 +21,10 @@ from ser_fl.data.corpora import (
     savee,
     tess,
 )
-from ser_fl.data.corpora.file_corpus import FileCorpus, SkippedFile, build_corpus
+from ser_fl.data.corpora.file_corpus import FileCorpus, build_corpus
+from ser_fl.data.corpora.folder import expand_home
 from ser_fl.data.corpora.info import CorpusInfo, PublishedCounts
+from ser_fl.data.utterance import SkippedFile
 from ser_fl.errors import UserError, unknown_name
 
 __all__ = ["CORPORA", "CorpusInfo", "FileCorpus", "PublishedCounts", "SkippedFile", "open_corpus"]
@@ -39,16 +41,19 @@ def open_corpus(
     channel: str = "first",
     on_unreadable: str = "stop",
     labels: Mapping[str, str] | None = None,
+    root_name: str = "data.root",
 ) -> FileCorpus:
     """Open a corpus folder.
 
     Args:
         name: A name in `CORPORA`.
-        root: The corpus folder; for "manifest" also the table itself.
+        root: The corpus folder; for "manifest" also the table itself; a leading ``~`` is the home folder.
         channel: "first", "second" or "mean", see `ser_fl.data.audio.CHANNELS`.
-        on_unreadable: "stop" at files that cannot be read, or "skip" and list them in `FileCorpus.skipped`.
+        on_unreadable: "stop" at files that cannot be read, or "skip" those and the ones whose samples cannot be used,
+            and list them in `FileCorpus.skipped`; then every file is decoded here.
         labels: Original code to word, instead of the corpus's own label map. Codes it lacks are left out; a manifest's
             labels that it lacks stay as they are.
+        root_name: What the user calls the folder, for error messages.
 
     Returns:
         The corpus, its utterances sorted by id.
@@ -59,11 +64,19 @@ def open_corpus(
     """
     if name not in CORPORA:
         raise unknown_name("corpus", name, CORPORA)
-    info, root = CORPORA[name], Path(root)
+    info, root = CORPORA[name], expand_home(root)
     if not root.exists():
-        raise UserError(f"no such folder: {root}; set data.root to the folder of {info.title}")
+        raise UserError(f"no such folder: {root}; set {root_name} to the folder of {info.title}")
     if name != "manifest" and not root.is_dir():
-        raise UserError(f"{root} is a file: set data.root to the folder of {info.title}")
+        raise UserError(f"{root} is a file: set {root_name} to the folder of {info.title}")
     utterances, words = info.scan_with(root, labels)
     folder = root.parent if root.is_file() else root
-    return build_corpus(name, folder, utterances, channel=channel, on_unreadable=on_unreadable, labels=words)
+    return build_corpus(
+        name,
+        folder,
+        utterances,
+        channel=channel,
+        on_unreadable=on_unreadable,
+        labels=words,
+        root_name=root_name,
+    )

@@ -19,7 +19,7 @@ _SAMPLE_COLUMNS = ("file_name", "actor", "emotion_expressed")
 
 
 def find(root: Path) -> Iterator[Recording]:
-    """Utterances of the sample table, wherever it and the audio lie."""
+    """Utterances of the sample table, wherever it and the audio lie; ``audio/`` beside its folder comes first."""
     files = list_files(root)
     samples = next((path for path in files if path.name.lower() == "samples.csv"), None)
     if samples is None:
@@ -28,7 +28,7 @@ def find(root: Path) -> Iterator[Recording]:
     for _, row in read_table(samples, separator=",", required=_SAMPLE_COLUMNS):
         name = Path(row["file_name"]).name
         yield Recording(
-            path=audio.get(name) or samples.parent.parent / "audio" / name,
+            path=audio.find(samples.parent.parent / "audio" / name),
             key=Path(name).stem.lower(),
             code=row["emotion_expressed"].lower(),
             speaker=row["actor"],

@@ -6,25 +6,18 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ser_fl.data.audio import check_channel, content_digest, probe_audio, read_audio
-from ser_fl.data.utterance import Utterance
+from ser_fl.data.audio import check_channel, content_digest, probe_audio, probe_header, read_audio
+from ser_fl.data.utterance import SkippedFile, Utterance
 from ser_fl.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 ON_UNREADABLE = ("stop", "skip")
-
-
-@dataclass(frozen=True, slots=True)
-class SkippedFile:
-    """A file that was left out, and why."""
-
-    utterance_id: str
-    reason: str
 
 
 @dataclass(slots=True, kw_only=True)
@@ -67,8 +60,9 @@ def build_corpus(
     channel: str,
     on_unreadable: str,
     labels: Mapping[str, str],
+    root_name: str = "data.root",
 ) -> FileCorpus:
-    """A corpus of the utterances whose files have a readable header.
+    """A corpus of the utterances whose files have a readable header, or with "skip" of those `read_audio` accepts.
 
     Raises:
         UserError: a file cannot be read and ``on_unreadable`` is "stop", or none can, or a setting is unknown.
@@ -76,26 +70,34 @@ def build_corpus(
     check_channel(channel)
     if on_unreadable not in ON_UNREADABLE:
         raise unknown_name("data.on_unreadable", on_unreadable, ON_UNREADABLE)
-    skipped = _unreadable(utterances, decode=on_unreadable == "skip")
+    skipped = _unusable(utterances, channel if on_unreadable == "skip" else None)
     if skipped and (on_unreadable == "stop" or len(skipped) == len(utterances)):
-        first = skipped[0]
-        way_out = "data.on_unreadable=skip leaves them out" if len(skipped) < len(utterances) else "is data.root right?"
-        raise UserError(
-            f"cannot read {root / first.utterance_id}: {first.reason} "
-            f"(one of {len(skipped)} such files among {len(utterances)}); {way_out}"
-        )
+        raise _refusal(root, skipped, len(utterances), root_name)
     lost = {file.utterance_id for file in skipped}
     kept = tuple(utterance for utterance in utterances if utterance.utterance_id not in lost)
     return FileCorpus(name=name, root=root, utterances=kept, channel=channel, labels=labels, skipped=skipped)
 
 
-def _unreadable(utterances: Sequence[Utterance], *, decode: bool) -> tuple[SkippedFile, ...]:
+def _refusal(root: Path, unusable: Sequence[SkippedFile], num_files: int, root_name: str) -> UserError:
+    """The error that names the first file, how many there are, and what can be done."""
+    first = unusable[0]
+    if len(unusable) < num_files:
+        way_out = "; data.on_unreadable=skip leaves them out"
+    else:  # some reasons end in a way out of their own
+        way_out = "" if ";" in first.reason else f"; is {root_name} right?"
+    count = f"one of {len(unusable)} such files among {num_files}"
+    return UserError(f"cannot read {root / first.utterance_id}: {first.reason} ({count}){way_out}")
+
+
+def _unusable(utterances: Sequence[Utterance], channel: str | None) -> tuple[SkippedFile, ...]:
     """Probe all files; on network file systems the wait is the cost, hence more threads than cores.
 
-    Only to leave files out are they decoded: a run that stops at the first bad one meets it in the front end anyway.
+    Only to leave files out are they decoded, for which the channel is needed: a run that stops at the first bad one
+    meets it in the front end anyway.
     """
+    probe = probe_header if channel is None else partial(probe_audio, channel=channel)
     with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
-        reasons = list(pool.map(lambda utterance: probe_audio(_path(utterance), decode=decode), utterances))
+        reasons = list(pool.map(lambda utterance: probe(_path(utterance)), utterances))
     pairs = zip(utterances, reasons, strict=True)
     return tuple(SkippedFile(utterance.utterance_id, reason) for utterance, reason in pairs if reason is not None)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import filecmp
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -12,6 +14,11 @@ from ser_fl.errors import UserError
 
 AUDIO_SUFFIXES = (".wav", ".flac")
 """Of corpora that name their files by a scheme; a manifest may name any format soundfile reads."""
+
+
+def expand_home(path: Path | str) -> Path:
+    """The path with a leading ``~`` or ``~user`` replaced by the home folder, where there is such a user."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111, since Path.expanduser raises where there is none
 
 
 def list_files(root: Path) -> list[Path]:
@@ -38,21 +45,47 @@ def audio_files(root: Path) -> list[Path]:
 
 
 class AudioIndex:
-    """Finds the audio file that a table names, by name in any case, then with the other ending."""
+    """Finds the audio file that a table names: in its published place first, then anywhere."""
 
     def __init__(self, files: Iterable[Path]) -> None:
-        self._by_name: dict[str, Path] = {}
-        self._by_stem: dict[str, Path] = {}
+        self._by_stem: dict[str, list[Path]] = defaultdict(list)
         for path in files:
             if path.suffix.lower() in AUDIO_SUFFIXES:
-                self._by_name.setdefault(path.name.lower(), path)
-                self._by_stem.setdefault(path.stem.lower(), path)
+                self._by_stem[path.stem.lower()].append(path)
 
-    def get(self, name: str) -> Path | None:
-        """The file of that name; the ending may be missing or another."""
-        exact = self._by_name.get(name.lower())
-        stem = name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in AUDIO_SUFFIXES else name
-        return exact or self._by_stem.get(stem.lower())
+    def find(self, published: Path) -> Path:
+        """The file that lies at a path, or bears its name elsewhere, in any case; the ending may be missing or another.
+
+        Args:
+            published: Where the corpus's authors put it: copies elsewhere may have been filtered or cut.
+
+        Returns:
+            The file, or ``published`` itself where there is none.
+
+        Raises:
+            UserError: none is in the published place, and those elsewhere differ.
+        """
+        has_suffix = published.suffix.lower() in AUDIO_SUFFIXES
+        stem = (published.stem if has_suffix else published.name).lower()
+        candidates = self._by_stem.get(stem, [])
+        folder = published.parent.as_posix().lower()
+        in_place = [path for path in candidates if path.parent.as_posix().lower() == folder]
+        found = in_place or candidates
+        found = [path for path in found if path.name.lower() == published.name.lower()] or found
+        for other in found[1:]:
+            refuse_difference(found[0], other, stem)
+        return found[0] if found else published
+
+
+def refuse_difference(first: Path, second: Path, key: str) -> None:
+    """Raise `UserError` unless two files that claim to be one utterance are equal."""
+    if first != second and not (first.exists() and second.exists() and filecmp.cmp(first, second, shallow=False)):
+        raise both_claim(first, second, key)
+
+
+def both_claim(first: Path, second: Path, key: str) -> UserError:
+    """Error for two files that claim to be one utterance and differ."""
+    return UserError(f"{first} and {second} are both utterance {key!r} and differ: remove one of them")
 
 
 def read_table(

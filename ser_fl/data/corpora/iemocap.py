@@ -32,7 +32,7 @@ def find(root: Path) -> Iterator[Recording]:
         for match in _TURN.finditer(table.read_text(encoding="latin-1")):
             turn, session, side = match[1], match[2].capitalize(), match[3].upper()
             yield Recording(
-                path=audio.get(turn) or _published_path(table, turn),
+                path=audio.find(_published_path(table, turn)),
                 key=turn.lower(),
                 code=match[4].lower(),
                 speaker=session + side,
@@ -42,7 +42,7 @@ def find(root: Path) -> Iterator[Recording]:
 
 
 def _published_path(table: Path, turn: str) -> Path:
-    """Where the audio of a turn should be, for the report that it is not."""
+    """Where the audio of a turn is as published."""
     return table.parents[min(2, len(table.parents) - 1)] / "sentences" / "wav" / turn.rpartition("_")[0] / f"{turn}.wav"
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import filecmp
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ser_fl.data.corpora.folder import both_claim, refuse_difference
 from ser_fl.data.utterance import Utterance
 from ser_fl.errors import UserError
 
@@ -21,7 +21,7 @@ class Recording:
     key: str
     """The corpus's own name of the utterance: two files with one key are copies."""
     code: str
-    """Emotion as the corpus writes it, in the case of the label map."""
+    """Emotion as the corpus writes it, in the case of the label map; a manifest's in lower case."""
     speaker: str
     sex: str | None = None
     session: str | None = None
@@ -67,8 +67,9 @@ class CorpusInfo:
     example: str
     """What the reader looks for, for the error when there is none."""
     find: Callable[[Path], Iterable[Recording]]
-    guess_labels: Callable[[frozenset[str]], Mapping[str, str]] | None = None
-    """For tables with labels of their own: the map for these codes; codes it lacks stay as they are."""
+    recognised_labels: Mapping[str, Mapping[str, str]] | None = None
+    """For tables with labels of their own, in lower case, which stay as they are: label maps by the name of the corpus
+    they belong to, each for tables all of whose labels are in it."""
     published_counts: PublishedCounts = field(default_factory=PublishedCounts)
     num_speakers: int | None = None
     num_utterances: int | None = None
@@ -102,16 +103,40 @@ class CorpusInfo:
         first = {recording.code: recording.path for recording in reversed(list(recordings))}
         if blank := [code for code, word in (labels or {}).items() if not word.strip()]:
             raise UserError(f"data.labels: the word for {blank[0]!r} is blank; leave the code out instead")
-        if self.guess_labels is not None:
-            mapped = self.guess_labels(frozenset(first)) if labels is None else labels
-            return {code: mapped.get(code, code) for code in sorted(first)}
+        if self.recognised_labels is not None:
+            return self._own_words(set(first), labels)
         known = sorted({*self.label_map, *self.left_out})
         if unknown := [code for code in labels or () if code not in known]:
             raise UserError(f"data.labels: {self.title} has no code {unknown[0]!r}, its codes are {', '.join(known)}")
         if unknown := [code for code in first if code not in known]:
             where = first[unknown[0]]
             raise UserError(f"unknown emotion {unknown[0]!r} of {where}: {self.title} has {', '.join(known)}")
-        return self.label_map if labels is None else labels
+        return self.label_map if labels is None else _told_apart(labels)
+
+    def _own_words(self, codes: set[str], labels: Mapping[str, str] | None) -> Mapping[str, str]:
+        """The label map in force of a table with labels of its own."""
+        if labels is None:
+            whole = [known for known in (self.recognised_labels or {}).values() if codes <= set(known)]
+            mapped = dict(whole[0]) if whole else {}
+        else:
+            mapped = {code.lower(): word for code, word in labels.items()}
+            if len(mapped) < len(labels):
+                raise UserError(f"data.labels: two of {', '.join(labels)} differ by case only, and case is ignored")
+            if unknown := [code for code in mapped if code not in codes]:
+                raise UserError(
+                    f"data.labels: the table has no label {unknown[0]!r}, its labels are {', '.join(sorted(codes))}"
+                )
+        return _told_apart({code: mapped.get(code, code) for code in sorted(codes)})
+
+
+def _told_apart(words: Mapping[str, str]) -> Mapping[str, str]:
+    """The words themselves, unless two of them differ by case only and would become two classes."""
+    spellings: dict[str, str] = {}
+    for word in words.values():
+        first = spellings.setdefault(word.strip().lower(), word.strip())
+        if first != word.strip():
+            raise UserError(f"the labels {first!r} and {word.strip()!r} differ by case only: use one in data.labels")
+    return words
 
 
 def _once_each(recordings: Iterable[Recording]) -> list[Recording]:
@@ -125,18 +150,10 @@ def _once_each(recordings: Iterable[Recording]) -> list[Recording]:
         first = kept.setdefault(recording.key, recording)
         if first is recording:
             continue
-        same = (first.code, first.speaker) == (recording.code, recording.speaker)
-        if not same or not _same_bytes(first.path, recording.path):
-            raise UserError(
-                f"{first.path} and {recording.path} are both utterance {recording.key!r} and differ: remove one of them"
-            )
+        if (first.code, first.speaker) != (recording.code, recording.speaker):
+            raise both_claim(first.path, recording.path, recording.key)
+        refuse_difference(first.path, recording.path, recording.key)
     return list(kept.values())
-
-
-def _same_bytes(first: Path, second: Path) -> bool:
-    if first == second:
-        return True
-    return first.exists() and second.exists() and filecmp.cmp(first, second, shallow=False)
 
 
 def _utterance(recording: Recording, words: Mapping[str, str], folder: Path) -> Utterance:

@@ -1,21 +1,21 @@
 """Any other corpus, through a table: path, emotion, speaker, and where known text, sex, session, split.
 
-``manifest.csv`` (commas or tabs) lies at the top of the folder its paths start from. Labels stay as they are unless
-``data.labels`` maps them; words of `EMOTIONS` are recognised in any case. DEMoS, whose files need a signed licence,
-comes this way: when every label is one of its codes (col, dis, gio, pau, rab, sor, tri, or neu) they are mapped.
+``manifest.csv`` (commas or tabs) lies at the top of the folder its paths start from. Labels are taken in lower case, so
+that "anger", "Anger" and "ANGER" are one class, and stay as they are unless ``data.labels`` maps them. DEMoS, whose
+files need a signed licence, comes this way: when every label is one of its codes (col, dis, gio, pau, rab, sor, tri, or
+neu) they are mapped.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from ser_fl.data.corpora.emovo import ITALIAN_LABELS
 from ser_fl.data.corpora.folder import read_table
 from ser_fl.data.corpora.info import CorpusInfo, Recording
 from ser_fl.data.corpora.labels import sex_of, split_of
-from ser_fl.data.utterance import EMOTIONS
 from ser_fl.errors import UserError
 
 DEMOS_LABELS = {**ITALIAN_LABELS, "col": "guilt"}
@@ -38,20 +38,13 @@ def find(root: Path) -> Iterator[Recording]:
         yield Recording(
             path=path,
             key=path.as_posix(),
-            code=row["emotion"],
+            code=row["emotion"].lower(),
             speaker=row["speaker"],
             sex=sex_of(row.get("sex", "")),
             session=row.get("session") or None,
             text=row.get("text") or None,
             split=_split(row.get("split", ""), place),
         )
-
-
-def labels_of(codes: frozenset[str]) -> Mapping[str, str]:
-    """Label map of a manifest: DEMoS's codes if there are only such, else words of `EMOTIONS` in any case."""
-    if all(code.lower() in DEMOS_LABELS for code in codes):
-        return {code: DEMOS_LABELS[code.lower()] for code in codes}
-    return {code: code.lower() for code in codes if code.lower() in EMOTIONS}
 
 
 def _table(root: Path) -> Path:
@@ -86,5 +79,5 @@ INFO = CorpusInfo(
     label_map={},
     example=f"a table with the columns {', '.join(REQUIRED)}",
     find=find,
-    guess_labels=labels_of,
+    recognised_labels={"DEMoS": DEMOS_LABELS},
 )

@@ -17,7 +17,7 @@ _COLUMNS = ("file_id", "emotion", "speaker_id")
 
 
 def find(root: Path) -> Iterator[Recording]:
-    """Utterances of data.tsv, wherever it and the audio lie."""
+    """Utterances of data.tsv, wherever it and the audio lie; ``samples/`` beside it comes first."""
     files = list_files(root)
     table = next((path for path in files if path.name.lower() == "data.tsv"), None)
     if table is None:
@@ -26,7 +26,7 @@ def find(root: Path) -> Iterator[Recording]:
     for _, row in read_table(table, separator="\t", required=_COLUMNS, quoted=False):
         name = Path(row["file_id"]).name
         yield Recording(
-            path=audio.get(name) or table.parent / "samples" / name,
+            path=audio.find(table.parent / "samples" / name),
             key=Path(name).stem.lower(),
             code=row["emotion"].lower(),
             speaker=row["speaker_id"],

@@ -12,7 +12,7 @@ from ser_fl.data.synthetic.delivery import SYNTHETIC_EMOTIONS, draw_delivery
 from ser_fl.data.synthetic.score import SENTENCES, compose
 from ser_fl.data.synthetic.speakers import Speaker, make_speaker
 from ser_fl.data.synthetic.synthesiser import synthesise
-from ser_fl.data.utterance import Utterance
+from ser_fl.data.utterance import SkippedFile, Utterance
 from ser_fl.errors import UserError
 from ser_fl.randomness import derive_seed
 
@@ -44,6 +44,7 @@ class SyntheticCorpus:
     name = "builtin"
     synthetic = True
     utterances: tuple[Utterance, ...]
+    skipped: tuple[SkippedFile, ...] = ()
 
     def __init__(
         self,

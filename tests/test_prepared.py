@@ -1,0 +1,89 @@
+"""Preparing an experiment's data: standardised by what is trained on, and open about what was left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from ser_fl.compose import compose
+from ser_fl.config import Config
+from ser_fl.data import prepared
+from ser_fl.data.features import FeatureStore, compute_features
+from ser_fl.data.prepared import Prepared, prepare
+from ser_fl.errors import UserError
+
+
+def debug(tmp_path: Path, *settings: str) -> Config:
+    return compose(["experiment=debug", f"data.cache_dir={tmp_path / 'cache'}", *settings])
+
+
+def mean(made: Prepared) -> list[float]:
+    return made.standardisation.mean_F1.flatten().tolist()
+
+
+@pytest.mark.parametrize(
+    "settings", [[], ["federation=centralised"], ["clients=iid"], ["split=speaker_independent", "data.num_speakers=4"]]
+)
+def test_standardisation_comes_from_the_clients_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str]
+) -> None:
+    """Scaled validation and test rows change nothing, not even the box; scaled training rows do."""
+    config = debug(tmp_path, *settings, "split.num_test_speakers=1", "split.num_validation_speakers=1")
+    plain = prepare(config)
+    trained = sorted(index for indices in plain.clients.values() for index in indices)
+    assert trained == sorted(plain.split.train)
+    rows_NFL = plain.store.features_NFL[trained].double()
+    assert mean(plain) == pytest.approx(rows_NFL.mean((0, 2)).tolist(), abs=1e-4)
+
+    def scale(indices: tuple[int, ...]) -> Prepared:
+        def scaled(*arguments: object, **named: object) -> FeatureStore:
+            store = compute_features(*arguments, **named)  # type: ignore[arg-type]
+            features_NFL = store.features_NFL.clone()
+            features_NFL[list(indices)] *= 0.1
+            return FeatureStore(features_NFL, store.labels_N, store.utterances, store.classes)
+
+        monkeypatch.setattr(prepared, "compute_features", scaled)
+        return prepare(config)
+
+    held = scale(plain.split.validation + plain.split.test)
+    for name, tensor in plain.standardisation.state_dict().items():
+        assert torch.equal(held.standardisation.state_dict()[name], tensor), name
+    assert mean(scale(plain.split.train)) == pytest.approx([0.1 * value for value in mean(plain)], rel=1e-4)
+
+
+def test_capped_clients_standardise_by_what_they_hold(tmp_path: Path) -> None:
+    """With one client of two speakers, the other's training utterances are nobody's."""
+    made = prepare(debug(tmp_path, "clients.num_clients=1"))
+    (held,) = made.clients.values()
+    assert len(held) < len(made.split.train)
+    assert mean(made) == pytest.approx(made.store.features_NFL[list(held)].double().mean((0, 2)).tolist(), abs=1e-4)
+
+
+def write_corpus(folder: Path) -> None:
+    """Two speakers, two emotions, five clips each, and one file whose samples are no numbers."""
+    folder.mkdir()
+    rows = ["path,emotion,speaker"]
+    generator = np.random.default_rng(0)
+    for number in range(20):
+        soundfile.write(folder / f"{number:02d}.wav", generator.uniform(-0.5, 0.5, 4000), 16000)
+        rows.append(f"{number:02d}.wav,{('anger', 'fear')[number % 2]},{('ann', 'bob')[number // 10]}")
+    soundfile.write(folder / "nan.wav", np.full(4000, np.nan, np.float32), 16000, subtype="FLOAT")
+    (folder / "manifest.csv").write_text("\n".join([*rows, "nan.wav,anger,ann"]), encoding="utf-8")
+
+
+def test_skipped_files_are_handed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the corpus and the cache are found below the home folder."""
+    write_corpus(tmp_path / "speech")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = ["data=manifest", "data.root=~/speech", "data.cache_dir=~/kept"]
+    with pytest.raises(UserError, match=r"cannot use .*nan\.wav: some samples are no numbers"):
+        prepare(debug(tmp_path, *settings))
+    made = prepare(debug(tmp_path, *settings, "data.on_unreadable=skip"))
+    assert [(file.utterance_id, "no numbers" in file.reason) for file in made.skipped] == [("nan.wav", True)]
+    assert "nan.wav" not in {utterance.utterance_id for utterance in made.store.utterances}
+    assert list((tmp_path / "kept" / "features").iterdir())
+    assert prepare(debug(tmp_path)).skipped == ()
