@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from ser_fl.config import ClientsConfig, SplitConfig
-from ser_fl.data.partition import Indices, Split, assign_clients, holders, split_corpus
+from ser_fl.data import partition
+from ser_fl.data.partition import BrokenPromise, Indices, Split, assign_clients, holders, split_corpus
 from ser_fl.data.utterance import Utterance
 from ser_fl.errors import UserError
 
@@ -174,7 +175,7 @@ def test_speaker_named_twice_is_refused() -> None:
     ],
 )
 def test_empty_part_is_named(utterances: Table, config: SplitConfig, part: str) -> None:
-    message = rf"split '{config.name}' leaves no {part} utterances of {len(utterances)}"
+    message = rf"split '{config.name}' leaves no {part} utterances of {len(utterances)}: \w+ split\.\w+"
     with pytest.raises(UserError, match=message):
         split_corpus(utterances, config)
 
@@ -196,8 +197,52 @@ def test_published_split_without_a_part_names_it() -> None:
     utterances = tuple(
         replace(utterance, split="train" if number % 2 else "test") for number, utterance in enumerate(even_table(2))
     )
-    with pytest.raises(UserError, match="split 'published' leaves no validation utterances"):
+    with pytest.raises(UserError, match="split 'published' leaves no validation utterances of 40: use split=within"):
         split_corpus(utterances, replace(WITHIN, name="published"))
+
+
+# Ways in which a split could go wrong, of 40 utterances by two speakers: what is checked on every outcome.
+BROKEN_SPLITS = {
+    "train and test": (Split((0, 1), (2,), (1, 3)), r"s00/anger/001 is in the train part and in the test part"),
+    "train and validation": (Split((0, 1), (1,), (3,)), r"s00/anger/001 is in the train part and in the validation"),
+    "validation and test": (Split((0,), (2, 3), (3,)), r"s00/anger/003 is in the validation part and in the test"),
+    "twice in one part": (Split((0, 0), (2,), (3,)), r"s00/anger/000 is in the train part and in the train part"),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN_SPLITS)
+def test_utterance_in_two_parts_is_never_let_through(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    split, message = BROKEN_SPLITS[fault]
+    monkeypatch.setattr(partition, "_within_speaker", lambda utterances, config: split)
+    with pytest.raises(BrokenPromise, match=message):
+        split_corpus(even_table(2), WITHIN)
+
+
+@pytest.mark.parametrize("split", [Split((0, 21), (22,), (1,)), Split((0,), (1,), (22,)), Split((22,), (1,), (23,))])
+def test_speaker_in_two_parts_is_never_let_through(monkeypatch: pytest.MonkeyPatch, split: Split) -> None:
+    monkeypatch.setattr(partition, "_speaker_independent", lambda utterances, config: split)
+    with pytest.raises(BrokenPromise, match=r"s0[01] is in the \w+ part and in the \w+ part"):
+        split_corpus(even_table(2), INDEPENDENT)
+    monkeypatch.setattr(partition, "_within_speaker", lambda utterances, config: split)
+    assert split_corpus(even_table(2), WITHIN) == split, "within speakers that is the point"
+
+
+@pytest.mark.parametrize(
+    ("clients", "message"),
+    [
+        ({"a": (0, 1), "b": (1, 2, 3)}, "s00/anger/001 is in 2 clients"),
+        ({"a": (0, 1), "b": (2, 3, 9)}, "s00/happiness/001 is in a client and not in the training part"),
+        ({"a": (0, 1), "b": (3,)}, "s00/anger/002 is of the training part and in no client"),
+    ],
+)
+@pytest.mark.parametrize("by", ["speaker", "session", "iid", "dirichlet"])
+def test_utterance_in_two_clients_or_none_is_never_let_through(
+    monkeypatch: pytest.MonkeyPatch, by: str, clients: dict[str, Indices], message: str
+) -> None:
+    for maker in ("_natural_clients", "_drawn_clients"):
+        monkeypatch.setattr(partition, maker, lambda *arguments: clients)
+    with pytest.raises(BrokenPromise, match=message):
+        assign_clients(even_table(2), (0, 1, 2, 3), replace(BY_SPEAKER, by=by), seed=0)
 
 
 @pytest.mark.parametrize("config", [WITHIN, INDEPENDENT], ids=lambda config: config.name)

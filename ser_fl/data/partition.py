@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,24 @@ Indices = tuple[int, ...]
 """Positions in the utterance table, ascending."""
 
 
+_WAYS_OUT: Mapping[str, Mapping[str, str]] = {
+    "within_speaker": {
+        "train": "lower split.test_fraction or split.validation_fraction",
+        "validation": "raise split.validation_fraction",
+        "test": "raise split.test_fraction",
+    },
+    "speaker_independent": {
+        "train": "lower split.num_test_speakers or split.num_validation_speakers, or name fewer speakers",
+    },
+    "published": {"train": "use split=within_speaker or split=speaker_independent"},
+}
+"""What to do about an empty part; by "train" where the part itself is not named."""
+
+
+class BrokenPromise(AssertionError):
+    """Our mistake: utterances were spread in a way that would make figures wrong. Raised under ``python -O`` too."""
+
+
 @dataclass(frozen=True, slots=True)
 class Split:
     """Disjoint parts of a corpus."""
@@ -34,6 +52,7 @@ def split_corpus(utterances: Sequence[Utterance], config: SplitConfig) -> Split:
 
     Raises:
         UserError: an unknown speaker, too few speakers, or an empty part.
+        BrokenPromise: an utterance, or where it is promised a speaker, would be in two parts.
     """
     split = {
         "within_speaker": _within_speaker,
@@ -42,7 +61,8 @@ def split_corpus(utterances: Sequence[Utterance], config: SplitConfig) -> Split:
     }[config.name](utterances, config)
     for part in ("train", "validation", "test"):
         if not getattr(split, part):
-            raise UserError(f"split {config.name!r} leaves no {part} utterances of {len(utterances)}")
+            way_out = _WAYS_OUT[config.name].get(part, _WAYS_OUT[config.name]["train"])
+            raise UserError(f"split {config.name!r} leaves no {part} utterances of {len(utterances)}: {way_out}")
     _check_disjoint(split, utterances, by_speaker=config.name == "speaker_independent")
     return split
 
@@ -126,13 +146,13 @@ def assign_clients(
 
     Raises:
         UserError: more clients than utterances, speakers or sessions, or sessions asked of a corpus without any.
+        BrokenPromise: an utterance would be in two clients, in none, or would not be of the training part.
     """
     if config.by in ("speaker", "session"):
         clients = _natural_clients(utterances, train, config)
     else:
         clients = _drawn_clients(utterances, train, config, seed)
-    assigned = Counter(index for indices in clients.values() for index in indices)
-    assert set(assigned) <= set(train) and max(assigned.values()) == 1, "an utterance is in two clients"
+    _check_assigned(clients, train, utterances, capped=config.by in ("speaker", "session") and bool(config.num_clients))
     return clients
 
 
@@ -200,12 +220,31 @@ def holders(utterances: Sequence[Utterance], part: Indices) -> dict[str, Indices
 def _check_disjoint(split: Split, utterances: Sequence[Utterance], *, by_speaker: bool) -> None:
     """No utterance in two parts and, where it is promised, no speaker."""
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
-    seen: dict[int | str, str] = {}
-    for part, indices in parts.items():
-        keys: Iterable[int | str] = {utterances[i].speaker for i in indices} if by_speaker else indices
-        for key in keys:
-            assert key not in seen, f"{key!r} is in {seen[key]} and in {part}"
-            seen[key] = part
+    holdings = [{part: [utterances[i].utterance_id for i in indices] for part, indices in parts.items()}]
+    if by_speaker:
+        holdings.append({part: sorted({utterances[i].speaker for i in indices}) for part, indices in parts.items()})
+    for held in holdings:
+        seen: dict[str, str] = {}
+        for part, name in ((part, name) for part, names in held.items() for name in names):
+            if name in seen:
+                raise BrokenPromise(f"{name} is in the {seen[name]} part and in the {part} part")
+            seen[name] = part
+
+
+def _check_assigned(
+    clients: Mapping[str, Indices], train: Indices, utterances: Sequence[Utterance], *, capped: bool
+) -> None:
+    """Every training utterance in one client, or with ``capped`` in at most one; no other utterance in any."""
+    assigned = Counter(index for indices in clients.values() for index in indices)
+    wanted = set(train)
+    for index in sorted(assigned | Counter(wanted)):
+        name = utterances[index].utterance_id
+        if index not in wanted:
+            raise BrokenPromise(f"{name} is in a client and not in the training part")
+        if assigned[index] > 1:
+            raise BrokenPromise(f"{name} is in {assigned[index]} clients")
+        if not assigned[index] and not capped:
+            raise BrokenPromise(f"{name} is of the training part and in no client")
 
 
 def _by_speaker(utterances: Sequence[Utterance], part: Iterable[int]) -> dict[str, list[int]]:
