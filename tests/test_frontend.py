@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ser_fl.config import FrontendConfig
 from ser_fl.data.frontend import FeatureStatistics, LogMel, Standardisation, repeat_to_length, resample
+from ser_fl.errors import UserError
 
 SECONDS3 = FrontendConfig(
     name="seconds3",
@@ -233,6 +234,28 @@ def test_without_a_box_nothing_is_clipped(statistics: FeatureStatistics) -> None
     assert torch.equal(standardisation(far), expected)
     assert torch.equal(standardisation.lower_F1, torch.full((8, 1), -torch.inf))
     assert torch.equal(standardisation.upper_F1, torch.full((8, 1), torch.inf))
+
+
+@pytest.mark.parametrize("log_offset", [1e-8, 1e-6, 3e-5, 1.0])
+def test_box_of_a_silent_bin_is_a_point_and_not_inside_out(log_offset: float) -> None:
+    """The floor in float64 can lie above the silence that float32 features hold."""
+    config = replace(SMALL, log_offset=log_offset)
+    training = LogMel(config)(torch.zeros(3, config.num_samples))
+    training[:, 0] = 1.0
+    standardisation = Standardisation.from_statistics(FeatureStatistics.of(training), config)
+    assert (standardisation.lower_F1 <= standardisation.upper_F1).all()
+    assert torch.equal(standardisation.lower_F1[1:], standardisation.upper_F1[1:])
+    within = standardisation(training)
+    assert torch.equal(within, within.clamp(standardisation.lower_F1, standardisation.upper_F1))
+
+
+@pytest.mark.parametrize("num_mels", [160, 224])
+def test_mel_bins_without_a_frequency_are_refused(num_mels: int, recwarn: pytest.WarningsRecorder) -> None:
+    empty = np.flatnonzero(slaney_filters(replace(SECONDS3, num_mels=num_mels)).max(axis=1) == 0)
+    message = rf"frontend\.num_mels .* of {num_mels}, {len(empty)} hold none \(the first is bin {empty[0]}\)"
+    with pytest.raises(UserError, match=message + r".*window_samples=512; lower num_mels or raise window_samples"):
+        LogMel(replace(SECONDS3, num_mels=num_mels))
+    assert not list(recwarn)
 
 
 def test_bin_that_never_changes_gives_finite_features() -> None:

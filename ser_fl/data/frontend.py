@@ -5,6 +5,7 @@ Legend: B batch, T samples, F mel bins, L frames, N utterances.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ import torchaudio
 from torch import Tensor, nn
 
 from ser_fl.config import FrontendConfig
+from ser_fl.errors import UserError
 
 
 def repeat_to_length(waveform_T: Tensor, num_samples: int) -> Tensor:
@@ -34,6 +36,9 @@ class LogMel(nn.Module):
 
     Hamming window, no centring, magnitude (not power) spectrogram, ``log(x + 1e-8)``. Mel scale and normalisation are
     Slaney's, librosa's default; their code does not say otherwise.
+
+    Raises:
+        UserError: a mel bin is so narrow that no frequency of the transform falls into it.
     """
 
     def __init__(self, config: FrontendConfig) -> None:
@@ -41,19 +46,22 @@ class LogMel(nn.Module):
         self.num_samples = config.num_samples
         self.sample_rate_hz = config.sample_rate_hz
         self.log_offset = config.log_offset
-        self.mel = torchaudio.transforms.MelSpectrogram(
-            config.sample_rate_hz,
-            n_fft=config.window_samples,
-            hop_length=config.hop_samples,
-            f_min=config.fmin_hz,
-            f_max=config.fmax_hz,
-            n_mels=config.num_mels,
-            window_fn=torch.hamming_window,
-            power=1.0,
-            center=False,
-            norm="slaney",
-            mel_scale="slaney",
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*all zero values.*")  # told below, as an error
+            self.mel = torchaudio.transforms.MelSpectrogram(
+                config.sample_rate_hz,
+                n_fft=config.window_samples,
+                hop_length=config.hop_samples,
+                f_min=config.fmin_hz,
+                f_max=config.fmax_hz,
+                n_mels=config.num_mels,
+                window_fn=torch.hamming_window,
+                power=1.0,
+                center=False,
+                norm="slaney",
+                mel_scale="slaney",
+            )
+        _refuse_empty(self.mel.mel_scale.fb, config)
 
     def clip(self, waveform_T: Tensor, sample_rate_hz: int) -> Tensor:
         """One recorded waveform, resampled and repeated to the front end's length."""
@@ -63,6 +71,17 @@ class LogMel(nn.Module):
         """Features of shape (B, F, L) from waveforms of shape (B, T), in natural-log magnitude."""
         mel_BFL: Tensor = self.mel(waveform_BT)
         return torch.log(mel_BFL + self.log_offset)
+
+
+def _refuse_empty(filters: Tensor, config: FrontendConfig) -> None:
+    """Raise `UserError` where a mel filter, a column of shape (window // 2 + 1, F), is zero throughout."""
+    empty = (filters.amax(0) == 0).nonzero().flatten().tolist()
+    if empty:
+        raise UserError(
+            f"frontend.num_mels must be so low that every mel bin holds a frequency: of {config.num_mels}, "
+            f"{len(empty)} hold none (the first is bin {empty[0]}) with frontend.window_samples={config.window_samples}"
+            f"; lower num_mels or raise window_samples"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +144,10 @@ class Standardisation(nn.Module):
         if config.clip == "none":
             infinity = torch.full_like(mean, float("inf"))
             return cls(mean, deviation, -infinity, infinity)
-        floor = torch.log(torch.tensor(config.log_offset, dtype=torch.float64))
-        return cls(mean, deviation, (floor - mean) / deviation, (statistics.maximum_F - mean) / deviation)
+        # Of float32, as the features are: a bin that is silent throughout has its maximum at the floor.
+        floor = torch.tensor(config.log_offset, dtype=torch.float32).log().double()
+        lower, upper = (floor - mean) / deviation, (statistics.maximum_F - mean) / deviation
+        return cls(mean, deviation, lower, torch.maximum(lower, upper))
 
     def forward(self, features_BFL: Tensor) -> Tensor:
         """Standardised features inside the box, same shape."""
