@@ -2,50 +2,107 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from ser_fl.data.corpora import CORPORA, FileCorpus, open_corpus
-from ser_fl.data.inspection import check, describe
+from ser_fl.data.corpora import CORPORA, CorpusInfo, FileCorpus, open_corpus
+from ser_fl.data.inspection import Description, check, describe, not_published
 from ser_fl.data.synthetic import SyntheticCorpus
 from ser_fl.data.utterance import Corpus
 from ser_fl.errors import UserError, unknown_name
 
 _BAR = 24
+_SHOWN = 8
 
 
 def list_corpora(console: Console) -> None:
-    """Corpora with their label maps and published counts."""
-    table = Table(title="Corpora", show_lines=True)
-    for column in ("name", "corpus", "speakers", "utterances", "labels", "licence", "from"):
-        table.add_column(column, overflow="fold")
-    table.add_row("builtin", "synthetic, made by ser_fl", "any", "any", "the paper's seven", "Apache-2.0", "–")
+    """Corpora with their label maps and published counts, a block each."""
+    _print_block(console, "builtin: synthetic speech, made by ser_fl", ["the paper's seven emotions; no files needed"])
     for info in CORPORA.values():
-        labels = ", ".join(f"{code}→{word}" for code, word in info.label_map.items()) or "as in the table"
-        left_out = f" (left out: {', '.join(info.left_out)})" if info.left_out else ""
-        speakers, utterances = (str(n) if n else "–" for n in (info.num_speakers, info.num_utterances))
-        table.add_row(info.name, info.title, speakers, utterances, labels + left_out, info.licence, info.url)
-    console.print(table)
+        _print_block(console, f"{info.name}: {info.title}", _facts(info))
 
 
 def check_corpus(console: Console, name: str, root: str | None, channel: str) -> None:
-    """Print every finding, or that there is none."""
-    corpus = _open(name, root, channel)
+    """Print the labels, every finding, and what could not be compared."""
+    corpus = _open("check", name, root, channel)
     if not isinstance(corpus, FileCorpus):
         raise UserError("the built-in corpus has no files to check: use `ser-fl corpus describe builtin`")
-    findings = check(corpus, CORPORA[name])
+    info = CORPORA[name]
+    _print_labels(console, corpus)
+    findings = check(corpus, info)
     for finding in findings:
         console.print(f"{finding.kind}: {finding.text}", highlight=False, markup=False, soft_wrap=True)
+    if unknown := not_published(info):
+        text = f"not published for {info.title}, so not compared: counts {', '.join(unknown)}"
+        console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
     console.print(f"{len(corpus.utterances)} utterances read, {len(findings)} findings", highlight=False)
 
 
 def describe_corpus(console: Console, name: str, root: str | None, channel: str) -> None:
     """Draw counts by speaker and emotion, and durations by emotion."""
-    corpus = _open(name, root, channel)
+    corpus = _open("describe", name, root, channel)
+    if isinstance(corpus, FileCorpus):
+        _print_labels(console, corpus)
     description = describe(corpus)
-    title = f"{name}: utterances" + (" (synthetic)" if corpus.synthetic else "")
+    console.print(_count_table(description, f"{name}: utterances" + (" (synthetic)" if corpus.synthetic else "")))
+    console.print(_duration_table(description))
+    rates = ", ".join(f"{rate} Hz ({count} files)" for rate, count in description.sample_rates_hz.items())
+    console.print(f"sampling rates: {rates}", highlight=False)
+    if lost := description.unreadable:
+        more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
+        text = f"{len(lost)} files cannot be used (`ser-fl corpus check` says why): {', '.join(lost[:_SHOWN])}{more}"
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _facts(info: CorpusInfo) -> Iterator[str]:
+    """What `list_corpora` says of a corpus, a line each before wrapping."""
+    if info.num_utterances:
+        yield f"{info.num_utterances} utterances, {info.num_speakers} speakers"
+    for owner, labels in (info.recognised_labels or {}).items():
+        yield f"labels: as in the table; where all are codes of {owner}: {_in_words(labels)}"
+    if info.label_map:
+        left_out = f"; left out: {', '.join(info.left_out)}" if info.left_out else ""
+        yield f"labels: {_in_words(info.label_map)}{left_out}"
+    yield f"looks for: {info.example}"
+    yield f"licence: {info.licence}"
+    if info.url:
+        yield info.url
+
+
+def _print_block(console: Console, title: str, facts: Iterator[str] | list[str]) -> None:
+    """A title and indented lines, broken between words only."""
+    console.print(title, style="bold", highlight=False, markup=False, soft_wrap=True)
+    for fact in facts:
+        lines = textwrap.wrap(
+            fact,
+            max(console.width, 40),
+            initial_indent="  ",
+            subsequent_indent="    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_labels(console: Console, corpus: FileCorpus) -> None:
+    info = CORPORA[corpus.name]
+    left_out = sorted({*info.label_map, *info.left_out} - set(corpus.labels))
+    lost = f"; left out: {', '.join(left_out)}" if left_out else ""
+    text = f"labels (in the corpus→here): {_in_words(corpus.labels)}{lost}"
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _in_words(labels: Mapping[str, str]) -> str:
+    """A label map in one line; a code that is its own word stands alone."""
+    return ", ".join(code if code == word else f"{code}→{word}" for code, word in labels.items())
+
+
+def _count_table(description: Description, title: str) -> Table:
+    """Utterances by speaker and emotion."""
     counts = Table(title=title)
     for column in ("speaker", *description.emotions, "all"):
         counts.add_column(column, justify="left" if column == "speaker" else "right")
@@ -54,6 +111,11 @@ def describe_corpus(console: Console, name: str, root: str | None, channel: str)
     totals = [sum(row[emotion] for row in description.counts.values()) for emotion in description.emotions]
     counts.add_section()
     counts.add_row("all", *(str(n) for n in totals), str(sum(totals)))
+    return counts
+
+
+def _duration_table(description: Description) -> Table:
+    """Durations by emotion, with a bar for the median."""
     durations = Table(title="Durations in seconds")
     for column in ("emotion", "total", "shortest", "5 %", "median", "95 %", "longest"):
         durations.add_column(column, justify="left" if column == "emotion" else "right")
@@ -63,19 +125,14 @@ def describe_corpus(console: Console, name: str, root: str | None, channel: str)
         figures = (line.total_s, line.shortest_s, line.p05_s, line.median_s, line.p95_s, line.longest_s)
         bar = "█" * round(_BAR * line.median_s / longest)
         durations.add_row(line.emotion, *(f"{figure:.2f}" for figure in figures), bar)
-    console.print(counts)
-    console.print(durations)
-    rates = ", ".join(f"{rate} Hz ({count} files)" for rate, count in description.sample_rates_hz.items())
-    console.print(f"sampling rates: {rates}", highlight=False)
-    for path in description.unreadable:
-        console.print(f"unreadable: {path}", highlight=False, markup=False)
+    return durations
 
 
-def _open(name: str, root: str | None, channel: str) -> Corpus:
+def _open(action: str, name: str, root: str | None, channel: str) -> Corpus:
     if name == "builtin":
         return SyntheticCorpus()
     if name not in CORPORA:
         raise unknown_name("corpus", name, ["builtin", *CORPORA])
     if root is None:
-        raise UserError(f"say where {CORPORA[name].title} lies: ser-fl corpus check {name} ROOT")
-    return open_corpus(name, Path(root), channel=channel, on_unreadable="skip")
+        raise UserError(f"say where {CORPORA[name].title} lies: ser-fl corpus {action} {name} ROOT")
+    return open_corpus(name, Path(root), channel=channel, on_unreadable="skip", root_name="ROOT")

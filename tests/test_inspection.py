@@ -88,6 +88,68 @@ def test_many_files_of_the_greatest_length_were_cut(tmp_path: Path, num_cut: int
         assert "1.000 s" in found["equal_length"][0].text
 
 
+def test_many_files_of_one_length_were_cut_though_others_are_longer(tmp_path: Path) -> None:
+    """66 of 480 files end at exactly 0.11 s, in the middle of the others' lengths, and 20 at another place."""
+    write_savee(tmp_path)
+    generator = np.random.default_rng(1)
+    paths = sorted(tmp_path.rglob("*.wav"))
+    for path in paths[:66]:
+        soundfile.write(path, 0.1 * generator.standard_normal(880), 8000)
+    for path in paths[66:86]:
+        soundfile.write(path, 0.1 * generator.standard_normal(1200), 8000)
+    found = findings(tmp_path)["equal_length"]
+    assert [len(finding.utterance_ids) for finding in found] == [66, 21], "one has that length by itself"
+    assert "0.110 s" in found[0].text
+
+
+def test_one_length_for_all_is_found_and_two_as_well(tmp_path: Path) -> None:
+    write_savee(tmp_path)
+    generator = np.random.default_rng(1)
+    for number, path in enumerate(sorted(tmp_path.rglob("*.wav"))):
+        soundfile.write(path, 0.1 * generator.standard_normal(800 if number % 2 else 1200), 8000)
+    assert [len(finding.utterance_ids) for finding in findings(tmp_path)["equal_length"]] == [240, 240]
+
+
+def test_lengths_of_whole_video_frames_are_no_fault(tmp_path: Path) -> None:
+    """CREMA-D and RAVDESS were cut from films: every length recurs, the middle ones in more than 2 % of the files."""
+    write_savee(tmp_path)
+    generator = np.random.default_rng(1)
+    for path in tmp_path.rglob("*.wav"):
+        frames = max(round(generator.normal(60, 8)), 1)
+        soundfile.write(path, 0.1 * generator.standard_normal(16 * frames), 8000)
+    assert findings(tmp_path) == {}
+
+
+def test_file_shorter_than_its_header_says_was_cut_off(tmp_path: Path) -> None:
+    write_savee(tmp_path)
+    path = tmp_path / "DC" / "a07.wav"
+    path.write_bytes(path.read_bytes()[:700])
+    found = findings(tmp_path)
+    assert sorted(found) == ["cut_off"]
+    assert found["cut_off"][0].utterance_ids == ("DC/a07.wav",)
+
+
+def test_files_that_cannot_be_used_for_one_reason_are_one_finding(tmp_path: Path) -> None:
+    write_savee(tmp_path)
+    for number in range(1, 11):
+        samples = np.full(900 + number, 100.0 * number)
+        soundfile.write(tmp_path / "DC" / f"a{number:02d}.wav", samples, 8000, subtype="FLOAT")
+    found = findings(tmp_path)["unreadable"]
+    assert [len(finding.utterance_ids) for finding in found] == [10]
+    assert found[0].text.startswith("10 files: samples far beyond [-1, 1]; rescale the file: DC/a01.wav, ")
+    described = inspection.describe(open_corpus("savee", tmp_path, on_unreadable="skip"))
+    assert len(described.unreadable) == 10
+    stopped = inspection.check(open_corpus("savee", tmp_path), CORPORA["savee"])
+    assert [finding.text for finding in stopped if finding.kind == "unreadable"] == [found[0].text]
+
+
+def test_what_was_not_published_is_said() -> None:
+    assert inspection.not_published(CORPORA["savee"]) == ()
+    assert inspection.not_published(CORPORA["nemo"]) == ("by speaker", "by speaker and emotion")
+    assert inspection.not_published(CORPORA["emodb"]) == ("by speaker and emotion",)
+    assert inspection.not_published(CORPORA["manifest"])[0] == "of all utterances"
+
+
 def test_equal_sound_is_found_across_file_formats_but_not_for_silence(tmp_path: Path) -> None:
     samples = (np.random.default_rng(0).standard_normal(500) * 3000).astype(np.int16)
     for name, content in [("a.wav", samples), ("b.flac", samples), ("c.wav", samples * 0), ("d.wav", samples * 0)]:

@@ -38,6 +38,7 @@ class Description:
     sample_rates_hz: Mapping[int, int]
     """Number of files by sampling rate."""
     unreadable: tuple[str, ...]
+    """Utterances whose files cannot be used; those of them that were left out on opening are in none of the counts."""
 
 
 def describe(corpus: Corpus) -> Description:
@@ -48,6 +49,7 @@ def describe(corpus: Corpus) -> Description:
         row = counts.setdefault(utterance.speaker, dict.fromkeys(emotions, 0))
         row[utterance.emotion] += 1
     measurements = measure_all(corpus)
+    failed = [m.utterance.utterance_id for m in measurements if m.error is not None]
     readable = [measurement for measurement in measurements if measurement.error is None]
     by_emotion: dict[str, list[float]] = defaultdict(list)
     for measurement in readable:
@@ -60,7 +62,7 @@ def describe(corpus: Corpus) -> Description:
         counts=counts,
         durations=tuple(rows),
         sample_rates_hz=dict(sorted(Counter(measurement.sample_rate_hz for measurement in readable).items())),
-        unreadable=tuple(m.utterance.utterance_id for m in measurements if m.error is not None),
+        unreadable=tuple(sorted([*failed, *(file.utterance_id for file in corpus.skipped)])),
     )
 
 

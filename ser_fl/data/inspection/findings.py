@@ -6,15 +6,22 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ser_fl.data.corpora import CorpusInfo, FileCorpus
 from ser_fl.data.inspection.measurement import Measurement, measure_all
-from ser_fl.data.utterance import Utterance, classes_of
+from ser_fl.data.utterance import SkippedFile, Utterance, classes_of
 
 SILENT_PEAK = 1e-3
 """A file whose samples all stay below this (-60 dBFS) is silent."""
 EQUAL_LENGTH_SHARE = 0.02
 EQUAL_LENGTH_FILES = 5
-"""Speech never has one length: when so many files, and this share of all, have the greatest length, they were cut."""
+"""Speech hardly ever has one length: so many files, and this share of all, may have been cut there."""
+EQUAL_LENGTH_EXCESS = 5
+"""And so many times as many as have a length nearby: in some corpora, cut by video frames, all lengths recur."""
+EQUAL_LENGTH_PLAIN = 0.2
+"""A length of this share of all files needs no comparison."""
+_NEARBY = 4
 _SHOWN = 8
 
 
@@ -23,7 +30,7 @@ class Finding:
     """Something about a corpus that its user should know."""
 
     kind: str
-    """"counts", "missing", "unreadable", "silent", "clipped", "equal_length" or "duplicate"."""
+    """"counts", "missing", "unreadable", "silent", "clipped", "cut_off", "equal_length" or "duplicate"."""
     text: str
     """One line."""
     utterance_ids: tuple[str, ...] = ()
@@ -38,8 +45,8 @@ def check(corpus: FileCorpus, info: CorpusInfo) -> list[Finding]:
         info: Its entry in `ser_fl.data.corpora.CORPORA`.
 
     Returns:
-        Findings: counts that differ, speakers who lack an emotion, and files that are unreadable, silent, clipped, all
-        of one greatest length (cut off), or of equal sound. Empty if all is well.
+        Findings: counts that differ, speakers who lack an emotion, and files that are unreadable, silent, clipped, cut
+        off, suspiciously of one length, or of equal sound. Empty if all is well.
     """
     measurements = measure_all(corpus)
     readable = [measurement for measurement in measurements if measurement.error is None]
@@ -51,7 +58,8 @@ def check(corpus: FileCorpus, info: CorpusInfo) -> list[Finding]:
             "silent", f"silent (no sample reaches {SILENT_PEAK:g})", [m for m in readable if m.peak < SILENT_PEAK]
         ),
         *_faults("clipped", "clipped (flat at full scale)", [m for m in readable if m.clipped]),
-        *_equal_length(readable),
+        *_faults("cut_off", "cut off: their headers announce more", [m for m in readable if m.missing_bytes]),
+        *_equal_lengths(readable),
         *_duplicates(readable),
     ]
 
@@ -83,6 +91,18 @@ def _count_findings(corpus: FileCorpus, info: CorpusInfo) -> list[Finding]:
     ]
 
 
+def not_published(info: CorpusInfo) -> tuple[str, ...]:
+    """Which counts a corpus's authors did not publish, so that `check` cannot compare them."""
+    counts = info.published_counts
+    known = {
+        "of all utterances": info.num_utterances,
+        "by emotion": counts.per_emotion,
+        "by speaker": counts.per_speaker,
+        "by speaker and emotion": counts.of_each_speaker,
+    }
+    return tuple(name for name, published in known.items() if not published)
+
+
 def _differences(what: str, counts: Sequence[tuple[str, int, int | None]]) -> list[Finding]:
     """One finding for all (name, found, published) that differ."""
     different = [f"{name} {found} of {n}".strip() for name, found, n in counts if n is not None and found != n]
@@ -107,14 +127,16 @@ def _missing_emotions(utterances: tuple[Utterance, ...]) -> list[Finding]:
 
 
 def _unreadable(corpus: FileCorpus, measurements: Iterable[Measurement]) -> list[Finding]:
-    skipped = [
-        Finding("unreadable", f"{file.utterance_id}: {file.reason}", (file.utterance_id,)) for file in corpus.skipped
-    ]
-    return skipped + [
-        Finding("unreadable", measurement.error, (measurement.utterance.utterance_id,))
-        for measurement in measurements
-        if measurement.error is not None
-    ]
+    """One finding for all files that cannot be used for the same reason."""
+    failed = [SkippedFile(m.utterance.utterance_id, m.error) for m in measurements if m.error is not None]
+    ids: dict[str, list[str]] = defaultdict(list)
+    for file in (*corpus.skipped, *failed):
+        ids[file.reason].append(file.utterance_id)
+    return [Finding("unreadable", _unreadable_text(reason, names), tuple(names)) for reason, names in ids.items()]
+
+
+def _unreadable_text(reason: str, ids: Sequence[str]) -> str:
+    return f"{ids[0]}: {reason}" if len(ids) == 1 else f"{len(ids)} files: {reason}: {_some(ids)}"
 
 
 def _faults(kind: str, adjective: str, measurements: Sequence[Measurement]) -> list[Finding]:
@@ -124,14 +146,21 @@ def _faults(kind: str, adjective: str, measurements: Sequence[Measurement]) -> l
     return [Finding(kind, f"{len(ids)} files are {adjective}: {_some(ids)}", tuple(ids))]
 
 
-def _equal_length(measurements: Sequence[Measurement]) -> list[Finding]:
-    if not measurements:
-        return []
-    longest_s = max(measurement.duration_s for measurement in measurements)
-    longest = [measurement for measurement in measurements if measurement.duration_s == longest_s]
-    if len(longest) < max(EQUAL_LENGTH_FILES, EQUAL_LENGTH_SHARE * len(measurements)):
-        return []
-    return _faults("equal_length", f"exactly {longest_s:.3f} s long, the greatest length: cut off there?", longest)
+def _equal_lengths(measurements: Sequence[Measurement]) -> list[Finding]:
+    """Lengths that far more files have than lengths nearby, to the sample."""
+    groups: dict[float, list[Measurement]] = defaultdict(list)
+    for measurement in measurements:
+        groups[measurement.duration_s].append(measurement)
+    lengths_s = sorted(groups)
+    counts = [len(groups[length_s]) for length_s in lengths_s]
+    least = max(EQUAL_LENGTH_FILES, EQUAL_LENGTH_SHARE * len(measurements))
+    found = []
+    for place, (length_s, count) in enumerate(zip(lengths_s, counts, strict=True)):
+        nearby = [*counts[max(place - _NEARBY, 0) : place], *counts[place + 1 : place + 1 + _NEARBY]]
+        expected = min(EQUAL_LENGTH_EXCESS * float(np.mean(nearby or [0])), EQUAL_LENGTH_PLAIN * len(measurements))
+        if count >= max(least, expected):
+            found += _faults("equal_length", f"exactly {length_s:.3f} s long: cut off there?", groups[length_s])
+    return found
 
 
 def _duplicates(measurements: Iterable[Measurement]) -> list[Finding]:

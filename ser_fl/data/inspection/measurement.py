@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ser_fl.data.audio import UnusableAudio, missing_bytes
 from ser_fl.data.utterance import Corpus, Utterance
 from ser_fl.errors import UserError
 
@@ -29,6 +30,8 @@ class Measurement:
     sample_rate_hz: int = 1
     peak: float = 0.0
     clipped: bool = False
+    missing_bytes: int = 0
+    """What a WAV file's header announces and the file lacks."""
     digest: bytes = b""
     """Of the samples and the sampling rate: equal for equal sound, whatever the file format."""
 
@@ -47,7 +50,7 @@ def _measure(corpus: Corpus, utterance: Utterance) -> Measurement:
     try:
         waveform_T, sample_rate_hz = corpus.read(utterance)
     except UserError as error:
-        return Measurement(utterance=utterance, error=str(error))
+        return Measurement(utterance=utterance, error=error.reason if isinstance(error, UnusableAudio) else str(error))
     samples_T = waveform_T.numpy()
     return Measurement(
         utterance=utterance,
@@ -55,6 +58,7 @@ def _measure(corpus: Corpus, utterance: Utterance) -> Measurement:
         sample_rate_hz=sample_rate_hz,
         peak=float(np.abs(samples_T).max()),
         clipped=_is_clipped(samples_T),
+        missing_bytes=0 if utterance.path is None else missing_bytes(utterance.path),
         digest=hashlib.blake2b(samples_T.tobytes(), digest_size=16, person=str(sample_rate_hz).encode()).digest(),
     )
 
