@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,12 @@ import torch
 
 from ser_fl.data.audio import read_audio
 from ser_fl.models.bundle import load_model
+from ser_fl.records import RunFolder
+
+SYNTHETIC_NOTE = (
+    "note: this model was trained on SYNTHETIC speech (the built-in corpus); it knows nothing of real speech"
+)
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,20 +26,37 @@ class Prediction:
     path: Path
     emotion: str
     probabilities: dict[str, float]
+    synthetic: bool = False
+    """Whether the model was trained on the built-in corpus, and so knows nothing of real speech."""
 
 
-def predict(files: Sequence[Path | str], run: Path | str, *, channel: str = "first") -> list[Prediction]:
+def predict(
+    files: Path | str | Sequence[Path | str], run: Path | str | RunFolder, *, channel: str = "first"
+) -> list[Prediction]:
     """Classify audio files with the selected model of a run.
+
+    A model that was trained on the built-in corpus says so, in a warning of this module's logger.
+
+    Args:
+        files: One file, or several.
+        run: The run folder, or what `ser_fl.train` gave.
+        channel: "first", "second" or "mean", see `ser_fl.data.audio.CHANNELS`.
+
+    Returns:
+        A prediction for each file, in their order.
 
     Raises:
         UserError: a file cannot be read, or the run holds no model.
     """
-    bundle = load_model(Path(run))
+    bundle = load_model(run)
     predictions = []
-    for file in map(Path, files):
+    for file in map(Path, [files] if isinstance(files, (str, Path)) else files):
         clip_T = bundle.frontend.clip(*read_audio(file, channel))
         with torch.inference_mode():
             probabilities = bundle.from_waveform(clip_T[None]).softmax(dim=1)[0].tolist()
         by_emotion = dict(zip(bundle.classes, probabilities, strict=True))
-        predictions.append(Prediction(file, max(by_emotion, key=by_emotion.__getitem__), by_emotion))
+        emotion = max(by_emotion, key=by_emotion.__getitem__)
+        predictions.append(Prediction(file, emotion, by_emotion, bool(bundle.synthetic)))
+    if bundle.synthetic:
+        _LOG.warning(SYNTHETIC_NOTE)
     return predictions

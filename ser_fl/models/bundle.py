@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -40,6 +41,7 @@ class EmotionModel(nn.Module):
         classes: tuple[str, ...],
         model: ModelConfig,
         frontend: FrontendConfig,
+        synthetic: bool | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -48,6 +50,8 @@ class EmotionModel(nn.Module):
         self.classes = classes
         self.model_config = model
         self.frontend_config = frontend
+        self.synthetic = synthetic
+        """Whether it was trained on the built-in corpus; None: as the run folder it is saved to says."""
 
     def forward(self, features_BFL: Tensor) -> Tensor:
         """Logits of shape (B, C) from standardised features of shape (B, F, L)."""
@@ -67,6 +71,7 @@ def save_model(folder: Path, bundle: EmotionModel) -> None:
         "schema": MODEL_SCHEMA,
         "model": _MODEL.dump_python(bundle.model_config, mode="json"),
         "classes": list(bundle.classes),
+        "synthetic": _trained_on_builtin(run) if bundle.synthetic is None else bundle.synthetic,
         "frontend": _FRONTEND.dump_python(bundle.frontend_config, mode="json"),
         "standardisation": {
             name: tensor.flatten().tolist() for name, tensor in bundle.standardisation.state_dict().items()
@@ -76,13 +81,16 @@ def save_model(folder: Path, bundle: EmotionModel) -> None:
     write_json(run.model, card)
 
 
-def load_model(folder: Path) -> EmotionModel:
+def load_model(folder: Path | str | RunFolder) -> EmotionModel:
     """The selected model of a run, in evaluation mode.
+
+    Args:
+        folder: The run folder, or what `ser_fl.train` gave.
 
     Raises:
         UserError: the folder holds no model, or one of another schema, or one that does not fit its description.
     """
-    run = RunFolder(folder)
+    run = folder if isinstance(folder, RunFolder) else RunFolder(Path(folder))
     card: Any = run.read_json(run.model)
     schema = card.get("schema") if isinstance(card, dict) else None
     if schema != MODEL_SCHEMA:
@@ -96,12 +104,29 @@ def load_model(folder: Path) -> EmotionModel:
         network = build_network(model, len(card["classes"]), seed=0)
         network.load_state_dict(load_tensors(run.weights.read_bytes()))
     except FileNotFoundError:
-        raise UserError(f"{folder} has no {run.weights.name}: only its records were kept, train it again") from None
+        raise UserError(f"{run.root} has no {run.weights.name}: only its records were kept, train it again") from None
     except (KeyError, TypeError, AttributeError, ValueError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"the model in {folder} cannot be loaded: {reason}") from None
-    bundle = EmotionModel(network, standardisation, classes=tuple(card["classes"]), model=model, frontend=frontend)
+        raise UserError(f"the model in {run.root} cannot be loaded: {reason}") from None
+    bundle = EmotionModel(
+        network,
+        standardisation,
+        classes=tuple(card["classes"]),
+        model=model,
+        frontend=frontend,
+        synthetic=bool(card["synthetic"]) if "synthetic" in card else _trained_on_builtin(run),
+    )
     return bundle.eval()
+
+
+def _trained_on_builtin(run: RunFolder) -> bool:
+    """Whether the run's configuration, where there is one, names the built-in corpus."""
+    try:
+        content = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False
+    data = content.get("data") if isinstance(content, dict) else None
+    return isinstance(data, dict) and data.get("name") == "builtin"
 
 
 def _column(name: str, values: list[float | None]) -> Tensor:
