@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 import pytest
 import yaml
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -400,7 +401,14 @@ def test_page_of_an_unfinished_run_names_the_commands(tmp_path: Path) -> None:
         ("config.yaml", "a: [", "is not YAML"),
         ("config.yaml", "- a", "must hold a mapping"),
         ("summary.json", "{", "is not JSON"),
+        ("summary.json", '{"test": 5}', "must hold a mapping as test, got int"),
+        ("summary.json", '{"classes": "anger"}', "must hold a list as classes, got str"),
+        ("summary.json", '{"test": {"confusion": 5}}', r"must hold a list as test\.confusion, got int"),
+        ("summary.json", '{"test": {"confusion": [[1], 2]}}', r"must hold a list as test\.confusion\.1, got int"),
+        ("summary.json", '{"test": {"per_class_recall": {}}}', r"a list as test\.per_class_recall, got dict"),
+        ("summary.json", '{"test": {"per_speaker_uar": []}}', r"a mapping as test\.per_speaker_uar, got list"),
         ("rounds.jsonl", "{\n", "not JSON"),
+        ("rounds.jsonl", "5\n", "must hold a mapping, got int"),
         ("attacks.json", '{"schema": 2, "records": []}', "schema 2"),
         ("attacks.json", '{"schema": 1, "records": [{"attack": "pgd"}]}', "incomplete record"),
         ("adversarial/example.json", '{"clean": []}', "lacks adversarial, attack"),
@@ -455,6 +463,21 @@ def test_training_curves_equal_the_rounds() -> None:
     assert ys(loss) == [1.0, 0.5, 0.25]
 
 
+@pytest.mark.parametrize("draw", [uar_over_rounds, loss_over_rounds])
+def test_one_round_is_seen_and_rounds_are_whole(draw: Callable[..., Axes]) -> None:
+    ax = draw(Figure().subplots(), [{"round": 1, "uar": 0.5, "train_loss": 1.0}], label="run")
+    (line,) = ax.get_lines()
+    assert (xs(line), line.get_marker()) == ([1], ".")
+    low, high = ax.get_xlim()
+    assert [tick for tick in ax.get_xticks() if low <= tick <= high] == [1]
+    rounds = [{"round": number, "uar": 0.5, "train_loss": 1.0} for number in range(1, 101)]
+    draw(ax, rounds, label="long")
+    assert ax.get_lines()[1].get_marker() == "", "a hundred dots would be a thick line"
+    low, high = ax.get_xlim()
+    assert low < 1 < 100 < high
+    assert all(tick == round(tick) for tick in ax.get_xticks())
+
+
 def test_confusion_matrix_colours_shares_and_writes_counts() -> None:
     ax = confusion_matrix(Figure().subplots(), [[3, 1, 0], [0, 2, 2], [0, 0, 0]], CLASSES)
     expected = [[0.75, 0.25, 0.0], [0.0, 0.5, 0.5], [0.0, 0.0, 0.0]]
@@ -481,6 +504,12 @@ def test_spectrogram_pair_shows_the_difference_in_seconds() -> None:
     np.testing.assert_allclose(difference_ax.images[0].get_clim(), (-0.05, 0.05))
     assert difference_ax.images[0].get_extent()[1] == 2.0
     assert clean_ax.get_title() == "clean: heard as anger (true: anger)"
+    bars = [ax.images[0].colorbar for ax in (clean_ax, adversarial_ax, difference_ax)]
+    assert [" ".join(bar.ax.get_ylabel().split()) for bar in bars if bar] == [
+        "log-mel magnitude (natural log)",
+        "log-mel magnitude (natural log)",
+        "difference (natural log)",
+    ]
     assert adversarial_ax.get_title() == "adversarial (PGD, ε 0.05): heard as sadness"
 
 

@@ -20,6 +20,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 _STYLE_OF = {
     name: place for place, name in enumerate(("fgsm", "pgd", "bim", "cw_l2", "deepfool", "pgd_paper", "cw_linf"))
 }
+_FEW_ROUNDS = 30
 _UNITS = {"logmel": "standardised log-mel units", "waveform": "amplitude"}
 
 
@@ -63,7 +64,7 @@ def uar_over_rounds(
 ) -> Axes:
     """Validation UAR over rounds; robust UAR dashed where it was measured; a star on the selected round."""
     colour = COLOURS[place % len(COLOURS)]
-    ax.plot(*_over_rounds(rounds, "uar"), color=colour, linewidth=1.6, label=label)
+    ax.plot(*_over_rounds(rounds, "uar"), color=colour, linewidth=1.6, marker=_round_marker(rounds), label=label)
     robust = _over_rounds(rounds, "robust_uar")
     if robust[0]:
         ax.plot(*robust, color=colour, linewidth=1.2, linestyle="--", marker=".", label=f"{label}, robust UAR")
@@ -77,7 +78,8 @@ def uar_over_rounds(
 
 def loss_over_rounds(ax: Axes, rounds: Sequence[Mapping[str, Any]], *, label: str, place: int = 0) -> Axes:
     """Training loss, averaged over the cohort, over rounds."""
-    ax.plot(*_over_rounds(rounds, "train_loss"), color=COLOURS[place % len(COLOURS)], linewidth=1.6, label=label)
+    style: dict[str, Any] = {"color": COLOURS[place % len(COLOURS)], "linewidth": 1.6, "marker": _round_marker(rounds)}
+    ax.plot(*_over_rounds(rounds, "train_loss"), label=label, **style)
     ax.set_ylabel("training loss")
     ax.set_ylim(bottom=0)
     return _round_axis(ax)
@@ -141,11 +143,21 @@ def _over_rounds(rounds: Iterable[Mapping[str, Any]], key: str) -> tuple[list[in
     return [number for number, _ in measured], [value for _, value in measured]
 
 
+def _round_marker(rounds: Sequence[Mapping[str, Any]]) -> str:
+    """A dot a round where they are few: a line through one point cannot be seen."""
+    return "." if len(rounds) <= _FEW_ROUNDS else ""
+
+
 def _round_axis(ax: Axes) -> Axes:
+    """Whole rounds as ticks, with room on both sides for what has been drawn so far."""
     from matplotlib.ticker import MaxNLocator
 
     ax.set_xlabel("round")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    first, last = ax.dataLim.intervalx
+    if first <= last:
+        room = max(0.5, 0.03 * (last - first))
+        ax.set_xlim(first - room, last + room)
     return ax
 
 

@@ -40,10 +40,10 @@ def confusion_matrix(ax: Axes, confusion: Sequence[Sequence[float]], classes: Se
 
 
 def spectrogram(ax: Axes, logmel_FL: Sequence[Sequence[float]], *, hop_s: float, limits: tuple[float, float]) -> Axes:
-    """A log-mel spectrogram of shape (F, L) over time, colours between the two limits."""
+    """A log-mel spectrogram of shape (F, L), natural logarithms of magnitudes, over time; colours between the limits."""
     values_FL = np.asarray(logmel_FL, dtype=np.float64)
     _image(ax, values_FL, hop_s, cmap="viridis", limits=limits)
-    return _colour_bar(ax, "standardised log-mel")
+    return _colour_bar(ax, "log-mel magnitude\n(natural log)")
 
 
 def spectrogram_difference(ax: Axes, difference_FL: Sequence[Sequence[float]], *, hop_s: float) -> Axes:
@@ -51,7 +51,7 @@ def spectrogram_difference(ax: Axes, difference_FL: Sequence[Sequence[float]], *
     values_FL = np.asarray(difference_FL, dtype=np.float64)
     largest = float(np.abs(values_FL).max()) or 1.0
     _image(ax, values_FL, hop_s, cmap="PuOr_r", limits=(-largest, largest))
-    return _colour_bar(ax, "difference (same units)")
+    return _colour_bar(ax, "difference\n(natural log)")
 
 
 def spectrogram_pair(axes: Sequence[Axes], example: Mapping[str, Any]) -> Sequence[Axes]:

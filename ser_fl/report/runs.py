@@ -107,11 +107,33 @@ def read_run(folder: Path) -> RunRecords:
         root=folder,
         config=_read_config(run.config),
         environment=_read_mapping(run, run.environment),
-        summary=_read_mapping(run, run.summary),
+        summary=_read_summary(run),
         rounds=_read_rounds(run),
         attacks=_read_attacks(run),
         example=_read_example(run),
     )
+
+
+def _read_summary(run: RunFolder) -> Mapping[str, Any]:
+    """``summary.json``; what the report looks into must have the form it is written in."""
+    summary = _read_mapping(run, run.summary)
+    _check_forms(run.summary, summary, {"classes": list, "test": Mapping})
+    test = summary.get("test") or {}
+    _check_forms(run.summary, test, {"confusion": list, "per_class_recall": list, "per_speaker_uar": Mapping}, "test.")
+    for place, row in enumerate(test.get("confusion") or []):
+        _check_forms(run.summary, {str(place): row}, {str(place): list}, "test.confusion.")
+    return summary
+
+
+def _check_forms(path: Path, content: Mapping[str, Any], forms: Mapping[str, type], prefix: str = "") -> None:
+    """Each value that is there is a list or a mapping, as expected."""
+    for key, form in forms.items():
+        value = content.get(key)
+        if value is not None and not isinstance(value, form):
+            wanted = "list" if form is list else "mapping"
+            raise UserError(
+                f"{path} must hold a {wanted} as {prefix}{key}, got {type(value).__name__}: was it changed by hand?"
+            )
 
 
 def _read_example(run: RunFolder) -> Mapping[str, Any] | None:
@@ -142,9 +164,10 @@ def _mapping(path: Path, content: Any) -> Mapping[str, Any]:
 
 def _read_rounds(run: RunFolder) -> tuple[Mapping[str, Any], ...]:
     try:
-        return tuple(run.read_jsonl(run.rounds))
+        entries = run.read_jsonl(run.rounds)
     except ValueError as error:
         raise UserError(f"{run.rounds} has a line that is not JSON ({error}): was it changed by hand?") from None
+    return tuple(_mapping(run.rounds, entry) for entry in entries)
 
 
 def _read_attacks(run: RunFolder) -> tuple[AttackRecord, ...]:
