@@ -118,6 +118,15 @@ def test_perturbation_stays_in_ball_and_box(epsilon: float) -> None:
     assert float((adversarial - features_BFL).abs().max()) > 0.99 * epsilon
 
 
+def test_features_outside_the_box_are_clipped_to_it_first() -> None:
+    model, features_BFL, labels_B, box = batch(SHAPES[2])
+    outside_BFL = features_BFL * 5
+    adversarial = pgd(model, outside_BFL, labels_B, epsilon=EPSILON, step_size=0.05, steps=3, box=box)
+    assert float((adversarial - box.clip(adversarial)).abs().max()) <= 1e-6
+    inside = pgd(model, box.clip(outside_BFL), labels_B, epsilon=EPSILON, step_size=0.05, steps=3, box=box)
+    assert torch.equal(adversarial, inside)
+
+
 def test_epsilon_zero_gives_the_clean_features() -> None:
     model, features_BFL, labels_B, box = batch(SHAPES[1])
     start = random_start(features_BFL, 0.0, torch.Generator())

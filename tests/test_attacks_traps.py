@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ser_fl.attacks.budget import Box
 from ser_fl.attacks.catalogue import ATTACKS, AttackSettings, build
-from ser_fl.attacks.gradient import attacked, fgsm, loss_gradient, pgd
+from ser_fl.attacks.gradient import attacked, bim, fgsm, loss_gradient, pgd
 
 EPSILON = 0.1
 BOX = Box(torch.full((12, 1), -2.0), torch.full((12, 1), 2.0))
@@ -67,7 +67,7 @@ def generate(name: str, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tenso
     steps = None if name == "fgsm" else 2
     attack = build(AttackSettings(name=name, epsilon=EPSILON, steps=steps))
     keys = [f"utterance {row}" for row in range(len(batch[1]))]
-    return attack.generate(model, *batch, box=BOX, keys_B=keys, seed=1, batch_size=4).adversarial_BFL
+    return attack.generate(model, *batch, box=BOX, num_classes=3, keys_B=keys, seed=1, batch_size=4).adversarial_BFL
 
 
 def own(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -118,6 +118,17 @@ def test_a_gradient_of_a_model_with_dropout_has_no_noise(model: Crnn, batch: tup
     inputs = batch[0].clone().requires_grad_()
     nn.functional.cross_entropy(model.eval()(inputs), batch[1]).backward()
     torch.testing.assert_close(first, inputs.grad)
+
+
+def test_arts_bim_on_a_training_recurrent_model_is_ours_to_the_last_bit(
+    model: Crnn, batch: tuple[Tensor, Tensor]
+) -> None:
+    """Left to itself ART would put the recurrent layers into training mode, and follow the noise of their dropout."""
+    model.train()
+    ours = bim(model, *batch, epsilon=EPSILON, step_size=EPSILON / 4, steps=2, box=BOX)
+    assert not torch.equal(ours, batch[0])
+    assert torch.equal(generate("bim", model, batch), ours)
+    assert all(module.training for module in model.modules())
 
 
 def test_recurrent_layers_run_without_cudnn_and_the_others_with_it(model: Crnn, batch: tuple[Tensor, Tensor]) -> None:

@@ -44,6 +44,7 @@ class Entry:
     minimal: bool = False
     """Looks for the smallest perturbation, so that its result must be held against the budget."""
     needs_box: bool = False
+    """Refused without a box: ART would take the range of what it is given for one, or fail."""
     quiet_step: bool = False
     """A step size above epsilon is what this attack is."""
 
@@ -89,6 +90,7 @@ class Attack:
         labels_B: Tensor,
         *,
         box: Box | None,
+        num_classes: int,
         keys_B: Sequence[str],
         seed: int,
         batch_size: int,
@@ -97,42 +99,42 @@ class Attack:
 
         Args:
             model: maps features_BFL to logits_BC; its modes and gradients are as before when this returns.
-            features_BFL: clean features, float32, inside the box.
-            labels_B: true classes.
+            features_BFL: clean features, float32. They are clipped to the box first, and the budget is measured from
+                there, so that what comes back lies inside the box even for features that did not.
+            labels_B: true classes, int64.
             box: the values that features may take; None for any.
+            num_classes: C.
             keys_B: utterance ids. Random draws depend on (seed, utterance), not on batches or their order.
             seed: of all random draws; the global random states stay as they are.
             batch_size: utterances at a time.
 
         Raises:
-            UserError: C&W L2 without a box, or an attack of ART that needs another kind of model.
+            UserError: an attack that needs a box has none, or one of ART's needs another kind of model.
         """
         if not len(features_BFL) == len(labels_B) == len(keys_B):
             raise ValueError(f"{len(features_BFL)} utterances, {len(labels_B)} labels and {len(keys_B)} keys")
-        box = Box.unbounded() if box is None else box
-        if self.entry.needs_box and box.lower_F1 is None:
-            raise UserError(
-                f"{self.settings.name} needs a box (ART would take the range of each batch): give clip bounds"
-            )
+        self.check_box(box)
+        box = Box.unbounded() if box is None else box.to(features_BFL.device)
+        # Tensors made under inference_mode cannot take part in a gradient; their clones can.
+        with torch.inference_mode(False):
+            clean_BFL, labels_B = box.clip(features_BFL.detach().clone()), labels_B.clone()
         if self.settings.epsilon == 0 or not len(features_BFL):
-            return Crafted(adversarial_BFL=features_BFL.detach().clone(), forward_passes=0, backward_passes=0)
+            return Crafted(adversarial_BFL=clean_BFL, forward_passes=0, backward_passes=0)
         device = next((parameter.device for parameter in model.parameters()), features_BFL.device)
         passes = Passes()
         with attacked(model), seeded(derive_seed("attack", seed), device), np.errstate(all="ignore"):
-            # Tensors made under inference_mode cannot take part in a gradient; their clones can.
-            clean_BFL, labels_B = features_BFL.detach().clone().to(device), labels_B.clone().to(device)
             problem = Problem(
                 network=model,
-                num_classes=_num_classes(model, clean_BFL[:1], passes),
-                features_BFL=clean_BFL,
-                labels_B=labels_B,
+                num_classes=num_classes,
+                features_BFL=clean_BFL.to(device),
+                labels_B=labels_B.to(device),
                 keys_B=keys_B,
                 box=box.to(device),
                 settings=self.settings,
                 seed=seed,
                 passes=passes,
             )
-            rows = torch.arange(len(clean_BFL), device=device)
+            rows = torch.arange(len(labels_B), device=device)
             batches = [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
             adversarial_BFL = torch.cat([self._craft(problem.subset(batch)) for batch in batches])
         return Crafted(
@@ -141,16 +143,21 @@ class Attack:
             backward_passes=passes.backward,
         )
 
+    def check_box(self, box: Box | None) -> None:
+        """Refuse a missing box before anything runs.
+
+        Raises:
+            UserError: there is none, and the attack needs one.
+        """
+        if self.entry.needs_box and (box is None or box.lower_F1 is None):
+            raise UserError(
+                f"{self.settings.name} needs a box (without one ART takes the range of what it is given, or fails): "
+                "give clip bounds"
+            )
+
     def _craft(self, problem: Problem) -> Tensor:
         adversarial_BFL = self.entry.craft(problem)
         if not self.entry.minimal:
             return adversarial_BFL
         budget = self.budget(tuple(adversarial_BFL.shape))
         return keep_within(problem.features_BFL, problem.box.clip(adversarial_BFL), self.norm, budget)
-
-
-def _num_classes(model: nn.Module, features_1FL: Tensor, passes: Passes) -> int:
-    """Width of the model's output."""
-    passes.forward += 1
-    with torch.no_grad():
-        return int(model(features_1FL).shape[1])

@@ -60,11 +60,11 @@ class Box:
             return features_BFL
         return torch.clamp(features_BFL, self.lower_F1, self.upper_F1)
 
-    def to(self, device: torch.device) -> Box:
-        """The same box on another device."""
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Box:
+        """The same box on another device, or of another type of number."""
         if self.lower_F1 is None or self.upper_F1 is None:
             return self
-        return Box(self.lower_F1.to(device), self.upper_F1.to(device))
+        return Box(self.lower_F1.to(device, dtype), self.upper_F1.to(device, dtype))
 
 
 def budget_of(epsilon: float, norm: Norm, features_shape: tuple[int, ...]) -> float:

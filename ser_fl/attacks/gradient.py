@@ -140,17 +140,17 @@ def pgd(
 
     Args:
         model: maps features_BFL to logits_BC; its modes and gradients are as before when this returns.
-        features_BFL: clean features, float32, inside the box.
+        features_BFL: clean features, float32; clipped to the box before anything else.
         labels_B: true classes, int64.
-        epsilon: radius of the ball, >= 0, in units of the features; 0 gives the clean features.
+        epsilon: radius of the ball, >= 0, in units of the features; 0 gives the clean features, clipped.
         step_size: how far each step moves every cell, >= 0, same units.
         steps: number of steps, >= 0, of one forward and one backward pass each.
         box: the values that features may take; None for any.
         start_BFL: where to start, inside the ball, such as `random_start` gives; None for the clean utterance.
 
     Returns:
-        Adversarial features of shape (B, F, L), detached; within epsilon of the clean ones and inside the box, both
-        up to one rounding to float32.
+        Adversarial features of shape (B, F, L), detached; within epsilon of the clipped clean ones and inside the box,
+        both up to one rounding to float32.
 
     Raises:
         UserError: epsilon, step_size or steps is below 0.
@@ -175,7 +175,7 @@ def _ascend(
     box = Box.unbounded() if box is None else box.to(features_BFL.device)
     with attacked(model):
         # Tensors made under inference_mode cannot take part in a gradient; their clones can.
-        clean_BFL, labels_B = features_BFL.detach().clone(), labels_B.clone()
+        clean_BFL, labels_B = box.clip(features_BFL.detach().clone()), labels_B.clone()
         adversarial_BFL = clean_BFL if start_BFL is None else box.clip(start_BFL.detach().clone())
         for _ in range(steps):
             step_BFL = loss_gradient(model, adversarial_BFL, labels_B).sign_().mul_(step_size)

@@ -149,6 +149,7 @@ def craft(challenge: Challenge, attack: Attack, on_attack: OnAttack) -> tuple[Te
             challenge.features_NFL[batch],
             challenge.labels_N[batch],
             box=challenge.box,
+            num_classes=challenge.num_classes,
             keys_B=challenge.ids[batch],
             seed=challenge.seed,
             batch_size=challenge.batch_size,
