@@ -323,7 +323,8 @@ def test_record_counts_gradients_and_perturbations(trained: nn.Module, speech: t
 
 
 def test_batch_size_does_not_matter(trained: nn.Module, speech: tuple[Tensor, Tensor]) -> None:
-    settings: dict[str, Any] = {"attacks": ("fgsm", PGD), "defences": ("none", "randomisation")}
+    attacks = ("fgsm", PGD, "deepfool", AttackSettings(name="art:SquareAttack", epsilon=0.2, steps=3))
+    settings: dict[str, Any] = {"attacks": attacks, "defences": ("none", "randomisation")}
     by_size = {size: attacked(trained, speech, batch_size=size, **settings) for size in (64, 7, 1)}
     for size in (7, 1):
         for record, reference in zip(by_size[size], by_size[64], strict=True):
