@@ -296,6 +296,7 @@ def test_defaults() -> None:
         ("art:SquareAttack", "inf", "art.SquareAttack", "score"),
         ("art:HopSkipJump", "inf", "art.HopSkipJump", "decision"),
         ("art:NewtonFool", "2", "art.NewtonFool", "undefended"),
+        ("art:VirtualAdversarialMethod", "2", "art.VirtualAdversarialMethod", "score"),
     ],
 )
 def test_what_a_record_says_of_an_attack(name: str, norm: str, library: str, knowledge: str) -> None:
@@ -325,14 +326,7 @@ def test_unknown_names_list_the_known_ones(name: str, message: str) -> None:
         build(AttackSettings(name=name, epsilon=0.1))
 
 
-@pytest.mark.parametrize("name", ["art:ImperceptibleASRPyTorch", "art:AdversarialPatchPyTorch"])
-def test_an_attack_for_other_models_says_so_in_one_line(name: str) -> None:
-    with pytest.raises(UserError, match=f"{name} cannot attack log-mel features") as error:
-        generate(name, linear_problem(2), 0.1)
-    assert "\n" not in str(error.value)
-
-
-def test_only_cw_l2_needs_a_box() -> None:
+def test_of_the_catalogue_only_cw_l2_needs_a_box() -> None:
     """Without one ART would take the range of each batch."""
     with pytest.raises(UserError, match="cw_l2 needs a box"):
         generate("cw_l2", linear_problem(2), 0.1, box=None)

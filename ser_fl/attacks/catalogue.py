@@ -112,6 +112,7 @@ def _entry(name: str) -> Entry:
         paper=f"see ART's {class_name}",
         knowledge=any_art.KNOWLEDGE.get(class_name, "undefended"),
         minimal=True,
+        needs_box=class_name in any_art.NEEDS_BOX,
     )
 
 

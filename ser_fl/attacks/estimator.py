@@ -25,6 +25,7 @@ from ser_fl.attacks.budget import Box
 
 Array = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
+ClipValues = tuple[Array, Array] | tuple[float, float]
 
 
 @dataclass(slots=True)
@@ -127,14 +128,12 @@ def _classifier_class() -> type[Any]:
     return InputClassifier
 
 
-def classifier(
-    hidden: HiddenNetwork, clip_values: tuple[Array, Array] | None, num_classes: int, shape: tuple[int, int]
-) -> Any:
+def classifier(hidden: HiddenNetwork, clip_values: ClipValues | None, num_classes: int, shape: tuple[int, int]) -> Any:
     """An ART PyTorchClassifier over a hidden network.
 
     Args:
         hidden: the network.
-        clip_values: (lower, upper) of what the attack moves, arrays that broadcast to (F, L); or None.
+        clip_values: (lower, upper) of what the attack moves, numbers or arrays that broadcast to (F, L); or None.
         num_classes: C.
         shape: (F, L).
     """
@@ -159,3 +158,9 @@ def clip_values_of(box: Box) -> tuple[Array, Array] | None:
     lower: Array = box.lower_F1.detach().cpu().numpy().astype(np.float32)
     upper: Array = box.upper_F1.detach().cpu().numpy().astype(np.float32)
     return lower, np.maximum(upper, np.nextafter(lower, np.float32(np.inf)))
+
+
+def scalar_clip_values_of(box: Box) -> tuple[float, float] | None:
+    """The smallest and the largest value of a box, for classes of ART that know no bounds per mel bin."""
+    bounds = clip_values_of(box)
+    return None if bounds is None else (float(bounds[0].min()), float(bounds[1].max()))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ser_fl.attacks.budget import Box
-from ser_fl.attacks.estimator import Array, HiddenNetwork, Labels, Passes, classifier
+from ser_fl.attacks.estimator import Array, ClipValues, HiddenNetwork, Labels, Passes, classifier
 from ser_fl.attacks.settings import AttackSettings
 
 
@@ -57,12 +57,12 @@ class Problem:
         return (self.logits(self.features_BFL).argmax(1) == self.labels_B).nonzero().flatten()
 
     def classifier(
-        self, *, clip_values: tuple[Array, Array] | None, to_features: Callable[[Tensor], Tensor] | None = None
+        self, *, clip_values: ClipValues | None, to_features: Callable[[Tensor], Tensor] | None = None
     ) -> Any:
         """The model as an ART PyTorchClassifier, to be used while this problem is solved and never kept.
 
         Args:
-            clip_values: bounds that ART clips to, of a shape that broadcasts to (F, L); None for none.
+            clip_values: bounds that ART clips to, numbers or arrays that broadcast to (F, L); None for none.
             to_features: maps what ART moves, of shape (B, F, L), to features; None where it moves features.
         """
         hidden = HiddenNetwork(self.network, to_features or (lambda same: same), self.passes, self.features_BFL.device)
