@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,13 +20,16 @@ from torch import Tensor, nn
 
 import ser_fl
 from ser_fl.attacks.budget import Box
-from ser_fl.attacks.catalogue import Attack, Entry
+from ser_fl.attacks.catalogue import Attack, Entry, build
 from ser_fl.attacks.problem import Problem
 from ser_fl.attacks.settings import AttackSettings
+from ser_fl.config import BenchmarkConfig
 from ser_fl.defences import Classifier, NoDefence, Randomisation
 from ser_fl.errors import UserError
+from ser_fl.evaluation import benchmark as benchmark_module
+from ser_fl.evaluation.benchmark import benchmark_run
 from ser_fl.evaluation.robustness import Challenge, balanced_rows, benchmark_attacks
-from ser_fl.records import AttackRecord
+from ser_fl.records import AttackRecord, RunFolder
 
 F, L = 8, 12
 CELLS = F * L
@@ -90,7 +95,14 @@ def timeless(records: Sequence[AttackRecord]) -> list[AttackRecord]:
     return [replace(record, seconds=0.0) for record in records]
 
 
-def made(name: str, moves: Mapping[str, float], *, epsilon: float = 0.5, seen: list[str] | None = None) -> Attack:
+def made(
+    name: str,
+    moves: Mapping[str, float],
+    *,
+    epsilon: float = 0.5,
+    seen: list[str] | None = None,
+    knowledge: str = "undefended",
+) -> Attack:
     """An attack that adds a known value to every cell of the utterances it names."""
 
     def craft(problem: Problem) -> Tensor:
@@ -98,8 +110,18 @@ def made(name: str, moves: Mapping[str, float], *, epsilon: float = 0.5, seen: l
             seen.extend(problem.keys_B)
         return problem.features_BFL + torch.tensor([moves.get(key, 0.0) for key in problem.keys_B])[:, None, None]
 
+    entry = Entry(craft=craft, library="t", norm="inf", paper="", knowledge=knowledge)
+    return Attack(settings=AttackSettings(name=name, epsilon=epsilon), entry=entry)
+
+
+def broken(name: str) -> Attack:
+    """An attack that fails when it runs."""
+
+    def craft(problem: Problem) -> Tensor:
+        raise UserError(f"{name} does not work")
+
     return Attack(
-        settings=AttackSettings(name=name, epsilon=epsilon), entry=Entry(craft=craft, library="t", norm="inf", paper="")
+        settings=AttackSettings(name=name, epsilon=0.5), entry=Entry(craft=craft, library="t", norm="inf", paper="")
     )
 
 
@@ -252,6 +274,25 @@ def test_utterances_outside_a_subset_count_as_when_clean() -> None:
     assert (only(records, "slow").num_examples, only(records, "slow").robust_uar) == (2, 0.0)
     worst = only(records, "worst_case")
     assert (worst.num_examples, worst.robust_uar) == (6, pytest.approx(2 / 3))  # one of three broken in each class
+    assert worst.library == "ser_fl (slow on 2 of 6 utterances)"
+    records = benchmark_attacks(challenge, attacks, [NoDefence()], subsets={"slow": 6, "absent": 2})
+    assert only(records, "worst_case").library == "ser_fl"
+
+
+def test_worst_case_names_what_its_attackers_knew() -> None:
+    challenge = sign_challenge([0.1, -0.1], [1, 0], "ab")
+    score = made("score", {}, knowledge="score")
+    usual = made("usual", {})
+
+    def knowledge(*attacks: Attack) -> list[str]:
+        records = benchmark_attacks(challenge, attacks, [NoDefence()])
+        return [record.knowledge for record in records if record.attack == "worst_case"]
+
+    assert knowledge(usual, made("other", {})) == ["undefended"]
+    assert knowledge(score, made("other", {}, knowledge="score")) == ["score"]
+    assert knowledge(usual, score, made("decision", {}, knowledge="decision")) == ["decision+score+undefended"]
+    # An attack of another epsilon takes no part.
+    assert knowledge(usual, made("other", {}), made("weak", {}, epsilon=0.1, knowledge="score")) == ["undefended"]
 
 
 def test_worst_case_is_at_most_each_attack(trained: nn.Module, speech: tuple[Tensor, Tensor]) -> None:
@@ -399,6 +440,106 @@ def test_runs_count_by_their_weight() -> None:
     assert record.robust_uar == pytest.approx((1 + 0.75 / 2) / 2)
     assert record.clean_uar == pytest.approx((1 + 1.5 / 2) / 2)
     assert record.attack_success_rate == pytest.approx(0.75 * 1 / (0.75 * 3 + 0.25 * 1))
+
+
+class Thresholds:
+    """A defence of two runs that count unequally: class 1 above 0, and class 1 above 0.2."""
+
+    name = "thresholds"
+    num_draws = 1
+    run_weights = (0.75, 0.25)
+
+    def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int, draw: int) -> Tensor:
+        return features_BFL
+
+    def predict(self, model: Classifier, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int) -> Tensor:
+        mean_B = features_BFL.mean(dim=(1, 2))
+        return torch.stack([mean_B > 0, mean_B > 0.2]).long()
+
+
+def test_mean_norm_is_over_the_successes_that_are_counted() -> None:
+    """The first run loses "a", moved by 0.3; the second, a third as likely, has lost it anyway and loses "b" by 0.2."""
+    challenge = sign_challenge([0.1, 0.3], [1, 1], "ab")
+    attack = made("one", {"a": -0.3, "b": -0.2})
+    record = only(benchmark_attacks(challenge, [attack], [Thresholds()]), "one", "thresholds")
+    assert record.attack_success_rate == pytest.approx((0.75 * 1 + 0.25 * 1) / (0.75 * 2 + 0.25 * 1))
+    assert record.mean_l2 == pytest.approx((0.75 * 0.3 + 0.25 * 0.2) * math.sqrt(CELLS), rel=1e-5)
+
+
+def test_a_missing_box_is_told_before_anything_runs() -> None:
+    challenge = sign_challenge([0.1, -0.1], [1, 0], "ab")
+    seen: list[str] = []
+    attacks = [made("slow", {}, seen=seen), build(AttackSettings(name="cw_l2", epsilon=0.2))]
+    with pytest.raises(UserError, match="cw_l2 needs a box"):
+        benchmark_attacks(challenge, attacks, [NoDefence()])
+    assert seen == []
+
+
+def test_records_of_done_attacks_are_handed_out_on_the_way() -> None:
+    challenge = sign_challenge([0.1, -0.1], [1, 0], "ab")
+    handed: list[list[AttackRecord]] = []
+    attacks = [made("one", {}), made("two", {}), broken("three")]
+    with pytest.raises(UserError, match="three does not work"):
+        benchmark_attacks(challenge, attacks, [NoDefence()], on_records=handed.append)
+    assert [[record.attack for record in records] for records in handed] == [["clean", "one"], ["clean", "one", "two"]]
+
+
+def run_folder(path: Path, attacks: Sequence[Attack], monkeypatch: pytest.MonkeyPatch) -> BenchmarkConfig:
+    """A benchmark of a run folder that needs no training, no corpus and no model on disk."""
+    challenge = sign_challenge([0.1, 0.2, -0.1, -0.2], [1, 1, 0, 0], "abcd")
+    side = torch.full((F, 1), 2.0)
+    standardisation = SimpleNamespace(lower_F1=-side, upper_F1=side)
+    bundle = SimpleNamespace(network=Sign(), classes=("neutral", "angry"), standardisation=standardisation)
+    utterances = [SimpleNamespace(utterance_id=utterance_id) for utterance_id in challenge.ids]
+    store = SimpleNamespace(classes=bundle.classes, utterances=utterances)
+    split = SimpleNamespace(test=range(4))
+    stand_ins: dict[str, Any] = {
+        "compose": SimpleNamespace(executor=SimpleNamespace(threads=1), objective=SimpleNamespace(epsilon=0.5)),
+        "load_model": bundle,
+        "prepare": SimpleNamespace(store=store, split=split),
+        "load_examples": SimpleNamespace(features_NFL=challenge.features_NFL, labels_N=challenge.labels_N),
+        "spectrogram_pair": {},
+    }
+    for name, result in stand_ins.items():
+        monkeypatch.setattr(benchmark_module, name, lambda *given, result=result, **named: result)
+    by_name = {attack.settings.name: attack for attack in attacks}
+    monkeypatch.setattr(benchmark_module, "build", lambda settings: by_name[settings.name])
+    return BenchmarkConfig(
+        run=str(path), root=None, attacks=tuple(by_name), epsilons=(), defences=("none",), steps=None, restarts=None,
+        curve_attacks=(), curve_epsilons=(), max_examples=None, subsets={}, batch_size=2, seed=0,
+    )  # fmt: skip
+
+
+def test_a_late_error_keeps_the_attacks_that_are_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attacks = [made("one", {"a": -0.3}), made("two", {"b": -0.3}), broken("three")]
+    with pytest.raises(UserError, match="three does not work"):
+        benchmark_run(run_folder(tmp_path, attacks, monkeypatch))
+    assert [record.attack for record in RunFolder(tmp_path).read_attacks()] == ["clean", "one", "two"]
+
+
+def test_the_file_of_a_whole_benchmark_is_what_it_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attacks = [made("one", {"a": -0.3}), made("two", {"b": -0.3})]
+    records = benchmark_run(run_folder(tmp_path, attacks, monkeypatch))
+    assert [record.attack for record in records] == ["clean", "one", "two", "worst_case"]
+    assert RunFolder(tmp_path).read_attacks() == records
+
+
+def test_other_types_of_number_are_cast(trained: nn.Module, speech: tuple[Tensor, Tensor]) -> None:
+    features_NFL, labels_N = speech[0][30:], speech[1][30:]
+    settings: dict[str, Any] = {"attacks": ("fgsm", PGD, "deepfool"), "epsilons": (0.2,)}
+    double = Box(torch.full((F, 1), -2.0, dtype=torch.float64), torch.full((F, 1), 2.0, dtype=torch.float64))
+    usual = ser_fl.benchmark(trained, features_NFL, labels_N, box=BOX, **settings)
+    cast = ser_fl.benchmark(trained, features_NFL.double(), labels_N.int(), box=double, **settings)
+    assert timeless(cast) == timeless(usual)
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [(["a", "b", "a"], "ids must differ, got 'a' more than once"), (["a", "b"], "one an utterance, got 2 for 3")],
+)
+def test_ids_are_one_an_utterance(ids: Sequence[str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        ser_fl.benchmark(Sign(), flat([0.1, 0.2, -0.1]), torch.tensor([1, 1, 0]), attacks=(), ids=ids)
 
 
 def test_clean_features_are_clipped_to_the_box_first() -> None:

@@ -5,6 +5,7 @@ Legend: B utterances, F mel bins, L frames, C classes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -47,13 +48,13 @@ def benchmark(
 
     Args:
         model: maps features of shape (B, F, L) to logits of shape (B, C).
-        features_BFL: clean features, float32; clipped to the box before anything is measured.
-        labels_B: true classes, int64; always passed to the attacks.
+        features_BFL: clean features, of any real type, cast to float32; clipped to the box before anything is measured.
+        labels_B: true classes, of any integer type; always passed to the attacks.
         attacks: names of the catalogue, each run at every epsilon, or full settings.
         epsilons: L-infinity budgets, in the units of the features.
         defences: test-time defences that what an attack made is shown to.
         box: the values that features may take; None for any.
-        ids: utterance ids that key all random draws; None numbers them.
+        ids: utterance ids, each once, that key all random draws; None numbers them.
         subsets: attack names to the size of a balanced subset, for slow attacks.
         batch_size: utterances at a time.
         seed: of all random draws.
@@ -63,7 +64,8 @@ def benchmark(
         Records: "clean", each attack, and "worst_case" per utterance, for every defence.
 
     Raises:
-        UserError: an unknown attack or defence, an epsilon below 0.
+        UserError: an unknown attack or defence, an epsilon below 0, an attack that needs a box and has none, ids that
+            are not one an utterance.
     """
     chosen = [
         build(settings)
@@ -74,8 +76,10 @@ def benchmark(
             else [AttackSettings(name=attack, epsilon=epsilon) for epsilon in epsilons]
         )
     ]
-    box = box or Box.unbounded()
-    features_BFL = box.clip(features_BFL)
+    box = (box or Box.unbounded()).to(features_BFL.device, torch.float32)
+    features_BFL, labels_B = box.clip(features_BFL.float()), labels_B.long()
+    known_ids = tuple(ids) if ids is not None else tuple(f"{index:06d}" for index in range(len(labels_B)))
+    check_ids(known_ids, len(features_BFL))
     built = [build_defence(name) for name in defences]
     with evaluating(model):
         with torch.inference_mode():
@@ -84,13 +88,25 @@ def benchmark(
             model=model,
             features_NFL=features_BFL,
             labels_N=labels_B,
-            ids=tuple(ids) if ids is not None else tuple(f"{index:06d}" for index in range(len(labels_B))),
+            ids=known_ids,
             num_classes=num_classes,
             box=box,
             seed=seed,
             batch_size=batch_size,
         )
         return benchmark_attacks(challenge, chosen, built, subsets=subsets, on_attack=on_attack)
+
+
+def check_ids(ids: Sequence[str], num_utterances: int) -> None:
+    """Refuse ids that are not one an utterance: they key random draws, and tell subsets apart.
+
+    Raises:
+        UserError: too few or too many, or one of them twice.
+    """
+    if len(ids) != num_utterances:
+        raise UserError(f"ids must be one an utterance, got {len(ids)} for {num_utterances} utterances")
+    if twice := [utterance_id for utterance_id, count in Counter(ids).items() if count > 1]:
+        raise UserError(f"ids must differ, got {twice[0]!r} more than once: they key all random draws")
 
 
 def benchmark_run(
@@ -101,8 +117,12 @@ def benchmark_run(
 ) -> list[AttackRecord]:
     """Attack the selected model of a run on its test utterances, and write ``attacks.json`` and an example pair.
 
+    ``attacks.json`` is written after every attack, so that a late error or a kill loses the one that ran only; the
+    worst cases are added at the end.
+
     Raises:
-        UserError: no such run or model, an unknown attack or defence, a corpus that moved.
+        UserError: no such run or model, an unknown attack or defence, an attack without the box it needs, a corpus
+            that moved.
     """
     folder = Path(config.run)
     if not folder.is_dir():
@@ -130,7 +150,9 @@ def benchmark_run(
         seed=config.seed,
         batch_size=config.batch_size,
     ).subset(config.max_examples)
-    records = benchmark_attacks(challenge, attacks, defences, subsets=config.subsets, on_attack=on_attack)
+    records = benchmark_attacks(
+        challenge, attacks, defences, subsets=config.subsets, on_attack=on_attack, on_records=run.write_attacks
+    )
     run.write_attacks(records)
     write_json(run.spectrograms, spectrogram_pair(challenge, attacks, bundle))
     return records

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,8 +26,12 @@ from ser_fl.records import AttackRecord
 
 DOMAIN = "logmel"
 WORST_CASE = "worst_case"
+LIBRARY = "ser_fl"
+"""What a record names as the class that ran where none of ART's did."""
 OnAttack = Callable[[str, int, int], None]
 """Told the attack that runs, how many utterances are done, of how many."""
+OnRecords = Callable[[list[AttackRecord]], None]
+"""Given the records of all attacks that are done, whenever one is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +96,7 @@ def benchmark_attacks(
     *,
     subsets: Mapping[str, int] | None = None,
     on_attack: OnAttack = lambda name, done, total: None,
+    on_records: OnRecords = lambda records: None,
 ) -> list[AttackRecord]:
     """Run every attack once, show what it made to every defence, and take the worst case per utterance.
 
@@ -101,10 +106,16 @@ def benchmark_attacks(
         defences: "none" among them if the bare model is wanted.
         subsets: attack names to a number of utterances, for attacks that are too slow for all.
         on_attack: told of progress.
+        on_records: given what a late error or a kill would lose; the worst cases, which need all attacks, come last.
 
     Returns:
-        For every defence a record "clean", one a attack and, with two attacks or more, "worst_case" for every epsilon.
+        For every defence a record "clean", one an attack and, with two attacks or more, "worst_case" for every epsilon.
+
+    Raises:
+        UserError: an attack that needs a box has none, which is told before the first one runs.
     """
+    for attack in attacks:
+        attack.check_box(challenge.box)
     cleans = {defence.name: show(challenge, challenge.features_NFL, defence) for defence in defences}
     records = [clean_record(challenge, defence.name, cleans[defence.name]) for defence in defences]
     right: dict[tuple[str, float], Tensor] = {}
@@ -119,7 +130,8 @@ def benchmark_attacks(
             key = (defence.name, attack.settings.epsilon)
             so_far = right.get(key, cleans[defence.name].right_RN)
             right[key] = so_far & spread(survived_RN, part.ids, challenge.ids)
-    return records + worst_cases(challenge, attacks, defences, cleans, right)
+        on_records(list(records))
+    return records + worst_cases(challenge, attacks, defences, cleans, right, subsets or {})
 
 
 def show(challenge: Challenge, features_NFL: Tensor, defence: Defence) -> Shown:
@@ -172,7 +184,6 @@ def judge(
     clean = show(challenge, challenge.features_NFL, defence)
     attacked = show(challenge, adversarial_NFL, defence)
     success_RN = clean.right_RN & ~attacked.right_RN
-    succeeded_N = success_RN.any(dim=0)
     l2_N = distance(challenge.features_NFL, adversarial_NFL, "2").cpu()
     linf_N = distance(challenge.features_NFL, adversarial_NFL, "inf")
     settings = attack.settings
@@ -192,7 +203,7 @@ def judge(
         clean_uar=scores(clean.confusion).uar,
         robust_uar=scores(attacked.confusion).uar,
         attack_success_rate=success_rate(clean.right_RN, success_RN, defence.run_weights),
-        mean_l2=float(l2_N[succeeded_N].mean()) if bool(succeeded_N.any()) else 0.0,
+        mean_l2=mean_over_successes(l2_N, success_RN, defence.run_weights),
         max_linf=float(linf_N.max()),
         median_snr_db=None,
         num_examples=len(challenge.labels_N),
@@ -216,17 +227,23 @@ def worst_cases(
     defences: Sequence[Defence],
     cleans: Mapping[str, Shown],
     right: Mapping[tuple[str, float], Tensor],
+    subsets: Mapping[str, int],
 ) -> list[AttackRecord]:
     """One record a defence and epsilon: an utterance counts as recognised if it withstood every attack it was shown to.
 
-    An utterance that an attack's subset leaves out was not shown to that attack. UAR needs recalls only, so that the
-    confusion matrix of the worst case keeps what was right and counts the rest as the next class.
+    An utterance that an attack's subset leaves out was not shown to that attack, so that the true worst case may be
+    lower: the record's `library` then names the attack, as in "ser_fl (cw_l2 on 21 of 64 utterances)". Its `knowledge`
+    is that of all its attacks, or the different ones in alphabetical order, as in "score+undefended". UAR needs recalls
+    only, so that the confusion matrix of the worst case keeps what was right and counts the rest as the next class.
     """
     records = []
     epsilons = sorted({attack.settings.epsilon for attack in attacks})
     for epsilon in epsilons:
-        if sum(attack.settings.epsilon == epsilon for attack in attacks) < 2:
+        taken = [attack for attack in attacks if attack.settings.epsilon == epsilon]
+        if len(taken) < 2:
             continue
+        knowledge = "+".join(sorted({attack.knowledge for attack in taken}))
+        library = _library_of_worst_case(taken, subsets, len(challenge.ids))
         for defence in defences:
             clean, survived_RN = cleans[defence.name], right[defence.name, epsilon]
             wrong_N = (clean.labels_N + 1) % challenge.num_classes
@@ -237,10 +254,18 @@ def worst_cases(
                 num_classes=challenge.num_classes,
             )
             rate = success_rate(clean.right_RN, clean.right_RN & ~survived_RN, defence.run_weights)
-            records.append(
-                _scored_record(challenge, defence.name, WORST_CASE, epsilon, clean.confusion, worst.confusion, rate)
+            record = _scored_record(
+                challenge, defence.name, WORST_CASE, epsilon, clean.confusion, worst.confusion, rate
             )
+            records.append(replace(record, knowledge=knowledge, library=library))
     return records
+
+
+def _library_of_worst_case(attacks: Sequence[Attack], subsets: Mapping[str, int], total: int) -> str:
+    """Who took the worst case, and which attacks of it saw only some of the utterances."""
+    sizes = {attack.settings.name: subsets.get(attack.settings.name, total) for attack in attacks}
+    partial = [f"{name} on {size}" for name, size in sizes.items() if size < total]
+    return f"{LIBRARY} ({', '.join(partial)} of {total} utterances)" if partial else LIBRARY
 
 
 def _scored_record(
@@ -254,7 +279,7 @@ def _scored_record(
 ) -> AttackRecord:
     return AttackRecord(
         attack=name,
-        library="ser_fl",
+        library=LIBRARY,
         knowledge="undefended",
         domain=DOMAIN,
         norm="none",
@@ -285,6 +310,13 @@ def success_rate(right_RN: Tensor, success_RN: Tensor, run_weights: Sequence[flo
     weights_R = torch.tensor(run_weights, dtype=torch.float64)
     right, success = (float(weights_R @ counts.sum(dim=1).double()) for counts in (right_RN, success_RN))
     return success / right if right else 0.0
+
+
+def mean_over_successes(value_N: Tensor, success_RN: Tensor, run_weights: Sequence[float]) -> float:
+    """Mean over the successes that `success_rate` counts, each by the weight of its run; 0 where there was none."""
+    weights_R = torch.tensor(run_weights, dtype=torch.float64)
+    weight_N = weights_R @ success_RN.double()
+    return float(weight_N @ value_N.double() / weight_N.sum()) if bool(weight_N.any()) else 0.0
 
 
 def spread(survived_RN: Tensor, ids: Sequence[str], all_ids: Sequence[str]) -> Tensor:
