@@ -44,7 +44,7 @@ def write_corpus(root: Path, codes: tuple[str, ...], channels: int = 1) -> Path:
     return root
 
 
-@pytest.mark.parametrize("width", [80, 40, 200])
+@pytest.mark.parametrize("width", [80, 48, 200])
 def test_list_breaks_between_words_and_keeps_addresses_whole(width: int) -> None:
     screen = Screen(width)
     list_corpora(screen.console)

@@ -40,7 +40,7 @@ def confusion_matrix(ax: Axes, confusion: Sequence[Sequence[float]], classes: Se
 
 
 def spectrogram(ax: Axes, logmel_FL: Sequence[Sequence[float]], *, hop_s: float, limits: tuple[float, float]) -> Axes:
-    """A log-mel spectrogram of shape (F, L), natural logarithms of magnitudes, over time; colours between the limits."""
+    """A log-mel spectrogram of shape (F, L), natural log of magnitudes, over time; colours between the two limits."""
     values_FL = np.asarray(logmel_FL, dtype=np.float64)
     _image(ax, values_FL, hop_s, cmap="viridis", limits=limits)
     return _colour_bar(ax, "log-mel magnitude\n(natural log)")
