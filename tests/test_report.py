@@ -469,6 +469,7 @@ def test_one_round_is_seen_and_rounds_are_whole(draw: Callable[..., Axes]) -> No
     (line,) = ax.get_lines()
     assert (xs(line), line.get_marker()) == ([1], ".")
     low, high = ax.get_xlim()
+    assert (low, high) == (0.5, 1.5)
     assert [tick for tick in ax.get_xticks() if low <= tick <= high] == [1]
     rounds = [{"round": number, "uar": 0.5, "train_loss": 1.0} for number in range(1, 101)]
     draw(ax, rounds, label="long")
