@@ -16,7 +16,7 @@ from ser_fl.data.utterance import SkippedFile, Utterance
 from ser_fl.errors import UserError
 from ser_fl.randomness import derive_seed
 
-SYNTHESISER_VERSION = 1
+SYNTHESISER_VERSION = 2
 """Raised with every change that alters a waveform: cached features of the old one are then no longer found."""
 
 MAX_SPEAKERS = 198
