@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ser_fl.errors import UserError
 from ser_fl.records import RunFolder
 
 if TYPE_CHECKING:
-    from ser_fl.config import Config
+    from ser_fl.config import BenchmarkConfig, Config
     from ser_fl.records import AttackRecord, RoundRecord
 
 console = Console()
@@ -103,15 +104,18 @@ def print_summary(run: RunFolder) -> None:
 
 def run_benchmark(arguments: Namespace) -> None:
     """`ser-fl benchmark`."""
-    print_attacks(benchmark_visibly(list(arguments.settings)))
-
-
-def benchmark_visibly(settings: list[str]) -> list[AttackRecord]:
-    """Attack a run with progress bars."""
     from ser_fl.compose import compose_benchmark
+
+    config = compose_benchmark(list(arguments.settings))
+    records = benchmark_visibly(config)
+    run = RunFolder(Path(config.run))
+    print_attacks(records, synthetic=bool(run.read_json(run.model).get("synthetic")))
+
+
+def benchmark_visibly(config: BenchmarkConfig) -> list[AttackRecord]:
+    """Attack a run with progress bars."""
     from ser_fl.evaluation.benchmark import benchmark_run
 
-    config = compose_benchmark(settings)
     with bars() as shown:
         records = benchmark_run(config, on_attack=shown.report, on_features=shown.features)
     track_attacks(RunFolder(Path(config.run)), records)
@@ -119,7 +123,10 @@ def benchmark_visibly(settings: list[str]) -> list[AttackRecord]:
 
 
 def track_attacks(run: RunFolder, records: list[AttackRecord]) -> None:
-    """Log the records to the run's own tracked run, where its checkpoint still says which."""
+    """Log the records to the run's own tracked run, where its checkpoint still says which.
+
+    The records are on disk by then: whatever is wrong with tracking is a warning.
+    """
     from ser_fl.compose import compose
     from ser_fl.config import dump
     from ser_fl.federation.checkpoint import tracked_run
@@ -129,14 +136,20 @@ def track_attacks(run: RunFolder, records: list[AttackRecord]) -> None:
     if not state:
         return
     settings = dump(compose(config_file=run.config))
-    tracker = open_tracker(**settings["tracking"], run=run, name=settings["experiment"], config=settings, state=state)
+    tracking = settings["tracking"]
+    try:
+        tracker = open_tracker(**tracking, run=run, name=settings["experiment"], config=settings, state=state)
+    except UserError as error:
+        console.print(f"[yellow]attacks are not tracked:[/yellow] {error}", highlight=False)
+        return
     tracker.log_attacks(records)
     tracker.finish()
 
 
-def print_attacks(records: list[AttackRecord]) -> None:
+def print_attacks(records: list[AttackRecord], *, synthetic: bool) -> None:
     """A line for every record."""
-    table = Table(title="UAR under attack (attacker knows the model, not the defence)")
+    note = ", SYNTHETIC speech" if synthetic else ""
+    table = Table(title=f"UAR under attack (attacker knows the model, not the defence{note})")
     for column in ("attack", "epsilon", "defence", "n", "clean UAR", "robust UAR", "success"):
         table.add_column(column, justify="left" if column in ("attack", "defence") else "right")
     for record in records:

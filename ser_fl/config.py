@@ -333,11 +333,11 @@ class BenchmarkConfig:
     """The run folder."""
     root: str | None
     """Folder of the corpus, where it is no longer the one in the run's config.yaml."""
-    attacks: tuple[str, ...]
+    attacks: Annotated[tuple[str, ...], Field(min_length=1)]
     """Names in the catalogue, or art:ClassName."""
     epsilons: tuple[Epsilon, ...]
     """L-infinity budgets in standardised log-mel units; empty: the epsilon that the run was trained with."""
-    defences: tuple[str, ...]
+    defences: Annotated[tuple[str, ...], Field(min_length=1)]
     steps: Count | None
     """Of every attack that has some; null: each attack's own default."""
     restarts: Amount | None

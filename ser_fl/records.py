@@ -96,7 +96,8 @@ class AttackRecord:
     library: str
     """The class that ran, with its module's root."""
     knowledge: str
-    """Threat model: undefended, adaptive, transfer, score or decision."""
+    """Threat model: undefended, adaptive, transfer, score or decision; of a worst case all of its attacks', joined by
+    "+"."""
     domain: str
     """"logmel" (standardised units) or "waveform"."""
     norm: str

@@ -23,7 +23,7 @@ import yaml
 import ser_fl
 from ser_fl.cli import main
 from ser_fl.data.audio import read_audio
-from ser_fl.records import RunFolder
+from ser_fl.records import RunFolder, write_json
 
 COMMANDS = ("demo", "train", "benchmark", "report", "predict", "corpus")
 SECRETS = {"WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567", "HF_TOKEN": "hf_VerySecretIndeed"}
@@ -181,6 +181,9 @@ BAD_INPUT: dict[str, tuple[str, list[str]]] = {
         "benchmark run=RUN defences=[randomize]",
         ["'randomize'", "none", "randomisation"],
     ),
+    "benchmark without an attack": ("benchmark run=RUN attacks=[]", ["attacks", "at least 1"]),
+    "benchmark without a defence": ("benchmark run=RUN defences=[]", ["defences", "at least 1"]),
+    "benchmark with a subset of an unknown attack": ("benchmark run=RUN subsets.cwl2=3", ["'cwl2'", "cw_l2"]),
     "benchmark with a misspelt key": ("benchmark run=RUN epsilon=[0.1]", ["'epsilon'", "epsilons"]),
     "benchmark of another schema": ("benchmark run=ROOT/old_model attacks=[fgsm]", ["model.json", "99", "reads 1"]),
     "report of no run": ("report ROOT/empty", ["ROOT/empty", "config.yaml"]),
@@ -239,6 +242,25 @@ def test_a_round_that_failed_says_so_without_our_traceback(
     said = capsys.readouterr().err
     assert re.match(r"ser-fl: round \d has 0 updates, needs 1:\nclient f01: ", said)
     assert "not finite" in said and "Traceback" not in said
+
+
+def test_a_second_benchmark_keeps_the_first(
+    benchmarked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And where its tracking cannot be opened any more, the records are there all the same."""
+    run = tmp_path / "run"
+    shutil.copytree(benchmarked, run)
+    before = (run / "attacks.json").read_bytes()
+    text = (run / "config.yaml").read_text().replace("mode: auto", "mode: online")
+    (run / "config.yaml").write_text(text.replace("backend: none", "backend: wandb"))
+    latest = json.loads((run / "checkpoint" / "latest.json").read_text())
+    write_json(run / "checkpoint" / "latest.json", {**latest, "tracking": {"wandb_id": "abc"}})
+    monkeypatch.setattr("ser_fl.tracking.weights_and_biases._has_wandb_key", lambda: False)
+    assert main(["benchmark", f"run={run}", "attacks=[fgsm]", "epsilons=[0.1]", "defences=[none]"]) == 0
+    assert (run / "attacks.before.json").read_bytes() == before
+    assert {record.attack for record in RunFolder(run).read_attacks()} == {"clean", "fgsm"}
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "attacks are not tracked" in printed and "no API key" in printed and "SYNTHETIC" in printed
 
 
 def test_existing_run_is_left_as_it_was(places: Places, capsys: pytest.CaptureFixture[str]) -> None:

@@ -190,6 +190,16 @@ def test_one_client_with_all_data_is_centralised_training(home: Path) -> None:
     assert alone.weights.read_bytes() == centralised.weights.read_bytes()
 
 
+def test_centralised_trains_on_what_the_clients_hold(home: Path) -> None:
+    """Where their number is capped, the baseline has no more data than they have."""
+    capped = ("clients.num_clients=1",)
+    federated, centralised = (
+        prepare(settings(home, name, *capped, f"federation.name={name}")) for name in ("federated", "centralised")
+    )
+    assert list(centralised.clients.values()) == list(federated.clients.values())
+    assert len(centralised.clients["all"]) < len(centralised.split.train)
+
+
 def test_federating_is_the_average_of_what_clients_send(home: Path, undisturbed: dict[str, ClientUpdate]) -> None:
     run = train(settings(home, "average", *THREE_CLIENTS))
     assert_same_state(load_file(run.weights), average(list(undisturbed.values())), atol=1e-7)

@@ -19,8 +19,8 @@ from ser_fl.prediction import SYNTHETIC_NOTE, predict
 from ser_fl.records import RunFolder
 
 
-def write_run(root: Path, *, corpus: str | None = None, synthetic: bool | None = None) -> Path:
-    """A run folder with an untrained model, and a configuration that names the corpus."""
+def write_run(root: Path, *, synthetic: bool = False) -> Path:
+    """A run folder with an untrained model."""
     config = compose(["experiment=debug"])
     bins = config.frontend.num_mels
     sides = (torch.zeros(bins), torch.ones(bins), torch.full((bins,), -9.0), torch.full((bins,), 9.0))
@@ -33,8 +33,6 @@ def write_run(root: Path, *, corpus: str | None = None, synthetic: bool | None =
         synthetic=synthetic,
     )
     root.mkdir(parents=True)
-    if corpus is not None:
-        RunFolder(root).config.write_text(f"data:\n  name: {corpus}\n", encoding="utf-8")
     save_model(root, bundle.eval())
     return root
 
@@ -51,7 +49,7 @@ def clip(tmp_path: Path) -> Path:
 
 
 def test_one_file_or_several_and_any_name_of_the_run(tmp_path: Path, clip: Path) -> None:
-    run = write_run(tmp_path / "run", corpus="nemo")
+    run = write_run(tmp_path / "run")
     (expected,) = predict([clip], run)
     assert expected.path == clip
     assert sum(expected.probabilities.values()) == pytest.approx(1)
@@ -68,41 +66,14 @@ def test_model_is_loaded_by_any_name_of_the_run(tmp_path: Path) -> None:
     assert all(torch.equal(weights[0][name], state[name]) for state in weights[1:] for name in weights[0])
 
 
-@pytest.mark.parametrize(
-    ("corpus", "said", "expected"),
-    [
-        ("builtin", None, True),
-        ("nemo", None, False),
-        (None, None, False),
-        ("nemo", True, True),
-        ("builtin", False, False),
-    ],
-)
+@pytest.mark.parametrize("synthetic", [True, False])
 def test_model_of_synthetic_speech_says_so(
-    tmp_path: Path,
-    clip: Path,
-    caplog: pytest.LogCaptureFixture,
-    corpus: str | None,
-    said: bool | None,
-    expected: bool,
+    tmp_path: Path, clip: Path, caplog: pytest.LogCaptureFixture, synthetic: bool
 ) -> None:
-    """What is said when it is saved counts; where nothing is, the run's configuration."""
-    run = write_run(tmp_path / "run", corpus=corpus, synthetic=said)
-    assert json.loads(RunFolder(run).model.read_text(encoding="utf-8"))["synthetic"] is expected
+    run = write_run(tmp_path / "run", synthetic=synthetic)
+    assert json.loads(RunFolder(run).model.read_text(encoding="utf-8"))["synthetic"] is synthetic
     with caplog.at_level(logging.WARNING):
         (prediction,) = predict(clip, run)
-    assert prediction.synthetic is expected
-    assert load_model(run).synthetic is expected
-    assert notes(caplog) == [SYNTHETIC_NOTE] * expected
+    assert prediction.synthetic is load_model(run).synthetic is synthetic
+    assert notes(caplog) == [SYNTHETIC_NOTE] * synthetic
     assert "SYNTHETIC" in SYNTHETIC_NOTE
-
-
-@pytest.mark.parametrize(("corpus", "expected"), [("builtin", True), ("nemo", False), (None, False)])
-def test_older_model_without_the_field_goes_by_its_configuration(
-    tmp_path: Path, corpus: str | None, expected: bool
-) -> None:
-    run = RunFolder(write_run(tmp_path / "run", corpus=corpus))
-    card = json.loads(run.model.read_text(encoding="utf-8"))
-    del card["synthetic"]
-    run.model.write_text(json.dumps(card), encoding="utf-8")
-    assert load_model(run).synthetic is expected

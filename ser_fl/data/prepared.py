@@ -56,10 +56,9 @@ def prepare(config: Config, on_features: OnFeatures | None = None) -> Prepared:
     corpus = open_configured_corpus(config)
     store = compute_features(corpus, config.frontend, cache_dir=cache_dir, progress=on_features)
     split = split_corpus(store.utterances, config.split)
-    if config.federation.name == "centralised":
-        clients = {EVERYBODY: split.train}
-    else:
-        clients = assign_clients(store.utterances, split.train, config.clients, seed=config.split.seed)
+    clients = assign_clients(store.utterances, split.train, config.clients, seed=config.split.seed)
+    if config.federation.name == "centralised":  # the same utterances, where the number of clients is capped too
+        clients = {EVERYBODY: tuple(sorted(index for held in clients.values() for index in held))}
     sums = (FeatureStatistics.of(store.features_NFL[torch.tensor(held)]) for held in clients.values())
     standardisation = Standardisation.from_statistics(reduce(FeatureStatistics.merge, sums), config.frontend)
     return Prepared(store=store, split=split, clients=clients, standardisation=standardisation, skipped=corpus.skipped)

@@ -21,11 +21,11 @@ from ser_fl.data.datamodule import load_examples
 from ser_fl.data.features import OnFeatures
 from ser_fl.data.prepared import prepare
 from ser_fl.defences import build_defence
-from ser_fl.errors import UserError
+from ser_fl.errors import UserError, unknown_name
 from ser_fl.evaluation.example import spectrogram_pair
 from ser_fl.evaluation.robustness import Challenge, OnAttack, benchmark_attacks
 from ser_fl.evaluation.scoring import evaluating
-from ser_fl.models.bundle import load_model
+from ser_fl.models.bundle import EmotionModel, load_model
 from ser_fl.records import AttackRecord, RunFolder, write_json
 
 
@@ -53,7 +53,7 @@ def benchmark(
         attacks: names of the catalogue, each run at every epsilon, or full settings.
         epsilons: L-infinity budgets, in the units of the features.
         defences: test-time defences that what an attack made is shown to.
-        box: the values that features may take; None for any.
+        box: the values that features may take; None is the box of a model of `ser_fl.load`, and any values for others.
         ids: utterance ids, each once, that key all random draws; None numbers them.
         subsets: attack names to the size of a balanced subset, for slow attacks.
         batch_size: utterances at a time.
@@ -76,6 +76,8 @@ def benchmark(
             else [AttackSettings(name=attack, epsilon=epsilon) for epsilon in epsilons]
         )
     ]
+    if box is None and isinstance(model, EmotionModel):
+        box = Box.of(model.standardisation.lower_F1, model.standardisation.upper_F1)
     box = (box or Box.unbounded()).to(features_BFL.device, torch.float32)
     features_BFL, labels_B = box.clip(features_BFL.float()), labels_B.long()
     known_ids = tuple(ids) if ids is not None else tuple(f"{index:06d}" for index in range(len(labels_B)))
@@ -130,6 +132,9 @@ def benchmark_run(
     run = RunFolder(folder)
     trained = compose([f"data.root={config.root}"] if config.root else [], config_file=run.config)
     attacks = [build(settings) for settings in attack_settings(config, trained)]
+    for name in config.subsets.keys() - ATTACKS.keys():
+        if not name.startswith("art:"):
+            raise unknown_name("attack in subsets", name, ATTACKS)
     defences = [build_defence(name) for name in config.defences]
     bundle = load_model(folder)
     torch.set_num_threads(trained.executor.threads)
@@ -150,6 +155,8 @@ def benchmark_run(
         seed=config.seed,
         batch_size=config.batch_size,
     ).subset(config.max_examples)
+    if run.attacks.exists():
+        run.attacks.replace(run.attacks.with_suffix(".before.json"))  # of the last benchmark, which took its time
     records = benchmark_attacks(
         challenge, attacks, defences, subsets=config.subsets, on_attack=on_attack, on_records=run.write_attacks
     )

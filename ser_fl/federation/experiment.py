@@ -211,6 +211,7 @@ def conclude(
         classes=prepared.store.classes,
         model=config.model,
         frontend=config.frontend,
+        synthetic=config.data.name == "builtin",
     )
     save_model(run.root, bundle)
     content = summary(config, prepared, scorer, progress, stopped)
@@ -233,6 +234,7 @@ def summary(config: Config, prepared: Prepared, scorer: Scorer, progress: Progre
         "split": config.split.name,
         "split_speakers": {name: sorted({utterances[i].speaker for i in part}) for name, part in parts.items()},
         "split_sizes": {name: len(part) for name, part in parts.items()},
+        "skipped": [{"id": file.utterance_id, "reason": file.reason} for file in prepared.skipped],
         "num_clients": len(prepared.clients),
         "num_rounds": progress.round,
         "selected_round": progress.best_round,

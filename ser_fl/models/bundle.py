@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -41,7 +40,7 @@ class EmotionModel(nn.Module):
         classes: tuple[str, ...],
         model: ModelConfig,
         frontend: FrontendConfig,
-        synthetic: bool | None = None,
+        synthetic: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
@@ -51,7 +50,7 @@ class EmotionModel(nn.Module):
         self.model_config = model
         self.frontend_config = frontend
         self.synthetic = synthetic
-        """Whether it was trained on the built-in corpus; None: as the run folder it is saved to says."""
+        """Whether it was trained on the built-in corpus, whose speech is synthetic."""
 
     def forward(self, features_BFL: Tensor) -> Tensor:
         """Logits of shape (B, C) from standardised features of shape (B, F, L)."""
@@ -71,7 +70,7 @@ def save_model(folder: Path, bundle: EmotionModel) -> None:
         "schema": MODEL_SCHEMA,
         "model": _MODEL.dump_python(bundle.model_config, mode="json"),
         "classes": list(bundle.classes),
-        "synthetic": _trained_on_builtin(run) if bundle.synthetic is None else bundle.synthetic,
+        "synthetic": bundle.synthetic,
         "frontend": _FRONTEND.dump_python(bundle.frontend_config, mode="json"),
         "standardisation": {
             name: tensor.flatten().tolist() for name, tensor in bundle.standardisation.state_dict().items()
@@ -114,19 +113,9 @@ def load_model(folder: Path | str | RunFolder) -> EmotionModel:
         classes=tuple(card["classes"]),
         model=model,
         frontend=frontend,
-        synthetic=bool(card["synthetic"]) if "synthetic" in card else _trained_on_builtin(run),
+        synthetic=bool(card.get("synthetic", False)),
     )
     return bundle.eval()
-
-
-def _trained_on_builtin(run: RunFolder) -> bool:
-    """Whether the run's configuration, where there is one, names the built-in corpus."""
-    try:
-        content = yaml.safe_load(run.config.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return False
-    data = content.get("data") if isinstance(content, dict) else None
-    return isinstance(data, dict) and data.get("name") == "builtin"
 
 
 def _column(name: str, values: list[float | None]) -> Tensor:

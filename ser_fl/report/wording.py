@@ -47,7 +47,7 @@ def norm_name(norm: str) -> str:
 
 def is_grey_box(record: AttackRecord) -> bool:
     """True where an attack on the undefended model was shown to a defended one: no evidence of robustness."""
-    return record.attack != CLEAN and record.knowledge == "undefended" and record.defence != NO_DEFENCE
+    return record.attack != CLEAN and record.defence != NO_DEFENCE and "undefended" in record.knowledge.split("+")
 
 
 def budget(record: AttackRecord) -> str:
