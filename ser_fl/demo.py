@@ -26,9 +26,9 @@ BENCHMARK = (
     "curve_epsilons=[0.01,0.02,0.1,0.2]",
     "steps=10",
     "restarts=1",
-    "subsets={cw_l2: 21}",
+    "subsets={cw_l2: 14}",
 )
-"""Few steps, since this is a demonstration; C&W on 21 utterances, three of each emotion, since ART's is slow."""
+"""Few steps, since this is a demonstration; C&W on 14 utterances, two of each emotion, since ART's is slow."""
 _POLL_S = 0.2
 
 Event = tuple[str, int, int] | tuple[str, RoundRecord]
