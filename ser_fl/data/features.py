@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,14 +32,32 @@ OnFeatures = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class FeatureStore:
-    """Raw log-mel features of all utterances, and their labels."""
+    """Raw log-mel features of all utterances, and their labels.
 
+    A pickled store names its file and holds no features: whoever unpickles it, in another process, maps the same pages.
+    """
+
+    file: Path
+    """Absolute; what the features are mapped from."""
     features_NFL: Tensor
     """Memory-mapped, float32, not standardised."""
     labels_N: Tensor
     """Index into `classes`, int64."""
     utterances: tuple[Utterance, ...]
     classes: tuple[str, ...]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_store, (self.file, self.labels_N, self.utterances, self.classes)
+
+
+def open_store(
+    file: Path, labels_N: Tensor, utterances: tuple[Utterance, ...], classes: tuple[str, ...]
+) -> FeatureStore:
+    """Map features from their file.
+
+    Copy-on-write, since torch has no read-only tensors: pages are shared until somebody writes, and nobody does.
+    """
+    return FeatureStore(file, torch.from_numpy(np.load(file, mmap_mode="c")), labels_N, utterances, classes)
 
 
 def default_cache_dir() -> Path:
@@ -60,10 +79,8 @@ def compute_features(
     file = (cache_dir or default_cache_dir()) / "features" / f"{_key(corpus, config)}.npy"
     if not file.is_file():
         _fill(file, corpus, config, progress)
-    # Copy-on-write, since torch has no read-only tensors: pages are shared until somebody writes, and nobody does.
-    features = torch.from_numpy(np.load(file, mmap_mode="c"))
     labels = torch.tensor([classes.index(utterance.emotion) for utterance in corpus.utterances])
-    return FeatureStore(features, labels, corpus.utterances, classes)
+    return open_store(file.absolute(), labels, corpus.utterances, classes)
 
 
 def _key(corpus: Corpus, config: FrontendConfig) -> str:
