@@ -30,6 +30,15 @@ Speaker = Annotated[str, BeforeValidator(lambda given: str(given) if type(given)
 """YAML takes the speakers of EmoDB and CREMA-D for numbers."""
 
 
+def _check_workers(given: object) -> object:
+    if given == "auto" or (type(given) is int and given >= 1):
+        return given
+    raise ValueError(f"executor.workers must be auto or a whole number from 1 up, got {given!r}")
+
+
+Workers = Annotated[Count | Literal["auto"], BeforeValidator(_check_workers)]
+
+
 @_stage
 class DataConfig:
     """Which corpus, and how its files are read."""
@@ -260,12 +269,22 @@ class FederationConfig:
 
 @_stage
 class ExecutorConfig:
-    """Where the clients of a round run."""
+    """Where the clients of a round run: no result depends on it but by `threads` and `accelerator`."""
 
-    name: Literal["serial"]
+    name: Literal["serial", "processes"]
+    """serial: one after the other in this process. processes: side by side in worker processes, one client each."""
     threads: Count
     """Threads per client: part of the result's bits, so recorded and the same everywhere."""
     accelerator: Literal["cpu", "auto", "cuda", "mps"]
+    workers: Workers = "auto"
+    """Worker processes, at most the clients of a round. auto: as many as find `threads` cores each. Its default is for
+    the config.yaml of runs from before it was a setting."""
+
+    def __post_init__(self) -> None:
+        if self.name == "serial" and self.workers not in ("auto", 1):
+            raise ValueError(
+                f"executor.workers goes with executor=processes, got {self.workers} with executor={self.name}"
+            )
 
 
 @_stage

@@ -14,12 +14,12 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 
 from ser_fl import train
-from ser_fl.attacks.budget import Box
 from ser_fl.compose import compose
 from ser_fl.config import Config
 from ser_fl.data.datamodule import Batch, load_examples
 from ser_fl.data.prepared import Prepared, prepare
-from ser_fl.federation.client import Clients, ClientTask, quiet_trainer
+from ser_fl.federation.client import ClientTask, quiet_trainer
+from ser_fl.federation.experiment import make_clients
 from ser_fl.federation.objectives import Objective
 from ser_fl.models.catalogue import build_network
 from ser_fl.records import ClientUpdate
@@ -32,11 +32,14 @@ class Fed(pl.Callback):
 
     def __init__(self) -> None:
         self.batches: list[Tensor] = []
+        self.whose: set[tuple[str, int]] = set()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         self.batches.append(batch[0].clone())
+        module = trainer.datamodule  # type: ignore[attr-defined]
+        self.whose.add((module.client_id, module.round))
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +54,7 @@ def settings(cache: Path, *changed: str) -> Config:
 
 def update(config: Config, prepared: Prepared, number: int, *callbacks: pl.Callback) -> ClientUpdate:
     """Of client f01, from the initial weights."""
-    box = Box.of(prepared.standardisation.lower_F1, prepared.standardisation.upper_F1)
-    clients = Clients(
-        config=config,
-        store=prepared.store,
-        indices=prepared.clients,
-        standardisation=prepared.standardisation,
-        objective=Objective(config.objective, config.augmentation, box),
-        callbacks=callbacks,
-    )
+    clients = make_clients(config, prepared, callbacks)
     state = dict(build_network(config.model, len(prepared.store.classes), seed=config.seed).state_dict())
     return clients.update(ClientTask(round=number, client_id="f01", state=state, learning_rate=0.01))
 
@@ -78,6 +73,7 @@ def test_per_round_trains_on_half_and_its_copies(cache: Path, name: str) -> None
     assert update(config, prepared, 1, clean).num_examples == len(held) == 10
     assert torch.equal(nearest(torch.cat(clean.batches), held), torch.zeros(10))
     assert update(config, prepared, 2, mixed).num_examples == 5
+    assert (clean.whose, mixed.whose) == ({("f01", 1)}, {("f01", 2)})
     distance = nearest(torch.cat(mixed.batches), held)
     assert len(distance) == 10 and int((distance == 0).sum()) == 5
     assert float(distance.max()) <= EPSILON * (1 + 1e-5)

@@ -224,6 +224,11 @@ def test_any_path_is_taken_as_it_is(root: str) -> None:
         ("frontend.fmin_hz", 8000.0, r"frontend\.fmax_hz must be above fmin_hz \(8000\)"),
         ("frontend.duration_s", 0.01, r"frontend\.duration_s must hold one window, got 0\.01 s"),
         ("selection.by", "robust", r"selection\.by=robust needs selection\.robust_every of at least 1, got 0"),
+        ("executor.workers", 0, r"executor\.workers must be auto or a whole number from 1 up, got 0"),
+        ("executor.workers", "many", r"executor\.workers must be auto or a whole number from 1 up, got 'many'"),
+        ("executor.workers", 2.0, r"executor\.workers must be auto or a whole number from 1 up, got 2\.0"),
+        ("executor.workers", 2, r"executor\.workers goes with executor=processes, got 2 with executor=serial"),
+        ("executor.name", "threads", r"unknown executor\.name 'threads'.*Known: processes, serial"),
         ("precision", "16", r"unknown precision '16'.*Known: 32-true, bf16-mixed"),
         ("seed", -1, r"seed must be greater than or equal to 0, got -1"),
         ("resume", "maybe", r"resume must be a valid boolean.*got 'maybe'"),
@@ -246,10 +251,19 @@ def test_bad_settings(key: str, value: object, message: str) -> None:
         ("frontend.fmax_hz", 8000),
         ("objective.step_size", None),
         ("clients.num_clients", None),
+        ("executor.workers", 1),
     ],
 )
 def test_limits_that_are_allowed(key: str, value: object) -> None:
     parse(changed(key, value))
+
+
+def test_workers_of_processes_and_of_a_run_from_before_there_were_any() -> None:
+    assert compose(["executor=processes"]).executor.workers == "auto"
+    assert compose(["executor=processes", "executor.workers=3"]).executor.workers == 3
+    settings = dump(defaults())
+    del settings["executor"]["workers"]
+    assert parse(settings) == defaults()
 
 
 def test_not_a_finite_weight_decay() -> None:

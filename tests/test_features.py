@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -315,6 +316,20 @@ def test_features_are_memory_mapped_and_writing_to_them_does_not_change_the_cach
     before = np.load(file)
     store.features_NFL[0] = 7.0
     assert np.array_equal(np.load(file), before)
+
+
+def test_a_pickled_store_maps_the_same_file_and_holds_no_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = compute_features(NoiseCorpus(ids(400)), SMALL, cache_dir=Path("relative"))
+    parcel = pickle.dumps(store)
+    assert len(parcel) < store.features_NFL.nbytes / 2
+    monkeypatch.chdir("/")
+    again = pickle.loads(parcel)
+    assert torch.equal(again.features_NFL, store.features_NFL) and torch.equal(again.labels_N, store.labels_N)
+    assert (again.utterances, again.classes) == (store.utterances, store.classes)
+    assert store.file.is_file() and again.file == store.file
 
 
 def test_progress_counts_every_utterance_to_the_end(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_s
 from torch import Tensor
 
 from ser_fl import load, train
-from ser_fl.attacks.budget import Box
 from ser_fl.compose import compose
 from ser_fl.config import Config, dump
 from ser_fl.data.datamodule import load_examples
@@ -28,8 +27,8 @@ from ser_fl.data.partition import Indices, holders
 from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.checkpoint import Progress, load_checkpoint
-from ser_fl.federation.client import Clients, ClientTask
-from ser_fl.federation.objectives import Objective
+from ser_fl.federation.client import ClientTask
+from ser_fl.federation.experiment import make_clients
 from ser_fl.federation.rounds import checkpoint_key
 from ser_fl.federation.schedule import learning_rate, sample_cohort
 from ser_fl.federation.scoring import Scorer
@@ -119,17 +118,6 @@ def undisturbed(home: Path) -> dict[str, ClientUpdate]:
     clients = make_clients(config, prepared)
     initial = initial_state(config, prepared)
     return {name: clients.update(task(1, name, initial, config)) for name in prepared.clients}
-
-
-def make_clients(config: Config, prepared: Prepared) -> Clients:
-    box = Box.of(prepared.standardisation.lower_F1, prepared.standardisation.upper_F1)
-    return Clients(
-        config=config,
-        store=prepared.store,
-        indices=prepared.clients,
-        standardisation=prepared.standardisation,
-        objective=Objective(config.objective, config.augmentation, box),
-    )
 
 
 def task(number: int, client_id: str, state: State, config: Config, optimiser_state: State | None = None) -> ClientTask:

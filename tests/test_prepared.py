@@ -44,7 +44,7 @@ def test_standardisation_comes_from_the_clients_alone(
             store = compute_features(*arguments, **named)  # type: ignore[arg-type]
             features_NFL = store.features_NFL.clone()
             features_NFL[list(indices)] *= 0.1
-            return FeatureStore(features_NFL, store.labels_N, store.utterances, store.classes)
+            return FeatureStore(store.file, features_NFL, store.labels_N, store.utterances, store.classes)
 
         monkeypatch.setattr(prepared, "compute_features", scaled)
         return prepare(config)

@@ -341,6 +341,7 @@ def test_resuming_a_finished_run_trains_nobody(
         ("federation.num_rounds=3", "federation"),
         ("data.num_speakers=3", "data"),
         ("executor.threads=2", "executor"),
+        ("executor.accelerator=auto", "executor"),
     ],
 )
 def test_other_settings_are_refused_by_name(
@@ -354,9 +355,10 @@ def test_other_settings_are_refused_by_name(
 
 
 def test_settings_that_change_no_bit_may_change(home: Path, copied: tuple[Config, RunFolder], tmp_path: Path) -> None:
-    """The same run elsewhere, under another name, with another tracker."""
+    """The same run elsewhere, under another name, with another tracker, its clients in processes."""
     _, run = copied
     free = ("experiment=renamed", "tracking.project=other", f"data.cache_dir={tmp_path}")
+    free += ("executor.name=processes", "executor.workers=3")
     config = settings(home, run.root, "resume=true", *free)
     progress = load_checkpoint(run.checkpoint, checkpoint_key(config))
     assert progress is not None and progress.round == 2

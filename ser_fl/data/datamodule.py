@@ -60,10 +60,15 @@ class _ShuffledBatches(IterableDataset[Batch]):
 
 
 class ClientDataModule(pl.LightningDataModule):
-    """Feeds one client's examples of one round to its Trainer."""
+    """Feeds one client's examples of one round to its Trainer.
 
-    def __init__(self, examples: Examples, *, batch_size: int, stream: Generator) -> None:
+    A callback finds whose batches it sees as ``trainer.datamodule.client_id`` and ``trainer.datamodule.round``.
+    """
+
+    def __init__(self, examples: Examples, *, batch_size: int, stream: Generator, client_id: str, round: int) -> None:
         super().__init__()
+        self.client_id = client_id
+        self.round = round
         self.batches = _ShuffledBatches(examples, batch_size, stream)
 
     def train_dataloader(self) -> DataLoader[Batch]:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,14 +38,32 @@ OnFeatures = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class FeatureStore:
-    """Raw log-mel features of all utterances, and their labels."""
+    """Raw log-mel features of all utterances, and their labels.
 
+    A pickled store names its file and holds no features: whoever unpickles it, in another process, maps the same pages.
+    """
+
+    file: Path
+    """Absolute; what the features are mapped from."""
     features_NFL: Tensor
     """Memory-mapped, float32, not standardised."""
     labels_N: Tensor
     """Index into `classes`, int64."""
     utterances: tuple[Utterance, ...]
     classes: tuple[str, ...]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_store, (self.file, self.labels_N, self.utterances, self.classes)
+
+
+def open_store(
+    file: Path, labels_N: Tensor, utterances: tuple[Utterance, ...], classes: tuple[str, ...]
+) -> FeatureStore:
+    """Map features from their file.
+
+    Copy-on-write, since torch has no read-only tensors: pages are shared until somebody writes, and nobody does.
+    """
+    return FeatureStore(file, torch.from_numpy(np.load(file, mmap_mode="c")), labels_N, utterances, classes)
 
 
 def default_cache_dir() -> Path:
@@ -74,7 +93,7 @@ def compute_features(
     if rows is None:
         raise UserError(f"{file} was just written and cannot be read: is the disk of data.cache_dir sound?")
     labels = torch.tensor([classes.index(utterance.emotion) for utterance in corpus.utterances])
-    return FeatureStore(torch.from_numpy(rows), labels, corpus.utterances, classes)
+    return FeatureStore(file.absolute(), torch.from_numpy(rows), labels, corpus.utterances, classes)
 
 
 def _load(file: Path, shape: tuple[int, int, int]) -> NDArray[np.float32] | None:

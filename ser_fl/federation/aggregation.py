@@ -10,7 +10,7 @@ import torch
 from ser_fl.records import ClientFailure, ClientUpdate, State
 
 Outcome = ClientUpdate | str
-"""An update, or the traceback of the client that raised."""
+"""An update, or why there is none: the traceback of the client that raised, or how its process ended."""
 
 
 def admit(outcomes: Iterable[tuple[str, Outcome]], reference: State) -> tuple[list[ClientUpdate], list[ClientFailure]]:

@@ -72,7 +72,13 @@ class Clients:
             freeze_norm=norm_is_frozen(self.config.federation, task.round),
             optimiser_state=_unflatten(task.optimiser_state),
         )
-        batches = ClientDataModule(examples, batch_size=self.config.federation.batch_size, stream=stream)
+        batches = ClientDataModule(
+            examples,
+            batch_size=self.config.federation.batch_size,
+            stream=stream,
+            client_id=task.client_id,
+            round=task.round,
+        )
         trainer = quiet_trainer(self.config, self.callbacks)
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter(

@@ -23,9 +23,10 @@ from ser_fl.errors import UserError
 from ser_fl.evaluation.scoring import Evaluator
 from ser_fl.federation.checkpoint import Progress, is_checkpoint_of, load_checkpoint
 from ser_fl.federation.client import Clients, quiet_trainer
+from ser_fl.federation.executors import Executor, open_executor
 from ser_fl.federation.objectives import Objective
 from ser_fl.federation.rounds import Federation, OnRound, checkpoint_key
-from ser_fl.federation.schedule import sample_cohort
+from ser_fl.federation.schedule import cohort_size
 from ser_fl.federation.scoring import Scorer, total
 from ser_fl.federation.server import GLOBAL, Server
 from ser_fl.metrics import scores
@@ -46,12 +47,14 @@ def train(
 
     Args:
         config: what `ser_fl.compose.compose` gives.
-        callbacks: Lightning callbacks that see every batch of every client.
+        callbacks: Lightning callbacks that see every batch of every client (`trainer.datamodule` says whose). With
+            `executor=processes` each worker has a copy of its own, pickled before the first round: what one gathers
+            stays in its process.
         on_round: told of every committed round.
         on_features: told how far the features are.
 
     Raises:
-        UserError: the corpus, the settings or the run folder do not fit.
+        UserError: the corpus, the settings or the run folder do not fit, or a callback cannot be sent to a worker.
         RoundFailed: too few clients came back in a round.
     """
     check_accelerator(config)
@@ -61,8 +64,9 @@ def train(
     try:
         prepared = prepare(config, on_features)
         check_prepared(config, run, prepared, progress)
-        run.root.mkdir(parents=True, exist_ok=True)  # only now: a refused corpus leaves no empty run behind
-        _run(config, run, prepared, progress or first_progress(config, prepared), callbacks, on_round)
+        with open_executor(make_clients(config, prepared, callbacks), cohort_of(config, prepared)) as executor:
+            run.root.mkdir(parents=True, exist_ok=True)  # only now: what is refused leaves no empty run behind
+            _run(config, run, prepared, progress or first_progress(config, prepared), executor, on_round)
     finally:
         torch.set_num_threads(threads)
     return run
@@ -73,7 +77,7 @@ def _run(
     run: RunFolder,
     prepared: Prepared,
     progress: Progress,
-    callbacks: Sequence[pl.Callback],
+    executor: Executor,
     on_round: OnRound,
 ) -> None:
     """The rounds that are left, and the test of the selected model."""
@@ -88,18 +92,11 @@ def _run(
             write_bytes(run.config, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
         for path in (run.rounds, run.clients):
             run.cut_back(path, progress.lengths.get(path.name, 0))
-        box = Box.of(prepared.standardisation.lower_F1, prepared.standardisation.upper_F1)
-        scorer = Scorer(config, Evaluator(prepared.store, prepared.standardisation), box)
+        scorer = Scorer(config, Evaluator(prepared.store, prepared.standardisation), box_of(prepared))
         federation = Federation(
             config=config,
-            clients=Clients(
-                config=config,
-                store=prepared.store,
-                indices=prepared.clients,
-                standardisation=prepared.standardisation,
-                objective=Objective(config.objective, config.augmentation, box),
-                callbacks=callbacks,
-            ),
+            client_ids=tuple(prepared.clients),
+            executor=executor,
             scorer=scorer,
             validation=holders(prepared.store.utterances, prepared.split.validation),
             run=run,
@@ -111,6 +108,28 @@ def _run(
         tracker.finish()
 
 
+def make_clients(config: Config, prepared: Prepared, callbacks: Sequence[pl.Callback] = ()) -> Clients:
+    """The clients of an experiment."""
+    return Clients(
+        config=config,
+        store=prepared.store,
+        indices=prepared.clients,
+        standardisation=prepared.standardisation,
+        objective=Objective(config.objective, config.augmentation, box_of(prepared)),
+        callbacks=callbacks,
+    )
+
+
+def box_of(prepared: Prepared) -> Box:
+    """Where features and attacks on them stay."""
+    return Box.of(prepared.standardisation.lower_F1, prepared.standardisation.upper_F1)
+
+
+def cohort_of(config: Config, prepared: Prepared) -> int:
+    """Clients of a round."""
+    return cohort_size(len(prepared.clients), config.federation.fraction_train)
+
+
 def check_prepared(config: Config, run: RunFolder, prepared: Prepared, progress: Progress | None) -> None:
     """Refuse what no round could put right, before anything is written.
 
@@ -118,7 +137,7 @@ def check_prepared(config: Config, run: RunFolder, prepared: Prepared, progress:
         UserError: `federation.min_clients` is above the clients of a round, or a resumed run's data have changed.
     """
     settings, num_clients = config.federation, len(prepared.clients)
-    size = len(sample_cohort(tuple(prepared.clients), settings.fraction_train, config.seed, 1))
+    size = cohort_of(config, prepared)
     if settings.min_clients > size:
         raise UserError(
             f"federation.min_clients must be at most {size}, the clients of a round (federation.fraction_train="

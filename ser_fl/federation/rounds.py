@@ -11,8 +11,8 @@ from ser_fl.data.partition import Indices
 from ser_fl.errors import RoundFailed
 from ser_fl.federation.aggregation import admit, weighted_loss
 from ser_fl.federation.checkpoint import Progress, save_checkpoint
-from ser_fl.federation.client import Clients, ClientTask
-from ser_fl.federation.executors import run_serially
+from ser_fl.federation.client import ClientTask
+from ser_fl.federation.executors import Executor
 from ser_fl.federation.schedule import learning_rate, sample_cohort
 from ser_fl.federation.scoring import Scorer
 from ser_fl.federation.server import Server
@@ -29,7 +29,8 @@ class Federation:
     """A server's view of its clients, and of the holders of the validation utterances."""
 
     config: Config
-    clients: Clients
+    client_ids: tuple[str, ...]
+    executor: Executor
     scorer: Scorer
     validation: dict[str, Indices]
     run: RunFolder
@@ -40,7 +41,7 @@ class Federation:
         while (reason := self.why_stop(progress)) is None:
             started, server, number = time.perf_counter(), progress.server, progress.round + 1
             cohort = self.cohort(number)
-            outcomes = run_serially(self.clients.update, [self.task(server, client, number) for client in cohort])
+            outcomes = self.executor.run(self.task(server, client, number) for client in cohort)
             updates, failures = admit(outcomes, server.model_for(cohort[0]))
             self.check_enough(number, updates, failures)
             server.absorb(updates)
@@ -61,7 +62,7 @@ class Federation:
     def cohort(self, number: int) -> tuple[str, ...]:
         """Clients that take part in a round."""
         fraction = self.config.federation.fraction_train
-        return sample_cohort(tuple(self.clients.indices), fraction, self.config.seed, number)
+        return sample_cohort(self.client_ids, fraction, self.config.seed, number)
 
     def task(self, server: Server, client_id: str, number: int) -> ClientTask:
         """What a client receives."""
@@ -137,10 +138,13 @@ def client_record(number: int, update: ClientUpdate) -> ClientRecord:
 
 
 def checkpoint_key(config: Config) -> dict[str, object]:
-    """The settings that a resumed run must share with the checkpoint: all that its bits depend on."""
+    """The settings that a resumed run must share with the checkpoint: all that its bits depend on.
+
+    Not where clients run: a run may go on with another executor, or with more workers.
+    """
     settings = dump(config)
     for free in ("run_dir", "resume", "tracking", "experiment"):
         del settings[free]
-    for where in ("root", "cache_dir"):
-        del settings["data"][where]
+    for stage, where in (("data", "root"), ("data", "cache_dir"), ("executor", "name"), ("executor", "workers")):
+        del settings[stage][where]
     return settings

@@ -11,9 +11,14 @@ from ser_fl.config import FederationConfig, OptimiserConfig
 from ser_fl.randomness import generator
 
 
+def cohort_size(num_clients: int, fraction: float) -> int:
+    """Clients of a round: a share of all, and at least one."""
+    return max(1, round(fraction * num_clients))
+
+
 def sample_cohort(client_ids: Sequence[str], fraction: float, seed: int, number: int) -> tuple[str, ...]:
     """Clients of a round: a share of all, drawn without replacement by (seed, round); kept in their order."""
-    count = max(1, round(fraction * len(client_ids)))
+    count = cohort_size(len(client_ids), fraction)
     drawn = torch.randperm(len(client_ids), generator=generator(seed, "cohort", number))[:count]
     return tuple(client_ids[index] for index in sorted(drawn.tolist()))
 

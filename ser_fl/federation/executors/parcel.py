@@ -1,0 +1,63 @@
+"""What a worker process is given once, when it starts: the clients, and how this process does its arithmetic."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+
+from ser_fl.errors import UserError
+from ser_fl.federation.client import Clients
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """Switches of torch that a result's bits depend on."""
+
+    threads: int
+    matmul_precision: str
+    deterministic: bool
+    warn_only: bool
+
+    @classmethod
+    def here(cls) -> Self:
+        """As they are in this process."""
+        return cls(
+            torch.get_num_threads(),
+            torch.get_float32_matmul_precision(),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
+
+    def adopt(self) -> None:
+        """Set them in this process."""
+        torch.set_num_threads(self.threads)
+        torch.set_float32_matmul_precision(self.matmul_precision)
+        torch.use_deterministic_algorithms(self.deterministic, warn_only=self.warn_only)
+
+
+def pack(clients: Clients) -> bytes:
+    """Clients and arithmetic for worker processes; features stay in their file.
+
+    Raises:
+        UserError: a callback cannot be pickled.
+    """
+    for callback in clients.callbacks:
+        try:
+            pickle.dumps(callback)
+        except Exception as error:
+            raise UserError(
+                f"callback {type(callback).__name__} cannot be sent to a worker process ({error}): define it at the "
+                "top of a module and let it hold nothing open, or use executor=serial"
+            ) from None
+    return pickle.dumps((clients, Arithmetic.here()))
+
+
+def unpack(parcel: bytes | memoryview) -> Clients:
+    """The clients; arithmetic is from now on as it was in the process that packed them."""
+    clients, arithmetic = pickle.loads(parcel)
+    assert isinstance(clients, Clients) and isinstance(arithmetic, Arithmetic)
+    arithmetic.adopt()
+    return clients

@@ -1,0 +1,98 @@
+"""A worker process: builds its clients once, then trains one after the other as it is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from dataclasses import dataclass, replace
+from multiprocessing import parent_process
+from multiprocessing.connection import Connection
+from threading import Thread
+
+from ser_fl.federation.client import Clients, ClientTask
+from ser_fl.federation.executors.executor import attempt
+from ser_fl.federation.executors.parcel import unpack
+from ser_fl.federation.executors.shared import Block, Layout, end_of
+from ser_fl.records import ClientUpdate
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A task whose tensors lie in shared memory."""
+
+    task: ClientTask
+    state: Layout
+    """In the block of received models."""
+    optimiser_state: Layout
+    """In the worker's mailbox."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An update whose tensors lie in the worker's mailbox."""
+
+    update: ClientUpdate
+    state: Layout
+    optimiser_state: Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The clients are built, or why they are not."""
+
+    problem: str | None = None
+
+
+Message = Ready | Reply | str
+"""What a worker says: that it has started, then for each order a reply or why the client failed."""
+
+
+def work(connection: Connection, parcel: Block, models: Block, mailbox: Block) -> None:
+    """Life of a worker process, until its connection is closed or its parent is gone.
+
+    Args:
+        connection: orders come, messages go.
+        parcel: what `pack` made.
+        models: where received models lie; not written here.
+        mailbox: where an optimiser's state comes and an update goes.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent answers it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        clients = unpack(memoryview(parcel.memory))
+    except Exception as error:
+        connection.send(Ready(f"{type(error).__name__}: {error}"))
+        return
+    connection.send(Ready())
+    while True:
+        try:
+            order: Order = connection.recv()
+        except EOFError:
+            break
+        connection.send(_train(clients, order, models, mailbox))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # an orderly exit takes torch apart module by module, for seconds
+
+
+def _train(clients: Clients, order: Order, models: Block, mailbox: Block) -> Reply | str:
+    state, optimiser_state = models.read(order.state), mailbox.read(order.optimiser_state)
+    outcome = attempt(clients.update, replace(order.task, state=state, optimiser_state=optimiser_state))
+    if isinstance(outcome, str):
+        return outcome
+    try:
+        updated = mailbox.write(outcome.state)
+        optimiser = mailbox.write(outcome.optimiser_state, start=end_of(updated))
+    except ValueError as error:
+        return f"its update cannot be handed over: {error}"
+    return Reply(replace(outcome, state={}, optimiser_state={}), updated, optimiser)
+
+
+def _end_with_parent() -> None:
+    """End at once when the parent is gone, in the middle of a client too: nobody waits for its update any more."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
