@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ser_fl.federation.aggregation import admit, fedavg, find_problem, weighted_loss, with_momentum
+from ser_fl.federation.aggregation import FedAvg, find_problem, weighted_loss, with_momentum
+from ser_fl.federation.arrivals import Arrivals, client_record
 from ser_fl.federation.server import GLOBAL, Server
 from ser_fl.records import ClientUpdate, State
 
@@ -25,6 +29,28 @@ def update(num_examples: int, state: State, client_id: str = "a", train_loss: fl
         seconds=0.0,
         update_norm=0.0,
     )
+
+
+def fedavg(updates: Sequence[ClientUpdate]) -> State:
+    average = FedAvg()
+    for one in updates:
+        average.add(one)
+    return average.result()
+
+
+def fedavg_of_a_list(updates: Sequence[ClientUpdate]) -> State:
+    """The formula over all updates at once."""
+    total = sum(update.num_examples for update in updates)
+    average: State = {}
+    for name, first in updates[0].state.items():
+        if not first.is_floating_point():
+            average[name] = torch.stack([update.state[name] for update in updates]).amax(0)
+            continue
+        running = torch.zeros_like(first, dtype=torch.float64)
+        for update in updates:
+            running += update.state[name].double() * update.num_examples
+        average[name] = (running / total).to(first.dtype)
+    return average
 
 
 def random_updates(sizes: tuple[int, ...]) -> list[ClientUpdate]:
@@ -87,6 +113,37 @@ def test_sums_are_taken_in_float64() -> None:
     values = (1e8, 1.0, -1e8)
     average = fedavg([update(1, {"weight": torch.tensor([value])}) for value in values])
     assert average["weight"].tolist() == pytest.approx([1 / 3], rel=1e-6)
+
+
+def test_a_running_sum_has_the_bits_of_the_sum_over_a_list() -> None:
+    """Of values of unlike size, in all types that a state may have, in its own memory format."""
+    stream = torch.Generator().manual_seed(11)
+    updates = []
+    for size in (7, 1, 40, 25, 3, 111):
+        kernel = torch.randn(6, 4, 3, 3, generator=stream) * 10 ** float(torch.randn((), generator=stream))
+        state = {
+            "kernel": kernel.to(memory_format=torch.channels_last),
+            "negative zero": torch.tensor([-0.0, 0.0]),
+            "wide": torch.randn(5, generator=stream, dtype=torch.float64),
+            "half": torch.randn(5, generator=stream).bfloat16(),
+            "count": torch.randint(2**60, (3,), generator=stream),
+            "flag": torch.randint(2, (3,), generator=stream).bool(),
+        }
+        updates.append(update(size, state))
+    average, expected = fedavg(updates), fedavg_of_a_list(updates)
+    assert list(average) == list(expected)
+    for name, tensor in average.items():
+        assert tensor.dtype == expected[name].dtype and tensor.stride() == expected[name].stride()
+        assert torch.equal(tensor, expected[name])
+        if tensor.is_floating_point():
+            assert torch.equal(tensor.signbit(), expected[name].signbit())
+
+
+def test_a_running_sum_keeps_no_update() -> None:
+    average = FedAvg()
+    states = [WeakSet(one.state.values()) for one in random_updates((3, 5)) if average.add(one) is None]
+    gc.collect()
+    assert [len(state) for state in states] == [0, 0]
 
 
 @pytest.mark.parametrize("num_examples", [1, 3, 25, 1999])
@@ -174,27 +231,37 @@ def test_a_sound_update_has_no_problem() -> None:
     assert find_problem(update(1, {**REFERENCE}), REFERENCE) is None
 
 
-def test_admit_sorts_updates_from_failures_and_names_them() -> None:
-    sound = {name: update(1, REFERENCE, client_id=name) for name in ("a", "d")}
-    updates, failures = admit(
-        [
-            ("a", sound["a"]),
-            ("b", "Traceback ...\nRuntimeError: microphone unplugged"),
-            ("c", update(1, with_weight(torch.full((2, 3), float("nan"))), client_id="c")),
-            ("d", sound["d"]),
-        ],
-        REFERENCE,
-    )
-    assert updates == [sound["a"], sound["d"]]
-    assert [failure.client_id for failure in failures] == ["b", "c"]
-    assert "microphone unplugged" in failures[0].error
-    assert failures[1].error == "weight is not finite"
+def arrivals_of(server: Server, updates: Sequence[ClientUpdate]) -> Arrivals:
+    """What comes back in round 3, taken one after the other."""
+    reference = server.model_for(updates[0].client_id)
+    arrivals = Arrivals(round=3, reference=reference, gathered=server.gather())
+    for one in updates:
+        arrivals.take(one.client_id, one)
+    return arrivals
+
+
+def test_arrivals_are_sorted_into_figures_and_failures_and_only_what_is_sound_is_added() -> None:
+    server = Server({GLOBAL: REFERENCE})
+    sound = [update(size, with_weight(torch.full((2, 3), 1.0 * size)), client_id=str(size)) for size in (1, 3)]
+    spoilt = update(9, with_weight(torch.full((2, 3), float("nan"))), client_id="c")
+    arrivals = arrivals_of(server, [sound[0]])
+    arrivals.take("b", "Traceback ...\nRuntimeError: microphone unplugged")
+    arrivals.take("c", spoilt)
+    arrivals.take("3", sound[1])
+    assert arrivals.records == [client_record(3, one) for one in sound]
+    assert [failure.client_id for failure in arrivals.failures] == ["b", "c"]
+    assert "microphone unplugged" in arrivals.failures[0].error
+    assert arrivals.failures[1].error == "weight is not finite"
+    assert torch.equal(server.models[GLOBAL]["weight"], REFERENCE["weight"]), "nothing counts before it is absorbed"
+    server.absorb(arrivals.gathered)
+    assert torch.equal(server.models[GLOBAL]["weight"], fedavg_of_a_list(sound)["weight"])
+    assert server.models[GLOBAL]["weight"].tolist() == [[2.5] * 3] * 2
 
 
 def test_training_loss_is_weighted_like_the_model() -> None:
     """(1 * 2.0 + 3 * 4.0) / 4 = 3.5."""
     updates = [update(1, REFERENCE, train_loss=2.0), update(3, REFERENCE, train_loss=4.0)]
-    assert weighted_loss(updates) == pytest.approx(3.5)
+    assert weighted_loss([client_record(1, one) for one in updates]) == pytest.approx(3.5)
 
 
 class Tiny(nn.Module):
@@ -213,14 +280,14 @@ def tiny(weight: float, running_mean: float = 0.0) -> State:
 def test_a_server_that_does_not_average_keeps_each_clients_model() -> None:
     server = Server.start(Tiny(), ["a", "b"], local_only=True, momentum=0.0)
     changed = tiny(1.0)
-    server.absorb([update(5, changed, client_id="b")])
+    server.absorb(arrivals_of(server, [update(5, changed, client_id="b")]).gathered)
     assert server.model_for("a")["weight"].tolist() == [[0.0] * 3] * 2
     assert server.model_for("b") is changed
 
 
 def test_a_server_gives_all_clients_the_average() -> None:
     server = Server.start(Tiny(), ["a", "b"], local_only=False, momentum=0.0)
-    server.absorb([update(1, tiny(1.0)), update(3, tiny(5.0))])
+    server.absorb(arrivals_of(server, [update(1, tiny(1.0)), update(3, tiny(5.0))]).gathered)
     assert list(server.models) == [GLOBAL]
     assert server.model_for("a")["weight"].tolist() == [[4.0] * 3] * 2
     assert server.model_for("b")["weight"].tolist() == [[4.0] * 3] * 2
@@ -230,7 +297,7 @@ def test_momentum_of_worked_numbers_moves_parameters_and_not_statistics() -> Non
     """Averages 1, 3, 3: v = 1, 0.5 * 1 + (3 - 1) = 2.5, 0.5 * 2.5 + (3 - 3.5) = 0.75; model 1, 3.5, 4.25."""
     server = Server.start(Tiny(), ["a"], local_only=False, momentum=0.5)
     for average, expected in ((1.0, 1.0), (3.0, 3.5), (3.0, 4.25)):
-        server.absorb([update(7, tiny(average, running_mean=average))])
+        server.absorb(arrivals_of(server, [update(7, tiny(average, running_mean=average))]).gathered)
         assert server.models[GLOBAL]["weight"].tolist() == [[expected] * 3] * 2
         assert server.models[GLOBAL]["running_mean"].item() == average
 

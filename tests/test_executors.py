@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -160,6 +161,12 @@ def command_of(process: int) -> str:
     return ""
 
 
+def num_updates() -> int:
+    """Updates that are alive."""
+    gc.collect()
+    return sum(isinstance(thing, ClientUpdate) for thing in gc.get_objects())
+
+
 def wait_until_gone(processes: Sequence[int]) -> None:
     deadline = time.monotonic() + 60
     while any(command_of(process) for process in processes):
@@ -222,8 +229,10 @@ def test_a_slow_client_holds_back_the_others_outcomes_and_no_more_than_the_windo
             taken.append(task.client_id)
             yield task
 
+    before = num_updates()
     outcomes = processes.run(counted())
     first = next(outcomes)
+    assert num_updates() - before <= processes.window
     assert taken == list(COHORT[: processes.window]) and processes.window == 4
     assert_same_outcomes(dict([first, *outcomes]), serially)
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from weakref import ReferenceType, ref
 
 import lightning.pytorch as pl
 import numpy as np
@@ -27,7 +28,7 @@ from ser_fl.data.partition import Indices, holders
 from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.checkpoint import Progress, load_checkpoint
-from ser_fl.federation.client import ClientTask
+from ser_fl.federation.client import Clients, ClientTask
 from ser_fl.federation.experiment import make_clients
 from ser_fl.federation.rounds import checkpoint_key
 from ser_fl.federation.schedule import learning_rate, sample_cohort
@@ -231,6 +232,26 @@ def test_a_callback_sees_every_batch_of_every_client(home: Path) -> None:
     assert watcher.batches == 2 * 2 * 2 * 3
     held = Counter(prepared.store.labels_N[list(prepared.split.train)].tolist())
     assert watcher.labels == Counter({label: 4 * count for label, count in held.items()})
+
+
+def test_no_update_is_kept_while_the_next_client_trains(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fifty clients whose tensors are counted: when one begins, those of all others are gone."""
+    sent: list[ReferenceType[Tensor]] = []
+    alive: list[int] = []
+
+    def counted(self: Clients, task: ClientTask) -> ClientUpdate:
+        alive.append(sum(tensor() is not None for tensor in sent))
+        state = {name: tensor.clone() for name, tensor in task.state.items()}
+        sent.extend(ref(tensor) for tensor in state.values())
+        return ClientUpdate(
+            client_id=task.client_id, state=state, num_examples=1, train_loss=1.0, seconds=0.0, update_norm=0.0
+        )
+
+    monkeypatch.setattr(Clients, "update", counted)
+    many = ("clients.by=iid", "clients.num_clients=50", "data.utterances_per_emotion=6")
+    run = train(settings(home, "many", *many))
+    assert len(run.read_jsonl(run.clients)) == len(alive) == 100
+    assert max(alive) == 0
 
 
 def test_cohorts_depend_on_seed_and_round_alone() -> None:

@@ -1,29 +1,16 @@
-"""How updates become one model: which are admitted, and how they are averaged."""
+"""How updates become one model: which can be averaged, and how they are."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from ser_fl.records import ClientFailure, ClientUpdate, State
+from ser_fl.records import ClientRecord, ClientUpdate, State
 
 Outcome = ClientUpdate | str
 """An update, or why there is none: the traceback of the client that raised, or how its process ended."""
-
-
-def admit(outcomes: Iterable[tuple[str, Outcome]], reference: State) -> tuple[list[ClientUpdate], list[ClientFailure]]:
-    """Sort clients' outcomes into updates that can be averaged, and failures, each with its reason."""
-    updates: list[ClientUpdate] = []
-    failures: list[ClientFailure] = []
-    for client_id, outcome in outcomes:
-        problem = outcome if isinstance(outcome, str) else find_problem(outcome, reference)
-        if isinstance(outcome, ClientUpdate) and problem is None:
-            updates.append(outcome)
-        else:
-            failures.append(ClientFailure(client_id=client_id, error=str(problem)))
-    return updates, failures
 
 
 def find_problem(update: ClientUpdate, reference: State) -> str | None:
@@ -51,27 +38,37 @@ def find_problem(update: ClientUpdate, reference: State) -> str | None:
     return None
 
 
-def fedavg(updates: Sequence[ClientUpdate]) -> State:
+class FedAvg:
     """Average of full states, weighted by utterances (FedAvg: McMahan et al., arXiv 1602.05629, algorithm 1).
 
-    Parameters and running statistics are averaged (without the statistics it would be FedBN), in float64 and in the
-    order of ``updates``, so that the bits do not depend on who finished first. Counters (integer entries such as batch
-    norm's ``num_batches_tracked``) take the largest value.
-
-    Args:
-        updates: at least one; all with the same entries and shapes.
+    A running sum, so that no update is kept. Parameters and running statistics are averaged (without the statistics it
+    would be FedBN), in float64 and in the order in which updates are added, so that the bits do not depend on who
+    finished first. Counters (integer entries such as batch norm's ``num_batches_tracked``) take the largest value.
     """
-    total = sum(update.num_examples for update in updates)
-    average: State = {}
-    for name, first in updates[0].state.items():
-        if not first.is_floating_point():
-            average[name] = torch.stack([update.state[name] for update in updates]).amax(0)
-            continue
-        running = torch.zeros_like(first, dtype=torch.float64)
-        for update in updates:
-            running += update.state[name].double() * update.num_examples
-        average[name] = (running / total).to(first.dtype)
-    return average
+
+    def __init__(self) -> None:
+        self._sums: State = {}
+        self._types: dict[str, torch.dtype] = {}
+        self._num_examples = 0
+
+    def add(self, update: ClientUpdate) -> None:
+        """Take a client in; all that are added have the same entries and shapes."""
+        self._num_examples += update.num_examples
+        for name, tensor in update.state.items():
+            if not tensor.is_floating_point():
+                self._sums[name] = torch.maximum(self._sums.get(name, tensor), tensor)
+                continue
+            if name not in self._sums:
+                self._sums[name] = torch.zeros_like(tensor, dtype=torch.float64)
+            self._sums[name] += tensor.double() * update.num_examples
+            self._types[name] = tensor.dtype
+
+    def result(self) -> State:
+        """The average of what was added, in the types of the updates; at least one was."""
+        return {
+            name: (tensor / self._num_examples).to(self._types[name]) if name in self._types else tensor
+            for name, tensor in self._sums.items()
+        }
 
 
 def with_momentum(received: State, average: State, velocity: State, momentum: float) -> tuple[State, State]:
@@ -81,7 +78,7 @@ def with_momentum(received: State, average: State, velocity: State, momentum: fl
 
     Args:
         received: the model that the clients started from.
-        average: what `fedavg` made of their updates.
+        average: what `FedAvg` made of their updates.
         velocity: v, for the parameters alone; what it does not name (running statistics, counters) is taken from
             ``average`` as it is. Empty for plain FedAvg.
         momentum: share of the last velocity that is carried on, 0 <= momentum < 1.
@@ -93,7 +90,7 @@ def with_momentum(received: State, average: State, velocity: State, momentum: fl
     return average | {name: received[name] + step for name, step in onward.items()}, onward
 
 
-def weighted_loss(updates: Sequence[ClientUpdate]) -> float:
+def weighted_loss(clients: Sequence[ClientRecord]) -> float:
     """Training loss over the round's utterances."""
-    total = sum(update.num_examples for update in updates)
-    return sum(update.train_loss * update.num_examples for update in updates) / total
+    total = sum(client.num_examples for client in clients)
+    return sum(client.train_loss * client.num_examples for client in clients) / total

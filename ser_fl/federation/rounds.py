@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from ser_fl.config import Config, dump
 from ser_fl.data.partition import Indices
 from ser_fl.errors import RoundFailed
-from ser_fl.federation.aggregation import admit, weighted_loss
+from ser_fl.federation.aggregation import weighted_loss
+from ser_fl.federation.arrivals import Arrivals
 from ser_fl.federation.checkpoint import Progress, save_checkpoint
 from ser_fl.federation.client import ClientTask
 from ser_fl.federation.executors import Executor
@@ -17,7 +18,7 @@ from ser_fl.federation.schedule import learning_rate, sample_cohort
 from ser_fl.federation.scoring import Scorer
 from ser_fl.federation.server import Server
 from ser_fl.metrics import scores
-from ser_fl.records import ClientFailure, ClientRecord, ClientUpdate, RoundRecord, RunFolder
+from ser_fl.records import ClientRecord, RoundRecord, RunFolder
 from ser_fl.tracking import Tracker
 
 OnRound = Callable[[RoundRecord], None]
@@ -41,12 +42,14 @@ class Federation:
         while (reason := self.why_stop(progress)) is None:
             started, server, number = time.perf_counter(), progress.server, progress.round + 1
             cohort = self.cohort(number)
-            outcomes = self.executor.run(self.task(server, client, number) for client in cohort)
-            updates, failures = admit(outcomes, server.model_for(cohort[0]))
-            self.check_enough(number, updates, failures)
-            server.absorb(updates)
-            record = self.measure(server, number, cohort, updates, failures, started)
-            self.commit(progress, record, updates)
+            arrivals = Arrivals(round=number, reference=server.model_for(cohort[0]), gathered=server.gather())
+            for client_id, outcome in self.executor.run(self.task(server, client, number) for client in cohort):
+                arrivals.take(client_id, outcome)
+                del outcome  # else it would be kept while the next client trains
+            self.check_enough(arrivals)
+            server.absorb(arrivals.gathered)
+            record = self.measure(server, cohort, arrivals, started)
+            self.commit(progress, record, arrivals.records)
             on_round(record)
         return reason
 
@@ -74,44 +77,35 @@ class Federation:
             optimiser_state=server.optimiser_states.get(client_id, {}),
         )
 
-    def check_enough(self, number: int, updates: Sequence[ClientUpdate], failures: Sequence[ClientFailure]) -> None:
+    def check_enough(self, arrivals: Arrivals) -> None:
         """Stop the run where too few clients came back, with what they said."""
-        minimum = self.config.federation.min_clients
-        if len(updates) < minimum:
-            reasons = "\n".join(f"client {failure.client_id}: {failure.error}" for failure in failures)
-            raise RoundFailed(f"round {number} has {len(updates)} updates, needs {minimum}:\n{reasons}")
+        count, minimum = len(arrivals.records), self.config.federation.min_clients
+        if count < minimum:
+            reasons = "\n".join(f"client {failure.client_id}: {failure.error}" for failure in arrivals.failures)
+            raise RoundFailed(f"round {arrivals.round} has {count} updates, needs {minimum}:\n{reasons}")
 
-    def measure(
-        self,
-        server: Server,
-        number: int,
-        cohort: tuple[str, ...],
-        updates: Sequence[ClientUpdate],
-        failures: Sequence[ClientFailure],
-        started: float,
-    ) -> RoundRecord:
+    def measure(self, server: Server, cohort: tuple[str, ...], arrivals: Arrivals, started: float) -> RoundRecord:
         """Score the new models on the validation part; under attack too in rounds that measure it and in the last."""
         validation = scores(self.scorer.confusion(server.models, self.validation))
-        every = self.config.selection.robust_every
+        number, every = arrivals.round, self.config.selection.robust_every
         robust = None
         if every and (number % every == 0 or number == self.config.federation.num_rounds):
             robust = scores(self.scorer.robust_confusion(server.models, self.validation)).uar
         return RoundRecord(
             round=number,
             cohort=cohort,
-            train_loss=weighted_loss(updates),
+            train_loss=weighted_loss(arrivals.records),
             uar=validation.uar,
             accuracy=validation.accuracy,
             macro_f1=validation.macro_f1,
             learning_rate=learning_rate(self.config.optimiser, number),
             robust_uar=robust,
-            failures=tuple(failures),
+            failures=tuple(arrivals.failures),
             seconds=time.perf_counter() - started,
         )
 
-    def commit(self, progress: Progress, record: RoundRecord, updates: Sequence[ClientUpdate]) -> None:
+    def commit(self, progress: Progress, record: RoundRecord, clients: Sequence[ClientRecord]) -> None:
         """Append the round's records, select, then write the checkpoint, which makes the round count."""
-        clients = [client_record(record.round, update) for update in updates]
         self.run.append(self.run.rounds, [record])
         self.run.append(self.run.clients, clients)
         self.tracker.log_round(record, clients)
@@ -120,21 +114,6 @@ class Federation:
         progress.lengths = {path.name: path.stat().st_size for path in (self.run.rounds, self.run.clients)}
         progress.tracking = self.tracker.state()
         save_checkpoint(self.run.checkpoint, progress, checkpoint_key(self.config))
-
-
-def client_record(number: int, update: ClientUpdate) -> ClientRecord:
-    """A client's line of ``clients.jsonl``."""
-    size = sum(tensor.nbytes for tensor in update.state.values())
-    return ClientRecord(
-        round=number,
-        client_id=update.client_id,
-        num_examples=update.num_examples,
-        train_loss=update.train_loss,
-        seconds=update.seconds,
-        update_norm=update.update_norm,
-        bytes_down=size,
-        bytes_up=size,
-    )
 
 
 def checkpoint_key(config: Config) -> dict[str, object]:

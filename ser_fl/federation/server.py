@@ -8,10 +8,31 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from ser_fl.federation.aggregation import fedavg, with_momentum
+from ser_fl.federation.aggregation import FedAvg, with_momentum
 from ser_fl.records import ClientUpdate, State
 
 GLOBAL = "global"
+
+
+@dataclass(slots=True)
+class Gathered:
+    """What the updates of a round amount to so far."""
+
+    average: FedAvg | None
+    """None where nobody averages."""
+    models: dict[str, State] = field(default_factory=dict)
+    """The clients' own, where nobody averages."""
+    optimiser_states: dict[str, State] = field(default_factory=dict)
+    """Of clients that keep their optimiser."""
+
+    def add(self, update: ClientUpdate) -> None:
+        """Take a client in, in the order of the cohort."""
+        if self.average is None:
+            self.models[update.client_id] = update.state
+        else:
+            self.average.add(update)
+        if update.optimiser_state:
+            self.optimiser_states[update.client_id] = update.optimiser_state
 
 
 @dataclass(slots=True)
@@ -39,14 +60,15 @@ class Server:
         """What this client starts its local epochs from."""
         return self.models[GLOBAL] if GLOBAL in self.models else self.models[client_id]
 
-    def absorb(self, updates: Sequence[ClientUpdate]) -> None:
+    def gather(self) -> Gathered:
+        """Where the updates of a round go until `absorb`: a round that fails leaves the server as it was."""
+        return Gathered(FedAvg() if GLOBAL in self.models else None)
+
+    def absorb(self, gathered: Gathered) -> None:
         """FedAvg with the server's momentum, or each client's own model by itself."""
-        if GLOBAL in self.models:
-            average = fedavg(updates)
+        if gathered.average is not None:
+            average = gathered.average.result()
             moved, self.velocity = with_momentum(self.models[GLOBAL], average, self.velocity, self.momentum)
             self.models[GLOBAL] = moved
-        else:
-            self.models |= {update.client_id: update.state for update in updates}
-        self.optimiser_states |= {
-            update.client_id: update.optimiser_state for update in updates if update.optimiser_state
-        }
+        self.models |= gathered.models
+        self.optimiser_states |= gathered.optimiser_states
