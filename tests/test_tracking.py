@@ -155,7 +155,8 @@ def finished_records(path: Path) -> list[Any]:
 def offline_runs(run: RunFolder) -> list[list[Any]]:
     """Records of each finished offline run in the folder, oldest first."""
     paths = (run.root / "wandb").glob("offline-run-*/*.wandb")
-    return [finished_records(path) for path in sorted(paths, key=lambda path: path.stat().st_ctime)]
+    # A folder is named by its start, and by a number where two start in one second; a file may be closed late.
+    return [finished_records(path) for path in sorted(paths, key=lambda path: path.parent.name)]
 
 
 def history(records: list[Any]) -> list[dict[str, Any]]:
