@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import gc
 import signal
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import ReferenceType, ref
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from ser_fl import train
 from ser_fl.compose import compose
 from ser_fl.config import Config
 from ser_fl.data.datamodule import Batch, load_examples
 from ser_fl.data.prepared import Prepared, prepare
-from ser_fl.federation.client import ClientTask, quiet_trainer
+from ser_fl.federation.client import ClientTask
 from ser_fl.federation.experiment import make_clients
 from ser_fl.federation.objectives import Objective
+from ser_fl.federation.trainers import Trainers, quiet_trainer
 from ser_fl.models.catalogue import build_network
 from ser_fl.records import ClientUpdate
 
@@ -131,15 +137,126 @@ def test_a_trainer_neither_joins_a_cluster_nor_writes(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_torchmetrics_of_an_epoch_reach_a_users_callback(cache: Path) -> None:
-    seen: list[dict[str, float]] = []
+class Measured(pl.Callback):
+    """What a callback finds at the end of training, and torchmetrics' own mean of the last epoch's losses."""
 
-    class End(pl.Callback):
+    def __init__(self) -> None:
+        self.found: dict[str, Tensor] = {}
+        self.logged: dict[str, Tensor] = {}
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.mean = MeanMetric()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        self.mean.update(outputs["loss"], len(batch[1]))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.found, self.logged = dict(trainer.callback_metrics), dict(trainer.logged_metrics)
+
+
+def test_metrics_of_the_last_epoch_reach_a_users_callback(cache: Path) -> None:
+    config, measured, meddler = settings(cache, "federation.local_epochs=3"), Measured(), Meddler()
+    sent = update(config, prepare(config), 1, measured, meddler)
+    assert meddler.trainers[0].callback_metrics == measured.found, "for as long as somebody wants them"
+    assert measured.found.keys() == measured.logged.keys() == {"train_loss", "train_accuracy"}
+    assert sent.train_loss == float(measured.found["train_loss"]) == float(measured.mean.compute())
+    accuracy = float(measured.found["train_accuracy"])
+    assert accuracy * 10 == pytest.approx(round(accuracy * 10))
+
+
+def test_lightnings_own_callbacks_can_monitor_them(cache: Path) -> None:
+    """A loss that must fall by 100 each epoch stops training after the second one."""
+    config, measured = settings(cache, "federation.local_epochs=5"), Measured()
+    stopping = EarlyStopping("train_loss", min_delta=100.0, patience=1)
+    update(config, prepare(config), 1, stopping, measured)
+    assert stopping.stopped_epoch == 1
+
+
+class Meddler(pl.Callback):
+    """Notes each Trainer as it begins, and leaves it as no other may find it."""
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[int, int, int | None, bool, int, int]] = []
+        self.trainers: list[pl.Trainer] = []
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        at = trainer.global_step, trainer.current_epoch, trainer.max_epochs, trainer.should_stop
+        self.begun.append((*at, len(trainer.callback_metrics), len(trainer.callbacks)))  # type: ignore[attr-defined]
+        self.trainers.append(trainer)
+        assert self in trainer.callbacks, "a callback is the user's own, not a copy"  # type: ignore[attr-defined]
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.should_stop = True
+        trainer.accumulate_grad_batches = 7
+        trainer.limit_train_batches = 1
+        trainer.fit_loop.max_epochs = 99
+        trainer.callbacks.append(pl.Callback())  # type: ignore[attr-defined]
+
+
+def test_every_client_has_a_trainer_that_is_as_good_as_new(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, meddler = settings(cache, "federation.local_epochs=2"), Meddler()
+    prepared = prepare(config)
+    clients = make_clients(config, prepared, [meddler])
+    state = dict(build_network(config.model, len(prepared.store.classes), seed=config.seed).state_dict())
+    tasks = [ClientTask(round=1, client_id=name, state=state, learning_rate=0.01) for name in ("f01", "m01", "f01")]
+    sent = [clients.update(task) for task in tasks]
+    assert meddler.begun == [(0, 0, 2, False, 0, 1)] * 3
+    assert len({id(trainer) for trainer in meddler.trainers}) == 3
+    monkeypatch.setattr(Trainers, "_new", lambda self: quiet_trainer(config, [meddler]))
+    for task, mine in zip(tasks, sent, strict=True):
+        expected = clients.update(task)
+        assert mine.train_loss == expected.train_loss
+        assert all(torch.equal(tensor, expected.state[name]) for name, tensor in mine.state.items())
+
+
+def test_a_copied_trainer_holds_what_a_new_one_holds(cache: Path) -> None:
+    for precision in ("32-true", "bf16-mixed"):
+        config = settings(cache, f"precision={precision}")
+        assert inside(Trainers(config, ())._new()) == inside(quiet_trainer(config, ()))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_a_client_held_is_freed_when_it_is_done(cache: Path, fails: bool) -> None:
+    """Without the garbage collector, which would leave many clients' examples and optimisers alive until it comes."""
+    held: list[ReferenceType[Any]] = []
+
+    class Holding(pl.Callback):
         def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            seen.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+            optimiser = trainer.optimizers[0]
+            moments = next(iter(optimiser.state.values()))["exp_avg"]
+            examples = trainer.datamodule.batches.examples  # type: ignore[attr-defined]
+            held.extend(map(ref, (trainer.datamodule, examples.features_NFL, moments)))  # type: ignore[attr-defined]
+            held.extend(map(ref, pl_module.parameters()))
+            if fails:
+                raise RuntimeError("microphone unplugged")
 
     config = settings(cache)
-    sent = update(config, prepare(config), 1, End())
-    assert seen[0].keys() == {"train_loss", "train_accuracy"}
-    assert seen[0]["train_loss"] == pytest.approx(sent.train_loss)
-    assert seen[0]["train_accuracy"] * 10 == pytest.approx(round(seen[0]["train_accuracy"] * 10))
+    prepared = prepare(config)
+    gc.disable()
+    try:
+        with pytest.raises(RuntimeError) if fails else nullcontext() as raised:
+            update(config, prepared, 1, Holding())
+        del raised
+        assert len(held) > 10
+        assert [thing() for thing in held if thing() is not None] == []
+    finally:
+        gc.enable()
+
+
+def inside(thing: Any, seen: dict[int, int] | None = None) -> Any:
+    """Everything that an object leads to, as plain values; objects that were met before by the order of meeting."""
+    seen = {} if seen is None else seen
+    if isinstance(thing, (str, bytes, int, float, bool, type(None), type, torch.device, torch.dtype)):
+        return thing
+    if id(thing) in seen:
+        return seen[id(thing)]
+    seen[id(thing)] = len(seen)
+    if isinstance(thing, dict):
+        return {str(key): inside(value, seen) for key, value in thing.items()}
+    if isinstance(thing, (list, tuple)):
+        return [inside(value, seen) for value in thing]
+    if not type(thing).__module__.startswith(("lightning", "ser_fl")):
+        return type(thing).__name__
+    return type(thing).__name__, inside(dict(sorted(vars(thing).items())), seen)

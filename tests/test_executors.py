@@ -29,6 +29,7 @@ from ser_fl.errors import UserError
 from ser_fl.federation.aggregation import Outcome
 from ser_fl.federation.client import Clients, ClientTask
 from ser_fl.federation.executors import Executor, count_workers
+from ser_fl.federation.executors.parcel import pack
 from ser_fl.federation.executors.processes import ProcessExecutor
 from ser_fl.federation.executors.serial import SerialExecutor
 from ser_fl.federation.executors.shared import Block, end_of, lay_out
@@ -456,6 +457,13 @@ def test_a_callback_that_cannot_be_pickled_is_refused_before_anything_is_written
         with pytest.raises(UserError, match=rf"callback {named} cannot be sent to a worker.*use executor=serial"):
             train(settings(home, "unpickled", *TWO_WORKERS), callbacks=[callback])
     assert not (home / "unpickled").exists()
+
+
+def test_a_callback_that_saw_a_serial_run_leaves_its_data_behind(clients: Clients, told: Told) -> None:
+    """Lightning gives a callback the logging functions of the module that it sees, to which a client's data hang."""
+    before = len(pack(clients))
+    next(SerialExecutor(clients).run(tasks(clients)))
+    assert len(pack(clients)) == before
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import time
 import warnings
@@ -12,8 +11,6 @@ from functools import partial
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from torch import nn
 
 from ser_fl.config import Config
 from ser_fl.data.datamodule import ClientDataModule, load_examples
@@ -22,6 +19,7 @@ from ser_fl.data.frontend import Standardisation
 from ser_fl.data.partition import Indices
 from ser_fl.federation.objectives import Objective
 from ser_fl.federation.schedule import norm_is_frozen
+from ser_fl.federation.trainers import Trainers
 from ser_fl.models.catalogue import build_network
 from ser_fl.models.classifier import EmotionClassifier
 from ser_fl.randomness import derive_seed, generator
@@ -50,6 +48,10 @@ class Clients:
     objective: Objective
     callbacks: Sequence[pl.Callback] = ()
     """A user's own: called for every batch of every client."""
+    trainers: Trainers = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "trainers", Trainers(self.config, self.callbacks))
 
     def update(self, task: ClientTask) -> ClientUpdate:
         """One client's local epochs. The result depends on the task and the seed alone."""
@@ -79,24 +81,31 @@ class Clients:
             client_id=task.client_id,
             round=task.round,
         )
-        trainer = quiet_trainer(self.config, self.callbacks)
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # Lightning's advice on workers and log intervals, at every client and round
-            torch.manual_seed(derive_seed(*keys))  # dropout draws from the global stream
-            fit(trainer, classifier, batches)
-        assert trainer.global_step > 0, "the Trainer took no step"
-        network.cpu()
+        with self.trainers.trainer() as trainer:
+            with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Lightning's advice on workers and log intervals, every time
+                self.seed_dropout(derive_seed(*keys))
+                fit(trainer, classifier, batches)
+            assert trainer.global_step > 0, "the Trainer took no step"
+            train_loss = float(trainer.callback_metrics["train_loss"])
+            optimiser_state = _flatten(trainer.optimizers[0]) if self.config.federation.keep_optimiser else {}
+        state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
         return ClientUpdate(
             client_id=task.client_id,
-            state={name: tensor.detach().clone() for name, tensor in network.state_dict().items()},
+            state=state,
             num_examples=num_examples,
-            train_loss=float(trainer.callback_metrics["train_loss"]),
+            train_loss=train_loss,
             seconds=time.perf_counter() - started,
-            update_norm=_distance(network, task.state),
-            optimiser_state=_flatten(trainer.optimizers[0]) if self.config.federation.keep_optimiser else {},
+            update_norm=_distance({name: state[name] for name, _ in network.named_parameters()}, task.state),
+            optimiser_state=optimiser_state,
         )
+
+    def seed_dropout(self, seed: int) -> None:
+        """Seed the streams that dropout draws from: the device's own."""
+        if self.config.executor.accelerator == "cpu":
+            torch.default_generator.manual_seed(seed)  # the others' would wait for a GPU that is not used
+        else:
+            torch.manual_seed(seed)
 
 
 def fit(trainer: pl.Trainer, classifier: EmotionClassifier, batches: ClientDataModule) -> None:
@@ -114,29 +123,8 @@ def fit(trainer: pl.Trainer, classifier: EmotionClassifier, batches: ClientDataM
         raise KeyboardInterrupt from None
 
 
-def quiet_trainer(config: Config, callbacks: Sequence[pl.Callback]) -> pl.Trainer:
-    """A Lightning Trainer for one client and round: no files, no bars, one device, no cluster detection."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    return pl.Trainer(
-        max_epochs=config.federation.local_epochs,
-        accelerator=config.executor.accelerator,
-        devices=1,
-        precision=config.precision,
-        callbacks=list(callbacks),
-        plugins=[LightningEnvironment()],  # under SLURM the round loop owns signals and requeueing, not each Trainer
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-    )
-
-
-def _distance(network: nn.Module, received: State) -> float:
-    squares = [
-        (parameter.detach() - received[name]).double().square().sum() for name, parameter in network.named_parameters()
-    ]
+def _distance(parameters: State, received: State) -> float:
+    squares = [(parameter - received[name]).double().square().sum() for name, parameter in parameters.items()]
     return float(torch.stack(squares).sum().sqrt())
 
 

@@ -22,13 +22,14 @@ from ser_fl.environment import describe_environment
 from ser_fl.errors import UserError
 from ser_fl.evaluation.scoring import Evaluator
 from ser_fl.federation.checkpoint import Progress, is_checkpoint_of, load_checkpoint
-from ser_fl.federation.client import Clients, quiet_trainer
+from ser_fl.federation.client import Clients
 from ser_fl.federation.executors import Executor, open_executor
 from ser_fl.federation.objectives import Objective
 from ser_fl.federation.rounds import Federation, OnRound, checkpoint_key
 from ser_fl.federation.schedule import cohort_size
 from ser_fl.federation.scoring import Scorer, total
 from ser_fl.federation.server import GLOBAL, Server
+from ser_fl.federation.trainers import quiet_trainer
 from ser_fl.metrics import scores
 from ser_fl.models.bundle import EmotionModel, save_model
 from ser_fl.models.catalogue import build_network

@@ -20,5 +20,5 @@ NETWORKS: Mapping[str, Callable[[int, Any], nn.Module]] = {"crnn": CRNN, "vgg15"
 def build_network(config: ModelConfig, num_classes: int, *, seed: int) -> nn.Module:
     """A network with initial weights drawn from ``seed``; torch's global random state stays as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed("weights", seed))
+        torch.default_generator.manual_seed(derive_seed("weights", seed))  # the CPU's: a GPU's would not be put back
         return NETWORKS[config.name](num_classes, config)

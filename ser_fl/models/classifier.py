@@ -11,7 +11,6 @@ import lightning.pytorch as pl
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
-from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from ser_fl.config import AugmentationConfig, OptimiserConfig
@@ -25,8 +24,8 @@ Harden = Callable[[nn.Module, Tensor, Tensor], Tensor]
 class EmotionClassifier(pl.LightningModule):
     """Cross-entropy training of one client in one round.
 
-    The training metrics are torchmetrics, new for each client and round: `train_loss` (mean over utterances) and
-    `train_accuracy`, logged per epoch, so that a user's callback finds them in ``trainer.callback_metrics``.
+    A user's callback finds the last epoch's `train_loss` (mean over utterances) and `train_accuracy` (torchmetrics, new
+    for each client and round) in ``trainer.callback_metrics``.
 
     With ``freeze_norm`` batch norm normalises by the running statistics it was given and leaves them as they are, while
     its scale and shift are trained (the second stage of FixBN: Zhong et al., arXiv 2303.06530, section 5).
@@ -54,8 +53,9 @@ class EmotionClassifier(pl.LightningModule):
         self.harden = harden
         self.freeze_norm = freeze_norm
         self.optimiser_state = optimiser_state
-        self.train_loss = MeanMetric()
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self._scored: list[tuple[Tensor, Tensor, Tensor]] = []
+        """Loss, logits and labels of this epoch's batches."""
 
     def forward(self, features_BFL: Tensor) -> Tensor:
         """Logits of shape (B, C) from standardised features of shape (B, F, L)."""
@@ -77,14 +77,27 @@ class EmotionClassifier(pl.LightningModule):
             features_BFL = self.harden(self.network, features_BFL, labels_B)
         logits_BC = self(features_BFL)
         loss = functional.cross_entropy(logits_BC, labels_B, label_smoothing=self.augmentation.label_smoothing)
-        self.train_loss.update(loss.detach(), len(labels_B))
-        self.train_accuracy.update(logits_BC.detach(), labels_B)
+        self._scored.append((loss.detach(), logits_BC.detach(), labels_B))
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Log the epoch's metrics; they are computed once an epoch, so that no step waits for them."""
-        self.log("train_loss", self.train_loss)
-        self.log("train_accuracy", self.train_accuracy)
+        """Show the epoch's metrics; they are computed once an epoch, so that no step waits for them.
+
+        In the same places as `self.log` would, which keeps books for loggers that a client's Trainer does not have.
+        """
+        if not self._scored:
+            return  # a callback skipped the epoch
+        losses, logits, labels = zip(*self._scored, strict=True)
+        total = sum(loss.float() * len(labels_B) for loss, labels_B in zip(losses, labels, strict=True))
+        self.train_accuracy.update(torch.cat(logits), torch.cat(labels))
+        metrics = {
+            "train_loss": total / sum(map(len, labels)),
+            "train_accuracy": self.train_accuracy.compute(),
+        }
+        self.trainer.callback_metrics.update(metrics)
+        self.trainer.logged_metrics.update(metrics)
+        self.train_accuracy.reset()
+        self._scored.clear()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The client's optimiser, with the state that it carries from its last round, if any."""

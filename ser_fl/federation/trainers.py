@@ -1,0 +1,79 @@
+"""Lightning Trainers for clients: every client and round has a new one, copied from one that was set up once."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+
+from ser_fl.config import Config
+
+
+class Trainers:
+    """Makes the Trainers of a process.
+
+    Setting one up looks through every installed package for plugins, which takes longer than all of its other work for
+    a small client. A copy of one that never ran is as good as a new one: its steps and epochs begin at 0, and nothing
+    that a client or a callback did to an earlier one is in it. Callbacks are not copied: all clients share them.
+    """
+
+    def __init__(self, config: Config, callbacks: Sequence[pl.Callback]) -> None:
+        self._config = config
+        self._callbacks = tuple(callbacks)
+        self._unused: pl.Trainer | None = None
+
+    @contextmanager
+    def trainer(self) -> Iterator[pl.Trainer]:
+        """A Trainer for one client and round, which lets go at the end of what it was given."""
+        trainer = self._new()
+        try:
+            yield trainer
+        finally:
+            _let_go(trainer)
+
+    def _new(self) -> pl.Trainer:
+        if self._unused is None:
+            self._unused = quiet_trainer(self._config, self._callbacks)
+        shared: dict[int, Any] = {id(callback): callback for callback in self._callbacks}
+        return copy.deepcopy(self._unused, shared)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Trainers, (self._config, self._callbacks)
+
+
+def _let_go(trainer: pl.Trainer) -> None:
+    """Drop the client's examples, network and optimiser, so that they are freed at once.
+
+    A Trainer and its parts hold each other, and callbacks hold its module by the logging functions that they are given:
+    with all that hangs to them they would stay until the garbage collector comes by, which takes many clients. Metrics
+    stay, for a callback that kept the Trainer.
+    """
+    for part in vars(trainer).keys() - {"state", "callbacks", "_logger_connector"}:
+        delattr(trainer, part)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for function in ("log", "log_dict"):
+            vars(callback).pop(function, None)
+
+
+def quiet_trainer(config: Config, callbacks: Sequence[pl.Callback]) -> pl.Trainer:
+    """A Lightning Trainer for one client and round: no files, no bars, one device, no cluster detection."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    return pl.Trainer(
+        max_epochs=config.federation.local_epochs,
+        accelerator=config.executor.accelerator,
+        devices=1,
+        precision=config.precision,
+        callbacks=list(callbacks),
+        plugins=[LightningEnvironment()],  # under SLURM the round loop owns signals and requeueing, not each Trainer
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
