@@ -56,7 +56,7 @@ def predict(
             probabilities = bundle.from_waveform(clip_T[None]).softmax(dim=1)[0].tolist()
         by_emotion = dict(zip(bundle.classes, probabilities, strict=True))
         emotion = max(by_emotion, key=by_emotion.__getitem__)
-        predictions.append(Prediction(file, emotion, by_emotion, bool(bundle.synthetic)))
+        predictions.append(Prediction(file, emotion, by_emotion, bundle.synthetic))
     if bundle.synthetic:
         _LOG.warning(SYNTHETIC_NOTE)
     return predictions

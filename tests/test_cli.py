@@ -10,7 +10,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,14 @@ import torch
 import yaml
 
 import ser_fl
+from ser_fl.attacks.budget import Box
+from ser_fl.attacks.settings import AttackSettings
 from ser_fl.cli import main
+from ser_fl.compose import compose
 from ser_fl.data.audio import read_audio
+from ser_fl.data.datamodule import load_examples
+from ser_fl.data.prepared import prepare
+from ser_fl.environment import describe_environment
 from ser_fl.records import RunFolder, write_json
 
 COMMANDS = ("demo", "train", "benchmark", "report", "predict", "corpus")
@@ -263,6 +269,22 @@ def test_a_second_benchmark_keeps_the_first(
     assert "attacks are not tracked" in printed and "no API key" in printed and "SYNTHETIC" in printed
 
 
+def test_a_refused_benchmark_leaves_the_last_one(
+    benchmarked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """C&W L2 on a model without a box, as `frontend.clip=none` trains it."""
+    run = tmp_path / "run"
+    shutil.copytree(benchmarked, run)
+    card = json.loads((run / "model.json").read_text())
+    for side in ("lower_F1", "upper_F1"):
+        card["standardisation"][side] = [None] * len(card["standardisation"][side])
+    write_json(run / "model.json", card)
+    before = (run / "attacks.json").read_bytes()
+    assert "cw_l2 needs a box" in told(capsys, "benchmark", f"run={run}", "attacks=[fgsm,cw_l2]")
+    assert (run / "attacks.json").read_bytes() == before
+    assert not (run / "attacks.before.json").exists()
+
+
 def test_existing_run_is_left_as_it_was(places: Places, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.read_bytes() for path in places.run.rglob("*") if path.is_file()}
     told(capsys, "train", *places.settings(), "seed=2", f"run_dir={places.run}")
@@ -285,6 +307,8 @@ def test_unreadable_file_is_skipped_and_named(
     assert "Traceback" not in captured.err
     summary = strict((elsewhere / "run" / "summary.json").read_text())
     assert sum(summary["split_sizes"].values()) == 20
+    (skipped,) = summary["skipped"]
+    assert skipped["id"] == "audio/broken.wav" and skipped["reason"]
     assert summary["synthetic"] is False
 
 
@@ -355,6 +379,33 @@ def test_benchmark_agrees_with_the_summary(places: Places, benchmarked: Path) ->
     assert strict((benchmarked / "adversarial" / "example.json").read_text())["attack"] == "bim"
 
 
+def test_the_python_benchmark_of_a_loaded_model_is_the_commands(places: Places, benchmarked: Path) -> None:
+    """Its box and classes come with the model; threads stay the caller's."""
+    config = compose(config_file=places.run / "config.yaml")
+    prepared, model = prepare(config), ser_fl.load(places.run)
+    rows = prepared.split.test
+    examples = load_examples(prepared.store, rows, model.standardisation)
+    settings = [AttackSettings(name="bim", epsilon=5.0, steps=2)]  # so far that the box decides
+    arguments = {"ids": [prepared.store.utterances[row].utterance_id for row in rows]}
+    mine = ser_fl.benchmark(model, examples.features_NFL, examples.labels_N, attacks=settings, **arguments)
+    run = benchmarked.with_name("far")
+    shutil.copytree(places.run, run)
+    torch.set_num_threads(2)
+    try:
+        far = ["attacks=[bim]", "epsilons=[5.0]", "steps=2", "defences=[none]"]
+        assert main(["benchmark", f"run={run}", *far]) == 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    for own, theirs in zip(mine, RunFolder(run).read_attacks(), strict=True):
+        assert replace(own, seconds=0.0) == replace(theirs, seconds=0.0)
+    boundless = ser_fl.benchmark(
+        model, examples.features_NFL, examples.labels_N, attacks=settings, box=Box.unbounded(), **arguments
+    )
+    assert boundless[1].max_linf > mine[1].max_linf - 1e-6
+    assert replace(boundless[1], seconds=0.0) != replace(mine[1], seconds=0.0)
+
+
 def test_report_and_tables(benchmarked: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["report", str(benchmarked), "--markdown"]) == 0
@@ -410,6 +461,12 @@ def test_records_hold_no_secret(places: Places) -> None:
     assert environment["seed"] == 1
     assert environment["packages"]["torch"] == torch.__version__.split("+")[0]
     assert str(Path.home()) not in (places.run / "environment.json").read_text()
+
+
+@pytest.mark.parametrize("program", ["/somewhere/bin/ser-fl", "/somewhere/ser_fl/__main__.py"])
+def test_the_recorded_command_can_be_typed(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [program, "train", "data.root=/private/corpus"])
+    assert describe_environment(seed=1, threads=1)["command"] == "ser-fl train data.root=corpus"
 
 
 @pytest.mark.parametrize("arguments", [[], ["trian"], ["report"], ["predict", "a.wav"], ["corpus"]])

@@ -23,8 +23,10 @@ import yaml
 from ser_fl import train
 from ser_fl.compose import compose
 from ser_fl.config import Config, dump
+from ser_fl.data.prepared import prepare
 from ser_fl.errors import UserError
 from ser_fl.federation.checkpoint import Progress, load_checkpoint, save_checkpoint
+from ser_fl.federation.experiment import data_digest
 from ser_fl.federation.rounds import checkpoint_key
 from ser_fl.federation.server import Server
 from ser_fl.metrics import Scores
@@ -295,6 +297,21 @@ def test_data_that_changed_under_a_run_are_refused(copied: tuple[Config, RunFold
     latest.write_text(json.dumps(content))
     with pytest.raises(UserError, match="was trained on other data than builtin holds now: start a new run"):
         train(copied[0])
+
+
+def test_the_digest_of_the_data_tells_them_apart(home: Path) -> None:
+    """Another split, other clients, other utterances; the same settings give the same one."""
+    base = ("split.test_fraction=0.3",)
+    changes = (
+        (),
+        ("split.seed=3",),
+        ("clients.by=iid",),
+        ("data.utterances_per_emotion=3",),
+        ("frontend.log_offset=1e-6",),
+    )
+    digests = [data_digest(prepare(settings(home, "-", *base, *changed))) for changed in changes]
+    assert len(set(digests)) == len(changes)
+    assert data_digest(prepare(settings(home, "-", *base))) == digests[0]
 
 
 @pytest.mark.slow

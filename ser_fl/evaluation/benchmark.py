@@ -19,11 +19,12 @@ from ser_fl.compose import compose
 from ser_fl.config import BenchmarkConfig, Config
 from ser_fl.data.datamodule import load_examples
 from ser_fl.data.features import OnFeatures
-from ser_fl.data.prepared import prepare
+from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.defences import build_defence
+from ser_fl.environment import threads_limited_to
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.evaluation.example import spectrogram_pair
-from ser_fl.evaluation.robustness import Challenge, OnAttack, benchmark_attacks
+from ser_fl.evaluation.robustness import Challenge, OnAttack, OnRecords, benchmark_attacks
 from ser_fl.evaluation.scoring import evaluating
 from ser_fl.models.bundle import EmotionModel, load_model
 from ser_fl.records import AttackRecord, RunFolder, write_json
@@ -77,7 +78,7 @@ def benchmark(
         )
     ]
     if box is None and isinstance(model, EmotionModel):
-        box = Box.of(model.standardisation.lower_F1, model.standardisation.upper_F1)
+        box = box_of(model)
     box = (box or Box.unbounded()).to(features_BFL.device, torch.float32)
     features_BFL, labels_B = box.clip(features_BFL.float()), labels_B.long()
     known_ids = tuple(ids) if ids is not None else tuple(f"{index:06d}" for index in range(len(labels_B)))
@@ -137,32 +138,63 @@ def benchmark_run(
             raise unknown_name("attack in subsets", name, ATTACKS)
     defences = [build_defence(name) for name in config.defences]
     bundle = load_model(folder)
-    torch.set_num_threads(trained.executor.threads)
-    prepared = prepare(trained, on_features)
+    with threads_limited_to(trained.executor.threads):
+        challenge = challenge_of(config, trained, bundle, prepare(trained, on_features))
+        records = benchmark_attacks(
+            challenge,
+            attacks,
+            defences,
+            subsets=config.subsets,
+            on_attack=on_attack,
+            on_records=recorder(run),
+        )
+        run.write_attacks(records)
+        write_json(run.spectrograms, spectrogram_pair(challenge, attacks, bundle))
+    return records
+
+
+def recorder(run: RunFolder) -> OnRecords:
+    """Writes records to ``attacks.json``; those of the last benchmark, which took its time, are put aside first.
+
+    Nothing moves before there is something to write: a benchmark that is refused leaves the folder as it was.
+    """
+    aside = [run.attacks.with_suffix(".before.json")] if run.attacks.exists() else []
+
+    def write(records: list[AttackRecord]) -> None:
+        if aside:
+            run.attacks.replace(aside.pop())
+        run.write_attacks(records)
+
+    return write
+
+
+def challenge_of(config: BenchmarkConfig, trained: Config, bundle: EmotionModel, prepared: Prepared) -> Challenge:
+    """A run's model and its test utterances.
+
+    Raises:
+        UserError: the corpus has other emotions than the model.
+    """
     if prepared.store.classes != bundle.classes:
         raise UserError(
             f"the corpus at {trained.data.root} has the emotions {', '.join(prepared.store.classes)}, the model of "
-            f"{folder} knows {', '.join(bundle.classes)}: set root=DIR to the corpus it was trained on"
+            f"{config.run} knows {', '.join(bundle.classes)}: set root=DIR to the corpus it was trained on"
         )
     examples = load_examples(prepared.store, prepared.split.test, bundle.standardisation)
-    challenge = Challenge(
+    return Challenge(
         model=bundle.network,
         features_NFL=examples.features_NFL,
         labels_N=examples.labels_N,
         ids=tuple(prepared.store.utterances[index].utterance_id for index in prepared.split.test),
         num_classes=len(bundle.classes),
-        box=Box.of(bundle.standardisation.lower_F1, bundle.standardisation.upper_F1),
+        box=box_of(bundle),
         seed=config.seed,
         batch_size=config.batch_size,
     ).subset(config.max_examples)
-    if run.attacks.exists():
-        run.attacks.replace(run.attacks.with_suffix(".before.json"))  # of the last benchmark, which took its time
-    records = benchmark_attacks(
-        challenge, attacks, defences, subsets=config.subsets, on_attack=on_attack, on_records=run.write_attacks
-    )
-    run.write_attacks(records)
-    write_json(run.spectrograms, spectrogram_pair(challenge, attacks, bundle))
-    return records
+
+
+def box_of(model: EmotionModel) -> Box:
+    """The values that features of this model take."""
+    return Box.of(model.standardisation.lower_F1, model.standardisation.upper_F1)
 
 
 def attack_settings(config: BenchmarkConfig, trained: Config) -> list[AttackSettings]:

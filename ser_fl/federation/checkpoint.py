@@ -40,17 +40,12 @@ class Progress:
     tracking: dict[str, Any] = field(default_factory=dict)
     """What the tracker needs to go on in the same W&B run."""
 
-    @property
-    def was_scored(self) -> bool:
-        """Whether any round was: with robust selection some are not."""
-        return self.best_score >= 0
-
     def select(self, score: float | None) -> None:
         """Keep this round's models where they score above the best so far.
 
         None is a round that was not scored: it is kept for as long as no round was.
         """
-        if (score is None and not self.was_scored) or (score is not None and score > self.best_score):
+        if self.best_score < 0 if score is None else score > self.best_score:
             self.best, self.best_round = dict(self.server.models), self.round
             self.best_score = -1.0 if score is None else score
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -18,7 +17,7 @@ from ser_fl.config import CONFIG_SCHEMA, Config, dump
 from ser_fl.data.features import OnFeatures
 from ser_fl.data.partition import holders
 from ser_fl.data.prepared import Prepared, prepare
-from ser_fl.environment import describe_environment
+from ser_fl.environment import describe_environment, threads_limited_to
 from ser_fl.errors import UserError
 from ser_fl.evaluation.scoring import Evaluator
 from ser_fl.federation.checkpoint import Progress, is_checkpoint_of, load_checkpoint
@@ -60,16 +59,12 @@ def train(
     """
     check_accelerator(config)
     run, progress = open_run(config)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.executor.threads)
-    try:
+    with threads_limited_to(config.executor.threads):
         prepared = prepare(config, on_features)
         check_prepared(config, run, prepared, progress)
         with open_executor(make_clients(config, prepared, callbacks), cohort_of(config, prepared)) as executor:
             run.root.mkdir(parents=True, exist_ok=True)  # only now: what is refused leaves no empty run behind
             _run(config, run, prepared, progress or first_progress(config, prepared), executor, on_round)
-    finally:
-        torch.set_num_threads(threads)
     return run
 
 

@@ -58,7 +58,7 @@ class Federation:
         settings = self.config.federation
         if progress.round >= settings.num_rounds:
             return f"all {settings.num_rounds} rounds done"
-        if settings.patience and progress.was_scored and progress.round - progress.best_round >= settings.patience:
+        if settings.patience and progress.round - progress.best_round >= settings.patience:
             return f"no new best validation UAR for {settings.patience} rounds"
         return None
 
