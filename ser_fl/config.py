@@ -30,6 +30,9 @@ Speaker = Annotated[str, BeforeValidator(lambda given: str(given) if type(given)
 """YAML takes the speakers of EmoDB and CREMA-D for numbers."""
 
 
+Precision = Literal["32-true", "bf16-mixed"]
+
+
 def _check_workers(given: object) -> object:
     if given == "auto" or (type(given) is int and given >= 1):
         return given
@@ -307,8 +310,9 @@ class Config:
     """Name: the middle of the run folder's path."""
     seed: Amount
     """Initial weights, cohorts, batches, dropout, random starts."""
-    precision: Literal["32-true", "bf16-mixed"]
-    """Of the clients' training; evaluation and attacks run in fp32."""
+    precision: Literal["auto", Precision]
+    """Of the clients' training and of the attack in it; evaluation and benchmark run in fp32. auto: bf16-mixed where it
+    is faster on this machine, found by a measurement at the start and written into the run's config.yaml."""
     run_dir: str | None
     """The run folder; null is runs/<experiment>/<date-time>-<seed>."""
     resume: bool

@@ -28,29 +28,38 @@ _AUTOCAST_DEVICES = ("cpu", "cuda", "mps")
 
 
 @contextmanager
-def attacked(model: nn.Module) -> Iterator[None]:
+def attacked(model: nn.Module, *, low_precision: bool = False) -> Iterator[None]:
     """Everything that a gradient attack needs of its surroundings, put back afterwards.
 
-    Inside, every module is in eval mode, gradients are enabled even under ``no_grad`` or ``inference_mode``, autocast
-    is off (attacks run in float32), and recurrent layers run without cuDNN, whose backward pass refuses eval mode.
+    Inside, every module is in eval mode, no parameter asks for a gradient, gradients are enabled even under ``no_grad``
+    or ``inference_mode``, the model runs in float32 whatever autocast says outside, or, with ``low_precision``, in
+    bfloat16, and recurrent layers run without cuDNN, whose backward pass refuses eval mode.
     Putting recurrent layers into training mode instead, as ART does, would switch their dropout on. Afterwards every
     module has the mode that it had, each for itself: a frozen batch norm stays frozen.
     """
     modes = [(module, module.training) for module in model.modules()]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    at = next((parameter.device.type for parameter in model.parameters()), "cpu")
     try:
         for module, _ in modes:
             module.training = False
+        for parameter in trained:
+            parameter.requires_grad_(False)  # layers with a backward pass of their own compute what is asked for
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             for device in _AUTOCAST_DEVICES:
-                if torch.is_autocast_enabled(device):
+                if low_precision and device == at:
+                    stack.enter_context(torch.autocast(device, torch.bfloat16))
+                elif torch.is_autocast_enabled(device):
                     stack.enter_context(torch.autocast(device, enabled=False))
             stack.enter_context(_recurrence_without_cudnn(model))
             yield
     finally:
         for module, mode in modes:
             module.training = mode
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 @contextmanager
@@ -102,13 +111,14 @@ def fgsm(
     epsilon: float,
     box: Box | None = None,
     start_BFL: Tensor | None = None,
+    low_precision: bool = False,
 ) -> Tensor:
     """Fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572): one step of epsilon.
 
     With a random start it is the fast adversarial training of Wong et al. 2020 (arXiv 2001.03994), at their alpha =
     epsilon. Arguments, result and errors are those of `pgd`.
     """
-    return _ascend(model, features_BFL, labels_B, epsilon, epsilon, 1, box, start_BFL)
+    return _ascend(model, features_BFL, labels_B, epsilon, epsilon, 1, box, start_BFL, low_precision)
 
 
 def bim(
@@ -120,9 +130,10 @@ def bim(
     step_size: float,
     steps: int,
     box: Box | None = None,
+    low_precision: bool = False,
 ) -> Tensor:
     """Basic iterative method (Kurakin et al. 2017, arXiv 1607.02533): PGD that starts at the clean utterance."""
-    return _ascend(model, features_BFL, labels_B, epsilon, step_size, steps, box, None)
+    return _ascend(model, features_BFL, labels_B, epsilon, step_size, steps, box, None, low_precision)
 
 
 def pgd(
@@ -135,6 +146,7 @@ def pgd(
     steps: int,
     box: Box | None = None,
     start_BFL: Tensor | None = None,
+    low_precision: bool = False,
 ) -> Tensor:
     """Projected gradient descent (Madry et al. 2018, arXiv 1706.06083) in the L-infinity ball.
 
@@ -147,6 +159,7 @@ def pgd(
         steps: number of steps, >= 0, of one forward and one backward pass each.
         box: the values that features may take; None for any.
         start_BFL: where to start, inside the ball, such as `random_start` gives; None for the clean utterance.
+        low_precision: run the model in bfloat16, as while it is trained so; not for benchmarks.
 
     Returns:
         Adversarial features of shape (B, F, L), detached; within epsilon of the clipped clean ones and inside the box,
@@ -155,7 +168,7 @@ def pgd(
     Raises:
         UserError: epsilon, step_size or steps is below 0.
     """
-    return _ascend(model, features_BFL, labels_B, epsilon, step_size, steps, box, start_BFL)
+    return _ascend(model, features_BFL, labels_B, epsilon, step_size, steps, box, start_BFL, low_precision)
 
 
 def _ascend(
@@ -167,13 +180,14 @@ def _ascend(
     steps: int,
     box: Box | None,
     start_BFL: Tensor | None,
+    low_precision: bool,
 ) -> Tensor:
     """The loop of all three. The order of its operations is ART's: step, clip to the box, project onto the ball."""
     for name, value in (("epsilon", epsilon), ("step_size", step_size), ("steps", steps)):
         if not value >= 0:
             raise UserError(f"{name} must be >= 0, got {value}")
     box = Box.unbounded() if box is None else box.to(features_BFL.device)
-    with attacked(model):
+    with attacked(model, low_precision=low_precision):
         # Tensors made under inference_mode cannot take part in a gradient; their clones can.
         clean_BFL, labels_B = box.clip(features_BFL.detach().clone()), labels_B.clone()
         adversarial_BFL = clean_BFL if start_BFL is None else box.clip(start_BFL.detach().clone())

@@ -21,7 +21,7 @@ from ser_fl.data.datamodule import load_examples
 from ser_fl.data.features import OnFeatures
 from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.defences import build_defence
-from ser_fl.environment import threads_limited_to
+from ser_fl.environment import keep_freed_memory, threads_limited_to
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.evaluation.example import spectrogram_pair
 from ser_fl.evaluation.robustness import Challenge, OnAttack, OnRecords, benchmark_attacks
@@ -138,6 +138,7 @@ def benchmark_run(
             raise unknown_name("attack in subsets", name, ATTACKS)
     defences = [build_defence(name) for name in config.defences]
     bundle = load_model(folder)
+    keep_freed_memory()
     with threads_limited_to(trained.executor.threads):
         challenge = challenge_of(config, trained, bundle, prepare(trained, on_features))
         records = benchmark_attacks(

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from ser_fl.config import Precision
 from ser_fl.errors import UserError
 from ser_fl.federation.server import GLOBAL, Server
 from ser_fl.records import State, write_bytes, write_json
@@ -37,6 +38,8 @@ class Progress:
     """Of the data that the run is trained on (`Prepared.digest`)."""
     lengths: dict[str, int] = field(default_factory=dict)
     """Bytes of each ``.jsonl`` file at the commit."""
+    precision: Precision | None = None
+    """Of a checkpoint that was loaded: a run goes on in the one that it began with."""
     tracking: dict[str, Any] = field(default_factory=dict)
     """What the tracker needs to go on in the same W&B run."""
 
@@ -92,12 +95,18 @@ def tracked_run(folder: Path) -> dict[str, Any]:
 
 
 def is_checkpoint_of(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Whether there is a checkpoint of this configuration."""
+    """Whether there is a checkpoint of this configuration, in any precision where the configuration leaves it open."""
     latest = folder / "latest.json"
     try:
-        return bool(json.loads(latest.read_text(encoding="utf-8"))["config"] == config)
-    except (OSError, ValueError, KeyError, TypeError):
+        return not _differences(json.loads(latest.read_text(encoding="utf-8"))["config"], config)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def _differences(before: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """Settings of a checkpoint that are not as in a configuration."""
+    changed = sorted(key for key in {*before, *config} if before.get(key) != config.get(key))
+    return [key for key in changed if not (key == "precision" and config[key] == "auto")]
 
 
 def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> Progress | None:
@@ -113,9 +122,7 @@ def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> Progress | None:
         content = json.loads(latest.read_text(encoding="utf-8"))
         if content["schema"] != SCHEMA:
             raise UserError(f"{latest} has schema {content['schema']!r}, this version reads {SCHEMA}")
-        if content["config"] != config:
-            before = content["config"]
-            changed = sorted(key for key in {*before, *config} if before.get(key) != config.get(key))
+        if changed := _differences(content["config"], config):
             raise UserError(f"{folder.parent} was trained with another {changed[0]}: resume with the same settings")
         current = _by_owner(folder / content["files"]["current"])
         best = _by_owner(folder / content["files"]["best"])
@@ -133,6 +140,7 @@ def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> Progress | None:
         best_round=content["best_round"],
         best_score=content["best_score"],
         data_digest=content["data_digest"],
+        precision=content["config"].get("precision"),
         lengths=content["lengths"],
         tracking=content["tracking"],
     )

@@ -17,13 +17,14 @@ from ser_fl.config import CONFIG_SCHEMA, Config, dump
 from ser_fl.data.features import OnFeatures
 from ser_fl.data.partition import holders
 from ser_fl.data.prepared import Prepared, prepare
-from ser_fl.environment import describe_environment, threads_limited_to
+from ser_fl.environment import describe_environment, keep_freed_memory, threads_limited_to
 from ser_fl.errors import UserError
 from ser_fl.evaluation.scoring import Evaluator
 from ser_fl.federation.checkpoint import Progress, is_checkpoint_of, load_checkpoint
 from ser_fl.federation.client import Clients
 from ser_fl.federation.executors import Executor, open_executor
 from ser_fl.federation.objectives import Objective
+from ser_fl.federation.precision import resolve_precision, with_precision
 from ser_fl.federation.rounds import Federation, OnRound, checkpoint_key
 from ser_fl.federation.schedule import cohort_size
 from ser_fl.federation.scoring import Scorer, total
@@ -58,10 +59,14 @@ def train(
         RoundFailed: too few clients came back in a round.
     """
     check_accelerator(config)
+    keep_freed_memory()
     run, progress = open_run(config)
     with threads_limited_to(config.executor.threads):
         prepared = prepare(config, on_features)
         check_prepared(config, run, prepared, progress)
+        begun_in = progress.precision if progress else None
+        classes = len(prepared.store.classes)
+        config = with_precision(config, begun_in) if begun_in else resolve_precision(config, classes)
         with open_executor(make_clients(config, prepared, callbacks), cohort_of(config, prepared)) as executor:
             run.root.mkdir(parents=True, exist_ok=True)  # only now: what is refused leaves no empty run behind
             _run(config, run, prepared, progress or first_progress(config, prepared), executor, on_round)
@@ -111,7 +116,7 @@ def make_clients(config: Config, prepared: Prepared, callbacks: Sequence[pl.Call
         store=prepared.store,
         indices=prepared.clients,
         standardisation=prepared.standardisation,
-        objective=Objective(config.objective, config.augmentation, box_of(prepared)),
+        objective=Objective(config.objective, config.augmentation, box_of(prepared), config.precision == "bf16-mixed"),
         callbacks=callbacks,
     )
 

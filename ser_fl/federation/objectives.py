@@ -35,6 +35,8 @@ class Objective:
     config: ObjectiveConfig
     augmentation: AugmentationConfig
     box: Box
+    low_precision: bool = False
+    """Whether adversarial utterances are made in bfloat16, as the network is then trained."""
 
     def is_adversarial(self, round_number: int) -> bool:
         """Whether this round trains on adversarial utterances."""
@@ -90,10 +92,19 @@ class Objective:
                 step_size=self.step_size,
                 steps=config.steps,
                 box=box,
+                low_precision=self.low_precision,
             )
         start_BFL = random_start(features_BFL, config.epsilon, stream) if config.random_start else None
         if config.name == "fgsm":
-            return fgsm(network, features_BFL, labels_B, epsilon=config.epsilon, box=box, start_BFL=start_BFL)
+            return fgsm(
+                network,
+                features_BFL,
+                labels_B,
+                epsilon=config.epsilon,
+                box=box,
+                start_BFL=start_BFL,
+                low_precision=self.low_precision,
+            )
         return pgd(
             network,
             features_BFL,
@@ -103,6 +114,7 @@ class Objective:
             steps=config.steps,
             box=box,
             start_BFL=start_BFL,
+            low_precision=self.low_precision,
         )
 
     @property

@@ -67,7 +67,7 @@ def quiet_trainer(config: Config, callbacks: Sequence[pl.Callback]) -> pl.Traine
         max_epochs=config.federation.local_epochs,
         accelerator=config.executor.accelerator,
         devices=1,
-        precision=config.precision,
+        precision="32-true" if config.precision == "auto" else config.precision,
         callbacks=list(callbacks),
         plugins=[LightningEnvironment()],  # under SLURM the round loop owns signals and requeueing, not each Trainer
         logger=False,

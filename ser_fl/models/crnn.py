@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ser_fl.config import CRNNConfig
+from ser_fl.models.convolutions import ConvolutionBlocks, StemConvolution
 from ser_fl.models.gru import BidirectionalGRU
 
 _MEL_BANDS = 4
@@ -38,23 +39,15 @@ class CRNN(nn.Module):
         blocks: list[nn.Module] = []
         before = 1
         for depth, channels in enumerate(config.channels):
-            first = depth == 0
             blocks += [
-                nn.Conv2d(
-                    before,
-                    channels,
-                    5 if first else 3,
-                    stride=2 if first else 1,
-                    padding="same" if not first else 2,
-                    bias=False,
-                ),
+                StemConvolution(channels) if depth == 0 else nn.Conv2d(before, channels, 3, padding=1, bias=False),
                 normalisation(config.norm, channels),
-                nn.ReLU(inplace=True),
             ]
             if depth < 3:
                 blocks.append(nn.MaxPool2d((2, 2) if depth < 2 else (2, 1)))
+            blocks.append(nn.ReLU(inplace=True))  # commutes with pooling, and has less to do after it
             before = channels
-        self.blocks = nn.Sequential(*blocks).to(memory_format=torch.channels_last)
+        self.blocks = ConvolutionBlocks(*blocks).to(memory_format=torch.channels_last)
         self.dropout = nn.Dropout(config.dropout)
         self.gru = BidirectionalGRU(before * _MEL_BANDS, config.hidden)
         self.attention = nn.Linear(2 * config.hidden, 1)
@@ -67,6 +60,8 @@ class CRNN(nn.Module):
             maps_BKFL = functional.adaptive_avg_pool2d(maps_BKFL, (_MEL_BANDS, maps_BKFL.shape[3]))
         steps_BLK = self.dropout(maps_BKFL.permute(0, 3, 1, 2).flatten(2))
         hidden_BLH, _ = self.gru(steps_BLK)
-        weights_BL1 = torch.softmax(self.attention(hidden_BLH), dim=1)
-        logits_BC: Tensor = self.output(self.dropout((weights_BL1 * hidden_BLH).sum(dim=1)))
+        with torch.autocast(hidden_BLH.device.type, enabled=False):  # little work, and logits want their digits
+            hidden_BLH = hidden_BLH.to(self.output.weight.dtype)
+            weights_BL1 = torch.softmax(self.attention(hidden_BLH), dim=1)
+            logits_BC: Tensor = self.output(self.dropout((weights_BL1 * hidden_BLH).sum(dim=1)))
         return logits_BC

@@ -10,6 +10,7 @@ from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from threading import Thread
 
+from ser_fl.environment import keep_freed_memory
 from ser_fl.federation.client import Clients, ClientTask
 from ser_fl.federation.executors.executor import attempt
 from ser_fl.federation.executors.parcel import unpack
@@ -60,6 +61,7 @@ def work(connection: Connection, parcel: Block, models: Block, mailbox: Block) -
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent answers it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     Thread(target=_end_with_parent, daemon=True).start()
+    keep_freed_memory()
     try:
         clients = unpack(memoryview(parcel.memory))
     except Exception as error:
