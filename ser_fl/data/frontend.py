@@ -41,8 +41,8 @@ class LogMel(nn.Module):
     Hamming window, no centring, magnitude (not power) spectrogram, ``log(x + 1e-8)``. Mel scale and normalisation are
     Slaney's, librosa's default; their code does not say otherwise.
 
-    A clip's features are the same to the last bit whenever it is alone in its batch; in other batches they may differ
-    by rounding, where the matrix product takes another path.
+    A clip's features are the same to the last bit whenever it is alone in its batch and torch has one thread; otherwise
+    they may differ by rounding, where the matrix product takes another path.
 
     Raises:
         UserError: a mel bin is so narrow that no frequency of the transform falls into it.
