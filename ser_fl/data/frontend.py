@@ -16,13 +16,14 @@ from ser_fl.errors import UserError
 
 
 def repeat_to_length(waveform_T: Tensor, num_samples: int) -> Tensor:
-    """Repeat a clip end to end until it has ``num_samples`` samples; a longer one is cut.
+    """Repeat a clip end to end until it has ``num_samples`` samples; of a longer one, a view of the first.
 
     >>> repeat_to_length(torch.tensor([1.0, 2.0]), 5).tolist()
     [1.0, 2.0, 1.0, 2.0, 1.0]
     """
     repeats = -(-num_samples // waveform_T.shape[-1])
-    return waveform_T.repeat(repeats)[:num_samples]
+    repeated_T = waveform_T if repeats == 1 else waveform_T.repeat(repeats)
+    return repeated_T[:num_samples]
 
 
 def resample(waveform_T: Tensor, from_hz: int, to_hz: int) -> Tensor:
