@@ -28,5 +28,9 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: ``import ser_fl`` costs nothing."""
     if name not in _HOMES:
         raise AttributeError(f"module 'ser_fl' has no attribute {name!r}")
+    from ser_fl.environment import collection_paused
+
     module, attribute = _HOMES[name]
-    return getattr(import_module(module), attribute)
+    with collection_paused():
+        home = import_module(module)
+    return getattr(home, attribute)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ser_fl.environment import collection_paused
 from ser_fl.errors import UserError
 from ser_fl.records import RunFolder
 
@@ -68,7 +69,8 @@ def run_train(arguments: Namespace) -> None:
 
 def train_visibly(config: Config) -> RunFolder:
     """Train with a line for every round and progress bars."""
-    from ser_fl.federation.experiment import train
+    with collection_paused():
+        from ser_fl.federation.experiment import train
 
     with bars() as shown:
 
@@ -114,7 +116,8 @@ def run_benchmark(arguments: Namespace) -> None:
 
 def benchmark_visibly(config: BenchmarkConfig) -> list[AttackRecord]:
     """Attack a run with progress bars."""
-    from ser_fl.evaluation.benchmark import benchmark_run
+    with collection_paused():
+        from ser_fl.evaluation.benchmark import benchmark_run
 
     with bars() as shown:
         records = benchmark_run(config, on_attack=shown.report, on_features=shown.features)
@@ -187,7 +190,8 @@ def run_report(arguments: Namespace) -> None:
 
 def run_predict(arguments: Namespace) -> None:
     """`ser-fl predict`."""
-    from ser_fl.prediction import predict
+    with collection_paused():
+        from ser_fl.prediction import predict
 
     for prediction in predict(arguments.files, arguments.run, channel=arguments.channel):
         ranked = sorted(prediction.probabilities.items(), key=lambda item: -item[1])

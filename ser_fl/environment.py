@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import shlex
@@ -74,6 +75,22 @@ def keep_freed_memory() -> None:
         trim_threshold, mmap_threshold = -1, -3  # as in malloc.h
         mallopt(trim_threshold, 1 << 28)
         mallopt(mmap_threshold, 1 << 25)
+
+
+@contextmanager
+def collection_paused() -> Iterator[None]:
+    """No search for garbage inside, for imports.
+
+    What torch and Lightning make while they are imported stays for good. The collector looks through it again and again
+    as it grows and finds nothing, for a seventh of the time that the import takes.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _program() -> str:

@@ -26,6 +26,7 @@ from ser_fl.data.corpora import open_corpus
 from ser_fl.data.features import FeatureStore, compute_features
 from ser_fl.data.frontend import LogMel
 from ser_fl.data.utterance import Utterance
+from ser_fl.environment import threads_limited_to
 from ser_fl.errors import UserError
 
 SMALL = FrontendConfig(
@@ -112,13 +113,25 @@ def test_features_are_the_front_ends_and_labels_the_alphabets(tmp_path: Path) ->
         torch.testing.assert_close(features_FL, alone, rtol=1e-5, atol=1e-5)
 
 
-def test_features_do_not_depend_on_the_order_or_the_batch(tmp_path: Path) -> None:
-    forwards = compute_features(NoiseCorpus(ids(70)), SMALL, cache_dir=tmp_path)
-    some = compute_features(NoiseCorpus(ids(70)[::-3]), SMALL, cache_dir=tmp_path)
-    pairs = zip(forwards.utterances, forwards.features_NFL, strict=True)
-    by_id = {utterance.utterance_id: row for utterance, row in pairs}
+@pytest.mark.parametrize(("duration_s", "num_mels"), [(0.05, 64), (3.0, 37)])
+@pytest.mark.parametrize(("cores", "threads"), [(1, 4), (3, 1)])
+def test_a_clips_features_are_the_same_bits_whatever_surrounds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, duration_s: float, num_mels: int, cores: int, threads: int
+) -> None:
+    """Other places in other batches, other neighbours, other numbers of cores and of torch's threads.
+
+    Matrix products of these sizes do give other bits: the first in batches, the second with four threads.
+    """
+    config = replace(SMALL, sample_rate_hz=16000, window_samples=512, hop_samples=256, fmax_hz=8000.0)
+    config = replace(config, duration_s=duration_s, num_mels=num_mels)
+    expected = compute_features(NoiseCorpus(ids(40)), config, cache_dir=tmp_path)
+    by_id = dict(zip((u.utterance_id for u in expected.utterances), expected.features_NFL, strict=True))
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    with threads_limited_to(threads):
+        some = compute_features(NoiseCorpus(ids(40)[::-3]), config, cache_dir=tmp_path)
+        assert torch.get_num_threads() == threads, "the caller keeps its threads"
     for utterance, row in zip(some.utterances, some.features_NFL, strict=True):
-        torch.testing.assert_close(row, by_id[utterance.utterance_id], rtol=1e-5, atol=1e-5)
+        assert torch.equal(row, by_id[utterance.utterance_id])
 
 
 def test_second_call_reads_the_cache_and_no_audio(tmp_path: Path) -> None:

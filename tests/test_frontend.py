@@ -8,6 +8,7 @@ from functools import reduce
 import numpy as np
 import pytest
 import torch
+import torchaudio
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -125,6 +126,41 @@ def test_gradient_at_digital_silence_is_finite() -> None:
     LogMel(SMALL)(waveform_BT).sum().backward()
     assert waveform_BT.grad is not None
     assert waveform_BT.grad.isfinite().all()
+
+
+def test_gradient_equals_torchaudios_transform() -> None:
+    """In float64, of the same settings; its magnitude is `Tensor.abs`, ours a root of squares."""
+    peer = torchaudio.transforms.MelSpectrogram(
+        sample_rate=SECONDS3.sample_rate_hz,
+        n_fft=SECONDS3.window_samples,
+        hop_length=SECONDS3.hop_samples,
+        f_min=SECONDS3.fmin_hz,
+        f_max=SECONDS3.fmax_hz,
+        n_mels=SECONDS3.num_mels,
+        window_fn=torch.hamming_window,
+        power=1.0,
+        center=False,
+        norm="slaney",
+        mel_scale="slaney",
+    ).double()
+    waveform_BT = noise(2 * 4000).double().reshape(2, 4000).requires_grad_()
+    weights_BFL = torch.randn(2, 64, 14, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    values, gradients = [], []
+    for features_BFL in (LogMel(SECONDS3).double()(waveform_BT), torch.log(peer(waveform_BT) + SECONDS3.log_offset)):
+        (gradient_BT,) = torch.autograd.grad((features_BFL * weights_BFL).sum(), waveform_BT)
+        values.append(features_BFL.detach().numpy())
+        gradients.append(gradient_BT.numpy())
+    assert values[0] == pytest.approx(values[1], abs=1e-6)
+    assert gradients[0] == pytest.approx(gradients[1], rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("batch", [2, 7, 33])
+def test_batched_and_alone_differ_by_rounding_at_most(batch: int) -> None:
+    frontend = LogMel(SECONDS3)
+    clips_BT = torch.stack([frontend.clip(noise(20_000 + 1000 * seed, seed), 16_000) for seed in range(batch)])
+    together_BFL = frontend(clips_BT)
+    for clip_T, features_FL in zip(clips_BT, together_BFL, strict=True):
+        torch.testing.assert_close(frontend(clip_T[None])[0], features_FL, rtol=0, atol=2e-6)
 
 
 def test_repeating_goes_through_to_the_recorded_samples() -> None:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from ser_fl.compose import compose
+from ser_fl.data.prepared import prepare
+from ser_fl.environment import collection_paused
 
 HEAVY = (
     *("torch", "torchaudio", "lightning", "torchmetrics", "art", "wandb", "tensorboard", "hydra", "omegaconf"),
@@ -66,3 +74,66 @@ def test_libraries_wait_for_their_use() -> None:
 def test_training_and_benchmark_wait_for_art_wandb_and_hydra() -> None:
     found = newly_imported("ser_fl:benchmark", "ser_fl:train")
     assert set().union(*found.values()).isdisjoint({"art", "wandb", "tensorboard", "hydra", "omegaconf"})
+
+
+_FIRST_BATCH = """
+import json, os, sys
+
+class Finder:
+    "Finds nothing, and remembers who asked for matplotlib first."
+    def find_spec(self, name, path=None, target=None):
+        if name == "matplotlib" and not asked:
+            frame = sys._getframe(1)
+            while frame.f_globals["__name__"].startswith("importlib"):
+                frame = frame.f_back
+            asked.append(frame.f_globals["__name__"])
+
+asked = []
+sys.meta_path.insert(0, Finder())
+from ser_fl import train
+from ser_fl.compose import compose
+from lightning.pytorch import Callback
+
+class FirstBatch(Callback):
+    def on_train_batch_start(self, *arguments):
+        found = sorted(name for name in json.loads(sys.argv[1]) if name in sys.modules)
+        print(json.dumps([found, asked]), flush=True)
+        os._exit(0)
+
+train(compose(sys.argv[2:]), callbacks=[FirstBatch()])
+"""
+
+
+def test_training_begins_with_no_library_that_it_does_not_use(tmp_path: Path) -> None:
+    """A clean objective, nothing tracked, features in the cache. Only torchmetrics, unasked, imports matplotlib."""
+    settings = ["experiment=debug", "objective=clean", "tracking=none", f"data.cache_dir={tmp_path / 'cache'}"]
+    prepare(compose(settings))
+    unused = ("art", "wandb", "tensorboard", "torchaudio", "sklearn", "flwr", "ser_fl.report", "ser_fl.attacks.linf")
+    arguments = [json.dumps([*unused, "torch", "matplotlib"]), *settings, f"run_dir={tmp_path / 'run'}"]
+    command = [sys.executable, "-c", _FIRST_BATCH, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found, asked = json.loads(done.stdout.splitlines()[-1])
+    assert "torch" in found, "the probe sees what there is"
+    assert set(found) <= {"torch", "matplotlib"}
+    assert all(name.startswith("torchmetrics.") for name in asked)
+    assert len(asked) == ("matplotlib" in found)
+
+
+def test_imports_of_public_names_leave_the_collector_as_it_was() -> None:
+    program = "import gc, sys; gc.disable() if '{}' else 0; from ser_fl import compose; print(gc.isenabled())"
+    for first, expected in (("", "True"), ("off", "False")):
+        command = [sys.executable, "-c", program.format(first)]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == expected
+
+
+def test_collection_is_paused_and_resumed_even_by_a_failure() -> None:
+    def fail() -> None:
+        with collection_paused():
+            assert not gc.isenabled()
+            raise ImportError
+
+    assert gc.isenabled()
+    with pytest.raises(ImportError):
+        fail()
+    assert gc.isenabled()

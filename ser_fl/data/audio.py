@@ -100,7 +100,7 @@ def read_audio(path: Path, channel: str = "first") -> tuple[Tensor, int]:
     import torch
 
     samples_T, sample_rate_hz = _read_samples(path, channel)
-    return torch.from_numpy(samples_T.clip(-1, 1)), sample_rate_hz
+    return torch.from_numpy(samples_T.clip(-1, 1, out=samples_T)), sample_rate_hz
 
 
 def _read_samples(path: Path, channel: str) -> tuple[NDArray[np.float32], int]:
@@ -114,7 +114,7 @@ def _read_samples(path: Path, channel: str) -> tuple[NDArray[np.float32], int]:
     if len(samples) == 0:
         raise _unusable(path, "it holds no samples", verb="read")
     samples_T = _one_channel(samples, channel, path)
-    peak = float(np.abs(samples_T).max())
+    peak = float(np.maximum(samples_T.max(), -samples_T.min()))
     if not np.isfinite(peak):
         raise _unusable(path, "some samples are no numbers (NaN or infinite); make the file again from its source")
     if peak > OVERSHOOT:

@@ -24,9 +24,10 @@ from torch import Tensor
 from ser_fl.config import FrontendConfig
 from ser_fl.data.frontend import LogMel
 from ser_fl.data.utterance import Corpus, Utterance, classes_of
+from ser_fl.environment import threads_limited_to
 from ser_fl.errors import UserError
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """Raised whenever the same audio and settings would give other features."""
 _BATCH = 32
 _LEFT_BEHIND_S = 3600.0
@@ -84,11 +85,10 @@ def compute_features(
     if len(classes) < 2:
         raise UserError(f"corpus {corpus.name!r} has one emotion only ({', '.join(classes)}): a classifier needs two")
     file = (cache_dir or default_cache_dir()) / "features" / f"{_key(corpus, config)}.npy"
-    frontend = LogMel(config)
     shape = (len(corpus.utterances), config.num_mels, config.num_frames)
     rows = _load(file, shape)
     if rows is None:
-        _fill(file, corpus, frontend, shape, progress)
+        _fill(file, corpus, LogMel(config), shape, progress)
         rows = _load(file, shape)
     if rows is None:
         raise UserError(f"{file} was just written and cannot be read: is the disk of data.cache_dir sound?")
@@ -133,7 +133,11 @@ def _settings(config: FrontendConfig) -> tuple[object, ...]:
 def _fill(
     file: Path, corpus: Corpus, frontend: LogMel, shape: tuple[int, int, int], progress: OnFeatures | None
 ) -> None:
-    """Decode, resample and transform in parallel batches into a temporary file, then rename it into place."""
+    """Decode, resample and transform in parallel batches into a temporary file, then rename it into place.
+
+    A clip is transformed alone, by one thread: so its features have the same bits whatever else the corpus holds and
+    however many cores there are, and what is between waveform and features stays in the core's own cache.
+    """
     total = len(corpus.utterances)
     file.parent.mkdir(parents=True, exist_ok=True)
     _sweep(file)
@@ -145,13 +149,14 @@ def _fill(
 
     def fill_batch(start: int) -> int:
         batch = corpus.utterances[start : start + _BATCH]
-        clips_BT = torch.stack([frontend.clip(*corpus.read(utterance)) for utterance in batch])
         with torch.inference_mode():
-            rows[start : start + len(batch)] = frontend(clips_BT).numpy()
+            for index, utterance in enumerate(batch, start):
+                clip_T = frontend.clip(*corpus.read(utterance))
+                rows[index] = frontend(clip_T[None])[0].numpy()
         return len(batch)
 
     try:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with threads_limited_to(1), ThreadPoolExecutor(os.cpu_count()) as pool:
             done = 0
             for count in pool.map(fill_batch, range(0, total, _BATCH)):
                 done += count
