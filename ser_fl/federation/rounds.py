@@ -42,12 +42,7 @@ class Federation:
         while (reason := self.why_stop(progress)) is None:
             started, server, number = time.perf_counter(), progress.server, progress.round + 1
             cohort = self.cohort(number)
-            arrivals = Arrivals(round=number, reference=server.model_for(cohort[0]), gathered=server.gather())
-            for client_id, outcome in self.executor.run(self.task(server, client, number) for client in cohort):
-                arrivals.take(client_id, outcome)
-                del outcome  # else it would be kept while the next client trains
-            self.check_enough(arrivals)
-            server.absorb(arrivals.gathered)
+            arrivals = self.train(server, cohort, number)
             record = self.measure(server, cohort, arrivals, started)
             self.commit(progress, record, arrivals.records)
             on_round(record)
@@ -61,6 +56,16 @@ class Federation:
         if settings.patience and progress.round - progress.best_round >= settings.patience:
             return f"no new best validation UAR for {settings.patience} rounds"
         return None
+
+    def train(self, server: Server, cohort: tuple[str, ...], number: int) -> Arrivals:
+        """Broadcast, client updates, aggregation: the server has the round's model afterwards."""
+        arrivals = Arrivals(round=number, reference=server.model_for(cohort[0]), gathered=server.gather())
+        for client_id, outcome in self.executor.run(self.task(server, client, number) for client in cohort):
+            arrivals.take(client_id, outcome)
+            del outcome  # else it would be kept while the next client trains
+        self.check_enough(arrivals)
+        server.absorb(arrivals.gathered)
+        return arrivals
 
     def cohort(self, number: int) -> tuple[str, ...]:
         """Clients that take part in a round."""

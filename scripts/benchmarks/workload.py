@@ -1,0 +1,209 @@
+"""What the suites train: a small CRNN on drawn features, through the code that `ser-fl train` runs.
+
+Legend: N utterances, F mel bins, L frames.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property, reduce
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ser_fl.compose import compose
+from ser_fl.config import Config, dump
+from ser_fl.data.datamodule import Examples, load_examples
+from ser_fl.data.features import open_store
+from ser_fl.data.frontend import FeatureStatistics, Standardisation
+from ser_fl.data.partition import Split
+from ser_fl.data.prepared import Prepared
+from ser_fl.data.utterance import EMOTIONS, Utterance
+from ser_fl.evaluation.scoring import Evaluator
+from ser_fl.federation.client import Clients, ClientTask
+from ser_fl.federation.executors import open_executor
+from ser_fl.federation.executors.executor import Executor
+from ser_fl.federation.experiment import box_of, cohort_of, first_progress, make_clients
+from ser_fl.federation.rounds import Federation
+from ser_fl.federation.scoring import Scorer
+from ser_fl.federation.server import Server
+from ser_fl.federation.trainers import quiet_trainer
+from ser_fl.records import RunFolder
+from ser_fl.tracking import open_tracker
+
+SMALL = ("model=crnn", "model.hidden=40")
+"""132,743 parameters: the default CRNN with 40 in place of 64 hidden units."""
+TINY = ("model=crnn_tiny",)
+"""So small that next to nothing of a client-round is arithmetic."""
+PGD5 = (
+    "objective=pgd",
+    "objective.recipe=per_step",
+    "objective.from_round=1",
+    "objective.steps=5",
+    "objective.fraction=0.5",
+)
+"""Half of every batch replaced by its PGD-5 version."""
+CLASSES = EMOTIONS[:6]
+_PLAIN = (
+    "tracking=none",
+    "augmentation=none",
+    "optimiser=adam",
+    "federation.local_epochs=1",
+    "federation.server_momentum=0",
+    "federation.freeze_norm_from=0",
+)
+"""Nothing but what a loop written by hand does too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Sizes of drawn data: clients of equally many utterances, all of one length."""
+
+    num_clients: int = 16
+    clips: int = 56
+    """Utterances of a client."""
+    num_mels: int = 64
+    num_frames: int = 100
+    batch_size: int = 8
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """The overrides that fit them."""
+        num_samples = (self.num_frames - 1) * 256 + 512
+        return (
+            f"frontend.num_mels={self.num_mels}",
+            f"frontend.duration_s={num_samples / 16000}",
+            f"federation.batch_size={self.batch_size}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """An experiment on drawn features; the same shape gives the same ones."""
+
+    config: Config
+    prepared: Prepared
+    shape: Shape
+
+    @cached_property
+    def clients(self) -> Clients:
+        """As `ser-fl train` makes them."""
+        return make_clients(self.config, self.prepared)
+
+    @cached_property
+    def tasks(self) -> list[ClientTask]:
+        """Of a first round: what every client receives."""
+        server = self.server()
+        with self.federation(open_executor(self.clients, cohort_of(self.config, self.prepared))) as federation:
+            return [federation.task(server, client_id, 1) for client_id in federation.cohort(1)]
+
+    def server(self) -> Server:
+        """Before the first round."""
+        return first_progress(self.config, self.prepared).server
+
+    def examples(self) -> dict[str, Examples]:
+        """Standardised features and labels by client, in memory: what a loop written by hand starts from."""
+        store, standardisation = self.prepared.store, self.prepared.standardisation
+        return {client: load_examples(store, held, standardisation) for client, held in self.prepared.clients.items()}
+
+    def update_all(self) -> None:
+        """A client-round of every client, one after the other in this process."""
+        for task in self.tasks:
+            self.clients.update(task)
+
+    @contextmanager
+    def federation(self, executor: Executor) -> Iterator[Federation]:
+        """The round loop's own object, for its training; its run folder stays empty."""
+        with tempfile.TemporaryDirectory() as folder, executor:
+            run, data = RunFolder(Path(folder)), self.prepared
+            yield Federation(
+                config=self.config,
+                client_ids=tuple(data.clients),
+                executor=executor,
+                scorer=Scorer(self.config, Evaluator(data.store, data.standardisation), box_of(data)),
+                validation={},
+                run=run,
+                tracker=open_tracker(**dump(self.config)["tracking"], run=run, name="", config={}, state=None),
+            )
+
+    @contextmanager
+    def rounds(self) -> Iterator[Rounds]:
+        """Rounds with the configured executor, whose workers have trained a round already when this is entered."""
+        executor = open_executor(self.clients, cohort_of(self.config, self.prepared))
+        with self.federation(executor) as federation:
+            rounds = Rounds(federation, self.server())
+            rounds.play()
+            yield rounds
+
+
+@dataclass(slots=True)
+class Rounds:
+    """Rounds as in `ser-fl train`, without scores, records and checkpoints."""
+
+    federation: Federation
+    server: Server
+    number: int = field(default=0)
+
+    def play(self) -> None:
+        """One round: broadcast, client updates, aggregation."""
+        self.number += 1
+        cohort = self.federation.cohort(self.number)
+        arrivals = self.federation.train(self.server, cohort, self.number)
+        if arrivals.failures:
+            raise RuntimeError(arrivals.failures[0].error)
+
+
+@contextmanager
+def drawn(shape: Shape) -> Iterator[Prepared]:
+    """Seeded log-mel-like features in a memory-mapped file, as the feature cache leaves them, held by clients."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield draw(Path(folder), shape)
+
+
+def draw(folder: Path, shape: Shape) -> Prepared:
+    """The data of `drawn`, in a folder of one's own."""
+    file = folder / f"{shape.num_clients}x{shape.clips}x{shape.num_mels}x{shape.num_frames}.npy"
+    total = shape.num_clients * shape.clips
+    random = np.random.default_rng(0)
+    rows = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=(total, shape.num_mels, shape.num_frames))
+    for row in rows:
+        row[:] = random.standard_normal(row.shape, dtype=np.float32) * 2 - 6
+    rows.flush()
+    labels_N = torch.from_numpy(random.integers(len(CLASSES), size=total))
+    clients = {f"c{i:02d}": tuple(range(i * shape.clips, (i + 1) * shape.clips)) for i in range(shape.num_clients)}
+    utterances = tuple(
+        Utterance(utterance_id=f"{client}/{index}", emotion=CLASSES[labels_N[index]], speaker=client)
+        for client, held in clients.items()
+        for index in held
+    )
+    store = open_store(file, labels_N, utterances, CLASSES)
+    sums = (FeatureStatistics.of(store.features_NFL[torch.tensor(held)]) for held in clients.values())
+    frontend = compose([*_PLAIN, *shape.settings]).frontend
+    return Prepared(
+        store=store,
+        split=Split(tuple(range(total)), (), ()),
+        clients=clients,
+        standardisation=Standardisation.from_statistics(reduce(FeatureStatistics.merge, sums), frontend),
+    )
+
+
+def workload(prepared: Prepared, shape: Shape, *overrides: str) -> Workload:
+    """An experiment on data drawn in that shape; where nothing else is said, one thread a client and `SMALL`."""
+    return Workload(
+        config=compose([*_PLAIN, *shape.settings, *(SMALL if not _names_model(overrides) else ()), *overrides]),
+        prepared=prepared,
+        shape=shape,
+    )
+
+
+def default_precision() -> str:
+    """What a run gets that does not ask for a precision: as its Trainers say it."""
+    return str(quiet_trainer(compose(_PLAIN), ()).precision)
+
+
+def _names_model(overrides: tuple[str, ...]) -> bool:
+    return any(override.startswith("model=") for override in overrides)
