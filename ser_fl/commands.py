@@ -18,7 +18,7 @@ from ser_fl.records import RunFolder
 
 if TYPE_CHECKING:
     from ser_fl.config import BenchmarkConfig, Config
-    from ser_fl.records import AttackRecord, RoundRecord
+    from ser_fl.records import AttackRecord, ProfileRecord, RoundRecord
 
 console = Console()
 
@@ -68,7 +68,7 @@ def run_train(arguments: Namespace) -> None:
 
 
 def train_visibly(config: Config) -> RunFolder:
-    """Train with a line for every round and progress bars."""
+    """Train with a line for every round and progress bars; at the end, if asked for, where the time went."""
     with collection_paused():
         from ser_fl.federation.experiment import train
 
@@ -78,7 +78,7 @@ def train_visibly(config: Config) -> RunFolder:
             shown.report(config.experiment, record.round, config.federation.num_rounds)
             console.print(round_line(config.experiment, record), highlight=False)
 
-        return train(config, on_round=on_round, on_features=shown.features)
+        return train(config, on_round=on_round, on_features=shown.features, on_profile=print_profile)
 
 
 def round_line(experiment: str, record: RoundRecord) -> str:
@@ -89,6 +89,14 @@ def round_line(experiment: str, record: RoundRecord) -> str:
         f"{experiment}  round {record.round:3d}  validation UAR {record.uar:.3f}{robust}  "
         f"loss {record.train_loss:.3f}  {record.seconds:.1f} s{failed}"
     )
+
+
+def print_profile(profile: ProfileRecord) -> None:
+    """Where the time of a run's rounds went."""
+    from ser_fl.report.markup import print_table
+    from ser_fl.report.time_spent import profile_table
+
+    print_table(profile_table(profile), console)
 
 
 def print_summary(run: RunFolder) -> None:

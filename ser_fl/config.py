@@ -329,6 +329,9 @@ class Config:
     federation: FederationConfig
     executor: ExecutorConfig
     tracking: TrackingConfig
+    profile: bool = False
+    """Measure where the time of a round goes: a table at the end, and `profile.json`. No result depends on it. Its
+    default is for the config.yaml of runs from before it was a setting."""
 
     def __post_init__(self) -> None:
         if self.data.name != "builtin" and self.data.root is None:

@@ -25,6 +25,8 @@ SUMMARY_SCHEMA = 1
 """Version of ``summary.json``."""
 MODEL_SCHEMA = 1
 """Version of ``model.json``."""
+PROFILE_SCHEMA = 1
+"""Version of ``profile.json``."""
 
 State = dict[str, "Tensor"]
 """A model's full state: parameters and buffers by name."""
@@ -46,6 +48,8 @@ class ClientUpdate:
     """L2 norm of the difference to the received parameters."""
     optimiser_state: State = field(default_factory=dict)
     """The client's optimiser, where `federation.keep_optimiser` carries it to its next round; empty otherwise."""
+    nanoseconds: dict[str, int] = field(default_factory=dict)
+    """By part of its work (`ser_fl.stopwatch.ClientPart`), where the run is profiled; empty otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +132,38 @@ class AttackRecord:
     """Rows true, columns predicted, under attack and defence."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeSpent:
+    """Where the time of some rounds went, in seconds."""
+
+    first_round: int
+    last_round: int
+    client_rounds: int
+    """Updates that came back."""
+    seconds: float
+    """Wall time of the rounds."""
+    clients: dict[str, float]
+    """By part (`ser_fl.stopwatch.ClientPart`), summed over clients."""
+    server: dict[str, float]
+    """By part (`ser_fl.stopwatch.ServerPart`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileRecord:
+    """``profile.json``: where the time went since the run was last started.
+
+    With the serial executor clients and server together add up to the wall time. With worker processes the server alone
+    does, most of it waiting, and the clients' are worker-seconds, of which several pass in a second. What a client that
+    failed took is in the server's "other", or in its waiting.
+    """
+
+    executor: str
+    first: TimeSpent
+    """The first round: workers start, and much is done once only."""
+    later: TimeSpent | None
+    """All other rounds together."""
+
+
 def _jsonable(value: Any) -> Any:
     """Replace NaN and infinities, which JSON lacks, by null."""
     if isinstance(value, float) and not (value == value and abs(value) != float("inf")):
@@ -199,6 +235,10 @@ class RunFolder:
         return self.root / "attacks.json"
 
     @property
+    def profile(self) -> Path:
+        return self.root / "profile.json"
+
+    @property
     def checkpoint(self) -> Path:
         return self.root / "checkpoint"
 
@@ -247,6 +287,10 @@ class RunFolder:
             raise UserError(f"{self.root} has no {path.name}: is it the folder of a finished run?") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is not JSON ({error}): was it changed by hand?") from None
+
+    def write_profile(self, record: ProfileRecord) -> None:
+        """Write ``profile.json``."""
+        write_json(self.profile, {"schema": PROFILE_SCHEMA, **asdict(record)})
 
     def write_attacks(self, records: Iterable[AttackRecord]) -> None:
         """Write ``attacks.json``."""

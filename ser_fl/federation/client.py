@@ -17,6 +17,7 @@ from ser_fl.data.datamodule import ClientDataModule, load_examples
 from ser_fl.data.features import FeatureStore
 from ser_fl.data.frontend import Standardisation
 from ser_fl.data.partition import Indices
+from ser_fl.federation.fit_profiler import FitProfiler
 from ser_fl.federation.objectives import Objective
 from ser_fl.federation.schedule import norm_is_frozen
 from ser_fl.federation.trainers import Trainers
@@ -24,6 +25,7 @@ from ser_fl.models.catalogue import build_network
 from ser_fl.models.classifier import EmotionClassifier
 from ser_fl.randomness import derive_seed, generator
 from ser_fl.records import ClientUpdate, State
+from ser_fl.stopwatch import UNWATCHED, Watch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,20 +50,24 @@ class Clients:
     objective: Objective
     callbacks: Sequence[pl.Callback] = ()
     """A user's own: called for every batch of every client."""
+    watch: Watch = UNWATCHED
+    """The objective has the same one."""
     trainers: Trainers = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "trainers", Trainers(self.config, self.callbacks))
+        object.__setattr__(self, "trainers", Trainers(self.config, self.callbacks, FitProfiler.of(self.watch)))
 
     def update(self, task: ClientTask) -> ClientUpdate:
         """One client's local epochs. The result depends on the task and the seed alone."""
         started = time.perf_counter()
+        self.watch.restart()
         keys = (self.config.seed, "round", task.round, "client", task.client_id)
         stream = generator(*keys)
         network = build_network(self.config.model, len(self.store.classes), seed=self.config.seed)
         network.load_state_dict(task.state)
-        examples = load_examples(self.store, self.indices[task.client_id], self.standardisation)
-        examples, num_examples = self.objective.start_round(network, examples, task.round, stream)
+        with self.watch.part("data"):
+            examples = load_examples(self.store, self.indices[task.client_id], self.standardisation)
+            examples, num_examples = self.objective.start_round(network, examples, task.round, stream)
         harden = partial(self.objective.harden, stream=stream) if self.objective.hardens_batches(task.round) else None
         classifier = EmotionClassifier(
             network,
@@ -73,6 +79,7 @@ class Clients:
             harden=harden,
             freeze_norm=norm_is_frozen(self.config.federation, task.round),
             optimiser_state=_unflatten(task.optimiser_state),
+            watch=self.watch,
         )
         batches = ClientDataModule(
             examples,
@@ -81,7 +88,7 @@ class Clients:
             client_id=task.client_id,
             round=task.round,
         )
-        with self.trainers.trainer() as trainer:
+        with self.watch.part("trainer"), self.trainers.trainer() as trainer:
             with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Lightning's advice on workers and log intervals, every time
                 self.seed_dropout(derive_seed(*keys))
@@ -98,6 +105,7 @@ class Clients:
             seconds=time.perf_counter() - started,
             update_norm=_distance({name: state[name] for name, _ in network.named_parameters()}, task.state),
             optimiser_state=optimiser_state,
+            nanoseconds=self.watch.read(),
         )
 
     def seed_dropout(self, seed: int) -> None:

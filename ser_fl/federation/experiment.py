@@ -25,6 +25,7 @@ from ser_fl.federation.client import Clients
 from ser_fl.federation.executors import Executor, open_executor
 from ser_fl.federation.objectives import Objective
 from ser_fl.federation.precision import resolve_precision, with_precision
+from ser_fl.federation.profile import OnProfile, RunProfile, open_watch
 from ser_fl.federation.rounds import Federation, OnRound, checkpoint_key
 from ser_fl.federation.schedule import cohort_size
 from ser_fl.federation.scoring import Scorer, total
@@ -43,6 +44,7 @@ def train(
     callbacks: Sequence[pl.Callback] = (),
     on_round: OnRound = lambda record: None,
     on_features: OnFeatures | None = None,
+    on_profile: OnProfile = lambda profile: None,
 ) -> RunFolder:
     """Run an experiment, or go on with one that was killed, and return its run folder.
 
@@ -53,6 +55,7 @@ def train(
             stays in its process.
         on_round: told of every committed round.
         on_features: told how far the features are.
+        on_profile: told where the time of the rounds went, with `profile=true`; of a run that is cut short too.
 
     Raises:
         UserError: the corpus, the settings or the run folder do not fit, or a callback cannot be sent to a worker.
@@ -69,7 +72,7 @@ def train(
         config = with_precision(config, begun_in) if begun_in else resolve_precision(config, classes)
         with open_executor(make_clients(config, prepared, callbacks), cohort_of(config, prepared)) as executor:
             run.root.mkdir(parents=True, exist_ok=True)  # only now: what is refused leaves no empty run behind
-            _run(config, run, prepared, progress or first_progress(config, prepared), executor, on_round)
+            _run(config, run, prepared, progress or first_progress(config, prepared), executor, on_round, on_profile)
     return run
 
 
@@ -80,9 +83,10 @@ def _run(
     progress: Progress,
     executor: Executor,
     on_round: OnRound,
+    on_profile: OnProfile,
 ) -> None:
     """The rounds that are left, and the test of the selected model."""
-    settings = dump(config)
+    settings, profile = dump(config), RunProfile(config)
     tracker = open_tracker(
         **settings["tracking"], run=run, name=config.experiment, config=settings, state=progress.tracking
     )
@@ -102,8 +106,14 @@ def _run(
             validation=holders(prepared.store.utterances, prepared.split.validation),
             run=run,
             tracker=tracker,
+            profile=profile,
         )
-        stopped = federation.run_rounds(progress, on_round)
+        try:
+            stopped = federation.run_rounds(progress, on_round)
+        finally:
+            if (record := profile.record()) is not None:
+                run.write_profile(record)
+                on_profile(record)
         conclude(config, prepared, scorer, progress, run, tracker, stopped)
     finally:
         tracker.finish()
@@ -111,13 +121,17 @@ def _run(
 
 def make_clients(config: Config, prepared: Prepared, callbacks: Sequence[pl.Callback] = ()) -> Clients:
     """The clients of an experiment."""
+    watch = open_watch(config, rest="client")
     return Clients(
         config=config,
         store=prepared.store,
         indices=prepared.clients,
         standardisation=prepared.standardisation,
-        objective=Objective(config.objective, config.augmentation, box_of(prepared), config.precision == "bf16-mixed"),
+        objective=Objective(
+            config.objective, config.augmentation, box_of(prepared), config.precision == "bf16-mixed", watch
+        ),
         callbacks=callbacks,
+        watch=watch,
     )
 
 

@@ -15,6 +15,7 @@ from ser_fl.attacks.gradient import bim, fgsm, pgd, random_start
 from ser_fl.config import AugmentationConfig, ObjectiveConfig
 from ser_fl.data.augmentation import augment
 from ser_fl.data.datamodule import Examples
+from ser_fl.stopwatch import UNWATCHED, Watch
 
 _CRAFTING_BATCH = 32
 
@@ -37,6 +38,8 @@ class Objective:
     box: Box
     low_precision: bool = False
     """Whether adversarial utterances are made in bfloat16, as the network is then trained."""
+    watch: Watch = UNWATCHED
+    """Of the clients that ask."""
 
     def is_adversarial(self, round_number: int) -> bool:
         """Whether this round trains on adversarial utterances."""
@@ -82,6 +85,10 @@ class Objective:
 
     def craft(self, network: nn.Module, features_BFL: Tensor, labels_B: Tensor, stream: Generator) -> Tensor:
         """Adversarial version of a batch by the configured attack, with true labels."""
+        with self.watch.part("attack"):
+            return self._attack(network, features_BFL, labels_B, stream)
+
+    def _attack(self, network: nn.Module, features_BFL: Tensor, labels_B: Tensor, stream: Generator) -> Tensor:
         config, box = self.config, self.box.to(features_BFL.device)
         if config.name == "bim":
             return bim(

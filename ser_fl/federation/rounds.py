@@ -14,6 +14,7 @@ from ser_fl.federation.arrivals import Arrivals
 from ser_fl.federation.checkpoint import Progress, save_checkpoint
 from ser_fl.federation.client import ClientTask
 from ser_fl.federation.executors import Executor
+from ser_fl.federation.profile import RunProfile
 from ser_fl.federation.schedule import learning_rate, sample_cohort
 from ser_fl.federation.scoring import Scorer
 from ser_fl.federation.server import Server
@@ -36,15 +37,21 @@ class Federation:
     validation: dict[str, Indices]
     run: RunFolder
     tracker: Tracker
+    profile: RunProfile
 
     def run_rounds(self, progress: Progress, on_round: OnRound) -> str:
         """Run the rounds that are left, and say why there are no more."""
+        watch = self.profile.watch
         while (reason := self.why_stop(progress)) is None:
+            watch.restart()
             started, server, number = time.perf_counter(), progress.server, progress.round + 1
             cohort = self.cohort(number)
             arrivals = self.train(server, cohort, number)
-            record = self.measure(server, cohort, arrivals, started)
-            self.commit(progress, record, arrivals.records)
+            with watch.part("evaluation"):
+                record = self.measure(server, cohort, arrivals, started)
+            with watch.part("records"):
+                self.commit(progress, record, arrivals.records)
+            self.profile.add(number, arrivals.nanoseconds)
             on_round(record)
         return reason
 
@@ -60,11 +67,15 @@ class Federation:
     def train(self, server: Server, cohort: tuple[str, ...], number: int) -> Arrivals:
         """Broadcast, client updates, aggregation: the server has the round's model afterwards."""
         arrivals = Arrivals(round=number, reference=server.model_for(cohort[0]), gathered=server.gather())
-        for client_id, outcome in self.executor.run(self.task(server, client, number) for client in cohort):
-            arrivals.take(client_id, outcome)
-            del outcome  # else it would be kept while the next client trains
+        watch = self.profile.watch
+        with watch.part("waiting"):
+            for client_id, outcome in self.executor.run(self.task(server, client, number) for client in cohort):
+                with watch.part("aggregation"):
+                    arrivals.take(client_id, outcome)
+                del outcome  # else it would be kept while the next client trains
         self.check_enough(arrivals)
-        server.absorb(arrivals.gathered)
+        with watch.part("aggregation"):
+            server.absorb(arrivals.gathered)
         return arrivals
 
     def cohort(self, number: int) -> tuple[str, ...]:
@@ -113,7 +124,8 @@ class Federation:
         """Append the round's records, select, then write the checkpoint, which makes the round count."""
         self.run.append(self.run.rounds, [record])
         self.run.append(self.run.clients, clients)
-        self.tracker.log_round(record, clients)
+        with self.profile.watch.part("tracking"):
+            self.tracker.log_round(record, clients)
         progress.round = record.round
         progress.select(record.robust_uar if self.config.selection.by == "robust" else record.uar)
         progress.lengths = {path.name: path.stat().st_size for path in (self.run.rounds, self.run.clients)}
@@ -124,10 +136,10 @@ class Federation:
 def checkpoint_key(config: Config) -> dict[str, object]:
     """The settings that a resumed run must share with the checkpoint: all that its bits depend on.
 
-    Not where clients run: a run may go on with another executor, or with more workers.
+    Not where clients run, nor what is watched: a run may go on with another executor, or with more workers.
     """
     settings = dump(config)
-    for free in ("run_dir", "resume", "tracking", "experiment"):
+    for free in ("run_dir", "resume", "tracking", "experiment", "profile"):
         del settings[free]
     for stage, where in (("data", "root"), ("data", "cache_dir"), ("executor", "name"), ("executor", "workers")):
         del settings[stage][where]

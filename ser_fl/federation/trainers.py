@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.profilers import Profiler
 
 from ser_fl.config import Config
 
@@ -19,12 +20,14 @@ class Trainers:
 
     Setting one up looks through every installed package for plugins, which takes longer than all of its other work for
     a small client. A copy of one that never ran is as good as a new one: its steps and epochs begin at 0, and nothing
-    that a client or a callback did to an earlier one is in it. Callbacks are not copied: all clients share them.
+    that a client or a callback did to an earlier one is in it. Callbacks and the profiler are not copied: all clients
+    share them.
     """
 
-    def __init__(self, config: Config, callbacks: Sequence[pl.Callback]) -> None:
+    def __init__(self, config: Config, callbacks: Sequence[pl.Callback], profiler: Profiler | None = None) -> None:
         self._config = config
         self._callbacks = tuple(callbacks)
+        self._profiler = profiler
         self._unused: pl.Trainer | None = None
 
     @contextmanager
@@ -38,12 +41,12 @@ class Trainers:
 
     def _new(self) -> pl.Trainer:
         if self._unused is None:
-            self._unused = quiet_trainer(self._config, self._callbacks)
-        shared: dict[int, Any] = {id(callback): callback for callback in self._callbacks}
+            self._unused = quiet_trainer(self._config, self._callbacks, self._profiler)
+        shared: dict[int, Any] = {id(part): part for part in (*self._callbacks, self._profiler)}
         return copy.deepcopy(self._unused, shared)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Trainers, (self._config, self._callbacks)
+        return Trainers, (self._config, self._callbacks, self._profiler)
 
 
 def _let_go(trainer: pl.Trainer) -> None:
@@ -60,7 +63,7 @@ def _let_go(trainer: pl.Trainer) -> None:
             vars(callback).pop(function, None)
 
 
-def quiet_trainer(config: Config, callbacks: Sequence[pl.Callback]) -> pl.Trainer:
+def quiet_trainer(config: Config, callbacks: Sequence[pl.Callback], profiler: Profiler | None = None) -> pl.Trainer:
     """A Lightning Trainer for one client and round: no files, no bars, one device, no cluster detection."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     return pl.Trainer(
@@ -70,6 +73,7 @@ def quiet_trainer(config: Config, callbacks: Sequence[pl.Callback]) -> pl.Traine
         precision="32-true" if config.precision == "auto" else config.precision,
         callbacks=list(callbacks),
         plugins=[LightningEnvironment()],  # under SLURM the round loop owns signals and requeueing, not each Trainer
+        profiler=profiler,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

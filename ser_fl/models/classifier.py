@@ -16,6 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from ser_fl.config import AugmentationConfig, OptimiserConfig
 from ser_fl.data.augmentation import augment
 from ser_fl.data.datamodule import Batch
+from ser_fl.stopwatch import UNWATCHED, Watch
 
 Harden = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(network, features_BFL, labels_B) -> features_BFL, some of them adversarial: the per-step recipe."""
@@ -43,6 +44,7 @@ class EmotionClassifier(pl.LightningModule):
         harden: Harden | None = None,
         freeze_norm: bool = False,
         optimiser_state: dict[int, dict[str, Tensor]] | None = None,
+        watch: Watch = UNWATCHED,
     ) -> None:
         super().__init__()
         self.network = network
@@ -53,6 +55,7 @@ class EmotionClassifier(pl.LightningModule):
         self.harden = harden
         self.freeze_norm = freeze_norm
         self.optimiser_state = optimiser_state
+        self.watch = watch
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self._scored: list[tuple[Tensor, Tensor, Tensor]] = []
         """Loss, logits and labels of this epoch's batches."""
@@ -72,7 +75,8 @@ class EmotionClassifier(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch: augmented, then hardened where the objective says so."""
         features_BFL, labels_B = batch
-        features_BFL = augment(features_BFL, self.augmentation, self.stream)
+        with self.watch.part("data"):
+            features_BFL = augment(features_BFL, self.augmentation, self.stream)
         if self.harden is not None:
             features_BFL = self.harden(self.network, features_BFL, labels_B)
         logits_BC = self(features_BFL)

@@ -1,0 +1,118 @@
+"""A stopwatch that knows what is being done: each moment counts for one part of the work."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal, Protocol
+
+ClientPart = Literal["data", "forward", "backward", "optimiser", "attack", "trainer", "client"]
+"""What a client does in a round.
+
+data: read, standardise, shuffle, augment, move to the device. forward: the pass of a training step, with its loss.
+backward and optimiser: the rest of the step. attack: crafting adversarial utterances, with the passes that it takes.
+trainer: Lightning around all of these, a user's callbacks and the epoch's metrics included. client: the rest, such as
+building the network and copying its weights.
+"""
+ServerPart = Literal["aggregation", "evaluation", "tracking", "records", "waiting", "other"]
+"""What the server does in a round.
+
+aggregation: checking updates and averaging them. evaluation: of the validation part, under attack too. tracking: W&B or
+TensorBoard. records: the run folder's files and the checkpoint. waiting: for worker processes. other: the rest.
+"""
+Part = ClientPart | ServerPart
+
+
+class Watch(Protocol):
+    """What the work is handed, so that it can say what it is doing."""
+
+    def part(self, name: Part) -> AbstractContextManager[None]:
+        """What is done inside counts for this part, and not for the one around it."""
+        ...
+
+    def restart(self) -> None:
+        """Begin anew, at nothing, in no part."""
+        ...
+
+    def read(self) -> dict[str, int]:
+        """Nanoseconds by part since `restart`; empty where nothing is measured."""
+        ...
+
+
+def _wait_for_nothing() -> None:
+    pass
+
+
+class Stopwatch:
+    """A `Watch` that measures. Its parts add up to the time since `restart`, to the nanosecond.
+
+    Args:
+        rest: the part that counts where no other is named.
+        synchronise: called before the clock is read, and waits for what was only handed to a device.
+        clock: nanoseconds from any beginning, never less than before.
+    """
+
+    def __init__(
+        self,
+        rest: Part,
+        synchronise: Callable[[], None] = _wait_for_nothing,
+        clock: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
+        self._rest: Part = rest
+        self._synchronise = synchronise
+        self._clock = clock
+        self.restart()
+
+    def restart(self) -> None:
+        self._spent: dict[str, int] = {}
+        self._within: list[Part] = [self._rest]
+        self._since = self._clock()
+
+    def read(self) -> dict[str, int]:
+        self._charge()
+        return dict(self._spent)
+
+    @contextmanager
+    def part(self, name: Part) -> Iterator[None]:
+        self.enter(name)
+        try:
+            yield
+        finally:
+            self.leave()
+
+    def enter(self, name: Part) -> None:
+        """Begin a part; the one around it waits until `leave`."""
+        if name != self._within[-1]:
+            self._charge()
+        self._within.append(name)
+
+    def leave(self) -> None:
+        """End the part that was begun last."""
+        if self._within[-1] != self._within[-2]:
+            self._charge()
+        self._within.pop()
+
+    def _charge(self) -> None:
+        self._synchronise()
+        now, name = self._clock(), self._within[-1]
+        self._spent[name] = self._spent.get(name, 0) + now - self._since
+        self._since = now
+
+
+class _Unwatched:
+    """A `Watch` that measures nothing."""
+
+    _NOTHING = nullcontext()
+
+    def part(self, name: Part) -> AbstractContextManager[None]:
+        return self._NOTHING
+
+    def restart(self) -> None:
+        pass
+
+    def read(self) -> dict[str, int]:
+        return {}
+
+
+UNWATCHED: Watch = _Unwatched()
