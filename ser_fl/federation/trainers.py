@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from ser_fl.config import Config
+from ser_fl.devices import CPU
 
 
 class Trainers:
@@ -22,9 +24,10 @@ class Trainers:
     that a client or a callback did to an earlier one is in it. Callbacks are not copied: all clients share them.
     """
 
-    def __init__(self, config: Config, callbacks: Sequence[pl.Callback]) -> None:
+    def __init__(self, config: Config, callbacks: Sequence[pl.Callback], device: torch.device = CPU) -> None:
         self._config = config
         self._callbacks = tuple(callbacks)
+        self._device = device
         self._unused: pl.Trainer | None = None
 
     @contextmanager
@@ -38,12 +41,12 @@ class Trainers:
 
     def _new(self) -> pl.Trainer:
         if self._unused is None:
-            self._unused = quiet_trainer(self._config, self._callbacks)
+            self._unused = quiet_trainer(self._config, self._callbacks, self._device)
         shared: dict[int, Any] = {id(callback): callback for callback in self._callbacks}
         return copy.deepcopy(self._unused, shared)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Trainers, (self._config, self._callbacks)
+        return Trainers, (self._config, self._callbacks, self._device)
 
 
 def _let_go(trainer: pl.Trainer) -> None:
@@ -60,13 +63,13 @@ def _let_go(trainer: pl.Trainer) -> None:
             vars(callback).pop(function, None)
 
 
-def quiet_trainer(config: Config, callbacks: Sequence[pl.Callback]) -> pl.Trainer:
+def quiet_trainer(config: Config, callbacks: Sequence[pl.Callback], device: torch.device = CPU) -> pl.Trainer:
     """A Lightning Trainer for one client and round: no files, no bars, one device, no cluster detection."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     return pl.Trainer(
         max_epochs=config.federation.local_epochs,
-        accelerator=config.executor.accelerator,
-        devices=1,
+        accelerator=device.type,
+        devices=[device.index or 0] if device.type == "cuda" else 1,
         precision=config.precision,
         callbacks=list(callbacks),
         plugins=[LightningEnvironment()],  # under SLURM the round loop owns signals and requeueing, not each Trainer
