@@ -279,9 +279,10 @@ class ExecutorConfig:
     threads: Count
     """Threads per client: part of the result's bits, so recorded and the same everywhere."""
     accelerator: Literal["cpu", "auto", "cuda", "mps"]
+    """Of training and of scoring. auto: the first of cuda, mps and cpu that is here."""
     workers: Workers = "auto"
-    """Worker processes, at most the clients of a round. auto: as many as find `threads` cores each. Its default is for
-    the config.yaml of runs from before it was a setting."""
+    """Worker processes, at most the clients of a round. auto: as many as find `threads` cores each, or one a GPU; more
+    workers than GPUs share them in turns. Its default is for the config.yaml of runs from before it was a setting."""
 
     def __post_init__(self) -> None:
         if self.name == "serial" and self.workers not in ("auto", 1):
@@ -376,6 +377,8 @@ class BenchmarkConfig:
     """Sizes of balanced subsets for attacks that are too slow for all, by name."""
     batch_size: Count
     seed: Amount
+    accelerator: Literal["cpu", "auto", "cuda"] | None = None
+    """Of the attacks and of what is shown to the defences; null: that of the run, or cpu where it is not here."""
 
 
 _ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)

@@ -8,7 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,7 +29,7 @@ _PACKAGES = (
 )
 
 
-def describe_environment(*, seed: int, threads: int) -> dict[str, Any]:
+def describe_environment(*, seed: int, threads: int, devices: Sequence[str] = ("cpu",)) -> dict[str, Any]:
     """Content of ``environment.json``; folders are left out, since they name people and machines."""
     import torch
 
@@ -43,6 +43,7 @@ def describe_environment(*, seed: int, threads: int) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cpus": os.cpu_count(),
+        "devices": list(devices),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
 

@@ -128,6 +128,8 @@ class AttackRecord:
     backward_passes: int
     seconds: float
     seed: int
+    device: str = "cpu"
+    """Kind of device that the model and the attack ran on: "cpu" or "cuda"."""
     confusion: tuple[tuple[float, ...], ...] = ()
     """Rows true, columns predicted, under attack and defence."""
 

@@ -489,12 +489,16 @@ def run_folder(path: Path, attacks: Sequence[Attack], monkeypatch: pytest.Monkey
     challenge = sign_challenge([0.1, 0.2, -0.1, -0.2], [1, 1, 0, 0], "abcd")
     side = torch.full((F, 1), 2.0)
     standardisation = SimpleNamespace(lower_F1=-side, upper_F1=side)
-    bundle = SimpleNamespace(network=Sign(), classes=("neutral", "angry"), standardisation=standardisation)
+    bundle = SimpleNamespace(
+        network=Sign(), classes=("neutral", "angry"), standardisation=standardisation, to=lambda device: None
+    )
     utterances = [SimpleNamespace(utterance_id=utterance_id) for utterance_id in challenge.ids]
     store = SimpleNamespace(classes=bundle.classes, utterances=utterances)
     split = SimpleNamespace(test=range(4))
     stand_ins: dict[str, Any] = {
-        "compose": SimpleNamespace(executor=SimpleNamespace(threads=1), objective=SimpleNamespace(epsilon=0.5)),
+        "compose": SimpleNamespace(
+            executor=SimpleNamespace(threads=1, accelerator="cpu"), objective=SimpleNamespace(epsilon=0.5)
+        ),
         "load_model": bundle,
         "prepare": SimpleNamespace(store=store, split=split),
         "load_examples": SimpleNamespace(features_NFL=challenge.features_NFL, labels_N=challenge.labels_N),

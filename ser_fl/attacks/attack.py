@@ -18,6 +18,7 @@ from ser_fl.attacks.gradient import attacked
 from ser_fl.attacks.problem import Problem
 from ser_fl.attacks.seeding import seeded
 from ser_fl.attacks.settings import AttackSettings
+from ser_fl.devices import current, send
 from ser_fl.errors import UserError
 from ser_fl.randomness import derive_seed
 
@@ -122,12 +123,13 @@ class Attack:
             return Crafted(adversarial_BFL=clean_BFL, forward_passes=0, backward_passes=0)
         device = next((parameter.device for parameter in model.parameters()), features_BFL.device)
         passes = Passes()
-        with attacked(model), seeded(derive_seed("attack", seed), device), np.errstate(all="ignore"):
+        # ART goes to whichever GPU is the current one.
+        with current(device), attacked(model), seeded(derive_seed("attack", seed), device), np.errstate(all="ignore"):
             problem = Problem(
                 network=model,
                 num_classes=num_classes,
-                features_BFL=clean_BFL.to(device),
-                labels_B=labels_B.to(device),
+                features_BFL=send(clean_BFL, device),
+                labels_B=send(labels_B, device),
                 keys_B=keys_B,
                 box=box.to(device),
                 settings=self.settings,

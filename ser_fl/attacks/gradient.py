@@ -13,7 +13,7 @@ Legend: B utterances, F mel bins, L frames, C classes. A model maps features_BFL
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from ser_fl.attacks.budget import Box
+from ser_fl.devices import send
 from ser_fl.errors import UserError
 
 _AUTOCAST_DEVICES = ("cpu", "cuda", "mps")
@@ -99,8 +100,22 @@ def random_start(features_BFL: Tensor, epsilon: float, generator: Generator) -> 
 
     The noise is drawn on the generator's device, so that a generator on the CPU gives the same start everywhere.
     """
-    unit_BFL = torch.rand(features_BFL.shape, generator=generator, device=generator.device, dtype=torch.float32)
-    return features_BFL.detach() + ((2 * unit_BFL - 1) * epsilon).to(features_BFL.device)
+    return features_BFL.detach() + send(_noise(features_BFL.shape, epsilon, generator), features_BFL.device)
+
+
+def own_starts(features_BFL: Tensor, epsilon: float, generators: Iterable[Generator]) -> Tensor:
+    """`random_start` of every utterance by a generator of its own, so that it does not hang on the rest of the batch.
+
+    The generators are all on one device; their noise is sent in one copy.
+    """
+    noise_BFL = torch.cat([_noise((1, *features_BFL.shape[1:]), epsilon, generator) for generator in generators])
+    return features_BFL.detach() + send(noise_BFL, features_BFL.device)
+
+
+def _noise(shape: tuple[int, ...], epsilon: float, generator: Generator) -> Tensor:
+    """Uniform within epsilon, on the generator's device."""
+    unit = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float32)
+    return (2 * unit - 1) * epsilon
 
 
 def fgsm(

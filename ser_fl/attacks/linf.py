@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ser_fl.attacks.estimator import clip_values_of, import_art
-from ser_fl.attacks.gradient import random_start
+from ser_fl.attacks.gradient import own_starts
 from ser_fl.attacks.problem import Problem
 from ser_fl.randomness import generator
 
@@ -69,12 +69,8 @@ def craft_pgd(problem: Problem) -> Tensor:
 
 def _starts(problem: Problem, restart: int) -> Tensor:
     """A start for every utterance, keyed by (seed, utterance, restart): batches and their order do not matter."""
-    return torch.cat(
-        [
-            random_start(features_FL[None], problem.settings.epsilon, generator("pgd", problem.seed, key, restart))
-            for features_FL, key in zip(problem.features_BFL, problem.keys_B, strict=True)
-        ]
-    )
+    streams = (generator("pgd", problem.seed, key, restart) for key in problem.keys_B)
+    return own_starts(problem.features_BFL, problem.settings.epsilon, streams)
 
 
 def _descend(problem: Problem, start_BFL: Tensor | None) -> Tensor:

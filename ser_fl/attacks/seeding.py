@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ser_fl.devices import seeded_streams
+
 _RandomState = np.random.RandomState
 
 
@@ -40,11 +42,10 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """
     python_before, numpy_before = random.getstate(), np.random.get_state()  # noqa: NPY002
     class_before = np.random.RandomState
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with seeded_streams(seed, device):
         try:
             random.seed(seed)
             np.random.seed(seed % 2**32)  # noqa: NPY002
-            torch.manual_seed(seed)
             np.random.RandomState = _DerivedRandomState  # type: ignore[misc]
             yield
         finally:

@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from ser_fl.config import AugmentationConfig
+from ser_fl.devices import send
 
 
 def augment(features_BFL: Tensor, config: AugmentationConfig, stream: Generator) -> Tensor:
@@ -31,8 +32,9 @@ def augment(features_BFL: Tensor, config: AugmentationConfig, stream: Generator)
 def roll_in_time(features_BFL: Tensor, stream: Generator) -> Tensor:
     """Rotate each utterance by a number of frames uniform in 0..L-1."""
     num_frames = features_BFL.shape[2]
-    shifts = torch.randint(num_frames, (len(features_BFL),), generator=stream).tolist()
-    return torch.stack([row.roll(shift, dims=-1) for row, shift in zip(features_BFL, shifts, strict=True)])
+    shift_B1 = torch.randint(num_frames, (len(features_BFL), 1), generator=stream)
+    source_BL = (torch.arange(num_frames) - shift_B1) % num_frames
+    return features_BFL.gather(2, send(source_BL, features_BFL.device)[:, None].expand_as(features_BFL))
 
 
 def mask_band(features_BFL: Tensor, axis: int, longest: int, stream: Generator) -> Tensor:
@@ -45,4 +47,4 @@ def mask_band(features_BFL: Tensor, axis: int, longest: int, stream: Generator) 
     start_B1 = (torch.rand((count, 1), generator=stream) * (size - length_B1 + 1)).long()
     positions = torch.arange(size)
     masked = (positions >= start_B1) & (positions < start_B1 + length_B1)
-    return features_BFL.masked_fill(masked.unsqueeze(3 - axis).to(features_BFL.device), 0.0)
+    return features_BFL.masked_fill(send(masked, features_BFL.device).unsqueeze(3 - axis), 0.0)

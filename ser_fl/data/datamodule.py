@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from ser_fl.data.features import FeatureStore
 from ser_fl.data.frontend import Standardisation
 from ser_fl.data.partition import Indices
+from ser_fl.devices import send
 
 Batch = tuple[Tensor, Tensor]
 """features_BFL, labels_B."""
@@ -30,6 +31,10 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.labels_N)
+
+    def to(self, device: torch.device) -> Examples:
+        """The same examples on a device."""
+        return Examples(send(self.features_NFL, device), send(self.labels_N, device))
 
 
 def load_examples(store: FeatureStore, indices: Indices, standardisation: Standardisation) -> Examples:
@@ -77,5 +82,5 @@ class ClientDataModule(pl.LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """The batch on the Trainer's device; Lightning's own way there costs more than the way."""
-        features_BFL, labels_B = (tensor.to(device, non_blocking=device.type == "cuda") for tensor in batch)
+        features_BFL, labels_B = (send(tensor, device) for tensor in batch)
         return features_BFL, labels_B

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heapreplace
 
 import torch
 from torch import Generator, Tensor
@@ -98,7 +99,8 @@ def _speaker_independent(utterances: Sequence[Utterance], config: SplitConfig) -
     order = _fold_order(utterances, config.seed)
     if config.test_speakers:
         testers = list(config.test_speakers)
-        others = [speaker for speaker in order if speaker not in testers]
+        named = set(testers)
+        others = [speaker for speaker in order if speaker not in named]
     else:
         start = config.fold * config.num_test_speakers
         num_folds = -(-len(order) // config.num_test_speakers)
@@ -108,9 +110,10 @@ def _speaker_independent(utterances: Sequence[Utterance], config: SplitConfig) -
         others = order[start + len(testers) :] + order[:start]
     validators = list(config.validation_speakers) or others[: config.num_validation_speakers]
     parts: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+    tested, validated = set(testers), set(validators)
     for index, utterance in enumerate(utterances):
         speaker = utterance.speaker
-        in_test, in_validation = speaker in testers, speaker in validators
+        in_test, in_validation = speaker in tested, speaker in validated
         if in_test and in_validation:
             raise UserError(f"speaker {speaker!r} is named for test and for validation")
         parts["test" if in_test else "validation" if in_validation else "train"].append(index)
@@ -193,13 +196,21 @@ def _drawn_clients(
             bounds = (shares.cumsum(0) * len(of_emotion)).round().long().tolist()
             for client, (start, stop) in enumerate(zip([0, *bounds[:-1]], bounds, strict=True)):
                 dealt[client] += of_emotion[start:stop]
-        while not all(dealt):
-            largest = max(dealt, key=len)
-            next(part for part in dealt if not part).append(largest.pop())
+        _fill_empty(dealt)
     if num_clients == 1:
         return {EVERYBODY: tuple(sorted(dealt[0]))}
     width = len(str(num_clients - 1))
     return {f"client{k:0{width}d}": tuple(sorted(part)) for k, part in enumerate(dealt)}
+
+
+def _fill_empty(dealt: list[list[int]]) -> None:
+    """Give every empty part one utterance of the part that is the largest by then, of several the first."""
+    by_size = [(-len(part), client) for client, part in enumerate(dealt)]
+    heapify(by_size)
+    for part in [part for part in dealt if not part]:
+        negative_size, largest = by_size[0]
+        part.append(dealt[largest].pop())
+        heapreplace(by_size, (negative_size + 1, largest))
 
 
 def _dirichlet(size: int, alpha: float, stream: Generator) -> Tensor:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from ser_fl.devices import send
 from ser_fl.errors import UserError
 from ser_fl.randomness import derive_seed
 
@@ -126,7 +127,8 @@ def apply_patterns(features_BFL: Tensor, patterns_B: Sequence[Pattern]) -> Tenso
     count_by_size = Counter(sizes_B[row] for row in order)
     # One split of the sorted batch: an index per size would cost a gradient of the whole batch for each. For the same
     # reason utterances are padded one by one and stacked, not written into one canvas.
-    groups = torch.split(features_BFL[order], list(count_by_size.values()))
+    rows = send(torch.tensor(order), features_BFL.device)
+    groups = torch.split(features_BFL[rows], list(count_by_size.values()))
     resized = [image for size, group in zip(count_by_size, groups, strict=True) for image in _resize(group, *size)]
     placed = {
         row: _place(image, patterns_B[row], num_frames, num_bins) for row, image in zip(order, resized, strict=True)

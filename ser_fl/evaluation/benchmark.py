@@ -21,6 +21,7 @@ from ser_fl.data.datamodule import load_examples
 from ser_fl.data.features import OnFeatures
 from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.defences import build_defence
+from ser_fl.devices import CPU, devices_of, exact_arithmetic, send
 from ser_fl.environment import keep_freed_memory, threads_limited_to
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.evaluation.example import spectrogram_pair
@@ -48,7 +49,7 @@ def benchmark(
     """Attack any torch classifier of features.
 
     Args:
-        model: maps features of shape (B, F, L) to logits of shape (B, C).
+        model: maps features of shape (B, F, L) to logits of shape (B, C); everything runs where it is.
         features_BFL: clean features, of any real type, cast to float32; clipped to the box before anything is measured.
         labels_B: true classes, of any integer type; always passed to the attacks.
         attacks: names of the catalogue, each run at every epsilon, or full settings.
@@ -79,12 +80,13 @@ def benchmark(
     ]
     if box is None and isinstance(model, EmotionModel):
         box = box_of(model)
-    box = (box or Box.unbounded()).to(features_BFL.device, torch.float32)
-    features_BFL, labels_B = box.clip(features_BFL.float()), labels_B.long()
+    device = next((parameter.device for parameter in model.parameters()), features_BFL.device)
+    box = (box or Box.unbounded()).to(device, torch.float32)
+    features_BFL, labels_B = box.clip(send(features_BFL.float(), device)), send(labels_B.long(), device)
     known_ids = tuple(ids) if ids is not None else tuple(f"{index:06d}" for index in range(len(labels_B)))
     check_ids(known_ids, len(features_BFL))
     built = [build_defence(name) for name in defences]
-    with evaluating(model):
+    with evaluating(model), exact_arithmetic():
         with torch.inference_mode():
             num_classes = model(features_BFL[:1]).shape[1]
         challenge = Challenge(
@@ -137,10 +139,11 @@ def benchmark_run(
         if not name.startswith("art:"):
             raise unknown_name("attack in subsets", name, ATTACKS)
     defences = [build_defence(name) for name in config.defences]
-    bundle = load_model(folder)
+    device, bundle = device_of_benchmark(config, trained), load_model(folder)
     keep_freed_memory()
-    with threads_limited_to(trained.executor.threads):
-        challenge = challenge_of(config, trained, bundle, prepare(trained, on_features))
+    with threads_limited_to(trained.executor.threads), exact_arithmetic():
+        challenge = challenge_of(config, trained, bundle, prepare(trained, on_features)).to(device)
+        bundle.to(device)
         records = benchmark_attacks(
             challenge,
             attacks,
@@ -152,6 +155,21 @@ def benchmark_run(
         run.write_attacks(records)
         write_json(run.spectrograms, spectrogram_pair(challenge, attacks, bundle))
     return records
+
+
+def device_of_benchmark(config: BenchmarkConfig, trained: Config) -> torch.device:
+    """The first device of the accelerator that is asked for; else of the run's, or the CPU where that is not here.
+
+    Attacks measure distances in float64, which Apple's GPUs lack: their runs are attacked on the CPU.
+
+    Raises:
+        UserError: the accelerator that is asked for is not here.
+    """
+    if config.accelerator is not None:
+        (device, *_) = devices_of(config.accelerator, "accelerator")
+    else:
+        (device, *_) = devices_of("auto" if trained.executor.accelerator in ("auto", "cuda") else "cpu")
+    return CPU if device.type == "mps" else device
 
 
 def recorder(run: RunFolder) -> OnRecords:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ser_fl.attacks.budget import Box, distance
 from ser_fl.attacks.catalogue import Attack
 from ser_fl.defences import Defence
+from ser_fl.devices import send
 from ser_fl.metrics import Confusion, confusion_matrix, scores
 from ser_fl.randomness import derive_seed
 from ser_fl.records import AttackRecord
@@ -49,20 +50,26 @@ class Challenge:
     seed: int
     batch_size: int = 64
 
+    def to(self, device: torch.device) -> Challenge:
+        """The same challenge on a device; the model itself moves there."""
+        return replace(
+            self,
+            model=self.model.to(device),
+            features_NFL=send(self.features_NFL, device),
+            labels_N=send(self.labels_N, device),
+            box=self.box.to(device),
+        )
+
     def subset(self, size: int | None) -> Challenge:
         """A fixed subset of about ``size`` utterances, spread evenly over the emotions; all where it is None."""
         if size is None or size >= len(self.labels_N):
             return self
         rows = balanced_rows(self.labels_N.tolist(), self.ids, size, self.seed)
-        return Challenge(
-            model=self.model,
+        return replace(
+            self,
             features_NFL=self.features_NFL[rows],
             labels_N=self.labels_N[rows],
             ids=tuple(self.ids[row] for row in rows),
-            num_classes=self.num_classes,
-            box=self.box,
-            seed=self.seed,
-            batch_size=self.batch_size,
         )
 
 
@@ -211,6 +218,7 @@ def judge(
         backward_passes=passes[1],
         seconds=seconds,
         seed=challenge.seed,
+        device=challenge.features_NFL.device.type,
         confusion=as_tuples(attacked.confusion),
     )
     return record, attacked.right_RN
@@ -301,6 +309,7 @@ def _scored_record(
         backward_passes=0,
         seconds=0.0,
         seed=challenge.seed,
+        device=challenge.features_NFL.device.type,
         confusion=as_tuples(robust),
     )
 

@@ -5,9 +5,10 @@ Legend: N utterances, B batch, F mel bins, L frames, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from ser_fl.data.datamodule import load_examples
 from ser_fl.data.features import FeatureStore
 from ser_fl.data.frontend import Standardisation
 from ser_fl.data.partition import Indices
+from ser_fl.devices import device_of
 from ser_fl.metrics import Confusion, confusion_matrix
 
 EVALUATION_BATCH = 64
@@ -46,20 +48,48 @@ class Evaluator:
     def confusions(
         self, network: nn.Module, holders: Mapping[str, Indices], perturb: Perturb | None = None
     ) -> dict[str, Confusion]:
-        """Each holder's confusion matrix of shape (C, C); what a holder sends is nothing else."""
-        network.eval()
-        return {holder: self._confusion(network, indices, perturb) for holder, indices in holders.items()}
+        """Each holder's confusion matrix of shape (C, C); what a holder sends is nothing else.
 
-    def _confusion(self, network: nn.Module, indices: Indices, perturb: Perturb | None) -> Confusion:
-        predictions: list[Tensor] = []
-        for start in range(0, len(indices), EVALUATION_BATCH):
-            rows = indices[start : start + EVALUATION_BATCH]
-            examples = load_examples(self.store, rows, self.standardisation)
-            features_BFL = examples.features_NFL
-            if perturb is not None:
-                ids = tuple(self.store.utterances[row].utterance_id for row in rows)
-                features_BFL = perturb(network, features_BFL, examples.labels_N, ids)
-            with torch.inference_mode():
-                predictions.append(network(features_BFL).argmax(dim=1))
-        labels = self.store.labels_N[torch.tensor(indices)]
-        return confusion_matrix(labels.tolist(), torch.cat(predictions).tolist(), len(self.store.classes))
+        The network stays on its device, and is waited for once, at the end.
+        """
+        network.eval()
+        predicted = [self._predict(network, rows, perturb) for rows in batches_of(holders.values())]
+        predictions = iter(torch.cat(predicted).tolist() if predicted else ())
+        return {
+            holder: confusion_matrix(
+                self.store.labels_N[list(indices)].tolist(),
+                list(islice(predictions, len(indices))),
+                len(self.store.classes),
+            )
+            for holder, indices in holders.items()
+        }
+
+    def _predict(self, network: nn.Module, rows: Indices, perturb: Perturb | None) -> Tensor:
+        """Predicted classes of a batch, shape (B,), where the network is."""
+        examples = load_examples(self.store, rows, self.standardisation).to(device_of(network))
+        features_BFL = examples.features_NFL
+        if perturb is not None:
+            ids = tuple(self.store.utterances[row].utterance_id for row in rows)
+            features_BFL = perturb(network, features_BFL, examples.labels_N, ids)
+        with torch.inference_mode():
+            predictions_B: Tensor = network(features_BFL).argmax(dim=1)
+        return predictions_B
+
+
+def batches_of(parts: Iterable[Indices]) -> Iterator[Indices]:
+    """All parts in their order, in batches of at most `EVALUATION_BATCH`.
+
+    Small parts share a batch, so that thousands of speakers do not cost a forward pass each. One that does not fit in
+    with those before it begins a batch of its own.
+    """
+    waiting: Indices = ()
+    for part in parts:
+        if waiting and len(waiting) + len(part) > EVALUATION_BATCH:
+            yield waiting
+            waiting = ()
+        waiting += part
+        while len(waiting) > EVALUATION_BATCH:
+            yield waiting[:EVALUATION_BATCH]
+            waiting = waiting[EVALUATION_BATCH:]
+    if waiting:
+        yield waiting

@@ -17,6 +17,7 @@ from ser_fl.data.datamodule import ClientDataModule, load_examples
 from ser_fl.data.features import FeatureStore
 from ser_fl.data.frontend import Standardisation
 from ser_fl.data.partition import Indices
+from ser_fl.devices import seeded_streams
 from ser_fl.federation.fit_profiler import FitProfiler
 from ser_fl.federation.objectives import Objective
 from ser_fl.federation.schedule import norm_is_frozen
@@ -48,6 +49,8 @@ class Clients:
     indices: dict[str, Indices]
     standardisation: Standardisation
     objective: Objective
+    device: torch.device
+    """Where they train, one after the other."""
     callbacks: Sequence[pl.Callback] = ()
     """A user's own: called for every batch of every client."""
     watch: Watch = UNWATCHED
@@ -55,7 +58,8 @@ class Clients:
     trainers: Trainers = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "trainers", Trainers(self.config, self.callbacks, FitProfiler.of(self.watch)))
+        profiler = FitProfiler.of(self.watch)
+        object.__setattr__(self, "trainers", Trainers(self.config, self.callbacks, self.device, profiler))
 
     def update(self, task: ClientTask) -> ClientUpdate:
         """One client's local epochs. The result depends on the task and the seed alone."""
@@ -65,6 +69,7 @@ class Clients:
         stream = generator(*keys)
         network = build_network(self.config.model, len(self.store.classes), seed=self.config.seed)
         network.load_state_dict(task.state)
+        network.to(self.device)
         with self.watch.part("data"):
             examples = load_examples(self.store, self.indices[task.client_id], self.standardisation)
             examples, num_examples = self.objective.start_round(network, examples, task.round, stream)
@@ -89,9 +94,8 @@ class Clients:
             round=task.round,
         )
         with self.watch.part("trainer"), self.trainers.trainer() as trainer:
-            with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            with seeded_streams(derive_seed(*keys), self.device), warnings.catch_warnings():  # dropout draws from them
                 warnings.simplefilter("ignore")  # Lightning's advice on workers and log intervals, every time
-                self.seed_dropout(derive_seed(*keys))
                 fit(trainer, classifier, batches)
             assert trainer.global_step > 0, "the Trainer took no step"
             train_loss = float(trainer.callback_metrics["train_loss"])
@@ -107,13 +111,6 @@ class Clients:
             optimiser_state=optimiser_state,
             nanoseconds=self.watch.read(),
         )
-
-    def seed_dropout(self, seed: int) -> None:
-        """Seed the streams that dropout draws from: the device's own."""
-        if self.config.executor.accelerator == "cpu":
-            torch.default_generator.manual_seed(seed)  # the others' would wait for a GPU that is not used
-        else:
-            torch.manual_seed(seed)
 
 
 def fit(trainer: pl.Trainer, classifier: EmotionClassifier, batches: ClientDataModule) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import yaml
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from ser_fl.attacks.budget import Box
 from ser_fl.config import CONFIG_SCHEMA, Config, dump
 from ser_fl.data.features import OnFeatures
 from ser_fl.data.partition import holders
 from ser_fl.data.prepared import Prepared, prepare
+from ser_fl.devices import devices_of, exact_arithmetic
 from ser_fl.environment import describe_environment, keep_freed_memory, threads_limited_to
 from ser_fl.errors import UserError
 from ser_fl.evaluation.scoring import Evaluator
@@ -30,7 +30,6 @@ from ser_fl.federation.rounds import Federation, OnRound, checkpoint_key
 from ser_fl.federation.schedule import cohort_size
 from ser_fl.federation.scoring import Scorer, total
 from ser_fl.federation.server import GLOBAL, Server
-from ser_fl.federation.trainers import quiet_trainer
 from ser_fl.metrics import scores
 from ser_fl.models.bundle import EmotionModel, save_model
 from ser_fl.models.catalogue import build_network
@@ -61,10 +60,10 @@ def train(
         UserError: the corpus, the settings or the run folder do not fit, or a callback cannot be sent to a worker.
         RoundFailed: too few clients came back in a round.
     """
-    check_accelerator(config)
+    devices_of(config.executor.accelerator)  # refuses hardware that is not there before anything is written
     keep_freed_memory()
     run, progress = open_run(config)
-    with threads_limited_to(config.executor.threads):
+    with threads_limited_to(config.executor.threads), exact_arithmetic():
         prepared = prepare(config, on_features)
         check_prepared(config, run, prepared, progress)
         begun_in = progress.precision if progress else None
@@ -92,7 +91,9 @@ def _run(
     )
     try:
         if progress.round == 0:
-            write_json(run.environment, describe_environment(seed=config.seed, threads=config.executor.threads))
+            devices = [str(device) for device in devices_of(config.executor.accelerator)]
+            environment = describe_environment(seed=config.seed, threads=config.executor.threads, devices=devices)
+            write_json(run.environment, environment)
             content = {"schema": CONFIG_SCHEMA, **settings}
             write_bytes(run.config, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
         for path in (run.rounds, run.clients):
@@ -130,6 +131,7 @@ def make_clients(config: Config, prepared: Prepared, callbacks: Sequence[pl.Call
         objective=Objective(
             config.objective, config.augmentation, box_of(prepared), config.precision == "bf16-mixed", watch
         ),
+        device=devices_of(config.executor.accelerator)[0],
         callbacks=callbacks,
         watch=watch,
     )
@@ -160,19 +162,6 @@ def check_prepared(config: Config, run: RunFolder, prepared: Prepared, progress:
         )
     if progress is not None and progress.data_digest != data_digest(prepared):
         raise UserError(f"{run.root} was trained on other data than {config.data.name} holds now: start a new run")
-
-
-def check_accelerator(config: Config) -> None:
-    """Refuse hardware that is not there before anything is written.
-
-    Raises:
-        UserError: this machine has no such accelerator.
-    """
-    try:
-        quiet_trainer(config, ())
-    except MisconfigurationException as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"executor.accelerator={config.executor.accelerator} cannot be used here: {reason}") from None
 
 
 def data_digest(prepared: Prepared) -> str:

@@ -15,6 +15,7 @@ from ser_fl.attacks.gradient import bim, fgsm, pgd, random_start
 from ser_fl.config import AugmentationConfig, ObjectiveConfig
 from ser_fl.data.augmentation import augment
 from ser_fl.data.datamodule import Examples
+from ser_fl.devices import CPU, device_of, send
 from ser_fl.stopwatch import UNWATCHED, Watch
 
 _CRAFTING_BATCH = 32
@@ -69,13 +70,14 @@ class Objective:
         count = max(1, round(self.config.fraction * len(examples)))
         drawn = torch.randperm(len(examples), generator=stream)[:count]
         clean_NFL, labels_N = augment(examples.features_NFL[drawn], self.augmentation, stream), examples.labels_N[drawn]
+        device = device_of(network)
         copies = [
-            self.craft(network, features_BFL, labels_B, stream)
+            self.craft(network, send(features_BFL, device), send(labels_B, device), stream)
             for features_BFL, labels_B in zip(
                 torch.split(clean_NFL, _CRAFTING_BATCH), torch.split(labels_N, _CRAFTING_BATCH), strict=True
             )
         ]
-        return Examples(torch.cat([clean_NFL, *copies]), torch.cat([labels_N, labels_N])), count
+        return Examples(torch.cat([clean_NFL, torch.cat(copies).to(CPU)]), torch.cat([labels_N, labels_N])), count
 
     def harden(self, network: nn.Module, features_BFL: Tensor, labels_B: Tensor, stream: Generator) -> Tensor:
         """A batch whose first share (batches are shuffled) is replaced by its adversarial version."""

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from ser_fl.attacks.budget import Box
-from ser_fl.attacks.gradient import pgd, random_start
+from ser_fl.attacks.gradient import own_starts, pgd
 from ser_fl.config import Config
 from ser_fl.data.partition import Indices
+from ser_fl.devices import devices_of
 from ser_fl.evaluation.scoring import Evaluator, Perturb
 from ser_fl.metrics import Confusion
 from ser_fl.models.catalogue import build_network
@@ -41,7 +41,8 @@ class Scorer:
         """
         num_classes = len(self.evaluator.store.classes)
         summed = {holder: np.zeros((num_classes, num_classes)) for holder in holders}
-        network = build_network(self.config.model, num_classes, seed=self.config.seed)
+        (device, *_) = devices_of(self.config.executor.accelerator)
+        network = build_network(self.config.model, num_classes, seed=self.config.seed).to(device)
         for owner, state in models.items():
             network.load_state_dict(state)
             scored = {owner: holders[owner]} if owner in holders else holders
@@ -62,10 +63,7 @@ class Scorer:
     ) -> Tensor:
         """PGD from a random start keyed by (seed, utterance), so that it is the same in every round and batch."""
         selection = self.config.selection
-        starts = [
-            random_start(row, selection.epsilon, generator(self.config.seed, "selection", utterance_id))
-            for row, utterance_id in zip(torch.split(features_BFL, 1), ids, strict=True)
-        ]
+        streams = (generator(self.config.seed, "selection", utterance_id) for utterance_id in ids)
         return pgd(
             network,
             features_BFL,
@@ -74,7 +72,7 @@ class Scorer:
             step_size=selection.epsilon / 4,
             steps=selection.steps,
             box=self.box,
-            start_BFL=torch.cat(starts),
+            start_BFL=own_starts(features_BFL, selection.epsilon, streams),
         )
 
 

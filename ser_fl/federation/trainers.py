@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.profilers import Profiler
 
 from ser_fl.config import Config
+from ser_fl.devices import CPU
 
 
 class Trainers:
@@ -24,9 +26,16 @@ class Trainers:
     share them.
     """
 
-    def __init__(self, config: Config, callbacks: Sequence[pl.Callback], profiler: Profiler | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        callbacks: Sequence[pl.Callback],
+        device: torch.device = CPU,
+        profiler: Profiler | None = None,
+    ) -> None:
         self._config = config
         self._callbacks = tuple(callbacks)
+        self._device = device
         self._profiler = profiler
         self._unused: pl.Trainer | None = None
 
@@ -41,12 +50,12 @@ class Trainers:
 
     def _new(self) -> pl.Trainer:
         if self._unused is None:
-            self._unused = quiet_trainer(self._config, self._callbacks, self._profiler)
+            self._unused = quiet_trainer(self._config, self._callbacks, self._device, self._profiler)
         shared: dict[int, Any] = {id(part): part for part in (*self._callbacks, self._profiler)}
         return copy.deepcopy(self._unused, shared)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Trainers, (self._config, self._callbacks, self._profiler)
+        return Trainers, (self._config, self._callbacks, self._device, self._profiler)
 
 
 def _let_go(trainer: pl.Trainer) -> None:
@@ -63,13 +72,15 @@ def _let_go(trainer: pl.Trainer) -> None:
             vars(callback).pop(function, None)
 
 
-def quiet_trainer(config: Config, callbacks: Sequence[pl.Callback], profiler: Profiler | None = None) -> pl.Trainer:
+def quiet_trainer(
+    config: Config, callbacks: Sequence[pl.Callback], device: torch.device = CPU, profiler: Profiler | None = None
+) -> pl.Trainer:
     """A Lightning Trainer for one client and round: no files, no bars, one device, no cluster detection."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     return pl.Trainer(
         max_epochs=config.federation.local_epochs,
-        accelerator=config.executor.accelerator,
-        devices=1,
+        accelerator=device.type,
+        devices=[device.index or 0] if device.type == "cuda" else 1,
         precision="32-true" if config.precision == "auto" else config.precision,
         callbacks=list(callbacks),
         plugins=[LightningEnvironment()],  # under SLURM the round loop owns signals and requeueing, not each Trainer

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from ser_fl.config import ExecutorConfig
+from ser_fl.devices import CPU, devices_of
 from ser_fl.federation.client import Clients
 from ser_fl.federation.executors.executor import Executor
 from ser_fl.federation.executors.processes import ProcessExecutor
@@ -30,8 +31,11 @@ def open_executor(clients: Clients, cohort_size: int) -> Executor:
 
 
 def count_workers(config: ExecutorConfig, cohort_size: int) -> int:
-    """Worker processes for rounds of so many clients."""
-    wanted = config.workers if config.workers != "auto" else _cores() // config.threads
+    """Worker processes for rounds of so many clients: as many as asked for, else one a GPU, or as have cores."""
+    if config.workers != "auto":
+        return min(config.workers, cohort_size)
+    devices = devices_of(config.accelerator)
+    wanted = _cores() // config.threads if devices == (CPU,) else len(devices)
     return max(1, min(wanted, cohort_size))
 
 

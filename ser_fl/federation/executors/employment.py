@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing import get_context
 
+import torch
+
 from ser_fl.federation.aggregation import Outcome
 from ser_fl.federation.client import ClientTask
 from ser_fl.federation.executors.shared import Block, Layout, end_of, lay_out
@@ -40,12 +42,14 @@ class Employed:
     task: ClientTask | None = None
     """What it is doing."""
 
-    def __init__(self, parcel: Block, model: SharedModel) -> None:
+    def __init__(self, parcel: Block, model: SharedModel, number: int, device: torch.device) -> None:
+        self.number = number
+        """Which of the executor's workers it is, from 0; one that replaces it has the same."""
         self._model = model
         self._mailbox = Block(_ROOM * model.block.size)
         self.connection, theirs = _SPAWN.Pipe()
         blocks = (parcel, model.block, self._mailbox)
-        self.process = _SPAWN.Process(target=work, args=(theirs, *blocks), name="ser_fl worker", daemon=True)
+        self.process = _SPAWN.Process(target=work, args=(theirs, *blocks, device), name="ser_fl worker", daemon=True)
         with _interrupts_held_back():
             self.process.start()
         theirs.close()  # so that its end is the end of the connection

@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Self
 
 import torch
 
 from ser_fl.errors import UserError
 from ser_fl.federation.client import Clients
+
+
+@dataclass(frozen=True, slots=True)
+class CuDNN:
+    """Switches of the library that a GPU's convolutions go through."""
+
+    enabled: bool
+    benchmark: bool
+    deterministic: bool
+    allow_tf32: bool
+
+    @classmethod
+    def here(cls) -> Self:
+        """As they are in this process."""
+        return cls(**{each.name: getattr(torch.backends.cudnn, each.name) for each in fields(cls)})
+
+    def adopt(self) -> None:
+        """Set them in this process."""
+        for name, value in asdict(self).items():
+            setattr(torch.backends.cudnn, name, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +40,7 @@ class Arithmetic:
     matmul_precision: str
     deterministic: bool
     warn_only: bool
+    cudnn: CuDNN
 
     @classmethod
     def here(cls) -> Self:
@@ -29,6 +50,7 @@ class Arithmetic:
             torch.get_float32_matmul_precision(),
             torch.are_deterministic_algorithms_enabled(),
             torch.is_deterministic_algorithms_warn_only_enabled(),
+            CuDNN.here(),
         )
 
     def adopt(self) -> None:
@@ -36,6 +58,7 @@ class Arithmetic:
         torch.set_num_threads(self.threads)
         torch.set_float32_matmul_precision(self.matmul_precision)
         torch.use_deterministic_algorithms(self.deterministic, warn_only=self.warn_only)
+        self.cudnn.adopt()
 
 
 def pack(clients: Clients) -> bytes:

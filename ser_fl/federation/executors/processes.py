@@ -9,6 +9,7 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Self, cast
 
+from ser_fl.devices import device_for, devices_of
 from ser_fl.errors import UserError
 from ser_fl.federation.aggregation import Outcome
 from ser_fl.federation.client import Clients, ClientTask
@@ -24,9 +25,9 @@ _LOG = logging.getLogger(__name__)
 class ProcessExecutor:
     """An `Executor` of long-lived worker processes, each with one client at a time.
 
-    Workers start when there is a task for them. Twice as many outcomes as there are workers are on their way or kept
-    back until it is their turn, so that memory does not grow with the cohort. A worker that dies is replaced, and its
-    client is tried once more; a client whose worker dies twice has failed.
+    Workers start when there is a task for them, each on the next device in turn. Twice as many outcomes as there are
+    workers are on their way or kept back until it is their turn, so that memory does not grow with the cohort. A worker
+    that dies is replaced on its device, and its client is tried once more; a client whose worker dies twice has failed.
     """
 
     def __init__(self, clients: Clients, num_workers: int) -> None:
@@ -34,6 +35,7 @@ class ProcessExecutor:
         self.window = 2 * num_workers
         """Outcomes that are on their way or kept back, at most."""
         self._parcel = Block.holding(pack(clients))
+        self._devices = devices_of(clients.config.executor.accelerator)
         self._one_for_all = clients.config.federation.name != "local_only"
         self._model: SharedModel | None = None
         """What all workers receive, where it is one model."""
@@ -80,7 +82,8 @@ class ProcessExecutor:
         model = self._model or SharedModel(state)
         if self._one_for_all:
             self._model = model
-        worker = Employed(self._parcel, model)
+        number = min(set(range(self.num_workers)) - {worker.number for worker in self._workers})
+        worker = Employed(self._parcel, model, number, device_for(number, self._devices))
         self._workers.append(worker)
         return worker
 

@@ -10,6 +10,9 @@ from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from threading import Thread
 
+import torch
+
+from ser_fl.devices import current
 from ser_fl.environment import keep_freed_memory
 from ser_fl.federation.client import Clients, ClientTask
 from ser_fl.federation.executors.executor import attempt
@@ -49,7 +52,7 @@ Message = Ready | Reply | str
 """What a worker says: that it has started, then for each order a reply or why the client failed."""
 
 
-def work(connection: Connection, parcel: Block, models: Block, mailbox: Block) -> None:
+def work(connection: Connection, parcel: Block, models: Block, mailbox: Block, device: torch.device) -> None:
     """Life of a worker process, until its connection is closed or its parent is gone.
 
     Args:
@@ -57,23 +60,25 @@ def work(connection: Connection, parcel: Block, models: Block, mailbox: Block) -
         parcel: what `pack` made.
         models: where received models lie; not written here.
         mailbox: where an optimiser's state comes and an update goes.
+        device: where its clients train.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent answers it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     Thread(target=_end_with_parent, daemon=True).start()
     keep_freed_memory()
     try:
-        clients = unpack(memoryview(parcel.memory))
+        clients = replace(unpack(memoryview(parcel.memory)), device=device)
     except Exception as error:
         connection.send(Ready(f"{type(error).__name__}: {error}"))
         return
     connection.send(Ready())
-    while True:
-        try:
-            order: Order = connection.recv()
-        except EOFError:
-            break
-        connection.send(_train(clients, order, models, mailbox))
+    with current(device):  # else pinned memory would belong to the first GPU, and take room there
+        while True:
+            try:
+                order: Order = connection.recv()
+            except EOFError:
+                break
+            connection.send(_train(clients, order, models, mailbox))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # an orderly exit takes torch apart module by module, for seconds

@@ -1,0 +1,108 @@
+"""Which devices there are, which one a worker takes, and how tensors and random streams get there.
+
+What is drawn (batches, augmentation, random starts, cohorts) is drawn on the CPU and sent, so that a run on a GPU draws
+what a run on a CPU draws. Dropout is the exception: it draws from its device's own stream, which is seeded alike and
+gives other numbers on every kind of device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from ser_fl.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def devices_of(accelerator: str, setting: str = "executor.accelerator") -> tuple[torch.device, ...]:
+    """The devices of an accelerator that this process may use, each with its index among them.
+
+    Args:
+        accelerator: "cpu", "cuda", "mps", or "auto" for the first of cuda, mps and cpu that is here.
+        setting: what the user set it by.
+
+    Returns:
+        At least one. GPUs are those that CUDA shows: ``CUDA_VISIBLE_DEVICES``, which SLURM sets for a job, hides the
+        others, and they are counted from 0.
+
+    Raises:
+        UserError: there is none.
+    """
+    if accelerator == "cpu":
+        return (CPU,)
+    if accelerator in ("auto", "cuda") and (count := torch.cuda.device_count()):
+        return tuple(torch.device("cuda", index) for index in range(count))
+    if accelerator in ("auto", "mps") and torch.backends.mps.is_available():
+        return (torch.device("mps"),)
+    if accelerator == "auto":
+        return (CPU,)
+    raise UserError(
+        f"{setting}={accelerator} cannot be used here: torch {torch.__version__} finds no such device; take cpu, or "
+        "auto for the best that there is"
+    )
+
+
+def device_for(worker: int, devices: Sequence[torch.device]) -> torch.device:
+    """The device of a worker, counted from 0: in turns, so that none has two workers while another has none.
+
+    >>> [device_for(worker, [torch.device("cuda", 0), torch.device("cuda", 1)]).index for worker in range(5)]
+    [0, 1, 0, 1, 0]
+    """
+    return devices[worker % len(devices)]
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Where a network is; the CPU for one without parameters."""
+    return next((parameter.device for parameter in network.parameters()), CPU)
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; to a GPU by way of pinned memory, so that nobody waits for it to arrive."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return pinned(tensor).to(device, non_blocking=True)
+
+
+def pinned(tensor: Tensor) -> Tensor:
+    """A copy in pinned memory, which torch keeps until it has been read."""
+    return tensor.pin_memory()
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Make a GPU the current one: where libraries go that ask for no other, and where pinned memory belongs."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+@contextmanager
+def seeded_streams(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's own streams, of the CPU and of this device, and put them back afterwards.
+
+    Other devices' streams are left alone, which `torch.manual_seed` would seed as well.
+    """
+    mps_before = torch.mps.get_rng_state() if device.type == "mps" else None
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        elif device.type == "mps":
+            torch.mps.manual_seed(seed)
+        try:
+            yield
+        finally:
+            if mps_before is not None:
+                torch.mps.set_rng_state(mps_before)
+
+
+def exact_arithmetic() -> AbstractContextManager[None]:
+    """Inside, cuDNN computes in full float32 and not in TF32, and by the same algorithm for the same shapes every time.
+
+    Nothing changes on the CPU. Sums that a GPU's own kernels take by atomic additions (backward passes of pooling and
+    of resizing) may still differ in their last bits from run to run.
+    """
+    enabled = torch.backends.cudnn.enabled
+    return torch.backends.cudnn.flags(enabled=enabled, benchmark=False, deterministic=True, allow_tf32=False)
