@@ -76,7 +76,6 @@ class Clients:
         harden = partial(self.objective.harden, stream=stream) if self.objective.hardens_batches(task.round) else None
         classifier = EmotionClassifier(
             network,
-            num_classes=len(self.store.classes),
             optimiser=self.config.optimiser,
             learning_rate=task.learning_rate,
             augmentation=self.objective.batch_augmentation(task.round),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ser_fl.config import Config, Precision
+from ser_fl.devices import devices_of
 from ser_fl.models.catalogue import build_network
 
 WORTH_IT = 1.1
@@ -27,7 +28,7 @@ def resolve_precision(config: Config, num_classes: int) -> Config:
     """
     if config.precision != "auto":
         return config
-    device = _device(config.executor.accelerator)
+    device = devices_of(config.executor.accelerator)[0]
     pays = _has_bf16(device) and speed_up(config, num_classes, device) >= WORTH_IT
     return with_precision(config, "bf16-mixed" if pays else "32-true")
 
@@ -66,12 +67,6 @@ def _seconds(network: nn.Module, features_BFL: Tensor, labels_B: Tensor, *, low:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - started
-
-
-def _device(accelerator: str) -> torch.device:
-    if accelerator in ("auto", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("cpu" if accelerator in ("auto", "cuda") else accelerator)
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -11,7 +11,6 @@ import lightning.pytorch as pl
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
-from torchmetrics.classification import MulticlassAccuracy
 
 from ser_fl.config import AugmentationConfig, OptimiserConfig
 from ser_fl.data.augmentation import augment
@@ -25,8 +24,8 @@ Harden = Callable[[nn.Module, Tensor, Tensor], Tensor]
 class EmotionClassifier(pl.LightningModule):
     """Cross-entropy training of one client in one round.
 
-    A user's callback finds the last epoch's `train_loss` (mean over utterances) and `train_accuracy` (torchmetrics, new
-    for each client and round) in ``trainer.callback_metrics``.
+    The last epoch's `train_loss` and `train_accuracy`, means over utterances, are in `metrics`, and for a user's callback
+    in ``trainer.callback_metrics``.
 
     With ``freeze_norm`` batch norm normalises by the running statistics it was given and leaves them as they are, while
     its scale and shift are trained (the second stage of FixBN: Zhong et al., arXiv 2303.06530, section 5).
@@ -36,7 +35,6 @@ class EmotionClassifier(pl.LightningModule):
         self,
         network: nn.Module,
         *,
-        num_classes: int,
         optimiser: OptimiserConfig,
         learning_rate: float,
         augmentation: AugmentationConfig,
@@ -56,9 +54,19 @@ class EmotionClassifier(pl.LightningModule):
         self.freeze_norm = freeze_norm
         self.optimiser_state = optimiser_state
         self.watch = watch
-        self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.metrics: dict[str, Tensor] = {}
         self._scored: list[tuple[Tensor, Tensor, Tensor]] = []
         """Loss, logits and labels of this epoch's batches."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """As every module, but for the name of the hook that is running, which Lightning notes some forty times a step.
+
+        A module would look each time whether it is a parameter.
+        """
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
     def forward(self, features_BFL: Tensor) -> Tensor:
         """Logits of shape (B, C) from standardised features of shape (B, F, L)."""
@@ -93,14 +101,14 @@ class EmotionClassifier(pl.LightningModule):
             return  # a callback skipped the epoch
         losses, logits, labels = zip(*self._scored, strict=True)
         total = sum(loss.float() * len(labels_B) for loss, labels_B in zip(losses, labels, strict=True))
-        self.train_accuracy.update(torch.cat(logits), torch.cat(labels))
-        metrics = {
-            "train_loss": total / sum(map(len, labels)),
-            "train_accuracy": self.train_accuracy.compute(),
+        labels_N = torch.cat(labels)
+        self.metrics = {
+            "train_loss": total / len(labels_N),
+            "train_accuracy": (torch.cat(logits).argmax(dim=1) == labels_N).float().mean(),
         }
-        self.trainer.callback_metrics.update(metrics)
-        self.trainer.logged_metrics.update(metrics)
-        self.train_accuracy.reset()
+        if self._trainer is not None:
+            self.trainer.callback_metrics.update(self.metrics)
+            self.trainer.logged_metrics.update(self.metrics)
         self._scored.clear()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
