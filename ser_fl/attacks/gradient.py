@@ -31,15 +31,20 @@ _AUTOCAST_DEVICES = ("cpu", "cuda", "mps")
 def attacked(model: nn.Module) -> Iterator[None]:
     """Everything that a gradient attack needs of its surroundings, put back afterwards.
 
-    Inside, every module is in eval mode, gradients are enabled even under ``no_grad`` or ``inference_mode``, autocast
-    is off (attacks run in float32), and recurrent layers run without cuDNN, whose backward pass refuses eval mode.
+    Inside, every module is in eval mode, gradients are enabled even under ``no_grad`` or ``inference_mode``, but not
+    those of parameters (`torch.autograd.grad` leaves most of them out by itself, but not those of an operation with a
+    backward pass of its own, such as the GRU's), autocast is off (attacks run in float32), and recurrent layers run
+    without cuDNN, whose backward pass refuses eval mode.
     Putting recurrent layers into training mode instead, as ART does, would switch their dropout on. Afterwards every
     module has the mode that it had, each for itself: a frozen batch norm stays frozen.
     """
     modes = [(module, module.training) for module in model.modules()]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for module, _ in modes:
             module.training = False
+        for parameter in trained:
+            parameter.requires_grad_(False)
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
@@ -51,6 +56,8 @@ def attacked(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+        for parameter in trained:
+            parameter.requires_grad_()
 
 
 @contextmanager
@@ -77,7 +84,7 @@ def _recurrence_without_cudnn(model: nn.Module) -> Iterator[None]:
 def loss_gradient(model: nn.Module, features_BFL: Tensor, labels_B: Tensor) -> Tensor:
     """Gradient of the batch's mean cross-entropy by its features, shape (B, F, L), inside `attacked`.
 
-    `torch.autograd.grad` computes no weight's gradient and touches no ``.grad``.
+    `torch.autograd.grad` touches no ``.grad``.
     """
     inputs_BFL = features_BFL.detach().requires_grad_()
     loss = F.cross_entropy(model(inputs_BFL), labels_B)
@@ -91,7 +98,8 @@ def random_start(features_BFL: Tensor, epsilon: float, generator: Generator) -> 
     The noise is drawn on the generator's device, so that a generator on the CPU gives the same start everywhere.
     """
     unit_BFL = torch.rand(features_BFL.shape, generator=generator, device=generator.device, dtype=torch.float32)
-    return features_BFL.detach() + ((2 * unit_BFL - 1) * epsilon).to(features_BFL.device)
+    noise_BFL = (2 * unit_BFL - 1) * epsilon
+    return features_BFL.detach() + noise_BFL.to(features_BFL.device, non_blocking=features_BFL.device.type == "cuda")
 
 
 def fgsm(
@@ -105,8 +113,8 @@ def fgsm(
 ) -> Tensor:
     """Fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572): one step of epsilon.
 
-    With a random start it is the fast adversarial training of Wong et al. 2020 (arXiv 2001.03994), at their alpha =
-    epsilon. Arguments, result and errors are those of `pgd`.
+    With a random start it is the R+FGSM of Wong et al. 2020 (arXiv 2001.03994) at a step of epsilon; theirs of 1.25
+    epsilon is one step of `pgd`. Arguments, result and errors are those of `pgd`.
     """
     return _ascend(model, features_BFL, labels_B, epsilon, epsilon, 1, box, start_BFL)
 

@@ -7,7 +7,6 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import lightning.pytorch as pl
 import torch
@@ -62,7 +61,7 @@ class Clients:
         network.load_state_dict(task.state)
         examples = load_examples(self.store, self.indices[task.client_id], self.standardisation)
         examples, num_examples = self.objective.start_round(network, examples, task.round, stream)
-        harden = partial(self.objective.harden, stream=stream) if self.objective.hardens_batches(task.round) else None
+        replays = self.objective.replays(task.round)
         classifier = EmotionClassifier(
             network,
             num_classes=len(self.store.classes),
@@ -70,7 +69,8 @@ class Clients:
             learning_rate=task.learning_rate,
             augmentation=self.objective.batch_augmentation(task.round),
             stream=stream,
-            harden=harden,
+            harden=self.objective.hardening(task.round, stream),
+            replays=replays,
             freeze_norm=norm_is_frozen(self.config.federation, task.round),
             optimiser_state=_unflatten(task.optimiser_state),
         )
@@ -80,6 +80,7 @@ class Clients:
             stream=stream,
             client_id=task.client_id,
             round=task.round,
+            replays=replays,
         )
         with self.trainers.trainer() as trainer:
             with torch.random.fork_rng(devices=[]), warnings.catch_warnings():

@@ -18,7 +18,7 @@ from ser_fl.data.augmentation import augment
 from ser_fl.data.datamodule import Batch
 
 Harden = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""(network, features_BFL, labels_B) -> features_BFL, some of them adversarial: the per-step recipe."""
+"""(network, features_BFL, labels_B) -> what to train on, features_BFL, some of them adversarial."""
 
 
 class EmotionClassifier(pl.LightningModule):
@@ -26,6 +26,8 @@ class EmotionClassifier(pl.LightningModule):
 
     A user's callback finds the last epoch's `train_loss` (mean over utterances) and `train_accuracy` (torchmetrics, new
     for each client and round) in ``trainer.callback_metrics``.
+
+    With ``replays`` above 1 the data module gives every minibatch so many times in a row.
 
     With ``freeze_norm`` batch norm normalises by the running statistics it was given and leaves them as they are, while
     its scale and shift are trained (the second stage of FixBN: Zhong et al., arXiv 2303.06530, section 5).
@@ -41,6 +43,7 @@ class EmotionClassifier(pl.LightningModule):
         augmentation: AugmentationConfig,
         stream: Generator,
         harden: Harden | None = None,
+        replays: int = 1,
         freeze_norm: bool = False,
         optimiser_state: dict[int, dict[str, Tensor]] | None = None,
     ) -> None:
@@ -51,11 +54,14 @@ class EmotionClassifier(pl.LightningModule):
         self.augmentation = augmentation
         self.stream = stream
         self.harden = harden
+        self.replays = replays
         self.freeze_norm = freeze_norm
         self.optimiser_state = optimiser_state
         self.train_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self._scored: list[tuple[Tensor, Tensor, Tensor]] = []
         """Loss, logits and labels of this epoch's batches."""
+        self._augmented_BFL = torch.empty(0)
+        """The minibatch that is replayed."""
 
     def forward(self, features_BFL: Tensor) -> Tensor:
         """Logits of shape (B, C) from standardised features of shape (B, F, L)."""
@@ -70,9 +76,11 @@ class EmotionClassifier(pl.LightningModule):
                     module.eval()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of a batch: augmented, then hardened where the objective says so."""
+        """Loss of a batch: augmented, once before its replays, then hardened where the objective says so."""
         features_BFL, labels_B = batch
-        features_BFL = augment(features_BFL, self.augmentation, self.stream)
+        if batch_idx % self.replays == 0:
+            self._augmented_BFL = augment(features_BFL, self.augmentation, self.stream)
+        features_BFL = self._augmented_BFL
         if self.harden is not None:
             features_BFL = self.harden(self.network, features_BFL, labels_B)
         logits_BC = self(features_BFL)
