@@ -243,7 +243,9 @@ class ObjectiveConfig:
         if self.name == "free" and self.replays is None:
             raise ValueError("objective=free needs objective.replays of at least 1, got null")
         if self.name != "free" and self.replays is not None:
-            raise ValueError(f"objective.replays goes with objective=free, got {self.replays} with {self.name}")
+            raise ValueError(
+                f"objective.replays goes with objective=free, got {self.replays} with objective={self.name}"
+            )
 
 
 @_stage
