@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -243,9 +244,9 @@ def test_an_attack_leaves_out_the_gradients_of_parameters_and_gives_them_back() 
     pgd(model, torch.randn(2, 3, 4), torch.tensor([0, 1]), epsilon=0.1, step_size=0.05, steps=2)
     assert asked == [(True, False)] * 2
     assert (model.scale.requires_grad, model.frozen.requires_grad) == (True, False)
-    with pytest.raises(ValueError, match="on purpose"), attacked(model):
+    with suppress(ZeroDivisionError), attacked(model):
         assert not model.scale.requires_grad
-        raise ValueError("on purpose")
+        _ = 1 / 0
     assert (model.scale.requires_grad, model.frozen.requires_grad) == (True, False)
 
 

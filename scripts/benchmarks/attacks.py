@@ -116,7 +116,7 @@ def trained() -> Target:
     stream = torch.Generator().manual_seed(SEED)
     lower_F1 = torch.linspace(-3.2, -2.8, NUM_MELS)[:, None]
     box = Box(lower_F1, lower_F1 + BOX_WIDTH)
-    patterns_CF1 = 0.1 * torch.randn(NUM_CLASSES, NUM_MELS, 1, generator=stream)
+    patterns_CF1 = 0.16 * torch.randn(NUM_CLASSES, NUM_MELS, 1, generator=stream)
 
     def drawn() -> tuple[Tensor, Tensor]:
         labels_B = torch.randint(NUM_CLASSES, (BATCH,), generator=stream)
