@@ -211,7 +211,9 @@ class AugmentationConfig:
 class ObjectiveConfig:
     """What a training step minimises: the loss on clean utterances, or on a mix with adversarial ones."""
 
-    name: Literal["clean", "fgsm", "bim", "pgd"]
+    name: Literal["clean", "fgsm", "bim", "pgd", "fast", "free"]
+    """fgsm, bim, pgd: by one of the recipes below. fast (Wong et al., arXiv 2001.03994) and free (Shafahi et al., arXiv
+    1904.12843): adversarial training for the price of two training passes a step, and of one."""
     recipe: Literal["per_round", "per_step"]
     """per_round: the paper's. At the start of a round a client draws a random share of its utterances, makes
     adversarial copies with the received model and trains on that share and its copies. per_step: a share of every
@@ -224,8 +226,29 @@ class ObjectiveConfig:
     """L-infinity budget, in standardised log-mel units."""
     steps: Count
     step_size: Positive | None
-    """Null: epsilon / 4, and epsilon for one step."""
+    """Null: epsilon / 4, and epsilon for one step; 1.25 epsilon for fast."""
     random_start: bool
+    replays: Count | None = None
+    """free: how many times in a row each minibatch is trained on. An epoch then takes one in so many minibatches, and
+    costs as many passes as ever. Its default is for the config.yaml of runs from before it was a setting."""
+
+    def __post_init__(self) -> None:
+        what_they_are: dict[str, dict[str, object]] = {
+            "fast": {"recipe": "per_step", "steps": 1, "random_start": True},
+            "free": {"recipe": "per_step", "steps": 1, "random_start": False, "fraction": 1.0},
+        }
+        for setting, needed in what_they_are.get(self.name, {}).items():
+            given = getattr(self, setting)
+            if given != needed:
+                raise ValueError(
+                    f"objective.{setting} must be {_as_yaml(needed)} with objective={self.name}, got {_as_yaml(given)}"
+                )
+        if self.name == "free" and self.replays is None:
+            raise ValueError("objective=free needs objective.replays of at least 1, got null")
+        if self.name != "free" and self.replays is not None:
+            raise ValueError(
+                f"objective.replays goes with objective=free, got {self.replays} with objective={self.name}"
+            )
 
 
 @_stage
@@ -409,6 +432,11 @@ def dump(config: Config) -> dict[str, Any]:
     """Plain mapping of a configuration, for YAML and JSON: `parse(dump(config)) == config`."""
     plain: dict[str, Any] = _ADAPTER.dump_python(config, mode="json")
     return plain
+
+
+def _as_yaml(value: object) -> str:
+    """As the user would write it."""
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 _UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,7 @@ from torch import Tensor, nn
 
 from ser_fl.attacks.budget import Box
 from ser_fl.attacks.estimator import clip_values_of, import_art
-from ser_fl.attacks.gradient import bim, fgsm, pgd, random_start
+from ser_fl.attacks.gradient import attacked, bim, fgsm, pgd, random_start
 from ser_fl.errors import UserError
 
 EPSILON = 0.05
@@ -211,3 +214,45 @@ def test_impossible_settings_are_refused(settings: dict[str, float], message: st
 def test_a_box_needs_both_sides_in_order(bounds: tuple[Tensor | None, Tensor | None]) -> None:
     with pytest.raises(UserError, match="a box needs"):
         Box(*bounds)
+
+
+def test_an_attack_leaves_out_the_gradients_of_parameters_and_gives_them_back() -> None:
+    """Also where an operation with a backward pass of its own would compute them; what was frozen stays frozen."""
+    asked: list[tuple[bool, ...]] = []
+
+    class Scaled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, features_BFL: Tensor, scale: Tensor) -> Tensor:
+            ctx.save_for_backward(scale)
+            return features_BFL * scale
+
+        @staticmethod
+        def backward(ctx: Any, gradient_BFL: Tensor) -> tuple[Tensor, None]:
+            asked.append(ctx.needs_input_grad)
+            return gradient_BFL * ctx.saved_tensors[0], None
+
+    class Scaling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.frozen = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.tensor(1.0), False)
+
+        def forward(self, features_BFL: Tensor) -> Tensor:
+            logit_B = Scaled.apply(features_BFL, self.scale).sum((1, 2))
+            return torch.stack([logit_B, torch.zeros_like(logit_B)], dim=1)
+
+    model = Scaling()
+    pgd(model, torch.randn(2, 3, 4), torch.tensor([0, 1]), epsilon=0.1, step_size=0.05, steps=2)
+    assert asked == [(True, False)] * 2
+    assert (model.scale.requires_grad, model.frozen.requires_grad) == (True, False)
+    with suppress(ZeroDivisionError), attacked(model):
+        assert not model.scale.requires_grad
+        _ = 1 / 0
+    assert (model.scale.requires_grad, model.frozen.requires_grad) == (True, False)
+
+
+def test_a_box_that_is_where_it_should_be_is_not_made_anew() -> None:
+    """Making one waits for the values on a GPU."""
+    box = Box(torch.zeros(3, 1), torch.ones(3, 1))
+    assert box.to(torch.device("cpu")) is box.to(torch.device("cpu"), torch.float32) is box
+    moved = box.to(torch.device("cpu"), torch.float64)
+    assert moved.lower_F1 is not None and moved.lower_F1.dtype == torch.float64

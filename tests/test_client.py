@@ -260,3 +260,108 @@ def inside(thing: Any, seen: dict[int, int] | None = None) -> Any:
     if not type(thing).__module__.startswith(("lightning", "ser_fl")):
         return type(thing).__name__
     return type(thing).__name__, inside(dict(sorted(vars(thing).items())), seen)
+
+
+class Passes(pl.Callback):
+    """Counts the network's forward and backward passes, and keeps what goes in beside the clean batch."""
+
+    def __init__(self) -> None:
+        self.forward = self.backward = 0
+        self.clean: list[Tensor] = []
+        self.inputs: list[Tensor] = []
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        def count(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+            self.forward += 1
+            self.inputs.append(inputs[0].detach().clone())
+            output.register_hook(count_backward)
+
+        def count_backward(gradient: Tensor) -> None:
+            self.backward += 1
+
+        pl_module.network.register_forward_hook(count)  # type: ignore[union-attr, operator]
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        self.clean.append(batch[0].clone())
+
+
+def assert_same_weights(mine: ClientUpdate, theirs: ClientUpdate) -> None:
+    assert mine.state.keys() == theirs.state.keys()
+    for name, tensor in mine.state.items():
+        assert torch.equal(tensor, theirs.state[name]), name
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_free_takes_one_forward_and_one_backward_pass_a_replay(cache: Path, precision: str) -> None:
+    """Ten utterances in five batches: two of them in the first epoch, three times each, and two others in the second.
+
+    The perturbation is made of the gradients of these passes: zero in the first, full steps of epsilon later.
+    """
+    config = settings(
+        cache,
+        "objective=free",
+        "objective.replays=3",
+        "federation.batch_size=2",
+        "federation.local_epochs=2",
+        f"precision={precision}",
+    )
+    prepared, passes = prepare(config), Passes()
+    sent = update(config, prepared, 1, passes)
+    assert (passes.forward, passes.backward, len(passes.clean)) == (12, 12, 12)
+    minibatches = [passes.clean[first] for first in range(0, 12, 3)]
+    for step, clean_BFL in enumerate(passes.clean):
+        assert torch.equal(clean_BFL, minibatches[step // 3])
+    held = load_examples(prepared.store, prepared.clients["f01"], prepared.standardisation).features_NFL
+    assert len(torch.cat(minibatches).unique(dim=0)) == sum(map(len, minibatches)) == 8
+    assert sent.num_examples == len(held) == 10
+    assert torch.equal(passes.inputs[0], passes.clean[0])
+    box = make_clients(config, prepared).objective.box
+    assert box.upper_F1 is not None
+    reached_BFL = torch.zeros(())
+    for clean_BFL, inputs_BFL in zip(passes.clean[1:], passes.inputs[1:], strict=True):
+        moved_BFL = inputs_BFL - clean_BFL
+        assert torch.equal(inputs_BFL, box.clip(inputs_BFL))
+        assert float(moved_BFL.abs().max()) <= EPSILON * (1 + 1e-5)
+        reached_BFL = ((moved_BFL.abs() - EPSILON).abs() < 1e-5).float().mean()
+        assert float(reached_BFL) > 0.2, "carried over from the replay, the minibatch and the epoch before"
+
+
+def test_fast_takes_two_forward_passes_a_step(cache: Path) -> None:
+    config, passes = settings(cache, "objective=fast", "federation.batch_size=2"), Passes()
+    update(config, prepare(config), 1, passes)
+    assert (passes.forward, passes.backward, len(passes.clean)) == (10, 10, 5)
+    for clean_BFL, start_BFL, hardened_BFL in zip(passes.clean, passes.inputs[::2], passes.inputs[1::2], strict=True):
+        for inputs_BFL in (start_BFL, hardened_BFL):
+            assert 0.9 * EPSILON < float((inputs_BFL - clean_BFL).abs().max()) <= EPSILON * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("name", ["fast", "free"])
+@pytest.mark.parametrize(
+    "changed", [("objective.epsilon=0",), ("objective.from_round=2",)], ids=["no budget", "not yet"]
+)
+def test_without_a_perturbation_they_are_clean_training_to_the_bit(
+    cache: Path, name: str, changed: tuple[str, ...]
+) -> None:
+    config = settings(cache, f"objective={name}", *changed)
+    if name == "free" and config.objective.epsilon == 0:
+        config = replace(config, objective=replace(config.objective, replays=1))  # type: ignore[type-var]
+    prepared = prepare(config)
+    assert_same_weights(update(config, prepared, 1), update(settings(cache), prepared, 1))
+    attacked = settings(cache, f"objective={name}")
+    assert update(attacked, prepared, 1).update_norm != update(settings(cache), prepared, 1).update_norm
+
+
+def test_replays_without_a_perturbation_are_clean_training_on_the_replayed_batches(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With masks and rolls, which are drawn once a minibatch: they would differ from replay to replay."""
+    config = settings(cache, "objective=free", "objective.epsilon=0", "augmentation=masks", "federation.local_epochs=2")
+    prepared, passes = prepare(config), Passes()
+    free = update(config, prepared, 1, passes)
+    for first in range(0, len(passes.inputs), 4):
+        assert not torch.equal(passes.inputs[first], passes.clean[first])
+        assert all(torch.equal(inputs, passes.inputs[first]) for inputs in passes.inputs[first : first + 4])
+    monkeypatch.setattr(Objective, "hardening", lambda *_: None)
+    assert_same_weights(free, update(config, prepared, 1))

@@ -397,11 +397,15 @@ def test_no_worker_outlives_an_exception_in_the_parent(clients: Clients) -> None
     assert workers_of(os.getpid()) == before
 
 
+STEPWISE = ("objective.recipe=per_step", "objective.from_round=1", "objective.fraction=1", "objective.steps=1")
+FREE = ("objective.name=free", "objective.random_start=false", "objective.replays=2")
 VARIANTS = {
     "plain": (),
     "masks, batches left over": ("augmentation.time_masks=2", "federation.batch_size=3", "federation.local_epochs=2"),
     "per round": ("objective.name=pgd", "objective.from_round=1"),
     "per step": ("objective.name=pgd", "objective.recipe=per_step", "objective.from_round=1"),
+    "fast": (*STEPWISE, "objective.name=fast"),
+    "free, batches left over": (*STEPWISE, *FREE, "federation.batch_size=3", "federation.local_epochs=2"),
     "local only": ("federation.name=local_only", "federation.server_momentum=0", "federation.keep_optimiser=true"),
     "keeps sgd": ("federation.keep_optimiser=true", "optimiser.name=sgd", "optimiser.momentum=0.9"),
     "cohorts, frozen norm": ("federation.fraction_train=0.6", "federation.freeze_norm_from=2"),

@@ -6,6 +6,8 @@ Legend: N utterances, B batch, F mel bins, L frames.
 from __future__ import annotations
 
 import copy
+import json
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +18,10 @@ from torch.nn import functional
 
 from ser_fl.attacks.budget import Box
 from ser_fl.attacks.gradient import bim, fgsm, pgd, random_start
+from ser_fl.compose import compose
 from ser_fl.config import AugmentationConfig, ObjectiveConfig
 from ser_fl.data.datamodule import Examples
+from ser_fl.errors import UserError
 from ser_fl.federation.objectives import Objective
 
 NUM_MELS, NUM_FRAMES, NUM_CLASSES = 6, 5, 3
@@ -256,3 +260,129 @@ def test_the_network_is_left_as_it_was(network: TinyNet, name: str, recipe: str)
         assert parameter.grad is not None and torch.equal(parameter.grad, gradients[key])
         assert parameter.requires_grad
     assert torch.equal(torch.get_rng_state(), global_state)
+
+
+def quick(name: str, **changed: Any) -> Objective:
+    """objective=fast or objective=free, as in configs/."""
+    settings: dict[str, Any] = {"recipe": "per_step", "from_round": 1, "fraction": 1.0, "steps": 1}
+    settings |= {"random_start": name == "fast", "replays": 3 if name == "free" else None}
+    return objective(name, **{**settings, **changed})
+
+
+class Linear(nn.Module):
+    """Two logits, (w . x, 0): the sign of every gradient is known."""
+
+    def __init__(self, weight_FL: Tensor) -> None:
+        super().__init__()
+        self.weight_FL = nn.Parameter(weight_FL.clone())
+
+    def forward(self, features_BFL: Tensor) -> Tensor:
+        logit_B = (features_BFL * self.weight_FL).sum(dim=(1, 2))
+        return torch.stack([logit_B, torch.zeros_like(logit_B)], dim=1)
+
+
+def test_fast_is_one_step_of_five_quarters_of_epsilon_from_a_uniform_start() -> None:
+    """By hand on a linear model: label 0 falls along -sign(w), label 1 rises along it."""
+    weight_FL = torch.randn(NUM_MELS, NUM_FRAMES, generator=stream(4))
+    examples = make_examples(40)
+    features_BFL, labels_B = examples.features_NFL, examples.labels_N % 2
+    fast_BFL = quick("fast").harden(Linear(weight_FL), features_BFL, labels_B, stream(7))
+    unit_BFL = torch.rand(features_BFL.shape, generator=stream(7))
+    noise_BFL = BOX.clip(features_BFL + (2 * unit_BFL - 1) * EPSILON) - features_BFL
+    direction_BFL = (2 * labels_B - 1)[:, None, None] * weight_FL.sign()
+    perturbation_BFL = (noise_BFL + 1.25 * EPSILON * direction_BFL).clamp(-EPSILON, EPSILON)
+    expected_BFL = BOX.clip(features_BFL + perturbation_BFL)
+    torch.testing.assert_close(fast_BFL, expected_BFL, rtol=0, atol=ROUNDING)
+    moved_BFL = (fast_BFL - features_BFL).abs()
+    assert bool((moved_BFL < 0.9 * EPSILON).any()), "a start on the far side ends inside the ball"
+    assert bool((moved_BFL > 0.999 * EPSILON).any())
+    longer_BFL = quick("fast", step_size=2 * EPSILON).harden(Linear(weight_FL), features_BFL, labels_B, stream(7))
+    at_the_edge_BFL = BOX.clip(features_BFL + EPSILON * direction_BFL)
+    torch.testing.assert_close(longer_BFL, at_the_edge_BFL, rtol=0, atol=ROUNDING)
+
+
+def hardening(chosen: Objective) -> Any:
+    found = chosen.hardening(1, stream())
+    assert found is not None
+    return found
+
+
+def test_two_replays_of_free_by_hand() -> None:
+    """One utterance of one cell, x = 1 with label 0 and w = 1: loss log(1 + exp(-w x)), so both gradients are known.
+
+    The loss falls as w x grows, so that its gradients are -s x by the weight and -s w by the feature, s = sigmoid(-w x)
+    being that of the label: the perturbation goes from 0 to -0.25 and stays, clipped to epsilon.
+    """
+    free = hardening(replace(quick("free", epsilon=0.25), box=Box(torch.tensor([[0.8]]), torch.tensor([[1.5]]))))
+    network, rate = Linear(torch.tensor([[1.0]])), 0.5
+    features_BFL, labels_B = torch.tensor([[[1.0]]]), torch.tensor([0])
+    weight = 1.0
+    for seen, after in ((1.0, -0.25), (0.8, -0.25), (0.8, -0.25)):  # 1 - 0.25 is outside the box, which ends at 0.8
+        moved_BFL = free(network, features_BFL, labels_B)
+        assert float(moved_BFL.detach()) == pytest.approx(seen)
+        functional.cross_entropy(network(moved_BFL), labels_B).backward()
+        assert network.weight_FL.grad is not None
+        with torch.no_grad():
+            network.weight_FL -= rate * network.weight_FL.grad
+        network.weight_FL.grad = None
+        weight += rate * seen / (1 + math.exp(weight * seen))
+        assert float(network.weight_FL.detach()) == pytest.approx(weight)
+        assert float(free.perturbation_BFL) == pytest.approx(after)
+    labels_B = torch.tensor([1])  # now up, from where it is: -0.25 + 0.25, then + 0.25
+    for seen, after in ((0.8, 0.0), (1.0, 0.25), (1.25, 0.25)):
+        moved_BFL = free(network, features_BFL, labels_B)
+        assert float(moved_BFL.detach()) == pytest.approx(seen)
+        functional.cross_entropy(network(moved_BFL), labels_B).backward()
+        assert float(free.perturbation_BFL) == pytest.approx(after)
+
+
+def test_a_smaller_minibatch_takes_the_first_rows_of_frees_perturbation(network: TinyNet) -> None:
+    """And stays in ball and box, and leaves the rows that it does not use as they are."""
+    free, chosen = hardening(quick("free")), make_examples(15)
+    labels_N = chosen.labels_N
+    assert BOX.lower_F1 is not None and BOX.upper_F1 is not None
+    before_BFL = torch.zeros(8, NUM_MELS, NUM_FRAMES)
+    moves = 0
+    for rows in (range(8), range(8), range(8, 15), range(8, 15), range(8)):
+        features_BFL = chosen.features_NFL[list(rows)]
+        moved_BFL = free(network, features_BFL, labels_N[list(rows)])
+        expected_BFL = BOX.clip(features_BFL + before_BFL[: len(rows)])
+        assert torch.equal(moved_BFL.detach(), expected_BFL)
+        assert float((moved_BFL.detach() - features_BFL).abs().max()) <= EPSILON + ROUNDING
+        assert bool((moved_BFL >= BOX.lower_F1).all()) and bool((moved_BFL <= BOX.upper_F1).all())
+        functional.cross_entropy(network(moved_BFL), labels_N[list(rows)]).backward()
+        after_BFL = free.perturbation_BFL.clone()
+        assert torch.equal(after_BFL[len(rows) :], before_BFL[len(rows) :])
+        assert float(after_BFL.abs().max()) <= EPSILON + ROUNDING
+        moves += int(not torch.equal(after_BFL, before_BFL))
+        before_BFL = after_BFL
+    assert moves == 5
+
+
+@pytest.mark.parametrize("name", ["fast", "free"])
+def test_the_named_objectives_begin_at_their_round(name: str) -> None:
+    late = quick(name, from_round=3)
+    assert [late.hardening(number, stream()) is not None for number in (2, 3)] == [False, True]
+    assert [late.replays(number) for number in (2, 3)] == [1, 3 if name == "free" else 1]
+    assert not late.makes_copies(3)
+    assert late.batch_augmentation(3) == late.augmentation
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "message"),
+    [
+        ("fast", {"recipe": "per_round"}, "objective.recipe must be per_step with objective=fast, got per_round"),
+        ("free", {"recipe": "per_round"}, "objective.recipe must be per_step with objective=free, got per_round"),
+        ("fast", {"steps": 2}, "objective.steps must be 1 with objective=fast, got 2"),
+        ("fast", {"random_start": False}, "objective.random_start must be true with objective=fast, got false"),
+        ("free", {"random_start": True}, "objective.random_start must be false with objective=free, got true"),
+        ("free", {"fraction": 0.5}, "objective.fraction must be 1 with objective=free, got 0.5"),
+        ("free", {"replays": None}, "objective=free needs objective.replays of at least 1, got null"),
+        ("fast", {"replays": 4}, "objective.replays goes with objective=free, got 4 with objective=fast"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_in_one_line(name: str, changed: dict[str, Any], message: str) -> None:
+    overrides = [f"objective.{key}={json.dumps(value)}".replace('"', "") for key, value in changed.items()]
+    with pytest.raises(UserError) as refused:
+        compose([f"objective={name}", *overrides])
+    assert str(refused.value) == message

@@ -61,10 +61,14 @@ class Box:
         return torch.clamp(features_BFL, self.lower_F1, self.upper_F1)
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Box:
-        """The same box on another device, or of another type of number."""
+        """The same box on another device, or of another type of number; itself where it is that already.
+
+        A new box looks at its values, which waits for a GPU: whoever needs one in a loop moves it once.
+        """
         if self.lower_F1 is None or self.upper_F1 is None:
             return self
-        return Box(self.lower_F1.to(device, dtype), self.upper_F1.to(device, dtype))
+        lower_F1, upper_F1 = self.lower_F1.to(device, dtype), self.upper_F1.to(device, dtype)
+        return self if lower_F1 is self.lower_F1 and upper_F1 is self.upper_F1 else Box(lower_F1, upper_F1)
 
 
 def budget_of(epsilon: float, norm: Norm, features_shape: tuple[int, ...]) -> float:

@@ -87,7 +87,7 @@ def _recurrence_without_cudnn(model: nn.Module) -> Iterator[None]:
 def loss_gradient(model: nn.Module, features_BFL: Tensor, labels_B: Tensor) -> Tensor:
     """Gradient of the batch's mean cross-entropy by its features, shape (B, F, L), inside `attacked`.
 
-    `torch.autograd.grad` computes no weight's gradient and touches no ``.grad``.
+    `torch.autograd.grad` touches no ``.grad``.
     """
     inputs_BFL = features_BFL.detach().requires_grad_()
     loss = F.cross_entropy(model(inputs_BFL), labels_B)
@@ -130,8 +130,8 @@ def fgsm(
 ) -> Tensor:
     """Fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572): one step of epsilon.
 
-    With a random start it is the fast adversarial training of Wong et al. 2020 (arXiv 2001.03994), at their alpha =
-    epsilon. Arguments, result and errors are those of `pgd`.
+    With a random start it is the R+FGSM of Wong et al. 2020 (arXiv 2001.03994) at a step of epsilon; theirs of 1.25
+    epsilon is one step of `pgd`. Arguments, result and errors are those of `pgd`.
     """
     return _ascend(model, features_BFL, labels_B, epsilon, epsilon, 1, box, start_BFL, low_precision)
 

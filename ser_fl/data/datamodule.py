@@ -59,9 +59,40 @@ class _ShuffledBatches(IterableDataset[Batch]):
         return self.num_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        order = torch.randperm(len(self.examples), generator=self.stream)
-        for rows in order.tensor_split(self.num_batches):
-            yield self.examples.features_NFL[rows], self.examples.labels_N[rows]
+        for rows in self.shuffled():
+            yield self.batch(rows)
+
+    def shuffled(self) -> tuple[Tensor, ...]:
+        """The rows of each batch; larger batches first."""
+        return torch.randperm(len(self.examples), generator=self.stream).tensor_split(self.num_batches)
+
+    def batch(self, rows: Tensor) -> Batch:
+        return self.examples.features_NFL[rows], self.examples.labels_N[rows]
+
+
+class _ReplayedBatches(_ShuffledBatches):
+    """The same batches, each so many times in a row, in an iteration that is as long as without replays.
+
+    As long as whole replays of whole batches allow, and never shorter than one batch's. An iteration therefore takes
+    one in ``replays`` batches, and the next one goes on where it stopped: all examples come once in ``replays``
+    iterations.
+    """
+
+    def __init__(self, examples: Examples, batch_size: int, stream: Generator, replays: int) -> None:
+        super().__init__(examples, batch_size, stream)
+        self.replays = replays
+        self.distinct_batches = max(1, round(self.num_batches / replays))
+        self._to_come: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return self.distinct_batches * self.replays
+
+    def __iter__(self) -> Iterator[Batch]:
+        for _ in range(self.distinct_batches):
+            self._to_come = self._to_come or list(self.shuffled())
+            batch = self.batch(self._to_come.pop(0))
+            for _ in range(self.replays):
+                yield batch
 
 
 class ClientDataModule(pl.LightningDataModule):
@@ -70,11 +101,24 @@ class ClientDataModule(pl.LightningDataModule):
     A callback finds whose batches it sees as ``trainer.datamodule.client_id`` and ``trainer.datamodule.round``.
     """
 
-    def __init__(self, examples: Examples, *, batch_size: int, stream: Generator, client_id: str, round: int) -> None:
+    def __init__(
+        self,
+        examples: Examples,
+        *,
+        batch_size: int,
+        stream: Generator,
+        client_id: str,
+        round: int,
+        replays: int = 1,
+    ) -> None:
         super().__init__()
         self.client_id = client_id
         self.round = round
-        self.batches = _ShuffledBatches(examples, batch_size, stream)
+        self.batches = (
+            _ShuffledBatches(examples, batch_size, stream)
+            if replays == 1
+            else _ReplayedBatches(examples, batch_size, stream, replays)
+        )
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches come ready made from memory: no worker processes, no collation."""

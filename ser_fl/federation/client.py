@@ -7,7 +7,6 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import lightning.pytorch as pl
 import torch
@@ -73,14 +72,15 @@ class Clients:
         with self.watch.part("data"):
             examples = load_examples(self.store, self.indices[task.client_id], self.standardisation)
             examples, num_examples = self.objective.start_round(network, examples, task.round, stream)
-        harden = partial(self.objective.harden, stream=stream) if self.objective.hardens_batches(task.round) else None
+        replays = self.objective.replays(task.round)
         classifier = EmotionClassifier(
             network,
             optimiser=self.config.optimiser,
             learning_rate=task.learning_rate,
             augmentation=self.objective.batch_augmentation(task.round),
             stream=stream,
-            harden=harden,
+            harden=self.objective.hardening(task.round, stream),
+            replays=replays,
             freeze_norm=norm_is_frozen(self.config.federation, task.round),
             optimiser_state=_unflatten(task.optimiser_state),
             watch=self.watch,
@@ -91,6 +91,7 @@ class Clients:
             stream=stream,
             client_id=task.client_id,
             round=task.round,
+            replays=replays,
         )
         with self.watch.part("trainer"), self.trainers.trainer() as trainer:
             with seeded_streams(derive_seed(*keys), self.device), warnings.catch_warnings():  # dropout draws from them

@@ -16,6 +16,8 @@ from ser_fl.config import AugmentationConfig, ObjectiveConfig
 from ser_fl.data.augmentation import augment
 from ser_fl.data.datamodule import Examples
 from ser_fl.devices import CPU, device_of, send
+from ser_fl.federation.free import FreePerturbation
+from ser_fl.models.classifier import Harden
 from ser_fl.stopwatch import UNWATCHED, Watch
 
 _CRAFTING_BATCH = 32
@@ -23,7 +25,7 @@ _CRAFTING_BATCH = 32
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """Clean training, or adversarial training by one of two recipes.
+    """Clean training, or adversarial training: by one of two recipes, or as a method with a name of its own.
 
     per_round is the paper's (arXiv 2203.04696, the authors' code): from round 2, at the start of a round, a client
     draws a random half of its utterances, makes adversarial copies of them with the model it just received, and trains
@@ -32,6 +34,26 @@ class Objective:
     half is augmented before its copies are made, so that a copy is trained on as the attack left it.
     per_step replaces a share of every batch by its adversarial version against the current weights (Madry et al.,
     arXiv 1706.06083, with the batch split as in Kurakin et al., arXiv 1611.01236).
+
+    fast (Wong, Rice and Kolter, arXiv 2001.03994, algorithm 3) replaces all of every batch: from a start that is
+    uniform in the ball, one step of 1.25 epsilon, back onto the ball and into the box. Deviation: the step's gradient
+    is taken in eval mode, as in the recipes above, so that batch norm counts no batch twice. Training on one step may
+    collapse (catastrophic overfitting): within a few rounds the model unlearns to withstand anything but that step.
+    Neither the training loss nor clean UAR shows it, both may even get better, but UAR under an attack of several steps
+    falls to nothing. `selection.robust_every` measures it as rounds go by, and `selection.by=robust` keeps the round
+    before the collapse, as those authors do by stopping there.
+
+    free (Shafahi et al., arXiv 1904.12843, algorithm 1) trains on every minibatch several times in a row, with a
+    perturbation that each of these replays moves by the way (`FreePerturbation`); utterances are augmented once, before
+    the replays. The paper divides the number of epochs by that of replays, so that training costs what clean training
+    does. Here it is a client's round that does, since rounds are what schedules, patience and comparisons count: with m
+    replays each local epoch takes one in m minibatches, the next epoch goes on with those that have not come yet, and
+    each makes as many steps as a clean one, up to whole minibatches. A client's weight in the average stays the number
+    of its utterances, since every client leaves out the same share. The default of 4 replays is the authors' for inputs
+    of a spectrogram's size (ImageNet): more of them make a stronger attack, on fewer utterances a round. Its steps are
+    single ones too: look for the same collapse.
+
+    Both begin in round 1, since they need no model that has learnt: their authors attack from the first step on.
     """
 
     config: ObjectiveConfig
@@ -53,6 +75,18 @@ class Objective:
     def hardens_batches(self, round_number: int) -> bool:
         """Whether every batch of this round is made partly adversarial."""
         return self.is_adversarial(round_number) and self.config.recipe == "per_step"
+
+    def replays(self, round_number: int) -> int:
+        """How many times in a row each minibatch of this round is trained on."""
+        return (self.config.replays or 1) if self.is_adversarial(round_number) else 1
+
+    def hardening(self, round_number: int, stream: Generator) -> Harden | None:
+        """What is done to each batch of one client in this round; None where it stays as it is."""
+        if not self.hardens_batches(round_number):
+            return None
+        if self.config.name == "free":
+            return FreePerturbation(self.config.epsilon, self.step_size, self.box)
+        return _Hardening(self, stream)
 
     def batch_augmentation(self, round_number: int) -> AugmentationConfig:
         """What is left to be done to each batch: copies made at the start of a round stay as they are."""
@@ -83,7 +117,7 @@ class Objective:
         """A batch whose first share (batches are shuffled) is replaced by its adversarial version."""
         count = max(1, round(self.config.fraction * len(features_BFL)))
         adversarial = self.craft(network, features_BFL[:count], labels_B[:count], stream)
-        return torch.cat([adversarial, features_BFL[count:]])
+        return torch.cat([adversarial, features_BFL[count:]]) if count < len(features_BFL) else adversarial
 
     def craft(self, network: nn.Module, features_BFL: Tensor, labels_B: Tensor, stream: Generator) -> Tensor:
         """Adversarial version of a batch by the configured attack, with true labels."""
@@ -128,5 +162,21 @@ class Objective:
 
     @property
     def step_size(self) -> float:
-        """As configured; else a quarter of epsilon, or all of it in one step."""
+        """As configured; else a quarter of epsilon, or all of it in one step, or 1.25 times as much."""
+        if self.config.name == "fast":
+            return self.config.step_size or 1.25 * self.config.epsilon
         return self.config.step_size or self.config.epsilon / (4 if self.config.steps > 1 else 1)
+
+
+class _Hardening:
+    """`Objective.harden` for every batch of one client and round: the box is moved to their device once."""
+
+    def __init__(self, objective: Objective, stream: Generator) -> None:
+        self._objective = objective
+        self._stream = stream
+
+    def __call__(self, network: nn.Module, features_BFL: Tensor, labels_B: Tensor) -> Tensor:
+        box = self._objective.box.to(features_BFL.device)
+        if box is not self._objective.box:
+            self._objective = replace(self._objective, box=box)
+        return self._objective.harden(network, features_BFL, labels_B, self._stream)

@@ -18,7 +18,7 @@ from ser_fl.data.datamodule import Batch
 from ser_fl.stopwatch import UNWATCHED, Watch
 
 Harden = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""(network, features_BFL, labels_B) -> features_BFL, some of them adversarial: the per-step recipe."""
+"""(network, features_BFL, labels_B) -> what to train on, features_BFL, some of them adversarial."""
 
 
 class EmotionClassifier(pl.LightningModule):
@@ -26,6 +26,8 @@ class EmotionClassifier(pl.LightningModule):
 
     The last epoch's `train_loss` and `train_accuracy`, means over utterances, are in `metrics`, and for a user's callback
     in ``trainer.callback_metrics``.
+
+    With ``replays`` above 1 the data module gives every minibatch so many times in a row.
 
     With ``freeze_norm`` batch norm normalises by the running statistics it was given and leaves them as they are, while
     its scale and shift are trained (the second stage of FixBN: Zhong et al., arXiv 2303.06530, section 5).
@@ -40,6 +42,7 @@ class EmotionClassifier(pl.LightningModule):
         augmentation: AugmentationConfig,
         stream: Generator,
         harden: Harden | None = None,
+        replays: int = 1,
         freeze_norm: bool = False,
         optimiser_state: dict[int, dict[str, Tensor]] | None = None,
         watch: Watch = UNWATCHED,
@@ -51,12 +54,15 @@ class EmotionClassifier(pl.LightningModule):
         self.augmentation = augmentation
         self.stream = stream
         self.harden = harden
+        self.replays = replays
         self.freeze_norm = freeze_norm
         self.optimiser_state = optimiser_state
         self.watch = watch
         self.metrics: dict[str, Tensor] = {}
         self._scored: list[tuple[Tensor, Tensor, Tensor]] = []
         """Loss, logits and labels of this epoch's batches."""
+        self._augmented_BFL = torch.empty(0)
+        """The minibatch that is replayed."""
 
     def __setattr__(self, name: str, value: object) -> None:
         """As every module, but for the name of the hook that is running, which Lightning notes some forty times a step.
@@ -81,10 +87,12 @@ class EmotionClassifier(pl.LightningModule):
                     module.eval()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of a batch: augmented, then hardened where the objective says so."""
+        """Loss of a batch: augmented, once before its replays, then hardened where the objective says so."""
         features_BFL, labels_B = batch
-        with self.watch.part("data"):
-            features_BFL = augment(features_BFL, self.augmentation, self.stream)
+        if batch_idx % self.replays == 0:
+            with self.watch.part("data"):
+                self._augmented_BFL = augment(features_BFL, self.augmentation, self.stream)
+        features_BFL = self._augmented_BFL
         if self.harden is not None:
             features_BFL = self.harden(self.network, features_BFL, labels_B)
         logits_BC = self(features_BFL)
