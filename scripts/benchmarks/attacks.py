@@ -38,7 +38,7 @@ EPSILON = 0.05
 STEP_SIZE = EPSILON / 4
 BOX_WIDTH = 6.0
 """The same in every bin, so that one epsilon is one epsilon after the box is mapped to [0, 1] too."""
-PGD_REPEATS = 11
+PGD_REPEATS = 21
 CW_STEPS = 10
 CW_REPEATS = 1
 SEED = 1
