@@ -23,6 +23,7 @@ from ser_fl.compose import compose
 from ser_fl.config import Config
 from ser_fl.data.datamodule import Batch, load_examples
 from ser_fl.data.prepared import Prepared, prepare
+from ser_fl.errors import UserError
 from ser_fl.federation.client import ClientTask
 from ser_fl.federation.experiment import make_clients
 from ser_fl.federation.objectives import Objective
@@ -365,3 +366,46 @@ def test_replays_without_a_perturbation_are_clean_training_on_the_replayed_batch
         assert all(torch.equal(inputs, passes.inputs[first]) for inputs in passes.inputs[first : first + 4])
     monkeypatch.setattr(Objective, "hardening", lambda *_: None)
     assert_same_weights(free, update(config, prepared, 1))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        (),
+        ("federation.local_epochs=3", "augmentation=light", "federation.keep_optimiser=true"),
+        ("precision=bf16-mixed", "objective=pgd", "objective.recipe=per_step", "objective.from_round=1"),
+        ("objective=free", "federation.freeze_norm_from=1", "optimiser=sgd"),
+        ("objective=pgd", "objective.from_round=1", "model=vgg15"),
+    ],
+    ids=["clean", "epochs", "bf16", "free", "copies"],
+)
+def test_the_loop_takes_the_trainers_steps(cache: Path, changed: tuple[str, ...]) -> None:
+    """The same bits of weights, optimiser and loss, dropout included, with a Trainer and without."""
+    updates = []
+    for engine in ("trainer", "loop"):
+        config = settings(cache, *changed, f"executor.engine={engine}")
+        clients = make_clients(config, prepare(config))
+        assert clients.uses_trainer == (engine == "trainer")
+        state = dict(build_network(config.model, len(clients.store.classes), seed=config.seed).state_dict())
+        first = clients.update(ClientTask(round=1, client_id="f01", state=state, learning_rate=0.01))
+        task = ClientTask(
+            round=2, client_id="f01", state=first.state, learning_rate=0.01, optimiser_state=first.optimiser_state
+        )
+        updates.append(clients.update(task))
+    by_trainer, in_loop = updates
+    assert by_trainer.train_loss == in_loop.train_loss
+    for mine, expected in ((in_loop.state, by_trainer.state), (in_loop.optimiser_state, by_trainer.optimiser_state)):
+        assert mine.keys() == expected.keys()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in mine.items())
+
+
+def test_callbacks_call_for_a_trainer(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(cache)
+    prepared = prepare(config)
+    monkeypatch.setattr(Trainers, "fit", None)
+    update(config, prepared, 1)
+    with pytest.raises(TypeError, match="not callable"):
+        update(config, prepared, 1, Fed())
+    with pytest.raises(UserError, match=r"executor\.engine=loop runs no callbacks.*executor\.engine=auto"):
+        train(settings(cache, "executor.engine=loop", f"run_dir={cache / 'none'}"), callbacks=[Fed()])
+    assert not (cache / "none").exists()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -18,6 +16,7 @@ from ser_fl.data.frontend import Standardisation
 from ser_fl.data.partition import Indices
 from ser_fl.devices import seeded_streams
 from ser_fl.federation.fit_profiler import FitProfiler
+from ser_fl.federation.loop import fit_in_loop
 from ser_fl.federation.objectives import Objective
 from ser_fl.federation.schedule import norm_is_frozen
 from ser_fl.federation.trainers import Trainers
@@ -93,39 +92,39 @@ class Clients:
             round=task.round,
             replays=replays,
         )
-        with self.watch.part("trainer"), self.trainers.trainer() as trainer:
-            with seeded_streams(derive_seed(*keys), self.device), warnings.catch_warnings():  # dropout draws from them
-                warnings.simplefilter("ignore")  # Lightning's advice on workers and log intervals, every time
-                fit(trainer, classifier, batches)
-            assert trainer.global_step > 0, "the Trainer took no step"
-            train_loss = float(trainer.callback_metrics["train_loss"])
-            optimiser_state = _flatten(trainer.optimizers[0]) if self.config.federation.keep_optimiser else {}
+        with seeded_streams(derive_seed(*keys), self.device), self.watch.part("trainer"):  # dropout draws from them
+            optimiser = self.fit(classifier, batches)
         state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
         return ClientUpdate(
             client_id=task.client_id,
             state=state,
             num_examples=num_examples,
-            train_loss=train_loss,
+            train_loss=float(classifier.metrics["train_loss"]),
             seconds=time.perf_counter() - started,
             update_norm=_distance({name: state[name] for name, _ in network.named_parameters()}, task.state),
-            optimiser_state=optimiser_state,
+            optimiser_state=_flatten(optimiser) if self.config.federation.keep_optimiser else {},
             nanoseconds=self.watch.read(),
         )
 
+    def fit(self, classifier: EmotionClassifier, batches: ClientDataModule) -> torch.optim.Optimizer:
+        """Train it, by a Trainer or in the loop that does the same, and return the optimiser that did."""
+        if self.uses_trainer:
+            return self.trainers.fit(classifier, batches)
+        assert self.config.precision != "auto"
+        return fit_in_loop(
+            classifier,
+            batches,
+            epochs=self.config.federation.local_epochs,
+            device=self.device,
+            precision=self.config.precision,
+            watch=self.watch,
+        )
 
-def fit(trainer: pl.Trainer, classifier: EmotionClassifier, batches: ClientDataModule) -> None:
-    """Fit, and let an interrupt be one.
-
-    Lightning turns Ctrl-C into the end of the process and goes on ignoring the signal; the round loop owns it here.
-    """
-    on_interrupt = signal.getsignal(signal.SIGINT)
-    try:
-        trainer.fit(classifier, datamodule=batches)
-    except SystemExit as end:
-        if not isinstance(end.__context__, KeyboardInterrupt):
-            raise
-        signal.signal(signal.SIGINT, on_interrupt)
-        raise KeyboardInterrupt from None
+    @property
+    def uses_trainer(self) -> bool:
+        """Whether a Trainer runs the steps: where callbacks hook into it, if nothing else is configured."""
+        engine = self.config.executor.engine
+        return bool(self.callbacks) if engine == "auto" else engine == "trainer"
 
 
 def _distance(parameters: State, received: State) -> float:

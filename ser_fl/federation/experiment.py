@@ -60,6 +60,8 @@ def train(
         UserError: the corpus, the settings or the run folder do not fit, or a callback cannot be sent to a worker.
         RoundFailed: too few clients came back in a round.
     """
+    if callbacks and config.executor.engine == "loop":
+        raise UserError("executor.engine=loop runs no callbacks, got some: use executor.engine=auto")
     devices_of(config.executor.accelerator)  # refuses hardware that is not there before anything is written
     keep_freed_memory()
     run, progress = open_run(config)

@@ -1,40 +1,52 @@
-"""Training without Lightning's Trainer: the same module, the same hooks of it, the same bits, and nothing around them.
+"""Training without Lightning's Trainer: the same module through the same steps, to the same bits, and nothing around.
 
-A Trainer costs some milliseconds a client and half a millisecond a batch: bookkeeping for callbacks, loggers, schedulers
-and validation that a client does not have. It stays where somebody hooks into it.
+A Trainer costs some milliseconds a client and some tenths of one a batch: it keeps books for loggers, schedulers,
+validation and callbacks, which a client does not have. It runs where somebody hooks into it.
 """
 
 from __future__ import annotations
 
 import torch
 
+from ser_fl.config import Precision
 from ser_fl.data.datamodule import ClientDataModule
 from ser_fl.models.classifier import EmotionClassifier
+from ser_fl.stopwatch import Watch
 
 
 def fit_in_loop(
-    classifier: EmotionClassifier, batches: ClientDataModule, *, epochs: int, device: torch.device, low_precision: bool
+    classifier: EmotionClassifier,
+    batches: ClientDataModule,
+    *,
+    epochs: int,
+    device: torch.device,
+    precision: Precision,
+    watch: Watch,
 ) -> torch.optim.Optimizer:
-    """Local epochs of a client, as `pl.Trainer.fit` would run them with one device and no callbacks.
+    """A client's local epochs, as `Trainers.fit` runs them without callbacks.
 
-    The module's hooks are called in the Trainer's order. With ``low_precision`` the training step runs under autocast
-    to bfloat16 and the rest does not, which is Lightning's "bf16-mixed".
+    With "bf16-mixed" the training step runs under autocast and the rest does not, as in Lightning.
 
     Returns:
         The optimiser, with its state.
     """
     classifier.to(device)
-    torch.set_grad_enabled(True)
-    optimiser = classifier.configure_optimizers()
+    with watch.part("optimiser"):
+        optimiser = classifier.configure_optimizers()
     classifier.on_train_start()
     for _ in range(epochs):
-        for number, given in enumerate(batches.batches):
-            batch = batches.transfer_batch_to_device(given, device, 0)
-            with torch.autocast(device.type, torch.bfloat16, enabled=low_precision):
+        with watch.part("data"):
+            loader = iter(batches.train_dataloader())
+        for number in range(len(batches.batches)):
+            with watch.part("data"):
+                batch = batches.transfer_batch_to_device(next(loader), device, 0)
+            with watch.part("forward"), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
                 loss = classifier.training_step(batch, number)
-            optimiser.zero_grad()
-            loss.backward()
-            classifier.on_after_backward()
-            optimiser.step()
+            with watch.part("optimiser"):
+                optimiser.zero_grad()
+            with watch.part("backward"):
+                torch.autograd.backward(loss)
+            with watch.part("optimiser"):
+                optimiser.step()
         classifier.on_train_epoch_end()
     return optimiser

@@ -141,6 +141,7 @@ def checkpoint_key(config: Config) -> dict[str, object]:
     settings = dump(config)
     for free in ("run_dir", "resume", "tracking", "experiment", "profile"):
         del settings[free]
-    for stage, where in (("data", "root"), ("data", "cache_dir"), ("executor", "name"), ("executor", "workers")):
-        del settings[stage][where]
+    for stage, free_there in (("data", ("root", "cache_dir")), ("executor", ("name", "engine", "workers"))):
+        for name in free_there:
+            del settings[stage][name]
     return settings

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
+import signal
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +16,9 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.profilers import Profiler
 
 from ser_fl.config import Config
+from ser_fl.data.datamodule import ClientDataModule
 from ser_fl.devices import CPU
+from ser_fl.models.classifier import EmotionClassifier
 
 
 class Trainers:
@@ -48,6 +52,14 @@ class Trainers:
         finally:
             _let_go(trainer)
 
+    def fit(self, classifier: EmotionClassifier, batches: ClientDataModule) -> torch.optim.Optimizer:
+        """Train it, and return the optimiser that did."""
+        with self.trainer() as trainer, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Lightning's advice on workers and log intervals, every time
+            _fit(trainer, classifier, batches)
+            assert trainer.global_step > 0, "the Trainer took no step"
+            return trainer.optimizers[0]
+
     def _new(self) -> pl.Trainer:
         if self._unused is None:
             self._unused = quiet_trainer(self._config, self._callbacks, self._device, self._profiler)
@@ -56,6 +68,21 @@ class Trainers:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Trainers, (self._config, self._callbacks, self._device, self._profiler)
+
+
+def _fit(trainer: pl.Trainer, classifier: EmotionClassifier, batches: ClientDataModule) -> None:
+    """Fit, and let an interrupt be one.
+
+    Lightning turns Ctrl-C into the end of the process and goes on ignoring the signal; the round loop owns it here.
+    """
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(classifier, datamodule=batches)
+    except SystemExit as end:
+        if not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, on_interrupt)
+        raise KeyboardInterrupt from None
 
 
 def _let_go(trainer: pl.Trainer) -> None:

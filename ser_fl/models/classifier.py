@@ -6,6 +6,7 @@ Legend: B batch, F mel bins, L frames, C classes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -24,8 +25,8 @@ Harden = Callable[[nn.Module, Tensor, Tensor], Tensor]
 class EmotionClassifier(pl.LightningModule):
     """Cross-entropy training of one client in one round.
 
-    The last epoch's `train_loss` and `train_accuracy`, means over utterances, are in `metrics`, and for a user's callback
-    in ``trainer.callback_metrics``.
+    The last epoch's `train_loss` and `train_accuracy`, means over utterances, are in `metrics`, and for a user's
+    callback in ``trainer.callback_metrics``.
 
     With ``replays`` above 1 the data module gives every minibatch so many times in a row.
 
@@ -64,7 +65,7 @@ class EmotionClassifier(pl.LightningModule):
         self._augmented_BFL = torch.empty(0)
         """The minibatch that is replayed."""
 
-    def __setattr__(self, name: str, value: object) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:
         """As every module, but for the name of the hook that is running, which Lightning notes some forty times a step.
 
         A module would look each time whether it is a parameter.
