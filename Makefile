@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-slow lint
+.PHONY: install demo test test-slow test-gpu lint
 
 install: $(INSTALLED)
 
@@ -22,6 +22,9 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 -m 'slow and not gpu'
+
+test-gpu: $(INSTALLED)
+	$(BIN)/python -m pytest -m gpu
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

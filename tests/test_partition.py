@@ -12,7 +12,7 @@ import torch
 
 from ser_fl.config import ClientsConfig, SplitConfig
 from ser_fl.data import partition
-from ser_fl.data.partition import BrokenPromise, Indices, Split, assign_clients, holders, split_corpus
+from ser_fl.data.partition import BrokenPromise, Indices, Split, _fill_empty, assign_clients, holders, split_corpus
 from ser_fl.data.utterance import Utterance
 from ser_fl.errors import UserError
 
@@ -384,3 +384,18 @@ def test_clients_follow_their_seed_and_nothing_else(by: str) -> None:
     assert assign_clients(utterances, train, config, seed=3) == first
     assert torch.equal(torch.get_rng_state(), state)
     assert assign_clients(utterances, train, config, seed=4) != first
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_empty_clients_are_filled_from_the_largest_of_the_moment(seed: int) -> None:
+    """Against the same by looking at every client each time."""
+    stream = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(12, (15,), generator=stream) * torch.randint(2, (15,), generator=stream)
+    sizes[seed % 15] += 15
+    ours = [list(range(100 * client, 100 * client + size)) for client, size in enumerate(sizes.tolist())]
+    expected = [list(part) for part in ours]
+    while not all(expected):
+        largest = max(expected, key=len)
+        next(part for part in expected if not part).append(largest.pop())
+    _fill_empty(ours)
+    assert ours == expected and all(ours)
