@@ -9,6 +9,7 @@ Legend: B batch, F mel bins, L frames, C classes, K channels, H hidden units.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -26,11 +27,19 @@ from ser_fl.records import State
 
 
 class ContiguousCRNN(CRNN):
-    """The CRNN in torch's default memory layout and with its own GRU: the same parameters under the same names."""
+    """The CRNN of torch's own layers in its default memory layout: the same parameters under the same names.
+
+    ReLU comes before pooling, as it is mostly written.
+    """
 
     def __init__(self, num_classes: int, config: CRNNConfig) -> None:
         super().__init__(num_classes, config)
-        self.blocks.to(memory_format=torch.contiguous_format)
+        layers = list(self.blocks)
+        layers[0] = nn.Conv2d(1, config.channels[0], 5, stride=2, padding=2, bias=False)
+        for place, (layer, following) in enumerate(pairwise(layers)):
+            if isinstance(layer, nn.MaxPool2d):
+                layers[place : place + 2] = following, layer
+        self.blocks = nn.Sequential(*layers).to(memory_format=torch.contiguous_format)
         self.gru = nn.GRU(self.gru.input_size, config.hidden, batch_first=True, bidirectional=True)
 
     def forward(self, features_BFL: Tensor) -> Tensor:
@@ -117,5 +126,6 @@ class PlainLoop:
             steps=attack.steps,
             box=self.box,
             start_BFL=random_start(features_BFL[:count], attack.epsilon, stream),
+            low_precision=self.bf16,
         )
         return torch.cat([adversarial, features_BFL[count:]])

@@ -113,12 +113,21 @@ def client_rounds(shape: Shape = SHORT, rounds: int = 7) -> Iterator[Figure]:
 
 
 def fixed_cost(batches: Sequence[int] = BATCHES, rounds: int = 10) -> Iterator[Figure]:
+    """What the Trainer costs that runs where callbacks hook in, and the loop that runs where none do."""
+    yield from engine_cost("trainer", "Trainer's", (8.0, 0.5), batches, rounds)
+    yield from engine_cost("loop", "our own loop's", (None, None), batches, rounds)
+
+
+def engine_cost(
+    engine: str, whose: str, bars: tuple[float | None, float | None], batches: Sequence[int], rounds: int
+) -> Iterator[Figure]:
     """Ours minus the plain loop of the same layout, over the number of batches: a straight line."""
     with ExitStack() as stack:
         measurements = {}
         for count in batches:
             shape = Shape(num_clients=4, clips=8 * count, num_mels=16, num_frames=16)
-            mine = workload(stack.enter_context(drawn(shape)), shape, *TINY, "precision=32-true")
+            settings = (*TINY, "precision=32-true", f"executor.engine={engine}")
+            mine = workload(stack.enter_context(drawn(shape)), shape, *settings)
             measurements[f"ours {count}"] = by_us(mine)
             measurements[f"plain {count}"] = by_hand(mine, "same layout")
         turns = Turns.of(measurements, rounds * shape.num_clients)
@@ -130,8 +139,8 @@ def fixed_cost(batches: Sequence[int] = BATCHES, rounds: int = 10) -> Iterator[F
     line, cpu_line = (np.polyfit(batches, each, 1) for each in (medians, np.median(extra_cpu_ms, axis=1)))
     of_repeats = np.polyfit(batches, extra_ms, 1)
     for name, bar, place in (
-        ("Trainer's fixed cost per client-round, ms", 8.0, 1),
-        ("Trainer's cost per batch, ms", 0.5, 0),
+        (f"{whose} fixed cost per client-round, ms", bars[0], 1),
+        (f"{whose} cost per batch, ms", bars[1], 0),
     ):
         yield Figure(
             name=name,
@@ -177,6 +186,7 @@ def long_clips(shape: Shape = LONG, rounds: int = 8) -> Iterator[Figure]:
             {
                 "contiguous": by_hand(mine("32-true", *PGD5), "contiguous"),
                 "adversarial": by_us(mine("bf16-mixed", *PGD5)),
+                "adversarial fp32": by_us(mine("32-true", *PGD5)),
                 "fp32": by_us(mine("32-true")),
                 "bf16": by_us(mine("bf16-mixed")),
             },
@@ -190,6 +200,7 @@ def long_clips(shape: Shape = LONG, rounds: int = 8) -> Iterator[Figure]:
         bar=2.5,
         reach="at least",
     )
+    yield turns.ratio("the same in fp32", "contiguous", "adversarial fp32", shape)
     yield turns.ratio(
         "client-round at 32 x 188 frames, one thread, ours in fp32 against ours in bf16", "fp32", "bf16", shape
     )

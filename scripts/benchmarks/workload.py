@@ -23,15 +23,17 @@ from ser_fl.data.frontend import FeatureStatistics, Standardisation
 from ser_fl.data.partition import Split
 from ser_fl.data.prepared import Prepared
 from ser_fl.data.utterance import EMOTIONS, Utterance
+from ser_fl.environment import threads_limited_to
 from ser_fl.evaluation.scoring import Evaluator
 from ser_fl.federation.client import Clients, ClientTask
 from ser_fl.federation.executors import open_executor
 from ser_fl.federation.executors.executor import Executor
 from ser_fl.federation.experiment import box_of, cohort_of, first_progress, make_clients
+from ser_fl.federation.precision import resolve_precision
+from ser_fl.federation.profile import RunProfile
 from ser_fl.federation.rounds import Federation
 from ser_fl.federation.scoring import Scorer
 from ser_fl.federation.server import Server
-from ser_fl.federation.trainers import quiet_trainer
 from ser_fl.records import RunFolder
 from ser_fl.tracking import open_tracker
 
@@ -128,6 +130,7 @@ class Workload:
                 validation={},
                 run=run,
                 tracker=open_tracker(**dump(self.config)["tracking"], run=run, name="", config={}, state=None),
+                profile=RunProfile(self.config),
             )
 
     @contextmanager
@@ -192,18 +195,16 @@ def draw(folder: Path, shape: Shape) -> Prepared:
 
 
 def workload(prepared: Prepared, shape: Shape, *overrides: str) -> Workload:
-    """An experiment on data drawn in that shape; where nothing else is said, one thread a client and `SMALL`."""
+    """An experiment on data drawn in that shape; where nothing else is said, one thread a client, fp32 and `SMALL`."""
+    model = SMALL if not any(override.startswith("model=") for override in overrides) else ()
     return Workload(
-        config=compose([*_PLAIN, *shape.settings, *(SMALL if not _names_model(overrides) else ()), *overrides]),
+        config=compose(["precision=32-true", *_PLAIN, *shape.settings, *model, *overrides]),
         prepared=prepared,
         shape=shape,
     )
 
 
 def default_precision() -> str:
-    """What a run gets that does not ask for a precision: as its Trainers say it."""
-    return str(quiet_trainer(compose(_PLAIN), ()).precision)
-
-
-def _names_model(overrides: tuple[str, ...]) -> bool:
-    return any(override.startswith("model=") for override in overrides)
+    """What `precision=auto` comes to on this machine, for the workload."""
+    with threads_limited_to(1):
+        return resolve_precision(compose((*SMALL, *_PLAIN, *Shape().settings)), len(CLASSES)).precision
