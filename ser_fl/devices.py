@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ser_fl.errors import UserError
 
 CPU = torch.device("cpu")
+AUTOCAST_DEVICES = ("cpu", "cuda", "mps")
 
 
 def devices_of(accelerator: str, setting: str = "executor.accelerator") -> tuple[torch.device, ...]:
@@ -96,6 +97,13 @@ def seeded_streams(seed: int, device: torch.device) -> Iterator[None]:
         finally:
             if mps_before is not None:
                 torch.mps.set_rng_state(mps_before)
+
+
+def autocast(device: torch.device, *, bf16: bool) -> AbstractContextManager[object]:
+    """Inside, layers that can compute in bfloat16 do, or, with ``bf16=False``, none does, whatever is said outside."""
+    if device.type not in AUTOCAST_DEVICES:
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
 def exact_arithmetic() -> AbstractContextManager[None]:

@@ -134,7 +134,7 @@ def test_benchmark_settings_are_those_of_their_class() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["run=x", "atacks=[fgsm]"], r"unknown setting 'atacks', did you mean 'attacks'\? Known: attacks, "),
+        (["run=x", "atacks=[fgsm]"], r"unknown setting 'atacks', did you mean 'attacks'\? Known: accelerator, "),
         (["run=x", "epsilons=[-0.1]"], r"epsilons\.0 must be greater than or equal to 0, got -0\.1"),
         (["run=x", "batch_size=0"], "batch_size must be greater than or equal to 1, got 0"),
         (["fgsm"], "'fgsm' is not a setting: write key=value"),

@@ -22,13 +22,14 @@ from ser_fl import devices
 from ser_fl.attacks.budget import Box
 from ser_fl.attacks.gradient import own_starts, pgd, random_start
 from ser_fl.attacks.seeding import seeded
-from ser_fl.compose import compose
+from ser_fl.compose import compose, compose_benchmark
 from ser_fl.config import AugmentationConfig, ExecutorConfig
 from ser_fl.data.augmentation import augment, roll_in_time
 from ser_fl.data.datamodule import ClientDataModule, Examples
 from ser_fl.defences import build_defence
 from ser_fl.devices import device_for, devices_of
 from ser_fl.errors import UserError
+from ser_fl.evaluation.benchmark import device_of_benchmark
 from ser_fl.evaluation.scoring import EVALUATION_BATCH, batches_of
 from ser_fl.federation.executors import count_workers
 from ser_fl.federation.objectives import Objective
@@ -83,6 +84,34 @@ def test_auto_is_one_worker_a_gpu(
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(32)))
     config = ExecutorConfig(name="processes", workers=workers, threads=1, accelerator="cuda")
     assert count_workers(config, cohort) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "trained", "gpus", "expected"),
+    [
+        (None, "cpu", 2, "cpu"),
+        (None, "cuda", 2, "cuda:0"),
+        (None, "cuda", 0, "cpu"),
+        (None, "auto", 1, "cuda:0"),
+        (None, "mps", 1, "cpu"),
+        ("cpu", "cuda", 1, "cpu"),
+        ("cuda", "cpu", 1, "cuda:0"),
+        ("auto", "cpu", 0, "cpu"),
+    ],
+)
+def test_a_benchmark_runs_where_the_run_did_or_where_it_is_told(
+    asked: str | None, trained: str, gpus: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_gpus(monkeypatch, gpus)
+    overrides = [f"accelerator={asked}"] if asked else []
+    run = compose(["experiment=debug", f"executor.accelerator={trained}"])
+    assert str(device_of_benchmark(compose_benchmark(["run=x", *overrides]), run)) == expected
+
+
+def test_a_benchmark_that_is_told_where_is_refused_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    has_gpus(monkeypatch, 0)
+    with pytest.raises(UserError, match="accelerator=cuda cannot be used here"):
+        device_of_benchmark(compose_benchmark(["run=x", "accelerator=cuda"]), compose(["experiment=debug"]))
 
 
 def test_streams_are_seeded_alike_and_put_back() -> None:

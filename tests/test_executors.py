@@ -247,6 +247,7 @@ def test_a_client_whose_worker_dies_once_is_trained_by_another(
     assert_same_outcomes(run(processes, tasks(clients)), serially)
     after = workers_of(os.getpid())
     assert len(before) == len(after) == 2 and len(set(before) & set(after)) == 1
+    assert sorted(worker.number for worker in processes._workers) == [0, 1], "the new one has the dead one's device"
 
 
 def test_what_a_client_raises_comes_back_as_from_a_serial_round(

@@ -22,7 +22,7 @@ SMALL = (
 
 
 class Counter(pl.Callback):
-    """Counts recurrent weights alive at the end of every client, its optimiser still there, and after every round."""
+    """Counts recurrent weights that are alive at each client's end, with its optimiser, and after every round."""
 
     def __init__(self) -> None:
         self.training: list[int] = []

@@ -22,10 +22,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from ser_fl.attacks.budget import Box
-from ser_fl.devices import send
+from ser_fl.devices import autocast, device_of, send
 from ser_fl.errors import UserError
-
-_AUTOCAST_DEVICES = ("cpu", "cuda", "mps")
 
 
 @contextmanager
@@ -40,7 +38,6 @@ def attacked(model: nn.Module, *, low_precision: bool = False) -> Iterator[None]
     """
     modes = [(module, module.training) for module in model.modules()]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    at = next((parameter.device.type for parameter in model.parameters()), "cpu")
     try:
         for module, _ in modes:
             module.training = False
@@ -49,11 +46,7 @@ def attacked(model: nn.Module, *, low_precision: bool = False) -> Iterator[None]
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
-            for device in _AUTOCAST_DEVICES:
-                if low_precision and device == at:
-                    stack.enter_context(torch.autocast(device, torch.bfloat16))
-                elif torch.is_autocast_enabled(device):
-                    stack.enter_context(torch.autocast(device, enabled=False))
+            stack.enter_context(autocast(device_of(model), bf16=low_precision))
             stack.enter_context(_recurrence_without_cudnn(model))
             yield
     finally:

@@ -10,6 +10,7 @@ import torch
 
 from ser_fl.config import Precision
 from ser_fl.data.datamodule import ClientDataModule
+from ser_fl.devices import autocast
 from ser_fl.models.classifier import EmotionClassifier
 from ser_fl.stopwatch import Watch
 
@@ -40,7 +41,7 @@ def fit_in_loop(
         for number in range(len(batches.batches)):
             with watch.part("data"):
                 batch = batches.transfer_batch_to_device(next(loader), device, 0)
-            with watch.part("forward"), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+            with watch.part("forward"), autocast(device, bf16=precision == "bf16-mixed"):
                 loss = classifier.training_step(batch, number)
             with watch.part("optimiser"):
                 optimiser.zero_grad()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ser_fl.config import Config, Precision
-from ser_fl.devices import devices_of
+from ser_fl.devices import autocast, devices_of
 from ser_fl.models.catalogue import build_network
 
 WORTH_IT = 1.1
@@ -61,7 +61,7 @@ def _seconds(network: nn.Module, features_BFL: Tensor, labels_B: Tensor, *, low:
     """Of one forward and backward pass."""
     device = features_BFL.device
     started = time.perf_counter()
-    with torch.autocast(device.type, torch.bfloat16, enabled=low):
+    with autocast(device, bf16=low):
         loss = functional.cross_entropy(network(features_BFL), labels_B)
     torch.autograd.grad(loss, list(network.parameters()))
     if device.type == "cuda":

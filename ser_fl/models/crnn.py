@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ser_fl.config import CRNNConfig
+from ser_fl.devices import autocast
 from ser_fl.models.convolutions import ConvolutionBlocks, StemConvolution
 from ser_fl.models.gru import BidirectionalGRU
 
@@ -60,7 +61,7 @@ class CRNN(nn.Module):
             maps_BKFL = functional.adaptive_avg_pool2d(maps_BKFL, (_MEL_BANDS, maps_BKFL.shape[3]))
         steps_BLK = self.dropout(maps_BKFL.permute(0, 3, 1, 2).flatten(2))
         hidden_BLH, _ = self.gru(steps_BLK)
-        with torch.autocast(hidden_BLH.device.type, enabled=False):  # little work, and logits want their digits
+        with autocast(hidden_BLH.device, bf16=False):  # little work, and logits want their digits
             hidden_BLH = hidden_BLH.to(self.output.weight.dtype)
             weights_BL1 = torch.softmax(self.attention(hidden_BLH), dim=1)
             logits_BC: Tensor = self.output(self.dropout((weights_BL1 * hidden_BLH).sum(dim=1)))

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from ser_fl.devices import CPU, autocast
+
 
 class BidirectionalGRU(nn.GRU):
     """One bidirectional layer, batch first: parameters, equations and result of `torch.nn.GRU`.
@@ -39,7 +41,7 @@ class BidirectionalGRU(nn.GRU):
             return outputs, last
         input_weight, hidden_bias_DG = self._both("weight_ih").flatten(0, 1), self._both("bias_hh")
         gates_BLG = functional.linear(inputs_BLI, input_weight, self._both("bias_ih").flatten())
-        with torch.autocast("cpu", enabled=False):
+        with autocast(CPU, bf16=False):
             gates_BLDG = gates_BLG.to(hidden_bias_DG.dtype).view(*gates_BLG.shape[:2], 2, -1)
             start_DBH = gates_BLDG.new_zeros(2, len(inputs_BLI), self.hidden_size) if initial is None else initial
             outputs_BLH, last_DBH = _Recurrence.apply(gates_BLDG, start_DBH, self._both("weight_hh"), hidden_bias_DG)
@@ -102,7 +104,7 @@ class _Recurrence(torch.autograd.Function):
     def backward(
         ctx: Any, grad_BLH: Tensor, grad_last_DBH: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        with torch.autocast("cpu", enabled=False):  # whoever asks for a gradient inside autocast
+        with autocast(CPU, bf16=False):  # whoever asks for a gradient inside autocast
             return _Recurrence.through_time(ctx, grad_BLH, grad_last_DBH)
 
     @staticmethod
