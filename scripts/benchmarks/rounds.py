@@ -19,10 +19,12 @@ import torch
 from benchmarks import flower_peer
 from benchmarks.figures import Figure, Measurement, alternately, ratio
 from benchmarks.plain_loop import PlainLoop
-from benchmarks.workload import PGD5, TINY, Shape, Workload, default_precision, drawn, workload
+from benchmarks.workload import CLASSES, PGD5, TINY, Shape, Workload, default_precision, drawn, workload
+from ser_fl.compose import compose
 from ser_fl.environment import threads_limited_to
 from ser_fl.federation.client import ClientTask
 from ser_fl.federation.experiment import box_of
+from ser_fl.models.catalogue import build_network
 
 SHORT = Shape()
 """16 clients of 56 clips of 64 x 100 frames, batches of 8."""
@@ -73,6 +75,7 @@ def figures() -> Iterator[Figure]:
         yield from fixed_cost()
         yield from adversarial_rounds()
         yield from long_clips()
+        yield from compiled()
         yield from workers()
         yield from against_flower()
 
@@ -203,6 +206,39 @@ def long_clips(shape: Shape = LONG, rounds: int = 8) -> Iterator[Figure]:
     yield turns.ratio("the same in fp32", "contiguous", "adversarial fp32", shape)
     yield turns.ratio(
         "client-round at 32 x 188 frames, one thread, ours in fp32 against ours in bf16", "fp32", "bf16", shape
+    )
+
+
+def compiled(shape: Shape = LONG, repeats: int = 15) -> Iterator[Figure]:
+    """Forward and backward of the default CRNN through torch.compile, which writes C++, against its layers as they are.
+
+    The GRU's loop over steps, whose backward pass is written by hand, is left out of the compiled part.
+    """
+    network = build_network(compose(["model=crnn"]).model, len(CLASSES), seed=1).train()
+    features_BFL = torch.rand(shape.batch_size, shape.num_mels, shape.num_frames)
+    labels_B = torch.arange(shape.batch_size) % len(CLASSES)
+    took: dict[str, float] = {}
+
+    def step(forward: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = torch.nn.functional.cross_entropy(forward(features_BFL), labels_B)
+        torch.autograd.grad(loss, list(network.parameters()))
+
+    faster = torch.compile(network, dynamic=False)
+    started = time.perf_counter()
+    try:
+        step(faster)
+    except Exception as error:  # no C++ compiler, or a graph that it cannot take
+        print(f"torch.compile is left out: {error}", file=sys.stderr, flush=True)
+        return
+    took["compilation_s"] = time.perf_counter() - started
+    seconds = alternately({"eager": lambda: step(network), "compiled": lambda: step(faster)}, repeats, warm_ups=3)
+    yield ratio(
+        "a training step in bf16 at 32 x 188 frames, as it is against compiled by torch.compile",
+        seconds["eager"],
+        seconds["compiled"],
+        **took,
+        **described(shape),
     )
 
 

@@ -15,7 +15,7 @@ _PROCESSES = (
 )
 _PARTS = (
     "Forward, backward, optimiser: of training steps; attack: adversarial utterances, with the passes they take; "
-    "trainer: Lightning around these, with callbacks and metrics; client and other: the rest of a client and of a "
+    "trainer: what is around these, with callbacks and metrics; client and other: the rest of a client and of a "
     "round; waiting: for worker processes."
 )
 
