@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ser_fl.compose import compose as compose
+    from ser_fl.composition import compose as compose
     from ser_fl.evaluation.benchmark import benchmark as benchmark
     from ser_fl.federation.experiment import train as train
     from ser_fl.models.bundle import load_model as load
@@ -17,7 +17,7 @@ __all__ = ["benchmark", "compose", "load", "predict", "train"]
 
 _HOMES = {
     "benchmark": ("ser_fl.evaluation.benchmark", "benchmark"),
-    "compose": ("ser_fl.compose", "compose"),
+    "compose": ("ser_fl.composition", "compose"),
     "load": ("ser_fl.models.bundle", "load_model"),
     "predict": ("ser_fl.prediction", "predict"),
     "train": ("ser_fl.federation.experiment", "train"),

@@ -57,7 +57,7 @@ def bars() -> Iterator[Bars]:
 
 def run_train(arguments: Namespace) -> None:
     """`ser-fl train`."""
-    from ser_fl.compose import compose
+    from ser_fl.composition import compose
 
     file = Path(arguments.config) if arguments.config else None
     settings = list(arguments.settings)
@@ -114,7 +114,7 @@ def print_summary(run: RunFolder) -> None:
 
 def run_benchmark(arguments: Namespace) -> None:
     """`ser-fl benchmark`."""
-    from ser_fl.compose import compose_benchmark
+    from ser_fl.composition import compose_benchmark
 
     config = compose_benchmark(list(arguments.settings))
     records = benchmark_visibly(config)
@@ -138,7 +138,7 @@ def track_attacks(run: RunFolder, records: list[AttackRecord]) -> None:
 
     The records are on disk by then: whatever is wrong with tracking is a warning.
     """
-    from ser_fl.compose import compose
+    from ser_fl.composition import compose
     from ser_fl.config import dump
     from ser_fl.federation.checkpoint import tracked_run
     from ser_fl.tracking import open_tracker

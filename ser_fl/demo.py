@@ -69,7 +69,7 @@ def run_demo(output: Path | None = None, overrides: tuple[str, ...] = ()) -> Pat
 
 def run_arm(experiment: str, run: Path, overrides: tuple[str, ...], events: Queue[Event]) -> None:
     """One training and the attacks on it; what there is to show goes through ``events``."""
-    from ser_fl.compose import compose, compose_benchmark
+    from ser_fl.composition import compose, compose_benchmark
     from ser_fl.evaluation.benchmark import benchmark_run
     from ser_fl.federation.experiment import train
 

@@ -12,7 +12,7 @@ ClientPart = Literal["data", "forward", "backward", "optimiser", "attack", "trai
 
 data: read, standardise, shuffle, augment, move to the device. forward: the pass of a training step, with its loss.
 backward and optimiser: the rest of the step. attack: crafting adversarial utterances, with the passes that it takes.
-trainer: Lightning or the loop around all of these, callbacks and the epoch's metrics included. client: the rest, such as
+trainer: Lightning or the loop around these, callbacks and the epoch's metrics included. client: the rest, such as
 building the network and copying its weights.
 """
 ServerPart = Literal["aggregation", "evaluation", "tracking", "records", "waiting", "other"]

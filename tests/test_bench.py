@@ -173,7 +173,7 @@ def test_rounds_of_the_workload_average_what_clients_trained(small: Any) -> None
 def test_small_network_is_of_the_promised_size() -> None:
     from benchmarks.workload import SMALL
 
-    from ser_fl.compose import compose
+    from ser_fl.composition import compose
     from ser_fl.models.catalogue import build_network
 
     network = build_network(compose(SMALL).model, 6, seed=1)

@@ -24,7 +24,7 @@ import ser_fl
 from ser_fl.attacks.budget import Box
 from ser_fl.attacks.settings import AttackSettings
 from ser_fl.cli import main
-from ser_fl.compose import compose
+from ser_fl.composition import compose
 from ser_fl.data.audio import read_audio
 from ser_fl.data.datamodule import load_examples
 from ser_fl.data.prepared import prepare

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from ser_fl import train
-from ser_fl.compose import compose
+from ser_fl.composition import compose
 from ser_fl.config import Config
 from ser_fl.data.datamodule import Batch, load_examples
 from ser_fl.data.prepared import Prepared, prepare

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from ser_fl import config as schema
-from ser_fl.compose import compose, compose_benchmark, configs_dir, groups
+from ser_fl.composition import compose, compose_benchmark, configs_dir, groups
 from ser_fl.config import Config, dump, parse
 from ser_fl.errors import UserError
 

@@ -22,7 +22,7 @@ from ser_fl import devices
 from ser_fl.attacks.budget import Box
 from ser_fl.attacks.gradient import own_starts, pgd, random_start
 from ser_fl.attacks.seeding import seeded
-from ser_fl.compose import compose, compose_benchmark
+from ser_fl.composition import compose, compose_benchmark
 from ser_fl.config import AugmentationConfig, ExecutorConfig
 from ser_fl.data.augmentation import augment, roll_in_time
 from ser_fl.data.datamodule import ClientDataModule, Examples

@@ -22,7 +22,7 @@ import yaml
 from torch import Tensor
 
 from ser_fl import train
-from ser_fl.compose import compose
+from ser_fl.composition import compose
 from ser_fl.config import Config, ExecutorConfig, dump
 from ser_fl.data.prepared import prepare
 from ser_fl.errors import UserError

@@ -21,7 +21,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_s
 from torch import Tensor
 
 from ser_fl import load, train
-from ser_fl.compose import compose
+from ser_fl.composition import compose
 from ser_fl.config import Config, dump
 from ser_fl.data.datamodule import load_examples
 from ser_fl.data.partition import Indices, holders

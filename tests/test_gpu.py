@@ -18,7 +18,7 @@ from torch import Tensor
 from ser_fl import load, train
 from ser_fl.attacks.budget import Box
 from ser_fl.attacks.gradient import pgd, random_start
-from ser_fl.compose import compose, compose_benchmark
+from ser_fl.composition import compose, compose_benchmark
 from ser_fl.config import Config, dump
 from ser_fl.data.datamodule import load_examples
 from ser_fl.data.prepared import Prepared, prepare

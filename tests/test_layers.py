@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ser_fl.compose import compose
+from ser_fl.composition import compose
 from ser_fl.data.prepared import prepare
 from ser_fl.environment import collection_paused
 
@@ -53,11 +53,11 @@ def test_reports_and_settings_need_no_model() -> None:
         "ser_fl.report.page",
         "ser_fl.commands",
         "ser_fl.data.utterance",
-        "ser_fl.compose",
+        "ser_fl.composition",
         "ser_fl.metrics",
         "ser_fl.data.corpora",
     )
-    assert found.pop("ser_fl.compose") == {"pydantic"}  # Hydra with the first composition
+    assert found.pop("ser_fl.composition") == {"pydantic"}  # Hydra with the first composition
     assert found.pop("ser_fl.metrics") == {"numpy"}
     assert found.pop("ser_fl.data.corpora") <= {"soundfile"}
     assert set().union(*found.values()) == set()
@@ -91,7 +91,7 @@ class Finder:
 asked = []
 sys.meta_path.insert(0, Finder())
 from ser_fl import train
-from ser_fl.compose import compose
+from ser_fl.composition import compose
 from lightning.pytorch import Callback
 
 class FirstBatch(Callback):
@@ -137,3 +137,14 @@ def test_collection_is_paused_and_resumed_even_by_a_failure() -> None:
     with pytest.raises(ImportError):
         fail()
     assert gc.isenabled()
+
+
+def test_every_public_name_stays_what_it_is() -> None:
+    """A module of the same name would take a function's place as soon as it is imported."""
+    code = (
+        "import ser_fl\n"
+        "for _ in range(2):\n"
+        "    kinds = {type(getattr(ser_fl, name)).__name__ for name in ser_fl.__all__}\n"
+        "    assert kinds == {'function'}, kinds\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

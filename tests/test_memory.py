@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ser_fl import train
-from ser_fl.compose import compose
+from ser_fl.composition import compose
 from ser_fl.config import Config
 from ser_fl.records import RoundRecord
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from ser_fl.attacks.budget import Box
 from ser_fl.attacks.gradient import bim, fgsm, pgd, random_start
-from ser_fl.compose import compose
+from ser_fl.composition import compose
 from ser_fl.config import AugmentationConfig, ObjectiveConfig
 from ser_fl.data.datamodule import Examples
 from ser_fl.errors import UserError

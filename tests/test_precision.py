@@ -10,7 +10,7 @@ import yaml
 
 from ser_fl import train
 from ser_fl.attacks.gradient import pgd
-from ser_fl.compose import compose
+from ser_fl.composition import compose
 from ser_fl.config import Config
 from ser_fl.federation import precision
 from ser_fl.federation.precision import resolve_precision, speed_up

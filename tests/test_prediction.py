@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 
-from ser_fl.compose import compose
+from ser_fl.composition import compose
 from ser_fl.data.frontend import Standardisation
 from ser_fl.models.bundle import EmotionModel, load_model, save_model
 from ser_fl.models.catalogue import build_network

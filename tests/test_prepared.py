@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import torch
 
-from ser_fl.compose import compose
+from ser_fl.composition import compose
 from ser_fl.config import Config
 from ser_fl.data import prepared
 from ser_fl.data.features import FeatureStore, compute_features

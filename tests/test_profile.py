@@ -18,7 +18,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 
 from ser_fl import train
 from ser_fl.cli import main
-from ser_fl.compose import compose
+from ser_fl.composition import compose
 from ser_fl.config import Config, dump
 from ser_fl.data import datamodule
 from ser_fl.data.prepared import prepare

@@ -21,7 +21,7 @@ import torch
 import yaml
 
 from ser_fl import train
-from ser_fl.compose import compose
+from ser_fl.composition import compose
 from ser_fl.config import Config, dump
 from ser_fl.data.prepared import prepare
 from ser_fl.errors import UserError

@@ -13,7 +13,7 @@ import torchaudio
 from numpy.typing import NDArray
 
 import ser_fl
-from ser_fl.compose import compose as compose_config
+from ser_fl.composition import compose as compose_config
 from ser_fl.data.synthetic import SyntheticCorpus
 from ser_fl.data.synthetic.corpus import SYNTHESISER_VERSION
 from ser_fl.data.synthetic.delivery import SYNTHETIC_EMOTIONS, Delivery

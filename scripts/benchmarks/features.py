@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.figures import Figure, alternately
-from ser_fl.compose import compose
+from ser_fl.composition import compose
 from ser_fl.config import FrontendConfig
 from ser_fl.data.corpora import FileCorpus, open_corpus
 from ser_fl.data.features import compute_features

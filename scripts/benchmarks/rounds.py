@@ -20,7 +20,7 @@ from benchmarks import flower_peer
 from benchmarks.figures import Figure, Measurement, alternately, ratio
 from benchmarks.plain_loop import PlainLoop
 from benchmarks.workload import CLASSES, PGD5, TINY, Shape, Workload, default_precision, drawn, workload
-from ser_fl.compose import compose
+from ser_fl.composition import compose
 from ser_fl.environment import threads_limited_to
 from ser_fl.federation.client import ClientTask
 from ser_fl.federation.experiment import box_of

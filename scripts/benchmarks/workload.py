@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ser_fl.compose import compose
+from ser_fl.composition import compose
 from ser_fl.config import Config, dump
 from ser_fl.data.datamodule import Examples, load_examples
 from ser_fl.data.features import open_store

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ser_fl.attacks.budget import Box
 from ser_fl.attacks.catalogue import ATTACKS, build
 from ser_fl.attacks.settings import AttackSettings
-from ser_fl.compose import compose
+from ser_fl.composition import compose
 from ser_fl.config import BenchmarkConfig, Config
 from ser_fl.data.datamodule import load_examples
 from ser_fl.data.features import OnFeatures

@@ -48,7 +48,7 @@ def train(
     """Run an experiment, or go on with one that was killed, and return its run folder.
 
     Args:
-        config: what `ser_fl.compose.compose` gives.
+        config: what `ser_fl.compose` gives.
         callbacks: Lightning callbacks that see every batch of every client (`trainer.datamodule` says whose). With
             `executor=processes` each worker has a copy of its own, pickled before the first round: what one gathers
             stays in its process.
