@@ -305,7 +305,8 @@ class ExecutorConfig:
     """Of training and of scoring. auto: the first of cuda, mps and cpu that is here."""
     engine: Literal["auto", "trainer", "loop"] = "auto"
     """trainer: Lightning's Trainer takes every client's steps. loop: the same steps without it, to the same bits, for
-    runs without callbacks. auto: the trainer where there are callbacks. Its default is as that of `workers`."""
+    runs without callbacks. auto: the trainer where there are callbacks, installed ones included. Its default is as
+    that of `workers`."""
     workers: Workers = "auto"
     """Worker processes, at most the clients of a round. auto: as many as find `threads` cores each, or one a GPU; more
     workers than GPUs share them in turns. Its default is for the config.yaml of runs from before it was a setting."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import signal
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +29,7 @@ from ser_fl.errors import UserError
 from ser_fl.federation.client import ClientTask
 from ser_fl.federation.experiment import make_clients
 from ser_fl.federation.objectives import Objective
-from ser_fl.federation.trainers import Trainers, quiet_trainer
+from ser_fl.federation.trainers import Trainers, has_installed_callbacks, quiet_trainer
 from ser_fl.models.catalogue import build_network
 from ser_fl.records import ClientUpdate
 
@@ -409,3 +411,31 @@ def test_callbacks_call_for_a_trainer(cache: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(UserError, match=r"executor\.engine=loop runs no callbacks.*executor\.engine=auto"):
         train(settings(cache, "executor.engine=loop", f"run_dir={cache / 'none'}"), callbacks=[Fed()])
     assert not (cache / "none").exists()
+
+
+def test_installed_callbacks_call_for_a_trainer_too(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package that gives every Trainer a callback, by Lightning's own entry point."""
+    information = tmp_path / "watching-1.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: watching\nVersion: 1\n")
+    (information / "entry_points.txt").write_text("[lightning.pytorch.callbacks_factory]\nwatching = watching:make\n")
+    (tmp_path / "watching.py").write_text(
+        "import lightning.pytorch as pl\n"
+        "steps = []\n"
+        "class Watching(pl.Callback):\n"
+        "    def on_train_batch_end(self, trainer, *_):\n"
+        "        steps.append(trainer.global_step)\n"
+        "def make():\n"
+        "    return Watching()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    has_installed_callbacks.cache_clear()
+    try:
+        config = settings(cache)
+        update(config, prepare(config), 1)
+        assert importlib.import_module("watching").steps == [1, 2, 3]
+    finally:
+        has_installed_callbacks.cache_clear()
+        sys.modules.pop("watching", None)

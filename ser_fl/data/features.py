@@ -110,9 +110,13 @@ def _load(file: Path, shape: tuple[int, int, int]) -> NDArray[np.float32] | None
 
 def _key(corpus: Corpus, config: FrontendConfig) -> str:
     digest = blake2b(repr((CACHE_VERSION, torch.__version__, _settings(config))).encode(), digest_size=16)
+
+    def digests(start: int) -> bytes:
+        return b"".join(map(corpus.content_digest, corpus.utterances[start : start + _BATCH]))
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for content in pool.map(corpus.content_digest, corpus.utterances):
-            digest.update(content)
+        for contents in pool.map(digests, range(0, len(corpus.utterances), _BATCH)):
+            digest.update(contents)
     return digest.hexdigest()
 
 

@@ -19,7 +19,7 @@ from ser_fl.federation.fit_profiler import FitProfiler
 from ser_fl.federation.loop import fit_in_loop
 from ser_fl.federation.objectives import Objective
 from ser_fl.federation.schedule import norm_is_frozen
-from ser_fl.federation.trainers import Trainers
+from ser_fl.federation.trainers import Trainers, has_installed_callbacks
 from ser_fl.models.catalogue import build_network
 from ser_fl.models.classifier import EmotionClassifier
 from ser_fl.randomness import derive_seed, generator
@@ -124,7 +124,7 @@ class Clients:
     def uses_trainer(self) -> bool:
         """Whether a Trainer runs the steps: where callbacks hook into it, if nothing else is configured."""
         engine = self.config.executor.engine
-        return bool(self.callbacks) if engine == "auto" else engine == "trainer"
+        return bool(self.callbacks) or has_installed_callbacks() if engine == "auto" else engine == "trainer"
 
 
 def _distance(parameters: State, received: State) -> float:

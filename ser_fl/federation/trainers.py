@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from typing import Any
 
 import lightning.pytorch as pl
@@ -68,6 +70,12 @@ class Trainers:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Trainers, (self._config, self._callbacks, self._device, self._profiler)
+
+
+@functools.cache
+def has_installed_callbacks() -> bool:
+    """Whether an installed package gives every Trainer callbacks of its own, by Lightning's entry point for that."""
+    return bool(entry_points(group="lightning.pytorch.callbacks_factory"))
 
 
 def _fit(trainer: pl.Trainer, classifier: EmotionClassifier, batches: ClientDataModule) -> None:
