@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import lightning.pytorch as pl
 import torch
+from torch import nn
 
 from ser_fl.config import Config
 from ser_fl.data.datamodule import ClientDataModule, load_examples
@@ -54,6 +55,8 @@ class Clients:
     watch: Watch = UNWATCHED
     """The objective has the same one."""
     trainers: Trainers = field(init=False)
+    _networks: list[nn.Module] = field(init=False, default_factory=list)
+    """The one that clients take in turns, once there is one."""
 
     def __post_init__(self) -> None:
         profiler = FitProfiler.of(self.watch)
@@ -65,9 +68,8 @@ class Clients:
         self.watch.restart()
         keys = (self.config.seed, "round", task.round, "client", task.client_id)
         stream = generator(*keys)
-        network = build_network(self.config.model, len(self.store.classes), seed=self.config.seed)
+        network = self.network()
         network.load_state_dict(task.state)
-        network.to(self.device)
         with self.watch.part("data"):
             examples = load_examples(self.store, self.indices[task.client_id], self.standardisation)
             examples, num_examples = self.objective.start_round(network, examples, task.round, stream)
@@ -105,6 +107,15 @@ class Clients:
             optimiser_state=_flatten(optimiser) if self.config.federation.keep_optimiser else {},
             nanoseconds=self.watch.read(),
         )
+
+    def network(self) -> nn.Module:
+        """In training mode, on the device, with any weights; a new one where callbacks may hook into it."""
+        if self._networks and not self.uses_trainer:
+            self._networks[0].zero_grad()
+            return self._networks[0].train()
+        network = build_network(self.config.model, len(self.store.classes), seed=self.config.seed).to(self.device)
+        self._networks[:] = [] if self.uses_trainer else [network]
+        return network
 
     def fit(self, classifier: EmotionClassifier, batches: ClientDataModule) -> torch.optim.Optimizer:
         """Train it, by a Trainer or in the loop that does the same, and return the optimiser that did."""
