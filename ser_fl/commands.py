@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ser_fl.environment import collection_paused
+from ser_fl.environment import collection_paused, keep_freed_memory
 from ser_fl.errors import UserError
 from ser_fl.records import RunFolder
 
@@ -69,6 +69,7 @@ def run_train(arguments: Namespace) -> None:
 
 def train_visibly(config: Config) -> RunFolder:
     """Train with a line for every round and progress bars; at the end, if asked for, where the time went."""
+    keep_freed_memory()
     with collection_paused():
         from ser_fl.federation.experiment import train
 
@@ -124,6 +125,7 @@ def run_benchmark(arguments: Namespace) -> None:
 
 def benchmark_visibly(config: BenchmarkConfig) -> list[AttackRecord]:
     """Attack a run with progress bars."""
+    keep_freed_memory()
     with collection_paused():
         from ser_fl.evaluation.benchmark import benchmark_run
 

@@ -234,7 +234,7 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         what_they_are: dict[str, dict[str, object]] = {
-            "fast": {"recipe": "per_step", "steps": 1, "random_start": True},
+            "fast": {"recipe": "per_step", "steps": 1, "random_start": True, "fraction": 1.0},
             "free": {"recipe": "per_step", "steps": 1, "random_start": False, "fraction": 1.0},
         }
         for setting, needed in what_they_are.get(self.name, {}).items():

@@ -65,12 +65,7 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on a device; to a GPU by way of pinned memory, so that nobody waits for it to arrive."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
-    return pinned(tensor).to(device, non_blocking=True)
-
-
-def pinned(tensor: Tensor) -> Tensor:
-    """A copy in pinned memory, which torch keeps until it has been read."""
-    return tensor.pin_memory()
+    return tensor.pin_memory().to(device, non_blocking=True)  # torch keeps the pinned copy until it has been read
 
 
 def current(device: torch.device) -> AbstractContextManager[object]:

@@ -433,9 +433,22 @@ def test_installed_callbacks_call_for_a_trainer_too(
     monkeypatch.syspath_prepend(tmp_path)
     has_installed_callbacks.cache_clear()
     try:
+        with pytest.raises(UserError, match=r"executor\.engine=loop runs no callbacks"):
+            train(settings(cache, "executor.engine=loop", f"run_dir={cache / 'none'}"))
         config = settings(cache)
         update(config, prepare(config), 1)
         assert importlib.import_module("watching").steps == [1, 2, 3]
     finally:
         has_installed_callbacks.cache_clear()
         sys.modules.pop("watching", None)
+
+
+@pytest.mark.parametrize("engine", ["trainer", "loop"])
+def test_clients_train_whatever_the_caller_has_switched_off(cache: Path, engine: str) -> None:
+    config = settings(cache, f"executor.engine={engine}")
+    prepared = prepare(config)
+    expected = update(config, prepared, 1)
+    for off in (torch.no_grad(), torch.inference_mode()):
+        with off:
+            found = update(config, prepared, 1)
+        assert all(torch.equal(tensor, found.state[name]) for name, tensor in expected.state.items())

@@ -86,3 +86,27 @@ def test_a_norm_that_stands_still_is_not_run() -> None:
     layers(torch.randn(1, 1, 24, 30, dtype=torch.float64))
     with pytest.raises(TypeError):
         layers.train()(torch.randn(2, 1, 24, 30, dtype=torch.float64))
+
+
+def test_under_autocast_too() -> None:
+    """Gradients by the input and by every parameter, all norms standing still, near those of the layers one by one."""
+    results = []
+    for cls in (ConvolutionBlocks, nn.Sequential):
+        layers = blocks(cls).float().eval()
+        maps_B1FL = torch.randn(3, 1, 24, 30, generator=stream()).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            result = layers(maps_B1FL)
+        result.float().square().sum().backward()
+        results.append([result.float(), maps_B1FL.grad, *(parameter.grad for parameter in layers.parameters())])
+    for mine, reference in zip(*results, strict=True):
+        assert mine is not None and reference is not None
+        assert float((mine - reference).norm()) < 0.03 * float(reference.norm())
+
+
+def test_whoever_hooks_into_a_layer_sees_it_run() -> None:
+    layers, seen = blocks(ConvolutionBlocks).eval(), []
+    layers[1].register_forward_hook(lambda *_: seen.append(1))
+    with torch.no_grad():
+        hooked = layers(torch.ones(1, 1, 24, 30, dtype=torch.float64))
+    assert seen == [1]
+    torch.testing.assert_close(hooked, blocks(ConvolutionBlocks).eval()(torch.ones(1, 1, 24, 30, dtype=torch.float64)))

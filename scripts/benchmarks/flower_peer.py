@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.plain_loop import PlainLoop
 from ser_fl.data.datamodule import Examples
+from ser_fl.environment import keep_freed_memory
 from ser_fl.records import State
 
 if TYPE_CHECKING:
@@ -31,8 +32,7 @@ if TYPE_CHECKING:
     from benchmarks.workload import Workload
 
 HOW_TO_INSTALL = (
-    "Flower is not installed, so it is not measured against: pip install 'flwr[simulation]==1.41.0' (which wants older "
-    "packaging, protobuf and rich than constraints.txt pins)"
+    "Flower is not installed, so it is not measured against: pip install --constraint constraints.txt -e '.[bench]'"
 )
 SET_UP = (
     "run_simulation with Ray on 2 CPUs, 1 CPU and 1 thread a client, FedAvg over all nodes (fraction_evaluate=0), "
@@ -175,6 +175,7 @@ def _loop_of_this_actor(folder: str) -> PlainLoop:
     import torch
 
     torch.set_num_threads(1)
+    keep_freed_memory()  # as our workers do
     config, num_classes, examples = pickle.loads((Path(folder) / "workload.pickle").read_bytes())
     held = {client: Examples(features_NFL, labels_N) for client, (features_NFL, labels_N) in examples.items()}
     return PlainLoop(config, held, num_classes, written="contiguous")

@@ -214,10 +214,7 @@ def long_clips(shape: Shape = LONG, rounds: int = 8) -> Iterator[Figure]:
 
 
 def compiled(shape: Shape = LONG, repeats: int = 15) -> Iterator[Figure]:
-    """Forward and backward of the default CRNN through torch.compile, which writes C++, against its layers as they are.
-
-    The GRU's loop over steps, whose backward pass is written by hand, is left out of the compiled part.
-    """
+    """A step of the default CRNN through torch.compile, which writes C++, against its layers as they are."""
     network = build_network(compose(["model=crnn"]).model, len(CLASSES), seed=1).train()
     features_BFL = torch.rand(shape.batch_size, shape.num_mels, shape.num_frames)
     labels_B = torch.arange(shape.batch_size) % len(CLASSES)
@@ -285,7 +282,11 @@ def against_flower(shape: Shape = SHORT, blocks: int = 3, rounds: int = 4) -> It
             measurements[precision] = block_of(peer, rounds)
         seconds = alternately(measurements, blocks, warm_ups=0)
     for name, precision, bar in (
-        ("client-rounds a second against Flower's simulation, two workers each, equal precision", "32-true", 2.5),
+        (
+            "client-rounds a second against Flower around the contiguous plain loop, two workers each, fp32",
+            "32-true",
+            2.5,
+        ),
         (f"the same with our default precision ({default})", default, 4.0),
     ):
         yield ratio(

@@ -1,8 +1,9 @@
 """Start-up: the help, and the first training batch with a warm feature cache, of processes seen from outside.
 
 The first batch is seen by a Lightning callback that Lightning itself finds, as it finds everybody's: through an entry
-point of an installed package, here a folder of two files on PYTHONPATH. So what runs is `ser-fl train` and nothing
-else. SER_FL_BENCH_NEMO names the folder of nEMO, for the figure on it.
+point of an installed package, here a folder of two files on PYTHONPATH. So what runs is `ser-fl train`, with a Trainer,
+which callbacks call for; without any it would have less to set up. SER_FL_BENCH_NEMO names the folder of nEMO, for the
+figure on it.
 """
 
 from __future__ import annotations
@@ -38,13 +39,14 @@ def callbacks():
 
 
 def figures() -> Iterator[Figure]:
-    """`ser-fl --help`, and the first batch of `experiment=debug` and of `experiment=nemo_fl`, serial."""
+    """`ser-fl --help`, and first batches, serial: with precision=auto the measurement that it begins with included."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         yield help_figure()
         yield first_batch(folder, "experiment=debug")
+        yield first_batch(folder, "experiment=debug", "precision=auto", "model=crnn", "federation.batch_size=16")
         if nemo := os.environ.get("SER_FL_BENCH_NEMO"):
-            yield first_batch(folder, "experiment=nemo_fl", f"data.root={nemo}", "tracking=none")
+            yield first_batch(folder, "experiment=nemo_fl", f"data.root={nemo}", "tracking=none", "precision=auto")
 
 
 def help_figure() -> Figure:
@@ -63,7 +65,7 @@ def first_batch(folder: Path, *settings: str) -> Figure:
     environment = observed(folder) | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     seconds, processor = [], []
     for repeat in range(1 + REPEATS):
-        run = folder / settings[0].partition("=")[2] / str(repeat)
+        run = folder / "-".join(settings).replace("/", "_") / str(repeat)
         started = time.clock_gettime(time.CLOCK_MONOTONIC)  # one clock for all processes
         printed = ser_fl(environment, "train", *settings, f"run_dir={run}", f"data.cache_dir={folder / 'cache'}")
         (line,) = (line for line in printed.splitlines() if line.startswith("first batch "))
@@ -79,7 +81,8 @@ def first_batch(folder: Path, *settings: str) -> Figure:
 def ser_fl(environment: os._Environ[str] | dict[str, str], *arguments: str) -> str:
     """What the command prints; it must end well."""
     command = [sys.executable, "-m", "ser_fl", *arguments]
-    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout
 
 
 def observed(folder: Path) -> dict[str, str]:

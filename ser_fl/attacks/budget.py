@@ -6,6 +6,7 @@ Legend: B utterances, F mel bins, L frames. Features are standardised log-mel, f
 from __future__ import annotations
 
 import math
+from copy import copy
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -63,12 +64,17 @@ class Box:
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Box:
         """The same box on another device, or of another type of number; itself where it is that already.
 
-        A new box looks at its values, which waits for a GPU: whoever needs one in a loop moves it once.
+        Its values are not looked at again, which would wait for a GPU; whoever needs it in a loop moves it once.
         """
         if self.lower_F1 is None or self.upper_F1 is None:
             return self
         lower_F1, upper_F1 = self.lower_F1.to(device, dtype), self.upper_F1.to(device, dtype)
-        return self if lower_F1 is self.lower_F1 and upper_F1 is self.upper_F1 else Box(lower_F1, upper_F1)
+        if lower_F1 is self.lower_F1 and upper_F1 is self.upper_F1:
+            return self
+        moved = copy(self)
+        object.__setattr__(moved, "lower_F1", lower_F1)
+        object.__setattr__(moved, "upper_F1", upper_F1)
+        return moved
 
 
 def budget_of(epsilon: float, norm: Norm, features_shape: tuple[int, ...]) -> float:

@@ -71,17 +71,16 @@ class _ShuffledBatches(IterableDataset[Batch]):
 
 
 class _ReplayedBatches(_ShuffledBatches):
-    """The same batches, each so many times in a row, in an iteration that is as long as without replays.
+    """The same batches, each so many times in a row, in an iteration that is about as long as without replays.
 
-    As long as whole replays of whole batches allow, and never shorter than one batch's. An iteration therefore takes
-    one in ``replays`` batches, and the next one goes on where it stopped: all examples come once in ``replays``
-    iterations.
+    It takes the nearest whole number to one in ``replays`` batches, and one at least; the next iteration goes on where
+    it stopped.
     """
 
     def __init__(self, examples: Examples, batch_size: int, stream: Generator, replays: int) -> None:
         super().__init__(examples, batch_size, stream)
         self.replays = replays
-        self.distinct_batches = max(1, round(self.num_batches / replays))
+        self.distinct_batches = max(1, (2 * self.num_batches + replays) // (2 * replays))
         self._to_come: list[Tensor] = []
 
     def __len__(self) -> int:

@@ -22,7 +22,7 @@ from ser_fl.data.features import OnFeatures
 from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.defences import build_defence
 from ser_fl.devices import CPU, devices_of, exact_arithmetic, send
-from ser_fl.environment import keep_freed_memory, threads_limited_to
+from ser_fl.environment import threads_limited_to
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.evaluation.example import spectrogram_pair
 from ser_fl.evaluation.robustness import Challenge, OnAttack, OnRecords, benchmark_attacks
@@ -140,7 +140,6 @@ def benchmark_run(
             raise unknown_name("attack in subsets", name, ATTACKS)
     defences = [build_defence(name) for name in config.defences]
     device, bundle = device_of_benchmark(config, trained), load_model(folder)
-    keep_freed_memory()
     with threads_limited_to(trained.executor.threads), exact_arithmetic():
         challenge = challenge_of(config, trained, bundle, prepare(trained, on_features)).to(device)
         bundle.to(device)

@@ -21,7 +21,7 @@ from ser_fl.errors import UserError
 from ser_fl.federation.server import GLOBAL, Server
 from ser_fl.records import State, write_bytes, write_json
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 @dataclass(slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import lightning.pytorch as pl
 import torch
@@ -59,11 +59,18 @@ class Clients:
     """The one that clients take in turns, once there is one."""
 
     def __post_init__(self) -> None:
+        assert self.config.precision != "auto", "resolve_precision comes first"
+        objective = replace(self.objective, box=self.objective.box.to(self.device))
+        object.__setattr__(self, "objective", objective)
         profiler = FitProfiler.of(self.watch)
         object.__setattr__(self, "trainers", Trainers(self.config, self.callbacks, self.device, profiler))
 
     def update(self, task: ClientTask) -> ClientUpdate:
         """One client's local epochs. The result depends on the task and the seed alone."""
+        with torch.inference_mode(False), torch.enable_grad():  # whatever the caller has switched off
+            return self._update(task)
+
+    def _update(self, task: ClientTask) -> ClientUpdate:
         started = time.perf_counter()
         self.watch.restart()
         keys = (self.config.seed, "round", task.round, "client", task.client_id)
@@ -121,13 +128,12 @@ class Clients:
         """Train it, by a Trainer or in the loop that does the same, and return the optimiser that did."""
         if self.uses_trainer:
             return self.trainers.fit(classifier, batches)
-        assert self.config.precision != "auto"
         return fit_in_loop(
             classifier,
             batches,
             epochs=self.config.federation.local_epochs,
             device=self.device,
-            precision=self.config.precision,
+            bf16=self.config.precision == "bf16-mixed",
             watch=self.watch,
         )
 

@@ -17,7 +17,7 @@ from ser_fl.data.features import OnFeatures
 from ser_fl.data.partition import holders
 from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.devices import devices_of, exact_arithmetic
-from ser_fl.environment import describe_environment, keep_freed_memory, threads_limited_to
+from ser_fl.environment import describe_environment, threads_limited_to
 from ser_fl.errors import UserError
 from ser_fl.evaluation.scoring import Evaluator
 from ser_fl.federation.checkpoint import Progress, is_checkpoint_of, load_checkpoint
@@ -30,6 +30,7 @@ from ser_fl.federation.rounds import Federation, OnRound, checkpoint_key
 from ser_fl.federation.schedule import cohort_size
 from ser_fl.federation.scoring import Scorer, total
 from ser_fl.federation.server import GLOBAL, Server
+from ser_fl.federation.trainers import has_installed_callbacks
 from ser_fl.metrics import scores
 from ser_fl.models.bundle import EmotionModel, save_model
 from ser_fl.models.catalogue import build_network
@@ -60,10 +61,9 @@ def train(
         UserError: the corpus, the settings or the run folder do not fit, or a callback cannot be sent to a worker.
         RoundFailed: too few clients came back in a round.
     """
-    if callbacks and config.executor.engine == "loop":
+    if config.executor.engine == "loop" and (callbacks or has_installed_callbacks()):
         raise UserError("executor.engine=loop runs no callbacks, got some: use executor.engine=auto")
     devices_of(config.executor.accelerator)  # refuses hardware that is not there before anything is written
-    keep_freed_memory()
     run, progress = open_run(config)
     with threads_limited_to(config.executor.threads), exact_arithmetic():
         prepared = prepare(config, on_features)

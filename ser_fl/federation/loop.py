@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 
-from ser_fl.config import Precision
 from ser_fl.data.datamodule import ClientDataModule
 from ser_fl.devices import autocast
 from ser_fl.models.classifier import EmotionClassifier
@@ -21,12 +20,12 @@ def fit_in_loop(
     *,
     epochs: int,
     device: torch.device,
-    precision: Precision,
+    bf16: bool,
     watch: Watch,
 ) -> torch.optim.Optimizer:
     """A client's local epochs, as `Trainers.fit` runs them without callbacks.
 
-    With "bf16-mixed" the training step runs under autocast and the rest does not, as in Lightning.
+    With ``bf16`` the training step runs under autocast and the rest does not, as in Lightning's "bf16-mixed".
 
     Returns:
         The optimiser, with its state.
@@ -41,7 +40,7 @@ def fit_in_loop(
         for number in range(len(batches.batches)):
             with watch.part("data"):
                 batch = batches.transfer_batch_to_device(next(loader), device, 0)
-            with watch.part("forward"), autocast(device, bf16=precision == "bf16-mixed"):
+            with watch.part("forward"), autocast(device, bf16=bf16):
                 loss = classifier.training_step(batch, number)
             with watch.part("optimiser"):
                 optimiser.zero_grad()

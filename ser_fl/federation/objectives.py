@@ -6,6 +6,7 @@ Legend: N utterances, B batch, F mel bins, L frames.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Generator, Tensor, nn
@@ -47,10 +48,11 @@ class Objective:
     perturbation that each of these replays moves by the way (`FreePerturbation`); utterances are augmented once, before
     the replays. The paper divides the number of epochs by that of replays, so that training costs what clean training
     does. Here it is a client's round that does, since rounds are what schedules, patience and comparisons count: with m
-    replays each local epoch takes one in m minibatches, the next epoch goes on with those that have not come yet, and
-    each makes as many steps as a clean one, up to whole minibatches. A client's weight in the average stays the number
-    of its utterances, since every client leaves out the same share. The default of 4 replays is the authors' for inputs
-    of a spectrogram's size (ImageNet): more of them make a stronger attack, on fewer utterances a round. Its steps are
+    replays each local epoch takes one in m minibatches, and a second local epoch goes on with those that have not come
+    yet. That makes as many steps as a clean epoch, up to half of one minibatch's replays, and at least one minibatch's:
+    a client of fewer than m minibatches takes more. A client's weight in the average stays the number of its
+    utterances. The default of 4 replays is the authors' for inputs of a spectrogram's size (ImageNet): more of them
+    make a stronger attack, on fewer utterances a round. Its steps are
     single ones too: look for the same collapse.
 
     Both begin in round 1, since they need no model that has learnt: their authors attack from the first step on.
@@ -86,7 +88,7 @@ class Objective:
             return None
         if self.config.name == "free":
             return FreePerturbation(self.config.epsilon, self.step_size, self.box)
-        return _Hardening(self, stream)
+        return partial(self.harden, stream=stream)
 
     def batch_augmentation(self, round_number: int) -> AugmentationConfig:
         """What is left to be done to each batch: copies made at the start of a round stay as they are."""
@@ -166,17 +168,3 @@ class Objective:
         if self.config.name == "fast":
             return self.config.step_size or 1.25 * self.config.epsilon
         return self.config.step_size or self.config.epsilon / (4 if self.config.steps > 1 else 1)
-
-
-class _Hardening:
-    """`Objective.harden` for every batch of one client and round: the box is moved to their device once."""
-
-    def __init__(self, objective: Objective, stream: Generator) -> None:
-        self._objective = objective
-        self._stream = stream
-
-    def __call__(self, network: nn.Module, features_BFL: Tensor, labels_B: Tensor) -> Tensor:
-        box = self._objective.box.to(features_BFL.device)
-        if box is not self._objective.box:
-            self._objective = replace(self._objective, box=box)
-        return self._objective.harden(network, features_BFL, labels_B, self._stream)

@@ -70,7 +70,7 @@ def _seconds(network: nn.Module, features_BFL: Tensor, labels_B: Tensor, *, low:
 
 
 def _has_bf16(device: torch.device) -> bool:
-    """Whether the hardware computes in bfloat16, and does not only hold it."""
+    """Whether it is worth a measurement: torch has kernels for it that this hardware can run."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

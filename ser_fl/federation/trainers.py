@@ -111,12 +111,13 @@ def quiet_trainer(
     config: Config, callbacks: Sequence[pl.Callback], device: torch.device = CPU, profiler: Profiler | None = None
 ) -> pl.Trainer:
     """A Lightning Trainer for one client and round: no files, no bars, one device, no cluster detection."""
+    assert config.precision != "auto"
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     return pl.Trainer(
         max_epochs=config.federation.local_epochs,
         accelerator=device.type,
         devices=[device.index or 0] if device.type == "cuda" else 1,
-        precision="32-true" if config.precision == "auto" else config.precision,
+        precision=config.precision,
         callbacks=list(callbacks),
         plugins=[LightningEnvironment()],  # under SLURM the round loop owns signals and requeueing, not each Trainer
         profiler=profiler,

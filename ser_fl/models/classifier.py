@@ -81,7 +81,7 @@ class EmotionClassifier(pl.LightningModule):
         return logits_BC
 
     def on_train_start(self) -> None:
-        """Lightning has put every module into training mode by now."""
+        """The network is in training mode by now; what stands still leaves it again."""
         if self.freeze_norm:
             for module in self.network.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):

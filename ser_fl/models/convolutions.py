@@ -27,11 +27,19 @@ class ConvolutionBlocks(nn.Sequential):
         """Maps after the last layer, of shape (B, K, H, W)."""
         layers = list(self)
         for before, layer, after in zip([None, *layers], layers, [*layers[1:], None], strict=False):
-            if isinstance(layer, nn.Conv2d) and isinstance(after, nn.BatchNorm2d) and not after.training:
-                maps_BKHW = _convolve_normed(layer, after, maps_BKHW)
-            elif not (isinstance(layer, nn.BatchNorm2d) and isinstance(before, nn.Conv2d) and not layer.training):
+            if (pair := _standing_norm(layer, after)) is not None:
+                maps_BKHW = _convolve_normed(*pair, maps_BKHW)
+            elif _standing_norm(before, layer) is None:
                 maps_BKHW = layer(maps_BKHW)
         return maps_BKHW
+
+
+def _standing_norm(layer: nn.Module | None, after: nn.Module | None) -> tuple[nn.Conv2d, nn.BatchNorm2d] | None:
+    """A convolution and the norm after it where that stands still, unless somebody's hook wants to see them run."""
+    if not isinstance(layer, nn.Conv2d) or not isinstance(after, nn.BatchNorm2d) or after.training:
+        return None
+    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in (layer, after))
+    return None if hooked else (layer, after)
 
 
 def _convolve_normed(convolution: nn.Conv2d, norm: nn.BatchNorm2d, maps_BKHW: Tensor) -> Tensor:
@@ -48,9 +56,9 @@ def _convolve_normed(convolution: nn.Conv2d, norm: nn.BatchNorm2d, maps_BKHW: Te
 class StemConvolution(nn.Conv2d):
     """A 5 x 5 convolution of one input channel, stride 2, padding 2, without bias, channels last.
 
-    Parameters and result are those of `nn.Conv2d`. On CPUs its gradient by the input is several times as fast: it is
-    that of a 2 x 2 convolution of 16 channels, the cells of 4 x 4 squares, to 4 K channels, the maps' four values above
-    a square, and convolutions of one channel are what CPU kernels are not made for.
+    Parameters and result are those of `nn.Conv2d`; on CPUs it has no second derivative. There its gradient by the input
+    is several times as fast: it is that of a 2 x 2 convolution of 16 channels, the cells of 4 x 4 squares, to 4 K
+    channels, the maps' four values above a square. Convolutions of one channel are what CPU kernels are not made for.
     """
 
     def __init__(self, channels: int) -> None:

@@ -23,7 +23,7 @@ from ser_fl.devices import CPU, autocast
 class BidirectionalGRU(nn.GRU):
     """One bidirectional layer, batch first: parameters, equations and result of `torch.nn.GRU`.
 
-    Tensors on a GPU go through cuDNN as ever.
+    Tensors on a GPU go through cuDNN as ever. On a CPU it takes batches only and has no second derivative.
     """
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
@@ -139,9 +139,10 @@ class _Recurrence(torch.autograd.Function):
             torch.baddbmm(kept_DBH, hidden_gate_G, weights_DGH, out=carried_DBH)
         hidden_LDBG = hidden_gates.flatten(-2)
         weight_grad = bias_grad = None
+        stacked_DNG = hidden_LDBG.transpose(0, 1).flatten(1, 2)
         if ctx.needs_input_grad[2]:
-            stacked_DNG = hidden_LDBG.transpose(0, 1).flatten(1, 2)
             weight_grad = torch.bmm(stacked_DNG.transpose(1, 2), states_LDBH[:-1].transpose(0, 1).flatten(1, 2))
+        if ctx.needs_input_grad[3]:
             bias_grad = stacked_DNG.sum(1)
         gates_BLDG = news.new_empty(batch, steps, directions, 3 * size)
         _by_position(hidden_LDBG[..., : 2 * size], gates_BLDG[..., : 2 * size])
