@@ -452,3 +452,15 @@ def test_clients_train_whatever_the_caller_has_switched_off(cache: Path, engine:
         with off:
             found = update(config, prepared, 1)
         assert all(torch.equal(tensor, found.state[name]) for name, tensor in expected.state.items())
+
+
+def test_no_step_of_an_optimiser_loads_nvml(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning's import asks torch to look for GPUs by it, and Adam looks in every step."""
+    asked: list[str] = []
+    monkeypatch.setattr(torch.cuda, "_device_count_nvml", lambda: asked.append("nvml") or 0)
+    config = settings(cache)
+    update(config, prepare(config), 1)
+    assert asked == []
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    torch.cuda.is_available()
+    assert asked == ["nvml"]

@@ -175,7 +175,8 @@ def _loop_of_this_actor(folder: str) -> PlainLoop:
     import torch
 
     torch.set_num_threads(1)
-    keep_freed_memory()  # as our workers do
+    keep_freed_memory()  # as our workers do, and no NVML in every step of Adam, either
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
     config, num_classes, examples = pickle.loads((Path(folder) / "workload.pickle").read_bytes())
     held = {client: Examples(features_NFL, labels_N) for client, (features_NFL, labels_N) in examples.items()}
     return PlainLoop(config, held, num_classes, written="contiguous")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+import os
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,10 @@ from ser_fl.config import Config
 from ser_fl.data.datamodule import ClientDataModule
 from ser_fl.devices import CPU
 from ser_fl.models.classifier import EmotionClassifier
+
+# Lightning makes torch look for GPUs through NVML, so that processes may be forked afterwards. Adam looks in every
+# step, and loading NVML takes a tenth of a millisecond each time. Nothing is forked here.
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
 
 
 class Trainers:
