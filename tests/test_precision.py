@@ -46,6 +46,13 @@ def test_what_is_given_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
         resolve_precision(settings("precision=auto"), 5)
 
 
+def test_the_measurement_takes_gradients_whatever_the_caller_has_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "_has_bf16", lambda _: True)
+    for off in (torch.no_grad(), torch.inference_mode()):
+        with off:
+            assert resolve_precision(settings("precision=auto"), 5).precision in ("32-true", "bf16-mixed")
+
+
 def test_the_measurement_leaves_random_streams_alone() -> None:
     before = torch.get_rng_state()
     assert 0 < speed_up(settings(), 5, torch.device("cpu")) < float("inf")
@@ -62,7 +69,8 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(tmp_path: Path, monke
     measured(monkeypatch, 0.5)
     train(settings(*auto, "resume=true"))
     train(settings(cache, "precision=bf16-mixed", f"run_dir={tmp_path / 'named'}"))
-    weights = [(tmp_path / run / "model.safetensors").read_bytes() for run in ("auto", "named")]
+    last = "checkpoint/round-00002.safetensors"  # the selected model may be that of round 1
+    weights = [(tmp_path / run / last).read_bytes() for run in ("auto", "named")]
     assert weights[0] == weights[1]
 
 

@@ -29,7 +29,8 @@ def resolve_precision(config: Config, num_classes: int) -> Config:
     if config.precision != "auto":
         return config
     device = devices_of(config.executor.accelerator)[0]
-    pays = _has_bf16(device) and speed_up(config, num_classes, device) >= WORTH_IT
+    with torch.inference_mode(False), torch.enable_grad():  # whatever the caller has switched off
+        pays = _has_bf16(device) and speed_up(config, num_classes, device) >= WORTH_IT
     return with_precision(config, "bf16-mixed" if pays else "32-true")
 
 
