@@ -18,6 +18,7 @@ from ser_fl.attacks.gradient import attacked
 from ser_fl.attacks.problem import Problem
 from ser_fl.attacks.seeding import seeded
 from ser_fl.attacks.settings import AttackSettings
+from ser_fl.attacks.victim import Expectation
 from ser_fl.devices import current, send
 from ser_fl.errors import UserError
 from ser_fl.randomness import derive_seed
@@ -46,6 +47,10 @@ class Entry:
     """Looks for the smallest perturbation, so that its result must be held against the budget."""
     needs_box: bool = False
     """Refused without a box: ART would take the range of what it is given for one, or fail."""
+    adaptive: bool = False
+    """Questions the model through `Problem.victim` alone, so that it attacks a randomised defence in expectation."""
+    warm: bool = False
+    """Can begin at `Problem.start_BFL`."""
     quiet_step: bool = False
     """A step size above epsilon is what this attack is."""
 
@@ -95,6 +100,8 @@ class Attack:
         keys_B: Sequence[str],
         seed: int,
         batch_size: int,
+        expectation: Expectation | None = None,
+        start_BFL: Tensor | None = None,
     ) -> Crafted:
         """Adversarial utterances, within box and budget; clean ones where the attack failed.
 
@@ -108,6 +115,9 @@ class Attack:
             keys_B: utterance ids. Random draws depend on (seed, utterance), not on batches or their order.
             seed: of all random draws; the global random states stay as they are.
             batch_size: utterances at a time.
+            expectation: the randomised defence that the attacker knows of; None for an attack on the network alone.
+            start_BFL: adversarial features inside the budget that an attack may begin at (`Entry.warm`), such as those
+                of a smaller one.
 
         Raises:
             UserError: an attack that needs a box has none, or one of ART's needs another kind of model.
@@ -135,6 +145,8 @@ class Attack:
                 settings=self.settings,
                 seed=seed,
                 passes=passes,
+                expectation=expectation,
+                start_BFL=None if start_BFL is None else send(start_BFL, device),
             )
             rows = torch.arange(len(labels_B), device=device)
             batches = [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]

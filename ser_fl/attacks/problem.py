@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ser_fl.attacks.ball import Ball
 from ser_fl.attacks.budget import Box
 from ser_fl.attacks.estimator import Array, ClipValues, HiddenNetwork, Labels, Passes, classifier
 from ser_fl.attacks.settings import AttackSettings
+from ser_fl.attacks.victim import Expectation, Victim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -34,6 +36,10 @@ class Problem:
     """Resolved."""
     seed: int
     passes: Passes
+    expectation: Expectation | None = None
+    """What the attacker knows of the defence in front of the network; None where it knows of none."""
+    start_BFL: Tensor | None = None
+    """Adversarial features that an attack may begin at, such as those of a smaller budget; None to choose itself."""
 
     def subset(self, indices_N: Tensor) -> Self:
         """The same problem for some of its utterances."""
@@ -43,7 +49,19 @@ class Problem:
             features_BFL=self.features_BFL[indices_N],
             labels_B=self.labels_B[indices_N],
             keys_B=[self.keys_B[index] for index in chosen],
+            start_BFL=None if self.start_BFL is None else self.start_BFL[indices_N],
         )
+
+    @property
+    def victim(self) -> Victim:
+        """What an attack of ours questions."""
+        return Victim(network=self.network, keys_B=self.keys_B, passes=self.passes, expectation=self.expectation)
+
+    @property
+    def ball(self) -> Ball:
+        """The L-infinity ball of the budget."""
+        radius_B = self.features_BFL.new_full((len(self.keys_B),), self.settings.epsilon)
+        return Ball(self.features_BFL, radius_B, "inf")
 
     def logits(self, features_BFL: Tensor) -> Tensor:
         """Logits of any features, shape (B, C), counted as forward passes."""
