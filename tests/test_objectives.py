@@ -288,7 +288,7 @@ def test_fast_is_one_step_of_five_quarters_of_epsilon_from_a_uniform_start() -> 
     weight_FL = torch.randn(NUM_MELS, NUM_FRAMES, generator=stream(4))
     examples = make_examples(40)
     features_BFL, labels_B = examples.features_NFL, examples.labels_N % 2
-    fast_BFL = quick("fast").harden(Linear(weight_FL), features_BFL, labels_B, stream(7))
+    fast_BFL = quick("fast").harden(Linear(weight_FL), features_BFL, labels_B, stream(7), EPSILON)
     unit_BFL = torch.rand(features_BFL.shape, generator=stream(7))
     noise_BFL = BOX.clip(features_BFL + (2 * unit_BFL - 1) * EPSILON) - features_BFL
     direction_BFL = (2 * labels_B - 1)[:, None, None] * weight_FL.sign()
@@ -298,7 +298,9 @@ def test_fast_is_one_step_of_five_quarters_of_epsilon_from_a_uniform_start() -> 
     moved_BFL = (fast_BFL - features_BFL).abs()
     assert bool((moved_BFL < 0.9 * EPSILON).any()), "a start on the far side ends inside the ball"
     assert bool((moved_BFL > 0.999 * EPSILON).any())
-    longer_BFL = quick("fast", step_size=2 * EPSILON).harden(Linear(weight_FL), features_BFL, labels_B, stream(7))
+    longer_BFL = quick("fast", step_size=2 * EPSILON).harden(
+        Linear(weight_FL), features_BFL, labels_B, stream(7), EPSILON
+    )
     at_the_edge_BFL = BOX.clip(features_BFL + EPSILON * direction_BFL)
     torch.testing.assert_close(longer_BFL, at_the_edge_BFL, rtol=0, atol=ROUNDING)
 
@@ -463,7 +465,9 @@ def test_trades_begins_in_its_round_and_hardens_no_batch() -> None:
 
 def test_epsilon_grows_in_equal_steps_from_the_first_adversarial_round() -> None:
     warming = objective(recipe="per_step", from_round=3, warm_up_rounds=4)
-    assert [warming.epsilon(number) / EPSILON for number in range(3, 9)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    grown = [warming.epsilon(number) / EPSILON for number in range(3, 9)]
+    assert grown == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
+    assert warming.epsilon(6) == EPSILON
     assert objective(from_round=3).epsilon(3) == EPSILON
 
 
