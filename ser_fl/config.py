@@ -22,6 +22,7 @@ _stage = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Amount = Annotated[int, Field(ge=0)]
 Epsilon = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -205,6 +206,10 @@ class AugmentationConfig:
     max_mel_mask: Amount
     """Mel bins of one mask at most."""
     label_smoothing: Share
+    max_mel_warp: Share = 0.0
+    """Stretch or squeeze the mel axis by up to this share: another vocal tract."""
+    max_equalisation: NonNegative = 0.0
+    """Add a smooth curve over mel bins of up to this many standardised log-mel units: another microphone or room."""
 
 
 @_stage

@@ -111,7 +111,9 @@ class Objective:
         if not self.makes_copies(round_number):
             return self.augmentation
         # mypy does not see that pydantic's dataclass is one.
-        return replace(self.augmentation, roll=False, time_masks=0, mel_masks=0)  # type: ignore[type-var]
+        return replace(  # type: ignore[type-var]
+            self.augmentation, roll=False, time_masks=0, mel_masks=0, max_mel_warp=0.0, max_equalisation=0.0
+        )
 
     def start_round(
         self, network: nn.Module, examples: Examples, round_number: int, stream: Generator
