@@ -281,7 +281,9 @@ class RunFolder:
     @property
     def local_clients(self) -> list[str]:
         """Clients whose own weights are there."""
-        return sorted(unquote(file.name.removesuffix(".safetensors")) for file in self.local_models.glob("*.safetensors"))
+        return sorted(
+            unquote(file.name.removesuffix(".safetensors")) for file in self.local_models.glob("*.safetensors")
+        )
 
     @property
     def attacks(self) -> Path:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +29,8 @@ from ser_fl.attacks.catalogue import build
 from ser_fl.attacks.settings import AttackSettings
 from ser_fl.composition import compose
 from ser_fl.config import Config, TransferConfig
-from ser_fl.data.features import FeatureStore, OnFeatures, compute_features
 from ser_fl.data.corpora.folder import expand_home
+from ser_fl.data.features import FeatureStore, OnFeatures, compute_features
 from ser_fl.data.frontend import Standardisation
 from ser_fl.data.partition import split_corpus
 from ser_fl.data.prepared import open_configured_corpus
@@ -252,7 +253,7 @@ def _show_to(
     return records
 
 
-def _fields(record: AttackRecord) -> dict[str, object]:
+def _fields(record: AttackRecord) -> dict[str, Any]:
     return {entry.name: getattr(record, entry.name) for entry in fields(record)}
 
 
@@ -305,7 +306,10 @@ def transfer_runs(
     ]
     for run in runs[1:]:
         _refuse_unlike(runs[0], run)
-    file = RunFolder(Path(config.out) if config.out else runs[0].folder).transfer
+    out = expand_home(config.out) if config.out else runs[0].folder
+    if out.exists() and not out.is_dir():
+        raise UserError(f"out must be a folder, got the file {out}")
+    file = RunFolder(out).transfer
     with threads_limited_to(runs[0].config.executor.threads), exact_arithmetic():
         # Attacks measure distances in float64, which Apple's GPUs lack.
         models = [model.to(CPU if device.type == "mps" else device) for model in _models(runs, on_features)]
@@ -377,14 +381,13 @@ def _refuse_unlike(first: _Run, other: _Run) -> None:
     for what, of in pairs:
         if of(first) != of(other):
             raise UserError(f"{other.name} and {first.name} differ in their {what}: {of(other)} against {of(first)}")
-    ours, theirs = first.bundle.frontend_config, other.bundle.frontend_config
-    # The box and the front end's name take no part in raw log-mel.
-    for entry in fields(ours):
-        before, after = getattr(ours, entry.name), getattr(theirs, entry.name)
-        if entry.name not in ("name", "clip") and before != after:
+    theirs = vars(other.bundle.frontend_config)
+    for setting, value in vars(first.bundle.frontend_config).items():
+        # The front end's name and the box take no part in raw log-mel.
+        if setting not in ("name", "clip") and theirs[setting] != value:
             raise UserError(
-                f"{other.name} and {first.name} differ in frontend.{entry.name}, {after} against {before}: an attack "
-                "on log-mel is carried over between runs of one front end only"
+                f"{other.name} and {first.name} differ in frontend.{setting}: {theirs[setting]} against {value}; an "
+                "attack on log-mel can be carried over between runs of one front end only"
             )
 
 
