@@ -38,15 +38,12 @@ def _square(matrix: TransferMatrix, defence: str) -> Table:
         (source, *(wording.percent(cells[source, target].robust_uar) for target in matrix.models))
         for source in matrix.models
     ]
-    changes = [record.max_linf for record in cells.values()]
     clean = ("nothing (clean)", *(wording.percent(cells[target, target].clean_uar) for target in matrix.models))
     return Table(
         title=f"{attack_of(matrix)} from one model to another, {wording.defence_name(defence)}",
         header=("Made on", *(f"shown to {target}" for target in matrix.models)),
         rows=(clean, *rows),
-        caption=f"UAR in per cent; where both are one model it is the white-box figure. {_conditions(matrix)} In those"
-        f" of the models that it was shown to, the largest change is {wording.number(min(changes), '.3g')} to"
-        f" {wording.number(max(changes), '.3g')}.",
+        caption=f"UAR in per cent; where both are one model it is the white-box figure. {_conditions(matrix)}",
     )
 
 
@@ -91,5 +88,11 @@ def pair_table(matrix: TransferMatrix) -> Table:
 
 
 def _conditions(matrix: TransferMatrix) -> str:
+    """What epsilon means, and what came of it in the units of the targets."""
+    changes = [record.max_linf for record in matrix.records]
+    least, largest = (wording.number(change, ".3g") for change in (min(changes), max(changes)))
     synthetic = " SYNTHETIC speech is no evidence about real speech." if matrix.synthetic else ""
-    return f"Epsilon is in the standardised units of the model that the attack was made on.{synthetic}"
+    return (
+        "Epsilon is in the standardised units of the model that the attack was made on; in the units of those that it"
+        f" was shown to, the largest change is {least if least == largest else f'{least} to {largest}'}.{synthetic}"
+    )
