@@ -32,8 +32,14 @@ def build_parser() -> argparse.ArgumentParser:
     benchmark = commands.add_parser("benchmark", help="attack a trained run: run=RUN attacks=[pgd] epsilons=[0.05] ...")
     benchmark.add_argument("settings", nargs="*", help=_SETTINGS)
 
+    transfer = commands.add_parser("transfer", help="attack each run and show it to the others: RUN RUN attack=pgd ...")
+    transfer.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run folders; RUN:CLIENT is a client's own model of a local-only run"
+    )
+    transfer.add_argument("settings", nargs="*", help=_SETTINGS)
+
     report = commands.add_parser("report", help="tables, figures and one report.html from run folders")
-    report.add_argument("runs", nargs="+", metavar="RUN")
+    report.add_argument("runs", nargs="+", metavar="RUN", help="run folders; also the transfer.json of any")
     report.add_argument(
         "--output", default=None, metavar="FILE", help="the page (default: report.html in the first run)"
     )

@@ -178,6 +178,24 @@ def print_attacks(records: list[AttackRecord], *, synthetic: bool) -> None:
     console.print(table)
 
 
+def run_transfer(arguments: Namespace) -> None:
+    """`ser-fl transfer`."""
+    from ser_fl.composition import compose_transfer
+    from ser_fl.report.markup import print_table
+    from ser_fl.report.transfer import transfer_tables
+
+    config = compose_transfer([*arguments.runs, *arguments.settings])
+    keep_freed_memory()
+    with collection_paused():
+        from ser_fl.evaluation.transfer import transfer_runs
+
+    with bars() as shown:
+        file, matrix = transfer_runs(config, on_attack=shown.report, on_features=shown.features)
+    for table in transfer_tables(matrix):
+        print_table(table, console)
+    console.print(f"transfer matrix: {file}", highlight=False, soft_wrap=True)
+
+
 def run_report(arguments: Namespace) -> None:
     """`ser-fl report`."""
     from ser_fl.report.four_way import four_way
@@ -186,16 +204,19 @@ def run_report(arguments: Namespace) -> None:
     from ser_fl.report.replications import replication_table
     from ser_fl.report.runs import read_run
     from ser_fl.report.tables import summary_table
+    from ser_fl.report.transfer import read_matrices, transfer_tables
 
-    folders = [Path(run) for run in arguments.runs]
+    files = [Path(run) for run in arguments.runs if run.endswith(".json")]
+    folders = [Path(run) for run in arguments.runs if not run.endswith(".json")]
     runs = [read_run(folder) for folder in folders]
     tables = [summary_table(runs), four_way(runs)] if any(run.attacks for run in runs) else [summary_table(runs)]
     if (repeated := replication_table(runs)) is not None:
         tables.append(repeated)
+    tables += [table for matrix in read_matrices(folders, files) for table in transfer_tables(matrix)]
     if arguments.markdown:
         print("\n\n".join(to_markdown(table) for table in tables))
         return
-    page = write_report(folders, Path(arguments.output) if arguments.output else None)
+    page = write_report(folders, Path(arguments.output) if arguments.output else None, transfers=files)
     for table in tables:
         print_table(table, console)
     console.print(f"report: {page}", highlight=False, soft_wrap=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ser_fl.config import CONFIG_SCHEMA, BenchmarkConfig, Config, parse, parse_benchmark
+from ser_fl.config import CONFIG_SCHEMA, BenchmarkConfig, Config, TransferConfig, parse, parse_benchmark, parse_transfer
 from ser_fl.errors import UserError, unknown_name
 
 
@@ -46,19 +46,40 @@ def compose_benchmark(overrides: Sequence[str]) -> BenchmarkConfig:
     Raises:
         UserError: an unknown setting (the known ones are listed), or a value out of range.
     """
+    settings = _from_defaults("benchmark", overrides, example="run=RUN")
+    if not any(override.startswith("run=") for override in overrides):
+        raise UserError("say which run: ser-fl benchmark run=RUN")
+    return parse_benchmark(settings)
+
+
+def compose_transfer(arguments: Sequence[str]) -> TransferConfig:
+    """The settings of `ser-fl transfer`: runs, ``configs/transfer.yaml``, and overrides such as ``epsilon=0.1``.
+
+    Args:
+        arguments: what begins with a word and ``=`` is an override, everything else a run; a run's folder of such a
+            name is written with a ``./`` before it.
+
+    Raises:
+        UserError: fewer than two runs, an unknown setting (the known ones are listed), or a value out of range.
+    """
+    overrides = [argument for argument in arguments if re.match(r"[\w.]+=", argument)]
+    runs = [argument for argument in arguments if argument not in overrides]
+    return parse_transfer({**_from_defaults("transfer", overrides, example="epsilon=0.1"), "runs": runs})
+
+
+def _from_defaults(name: str, overrides: Sequence[str], *, example: str) -> dict[str, Any]:
+    """Settings of ``configs/<name>.yaml`` and overrides, whose names are checked."""
     from omegaconf import OmegaConf
 
-    file = configs_dir() / "benchmark.yaml"
-    known = [str(name) for name in OmegaConf.load(file)]
+    file = configs_dir() / f"{name}.yaml"
+    known = [str(setting) for setting in OmegaConf.load(file)]
     for override in overrides:
         key, separator, _ = override.partition("=")
         if not separator:
-            raise UserError(f"{override!r} is not a setting: write key=value, such as run=RUN")
+            raise UserError(f"{override!r} is not a setting: write key=value, such as {example}")
         if key.split(".")[0] not in known:
             raise unknown_name("setting", key, known)
-    if not any(override.startswith("run=") for override in overrides):
-        raise UserError("say which run: ser-fl benchmark run=RUN")
-    return parse_benchmark(_from_file(file, overrides))
+    return _from_file(file, overrides)
 
 
 def _from_groups(overrides: Sequence[str]) -> dict[str, Any]:
@@ -83,7 +104,7 @@ def _from_groups(overrides: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-_FREE_TEXT = ("data.root", "data.cache_dir", "run_dir")
+_FREE_TEXT = ("data.root", "data.cache_dir", "run_dir", "root", "out")
 """Settings whose values are taken as they are, whatever Hydra's grammar makes of their characters."""
 
 

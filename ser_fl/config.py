@@ -425,14 +425,55 @@ class BenchmarkConfig:
     """Of the attacks and of what is shown to the defences; null: that of the run, or cpu where it is not here."""
 
 
+@_stage
+class TransferConfig:
+    """Which attack is made on each of some runs and shown to all of them."""
+
+    runs: tuple[str, ...]
+    """Run folders; RUN:CLIENT is a client's own model, of a run with federation=local_only."""
+    root: str | None
+    """Folder of the corpus, where it is no longer the one in the runs' config.yaml."""
+    attack: str
+    """A name in the catalogue, or art:ClassName."""
+    epsilon: Epsilon
+    """L-infinity budget in the standardised log-mel units of the run that is attacked, whichever it is shown to."""
+    defences: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Of the run that it is shown to."""
+    steps: Count | None
+    """Null: the attack's own default, as with restarts."""
+    restarts: Amount | None
+    max_examples: Count | None
+    """A balanced subset of the utterances that two runs have in common; null: all."""
+    batch_size: Count
+    seed: Amount
+    accelerator: Literal["cpu", "auto", "cuda"]
+    out: str | None
+    """Folder that transfer.json is written to; null: the first run's."""
+
+    def __post_init__(self) -> None:
+        if len(self.runs) < 2:
+            raise ValueError(
+                f"ser-fl transfer needs two runs at least, got {len(self.runs)}: ser-fl transfer RUN RUN [RUN ...]"
+            )
+
+
 _ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)
 _BENCHMARK: TypeAdapter[BenchmarkConfig] = TypeAdapter(BenchmarkConfig)
+_TRANSFER: TypeAdapter[TransferConfig] = TypeAdapter(TransferConfig)
 
 
 def parse_benchmark(settings: Mapping[str, Any]) -> BenchmarkConfig:
     """Check the settings of a benchmark; errors as in `parse`."""
     try:
         return _BENCHMARK.validate_python(dict(settings))
+    except ValidationError as error:
+        raise _one_line(error, settings) from None
+
+
+def parse_transfer(settings: Mapping[str, Any]) -> TransferConfig:
+    """Check the settings of a transfer matrix; errors as in `parse`."""
+    try:
+        return _TRANSFER.validate_python(dict(settings))
     except ValidationError as error:
         raise _one_line(error, settings) from None
 

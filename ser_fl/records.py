@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
 
 from ser_fl.errors import UserError
 
@@ -27,6 +28,8 @@ MODEL_SCHEMA = 1
 """Version of ``model.json``."""
 PROFILE_SCHEMA = 1
 """Version of ``profile.json``."""
+TRANSFER_SCHEMA = 1
+"""Version of ``transfer.json``."""
 
 State = dict[str, "Tensor"]
 """A model's full state: parameters and buffers by name."""
@@ -135,6 +138,40 @@ class AttackRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TransferRecord(AttackRecord):
+    """What an attack made on one model did to another, under one defence: an entry of ``transfer.json``.
+
+    ``epsilon`` is in the standardised units of the source; ``mean_l2`` and ``max_linf`` are in those of the target, and
+    measured from the target's own clean features. Passes and seconds are the source's, spent once for all its targets.
+    ``knowledge`` is "transfer", and where source and target are one model, the white-box figure, the attack's own.
+    """
+
+    source: str
+    """Name of the model that was attacked."""
+    target: str
+    """Name of the model that was shown what came of it."""
+    carried_uar: float
+    """Of the target, on the source's clean utterances carried over without an attack: it differs from ``clean_uar``
+    only by what the source's box cut off."""
+    max_db: float
+    """Largest change of a log-mel cell that the target was shown, in dB."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferMatrix:
+    """``transfer.json``: an attack made on each of some models and shown to all of them."""
+
+    models: dict[str, str]
+    """Names, as in the records, and where each lies: a run folder, with ":" and a client for a client's own model."""
+    synthetic: bool
+    """Whether the speech is of the built-in corpus."""
+    seconds: float
+    """Wall time of everything but the features."""
+    records: tuple[TransferRecord, ...]
+    """For every defence each source with each target, in the order of the models."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TimeSpent:
     """Where the time of some rounds went, in seconds."""
 
@@ -233,8 +270,28 @@ class RunFolder:
         return self.root / "model.json"
 
     @property
+    def local_models(self) -> Path:
+        """Folder of the clients' own weights, of a run that averages nothing (``federation=local_only``)."""
+        return self.root / "clients"
+
+    def weights_of(self, client_id: str) -> Path:
+        """A client's own weights; whatever a file's name cannot hold is percent-encoded."""
+        return self.local_models / f"{quote(client_id, safe=' ')}.safetensors"
+
+    @property
+    def local_clients(self) -> list[str]:
+        """Clients whose own weights are there."""
+        return sorted(
+            unquote(file.name.removesuffix(".safetensors")) for file in self.local_models.glob("*.safetensors")
+        )
+
+    @property
     def attacks(self) -> Path:
         return self.root / "attacks.json"
+
+    @property
+    def transfer(self) -> Path:
+        return self.root / "transfer.json"
 
     @property
     def profile(self) -> Path:
@@ -322,3 +379,39 @@ class RunFolder:
             )
             for record in content["records"]
         ]
+
+
+def write_transfer(path: Path, matrix: TransferMatrix) -> None:
+    """Write ``transfer.json`` whole; one that is there already is put aside as ``transfer.before.json``."""
+    content = {"schema": TRANSFER_SCHEMA, **asdict(matrix)}
+    if path.exists():
+        path.replace(path.with_suffix(".before.json"))
+    write_json(path, content)
+
+
+def read_transfer(path: Path) -> TransferMatrix:
+    """Read ``transfer.json``.
+
+    Raises:
+        UserError: the file is missing, damaged or of another schema.
+    """
+    content = RunFolder(path.parent).read_json(path)
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema != TRANSFER_SCHEMA:
+        raise UserError(
+            f"{path} has schema {schema!r}, this version reads {TRANSFER_SCHEMA}: run `ser-fl transfer` again"
+        )
+    names = {entry.name for entry in fields(TransferRecord)}
+    try:
+        records = tuple(
+            TransferRecord(
+                **{key: value for key, value in record.items() if key in names and key != "confusion"},
+                confusion=tuple(map(tuple, record["confusion"])),
+            )
+            for record in content["records"]
+        )
+        return TransferMatrix(
+            models=content["models"], synthetic=content["synthetic"], seconds=content["seconds"], records=records
+        )
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} has an incomplete record ({error}): run `ser-fl transfer` again") from None

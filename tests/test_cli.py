@@ -31,7 +31,7 @@ from ser_fl.data.prepared import prepare
 from ser_fl.environment import describe_environment
 from ser_fl.records import RunFolder, write_json
 
-COMMANDS = ("demo", "train", "benchmark", "report", "predict", "corpus")
+COMMANDS = ("demo", "train", "benchmark", "transfer", "report", "predict", "corpus")
 SECRETS = {"WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567", "HF_TOKEN": "hf_VerySecretIndeed"}
 TRAINED = {
     *("config.yaml", "environment.json", "rounds.jsonl", "clients.jsonl", "summary.json"),

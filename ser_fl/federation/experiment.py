@@ -32,7 +32,7 @@ from ser_fl.federation.scoring import Scorer, total
 from ser_fl.federation.server import GLOBAL, Server
 from ser_fl.federation.trainers import has_installed_callbacks
 from ser_fl.metrics import scores
-from ser_fl.models.bundle import EmotionModel, save_model
+from ser_fl.models.bundle import EmotionModel, save_local_models, save_model
 from ser_fl.models.catalogue import build_network
 from ser_fl.records import SUMMARY_SCHEMA, RunFolder, write_bytes, write_json
 from ser_fl.tracking import Tracker, open_tracker
@@ -227,7 +227,7 @@ def conclude(
     """Test the selected round's model, and write the summary and the model itself.
 
     With `federation=local_only` the test figures are over all clients' models, and the model that is saved is the
-    first client's.
+    first client's, beside everybody's own.
     """
     network = build_network(config.model, len(prepared.store.classes), seed=config.seed)
     network.load_state_dict(progress.best.get(GLOBAL) or next(iter(progress.best.values())))
@@ -240,6 +240,8 @@ def conclude(
         synthetic=config.data.name == "builtin",
     )
     save_model(run.root, bundle)
+    if GLOBAL not in progress.best:
+        save_local_models(run.root, progress.best)
     content = summary(config, prepared, scorer, progress, stopped)
     write_json(run.summary, content)
     tracker.log_summary(content)

@@ -5,6 +5,7 @@ Legend: B batch, T samples, F mel bins, L frames, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from ser_fl.config import FrontendConfig, ModelConfig
 from ser_fl.data.frontend import LogMel, Standardisation
-from ser_fl.errors import UserError
+from ser_fl.errors import UserError, unknown_name
 from ser_fl.models.catalogue import build_network
 from ser_fl.records import MODEL_SCHEMA, RunFolder, State, write_bytes, write_json
 
@@ -80,16 +81,26 @@ def save_model(folder: Path, bundle: EmotionModel) -> None:
     write_json(run.model, card)
 
 
-def load_model(folder: Path | str | RunFolder) -> EmotionModel:
+def save_local_models(folder: Path, states: Mapping[str, State]) -> None:
+    """Write ``clients/<id>.safetensors`` of a run that averages nothing; ``model.json`` describes them all."""
+    run = RunFolder(folder)
+    for client_id, state in states.items():
+        write_bytes(run.weights_of(client_id), save_tensors(_contiguous(state)))
+
+
+def load_model(folder: Path | str | RunFolder, *, client_id: str | None = None) -> EmotionModel:
     """The selected model of a run, in evaluation mode.
 
     Args:
         folder: The run folder, or what `ser_fl.train` gave.
+        client_id: the client whose own model it shall be, of a run with ``federation=local_only``.
 
     Raises:
-        UserError: the folder holds no model, or one of another schema, or one that does not fit its description.
+        UserError: the folder holds no model, or one of another schema, or one that does not fit its description; or
+            none of that client.
     """
     run = folder if isinstance(folder, RunFolder) else RunFolder(Path(folder))
+    weights = run.weights if client_id is None else _weights_of(run, client_id)
     card: Any = run.read_json(run.model)
     schema = card.get("schema") if isinstance(card, dict) else None
     if schema != MODEL_SCHEMA:
@@ -101,9 +112,9 @@ def load_model(folder: Path | str | RunFolder) -> EmotionModel:
             {name: _column(name, values) for name, values in card["standardisation"].items()}
         )
         network = build_network(model, len(card["classes"]), seed=0)
-        network.load_state_dict(load_tensors(run.weights.read_bytes()))
+        network.load_state_dict(load_tensors(weights.read_bytes()))
     except FileNotFoundError:
-        raise UserError(f"{run.root} has no {run.weights.name}: only its records were kept, train it again") from None
+        raise UserError(f"{run.root} has no {weights.name}: only its records were kept, train it again") from None
     except (KeyError, TypeError, AttributeError, ValueError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the model in {run.root} cannot be loaded: {reason}") from None
@@ -116,6 +127,19 @@ def load_model(folder: Path | str | RunFolder) -> EmotionModel:
         synthetic=bool(card.get("synthetic", False)),
     )
     return bundle.eval()
+
+
+def _weights_of(run: RunFolder, client_id: str) -> Path:
+    """The file of a client's own weights."""
+    known = run.local_clients
+    if not known:
+        raise UserError(
+            f"{run.root} keeps no client's own model, got {client_id!r}: only runs with federation=local_only do (an "
+            "older one writes them when it is resumed)"
+        )
+    if client_id not in known:
+        raise unknown_name("client", client_id, known)
+    return run.weights_of(client_id)
 
 
 def _column(name: str, values: list[float | None]) -> Tensor:

@@ -29,13 +29,24 @@ def confusion_matrix(ax: Axes, confusion: Sequence[Sequence[float]], classes: Se
     for (row, column), share in np.ndenumerate(shares):
         colour = "white" if share > 0.55 else "black"
         ax.text(column, row, format(counts[row, column], form), ha="center", va="center", color=colour, fontsize=8)
-    places = np.arange(len(classes))
-    ax.set_xticks(places, labels=list(classes), rotation=45, ha="right", rotation_mode="anchor")
-    ax.set_yticks(places, labels=list(classes))
+    _name_both_sides(ax, classes)
     ax.set_xlabel("predicted")
     ax.set_ylabel("true")
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
+    return ax
+
+
+def heat_table(ax: Axes, shares: Sequence[Sequence[float]], names: Sequence[str]) -> Axes:
+    """A square table of shares in per cent, darker where lower, with a frame around each cell of the diagonal."""
+    values = np.asarray(shares, dtype=np.float64)
+    ax.imshow(values, cmap="Reds_r", vmin=0.0, vmax=1.0)
+    for (row, column), value in np.ndenumerate(values):
+        colour = "white" if value < 0.4 else "black"
+        ax.text(column, row, wording.percent(float(value)), ha="center", va="center", color=colour, fontsize=8)
+    from matplotlib.patches import Rectangle
+
+    for place in range(len(names)):
+        ax.add_patch(Rectangle((place - 0.5, place - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.2))
+    _name_both_sides(ax, names)
     return ax
 
 
@@ -68,6 +79,16 @@ def spectrogram_pair(axes: Sequence[Axes], example: Mapping[str, Any]) -> Sequen
     spectrogram_difference(axes[2], (adversarial_FL - clean_FL).tolist(), hop_s=hop_s)
     axes[2].set_title("adversarial − clean")
     return axes
+
+
+def _name_both_sides(ax: Axes, names: Sequence[str]) -> None:
+    """Rows and columns of a square table, without ticks or spines."""
+    places = np.arange(len(names))
+    ax.set_xticks(places, labels=list(names), rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_yticks(places, labels=list(names))
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.grid(visible=False)
 
 
 def _image(ax: Axes, values_FL: Any, hop_s: float, *, cmap: str, limits: tuple[float, float]) -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ser_fl.errors import UserError
-from ser_fl.records import RunFolder, write_bytes
+from ser_fl.records import RunFolder, TransferMatrix, write_bytes
 from ser_fl.report.labels import labels_of
 from ser_fl.report.markup import to_html
 from ser_fl.report.replications import replication_table
 from ser_fl.report.runs import RunRecords, read_run
 from ser_fl.report.tables import attack_table, four_way, summary_table, training_table
+from ser_fl.report.transfer import pair_table, read_matrices, transfer_tables
 
 _CAPTIONS = {
     "training": "Validation UAR and training loss over rounds; the star is the selected round.",
@@ -24,6 +25,8 @@ _CAPTIONS = {
     "confusion": "Confusion matrices of the test part without defence: colour is the share of the true class, the"
     " number counts utterances.",
     "speakers": "Clean UAR of each test speaker.",
+    "transfer": "Robust UAR in per cent of each model on what was made against another; darker is lower. Framed: the"
+    " white-box figures.",
     "spectrogram": "An utterance as the model hears it, its adversarial copy, and what the attack added.",
 }
 
@@ -44,12 +47,13 @@ code { background: #f3f3f3; padding: .1rem .3rem; }
 """
 
 
-def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
+def write_report(folders: Sequence[Path], output: Path | None = None, *, transfers: Sequence[Path] = ()) -> Path:
     """Draw the report of one run, or of several compared, from the files of their folders alone.
 
     Args:
         folders: run folders; one given twice counts once.
         output: the page to write; by default ``report.html`` in the first folder.
+        transfers: ``transfer.json`` files of other folders; those in the run folders are drawn anyway.
 
     Returns:
         Path of the page. For a single run the figures are written to its ``figures/`` as PNG as well.
@@ -63,19 +67,22 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> Path:
         raise UserError("a report needs at least one run folder: ser-fl report RUN [RUN ...]")
     unique = {folder.resolve(): folder for folder in folders}
     runs = [read_run(folder) for folder in unique.values()]
-    figures = draw_figures(runs)
+    matrices = read_matrices(list(unique.values()), transfers)
+    figures = draw_figures(runs, matrices)
     if len(runs) == 1:
         for name, png in figures.items():
             write_bytes(RunFolder(runs[0].root).figures / f"{name}.png", png)
     path = output or RunFolder(runs[0].root).report
-    write_bytes(path, render_page(runs, figures).encode())
+    write_bytes(path, render_page(runs, figures, matrices).encode())
     return path
 
 
-def render_page(runs: Sequence[RunRecords], figures: Mapping[str, bytes]) -> str:
+def render_page(
+    runs: Sequence[RunRecords], figures: Mapping[str, bytes], matrices: Sequence[TransferMatrix] = ()
+) -> str:
     """The page as HTML: needs no network, no script and no other file."""
     title = "ser_fl: " + " / ".join(dict.fromkeys(run.name for run in runs))
-    body = "\n".join(_sections(runs, figures))
+    body = "\n".join(_sections(runs, figures, matrices))
     return (
         '<!DOCTYPE html>\n<html lang="en-GB"><head><meta charset="utf-8">\n'
         f"<title>{html.escape(title)}</title>\n<style>{_CSS}</style></head>\n"
@@ -83,8 +90,10 @@ def render_page(runs: Sequence[RunRecords], figures: Mapping[str, bytes]) -> str
     )
 
 
-def _sections(runs: Sequence[RunRecords], figures: Mapping[str, bytes]) -> Iterator[str]:
-    if any(run.synthetic for run in runs):
+def _sections(
+    runs: Sequence[RunRecords], figures: Mapping[str, bytes], matrices: Sequence[TransferMatrix]
+) -> Iterator[str]:
+    if any(run.synthetic for run in runs) or any(matrix.synthetic for matrix in matrices):
         yield '<p class="synthetic"><strong>SYNTHETIC speech</strong>: figures of the built-in corpus show that the'
         yield "method runs, and are no evidence about real speech.</p>"
     yield "<h2>Under attack</h2>"
@@ -95,6 +104,11 @@ def _sections(runs: Sequence[RunRecords], figures: Mapping[str, bytes]) -> Itera
     if any(run.attacks for run in runs):
         yield to_html(attack_table(runs))
     yield from _images(figures, "spectrogram")
+    if matrices:
+        yield "<h2>From one model to another</h2>"
+        yield from _images(figures, "transfer")
+        for matrix in matrices:
+            yield from map(to_html, (*transfer_tables(matrix), pair_table(matrix)))
     yield "<h2>Without attack</h2>"
     yield to_html(summary_table(runs))
     yield from _images(figures, "confusion")

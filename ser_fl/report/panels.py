@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ser_fl.records import AttackRecord
+from ser_fl.records import AttackRecord, TransferMatrix
 from ser_fl.report import figures, images, wording
 from ser_fl.report.four_way import budget_key, reference_budgets
 from ser_fl.report.labels import labels_of
 from ser_fl.report.runs import RunRecords
+from ser_fl.report.transfer import attack_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +37,7 @@ _STYLE: Any = {
 _DPI = 160
 
 
-def draw_figures(runs: Sequence[RunRecords]) -> dict[str, bytes]:
+def draw_figures(runs: Sequence[RunRecords], transferred: Sequence[TransferMatrix] = ()) -> dict[str, bytes]:
     """PNG of every figure the records allow, by file stem and in the order of the report."""
     with _style():
         drawn: dict[str, Figure] = {}
@@ -51,7 +52,9 @@ def draw_figures(runs: Sequence[RunRecords]) -> dict[str, bytes]:
         for place, (label, run) in enumerate(zip(labels_of(runs), runs, strict=True)):
             if run.example:
                 drawn[f"spectrogram_{place + 1}"] = spectrograms(label, run.example)
-        if any(run.synthetic for run in runs):
+        for place, matrix in enumerate(transferred):
+            drawn[f"transfer_{place + 1}"] = transfers(matrix)
+        if any(run.synthetic for run in runs) or any(matrix.synthetic for matrix in transferred):
             for figure in drawn.values():
                 figure.text(0.995, 0.005, "SYNTHETIC speech", ha="right", va="bottom", fontsize=7, color="0.35")
         return {name: _png(figure) for name, figure in drawn.items()}
@@ -117,6 +120,21 @@ def spectrograms(label: str, example: Mapping[str, Any]) -> Figure:
     figure.suptitle(*_one_line([label]), fontsize="medium")
     for (ax,) in grid[:-1]:
         ax.set_xlabel("")
+    return figure
+
+
+def transfers(matrix: TransferMatrix) -> Figure:
+    """Robust UAR of every target under what was made on every source, a panel for each defence."""
+    names = list(matrix.models)
+    defences = list(dict.fromkeys(record.defence for record in matrix.records))
+    side = 1.6 + 0.55 * len(names)
+    figure, grid = _grid(1, len(defences), width=side + 1.2, height=side)
+    for defence, ax in zip(defences, grid[0], strict=True):
+        cells = {(record.source, record.target): record for record in matrix.records if record.defence == defence}
+        uars = [[cells[source, target].robust_uar for target in names] for source in names]
+        images.heat_table(ax, uars, names).set_title(wording.defence_name(defence))
+        ax.set_ylabel(f"{attack_of(matrix)} on")
+        ax.set_xlabel("shown to")
     return figure
 
 
