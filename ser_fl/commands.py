@@ -121,6 +121,7 @@ def run_benchmark(arguments: Namespace) -> None:
     records = benchmark_visibly(config)
     run = RunFolder(Path(config.run))
     print_attacks(records, synthetic=bool(run.read_json(run.model).get("synthetic")))
+    print_examination(run)
 
 
 def benchmark_visibly(config: BenchmarkConfig) -> list[AttackRecord]:
@@ -176,6 +177,18 @@ def print_attacks(records: list[AttackRecord], *, synthetic: bool) -> None:
             "–" if record.attack == "clean" else f"{record.attack_success_rate:.1%}",
         )
     console.print(table)
+
+
+def print_examination(run: RunFolder) -> None:
+    """What the benchmark doubts of itself, in words; nothing where it made no checks."""
+    from ser_fl.evaluation.checks.doubt import read_examination
+
+    found = read_examination(run)
+    if found is None:
+        return
+    console.print(found.headline, highlight=False, soft_wrap=True, markup=False)
+    for doubt in found.doubts:
+        console.print(f"{doubt.severity}: {doubt.check}. {doubt.words}", highlight=False, soft_wrap=True, markup=False)
 
 
 def run_report(arguments: Namespace) -> None:
