@@ -155,7 +155,7 @@ def white_box_beats_black_box(records: Sequence[AttackRecord]) -> Outcome:
     """
     doubts, compared = [], False
     for group in _groups(_attacks(records), _threat):
-        white = [record for record in group if set(record.knowledge.split("+")) <= GRADIENT]
+        white = [record for record in group if set(record.knowledge.split("+")) <= GRADIENT and not _is_noise(record)]
         for black in (record for record in group if set(record.knowledge.split("+")) & QUERIES):
             if not white:
                 continue
@@ -174,8 +174,8 @@ def white_box_beats_black_box(records: Sequence[AttackRecord]) -> Outcome:
                     black,
                     f"{black.attack}, which knows {black.knowledge}s only, leaves UAR {black.robust_uar:.3f} "
                     f"{at(black)} where the best attack by gradients, {best.attack}, leaves {best.robust_uar:.3f} "
-                    f"(defence {black.defence}){sizes}: gradients are masked or their attacks too weak, so report the worst "
-                    "case and attack what hides the gradient.",
+                    f"(defence {black.defence}){sizes}: gradients are masked or their attacks too weak, so report the "
+                    "worst case and attack what hides the gradient.",
                     "fails" if alike else "hint",
                 )
             )
@@ -185,28 +185,37 @@ def white_box_beats_black_box(records: Sequence[AttackRecord]) -> Outcome:
 
 
 def attacks_beat_noise(records: Sequence[AttackRecord]) -> Outcome:
-    """Noise of the same budget knows nothing; where it breaks more than every attack, no attack worked."""
-    pairs, strongest = [], set()
+    """Noise of the same budget knows nothing of the model, and breaks no more than the best attack by gradients.
+
+    Where it breaks more than another attack only, that one is hinted at.
+    """
+    best, others = [], []
     for group in _groups(_attacks(records), lambda record: (*_threat(record), record.num_examples)):
         noises = [record for record in group if _is_noise(record)]
         attacks = [record for record in group if not _is_noise(record)]
-        if noises and attacks:
-            noise = min(noises, key=lambda record: record.robust_uar)
-            pairs += [_Pair(weak=noise, strong=record) for record in attacks]
-            strongest.add(id(min(attacks, key=lambda record: record.robust_uar)))
-    if not pairs:
+        if not noises or not attacks:
+            continue
+        noise = min(noises, key=lambda record: record.robust_uar)
+        gradient = [record for record in attacks if set(record.knowledge.split("+")) <= GRADIENT]
+        strongest = min(gradient or attacks, key=lambda record: record.robust_uar)
+        best.append(_Pair(weak=noise, strong=strongest))
+        others += [_Pair(weak=noise, strong=record) for record in attacks if record is not strongest]
+    if not best:
         return NotChecked("no noise was recorded beside an attack at one budget on the same utterances")
-    return [
-        _doubt(
+
+    def doubt(pair: _Pair, severity: Severity) -> Doubt:
+        return _doubt(
             NOISE,
             pair.strong,
             f"{pair.weak.attack} leaves UAR {pair.weak.robust_uar:.3f} {at(pair.weak)}, "
-            f"{'every attack more, the strongest of them,' if id(pair.strong) in strongest else 'but'} "
-            f"{pair.strong.attack}, {pair.strong.robust_uar:.3f} (defence {pair.strong.defence}): the attack does "
-            "worse than chance, so do not report it as robustness; look for zero gradients, or give it more steps.",
-            "fails" if id(pair.strong) in strongest else "hint",
+            f"{'the best attack by gradients,' if severity == 'fails' else 'but'} {pair.strong.attack}, "
+            f"{pair.strong.robust_uar:.3f} (defence {pair.strong.defence}): the attack does worse than one that knows "
+            "nothing, so do not report it as robustness; look for zero gradients, or give it more steps.",
+            severity,
         )
-        for pair in _worst_pairs(pairs)
+
+    return [doubt(pair, "fails") for pair in _worst_pairs(best)] + [
+        doubt(pair, "hint") for pair in _worst_pairs(others)
     ]
 
 
@@ -238,43 +247,55 @@ def defences_are_attacked_adaptively(records: Sequence[AttackRecord]) -> Outcome
 def passes_buy_successes(records: Sequence[AttackRecord]) -> Outcome:
     """An attack that asked the model and broke nothing may not work at all.
 
-    It fails where another attack broke some of the same utterances with no more to spend, and hints otherwise.
+    An iterated one fails where another attack broke something with no more to spend; else it is a hint. What a defence
+    withstands that an attack does not know of says nothing of the attack.
     """
     paid = [
         record
         for record in _attacks(records)
-        if record.forward_passes + record.backward_passes > 0 and record.epsilon != 0 and not _is_noise(record)
+        if record.forward_passes + record.backward_passes > 0
+        and record.epsilon != 0
+        and not _is_noise(record)
+        and not _is_grey_box(record)
     ]
     if not paid:
-        return NotChecked("no attack was recorded that asked the model")
-    pairs, doubts = [], []
-    for record in paid:
-        if record.attack_success_rate != 0 or not record.clean_uar > 0:
-            continue
-        others = [
-            other
-            for other in paid
-            if other.attack_success_rate > 0
-            and (other.epsilon is None) == (record.epsilon is None)
-            and _threat(other)[:3] == _threat(record)[:3]
-            and (_strength(other) or 0.0) <= (_strength(record) or 0.0)
-        ]
-        pairs.append((record, max(others, key=lambda other: other.attack_success_rate, default=None)))
-    for attacks in _groups(pairs, lambda pair: (*_threat(pair[0])[:3], pair[0].attack)):
-        # The largest budget is where no success is least likely.
-        record, other = max(attacks, key=lambda pair: (pair[1] is not None, _strength(pair[0]) or 0.0))
-        known = f", where {other.attack} {at(other)} broke {other.attack_success_rate:.1%}" if other else ""
-        doubts.append(
-            _doubt(
-                SUCCESS,
-                record,
+        return NotChecked("no attack was recorded that asked the model it was shown to")
+    idle = [record for record in paid if record.attack_success_rate == 0 and record.clean_uar > 0]
+    better = [(record, _success_with_no_more(record, paid)) for record in idle]
+    doubts = []
+    for record, other in better:
+        if other is not None and record.steps != 1:
+            words = (
                 f"{record.attack} {at(record)} sent {record.forward_passes} utterances forward and "
-                f"{record.backward_passes} backward through the model and broke none (defence {record.defence})"
-                f"{known}: the attack may not work at all, so try it at a larger budget, where it must succeed.",
-                "fails" if other else "hint",
+                f"{record.backward_passes} backward through the model and broke none, where {other.attack} {at(other)} "
+                f"broke {other.attack_success_rate:.1%} (defence {record.defence}): the attack does not work on this "
+                "model, so do not report it."
             )
+            doubts.append(_doubt(SUCCESS, record, words))
+    left = [record for record, other in better if other is None or record.steps == 1]
+    for group in _groups(left, lambda record: _threat(record)[:3]):
+        largest = max(group, key=lambda record: _strength(record) or 0.0)
+        names = ", ".join(dict.fromkeys(record.attack for record in group))
+        words = (
+            f"Up to a budget {at(largest)}, {names} asked the model and broke no utterance (defence "
+            f"{largest.defence}): either they cannot or they do not work, so try them at a larger budget, where they "
+            "must succeed."
         )
+        doubts.append(_doubt(SUCCESS, largest, words, "hint"))
     return doubts
+
+
+def _success_with_no_more(record: AttackRecord, others: Sequence[AttackRecord]) -> AttackRecord | None:
+    """The most successful attack of the same threat that had no more to spend; None where none broke anything."""
+    able = [
+        other
+        for other in others
+        if other.attack_success_rate > 0
+        and _threat(other)[:3] == _threat(record)[:3]
+        and (other.epsilon is None) == (record.epsilon is None)
+        and (_strength(other) or 0.0) <= (_strength(record) or 0.0)
+    ]
+    return max(able, key=lambda other: other.attack_success_rate, default=None)
 
 
 def clean_uar_is_plausible(records: Sequence[AttackRecord]) -> Outcome:
