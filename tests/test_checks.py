@@ -301,6 +301,18 @@ def test_attacks_that_may_have_had_no_chance_are_one_hint() -> None:
     assert found([*HONEST, grey_box], checks.SUCCESS) == []
 
 
+def test_a_success_elsewhere_may_be_an_accident() -> None:
+    idle = record("bim", 0.7, attack_success_rate=0.0, num_examples=20)
+    for rate, num_examples, severity in (
+        (0.05, 100, "hint"),
+        (0.5, 100, "fails"),
+        (0.05, 20, "hint"),
+        (0.1, 20, "fails"),
+    ):
+        other = record("pgd", 0.3, attack_success_rate=rate, num_examples=num_examples)
+        assert only(found([idle, other], checks.SUCCESS)).severity == severity
+
+
 def test_a_longer_step_is_caught_by_no_ripple() -> None:
     """FGSM jumps over the ripple that BIM's small steps are caught in."""
     labels_N = torch.ones(3, dtype=torch.long)

@@ -286,11 +286,20 @@ def passes_buy_successes(records: Sequence[AttackRecord]) -> Outcome:
 
 
 def _success_with_no_more(record: AttackRecord, others: Sequence[AttackRecord]) -> AttackRecord | None:
-    """The most successful attack of the same threat that had no more to spend; None where none broke anything."""
+    """The most successful attack of the same threat that had no more to spend.
+
+    None where none broke anything, or too little to be no accident: on the same utterances one of them, on others as
+    many as lead to 5 expected here.
+    """
+
+    def is_no_accident(other: AttackRecord) -> bool:
+        expected = other.attack_success_rate * other.clean_uar * record.num_examples
+        return expected > 1 + _ROUNDING if other.num_examples == record.num_examples else expected >= 5
+
     able = [
         other
         for other in others
-        if other.attack_success_rate > 0
+        if is_no_accident(other)
         and _threat(other)[:3] == _threat(record)[:3]
         and (other.epsilon is None) == (record.epsilon is None)
         and (_strength(other) or 0.0) <= (_strength(record) or 0.0)
