@@ -278,6 +278,21 @@ def test_the_black_box_on_other_utterances_hints_beyond_sampling() -> None:
     assert only(found([white, replace(far, robust_uar=0.2)], checks.WHITE_BOX)).severity == "hint"
 
 
+def test_attacks_that_do_not_know_of_the_defence_hint_only() -> None:
+    """A single step transfers better than many; what both lack is the knowledge of the defence."""
+    hidden = [record("pgd", 0.5, defence="randomisation")]
+    for check, weaker in (
+        (checks.MANY_STEPS, record("fgsm", 0.3, steps=1, defence="randomisation")),
+        (checks.WHITE_BOX, record("art:SquareAttack", 0.3, knowledge="score", defence="randomisation")),
+        (checks.NOISE, record("noise_uniform", 0.3, defence="randomisation")),
+    ):
+        doubt = only(found([*hidden, weaker], check))
+        assert doubt.severity == "hint" and "does not know of the defence" in doubt.words
+        known = [replace(each, knowledge="adaptive", eot_samples=8) for each in (*hidden, weaker)]
+        if check != checks.WHITE_BOX:
+            assert only(found(known, check)).severity == "fails"
+
+
 def test_snr_is_a_budget_that_grows_downwards() -> None:
     def wave(snr_db: float, robust_uar: float) -> AttackRecord:
         return record("pgd", robust_uar, domain="waveform", epsilon=None, snr_db=snr_db)
@@ -325,6 +340,7 @@ def test_a_longer_step_is_caught_by_no_ripple() -> None:
     assert found(benchmarked(free, fgsm, caught), checks.MANY_STEPS) == []
 
 
+@pytest.mark.filterwarnings("ignore:bim. a step size")
 def test_a_step_that_overshoots_lets_uar_rise() -> None:
     """Behind the ripple's first crest, a larger budget ends on safe ground again."""
 
@@ -417,6 +433,11 @@ TRIPPING: Mapping[str, tuple[Callable[[], Challenge], Callable[[], Attack], Sequ
         lambda: attack_of("pgd", 0.8, steps=5, step_size=0.005, restarts=2),
         ["4 restarts of pgd", "in place of 2"],
     ),
+    probes.LEFT: (
+        lambda: challenge_of(Rippled(), [0.0, 0.002, 0.004], labels_N=torch.ones(3, dtype=torch.long)),
+        lambda: attack_of("bim", 0.8, step_size=0.02),
+        ["Of 3 utterances that bim", "breaks 3 and", "UAR 1.000, then 0.000"],
+    ),
     probes.SAVED: (lambda: challenge_of(Batchwise()), attack_of, ["utterances of pgd", "5 at a time"]),
 }
 
@@ -437,6 +458,13 @@ def test_a_model_that_ignores_its_input_does_not_reach_chance() -> None:
     examination = probed(challenge)
     assert probes.CHANCE in examination.failed and probes.GRADIENTS in examination.failed
     assert probes.SAVED in examination.failed  # the labels are known in their order
+
+
+def test_noise_breaks_what_an_attack_without_gradients_left() -> None:
+    (doubt,) = (
+        doubt for doubt in probed(challenge_of(Quantised()), attack_of(restarts=0)).doubts if doubt.check == probes.LEFT
+    )
+    assert "FGSM breaks 0 and" in doubt.words and doubt.severity == "fails"
 
 
 def test_a_rounded_input_has_no_gradient_of_any_loss() -> None:
@@ -466,7 +494,7 @@ def test_gradients_of_a_model_that_is_sure_of_some_are_a_hint() -> None:
 def test_one_utterance_more_is_a_hint_with_both_figures() -> None:
     """Two steps of a quarter reach 0.15, four reach 0.3: of these utterances, one lies between the two."""
     challenge = challenge_of(Sign(), [-0.9, -0.8, -0.2, 0.7, 0.8, 0.9])
-    (doubt,) = probed(challenge, attack_of("bim", steps=2)).doubts
+    doubt = next(doubt for doubt in probed(challenge, attack_of("bim", steps=2)).doubts if doubt.check == probes.STEPS)
     assert (doubt.check, doubt.severity, doubt.attack, doubt.epsilon) == (probes.STEPS, "hint", "bim", 0.3)
     assert "from 1.000 to 0.833" in doubt.words and "1 more of 6" in doubt.words
 
@@ -495,7 +523,7 @@ def test_probes_look_at_a_subset_and_leave_the_model_as_it_was() -> None:
     examination = probed(
         challenge, attack_of("bim", steps=2), subset_size=6, on_check=lambda *given: told.append(given)
     )
-    (doubt,) = examination.doubts
+    doubt = next(doubt for doubt in examination.doubts if doubt.check == probes.STEPS)
     assert " of 6 utterances" in doubt.words
     assert challenge.model.training
     assert told[0] == ("checks", 0, len(probes.PROBES)) and told[-1] == ("checks",) + (len(probes.PROBES),) * 2

@@ -124,7 +124,10 @@ def falls_with_the_budget(records: Sequence[AttackRecord]) -> Outcome:
 
 
 def many_steps_beat_one(records: Sequence[AttackRecord]) -> Outcome:
-    """The strongest iterated attack of a threat breaks at least what a single step does."""
+    """The strongest iterated attack of a threat breaks at least what a single step does.
+
+    Shown to a defence that it does not know of, it may not (a single step transfers better): that hints only.
+    """
     pairs = []
     tried = (record for record in _attacks(records) if set(record.knowledge.split("+")) <= {*GRADIENT, "transfer"})
     for group in _groups(tried, lambda record: (*_threat(record), record.knowledge, record.num_examples)):
@@ -140,8 +143,13 @@ def many_steps_beat_one(records: Sequence[AttackRecord]) -> Outcome:
             pair.weak,
             f"{pair.weak.attack} in one step leaves UAR {pair.weak.robust_uar:.3f} {at(pair.weak)}, the best iterated "
             f"attack, {pair.strong.attack} in {pair.strong.steps} steps, leaves {pair.strong.robust_uar:.3f} (defence "
-            f"{pair.weak.defence}): gradients near the utterance mislead, as they do where they are masked, so attack "
-            "by score, in transfer and with a loss on logits.",
+            f"{pair.weak.defence}): "
+            + _unless_grey_box(
+                pair.strong,
+                "gradients near the utterance mislead, as they do where they are masked, so attack by score, in "
+                "transfer and with a loss on logits",
+            ),
+            "hint" if _is_grey_box(pair.strong) else "fails",
         )
         for pair in _worst_pairs(pairs)
     ]
@@ -174,9 +182,13 @@ def white_box_beats_black_box(records: Sequence[AttackRecord]) -> Outcome:
                     black,
                     f"{black.attack}, which knows {black.knowledge}s only, leaves UAR {black.robust_uar:.3f} "
                     f"{at(black)} where the best attack by gradients, {best.attack}, leaves {best.robust_uar:.3f} "
-                    f"(defence {black.defence}){sizes}: gradients are masked or their attacks too weak, so report the "
-                    "worst case and attack what hides the gradient.",
-                    "fails" if alike else "hint",
+                    f"(defence {black.defence}){sizes}: "
+                    + _unless_grey_box(
+                        best,
+                        "gradients are masked or their attacks too weak, so report the worst case and attack what "
+                        "hides the gradient",
+                    ),
+                    "fails" if alike and not _is_grey_box(best) else "hint",
                 )
             )
     if not compared:
@@ -209,9 +221,13 @@ def attacks_beat_noise(records: Sequence[AttackRecord]) -> Outcome:
             pair.strong,
             f"{pair.weak.attack} leaves UAR {pair.weak.robust_uar:.3f} {at(pair.weak)}, "
             f"{'the best attack by gradients,' if severity == 'fails' else 'but'} {pair.strong.attack}, "
-            f"{pair.strong.robust_uar:.3f} (defence {pair.strong.defence}): the attack does worse than one that knows "
-            "nothing, so do not report it as robustness; look for zero gradients, or give it more steps.",
-            severity,
+            f"{pair.strong.robust_uar:.3f} (defence {pair.strong.defence}): "
+            + _unless_grey_box(
+                pair.strong,
+                "the attack does worse than one that knows nothing, so do not report it as robustness; look for zero "
+                "gradients, or give it more steps",
+            ),
+            "hint" if _is_grey_box(pair.strong) else severity,
         )
 
     return [doubt(pair, "fails") for pair in _worst_pairs(best)] + [
@@ -384,6 +400,15 @@ def _is_noise(record: AttackRecord) -> bool:
 
 def _is_grey_box(record: AttackRecord) -> bool:
     return record.defence != NO_DEFENCE and "adaptive" not in record.knowledge.split("+")
+
+
+def _unless_grey_box(record: AttackRecord, advice: str) -> str:
+    """What to do; where an attack does not know of the defence, that comes first."""
+    return (
+        f"{record.attack} does not know of the defence, so attack it adaptively."
+        if _is_grey_box(record)
+        else f"{advice}."
+    )
 
 
 def _threat(record: AttackRecord) -> tuple[Hashable, ...]:
