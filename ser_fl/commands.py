@@ -121,6 +121,7 @@ def run_benchmark(arguments: Namespace) -> None:
     records = benchmark_visibly(config)
     run = RunFolder(Path(config.run))
     print_attacks(records, synthetic=bool(run.read_json(run.model).get("synthetic")))
+    print_examination(run)
 
 
 def benchmark_visibly(config: BenchmarkConfig) -> list[AttackRecord]:
@@ -194,6 +195,18 @@ def run_transfer(arguments: Namespace) -> None:
     for table in transfer_tables(matrix):
         print_table(table, console)
     console.print(f"transfer matrix: {file}", highlight=False, soft_wrap=True)
+
+
+def print_examination(run: RunFolder) -> None:
+    """What the benchmark doubts of itself, in words; nothing where it made no checks."""
+    from ser_fl.evaluation.checks.doubt import read_examination
+
+    found = read_examination(run)
+    if found is None:
+        return
+    console.print(found.headline, highlight=False, soft_wrap=True, markup=False)
+    for doubt in found.doubts:
+        console.print(f"{doubt.severity}: {doubt.check}. {doubt.words}", highlight=False, soft_wrap=True, markup=False)
 
 
 def run_report(arguments: Namespace) -> None:

@@ -423,6 +423,10 @@ class BenchmarkConfig:
     seed: Amount
     accelerator: Literal["cpu", "auto", "cuda"] | None = None
     """Of the attacks and of what is shown to the defences; null: that of the run, or cpu where it is not here."""
+    checks: bool = True
+    """Whether the benchmark examines its own figures: attacks some utterances once more, in other ways."""
+    checks_subset: Count = 64
+    """How many utterances the checks attack."""
 
 
 @_stage

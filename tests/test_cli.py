@@ -29,6 +29,7 @@ from ser_fl.data.audio import read_audio
 from ser_fl.data.datamodule import load_examples
 from ser_fl.data.prepared import prepare
 from ser_fl.environment import describe_environment
+from ser_fl.evaluation.checks.doubt import read_examination
 from ser_fl.records import RunFolder, write_json
 
 COMMANDS = ("demo", "train", "benchmark", "transfer", "report", "predict", "corpus")
@@ -377,6 +378,24 @@ def test_benchmark_agrees_with_the_summary(places: Places, benchmarked: Path) ->
     assert clean["robust_uar"] == pytest.approx(test["uar"], abs=1 / 7 + 1e-9)
     assert clean["num_examples"] == np.sum(test["confusion"])
     assert strict((benchmarked / "adversarial" / "example.json").read_text())["attack"] == "bim"
+
+
+def test_benchmark_examines_itself(
+    places: Places, benchmarked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the file, in the page and on standard output; and not where it is switched off."""
+    found = read_examination(RunFolder(benchmarked))
+    assert found is not None
+    assert "every defence is attacked by one who knows of it" in found.failed  # randomisation, shown to FGSM and BIM
+    assert {"epsilon 0 changes nothing", "saved adversarials give the same result"} <= set(found.passed)
+    assert found.headline in (benchmarked / "report.html").read_text()
+    for setting, said in (("checks_subset=2", True), ("checks=false", False)):
+        run = tmp_path / setting
+        shutil.copytree(places.run, run)
+        capsys.readouterr()
+        assert main(["benchmark", f"run={run}", "attacks=[bim]", "epsilons=[0.05]", "steps=2", setting]) == 0
+        assert ("checks of the benchmark itself" in capsys.readouterr().out) is said
+        assert (read_examination(RunFolder(run)) is not None) is said
 
 
 def test_the_python_benchmark_of_a_loaded_model_is_the_commands(places: Places, benchmarked: Path) -> None:

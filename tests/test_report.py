@@ -21,6 +21,7 @@ from matplotlib.patches import Rectangle
 from rich.console import Console
 
 from ser_fl.errors import UserError
+from ser_fl.evaluation.checks.doubt import Doubt, Examination, write_examination
 from ser_fl.records import AttackRecord, RoundRecord, RunFolder, write_json
 from ser_fl.report import wording
 from ser_fl.report.figures import loss_over_rounds, robust_uar_curve, speaker_bars, uar_over_rounds
@@ -384,6 +385,25 @@ def test_several_runs_are_compared_on_one_page(tmp_path: Path) -> None:
     assert "ser-fl benchmark run='" + str(runs[1]) + "'" in page.words
 
 
+def test_page_says_what_the_benchmark_doubts(tmp_path: Path) -> None:
+    root = make_run(tmp_path / "run", None, FOUR_WAY)
+    write_report([root])
+    assert "Can these figures be believed?" not in Page((root / "report.html").read_text(encoding="utf-8")).words
+    doubts = (
+        Doubt(check="many steps beat one", words="FGSM leaves 0.3 <b>& more</b>."),
+        Doubt(check="clean UAR is plausible", words="It is 0.95.", severity="hint"),
+    )
+    found = Examination(doubts=doubts, passed=("attacks beat noise",), not_checked={"UAR falls": "one budget"})
+    write_examination(RunFolder(root), found)
+    write_report([root])
+    text = (root / "report.html").read_text(encoding="utf-8")
+    words = Page(text).words
+    assert "Can these figures be believed?" in words and found.headline in words
+    assert "fails: many steps beat one. FGSM leaves 0.3 <b>& more</b>." in words and "<b>" not in text
+    assert "hint: clean UAR is plausible. It is 0.95." in words
+    assert "Passed: attacks beat noise." in words and "Not checked: UAR falls (one budget)." in words
+
+
 def test_page_of_an_unfinished_run_names_the_commands(tmp_path: Path) -> None:
     root = make_run(tmp_path / "run", finished=False)
     path = write_report([root])
@@ -411,6 +431,7 @@ def test_page_of_an_unfinished_run_names_the_commands(tmp_path: Path) -> None:
         ("rounds.jsonl", "5\n", "must hold a mapping, got int"),
         ("attacks.json", '{"schema": 2, "records": []}', "schema 2"),
         ("attacks.json", '{"schema": 1, "records": [{"attack": "pgd"}]}', "incomplete record"),
+        ("attacks.json", '{"schema": 1, "records": [], "checks": {"doubts": [1]}}', "incomplete checks"),
         ("adversarial/example.json", '{"clean": []}', "lacks adversarial, attack"),
     ],
 )

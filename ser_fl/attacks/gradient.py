@@ -231,7 +231,7 @@ def _ascend(
         rise = _away_from(model, clean_BFL) if labels_B is None else partial(loss_gradient, labels_B=labels_B.clone())
         adversarial_BFL = clean_BFL if start_BFL is None else box.clip(start_BFL.detach().clone())
         for _ in range(steps):
-            step_BFL = rise(model, adversarial_BFL).sign_().mul_(step_size)
+            step_BFL = rise(model, adversarial_BFL).sign().mul_(step_size)
             moved_BFL = box.clip(step_BFL.add_(adversarial_BFL))
             adversarial_BFL = moved_BFL.sub_(clean_BFL).clamp_(-epsilon, epsilon).add_(clean_BFL)
     return adversarial_BFL

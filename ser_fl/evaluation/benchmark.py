@@ -24,6 +24,8 @@ from ser_fl.defences import build_defence
 from ser_fl.devices import CPU, devices_of, exact_arithmetic, send
 from ser_fl.environment import threads_limited_to
 from ser_fl.errors import UserError, unknown_name
+from ser_fl.evaluation.checks.doubt import write_examination
+from ser_fl.evaluation.checks.examination import examine
 from ser_fl.evaluation.example import spectrogram_pair
 from ser_fl.evaluation.robustness import Challenge, OnAttack, OnRecords, benchmark_attacks
 from ser_fl.evaluation.scoring import evaluating
@@ -123,7 +125,7 @@ def benchmark_run(
     """Attack the selected model of a run on its test utterances, and write ``attacks.json`` and an example pair.
 
     ``attacks.json`` is written after every attack, so that a late error or a kill loses the one that ran only; the
-    worst cases are added at the end.
+    worst cases are added at the end, and what the checks of the benchmark found (`ser_fl.evaluation.checks`).
 
     Raises:
         UserError: no such run or model, an unknown attack or defence, an attack without the box it needs, a corpus
@@ -152,6 +154,9 @@ def benchmark_run(
             on_records=recorder(run),
         )
         run.write_attacks(records)
+        if config.checks:
+            found = examine(challenge, attacks, records, subset_size=config.checks_subset, on_check=on_attack)
+            write_examination(run, found)
         write_json(run.spectrograms, spectrogram_pair(challenge, attacks, bundle))
     return records
 

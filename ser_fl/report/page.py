@@ -11,6 +11,7 @@ from typing import Any
 
 from ser_fl.errors import UserError
 from ser_fl.records import RunFolder, TransferMatrix, write_bytes
+from ser_fl.report.doubts import doubts_panel
 from ser_fl.report.labels import labels_of
 from ser_fl.report.markup import to_html
 from ser_fl.report.replications import replication_table
@@ -42,6 +43,8 @@ th[scope=row] { text-align: left; font-weight: normal; } td { text-align: right;
 td.words { text-align: left; overflow-wrap: anywhere; }
 .note, figcaption { color: #555; font-size: .85rem; max-width: 50rem; }
 .synthetic { background: #fff3cd; border: 1px solid #e0c36a; padding: .5rem .8rem; }
+.doubts { border: 1px solid #ccc; border-left: 4px solid #2e7d32; padding: .3rem .9rem; margin: .9rem 0; }
+.doubts.fails { border-left-color: #b3261e; } .doubts.hint { border-left-color: #b8860b; }
 figure { margin: 1rem 0 1.6rem; } img { max-width: 100%; height: auto; }
 code { background: #f3f3f3; padding: .1rem .3rem; }
 """
@@ -103,6 +106,7 @@ def _sections(
     yield from _images(figures, "robust_uar")
     if any(run.attacks for run in runs):
         yield to_html(attack_table(runs))
+        yield from doubts_panel(runs)
     yield from _images(figures, "spectrogram")
     if matrices:
         yield "<h2>From one model to another</h2>"

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from ser_fl.errors import UserError
+from ser_fl.evaluation.checks.doubt import Examination, read_examination
 from ser_fl.records import AttackRecord, RunFolder
 from ser_fl.report.wording import CLEAN, NO_DEFENCE
 
@@ -31,6 +32,8 @@ class RunRecords:
     attacks: tuple[AttackRecord, ...]
     example: Mapping[str, Any] | None
     """A clean and adversarial log-mel pair (`RunFolder.spectrograms`)."""
+    examination: Examination | None = None
+    """What the benchmark doubts of itself; None where it made no checks."""
 
     def setting(self, key: str) -> Any:
         """A setting by its dotted name, such as "objective.name"; None where the configuration has none."""
@@ -111,6 +114,7 @@ def read_run(folder: Path) -> RunRecords:
         rounds=_read_rounds(run),
         attacks=_read_attacks(run),
         example=_read_example(run),
+        examination=read_examination(run),
     )
 
 
