@@ -399,3 +399,26 @@ def test_a_subset_of_a_victim_draws_as_the_whole() -> None:
     torch.testing.assert_close(some_right, right[rows])
     torch.testing.assert_close(some_loss, loss[rows])
     assert replace(whole, expectation=None).num_draws == 1
+
+
+@pytest.mark.parametrize("name", [name for name, entry in ATTACKS.items() if entry.warm])
+def test_a_larger_budget_that_starts_at_a_smaller_ones_result_loses_nothing(name: str) -> None:
+    expectation = known()
+    smaller = generate(expectation, "bim", epsilon=0.2, steps=8).adversarial_BFL
+    attack = build(AttackSettings(name=name, epsilon=0.21, steps=1, step_size=0.01))
+    larger = attack.generate(
+        NET,
+        FEATURES,
+        LABELS,
+        box=None,
+        num_classes=CLASSES,
+        keys_B=KEYS,
+        seed=1,
+        batch_size=4,
+        expectation=expectation,
+        start_BFL=smaller,
+    ).adversarial_BFL
+    before, after = (victim(expectation).judge(each, LABELS, cross_entropy) for each in (smaller, larger))
+    assert (after[0] <= before[0] + 1e-6).all()
+    assert (after[0] < victim(expectation).right(FEATURES, LABELS)).any()
+    assert ((larger - smaller).abs().amax((1, 2)) <= 0.01 + 1e-6).all(), "one step from where the smaller one ended"
