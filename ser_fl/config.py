@@ -379,6 +379,24 @@ class Config:
             )
 
 
+def _check_epsilons(given: object) -> object:
+    if isinstance(given, str) and given != "auto":
+        raise ValueError(f"epsilons must be auto or a list of numbers, got {given!r}")
+    return given
+
+
+Epsilons = Annotated[tuple[Epsilon, ...] | Literal["auto"], BeforeValidator(_check_epsilons)]
+
+
+def _check_samples(given: object) -> object:
+    if given == "exact" or (type(given) is int and given >= 1):
+        return given
+    raise ValueError(f"eot_samples must be exact or a whole number from 1 up, got {given!r}")
+
+
+Samples = Annotated[Count | Literal["exact"], BeforeValidator(_check_samples)]
+
+
 @_stage
 class BenchmarkConfig:
     """Which attacks, at which budgets, shown to which defences, on a trained run."""
@@ -389,19 +407,36 @@ class BenchmarkConfig:
     """Folder of the corpus, where it is no longer the one in the run's config.yaml."""
     attacks: Annotated[tuple[str, ...], Field(min_length=1)]
     """Names in the catalogue, or art:ClassName."""
-    epsilons: tuple[Epsilon, ...]
-    """L-infinity budgets in standardised log-mel units; empty: the epsilon that the run was trained with."""
+    epsilons: Epsilons
+    """L-infinity budgets in standardised log-mel units; empty: the epsilon that the run was trained with; auto: ten,
+    from where UAR is within 2 points of clean to where it is at most chance."""
     defences: Annotated[tuple[str, ...], Field(min_length=1)]
+    adaptive: tuple[str, ...]
+    """Attacks that are also made against every randomised defence, in expectation over its randomness."""
+    eot_samples: Samples
+    """Draws of the defence that an adaptive attack averages over in every step; exact: all that there are (84)."""
     steps: Count | None
     """Of every attack that has some; null: each attack's own default."""
     restarts: Amount | None
     curve_attacks: tuple[str, ...]
     """Attacks that are measured at `curve_epsilons` too, for the curve of robust UAR over epsilon."""
-    curve_epsilons: tuple[Epsilon, ...]
+    curve_epsilons: Epsilons
+    sweep: bool
+    """Whether an attack goes on at an epsilon where it was at a smaller one: cheaper, and robust UAR never rises with
+    epsilon. Without, each epsilon is attacked by itself."""
     max_examples: Count | None
     """Attack a balanced subset of the test utterances; null: all."""
     subsets: dict[str, Count]
-    """Sizes of balanced subsets for attacks that are too slow for all, by name."""
+    """Sizes of balanced subsets for attacks that are too slow for all, by name, and of all adaptive ones, by
+    "adaptive"; the smaller counts."""
+    drop_broken: bool
+    """Spare an attack the utterances that earlier ones broke at the same epsilon. The worst case is the same; figures
+    of an attack are then about what the earlier ones left."""
+    keep_adversarials: bool
+    """Keep the adversarial features below RUN/attacks, which otherwise go when they are no longer needed."""
+    fresh: bool
+    """Put the records of earlier benchmarks aside and begin anew; otherwise one that was killed goes on, and another
+    adds to them."""
     batch_size: Count
     seed: Amount
     accelerator: Literal["cpu", "auto", "cuda"] | None = None
@@ -449,7 +484,7 @@ _UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
 def _one_line(error: ValidationError, settings: Mapping[str, Any]) -> UserError:
     """The first problem; unknown settings before missing ones, since a misspelt setting is both."""
     problem: Any = min(error.errors(), key=lambda found: found["type"] not in _UNKNOWN)
-    path = [str(part) for part in problem["loc"]]
+    path = [str(part) for part in problem["loc"] if "[" not in str(part)]  # without the branch of a union of types
     if len(path) > 1 and path[0] == "model":
         path.pop(1)  # the tag of the model union
     key, given = ".".join(path), problem["input"]

@@ -132,6 +132,21 @@ class AttackRecord:
     """Kind of device that the model and the attack ran on: "cpu" or "cuda"."""
     confusion: tuple[tuple[float, ...], ...] = ()
     """Rows true, columns predicted, under attack and defence."""
+    uar_interval: tuple[float, float] | None = None
+    """95 % interval of `robust_uar` by bootstrap over utterances (`ser_fl.evaluation.intervals`)."""
+    undefended_gap: tuple[float, float, float] | None = None
+    """Of an adaptive attack: UAR under the same attack by an attacker who does not know of the defence, minus
+    `robust_uar`, on the utterances of both, and its 95 % interval. None where that attack was not made."""
+    speaker_uar: dict[str, float] = field(default_factory=dict)
+    """Robust UAR of each speaker, where speakers are known."""
+    sex_uar: dict[str, float] = field(default_factory=dict)
+    """Robust UAR of female and male speakers, where known."""
+    emotion_recall: dict[str, float] = field(default_factory=dict)
+    """Robust recall of each emotion that occurs."""
+    median_epsilon: float | None = None
+    """Median over utterances (and runs) of the smallest epsilon that broke them: of the epsilons up to this record's
+    that the attack ran at, or, for an attack that looks for the nearest utterance in L-infinity, of its norms. An
+    utterance that was wrong when clean has 0. None where more than half withstood, or where nothing was attacked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +190,11 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_jsonable(item) for item in value]
     return value
+
+
+def _frozen(value: Any) -> Any:
+    """Tuples in place of JSON's lists."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -235,6 +255,11 @@ class RunFolder:
     @property
     def attacks(self) -> Path:
         return self.root / "attacks.json"
+
+    @property
+    def outcomes(self) -> Path:
+        """What attacks did to every utterance, and what an unfinished benchmark has made so far."""
+        return self.root / "attacks"
 
     @property
     def profile(self) -> Path:
@@ -316,9 +341,6 @@ class RunFolder:
             )
         names = {entry.name for entry in fields(AttackRecord)}
         return [
-            AttackRecord(
-                **{key: value for key, value in record.items() if key in names and key != "confusion"},
-                confusion=tuple(map(tuple, record.get("confusion", ()))),
-            )
+            AttackRecord(**{key: _frozen(value) for key, value in record.items() if key in names})
             for record in content["records"]
         ]
