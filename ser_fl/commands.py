@@ -212,12 +212,15 @@ def run_report(arguments: Namespace) -> None:
     from ser_fl.report.four_way import four_way
     from ser_fl.report.markup import print_table, to_markdown
     from ser_fl.report.page import write_report
+    from ser_fl.report.replications import replication_table
     from ser_fl.report.runs import read_run
     from ser_fl.report.tables import summary_table
 
     folders = [Path(run) for run in arguments.runs]
     runs = [read_run(folder) for folder in folders]
     tables = [summary_table(runs), four_way(runs)] if any(run.attacks for run in runs) else [summary_table(runs)]
+    if (repeated := replication_table(runs)) is not None:
+        tables.append(repeated)
     if arguments.markdown:
         print("\n\n".join(to_markdown(table) for table in tables))
         return

@@ -22,6 +22,7 @@ _stage = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Amount = Annotated[int, Field(ge=0)]
 Epsilon = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -205,15 +206,20 @@ class AugmentationConfig:
     max_mel_mask: Amount
     """Mel bins of one mask at most."""
     label_smoothing: Share
+    max_mel_warp: Share = 0.0
+    """Stretch or squeeze the mel axis by up to this share: another vocal tract."""
+    max_equalisation: NonNegative = 0.0
+    """Add a smooth curve over mel bins of up to this many standardised log-mel units: another microphone or room."""
 
 
 @_stage
 class ObjectiveConfig:
     """What a training step minimises: the loss on clean utterances, or on a mix with adversarial ones."""
 
-    name: Literal["clean", "fgsm", "bim", "pgd", "fast", "free"]
+    name: Literal["clean", "fgsm", "bim", "pgd", "fast", "free", "trades"]
     """fgsm, bim, pgd: by one of the recipes below. fast (Wong et al., arXiv 2001.03994) and free (Shafahi et al., arXiv
-    1904.12843): adversarial training for the price of two training passes a step, and of one."""
+    1904.12843): adversarial training for the price of two training passes a step, and of one. trades (Zhang et al.,
+    arXiv 1901.08573): the clean loss, and how far predictions move within the budget."""
     recipe: Literal["per_round", "per_step"]
     """per_round: the paper's. At the start of a round a client draws a random share of its utterances, makes
     adversarial copies with the received model and trains on that share and its copies. per_step: a share of every
@@ -228,6 +234,10 @@ class ObjectiveConfig:
     step_size: Positive | None
     """Null: epsilon / 4, and epsilon for one step; 1.25 epsilon for fast."""
     random_start: bool
+    warm_up_rounds: Amount = 0
+    """Epsilon grows from 0 to its full value over so many adversarial rounds; 0: full from the first."""
+    beta: Positive | None = None
+    """trades: weight of the divergence between clean and adversarial predictions."""
     replays: Count | None = None
     """free: how many times in a row each minibatch is trained on. An epoch then takes one in so many minibatches, and
     costs as many passes as ever. Its default is for the config.yaml of runs from before it was a setting."""
@@ -236,6 +246,7 @@ class ObjectiveConfig:
         what_they_are: dict[str, dict[str, object]] = {
             "fast": {"recipe": "per_step", "steps": 1, "random_start": True, "fraction": 1.0},
             "free": {"recipe": "per_step", "steps": 1, "random_start": False, "fraction": 1.0},
+            "trades": {"recipe": "per_step", "random_start": True, "fraction": 1.0},
         }
         for setting, needed in what_they_are.get(self.name, {}).items():
             given = getattr(self, setting)
@@ -245,10 +256,13 @@ class ObjectiveConfig:
                 )
         if self.name == "free" and self.replays is None:
             raise ValueError("objective=free needs objective.replays of at least 1, got null")
-        if self.name != "free" and self.replays is not None:
-            raise ValueError(
-                f"objective.replays goes with objective=free, got {self.replays} with objective={self.name}"
-            )
+        if self.name == "trades" and self.beta is None:
+            raise ValueError("objective=trades needs objective.beta above 0, got null")
+        for setting, given, owner in (("replays", self.replays, "free"), ("beta", self.beta, "trades")):
+            if self.name != owner and given is not None:
+                raise ValueError(
+                    f"objective.{setting} goes with objective={owner}, got {given:g} with objective={self.name}"
+                )
 
 
 @_stage
@@ -284,13 +298,16 @@ class FederationConfig:
     Else a client normalises by its own speaker while it trains and by the average of all when it is tested."""
     server_momentum: Share
     """Momentum of the server over rounds (FedAvgM); 0 is FedAvg. Not for local_only, where nothing is averaged."""
+    weight_average: Share = 0.0
+    """Decay of an average of the shared model over rounds, which is then what is validated, selected and kept, while
+    clients go on from the last round's; 0: none. Not for local_only."""
 
     def __post_init__(self) -> None:
-        if self.name == "local_only" and self.server_momentum:
-            raise ValueError(
-                f"federation.server_momentum must be 0 with federation=local_only, which averages nothing, got "
-                f"{self.server_momentum:g}"
-            )
+        for setting, given in (("server_momentum", self.server_momentum), ("weight_average", self.weight_average)):
+            if self.name == "local_only" and given:
+                raise ValueError(
+                    f"federation.{setting} must be 0 with federation=local_only, which averages nothing, got {given:g}"
+                )
 
 
 @_stage

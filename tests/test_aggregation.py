@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ser_fl.federation.aggregation import FedAvg, find_problem, weighted_loss, with_momentum
+from ser_fl.federation.aggregation import FedAvg, averaged_over_rounds, find_problem, weighted_loss, with_momentum
 from ser_fl.federation.arrivals import Arrivals, client_record
 from ser_fl.federation.server import GLOBAL, Server
 from ser_fl.records import ClientUpdate, State
@@ -314,3 +314,20 @@ def test_momentum_equals_torchs_sgd_on_the_pseudo_gradient() -> None:
         optimiser.step()
         state, velocity = with_momentum(state, average, velocity, 0.9)
         torch.testing.assert_close(state["weight"], parameter.detach())
+
+
+def test_the_average_over_rounds_of_worked_numbers_leaves_the_clients_models_alone() -> None:
+    """Models 1, 3, 8 and decay 0.75: means 1, 2, 4 as long as 1 / n is above 1 / 4; then 4 + (12 - 4) / 4 = 6."""
+    server = Server.start(Tiny(), ["a"], local_only=False, momentum=0.0, decay=0.75)
+    assert server.judged is server.models
+    for model, expected in ((1.0, 1.0), (3.0, 2.0), (8.0, 4.0), (12.0, 6.0), (6.0, 6.0)):
+        server.absorb(arrivals_of(server, [update(7, tiny(model, running_mean=-model))]).gathered)
+        assert server.judged[GLOBAL]["weight"].tolist() == [[expected] * 3] * 2
+        assert server.judged[GLOBAL]["running_mean"].item() == -expected
+        assert server.model_for("a")["weight"].tolist() == [[model] * 3] * 2
+
+
+def test_the_average_over_rounds_takes_counters_as_they_are() -> None:
+    first, second = ({"weight": torch.ones(1), "batches": torch.tensor(count)} for count in (3, 8))
+    average = averaged_over_rounds(averaged_over_rounds({}, first, 0, 0.9), second, 1, 0.9)
+    assert average["batches"].item() == 8 and average["batches"].dtype == torch.int64

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ser_fl.config import AugmentationConfig
-from ser_fl.data.augmentation import augment, mask_band, roll_in_time
+from ser_fl.data.augmentation import augment, equalise, mask_band, roll_in_time, warp_mel
 from ser_fl.randomness import generator
 
 NOTHING = AugmentationConfig(
     roll=False, time_masks=0, max_time_mask=20, mel_masks=0, max_mel_mask=8, label_smoothing=0.0
 )
-EVERYTHING = replace(NOTHING, roll=True, time_masks=2, mel_masks=2)
+EVERYTHING = replace(NOTHING, roll=True, time_masks=2, mel_masks=2, max_mel_warp=0.1, max_equalisation=0.5)
 
 
 def features(batch: int = 64, num_mels: int = 12, num_frames: int = 30) -> Tensor:
@@ -107,3 +108,29 @@ def test_more_masks_hide_more() -> None:
         for count in (0, 1, 2)
     ]
     assert hidden[0] == 0 < hidden[1] < hidden[2]
+
+
+def test_a_warp_reads_a_ramp_at_the_stretched_place() -> None:
+    """Bin f holds the number f, and linear interpolation of a line is exact: bin 1 tells the factor, the top clips."""
+    ramp_BFL = torch.arange(12.0)[None, :, None].expand(500, 12, 3)
+    warped = warp_mel(ramp_BFL, 0.2, generator(0))
+    factor_B = warped[:, 1, 0]
+    assert 0.8 <= float(factor_B.min()) < 0.82 and 1.18 < float(factor_B.max()) <= 1.2
+    expected_BF = (torch.arange(12.0) * factor_B[:, None]).clamp(max=11)
+    torch.testing.assert_close(warped, expected_BF[..., None].expand_as(warped))
+
+
+def test_an_equaliser_adds_one_smooth_bounded_curve_to_all_frames() -> None:
+    given = features(batch=400, num_mels=12)
+    added_BFL = equalise(given, 0.6, generator(0)) - given
+    torch.testing.assert_close(added_BFL, added_BFL[..., :1].expand_as(added_BFL), rtol=0, atol=1e-6)
+    assert 0.4 < float(added_BFL.abs().max()) <= 0.6
+    # Of order 2 at most: no more than two changes of direction along the mel axis.
+    turns = (added_BFL[:, :, 0].diff().sign().diff() != 0).sum(1)
+    assert int(turns.max()) <= 2
+    assert abs(float(added_BFL.mean())) < 0.03
+
+
+@pytest.mark.parametrize("change", [warp_mel, equalise])
+def test_no_change_of_speaker_or_room_at_nothing(change: Callable[[Tensor, float, Generator], Tensor]) -> None:
+    torch.testing.assert_close(change(features(), 0.0, generator(1)), features())

@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from ser_fl.attacks.budget import Box
-from ser_fl.attacks.gradient import bim, fgsm, pgd, random_start
+from ser_fl.attacks.gradient import bim, divergence, fgsm, pgd, pgd_on_divergence, random_start
 from ser_fl.composition import compose
 from ser_fl.config import AugmentationConfig, ObjectiveConfig
 from ser_fl.data.datamodule import Examples
@@ -190,7 +190,7 @@ def test_per_step_replaces_the_first_share_of_a_batch(
 ) -> None:
     batch = make_examples(size)
     hardened = objective(recipe="per_step", fraction=fraction).harden(
-        network, batch.features_NFL, batch.labels_N, stream()
+        network, batch.features_NFL, batch.labels_N, stream(), EPSILON
     )
     assert hardened.shape == batch.features_NFL.shape
     moved_B = (hardened - batch.features_NFL).abs().amax(dim=(1, 2))
@@ -205,7 +205,7 @@ def test_per_step_replaces_the_first_share_of_a_batch(
 def test_each_name_runs_its_own_attack(network: TinyNet, name: str, random: bool, changed: dict[str, Any]) -> None:
     batch = make_examples(6)
     features_BFL, labels_B = batch.features_NFL, batch.labels_N
-    crafted = objective(name, random_start=random, **changed).craft(network, features_BFL, labels_B, stream(9))
+    crafted = objective(name, random_start=random, **changed).craft(network, features_BFL, labels_B, stream(9), EPSILON)
     steps = changed.get("steps", 3)
     step_size = changed.get("step_size", EPSILON if steps == 1 else EPSILON / 4)
     start = random_start(features_BFL, EPSILON, stream(9)) if random else None
@@ -228,8 +228,10 @@ def test_each_name_runs_its_own_attack(network: TinyNet, name: str, random: bool
 
 def test_the_three_attacks_differ(network: TinyNet) -> None:
     batch = make_examples(6)
-    crafted = [objective(name).craft(network, batch.features_NFL, batch.labels_N, stream()) for name in ("fgsm", "bim")]
-    crafted.append(objective("pgd").craft(network, batch.features_NFL, batch.labels_N, stream()))
+    crafted = [
+        objective(name).craft(network, batch.features_NFL, batch.labels_N, stream(), EPSILON)
+        for name in ("fgsm", "bim", "pgd")
+    ]
     assert not torch.equal(crafted[0], crafted[1])
     assert not torch.equal(crafted[1], crafted[2])
 
@@ -252,7 +254,7 @@ def test_the_network_is_left_as_it_was(network: TinyNet, name: str, recipe: str)
     if recipe == "per_round":
         chosen.start_round(network, batch, 2, stream())
     else:
-        chosen.harden(network, batch.features_NFL, batch.labels_N, stream())
+        chosen.harden(network, batch.features_NFL, batch.labels_N, stream(), EPSILON)
     assert {key: module.training for key, module in network.named_modules()} == modes
     assert all(torch.equal(tensor, state[key]) for key, tensor in network.state_dict().items())
     assert len(gradients) == len(list(network.parameters()))
@@ -286,7 +288,7 @@ def test_fast_is_one_step_of_five_quarters_of_epsilon_from_a_uniform_start() -> 
     weight_FL = torch.randn(NUM_MELS, NUM_FRAMES, generator=stream(4))
     examples = make_examples(40)
     features_BFL, labels_B = examples.features_NFL, examples.labels_N % 2
-    fast_BFL = quick("fast").harden(Linear(weight_FL), features_BFL, labels_B, stream(7))
+    fast_BFL = quick("fast").harden(Linear(weight_FL), features_BFL, labels_B, stream(7), EPSILON)
     unit_BFL = torch.rand(features_BFL.shape, generator=stream(7))
     noise_BFL = BOX.clip(features_BFL + (2 * unit_BFL - 1) * EPSILON) - features_BFL
     direction_BFL = (2 * labels_B - 1)[:, None, None] * weight_FL.sign()
@@ -296,7 +298,9 @@ def test_fast_is_one_step_of_five_quarters_of_epsilon_from_a_uniform_start() -> 
     moved_BFL = (fast_BFL - features_BFL).abs()
     assert bool((moved_BFL < 0.9 * EPSILON).any()), "a start on the far side ends inside the ball"
     assert bool((moved_BFL > 0.999 * EPSILON).any())
-    longer_BFL = quick("fast", step_size=2 * EPSILON).harden(Linear(weight_FL), features_BFL, labels_B, stream(7))
+    longer_BFL = quick("fast", step_size=2 * EPSILON).harden(
+        Linear(weight_FL), features_BFL, labels_B, stream(7), EPSILON
+    )
     at_the_edge_BFL = BOX.clip(features_BFL + EPSILON * direction_BFL)
     torch.testing.assert_close(longer_BFL, at_the_edge_BFL, rtol=0, atol=ROUNDING)
 
@@ -386,3 +390,110 @@ def test_settings_that_make_no_sense_are_refused_in_one_line(name: str, changed:
     with pytest.raises(UserError) as refused:
         compose([f"objective={name}", *overrides])
     assert str(refused.value) == message
+
+
+def trades(**changed: Any) -> Objective:
+    settings = {"recipe": "per_step", "from_round": 1, "fraction": 1.0, "random_start": True, "beta": 3.0}
+    return objective("trades", **(settings | changed))
+
+
+def test_trades_is_the_clean_loss_where_nothing_may_move(network: TinyNet) -> None:
+    """At epsilon 0 the divergence is that of a prediction from itself."""
+    batch = make_examples(7)
+    network.eval()  # dropout would tell the two halves apart
+    step_loss = trades(epsilon=0.0).step_loss(1, stream())
+    assert step_loss is not None
+    found, logits_BC = step_loss(network, batch.features_NFL, batch.labels_N)
+    torch.testing.assert_close(logits_BC, network(batch.features_NFL))
+    torch.testing.assert_close(found, functional.cross_entropy(logits_BC, batch.labels_N, label_smoothing=0.1))
+
+
+def test_trades_adds_beta_times_the_divergence_that_its_attack_found(network: TinyNet) -> None:
+    """The loss is linear in beta, and its slope is the divergence of torch.distributions at the attack's features."""
+    batch = make_examples(6)
+    network.eval()
+    found = {}
+    for beta in (1.0, 2.0, 4.0):
+        step_loss = trades(beta=beta).step_loss(1, stream(9))
+        assert step_loss is not None
+        found[beta] = step_loss(network, batch.features_NFL, batch.labels_N)[0]
+    start_BFL = random_start(batch.features_NFL, 0.02 * EPSILON, stream(9))
+    adversarial_BFL = pgd_on_divergence(
+        network, batch.features_NFL, epsilon=EPSILON, step_size=EPSILON / 4, steps=3, box=BOX, start_BFL=start_BFL
+    )
+    clean, moved = (
+        torch.distributions.Categorical(logits=network(features)) for features in (batch.features_NFL, adversarial_BFL)
+    )
+    expected = torch.distributions.kl_divergence(clean, moved).mean()
+    assert expected > 1e-4, "nothing moved"
+    torch.testing.assert_close(found[2.0] - found[1.0], expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found[4.0] - found[2.0], 2 * expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_attack_of_trades_raises_the_divergence_step_by_step(network: TinyNet) -> None:
+    features_BFL = make_examples(8).features_NFL
+    network.eval()
+    start_BFL = random_start(features_BFL, 0.02 * EPSILON, stream())
+    reached = []
+    for steps in (0, 1, 4, 12):
+        moved_BFL = pgd_on_divergence(
+            network, features_BFL, epsilon=EPSILON, step_size=EPSILON / 4, steps=steps, box=BOX, start_BFL=start_BFL
+        )
+        assert float((moved_BFL - features_BFL).abs().max()) <= EPSILON + ROUNDING
+        assert torch.equal(BOX.clip(moved_BFL), moved_BFL)
+        with torch.no_grad():
+            reached.append(float(divergence(network(features_BFL), network(moved_BFL)).mean()))
+    assert reached == sorted(reached) and reached[1] > 2 * reached[0] and reached[3] > reached[1]
+
+
+def test_trades_trains_both_sides_of_the_divergence(network: TinyNet) -> None:
+    batch = make_examples(6)
+    step_loss = trades().step_loss(1, stream())
+    assert step_loss is not None
+    found, logits_BC = step_loss(network.train(), batch.features_NFL, batch.labels_N)
+    found.backward()
+    assert logits_BC.shape == (6, NUM_CLASSES) and network.training
+    assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in network.parameters())
+
+
+def test_trades_begins_in_its_round_and_hardens_no_batch() -> None:
+    late = trades(from_round=4)
+    assert late.step_loss(3, stream()) is None and late.step_loss(4, stream()) is not None
+    assert late.hardening(4, stream()) is None
+    assert objective(recipe="per_step").step_loss(4, stream()) is None
+
+
+def test_epsilon_grows_in_equal_steps_from_the_first_adversarial_round() -> None:
+    warming = objective(recipe="per_step", from_round=3, warm_up_rounds=4)
+    grown = [warming.epsilon(number) / EPSILON for number in range(3, 9)]
+    assert grown == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
+    assert warming.epsilon(6) == EPSILON
+    assert objective(from_round=3).epsilon(3) == EPSILON
+
+
+@pytest.mark.parametrize("recipe", ["per_step", "per_round"])
+def test_a_round_of_the_warm_up_keeps_to_its_own_epsilon(network: TinyNet, recipe: str) -> None:
+    """A quarter of the way: nobody moves further than that, and somebody that far."""
+    warming = objective(recipe=recipe, from_round=1, fraction=1.0, warm_up_rounds=4, step_size=EPSILON)
+    examples = make_examples(8)
+    if recipe == "per_step":
+        harden = warming.hardening(1, stream())
+        assert harden is not None
+        moved = (harden(network, examples.features_NFL, examples.labels_N) - examples.features_NFL).abs()
+    else:
+        mixed, _ = warming.start_round(network, examples, 1, stream())
+        moved = (mixed.features_NFL[8:] - mixed.features_NFL[:8]).abs()
+    assert EPSILON / 4 - ROUNDING <= float(moved.max()) <= EPSILON / 4 + ROUNDING
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "message"),
+    [
+        ("trades", {"beta": None}, "objective=trades needs objective.beta above 0, got null"),
+        ("pgd", {"beta": 2.0}, "objective.beta goes with objective=trades, got 2 with objective=pgd"),
+        ("trades", {"recipe": "per_round"}, "objective.recipe must be per_step with objective=trades, got per_round"),
+    ],
+)
+def test_settings_of_trades_are_checked(name: str, changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        trades(**changed) if name == "trades" else objective(name, **changed)

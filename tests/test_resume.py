@@ -195,9 +195,13 @@ def test_kill_9_at_random_moments_until_the_run_ends(home: Path, tmp_path: Path)
             "optimiser.momentum=0.9",
         ),
         ("objective.name=pgd", "objective.recipe=per_step", "objective.from_round=1"),
+        ("objective=trades", "objective.warm_up_rounds=3", "federation.weight_average=0.9"),
         ("selection.by=robust", "selection.robust_every=2", "model.norm=group", "federation.fraction_train=0.5"),
     ],
-    ids=["plain", "keeps optimiser", "no momentum, frozen norm", "local only", "adversarial", "robust selection"],
+    ids=[
+        *("plain", "keeps optimiser", "no momentum, frozen norm", "local only", "adversarial"),
+        *("trades, averaged over rounds", "robust selection"),
+    ],
 )
 def test_interrupted_within_a_client_and_resumed(home: Path, tmp_path: Path, changed: tuple[str, ...]) -> None:
     """Ended in the second batch of the last client of three rounds, so that two are committed."""

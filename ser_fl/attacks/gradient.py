@@ -13,8 +13,9 @@ Legend: B utterances, F mel bins, L frames, C classes. A model maps features_BFL
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -86,6 +87,13 @@ def loss_gradient(model: nn.Module, features_BFL: Tensor, labels_B: Tensor) -> T
     loss = F.cross_entropy(model(inputs_BFL), labels_B)
     (gradient_BFL,) = torch.autograd.grad(loss, inputs_BFL)
     return gradient_BFL
+
+
+def divergence(logits_BC: Tensor, adversarial_BC: Tensor) -> Tensor:
+    """KL(p || p') of each utterance, shape (B,): how far adversarial predictions p' are from clean ones p."""
+    return F.kl_div(
+        F.log_softmax(adversarial_BC, dim=1), F.log_softmax(logits_BC, dim=1), reduction="none", log_target=True
+    ).sum(1)
 
 
 def random_start(features_BFL: Tensor, epsilon: float, generator: Generator) -> Tensor:
@@ -179,10 +187,29 @@ def pgd(
     return _ascend(model, features_BFL, labels_B, epsilon, step_size, steps, box, start_BFL, low_precision)
 
 
+def pgd_on_divergence(
+    model: nn.Module,
+    features_BFL: Tensor,
+    *,
+    epsilon: float,
+    step_size: float,
+    steps: int,
+    box: Box | None = None,
+    start_BFL: Tensor,
+    low_precision: bool = False,
+) -> Tensor:
+    """PGD that raises the `divergence` from the model's own clean predictions (TRADES: arXiv 1901.08573, section 4).
+
+    It needs no labels, and a start away from the clean utterance, where the divergence has no gradient. Arguments,
+    result and errors are otherwise those of `pgd`.
+    """
+    return _ascend(model, features_BFL, None, epsilon, step_size, steps, box, start_BFL, low_precision)
+
+
 def _ascend(
     model: nn.Module,
     features_BFL: Tensor,
-    labels_B: Tensor,
+    labels_B: Tensor | None,
     epsilon: float,
     step_size: float,
     steps: int,
@@ -190,17 +217,34 @@ def _ascend(
     start_BFL: Tensor | None,
     low_precision: bool,
 ) -> Tensor:
-    """The loop of all three. The order of its operations is ART's: step, clip to the box, project onto the ball."""
+    """The loop of all. The order of its operations is ART's: step, clip to the box, project onto the ball.
+
+    Without labels it goes away from the clean predictions.
+    """
     for name, value in (("epsilon", epsilon), ("step_size", step_size), ("steps", steps)):
         if not value >= 0:
             raise UserError(f"{name} must be >= 0, got {value}")
     box = Box.unbounded() if box is None else box.to(features_BFL.device)
     with attacked(model, low_precision=low_precision):
         # Tensors made under inference_mode cannot take part in a gradient; their clones can.
-        clean_BFL, labels_B = box.clip(features_BFL.detach().clone()), labels_B.clone()
+        clean_BFL = box.clip(features_BFL.detach().clone())
+        rise = _away_from(model, clean_BFL) if labels_B is None else partial(loss_gradient, labels_B=labels_B.clone())
         adversarial_BFL = clean_BFL if start_BFL is None else box.clip(start_BFL.detach().clone())
         for _ in range(steps):
-            step_BFL = loss_gradient(model, adversarial_BFL, labels_B).sign_().mul_(step_size)
+            step_BFL = rise(model, adversarial_BFL).sign_().mul_(step_size)
             moved_BFL = box.clip(step_BFL.add_(adversarial_BFL))
             adversarial_BFL = moved_BFL.sub_(clean_BFL).clamp_(-epsilon, epsilon).add_(clean_BFL)
     return adversarial_BFL
+
+
+def _away_from(model: nn.Module, clean_BFL: Tensor) -> Callable[[nn.Module, Tensor], Tensor]:
+    """Gradient of the batch's mean `divergence` from what the model says of clean utterances, by other features."""
+    with torch.no_grad():
+        clean_BC = model(clean_BFL)
+
+    def gradient(model: nn.Module, features_BFL: Tensor) -> Tensor:
+        inputs_BFL = features_BFL.detach().requires_grad_()
+        (gradient_BFL,) = torch.autograd.grad(divergence(clean_BC, model(inputs_BFL)).mean(), inputs_BFL)
+        return gradient_BFL
+
+    return gradient

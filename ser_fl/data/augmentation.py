@@ -13,13 +13,17 @@ from ser_fl.devices import send
 
 
 def augment(features_BFL: Tensor, config: AugmentationConfig, stream: Generator) -> Tensor:
-    """Rotate in time and mask, each utterance of the batch with its own draw.
+    """Rotate in time, change speaker and room, and mask, each utterance of the batch with its own draw.
 
     Masks as in SpecAugment (Park et al., arXiv 1904.08779), without time warping; masked cells become 0, the training
     mean of standardised features.
     """
     if config.roll:
         features_BFL = roll_in_time(features_BFL, stream)
+    if config.max_mel_warp:
+        features_BFL = warp_mel(features_BFL, config.max_mel_warp, stream)
+    if config.max_equalisation:
+        features_BFL = equalise(features_BFL, config.max_equalisation, stream)
     for count, longest, axis in (
         (config.time_masks, config.max_time_mask, 2),
         (config.mel_masks, config.max_mel_mask, 1),
@@ -35,6 +39,37 @@ def roll_in_time(features_BFL: Tensor, stream: Generator) -> Tensor:
     shift_B1 = torch.randint(num_frames, (len(features_BFL), 1), generator=stream)
     source_BL = (torch.arange(num_frames) - shift_B1) % num_frames
     return features_BFL.gather(2, send(source_BL, features_BFL.device)[:, None].expand_as(features_BFL))
+
+
+def warp_mel(features_BFL: Tensor, largest: float, stream: Generator) -> Tensor:
+    """Stretch the mel axis of each utterance by a factor uniform in 1 - ``largest`` to 1 + ``largest``.
+
+    As vocal tract length perturbation (Jaitly and Hinton 2013), on mel bins: bin f takes the value at f times the
+    factor, interpolated between its neighbours; above the highest bin that bin's value goes on.
+    """
+    size = features_BFL.shape[1]
+    factor_B1 = 1 + (2 * torch.rand((len(features_BFL), 1), generator=stream) - 1) * largest
+    place_BF = (torch.arange(size) * factor_B1).clamp(max=size - 1)
+    below_BF = place_BF.floor().long()
+    weight_BF1, below_BF1, above_BF1 = (
+        send(part_BF[..., None], features_BFL.device)
+        for part_BF in (place_BF - below_BF, below_BF, (below_BF + 1).clamp(max=size - 1))
+    )
+    low_BFL, high_BFL = (features_BFL.gather(1, row.expand_as(features_BFL)) for row in (below_BF1, above_BF1))
+    return torch.lerp(low_BFL, high_BFL, weight_BF1.to(features_BFL.dtype))
+
+
+def equalise(features_BFL: Tensor, largest: float, stream: Generator) -> Tensor:
+    """Add to each utterance a smooth curve over mel bins, the same in all frames and at most ``largest`` anywhere.
+
+    A constant, half a cosine and a whole one over the mel axis, with amplitudes uniform within a third of it each: a
+    gain, a tilt and a bend of the frequency response.
+    """
+    size = features_BFL.shape[1]
+    place_F = (torch.arange(size) + 0.5) / size
+    curves_KF = torch.stack([torch.cos(torch.pi * order * place_F) for order in range(3)])
+    amplitude_BK = (2 * torch.rand((len(features_BFL), 3), generator=stream) - 1) * (largest / 3)
+    return features_BFL + send(amplitude_BK @ curves_KF, features_BFL.device)[..., None]
 
 
 def mask_band(features_BFL: Tensor, axis: int, longest: int, stream: Generator) -> Tensor:

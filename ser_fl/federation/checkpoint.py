@@ -21,7 +21,7 @@ from ser_fl.errors import UserError
 from ser_fl.federation.server import GLOBAL, Server
 from ser_fl.records import State, write_bytes, write_json
 
-SCHEMA = 4
+SCHEMA = 5
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,7 +49,7 @@ class Progress:
         None is a round that was not scored: it is kept for as long as no round was.
         """
         if self.best_score < 0 if score is None else score > self.best_score:
-            self.best, self.best_round = dict(self.server.models), self.round
+            self.best, self.best_round = dict(self.server.judged), self.round
             self.best_score = -1.0 if score is None else score
 
 
@@ -62,6 +62,7 @@ def save_checkpoint(folder: Path, progress: Progress, config: Mapping[str, Any])
     for owner, state in progress.server.optimiser_states.items():
         tensors |= {f"optimiser/{owner}/{name}": tensor for name, tensor in state.items()}
     tensors |= {f"velocity/{GLOBAL}/{name}": tensor for name, tensor in progress.server.velocity.items()}
+    tensors |= {f"average/{GLOBAL}/{name}": tensor for name, tensor in progress.server.average.items()}
     write_bytes(folder / current, save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}))
     # A run that was killed before its first commit may have left a file of this name.
     if progress.best_round == progress.round or not (folder / best).exists():
@@ -74,6 +75,7 @@ def save_checkpoint(folder: Path, progress: Progress, config: Mapping[str, Any])
         "best_score": progress.best_score,
         "data_digest": progress.data_digest,
         "server_momentum": progress.server.momentum,
+        "weight_average": {"decay": progress.server.decay, "num_averaged": progress.server.num_averaged},
         "files": {"current": current, "best": best},
         "lengths": progress.lengths,
         "tracking": progress.tracking,
@@ -135,6 +137,8 @@ def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> Progress | None:
             current.get("optimiser", {}),
             velocity=current.get("velocity", {}).get(GLOBAL, {}),
             momentum=content["server_momentum"],
+            average=current.get("average", {}).get(GLOBAL, {}),
+            **content["weight_average"],
         ),
         best=best["model"],
         best_round=content["best_round"],

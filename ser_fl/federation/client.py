@@ -88,6 +88,7 @@ class Clients:
             augmentation=self.objective.batch_augmentation(task.round),
             stream=stream,
             harden=self.objective.hardening(task.round, stream),
+            step_loss=self.objective.step_loss(task.round, stream),
             replays=replays,
             freeze_norm=norm_is_frozen(self.config.federation, task.round),
             optimiser_state=_unflatten(task.optimiser_state),

@@ -203,6 +203,7 @@ def first_progress(config: Config, prepared: Prepared) -> Progress:
         tuple(prepared.clients),
         local_only=config.federation.name == "local_only",
         momentum=config.federation.server_momentum,
+        decay=config.federation.weight_average,
     )
     return Progress(
         round=0,

@@ -9,19 +9,23 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from ser_fl.attacks.budget import Box
-from ser_fl.attacks.gradient import bim, fgsm, pgd, random_start
+from ser_fl.attacks.gradient import bim, divergence, fgsm, pgd, pgd_on_divergence, random_start
 from ser_fl.config import AugmentationConfig, ObjectiveConfig
 from ser_fl.data.augmentation import augment
 from ser_fl.data.datamodule import Examples
 from ser_fl.devices import CPU, device_of, send
 from ser_fl.federation.free import FreePerturbation
-from ser_fl.models.classifier import Harden
+from ser_fl.models.classifier import Harden, StepLoss
 from ser_fl.stopwatch import UNWATCHED, Watch
 
 _CRAFTING_BATCH = 32
+_CLOSE = 0.02
+"""Where the attack of TRADES starts, as a share of epsilon: at x itself the divergence has no gradient. The authors
+start within 0.001 at an epsilon of 0.031 (by Gaussian noise; here it is uniform)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,20 +86,34 @@ class Objective:
         """How many times in a row each minibatch of this round is trained on."""
         return (self.config.replays or 1) if self.is_adversarial(round_number) else 1
 
+    def epsilon(self, round_number: int) -> float:
+        """The budget of a round: grown in equal steps to its full value over the first adversarial rounds."""
+        grown = (round_number - self.config.from_round + 1) / max(self.config.warm_up_rounds, 1)
+        return self.config.epsilon * min(max(grown, 0.0), 1.0)
+
     def hardening(self, round_number: int, stream: Generator) -> Harden | None:
         """What is done to each batch of one client in this round; None where it stays as it is."""
-        if not self.hardens_batches(round_number):
+        if not self.hardens_batches(round_number) or self.config.name == "trades":
             return None
+        epsilon = self.epsilon(round_number)
         if self.config.name == "free":
-            return FreePerturbation(self.config.epsilon, self.step_size, self.box)
-        return partial(self.harden, stream=stream)
+            return FreePerturbation(epsilon, self.step_size(epsilon), self.box)
+        return partial(self.harden, stream=stream, epsilon=epsilon)
+
+    def step_loss(self, round_number: int, stream: Generator) -> StepLoss | None:
+        """The loss of each step of one client in this round, where it is not that of a hardened batch."""
+        if self.config.name != "trades" or not self.is_adversarial(round_number):
+            return None
+        return partial(self.trades_loss, stream=stream, epsilon=self.epsilon(round_number))
 
     def batch_augmentation(self, round_number: int) -> AugmentationConfig:
         """What is left to be done to each batch: copies made at the start of a round stay as they are."""
         if not self.makes_copies(round_number):
             return self.augmentation
         # mypy does not see that pydantic's dataclass is one.
-        return replace(self.augmentation, roll=False, time_masks=0, mel_masks=0)  # type: ignore[type-var]
+        return replace(  # type: ignore[type-var]
+            self.augmentation, roll=False, time_masks=0, mel_masks=0, max_mel_warp=0.0, max_equalisation=0.0
+        )
 
     def start_round(
         self, network: nn.Module, examples: Examples, round_number: int, stream: Generator
@@ -108,44 +126,78 @@ class Objective:
         clean_NFL, labels_N = augment(examples.features_NFL[drawn], self.augmentation, stream), examples.labels_N[drawn]
         device = device_of(network)
         copies = [
-            self.craft(network, send(features_BFL, device), send(labels_B, device), stream)
+            self.craft(network, send(features_BFL, device), send(labels_B, device), stream, self.epsilon(round_number))
             for features_BFL, labels_B in zip(
                 torch.split(clean_NFL, _CRAFTING_BATCH), torch.split(labels_N, _CRAFTING_BATCH), strict=True
             )
         ]
         return Examples(torch.cat([clean_NFL, torch.cat(copies).to(CPU)]), torch.cat([labels_N, labels_N])), count
 
-    def harden(self, network: nn.Module, features_BFL: Tensor, labels_B: Tensor, stream: Generator) -> Tensor:
+    def trades_loss(
+        self, network: nn.Module, features_BFL: Tensor, labels_B: Tensor, stream: Generator, epsilon: float
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of the clean batch and beta times the divergence of its adversarial predictions.
+
+        Zhang et al. (arXiv 1901.08573, equation 5), as in the authors' code: the mean over utterances of
+        KL(p(x) || p(x')), x' found by PGD on that divergence from a start close to x, and both sides trained. Both
+        halves go through the network in one forward pass, so that batch norm sees them together.
+
+        Returns:
+            The loss, and the clean utterances' logits of shape (B, C).
+        """
+        with self.watch.part("attack"):
+            adversarial_BFL = pgd_on_divergence(
+                network,
+                features_BFL,
+                epsilon=epsilon,
+                step_size=self.step_size(epsilon),
+                steps=self.config.steps,
+                box=self.box,
+                start_BFL=random_start(features_BFL, _CLOSE * epsilon, stream),
+                low_precision=self.low_precision,
+            )
+        logits_BC, adversarial_BC = network(torch.cat([features_BFL, adversarial_BFL])).float().chunk(2)
+        clean = F.cross_entropy(logits_BC, labels_B, label_smoothing=self.augmentation.label_smoothing)
+        assert self.config.beta is not None, "checked with the configuration"
+        return clean + self.config.beta * divergence(logits_BC, adversarial_BC).mean(), logits_BC
+
+    def harden(
+        self, network: nn.Module, features_BFL: Tensor, labels_B: Tensor, stream: Generator, epsilon: float
+    ) -> Tensor:
         """A batch whose first share (batches are shuffled) is replaced by its adversarial version."""
         count = max(1, round(self.config.fraction * len(features_BFL)))
-        adversarial = self.craft(network, features_BFL[:count], labels_B[:count], stream)
+        adversarial = self.craft(network, features_BFL[:count], labels_B[:count], stream, epsilon)
         return torch.cat([adversarial, features_BFL[count:]]) if count < len(features_BFL) else adversarial
 
-    def craft(self, network: nn.Module, features_BFL: Tensor, labels_B: Tensor, stream: Generator) -> Tensor:
+    def craft(
+        self, network: nn.Module, features_BFL: Tensor, labels_B: Tensor, stream: Generator, epsilon: float
+    ) -> Tensor:
         """Adversarial version of a batch by the configured attack, with true labels."""
         with self.watch.part("attack"):
-            return self._attack(network, features_BFL, labels_B, stream)
+            return self._attack(network, features_BFL, labels_B, stream, epsilon)
 
-    def _attack(self, network: nn.Module, features_BFL: Tensor, labels_B: Tensor, stream: Generator) -> Tensor:
+    def _attack(
+        self, network: nn.Module, features_BFL: Tensor, labels_B: Tensor, stream: Generator, epsilon: float
+    ) -> Tensor:
         config, box = self.config, self.box.to(features_BFL.device)
         if config.name == "bim":
             return bim(
                 network,
                 features_BFL,
                 labels_B,
-                epsilon=config.epsilon,
-                step_size=self.step_size,
+                epsilon=epsilon,
+                step_size=self.step_size(epsilon),
                 steps=config.steps,
                 box=box,
                 low_precision=self.low_precision,
             )
-        start_BFL = random_start(features_BFL, config.epsilon, stream) if config.random_start else None
+        start_BFL = random_start(features_BFL, epsilon, stream) if config.random_start else None
         if config.name == "fgsm":
             return fgsm(
                 network,
                 features_BFL,
                 labels_B,
-                epsilon=config.epsilon,
+                epsilon=epsilon,
                 box=box,
                 start_BFL=start_BFL,
                 low_precision=self.low_precision,
@@ -154,17 +206,18 @@ class Objective:
             network,
             features_BFL,
             labels_B,
-            epsilon=config.epsilon,
-            step_size=self.step_size,
+            epsilon=epsilon,
+            step_size=self.step_size(epsilon),
             steps=config.steps,
             box=box,
             start_BFL=start_BFL,
             low_precision=self.low_precision,
         )
 
-    @property
-    def step_size(self) -> float:
-        """As configured; else a quarter of epsilon, or all of it in one step, or 1.25 times as much."""
+    def step_size(self, epsilon: float) -> float:
+        """As configured for the full epsilon; else a quarter of epsilon, or all of it in one step, or 1.25 times."""
+        if self.config.step_size is not None:
+            return self.config.step_size * epsilon / self.config.epsilon if self.config.epsilon else 0.0
         if self.config.name == "fast":
-            return self.config.step_size or 1.25 * self.config.epsilon
-        return self.config.step_size or self.config.epsilon / (4 if self.config.steps > 1 else 1)
+            return 1.25 * epsilon
+        return epsilon / (4 if self.config.steps > 1 else 1)

@@ -102,11 +102,11 @@ class Federation:
 
     def measure(self, server: Server, cohort: tuple[str, ...], arrivals: Arrivals, started: float) -> RoundRecord:
         """Score the new models on the validation part; under attack too in rounds that measure it and in the last."""
-        validation = scores(self.scorer.confusion(server.models, self.validation))
+        validation = scores(self.scorer.confusion(server.judged, self.validation))
         number, every = arrivals.round, self.config.selection.robust_every
         robust = None
         if every and (number % every == 0 or number == self.config.federation.num_rounds):
-            robust = scores(self.scorer.robust_confusion(server.models, self.validation)).uar
+            robust = scores(self.scorer.robust_confusion(server.judged, self.validation)).uar
         return RoundRecord(
             round=number,
             cohort=cohort,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from ser_fl.federation.aggregation import FedAvg, with_momentum
+from ser_fl.federation.aggregation import FedAvg, averaged_over_rounds, with_momentum
 from ser_fl.records import ClientUpdate, State
 
 GLOBAL = "global"
@@ -45,16 +45,28 @@ class Server:
     velocity: State = field(default_factory=dict)
     """What the shared model's parameters carry on from round to round; empty without server momentum."""
     momentum: float = 0.0
+    average: State = field(default_factory=dict)
+    """Of the shared model over rounds; empty without one."""
+    num_averaged: int = 0
+    """Rounds that it is of."""
+    decay: float = 0.0
 
     @classmethod
-    def start(cls, initial: nn.Module, client_ids: Sequence[str], *, local_only: bool, momentum: float) -> Server:
+    def start(
+        cls, initial: nn.Module, client_ids: Sequence[str], *, local_only: bool, momentum: float, decay: float = 0.0
+    ) -> Server:
         """All begin from the same weights, and from rest."""
         state = initial.state_dict()
         if local_only:
             return cls(dict.fromkeys(client_ids, state))
         parameters = initial.named_parameters() if momentum else ()
         velocity = {name: torch.zeros_like(parameter) for name, parameter in parameters}
-        return cls({GLOBAL: state}, velocity=velocity, momentum=momentum)
+        return cls({GLOBAL: state}, velocity=velocity, momentum=momentum, decay=decay)
+
+    @property
+    def judged(self) -> dict[str, State]:
+        """The models that are validated, selected and kept: the average over rounds where there is one."""
+        return {GLOBAL: self.average} if self.average else self.models
 
     def model_for(self, client_id: str) -> State:
         """What this client starts its local epochs from."""
@@ -70,5 +82,8 @@ class Server:
             average = gathered.average.result()
             moved, self.velocity = with_momentum(self.models[GLOBAL], average, self.velocity, self.momentum)
             self.models[GLOBAL] = moved
+            if self.decay:
+                self.average = averaged_over_rounds(self.average, moved, self.num_averaged, self.decay)
+                self.num_averaged += 1
         self.models |= gathered.models
         self.optimiser_states |= gathered.optimiser_states

@@ -21,6 +21,9 @@ from ser_fl.stopwatch import UNWATCHED, Watch
 Harden = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(network, features_BFL, labels_B) -> what to train on, features_BFL, some of them adversarial."""
 
+StepLoss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(network, features_BFL, labels_B) -> the loss of a step, and the clean utterances' logits_BC, which are scored."""
+
 
 class EmotionClassifier(pl.LightningModule):
     """Cross-entropy training of one client in one round.
@@ -43,6 +46,7 @@ class EmotionClassifier(pl.LightningModule):
         augmentation: AugmentationConfig,
         stream: Generator,
         harden: Harden | None = None,
+        step_loss: StepLoss | None = None,
         replays: int = 1,
         freeze_norm: bool = False,
         optimiser_state: dict[int, dict[str, Tensor]] | None = None,
@@ -55,6 +59,7 @@ class EmotionClassifier(pl.LightningModule):
         self.augmentation = augmentation
         self.stream = stream
         self.harden = harden
+        self.step_loss = step_loss
         self.replays = replays
         self.freeze_norm = freeze_norm
         self.optimiser_state = optimiser_state
@@ -94,10 +99,13 @@ class EmotionClassifier(pl.LightningModule):
             with self.watch.part("data"):
                 self._augmented_BFL = augment(features_BFL, self.augmentation, self.stream)
         features_BFL = self._augmented_BFL
-        if self.harden is not None:
-            features_BFL = self.harden(self.network, features_BFL, labels_B)
-        logits_BC = self(features_BFL)
-        loss = functional.cross_entropy(logits_BC, labels_B, label_smoothing=self.augmentation.label_smoothing)
+        if self.step_loss is not None:
+            loss, logits_BC = self.step_loss(self.network, features_BFL, labels_B)
+        else:
+            if self.harden is not None:
+                features_BFL = self.harden(self.network, features_BFL, labels_B)
+            logits_BC = self(features_BFL)
+            loss = functional.cross_entropy(logits_BC, labels_B, label_smoothing=self.augmentation.label_smoothing)
         self._scored.append((loss.detach(), logits_BC.detach(), labels_B))
         return loss
 

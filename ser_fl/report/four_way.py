@@ -43,6 +43,11 @@ class Column:
             lines.append(f"n = {self.subset}")
         return "\n".join(line for line in lines if line)
 
+    def record_of(self, run: RunRecords, defence: str) -> AttackRecord | None:
+        """What a run recorded of this attack under a defence."""
+        here = (record for record in _attacks(run) if record.defence == defence)
+        return next((record for record in here if _column(run, record) == self), None)
+
 
 def four_way(runs: Sequence[RunRecords]) -> Table:
     """UAR in per cent of every run under every test-time defence (rows) and attack (columns).
@@ -88,6 +93,11 @@ def reference_budgets(runs: Sequence[RunRecords]) -> set[tuple[str, str, str]]:
         common = max(counts, key=lambda budget: (counts[budget], sizes[budget]))
         chosen |= {(domain, norm, budget) for budget in (trained & set(counts)) or {common}}
     return chosen
+
+
+def columns_of(runs: Sequence[RunRecords], budgets: set[tuple[str, str, str]]) -> list[Column]:
+    """Every attack of some runs at some budgets, in the order of the tables; worst cases are none."""
+    return _columns(runs, [[record for record in _attacks(run) if budget_key(record) in budgets] for run in runs])
 
 
 def _attacks(run: RunRecords) -> Iterable[AttackRecord]:

@@ -13,6 +13,7 @@ from ser_fl.errors import UserError
 from ser_fl.records import RunFolder, write_bytes
 from ser_fl.report.labels import labels_of
 from ser_fl.report.markup import to_html
+from ser_fl.report.replications import replication_table
 from ser_fl.report.runs import RunRecords, read_run
 from ser_fl.report.tables import attack_table, four_way, summary_table, training_table
 
@@ -87,6 +88,8 @@ def _sections(runs: Sequence[RunRecords], figures: Mapping[str, bytes]) -> Itera
         yield '<p class="synthetic"><strong>SYNTHETIC speech</strong>: figures of the built-in corpus show that the'
         yield "method runs, and are no evidence about real speech.</p>"
     yield "<h2>Under attack</h2>"
+    if (repeated := replication_table(runs)) is not None:
+        yield to_html(repeated)
     yield to_html(four_way(runs))
     yield from _images(figures, "robust_uar")
     if any(run.attacks for run in runs):

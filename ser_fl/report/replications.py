@@ -1,0 +1,184 @@
+"""Runs that repeat one another: the same experiment with other seeds, or on other folds, put together in one table.
+
+Seeds share their test utterances: a figure is the mean over seeds, and its interval says how far a mean over other
+seeds may lie. Folds have test speakers of their own: their confusion matrices are summed, as if one test part had been
+cut into folds, and the interval says how far UAR on other utterances may lie.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ser_fl.metrics import scores
+from ser_fl.records import AttackRecord
+from ser_fl.report import wording
+from ser_fl.report.four_way import Column, columns_of, reference_budgets
+from ser_fl.report.labels import labels_of, provenance
+from ser_fl.report.markup import MISSING, Table
+from ser_fl.report.runs import RunRecords
+
+_FREE = {"seed", "run_dir", "resume", "tracking", "executor", "profile", "experiment"}
+"""Settings in which repetitions may differ; and of the split its seed and its fold."""
+_T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Student's t for a two-sided interval of 95 %, by degrees of freedom from 1."""
+
+
+@dataclass(frozen=True)
+class Replication:
+    """One experiment and its repetitions."""
+
+    runs: Sequence[RunRecords]
+
+    @cached_property
+    def by_fold(self) -> bool:
+        """Whether the repetitions are folds, whose test parts differ."""
+        return len({repr(_part(run)) for run in self.runs}) > 1
+
+    @property
+    def what(self) -> str:
+        """What there are several of."""
+        return f"{len(self.runs)} {'folds' if self.by_fold else 'seeds'}"
+
+    def figure(self, records: Sequence[AttackRecord]) -> tuple[float, float] | None:
+        """UAR of one attack over all repetitions, and half the width of its 95 % interval.
+
+        Over seeds: Student's interval of the mean. Over folds: the binomial spread of the recalls of the summed matrix,
+        which for a randomised defence takes every utterance's mean vote for one vote, and so is too wide if anything.
+        None where a repetition lacks the attack.
+        """
+        if len(records) < len(self.runs):
+            return None
+        if not self.by_fold:
+            values = [record.robust_uar for record in records]
+            return statistics.mean(values), half_width_over_seeds(values)
+        if not all(record.confusion for record in records):
+            return None
+        summed = _summed([record.confusion for record in records])
+        return scores(summed).uar, half_width_of_uar(summed)
+
+
+def replications(runs: Sequence[RunRecords]) -> list[Replication]:
+    """The given runs, sorted into experiments; those of one run as well."""
+    groups: dict[str, list[RunRecords]] = {}
+    for run in runs:
+        groups.setdefault(repr(_sameness(run.config)), []).append(run)
+    return [Replication(group) for group in groups.values()]
+
+
+def replication_table(runs: Sequence[RunRecords]) -> Table | None:
+    """Robust UAR in per cent of experiments that were repeated; None where none was.
+
+    Rows: training and test-time defence. Columns: clean, each attack at the reference budgets, the worst case.
+    """
+    repeated = [group for group in replications(runs) if len(group.runs) > 1]
+    if not repeated:
+        return None
+    everybody = [run for group in repeated for run in group.runs]
+    budgets = reference_budgets(everybody)
+    columns = columns_of(everybody, budgets)
+    rows = [
+        (label, wording.defence_name(defence), *_cells(group, defence, columns))
+        for label, group in zip(_labels(repeated), repeated, strict=True)
+        for defence in group.runs[0].defences
+    ]
+    whats = " / ".join(dict.fromkeys(group.what for group in repeated))
+    return Table(
+        title=f"Robust UAR in per cent over {whats}",
+        header=("Training", "Test-time defence", "Clean", *(column.heading for column in columns), "Worst case"),
+        rows=tuple(rows),
+        caption=(
+            f"{provenance(everybody)} Each figure with half of its 95 % interval: of the mean over seeds (Student's t),"
+            " or, over folds, of the UAR of the summed confusion matrix."
+            f" {wording.GREY_BOX} Grey-box: the attacker does not know of the defence; no evidence of robustness."
+        ),
+        num_labels=2,
+    )
+
+
+def half_width_over_seeds(values: Sequence[float]) -> float:
+    """Half of Student's 95 % interval of a mean.
+
+    >>> round(half_width_over_seeds([0.1, 0.2, 0.3]), 4)
+    0.2484
+    """
+    freedom = len(values) - 1
+    t = _T_975[freedom - 1] if freedom <= len(_T_975) else 1.96
+    return t * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def half_width_of_uar(confusion: Any) -> float:
+    """Half of the 95 % interval of UAR over utterances: the recalls' binomial variances, averaged over classes."""
+    support, right = confusion.sum(axis=1), confusion.diagonal()
+    present = support > 0
+    recall = right[present] / support[present]
+    variance = (recall * (1 - recall) / support[present]).sum() / present.sum() ** 2
+    return 1.96 * math.sqrt(float(variance))
+
+
+def _cells(group: Replication, defence: str, columns: Sequence[Column]) -> tuple[str, ...]:
+    clean = [
+        next((one for one in run.attacks if one.attack == wording.CLEAN and one.defence == defence), None)
+        for run in group.runs
+    ]
+    cells = [_cell(group, [record for record in clean if record is not None])]
+    for column in columns:
+        found = [column.record_of(run, defence) for run in group.runs]
+        cells.append(_cell(group, [record for record in found if record is not None]))
+    worst = [_worst(run, defence, {column.budget for column in columns}) for run in group.runs]
+    cells.append(_cell(group, [record for record in worst if record is not None]))
+    return tuple(cells)
+
+
+def _worst(run: RunRecords, defence: str, budgets: set[str]) -> AttackRecord | None:
+    """The worst case per utterance at a budget of the table."""
+    return next(
+        (
+            record
+            for record in run.attacks
+            if record.attack == wording.WORST_CASE and record.defence == defence and wording.budget(record) in budgets
+        ),
+        None,
+    )
+
+
+def _cell(group: Replication, records: Sequence[AttackRecord]) -> str:
+    figure = group.figure(records)
+    if figure is None:
+        return MISSING
+    mark = f" {wording.GREY_BOX}" if wording.is_grey_box(records[0]) else ""
+    return f"{wording.percent(figure[0])} ± {wording.percent(figure[1])}{mark}"
+
+
+def _labels(groups: Sequence[Replication]) -> list[str]:
+    """As of their first runs, which differ in what the experiments differ in."""
+    return [
+        f"{label}\n{group.what}"
+        for label, group in zip(labels_of([group.runs[0] for group in groups]), groups, strict=True)
+    ]
+
+
+def _summed(confusions: Sequence[Any]) -> Any:
+    import numpy as np
+
+    return np.sum([np.asarray(confusion, dtype=np.float64) for confusion in confusions], axis=0)
+
+
+def _sameness(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What repetitions share."""
+    shared = {name: value for name, value in config.items() if name not in _FREE}
+    split = {name: value for name, value in dict(shared.pop("split", None) or {}).items() if name not in _PART}
+    data = {name: value for name, value in dict(shared.pop("data", None) or {}).items() if name not in _PLACE}
+    return shared | {"split": split, "data": data}
+
+
+_PART = ("seed", "fold", "test_speakers", "validation_speakers")
+_PLACE = ("root", "cache_dir")
+
+
+def _part(run: RunRecords) -> list[Any]:
+    return [run.setting(f"split.{name}") for name in _PART]
