@@ -1,0 +1,119 @@
+"""Attacks on recorded audio, through the differentiable front end, and the budgets that they keep to.
+
+A budget is a signal-to-noise ratio in dB, an L2 ball whose radius belongs to the clip, or an amplitude, an L-infinity
+ball. Both are of the recorded samples that the front end hears, at full scale 1.
+
+When to choose which: `pgd` and `apgd_ce` are the ones to report, `apgd_dlr` where a model is very sure of itself;
+`cw_l2` looks for the quietest perturbation, crafted once and held against every SNR; `psychoacoustic` asks what a
+listener would not hear, and takes no budget but the clip's own masking threshold.
+
+A caution for all: features are log(x + 1e-8), so that bins of digital silence react to the faintest noise. Where a
+corpus holds silence, an attack at 60 dB may succeed by what no recording in a room would keep.
+
+Legend: B clips, T samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ser_fl.attacks.budget import Box, Norm
+from ser_fl.attacks.estimator import Passes
+from ser_fl.attacks.losses import cross_entropy
+from ser_fl.attacks.masking import MaskingBall
+from ser_fl.attacks.victim import Expectation, Victim
+from ser_fl.attacks.waveform_input import ClipBall, Clips, WaveformToFeatures
+from ser_fl.data.frontend import LogMel, Standardisation
+from ser_fl.errors import UserError, unknown_name
+from ser_fl.randomness import generator
+
+FULL_SCALE = Box(torch.tensor(-1.0), torch.tensor(1.0))
+"""The values that samples may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class WaveformBudget:
+    """How much a recording may be changed.
+
+    Raises:
+        UserError: an amplitude that is negative or no number, or an SNR that is no number.
+    """
+
+    unit: Literal["snr_db", "amplitude"]
+    value: float
+    """In dB: the energy of the clip over that of the perturbation. Or the largest change of a sample, full scale 1."""
+
+    def __post_init__(self) -> None:
+        finite = abs(self.value) < float("inf")
+        if not finite or (self.unit == "amplitude" and self.value < 0):
+            kind = "a finite number of dB" if self.unit == "snr_db" else ">= 0 and finite"
+            raise UserError(f"a budget in {self.unit} must be {kind}, got {self.value}")
+
+    @property
+    def norm(self) -> Norm:
+        return "2" if self.unit == "snr_db" else "inf"
+
+    def ball(self, clips: Clips) -> ClipBall:
+        """What the budget allows; of a silent clip and an SNR, nothing but the clip."""
+        if self.unit == "snr_db":
+            radius_B = (clips.lengths(clips.waveform_BT) * 10 ** (-self.value / 20)).float()
+        else:
+            radius_B = clips.waveform_BT.new_full((len(clips),), self.value)
+        return ClipBall(clips.waveform_BT, radius_B, self.norm, clips.heard_B)
+
+
+def snr_db(clips: Clips, adversarial_BT: Tensor) -> Tensor:
+    """Energy of each clip over that of its perturbation, in dB: float64, shape (B,).
+
+    Over the samples that are heard. Infinite for no perturbation, minus infinity for one of a silent clip.
+    """
+    clean_B, step_B = clips.lengths(clips.waveform_BT), clips.lengths(adversarial_BT - clips.waveform_BT)
+    return torch.where(step_B > 0, 20 * torch.log10(clean_B / step_B.clamp(min=1e-300)), torch.inf)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WaveformProblem:
+    """Clips to be attacked, all on the model's device; to be used inside `ser_fl.attacks.gradient.attacked`."""
+
+    network: nn.Module
+    """Maps features_BFL to logits_BC."""
+    frontend: LogMel
+    standardisation: Standardisation
+    clips: Clips
+    labels_B: Tensor
+    keys_B: Sequence[str]
+    """Utterance ids, which random starts are keyed by."""
+    budget: WaveformBudget | None
+    """None for attacks that have their own."""
+    steps: int
+    restarts: int
+    seed: int
+    passes: Passes
+    expectation: Expectation | None = None
+
+    @cached_property
+    def victim(self) -> Victim:
+        """The model from the recorded samples on."""
+        return Victim(
+            network=self.network,
+            keys_B=self.keys_B,
+            passes=self.passes,
+            to_features=WaveformToFeatures(self.clips, self.frontend, self.standardisation),
+            expectation=self.expectation,
+        )
+
+    @property
+    def box(self) -> Box:
+        return FULL_SCALE.to(self.clips.waveform_BT.device)
+
+    @property
+    def ball(self) -> ClipBall:
+        assert self.budget is not None
+        return self.budget.ball(self.clips)
