@@ -30,6 +30,10 @@ Speaker = Annotated[str, BeforeValidator(lambda given: str(given) if type(given)
 """YAML takes the speakers of EmoDB and CREMA-D for numbers."""
 
 
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
+"""One name need not be in brackets."""
+
+
 Precision = Literal["32-true", "bf16-mixed"]
 
 
@@ -387,21 +391,21 @@ class BenchmarkConfig:
     """The run folder."""
     root: str | None
     """Folder of the corpus, where it is no longer the one in the run's config.yaml."""
-    attacks: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Names in the catalogue, or art:ClassName."""
+    attacks: Annotated[Names, Field(min_length=1)]
+    """Names in the catalogue, art:ClassName, or a suite: quick, standard or thorough."""
     epsilons: tuple[Epsilon, ...]
     """L-infinity budgets in standardised log-mel units; empty: the epsilon that the run was trained with."""
     defences: Annotated[tuple[str, ...], Field(min_length=1)]
     steps: Count | None
     """Of every attack that has some; null: each attack's own default."""
     restarts: Amount | None
-    curve_attacks: tuple[str, ...]
+    curve_attacks: Names
     """Attacks that are measured at `curve_epsilons` too, for the curve of robust UAR over epsilon."""
     curve_epsilons: tuple[Epsilon, ...]
     max_examples: Count | None
     """Attack a balanced subset of the test utterances; null: all."""
     subsets: dict[str, Count]
-    """Sizes of balanced subsets for attacks that are too slow for all, by name."""
+    """Sizes of balanced subsets for attacks that are too slow for all, by name; before those that a suite asks for."""
     batch_size: Count
     seed: Amount
     accelerator: Literal["cpu", "auto", "cuda"] | None = None

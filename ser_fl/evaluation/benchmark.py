@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from ser_fl.attacks.budget import Box
 from ser_fl.attacks.catalogue import ATTACKS, build
 from ser_fl.attacks.settings import AttackSettings
+from ser_fl.attacks.suites import expand, subsets_of
 from ser_fl.composition import compose
 from ser_fl.config import BenchmarkConfig, Config
 from ser_fl.data.datamodule import load_examples
@@ -36,7 +38,7 @@ def benchmark(
     features_BFL: Tensor,
     labels_B: Tensor,
     *,
-    attacks: Sequence[str | AttackSettings] = ("fgsm", "bim", "pgd"),
+    attacks: str | Sequence[str | AttackSettings] = ("fgsm", "bim", "pgd"),
     epsilons: Sequence[float] = (0.05,),
     defences: Sequence[str] = ("none",),
     box: Box | None = None,
@@ -52,7 +54,7 @@ def benchmark(
         model: maps features of shape (B, F, L) to logits of shape (B, C); everything runs where it is.
         features_BFL: clean features, of any real type, cast to float32; clipped to the box before anything is measured.
         labels_B: true classes, of any integer type; always passed to the attacks.
-        attacks: names of the catalogue, each run at every epsilon, or full settings.
+        attacks: names of the catalogue or of suites, each run at every epsilon, or full settings.
         epsilons: L-infinity budgets, in the units of the features.
         defences: test-time defences that what an attack made is shown to.
         box: the values that features may take; None is the box of a model of `ser_fl.load`, and any values for others.
@@ -71,11 +73,11 @@ def benchmark(
     """
     chosen = [
         build(settings)
-        for attack in attacks
+        for attack in ([attacks] if isinstance(attacks, str) else attacks)
         for settings in (
             [attack]
             if isinstance(attack, AttackSettings)
-            else [AttackSettings(name=attack, epsilon=epsilon) for epsilon in epsilons]
+            else [AttackSettings(name=name, epsilon=epsilon) for name in expand([attack]) for epsilon in epsilons]
         )
     ]
     if box is None and isinstance(model, EmotionModel):
@@ -133,6 +135,7 @@ def benchmark_run(
     if not folder.is_dir():
         raise UserError(f"no such run folder: {folder}")
     run = RunFolder(folder)
+    config = with_suites(config)
     trained = compose([f"data.root={config.root}"] if config.root else [], config_file=run.config)
     attacks = [build(settings) for settings in attack_settings(config, trained)]
     for name in config.subsets.keys() - ATTACKS.keys():
@@ -213,6 +216,16 @@ def challenge_of(config: BenchmarkConfig, trained: Config, bundle: EmotionModel,
 def box_of(model: EmotionModel) -> Box:
     """The values that features of this model take."""
     return Box.of(model.standardisation.lower_F1, model.standardisation.upper_F1)
+
+
+def with_suites(config: BenchmarkConfig) -> BenchmarkConfig:
+    """The same settings with the attacks of every suite by their own names."""
+    return replace(
+        config,
+        attacks=expand(config.attacks),
+        curve_attacks=expand(config.curve_attacks),
+        subsets=subsets_of(config.attacks) | config.subsets,
+    )
 
 
 def attack_settings(config: BenchmarkConfig, trained: Config) -> list[AttackSettings]:

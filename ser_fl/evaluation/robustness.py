@@ -123,6 +123,7 @@ def benchmark_attacks(
     """
     for attack in attacks:
         attack.check_box(challenge.box)
+        attack.check_classes(challenge.num_classes)
     cleans = {defence.name: show(challenge, challenge.features_NFL, defence) for defence in defences}
     records = [clean_record(challenge, defence.name, cleans[defence.name]) for defence in defences]
     right: dict[tuple[str, float], Tensor] = {}
@@ -160,8 +161,9 @@ def craft(challenge: Challenge, attack: Attack, on_attack: OnAttack) -> tuple[Te
     """Adversarial utterances, and how many went forward and backward through the model."""
     made, forward, backward = [], 0, 0
     total = len(challenge.labels_N)
-    for start in range(0, total, challenge.batch_size):
-        batch = slice(start, start + challenge.batch_size)
+    size = max(total, 1) if attack.entry.whole_set else challenge.batch_size
+    for start in range(0, total, size):
+        batch = slice(start, start + size)
         on_attack(attack.settings.name, start, total)
         crafted = attack.generate(
             challenge.model,
