@@ -24,9 +24,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ser_fl.attacks.autopgd import restarted
+from ser_fl.attacks.ball import Ball
 from ser_fl.attacks.budget import Box, Norm
 from ser_fl.attacks.estimator import Passes
-from ser_fl.attacks.losses import cross_entropy
+from ser_fl.attacks.losses import Loss, cross_entropy, difference_of_logits_ratio
 from ser_fl.attacks.masking import MaskingBall
 from ser_fl.attacks.victim import Expectation, Victim
 from ser_fl.attacks.waveform_input import ClipBall, Clips, WaveformToFeatures
@@ -117,3 +119,97 @@ class WaveformProblem:
     def ball(self) -> ClipBall:
         assert self.budget is not None
         return self.budget.ball(self.clips)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaveformAttack:
+    """An attack on recorded audio."""
+
+    craft: Callable[[WaveformProblem], Tensor]
+    """Maps a problem to adversarial waveforms of shape (B, T)."""
+    library: str
+    paper: str
+    steps: int
+    """Default."""
+    restarts: int | None = None
+    """Default number of random starts; None for attacks that start once, at the clean clip."""
+    units: tuple[str, ...] = ("snr_db", "amplitude")
+    """Budgets that it can be given; none for an attack that has its own."""
+    minimal: bool = False
+    """Looks for the smallest perturbation, whatever the budget: crafted once, and held against every budget."""
+    min_classes: int = 2
+
+
+def _climb(problem: WaveformProblem, ball: Ball, loss: Loss) -> Tensor:
+    """AutoPGD from each random start, or once from the clean clip."""
+
+    def starts(rows_N: Tensor, number: int) -> Tensor | None:
+        if not problem.restarts:
+            return None
+        keys_N = [problem.keys_B[row] for row in rows_N.tolist()]
+        return ball.subset(rows_N).random(generator("waveform", problem.seed, key, number) for key in keys_N)
+
+    return restarted(
+        problem.victim,
+        ball,
+        problem.labels_B,
+        losses=[lambda rows_N: loss] * max(problem.restarts, 1),
+        starts=starts,
+        steps=problem.steps,
+        box=problem.box,
+    )
+
+
+def craft_apgd_ce(problem: WaveformProblem) -> Tensor:
+    """AutoPGD on the cross-entropy."""
+    return _climb(problem, problem.ball, cross_entropy)
+
+
+def craft_apgd_dlr(problem: WaveformProblem) -> Tensor:
+    """AutoPGD on the difference of logits ratio."""
+    return _climb(problem, problem.ball, difference_of_logits_ratio)
+
+
+def craft_psychoacoustic(problem: WaveformProblem) -> Tensor:
+    """AutoPGD on the cross-entropy among the perturbations under the clip's masking threshold."""
+    return _climb(problem, MaskingBall.around(problem.clips), cross_entropy)
+
+
+WAVEFORM_ATTACKS: Mapping[str, WaveformAttack] = MappingProxyType(
+    {
+        "apgd_ce": WaveformAttack(
+            craft=craft_apgd_ce,
+            library="ser_fl.AutoPGD",
+            paper="Croce and Hein 2020, arXiv 2003.01690",
+            steps=100,
+            restarts=1,
+        ),
+        "apgd_dlr": WaveformAttack(
+            craft=craft_apgd_dlr,
+            library="ser_fl.AutoPGD",
+            paper="Croce and Hein 2020, arXiv 2003.01690",
+            steps=100,
+            restarts=1,
+            min_classes=3,
+        ),
+        "psychoacoustic": WaveformAttack(
+            craft=craft_psychoacoustic,
+            library="ser_fl.AutoPGD",
+            paper="Qin et al. 2019, arXiv 1903.10346",
+            steps=100,
+            restarts=1,
+            units=(),
+        ),
+    }
+)
+
+
+def attack_named(name: str) -> WaveformAttack:
+    """The attack of that name.
+
+    Raises:
+        UserError: no such attack on waveforms; the known ones are listed.
+    """
+    if name not in WAVEFORM_ATTACKS:
+        raise unknown_name("attack of domain=waveform", name, WAVEFORM_ATTACKS)
+    return WAVEFORM_ATTACKS[name]
