@@ -410,6 +410,28 @@ class BenchmarkConfig:
     seed: Amount
     accelerator: Literal["cpu", "auto", "cuda"] | None = None
     """Of the attacks and of what is shown to the defences; null: that of the run, or cpu where it is not here."""
+    domain: Literal["logmel", "waveform"] = "logmel"
+    """What attacks move: standardised features, within epsilons, or recorded samples, within snr_dbs or amplitudes."""
+    snr_dbs: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = ()
+    """domain=waveform: budgets as signal-to-noise ratios in dB; together with no amplitudes, empty is 60 to 0 by 10."""
+    amplitudes: tuple[Epsilon, ...] = ()
+    """domain=waveform: budgets as the largest change of a sample, full scale 1."""
+    write_audio: Amount = 0
+    """domain=waveform: of so many utterances, clean and adversarial WAV files go to the run's folder adversarial/."""
+
+    def __post_init__(self) -> None:
+        foreign = {
+            "logmel": ("snr_dbs", "amplitudes", "write_audio"),
+            "waveform": ("epsilons", "curve_epsilons"),
+        }[self.domain]
+        for setting in foreign:
+            if given := getattr(self, setting):
+                other, budgets = ("waveform", "epsilons") if self.domain == "logmel" else ("logmel", "snr_dbs")
+                shown = list(given) if isinstance(given, tuple) else given
+                raise ValueError(
+                    f"{setting} goes with domain={other}, got {shown} with domain={self.domain}: "
+                    f"take {budgets}, or domain={other}"
+                )
 
 
 _ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)

@@ -9,8 +9,8 @@ deviations, both stricter or equal: of maskers within half a Bark of each other 
 order they come in; and a clip of digital silence hides nothing.
 
 Qin et al. add a hinge on what exceeds the threshold to the loss and trade it against success, so that some of the
-perturbation may remain audible. Here the threshold is a constraint instead: the perturbations whose short-time spectrum
-nowhere exceeds it are a convex set, symmetric around the clip, and so a ball, which PGD projects onto as onto any other.
+perturbation may remain audible. Here the threshold is a constraint instead: the perturbations whose short-time
+spectrum nowhere exceeds it are a convex set, symmetric around the clip, and so a ball like any other.
 What is guaranteed: every time-frequency bin of a projected perturbation lies at or under the threshold, to rounding.
 That a listener hears nothing is the model's claim, not a guarantee.
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ser_fl.attacks.autopgd import restarted
 from ser_fl.attacks.ball import Ball
-from ser_fl.attacks.budget import Box, Norm
+from ser_fl.attacks.budget import RELATIVE_TOLERANCE, Box, Norm
 from ser_fl.attacks.estimator import Passes
 from ser_fl.attacks.losses import Loss, cross_entropy, difference_of_logits_ratio
 from ser_fl.attacks.masking import MaskingBall
@@ -38,6 +38,7 @@ from ser_fl.randomness import generator
 
 FULL_SCALE = Box(torch.tensor(-1.0), torch.tensor(1.0))
 """The values that samples may take."""
+_TOLERANCE_DB = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +59,18 @@ class WaveformBudget:
             kind = "a finite number of dB" if self.unit == "snr_db" else ">= 0 and finite"
             raise UserError(f"a budget in {self.unit} must be {kind}, got {self.value}")
 
+    def __str__(self) -> str:
+        return f"{self.value:g} dB" if self.unit == "snr_db" else f"amplitude {self.value:g}"
+
     @property
     def norm(self) -> Norm:
         return "2" if self.unit == "snr_db" else "inf"
+
+    def keeps(self, snr_db_N: Tensor, linf_N: Tensor) -> Tensor:
+        """Which perturbations of these measures lie within, up to rounding, shape (N,)."""
+        if self.unit == "snr_db":
+            return snr_db_N >= self.value - _TOLERANCE_DB
+        return linf_N <= self.value * (1 + RELATIVE_TOLERANCE)
 
     def ball(self, clips: Clips) -> ClipBall:
         """What the budget allows; of a silent clip and an SNR, nothing but the clip."""
@@ -101,13 +111,18 @@ class WaveformProblem:
     expectation: Expectation | None = None
 
     @cached_property
+    def to_features(self) -> WaveformToFeatures:
+        """From the recorded samples to what the network is shown."""
+        return WaveformToFeatures(self.clips, self.frontend, self.standardisation)
+
+    @property
     def victim(self) -> Victim:
         """The model from the recorded samples on."""
         return Victim(
             network=self.network,
             keys_B=self.keys_B,
             passes=self.passes,
-            to_features=WaveformToFeatures(self.clips, self.frontend, self.standardisation),
+            to_features=self.to_features,
             expectation=self.expectation,
         )
 

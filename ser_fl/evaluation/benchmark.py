@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from ser_fl.attacks.budget import Box
 from ser_fl.attacks.catalogue import ATTACKS, build
 from ser_fl.attacks.settings import AttackSettings
 from ser_fl.attacks.suites import expand, subsets_of
+from ser_fl.attacks.waveform import WAVEFORM_ATTACKS
 from ser_fl.composition import compose
 from ser_fl.config import BenchmarkConfig, Config
 from ser_fl.data.datamodule import load_examples
@@ -29,6 +32,7 @@ from ser_fl.errors import UserError, unknown_name
 from ser_fl.evaluation.example import spectrogram_pair
 from ser_fl.evaluation.robustness import Challenge, OnAttack, OnRecords, benchmark_attacks
 from ser_fl.evaluation.scoring import evaluating
+from ser_fl.evaluation.waveform import WavPairs, benchmark_waveforms, plans_of, reader_of
 from ser_fl.models.bundle import EmotionModel, load_model
 from ser_fl.records import AttackRecord, RunFolder, write_json
 
@@ -135,27 +139,29 @@ def benchmark_run(
     if not folder.is_dir():
         raise UserError(f"no such run folder: {folder}")
     run = RunFolder(folder)
+    plans = plans_of(config) if config.domain == "waveform" else []
     config = with_suites(config)
     trained = compose([f"data.root={config.root}"] if config.root else [], config_file=run.config)
-    attacks = [build(settings) for settings in attack_settings(config, trained)]
-    for name in config.subsets.keys() - ATTACKS.keys():
+    attacks = [] if plans else [build(settings) for settings in attack_settings(config, trained)]
+    for name in config.subsets.keys() - ATTACKS.keys() - WAVEFORM_ATTACKS.keys():
         if not name.startswith("art:"):
             raise unknown_name("attack in subsets", name, ATTACKS)
     defences = [build_defence(name) for name in config.defences]
     device, bundle = device_of_benchmark(config, trained), load_model(folder)
     with threads_limited_to(trained.executor.threads), exact_arithmetic():
-        challenge = challenge_of(config, trained, bundle, prepare(trained, on_features)).to(device)
+        prepared = prepare(trained, on_features)
+        challenge = challenge_of(config, trained, bundle, prepared).to(device)
         bundle.to(device)
-        records = benchmark_attacks(
-            challenge,
-            attacks,
-            defences,
-            subsets=config.subsets,
-            on_attack=on_attack,
-            on_records=recorder(run),
-        )
-        run.write_attacks(records)
-        write_json(run.spectrograms, spectrogram_pair(challenge, attacks, bundle))
+        write = recorder(run, config.domain)
+        told: dict[str, Any] = {"subsets": config.subsets, "on_attack": on_attack, "on_records": write}
+        if plans:
+            read = reader_of(trained, prepared.store)
+            pairs = WavPairs(run.adversarial, challenge.subset(config.write_audio).ids) if config.write_audio else None
+            records = benchmark_waveforms(challenge, bundle, read, plans, defences, pairs=pairs, **told)
+        else:
+            records = benchmark_attacks(challenge, attacks, defences, **told)
+            write_json(run.spectrograms, spectrogram_pair(challenge, attacks, bundle))
+        write(records)
     return records
 
 
@@ -174,17 +180,21 @@ def device_of_benchmark(config: BenchmarkConfig, trained: Config) -> torch.devic
     return CPU if device.type == "mps" else device
 
 
-def recorder(run: RunFolder) -> OnRecords:
+def recorder(run: RunFolder, domain: str) -> OnRecords:
     """Writes records to ``attacks.json``; those of the last benchmark, which took its time, are put aside first.
 
-    Nothing moves before there is something to write: a benchmark that is refused leaves the folder as it was.
+    Records of the other domain stay: a model is attacked in both, each in a benchmark of its own. Nothing moves before
+    there is something to write: a benchmark that is refused leaves the folder as it was.
     """
     aside = [run.attacks.with_suffix(".before.json")] if run.attacks.exists() else []
+    others: list[AttackRecord] = []
+    with suppress(UserError):  # of another schema, or changed by hand: put aside as it is
+        others = [record for record in run.read_attacks() if record.domain != domain]
 
     def write(records: list[AttackRecord]) -> None:
         if aside:
             run.attacks.replace(aside.pop())
-        run.write_attacks(records)
+        run.write_attacks([*others, *records])
 
     return write
 
