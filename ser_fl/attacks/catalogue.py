@@ -1,5 +1,7 @@
 """Every attack of the benchmark by name: what it is, what it costs by default, and how to run it.
 
+FGSM, BIM and PGD are our own, equal to ART's classes to the last bit; the others are ART's.
+
 To add an attack, write a function that maps a `Problem` to adversarial features and give it an entry in `ATTACKS`.
 
 When to choose which: `apgd_ce` and `apgd_t` together are the ones to report, `pgd` the one that others report too;
@@ -39,42 +41,48 @@ ATTACKS: Mapping[str, Entry] = MappingProxyType(
     {
         "fgsm": Entry(
             craft=craft_fgsm,
-            library="art.FastGradientMethod",
+            library="ser_fl.descend",
             norm="inf",
             paper="Goodfellow et al. 2015, arXiv 1412.6572",
             steps=1,
             step_size=float,
             settable=frozenset(),
+            adaptive=True,
         ),
         "bim": Entry(
             craft=craft_bim,
-            library="art.BasicIterativeMethod",
+            library="ser_fl.descend",
             norm="inf",
             paper="Kurakin et al. 2017, arXiv 1607.02533",
             steps=10,
             step_size=_quarter,
             settable=frozenset({"steps", "step_size"}),
+            adaptive=True,
+            warm=True,
         ),
         "pgd": Entry(
             craft=craft_pgd,
-            library="art.ProjectedGradientDescentPyTorch",
+            library="ser_fl.descend",
             norm="inf",
             paper="Madry et al. 2018, arXiv 1706.06083",
             steps=50,
             step_size=_quarter,
             restarts=5,
             settable=frozenset({"steps", "step_size", "restarts"}),
+            adaptive=True,
+            warm=True,
         ),
         # Weak: without a random start, and with steps of ART's default 0.1, which above an epsilon of 0.05 throw every
         # cell from one face of the ball to the other. Here for comparison with the paper only.
         "pgd_paper": Entry(
             craft=craft_pgd,
-            library="art.ProjectedGradientDescentPyTorch",
+            library="ser_fl.descend",
             norm="inf",
             paper="Chang et al. 2022, arXiv 2203.04696, as in its published code",
             steps=5,
             step_size=lambda epsilon: 0.1,
             settable=frozenset({"steps"}),
+            adaptive=True,
             quiet_step=True,
         ),
         "apgd_ce": Entry(
