@@ -177,7 +177,7 @@ class Attack:
                 start_BFL=None if start_BFL is None else send(start_BFL, device),
             )
             rows = torch.arange(len(labels_B), device=device)
-            batches = rows.split(len(rows) if self.entry.whole_set else batch_size)
+            batches = torch.split(rows, len(rows) if self.entry.whole_set else batch_size)
             adversarial_BFL = torch.cat([self._craft(problem.subset(batch)) for batch in batches])
         return Crafted(
             adversarial_BFL=adversarial_BFL.to(features_BFL.device),

@@ -175,9 +175,13 @@ def restarted(
     recognised least, then the one with the largest margin, whatever its ascent has raised.
 
     Args:
-        victim, ball, labels_B, steps, box: as in `autopgd`.
+        victim: what is asked.
+        ball: where the inputs stay.
+        labels_B: true classes.
         losses: one an ascent, made for some of the utterances by their rows.
         starts: where an ascent starts, from the rows of its utterances and its number; None for the clean inputs.
+        steps: of an ascent, >= 1.
+        box: the values that inputs may take.
     """
     found = Found.of(victim, ball.clean, labels_B)
     rows_N = torch.arange(len(labels_B), device=labels_B.device)

@@ -21,7 +21,7 @@ class AttackSettings:
     epsilon: float
     """L-infinity budget, >= 0, in standardised log-mel units; attacks of norm "2" get epsilon * sqrt(F * L)."""
     steps: int | None = None
-    """Gradient steps, >= 1; for C&W L2 per step of its search for the constant, for score attacks queries, for noise draws."""
+    """Gradient steps, >= 1; for C&W L2 per step of its search for the constant, for score attacks queries."""
     step_size: float | None = None
     """How far a step moves, > 0, same units as epsilon; None also for attacks that choose it themselves."""
     restarts: int | None = None

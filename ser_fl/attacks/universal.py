@@ -57,7 +57,7 @@ def _parts(problem: Problem) -> list[Problem]:
     """The utterances in the order of their ids, some at a time."""
     rows = sorted(range(len(problem.keys_B)), key=lambda row: problem.keys_B[row])
     ordered_N = torch.tensor(rows, device=problem.features_BFL.device)
-    return [problem.subset(rows_N) for rows_N in ordered_N.split(UTTERANCES_AT_A_TIME)]
+    return [problem.subset(rows_N) for rows_N in torch.split(ordered_N, UTTERANCES_AT_A_TIME)]
 
 
 def _ask(problem: Problem, perturbation_FL: Tensor) -> tuple[Tensor, Tensor]:

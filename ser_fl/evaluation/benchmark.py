@@ -230,7 +230,7 @@ def box_of(model: EmotionModel) -> Box:
 
 def with_suites(config: BenchmarkConfig) -> BenchmarkConfig:
     """The same settings with the attacks of every suite by their own names."""
-    return replace(
+    return replace(  # type: ignore[type-var]  # mypy does not see that pydantic's dataclass is one
         config,
         attacks=expand(config.attacks),
         curve_attacks=expand(config.curve_attacks),
