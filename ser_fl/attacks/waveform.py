@@ -26,7 +26,9 @@ from torch import Tensor, nn
 
 from ser_fl.attacks.autopgd import restarted
 from ser_fl.attacks.ball import Ball
-from ser_fl.attacks.budget import RELATIVE_TOLERANCE, Box, Norm
+from ser_fl.attacks.budget import Box, Norm
+from ser_fl.attacks.carlini_wagner import carlini_wagner_l2
+from ser_fl.attacks.descent import descend
 from ser_fl.attacks.estimator import Passes
 from ser_fl.attacks.losses import Loss, cross_entropy, difference_of_logits_ratio
 from ser_fl.attacks.masking import MaskingBall
@@ -38,7 +40,7 @@ from ser_fl.randomness import generator
 
 FULL_SCALE = Box(torch.tensor(-1.0), torch.tensor(1.0))
 """The values that samples may take."""
-_TOLERANCE_DB = 1e-3
+CW_L2_SEARCH_STEPS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +67,6 @@ class WaveformBudget:
     @property
     def norm(self) -> Norm:
         return "2" if self.unit == "snr_db" else "inf"
-
-    def keeps(self, snr_db_N: Tensor, linf_N: Tensor) -> Tensor:
-        """Which perturbations of these measures lie within, up to rounding, shape (N,)."""
-        if self.unit == "snr_db":
-            return snr_db_N >= self.value - _TOLERANCE_DB
-        return linf_N <= self.value * (1 + RELATIVE_TOLERANCE)
 
     def ball(self, clips: Clips) -> ClipBall:
         """What the budget allows; of a silent clip and an SNR, nothing but the clip."""
@@ -155,14 +151,47 @@ class WaveformAttack:
     min_classes: int = 2
 
 
+def _start(problem: WaveformProblem, ball: Ball, rows_N: Tensor, number: int) -> Tensor:
+    """A random start of some of the clips, keyed by (seed, utterance, number)."""
+    keys_N = [problem.keys_B[row] for row in rows_N.tolist()]
+    return ball.subset(rows_N).random(generator("waveform", problem.seed, key, number) for key in keys_N)
+
+
+def craft_pgd(problem: WaveformProblem) -> Tensor:
+    """PGD on the cross-entropy from each random start, or once from the clean clip.
+
+    All steps together are 2.5 times the radius long (Madry et al. 2018).
+    """
+    ball, rows_B = problem.ball, torch.arange(len(problem.clips), device=problem.labels_B.device)
+    starts = [_start(problem, ball, rows_B, number) for number in range(problem.restarts)]
+    return descend(
+        problem.victim,
+        ball,
+        problem.labels_B,
+        steps=problem.steps,
+        step_size=2.5 * ball.radius_B / problem.steps,
+        starts=torch.stack(starts) if starts else None,
+        box=problem.box,
+    )
+
+
+def craft_cw_l2(problem: WaveformProblem) -> Tensor:
+    """Carlini and Wagner's L2 attack; what it does not break stays clean."""
+    return carlini_wagner_l2(
+        problem.victim,
+        problem.clips.waveform_BT,
+        problem.labels_B,
+        box=problem.box,
+        steps=problem.steps,
+        search_steps=CW_L2_SEARCH_STEPS,
+    )
+
+
 def _climb(problem: WaveformProblem, ball: Ball, loss: Loss) -> Tensor:
     """AutoPGD from each random start, or once from the clean clip."""
 
     def starts(rows_N: Tensor, number: int) -> Tensor | None:
-        if not problem.restarts:
-            return None
-        keys_N = [problem.keys_B[row] for row in rows_N.tolist()]
-        return ball.subset(rows_N).random(generator("waveform", problem.seed, key, number) for key in keys_N)
+        return _start(problem, ball, rows_N, number) if problem.restarts else None
 
     return restarted(
         problem.victim,
@@ -192,6 +221,21 @@ def craft_psychoacoustic(problem: WaveformProblem) -> Tensor:
 
 WAVEFORM_ATTACKS: Mapping[str, WaveformAttack] = MappingProxyType(
     {
+        "pgd": WaveformAttack(
+            craft=craft_pgd,
+            library="ser_fl.descend",
+            paper="Madry et al. 2018, arXiv 1706.06083",
+            steps=50,
+            restarts=1,
+        ),
+        "cw_l2": WaveformAttack(
+            craft=craft_cw_l2,
+            library="ser_fl.carlini_wagner_l2",
+            paper="Carlini and Wagner 2017, arXiv 1608.04644",
+            steps=20,
+            units=("snr_db",),
+            minimal=True,
+        ),
         "apgd_ce": WaveformAttack(
             craft=craft_apgd_ce,
             library="ser_fl.AutoPGD",

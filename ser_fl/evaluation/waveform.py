@@ -61,6 +61,7 @@ from ser_fl.records import AttackRecord, write_json
 DOMAIN = "waveform"
 MASKING = "masking"
 """The norm that a record names where the budget is the clip's own masking threshold."""
+_TOLERANCE_DB = 1e-3
 SNR_DBS = (60.0, 50.0, 40.0, 30.0, 20.0, 10.0, 0.0)
 """Budgets where none is given."""
 
@@ -345,8 +346,8 @@ def benchmark_waveforms(
             if crafted is None or not plan.attack.minimal:
                 crafted = _craft(studio, part, plan, None if plan.attack.minimal else budget, on_attack)
             made = crafted.made
-            if budget is not None:
-                made = made.or_clean(budget.keeps(made.snr_db_N, made.linf_N), part.features_NFL)
+            if plan.attack.minimal and budget is not None:
+                made = made.or_clean(made.snr_db_N >= budget.value - _TOLERANCE_DB, part.features_NFL)
             for defence in defences:
                 record, right_RN = _judge(part, plan, budget, defence, replace(crafted, made=made))
                 records.append(record)
