@@ -31,6 +31,10 @@ Speaker = Annotated[str, BeforeValidator(lambda given: str(given) if type(given)
 """YAML takes the speakers of EmoDB and CREMA-D for numbers."""
 
 
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
+"""One name need not be in brackets."""
+
+
 Precision = Literal["32-true", "bf16-mixed"]
 
 
@@ -422,20 +426,20 @@ class BenchmarkConfig:
     """The run folder."""
     root: str | None
     """Folder of the corpus, where it is no longer the one in the run's config.yaml."""
-    attacks: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Names in the catalogue, or art:ClassName."""
+    attacks: Annotated[Names, Field(min_length=1)]
+    """Names in the catalogue, art:ClassName, or a suite: quick, standard or thorough."""
     epsilons: Epsilons
     """L-infinity budgets in standardised log-mel units; empty: the epsilon that the run was trained with; auto: ten,
     from where UAR is within 2 points of clean to where it is at most chance."""
     defences: Annotated[tuple[str, ...], Field(min_length=1)]
-    adaptive: tuple[str, ...]
+    adaptive: Names
     """Attacks that are also made against every randomised defence, in expectation over its randomness."""
     eot_samples: Samples
     """Draws of the defence that an adaptive attack averages over in every step; exact: all that there are (84)."""
     steps: Count | None
     """Of every attack that has some; null: each attack's own default."""
     restarts: Amount | None
-    curve_attacks: tuple[str, ...]
+    curve_attacks: Names
     """Attacks that are measured at `curve_epsilons` too, for the curve of robust UAR over epsilon."""
     curve_epsilons: Epsilons
     sweep: bool
@@ -445,7 +449,7 @@ class BenchmarkConfig:
     """Attack a balanced subset of the test utterances; null: all."""
     subsets: dict[str, Count]
     """Sizes of balanced subsets for attacks that are too slow for all, by name, and of all adaptive ones, by
-    "adaptive"; the smaller counts."""
+    "adaptive"; the smaller counts. They come before those that a suite asks for."""
     drop_broken: bool
     """Spare an attack the utterances that earlier ones broke at the same epsilon. The worst case is the same; figures
     of an attack are then about what the earlier ones left."""
@@ -458,6 +462,29 @@ class BenchmarkConfig:
     seed: Amount
     accelerator: Literal["cpu", "auto", "cuda"] | None = None
     """Of the attacks and of what is shown to the defences; null: that of the run, or cpu where it is not here."""
+    domain: Literal["logmel", "waveform"] = "logmel"
+    """What attacks move: standardised features, within epsilons, or recorded samples, within snr_dbs or amplitudes."""
+    snr_dbs: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = ()
+    """domain=waveform: budgets as signal-to-noise ratios in dB; together with no amplitudes, empty is 60 to 0 by 10."""
+    amplitudes: tuple[Epsilon, ...] = ()
+    """domain=waveform: budgets as the largest change of a sample, full scale 1."""
+    write_audio: Amount = 0
+    """domain=waveform: of so many utterances, clean and adversarial WAV files go to the run's folder adversarial/."""
+
+    def __post_init__(self) -> None:
+        foreign = {
+            "logmel": ("snr_dbs", "amplitudes", "write_audio"),
+            "waveform": ("epsilons", "curve_epsilons"),
+        }[self.domain]
+        for setting in foreign:
+            given = getattr(self, setting)
+            if given and (setting, given) != ("curve_epsilons", "auto"):
+                other, budgets = ("waveform", "epsilons") if self.domain == "logmel" else ("logmel", "snr_dbs")
+                shown = list(given) if isinstance(given, tuple) else given
+                raise ValueError(
+                    f"{setting} goes with domain={other}, got {shown} with domain={self.domain}: "
+                    f"take {budgets}, or domain={other}"
+                )
 
 
 _ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)

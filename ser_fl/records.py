@@ -105,9 +105,11 @@ class AttackRecord:
     domain: str
     """"logmel" (standardised units) or "waveform"."""
     norm: str
-    """"inf" or "2"; "none" for clean."""
+    """"inf" or "2"; "masking" for a budget that is the masking threshold of each clip; "none" for clean."""
     epsilon: float | None
+    """In standardised log-mel units, or an amplitude (full scale 1) in the waveform domain; None without."""
     snr_db: float | None
+    """The budget, in the waveform domain; None without."""
     steps: int | None
     step_size: float | None
     restarts: int | None
@@ -122,6 +124,7 @@ class AttackRecord:
     """Mean L2 norm of the perturbation over successful attacks, in the units of the domain; 0 where none was."""
     max_linf: float
     median_snr_db: float | None
+    """Waveform domain: over successes."""
     num_examples: int
     forward_passes: int
     """Utterances that went forward through the model."""
@@ -147,6 +150,15 @@ class AttackRecord:
     """Median over utterances (and runs) of the smallest epsilon that broke them: of the epsilons up to this record's
     that the attack ran at, or, for an attack that looks for the nearest utterance in L-infinity, of its norms. An
     utterance that was wrong when clean has 0. None where more than half withstood, or where nothing was attacked."""
+    median_pesq: float | None = None
+    """Waveform domain: median wide-band PESQ over successes, where the package is installed; so with STOI."""
+    median_stoi: float | None = None
+    masked_share: float | None = None
+    """Waveform domain: median over successes of the share of time-frequency bins in which the perturbation lies under
+    the masking threshold of its clip; None where the benchmark had no psychoacoustic attack."""
+    lost_to_quantisation: float | None = None
+    """Waveform domain: how many successes are recognised again after a 16-bit WAV file; of a randomised defence, the
+    expected number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,9 +290,14 @@ class RunFolder:
         return self.root / "figures"
 
     @property
+    def adversarial(self) -> Path:
+        """Clean and adversarial WAV pairs, where asked for."""
+        return self.root / "adversarial"
+
+    @property
     def spectrograms(self) -> Path:
         """One clean and adversarial log-mel pair, for the report."""
-        return self.root / "adversarial" / "example.json"
+        return self.adversarial / "example.json"
 
     def append(self, path: Path, records: Iterable[RoundRecord] | Iterable[ClientRecord]) -> None:
         """Append records to a ``.jsonl`` file and flush them to disk."""

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from ser_fl.attacks.budget import Box
 from ser_fl.attacks.catalogue import ATTACKS, AttackSettings, build
+from ser_fl.attacks.estimator import Passes, clip_values_of, import_art
 from ser_fl.attacks.gradient import attacked, bim, fgsm, loss_gradient, pgd
+from ser_fl.attacks.problem import Problem
 
 EPSILON = 0.1
 BOX = Box(torch.full((12, 1), -2.0), torch.full((12, 1), 2.0))
@@ -74,6 +76,33 @@ def own(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return pgd(model, *batch, epsilon=EPSILON, step_size=0.03, steps=3, box=BOX)
 
 
+def arts_bim(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """ART's own class on the model as ART gets to see it."""
+    import_art()
+    from art.attacks.evasion import BasicIterativeMethod
+
+    with attacked(model):
+        problem = Problem(
+            network=model,
+            num_classes=3,
+            features_BFL=batch[0],
+            labels_B=batch[1],
+            keys_B=["a", "b", "c", "d"],
+            box=BOX,
+            settings=AttackSettings(name="bim", epsilon=EPSILON),
+            seed=1,
+            passes=Passes(),
+        )
+        attack = BasicIterativeMethod(
+            problem.classifier(clip_values=clip_values_of(BOX)),
+            eps=EPSILON,
+            eps_step=EPSILON / 4,
+            max_iter=2,
+            verbose=False,
+        )
+        return problem.features(attack.generate(problem.inputs(), problem.labels()))
+
+
 def mixed_modes(model: Crnn) -> dict[str, bool]:
     """A training model with a frozen batch norm: the root's flag alone does not tell."""
     model.train()
@@ -128,6 +157,7 @@ def test_arts_bim_on_a_training_recurrent_model_is_ours_to_the_last_bit(
     ours = bim(model, *batch, epsilon=EPSILON, step_size=EPSILON / 4, steps=2, box=BOX)
     assert not torch.equal(ours, batch[0])
     assert torch.equal(generate("bim", model, batch), ours)
+    assert torch.equal(arts_bim(model, batch), ours)
     assert all(module.training for module in model.modules())
 
 

@@ -266,8 +266,10 @@ def test_defences_by_name() -> None:
         "randomisation": 3,
         "randomisation_expected": 84,
         "randomisation_ensemble": 10,
+        "quantisation": 1,
+        "smoothing": 1,
     }
-    with pytest.raises(UserError, match=r"did you mean 'randomisation'.*Known: none, randomisation"):
+    with pytest.raises(UserError, match=r"did you mean 'randomisation'.*Known: none, quantisation, randomisation"):
         build_defence("randomization")
 
 

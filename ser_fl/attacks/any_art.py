@@ -128,6 +128,11 @@ def craft(problem: Problem) -> Tensor:
     return adversarial_BFL
 
 
+def craft_hopskipjump(problem: Problem) -> Tensor:
+    """``art:HopSkipJump`` (L-infinity): decisions alone, some 2,000 forward passes an utterance in 10 steps."""
+    return craft(replace(problem, settings=replace(problem.settings, name=f"{PREFIX}HopSkipJump")))
+
+
 def _generate(problem: Problem) -> Tensor:
     name = problem.settings.name
     _refuse_what_cannot_work(problem)

@@ -48,9 +48,14 @@ class Entry:
     needs_box: bool = False
     """Refused without a box: ART would take the range of what it is given for one, or fail."""
     adaptive: bool = False
-    """Questions the model through `Problem.victim` alone, so that it attacks a randomised defence in expectation."""
+    """Questions the model through `Problem.victim` alone, and attacks a defence in expectation a batch at a time. Other
+    attacks that use gradients do so through `Problem.classifier`, an utterance at a time."""
     warm: bool = False
     """Can begin at `Problem.start_BFL`."""
+    min_classes: int = 2
+    """Refused with fewer."""
+    whole_set: bool = False
+    """Makes one perturbation for all utterances, and is to be given them at once."""
     quiet_step: bool = False
     """A step size above epsilon is what this attack is."""
 
@@ -85,6 +90,23 @@ class Attack:
     def knowledge(self) -> str:
         return self.entry.knowledge
 
+    def knowledge_of(self, expectation: Expectation | None) -> str:
+        """The threat model of a record: "adaptive" where the attacker knows of a defence, else `knowledge`.
+
+        Raises:
+            UserError: this attack cannot be adaptive. An attack that sees no gradient knows no more of a defence than
+                of the model: it may ask the defended model, whose answers are then what is drawn for whoever asks, and
+                not a mean over draws.
+        """
+        if expectation is None:
+            return self.knowledge
+        if self.knowledge != "undefended":
+            raise UserError(
+                f"{self.settings.name} sees no gradient ({self.knowledge}), and an adaptive attack differentiates the "
+                "defence: take one that does, such as pgd"
+            )
+        return "adaptive"
+
     def budget(self, features_shape: tuple[int, ...]) -> float:
         """Largest norm that counts as a success for features of shape (..., F, L); see `budget.budget_of`."""
         return budget_of(self.settings.epsilon, self.norm, features_shape)
@@ -114,17 +136,23 @@ class Attack:
             num_classes: C.
             keys_B: utterance ids. Random draws depend on (seed, utterance), not on batches or their order.
             seed: of all random draws; the global random states stay as they are.
-            batch_size: utterances at a time.
-            expectation: the randomised defence that the attacker knows of; None for an attack on the network alone.
+            batch_size: utterances at a time; an attack on the whole set (`Entry.whole_set`) chooses for itself.
+            expectation: the defence that the attacker knows of, as `expectation.expectation_of` makes it; None for an
+                attack on the network alone.
             start_BFL: adversarial features inside the budget that an attack may begin at (`Entry.warm`), such as those
                 of a smaller one.
 
         Raises:
-            UserError: an attack that needs a box has none, or one of ART's needs another kind of model.
+            UserError: an attack that needs a box has none, there are too few classes for it, one that cannot be adaptive
+                is given an expectation, or one of ART's needs another kind of model.
         """
         if not len(features_BFL) == len(labels_B) == len(keys_B):
             raise ValueError(f"{len(features_BFL)} utterances, {len(labels_B)} labels and {len(keys_B)} keys")
         self.check_box(box)
+        self.check_classes(num_classes)
+        self.knowledge_of(expectation)
+        if expectation is not None and not self.entry.adaptive:
+            batch_size = 1
         box = Box.unbounded() if box is None else box.to(features_BFL.device)
         # Tensors made under inference_mode cannot take part in a gradient; their clones can.
         with torch.inference_mode(False):
@@ -149,7 +177,7 @@ class Attack:
                 start_BFL=None if start_BFL is None else send(start_BFL, device),
             )
             rows = torch.arange(len(labels_B), device=device)
-            batches = [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
+            batches = torch.split(rows, len(rows) if self.entry.whole_set else batch_size)
             adversarial_BFL = torch.cat([self._craft(problem.subset(batch)) for batch in batches])
         return Crafted(
             adversarial_BFL=adversarial_BFL.to(features_BFL.device),
@@ -167,6 +195,18 @@ class Attack:
             raise UserError(
                 f"{self.settings.name} needs a box (without one ART takes the range of what it is given, or fails): "
                 "give clip bounds"
+            )
+
+    def check_classes(self, num_classes: int) -> None:
+        """Refuse too few classes before anything runs.
+
+        Raises:
+            UserError: the loss of the attack compares more classes than there are.
+        """
+        if num_classes < self.entry.min_classes:
+            raise UserError(
+                f"{self.settings.name} needs at least {self.entry.min_classes} classes, the model has {num_classes}: "
+                "take apgd_ce"
             )
 
     def _craft(self, problem: Problem) -> Tensor:

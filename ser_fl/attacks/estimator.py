@@ -40,36 +40,44 @@ class HiddenNetwork(nn.Module):
     """The network as ART gets to see it, to be used inside `ser_fl.attacks.gradient.attacked`.
 
     Args:
-        network: maps features_BFL to logits_BC.
+        answer: maps features_BFL and the number of a step to logits_BC, and counts its forward passes. It must be no
+            module, whose parameters and modes ART would find.
         to_features: maps what the attack moves, of shape (B, F, L), to features; differentiable.
-        passes: counts every forward and backward pass.
+        passes: counts every backward pass.
         device: where the network is.
+        draws: passes of each utterance in one answer.
     """
 
     def __init__(
-        self, network: nn.Module, to_features: Callable[[Tensor], Tensor], passes: Passes, device: torch.device
+        self,
+        answer: Callable[[Tensor, int], Tensor],
+        to_features: Callable[[Tensor], Tensor],
+        passes: Passes,
+        device: torch.device,
+        draws: int = 1,
     ) -> None:
         super().__init__()
-        self._hidden = (network,)  # in a tuple, so that it is no child: modules(), train() and parameters() miss it
+        self._answer = answer
         self._to_features = to_features
         self._passes = passes
         self._device = device
+        self._draws = draws
+        self._step = 0
 
     def forward(self, inputs_B1FL: Tensor) -> Tensor:
         """Logits of shape (B, C), on the device of the inputs."""
         if torch.is_grad_enabled() and inputs_B1FL.requires_grad:
+            self._step += 1
             return _InputGradientOnly.apply(inputs_B1FL, self)  # type: ignore[no-any-return]
         return self.run(inputs_B1FL)
 
     def run(self, inputs_B1FL: Tensor) -> Tensor:
-        """The forward pass itself, counted."""
-        self._passes.forward += len(inputs_B1FL)
+        """The forward pass itself."""
         features_BFL = self._to_features(inputs_B1FL.squeeze(1).float().to(self._device))
-        logits_BC: Tensor = self._hidden[0](features_BFL)
-        return logits_BC.to(inputs_B1FL.device)
+        return self._answer(features_BFL, self._step).to(inputs_B1FL.device)
 
     def count_backward(self, num_utterances: int) -> None:
-        self._passes.backward += num_utterances
+        self._passes.backward += num_utterances * self._draws
 
 
 class _InputGradientOnly(torch.autograd.Function):

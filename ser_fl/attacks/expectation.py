@@ -1,30 +1,137 @@
-"""What an adaptive attacker knows of a defence."""
+"""What an adaptive attacker does about a defence: expectation over its randomness, and a gradient where it has none.
+
+Expectation over transformation (Athalye et al. 2018, arXiv 1707.07397; against defences arXiv 1802.00420, section 4.2)
+averages loss and gradient over what the defence may do. Where its outcomes can be listed the average can be exact;
+otherwise every step draws anew. Backward pass differentiable approximation (BPDA, section 4.1 there) shows the
+classifier what the defence shows it, and goes backward through a smooth stand-in.
+
+Legend: B utterances, F mel bins, L frames, K draws.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
+import torch
 from torch import Tensor
 
 from ser_fl.attacks.victim import Expectation
 from ser_fl.defences import Defence, NoDefence
+from ser_fl.errors import UserError
 from ser_fl.randomness import derive_seed
 
+_WHOLE = 1 << 63
+"""`derive_seed` is below it."""
 
-def expectation_of(defence: Defence, *, seed: int, samples: int | None) -> Expectation | None:
-    """None for no defence."""
-    return None if isinstance(defence, NoDefence) else _Draws(defence, seed, samples or defence.num_draws)
+
+def expectation_of(
+    defence: Defence, *, seed: int, samples: int | None, fixed: Sequence[int] | None = None
+) -> Expectation | None:
+    """What an attacker who knows this defence takes the mean over.
+
+    Args:
+        defence: one of `ser_fl.defences.DEFENCES`, or any other.
+        seed: of the attacker's draws. They are others than the defence draws under the same seed.
+        samples: draws a step, fresh in every step; None for every outcome by its probability. A defence without
+            randomness has one outcome, however many are asked for.
+        fixed: numbers of draws of the defence under this very seed, as in its `predict`; these and no others are
+            attacked, all alike. This is the attacker who knows the dice: what fails against one draw would fail against
+            many, so that it is the first thing to try. `samples` is then None.
+
+    Returns:
+        None where there is no defence.
+
+    Raises:
+        UserError: fewer than one draw, both samples and fixed, or outcomes that cannot be listed.
+    """
+    if isinstance(defence, NoDefence):
+        return None
+    if fixed is not None:
+        if samples is not None or not fixed:
+            raise UserError(f"fixed needs one draw or more and no samples, got {list(fixed)} and samples={samples}")
+        return _OverDraws(defence, seed, tuple(fixed), fresh=False)
+    if samples is not None and samples < 1:
+        raise UserError(f"EOT samples must be 1 or more, or none for the exact expectation, got {samples}")
+    weights = defence.outcome_weights
+    if weights is not None and (samples is None or len(weights) == 1):
+        return _OverEveryOutcome(defence, tuple(weights))
+    if samples is None:
+        raise UserError(f"the outcomes of {defence.name} cannot be listed: take a number of samples, such as 16")
+    if weights is None:
+        return _OverDraws(defence, seed, tuple(range(samples)), fresh=True)
+    return _OverSomeOutcomes(defence, seed, samples, tuple(accumulate(weights)))
+
+
+def _with_gradient(defence: Defence, features_BFL: Tensor, shown: Tensor, num_draws: int) -> Tensor:
+    """What is shown, K draws of B utterances, with the gradient of the defence's stand-in where it has one."""
+    if defence.approximation is None:
+        return shown
+    smooth_BFL = defence.approximation(features_BFL)
+    smooth = smooth_BFL.repeat(num_draws, *(1,) * (smooth_BFL.dim() - 1))
+    return shown.detach() + (smooth - smooth.detach())  # plus zero, so that the forward pass is exact
 
 
 @dataclass(frozen=True, slots=True)
-class _Draws:
+class _OverEveryOutcome:
+    """The exact expectation: all outcomes, each by its probability."""
+
+    defence: Defence
+    weights: tuple[float, ...]
+
+    def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, step: int, draws: Sequence[int]) -> Tensor:
+        """Draw number n is outcome number n, whatever the step."""
+        shown = self.defence.outcomes(features_BFL, [[number] * len(features_BFL) for number in draws])
+        return _with_gradient(self.defence, features_BFL, shown, len(draws))
+
+
+@dataclass(frozen=True, slots=True)
+class _OverSomeOutcomes:
+    """Draws among listed outcomes, keyed by (seed, utterance, step).
+
+    The draws of one step are systematic (stratified with one common offset): the list, each outcome as long as it is
+    probable, is cut into K equal lengths, and all are drawn at the same random place of their length. Every draw by
+    itself has the outcomes' probabilities, so that means are unbiased; but no two of a step are alike by chance, and
+    since neighbours in the list are alike, they differ much less from the exact mean than independent ones.
+    """
+
     defence: Defence
     seed: int
     samples: int
+    ends: tuple[float, ...]
+    """Cumulative probabilities."""
 
-    def draws(self, step: int) -> Sequence[tuple[int, float]]:
-        return [(step * self.samples + draw, 1 / self.samples) for draw in range(self.samples)]
+    @property
+    def weights(self) -> tuple[float, ...]:
+        return (1 / self.samples,) * self.samples
 
-    def transform(self, features_BFL: Tensor, keys_B: Sequence[str], draw: int) -> Tensor:
-        return self.defence.transform(features_BFL, keys_B, seed=derive_seed("adaptive", self.seed), draw=draw)
+    def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, step: int, draws: Sequence[int]) -> Tensor:
+        offsets_B = [derive_seed("adaptive", self.seed, key, step) / _WHOLE for key in keys_B]
+        numbers_KB = [[self._at((draw + offset) / self.samples) for offset in offsets_B] for draw in draws]
+        return _with_gradient(self.defence, features_BFL, self.defence.outcomes(features_BFL, numbers_KB), len(draws))
+
+    def _at(self, place: float) -> int:
+        """The outcome at a place in [0, 1) of the list."""
+        return min(bisect_right(self.ends, place), len(self.ends) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class _OverDraws:
+    """Draws of a defence that lists nothing, or fixed ones; all count alike."""
+
+    defence: Defence
+    seed: int
+    numbers: tuple[int, ...]
+    fresh: bool
+    """Draws of the attacker's own, other ones in every step; False for the defence's under its own seed."""
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        return (1 / len(self.numbers),) * len(self.numbers)
+
+    def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, step: int, draws: Sequence[int]) -> Tensor:
+        seed = derive_seed("adaptive", self.seed, step) if self.fresh else self.seed
+        shown = [self.defence.transform(features_BFL, keys_B, seed=seed, draw=self.numbers[draw]) for draw in draws]
+        return _with_gradient(self.defence, features_BFL, torch.cat(shown), len(draws))

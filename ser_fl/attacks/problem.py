@@ -64,28 +64,42 @@ class Problem:
         return Ball(self.features_BFL, radius_B, "inf")
 
     def logits(self, features_BFL: Tensor) -> Tensor:
-        """Logits of any features, shape (B, C), counted as forward passes."""
-        self.passes.forward += len(features_BFL)
+        """Logits of features of these utterances, shape (B, C), counted as forward passes; see `Victim`."""
         with torch.no_grad():
-            logits_BC: Tensor = self.network(features_BFL)
-        return logits_BC
+            return self.victim(features_BFL)
 
     def right_when_clean(self) -> Tensor:
-        """Indices of the utterances that the model gets right without an attack."""
-        return (self.logits(self.features_BFL).argmax(1) == self.labels_B).nonzero().flatten()
+        """Indices of the utterances that the model gets right without an attack; ever, where it is randomised."""
+        return self.victim.right(self.features_BFL, self.labels_B).nonzero().flatten()
 
     def classifier(
         self, *, clip_values: ClipValues | None, to_features: Callable[[Tensor], Tensor] | None = None
     ) -> Any:
         """The model as an ART PyTorchClassifier, to be used while this problem is solved and never kept.
 
+        In expectation its logits are means of log-probabilities over the draws of a step, as `Victim` has them. Every
+        gradient draws anew, and what is asked for without one, such as the steps of a line search, meets the draws of
+        the gradient before it. ART does not say whose images it shows, so that the problem is then one utterance's.
+
         Args:
             clip_values: bounds that ART clips to, numbers or arrays that broadcast to (F, L); None for none.
             to_features: maps what ART moves, of shape (B, F, L), to features; None where it moves features.
         """
-        hidden = HiddenNetwork(self.network, to_features or (lambda same: same), self.passes, self.features_BFL.device)
+        assert self.expectation is None or len(self.keys_B) == 1, f"{len(self.keys_B)} utterances for ART"
+        hidden = HiddenNetwork(
+            self._questioned,
+            to_features or (lambda same: same),
+            self.passes,
+            self.features_BFL.device,
+            self.victim.num_draws,
+        )
         _, num_bins, num_frames = self.features_BFL.shape
         return classifier(hidden, clip_values, self.num_classes, (num_bins, num_frames))
+
+    def _questioned(self, features_NFL: Tensor, step: int) -> Tensor:
+        """Logits of any number of features, shape (N, C); all of the one utterance where draws depend on it."""
+        keys_N = self.keys_B if self.expectation is None else [*self.keys_B] * len(features_NFL)
+        return replace(self.victim, keys_B=keys_N)(features_NFL, step)
 
     def inputs(self) -> Array:
         """Clean features as ART's images, shape (B, 1, F, L)."""

@@ -4,7 +4,8 @@ With a `Defence` in front of it whose randomness the attacker knows of, every an
 defence (expectation over transformation: Athalye et al. 2018, arXiv 1802.00420), so that one attack is written once and
 is adaptive where it is asked to be.
 
-Legend: B utterances, C classes, F mel bins, L frames; inputs are features_BFL, or whatever `to_features` maps to them.
+Legend: B utterances, C classes, F mel bins, L frames, K draws; inputs are features_BFL, or whatever `to_features` maps
+to them.
 """
 
 from __future__ import annotations
@@ -18,21 +19,38 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ser_fl.attacks.estimator import Passes
-from ser_fl.attacks.losses import Loss
+from ser_fl.attacks.losses import Loss, cross_entropy
 
-_UTTERANCES_AT_A_TIME = 128
-"""Of all draws together, in one forward pass of an expectation."""
+_UTTERANCES_AT_A_TIME = 64
+"""Of all draws together, in one forward pass of an expectation. On a CPU twice as many take a fifth longer each."""
 
 
 class Expectation(Protocol):
-    """What an adaptive attacker knows of a randomised defence: how to draw from it, and how much each draw counts."""
+    """What an adaptive attacker knows of a defence: what it may show the classifier, and how much each counts.
 
-    def draws(self, step: int) -> Sequence[tuple[int, float]]:
-        """Draws of a step and their weights, which sum to 1."""
+    `ser_fl.attacks.expectation.expectation_of` makes one of a defence.
+    """
+
+    @property
+    def weights(self) -> Sequence[float]:
+        """How much each of the K draws of a step counts; they sum to 1."""
         ...
 
-    def transform(self, features_BFL: Tensor, keys_B: Sequence[str], draw: int) -> Tensor:
-        """What the classifier is shown in one draw; has a gradient, its own or a straight-through one."""
+    def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, step: int, draws: Sequence[int]) -> Tensor:
+        """What the classifier is shown in some draws of a step; has a gradient, its own or a straight-through one.
+
+        It depends on each utterance's key, the step and the draws alone: the same step, the same answer, whoever else
+        is in the batch.
+
+        Args:
+            features_BFL: what the defence is given.
+            keys_B: utterance ids.
+            step: number of the step, any integer.
+            draws: numbers in [0, K).
+
+        Returns:
+            Shape (draws * B, ...): all utterances in the first of the draws, then in the second, and so on.
+        """
         ...
 
 
@@ -75,6 +93,11 @@ class Victim:
     expectation: Expectation | None = None
     """None where the network alone is attacked."""
 
+    @property
+    def num_draws(self) -> int:
+        """Passes an utterance in one answer."""
+        return 1 if self.expectation is None else len(self.expectation.weights)
+
     def subset(self, rows_N: Tensor) -> Victim:
         """The victim of some of the utterances, which counts with this one."""
         keys_N = [self.keys_B[row] for row in rows_N.tolist()]
@@ -95,12 +118,35 @@ class Victim:
     @torch.no_grad()
     def right(self, inputs: Tensor, labels_B: Tensor, step: int = 0) -> Tensor:
         """Probability of each utterance of being recognised, shape (B,)."""
+        return self.judge(inputs, labels_B, cross_entropy, step=step)[0]
+
+    @torch.no_grad()
+    def judge(self, inputs: Tensor, labels_B: Tensor, loss: Loss, *, step: int = 0) -> tuple[Tensor, Tensor]:
+        """Recognition and loss as in `answer`, each of shape (B,), without a gradient.
+
+        It costs one forward pass an utterance and draw.
+        """
+        features_BFL = self._features(inputs)
         if self.expectation is None:
-            return (self(inputs).argmax(1) == labels_B).float()
-        right_B = torch.zeros(len(labels_B), device=inputs.device)
+            return _recognised(logits_BC := self._run(features_BFL), labels_B), loss(logits_BC, labels_B)
+        parts = [
+            torch.stack([weight * _recognised(logits_BC, labels_B), weight * loss(logits_BC, labels_B)])
+            for weight, logits_BC in self._drawn(self.expectation, features_BFL, step)
+        ]
+        right_B, loss_B = torch.stack(parts).sum(0)
+        return right_B, loss_B
+
+    @torch.no_grad()
+    def score(self, inputs: Tensor, labels_B: Tensor, loss: Loss, *, step: int = 0) -> tuple[Tensor, Tensor]:
+        """Loss and probability of being recognised, each of shape (B,): those of `answer`, without its gradient."""
+        if self.expectation is None:
+            logits_BC = self._run(self._features(inputs))
+            return loss(logits_BC, labels_B), (logits_BC.argmax(1) == labels_B).float()
+        loss_B, right_B = torch.zeros(2, len(labels_B), device=inputs.device)
         for weight, logits_BC in self._drawn(self.expectation, self._features(inputs), step):
+            loss_B += weight * loss(logits_BC, labels_B)
             right_B += weight * (logits_BC.argmax(1) == labels_B)
-        return right_B
+        return loss_B, right_B
 
     def answer(self, inputs: Tensor, labels_B: Tensor, loss: Loss, *, step: int = 0) -> Answer:
         """Loss, gradient and recognition of a batch: one forward and one backward pass an utterance and draw.
@@ -119,20 +165,21 @@ class Victim:
             logits_BC = self._run(self._features(inputs))
             loss_B = loss(logits_BC, labels_B)
             self.passes.backward += len(inputs)
-            (gradient,) = torch.autograd.grad(loss_B.sum(), inputs)
-            logits_BC = logits_BC.detach()
-            return Answer(loss_B.detach(), gradient, logits_BC, (logits_BC.argmax(1) == labels_B).float())
+            # By the mean, as ART and adversarial training go, whose rounding the signs of small gradients share.
+            (gradient,) = torch.autograd.grad(loss_B.mean(), inputs)
+            gradient, logits_BC = gradient * len(inputs), logits_BC.detach()
+            return Answer(loss_B.detach(), gradient, logits_BC, _recognised(logits_BC, labels_B))
         features_BFL = self._features(inputs)
         shown_BFL = features_BFL.detach().requires_grad_()
         gradient_BFL = torch.zeros_like(shown_BFL)
         means: list[list[Tensor]] = []
         # Some draws at a time, each lot forward and backward, so that memory does not grow with the number of draws.
-        for draws in self._lots(self.expectation, len(inputs), step):
+        for draws in self._lots(self.expectation, len(inputs)):
             raised = []
-            for weight, logits_BC in self._together(self.expectation, shown_BFL, draws):
+            for weight, logits_BC in self._together(self.expectation, shown_BFL, step, draws):
                 raised.append(weight * loss(logits_BC, labels_B))
                 seen_BC = logits_BC.detach()
-                right_B = weight * (seen_BC.argmax(1) == labels_B)
+                right_B = weight * _recognised(seen_BC, labels_B)
                 means.append([raised[-1].detach(), weight * F.log_softmax(seen_BC, dim=1), right_B])
             self.passes.backward += len(inputs) * len(draws)
             gradient_BFL += torch.autograd.grad(torch.stack(raised).sum(), shown_BFL)[0]
@@ -152,21 +199,25 @@ class Victim:
 
     def _drawn(self, expectation: Expectation, features_BFL: Tensor, step: int) -> Iterator[tuple[float, Tensor]]:
         """Weight and logits of every draw of a step."""
-        for draws in self._lots(expectation, len(features_BFL), step):
-            yield from self._together(expectation, features_BFL, draws)
+        for draws in self._lots(expectation, len(features_BFL)):
+            yield from self._together(expectation, features_BFL, step, draws)
 
     def _together(
-        self, expectation: Expectation, features_BFL: Tensor, draws: Sequence[tuple[int, float]]
+        self, expectation: Expectation, features_BFL: Tensor, step: int, draws: range
     ) -> list[tuple[float, Tensor]]:
         """Weight and logits of some draws, by one forward pass."""
-        shown = torch.cat([expectation.transform(features_BFL, self.keys_B, draw) for draw, _ in draws])
+        shown = expectation.transform(features_BFL, self.keys_B, step=step, draws=draws)
         parts = torch.split(self._run(shown), len(features_BFL))
-        return [(weight, logits_BC) for (_, weight), logits_BC in zip(draws, parts, strict=True)]
+        return [(expectation.weights[draw], logits_BC) for draw, logits_BC in zip(draws, parts, strict=True)]
 
     @staticmethod
-    def _lots(expectation: Expectation, batch: int, step: int) -> Iterator[Sequence[tuple[int, float]]]:
+    def _lots(expectation: Expectation, batch: int) -> Iterator[range]:
         """The draws of a step, in lots that go forward together."""
-        draws = expectation.draws(step)
         size = max(1, _UTTERANCES_AT_A_TIME // max(batch, 1))
-        for first in range(0, len(draws), size):
-            yield draws[first : first + size]
+        for first in range(0, len(expectation.weights), size):
+            yield range(first, min(first + size, len(expectation.weights)))
+
+
+def _recognised(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    """1 where the prediction is right, 0 elsewhere, shape (B,)."""
+    return (logits_BC.argmax(1) == labels_B).float()

@@ -2,7 +2,7 @@
 
 To add one, write a class with the members of `Defence` and name it in `DEFENCES`.
 
-Legend: B utterances, F mel bins, L frames, R runs.
+Legend: B utterances, F mel bins, L frames, R runs, K outcomes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from ser_fl.defences.randomisation import (
@@ -21,6 +20,7 @@ from ser_fl.defences.randomisation import (
     Randomisation,
     RandomisationEnsemble,
 )
+from ser_fl.defences.squeezing import Deterministic, MedianSmoothing, Quantisation
 from ser_fl.errors import unknown_name
 
 __all__ = [
@@ -28,7 +28,9 @@ __all__ = [
     "Classifier",
     "Defence",
     "ExpectedRandomisation",
+    "MedianSmoothing",
     "NoDefence",
+    "Quantisation",
     "Randomisation",
     "RandomisationEnsemble",
     "build_defence",
@@ -54,9 +56,36 @@ class Defence(Protocol):
         ...
 
     def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int, draw: int) -> Tensor:
-        """What the classifier is shown in one draw: differentiable, so that an adaptive attack can average over it.
+        """What the classifier is shown in one draw; differentiable, or else there is an `approximation`.
 
         An attacker does not know the defence's own draws: give it another seed.
+        """
+        ...
+
+    @property
+    def approximation(self) -> Callable[[Tensor], Tensor] | None:
+        """Maps features to nearly what `transform` shows of them, with a useful gradient; None where that has its own.
+
+        The backward pass of an adaptive attack goes through it (BPDA: arXiv 1802.00420, section 4.1).
+        """
+        ...
+
+    @property
+    def outcome_weights(self) -> tuple[float, ...] | None:
+        """Probability of each outcome of the randomness, in the order of their numbers; None where there is no list.
+
+        One outcome of weight 1 is a defence without randomness.
+        """
+        ...
+
+    def outcomes(self, features_BFL: Tensor, numbers_KB: Sequence[Sequence[int]]) -> Tensor:
+        """What the classifier is shown with these outcomes, K for each utterance, as `transform` would with each.
+
+        Returns:
+            Shape (K * B, ...): all utterances with their first outcome, then with their second, and so on.
+
+        Raises:
+            NotImplementedError: outcomes are not listed.
         """
         ...
 
@@ -77,21 +106,14 @@ class Defence(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NoDefence:
+class NoDefence(Deterministic):
     """The bare classifier."""
 
     name: str = "none"
-    num_draws: int = 1
-    run_weights: tuple[float, ...] = (1.0,)
 
     def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int, draw: int) -> Tensor:
         """The features as they are."""
         return features_BFL
-
-    @torch.no_grad()
-    def predict(self, model: Classifier, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int) -> Tensor:
-        """Predicted classes, int64, shape (1, B)."""
-        return model(features_BFL).argmax(dim=-1)[None]
 
 
 DEFENCES: Mapping[str, Callable[[], Defence]] = MappingProxyType(
@@ -100,6 +122,8 @@ DEFENCES: Mapping[str, Callable[[], Defence]] = MappingProxyType(
         "randomisation": Randomisation,
         "randomisation_expected": ExpectedRandomisation,
         "randomisation_ensemble": RandomisationEnsemble,
+        "quantisation": Quantisation,
+        "smoothing": MedianSmoothing,
     }
 )
 """Defences by name, each with its default settings when called."""

@@ -90,6 +90,8 @@ def draw_pattern(seed: int, utterance_key: str, draw: int = 0, *, num_frames: in
 
 def _resize(features_BFL: Tensor, height: int, width: int) -> Tensor:
     # Aligned corners are what TensorFlow's crop_and_resize does over a whole image.
+    if height == features_BFL.shape[1]:  # the same to the last bit, with its gradient in less than half the time
+        return interpolate(features_BFL, size=width, mode="linear", align_corners=True)
     return interpolate(features_BFL[:, None], size=(height, width), mode="bilinear", align_corners=True)[:, 0]
 
 
@@ -114,30 +116,58 @@ def apply_pattern(features_BFL: Tensor, pattern: Pattern) -> Tensor:
     return _place(_resize(features_BFL, pattern.height, pattern.width), pattern, num_frames, num_bins)
 
 
-def apply_patterns(features_BFL: Tensor, patterns_B: Sequence[Pattern]) -> Tensor:
-    """Resize and pad each utterance by its own pattern; differentiable, one resize per size that occurs.
+def apply_patterns(features_BFL: Tensor, patterns_N: Sequence[Pattern]) -> Tensor:
+    """Resize and pad each utterance by its own patterns; differentiable, one resize per size that occurs.
+
+    Args:
+        features_BFL: log-mel features, on any device.
+        patterns_N: of all utterances in the first draw, then in the second, and so on: N is a multiple of B. What an
+            utterance is resized to in several draws is resized once.
 
     Returns:
-        Features of shape (B, F + 2, L + 7), ready for one forward pass.
+        Features of shape (N, F + 2, L + 7), in the order of the patterns, ready for one forward pass.
     """
     num_utterances, num_bins, num_frames = features_BFL.shape
-    assert len(patterns_B) == num_utterances, f"{len(patterns_B)} patterns for {num_utterances} utterances"
-    sizes_B = [(pattern.height, pattern.width) for pattern in patterns_B]
-    order = sorted(range(num_utterances), key=lambda row: sizes_B[row])
-    count_by_size = Counter(sizes_B[row] for row in order)
+    assert len(patterns_N) % num_utterances == 0, f"{len(patterns_N)} patterns for {num_utterances} utterances"
+    wanted_N = [(pattern.height, pattern.width, number % num_utterances) for number, pattern in enumerate(patterns_N)]
+    order = sorted(set(wanted_N))
+    count_by_size = Counter((height, width) for height, width, _ in order)
     # One split of the sorted batch: an index per size would cost a gradient of the whole batch for each. For the same
     # reason utterances are padded one by one and stacked, not written into one canvas.
-    rows = send(torch.tensor(order), features_BFL.device)
-    groups = torch.split(features_BFL[rows], list(count_by_size.values()))
+    rows = send(torch.tensor([row for _, _, row in order]), features_BFL.device)
+    groups = torch.split(features_BFL.index_select(0, rows), list(count_by_size.values()))
     resized = [image for size, group in zip(count_by_size, groups, strict=True) for image in _resize(group, *size)]
-    placed = {
-        row: _place(image, patterns_B[row], num_frames, num_bins) for row, image in zip(order, resized, strict=True)
-    }
-    return torch.stack([placed[row] for row in range(num_utterances)])
+    image_of = dict(zip(order, resized, strict=True))
+    return torch.stack(
+        [
+            _place(image_of[wanted], pattern, num_frames, num_bins)
+            for wanted, pattern in zip(wanted_N, patterns_N, strict=True)
+        ]
+    )
+
+
+class RandomPatterns:
+    """What defences by a random resize and pad have in common: outcomes that can be listed, the 84 `patterns`."""
+
+    @property
+    def outcome_weights(self) -> tuple[float, ...]:
+        """Probabilities of the patterns, in their order; they depend on neither frames nor bins."""
+        return tuple(pattern.probability for pattern in patterns(64, 64))
+
+    @property
+    def approximation(self) -> None:
+        """None is needed: a resize and a pad have gradients of their own."""
+        return None
+
+    def outcomes(self, features_BFL: Tensor, numbers_KB: Sequence[Sequence[int]]) -> Tensor:
+        """What the classifier is shown with patterns of these numbers, shape (K * B, F + 2, L + 7); differentiable."""
+        _, num_bins, num_frames = features_BFL.shape
+        listed = patterns(num_frames, num_bins)
+        return apply_patterns(features_BFL, [listed[number] for numbers_B in numbers_KB for number in numbers_B])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Randomisation:
+class Randomisation(RandomPatterns):
     """The paper's defence: one random pattern per utterance and run, each run scored by itself."""
 
     runs: int = 3
@@ -172,7 +202,7 @@ class Randomisation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RandomisationEnsemble:
+class RandomisationEnsemble(RandomPatterns):
     """Ours: softmax probabilities averaged over several patterns per utterance, then one prediction.
 
     The average has less noise to hide behind than one draw, and is usually more accurate on clean speech. With one
@@ -206,7 +236,7 @@ class RandomisationEnsemble:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExpectedRandomisation:
+class ExpectedRandomisation(RandomPatterns):
     """The paper's defence in exact expectation: every pattern is a run, weighted by its probability.
 
     UAR is linear in the confusion matrix, so that the mean over independent draws an utterance, which is what
@@ -218,12 +248,12 @@ class ExpectedRandomisation:
     @property
     def num_draws(self) -> int:
         """Forward passes per utterance in `predict`: one a pattern."""
-        return len(_probabilities())
+        return len(self.outcome_weights)
 
     @property
     def run_weights(self) -> tuple[float, ...]:
-        """Probabilities of the patterns; they depend on neither frames nor bins."""
-        return _probabilities()
+        """Probabilities of the patterns."""
+        return self.outcome_weights
 
     def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int, draw: int) -> Tensor:
         """What the classifier is shown with pattern number ``draw``, shape (B, F + 2, L + 7); differentiable."""
@@ -235,7 +265,3 @@ class ExpectedRandomisation:
         """Predicted classes, int64, shape (84, B); neither keys nor seed matter."""
         shown = (self.transform(features_BFL, keys_B, seed=seed, draw=draw) for draw in range(self.num_draws))
         return torch.stack([model(features).argmax(dim=-1) for features in shown])
-
-
-def _probabilities() -> tuple[float, ...]:
-    return tuple(pattern.probability for pattern in patterns(64, 64))

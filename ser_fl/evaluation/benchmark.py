@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from ser_fl.attacks.budget import Box
 from ser_fl.attacks.catalogue import ATTACKS, Attack, build
 from ser_fl.attacks.settings import AttackSettings
+from ser_fl.attacks.suites import expand, subsets_of
+from ser_fl.attacks.waveform import WAVEFORM_ATTACKS
 from ser_fl.composition import compose
 from ser_fl.config import BenchmarkConfig, Config
 from ser_fl.data.datamodule import load_examples
@@ -25,19 +28,18 @@ from ser_fl.defences import build_defence
 from ser_fl.devices import CPU, devices_of, exact_arithmetic, send
 from ser_fl.environment import threads_limited_to
 from ser_fl.errors import UserError, unknown_name
-from ser_fl.evaluation.challenge import Challenge, digest_of, digest_of_weights
+from ser_fl.evaluation.challenge import Challenge
 from ser_fl.evaluation.curves import epsilons_of_curve
 from ser_fl.evaluation.example import spectrogram_pair
-from ser_fl.evaluation.judgement import merged
-from ser_fl.evaluation.kept import Archive, Folder
+from ser_fl.evaluation.notebook import Notebook
 from ser_fl.evaluation.pace import OnAttack, silent
 from ser_fl.evaluation.robustness import benchmark_attacks
 from ser_fl.evaluation.scoring import evaluating
 from ser_fl.evaluation.units import ADAPTIVE, EOT_SAMPLES
+from ser_fl.evaluation.waveform import WavPairs, benchmark_waveforms, plans_of, reader_of
 from ser_fl.models.bundle import EmotionModel, load_model
 from ser_fl.records import AttackRecord, RunFolder, write_json
 
-_BEFORE = "attacks.before.json"
 _AROUND = 0.05
 """Where the search for the epsilons of a curve begins, where nothing else is said."""
 
@@ -47,10 +49,10 @@ def benchmark(
     features_BFL: Tensor,
     labels_B: Tensor,
     *,
-    attacks: Sequence[str | AttackSettings] = ("fgsm", "bim", "pgd"),
+    attacks: str | Sequence[str | AttackSettings] = ("fgsm", "bim", "pgd"),
     epsilons: Sequence[float] | Literal["auto"] = (0.05,),
     defences: Sequence[str] = ("none",),
-    adaptive: Sequence[str | AttackSettings] = (),
+    adaptive: str | Sequence[str | AttackSettings] = (),
     eot_samples: int | Literal["exact"] = EOT_SAMPLES,
     box: Box | None = None,
     ids: Sequence[str] | None = None,
@@ -69,7 +71,7 @@ def benchmark(
         model: maps features of shape (B, F, L) to logits of shape (B, C); everything runs where it is.
         features_BFL: clean features, of any real type, cast to float32; clipped to the box before anything is measured.
         labels_B: true classes, of any integer type; always passed to the attacks.
-        attacks: names of the catalogue, each run at every epsilon, or full settings.
+        attacks: names of the catalogue or of suites, each run at every epsilon, or full settings.
         epsilons: L-infinity budgets, in the units of the features; "auto" for a curve from where UAR is within two
             points of clean to where it is at most chance (`ser_fl.evaluation.curves.epsilons_of_curve`).
         defences: test-time defences that what an attack made is shown to.
@@ -122,7 +124,7 @@ def benchmark(
             emotions=model.classes if isinstance(model, EmotionModel) else (),
         )
         at = (_AROUND,) if epsilons == "auto" else tuple(epsilons)
-        chosen, aware = _built(attacks, at), _built(adaptive, at)
+        chosen, aware = _built(attacks, at), _built(adaptive, at)  # a mistake is told before anything runs
         if epsilons == "auto":
             at = epsilons_of_curve(challenge)
             chosen, aware = _built(attacks, at), _built(adaptive, at)
@@ -139,15 +141,15 @@ def benchmark(
         )
 
 
-def _built(attacks: Sequence[str | AttackSettings], epsilons: Sequence[float]) -> list[Attack]:
-    """Names at every epsilon, and settings as they are."""
+def _built(attacks: str | Sequence[str | AttackSettings], epsilons: Sequence[float]) -> list[Attack]:
+    """Names, and those of a suite, at every epsilon, and settings as they are."""
     return [
         build(settings)
-        for attack in attacks
+        for attack in ([attacks] if isinstance(attacks, str) else attacks)
         for settings in (
             [attack]
             if isinstance(attack, AttackSettings)
-            else [AttackSettings(name=attack, epsilon=epsilon) for epsilon in epsilons]
+            else [AttackSettings(name=name, epsilon=epsilon) for name in expand([attack]) for epsilon in epsilons]
         )
     ]
 
@@ -189,19 +191,38 @@ def benchmark_run(
         raise UserError(f"no such run folder: {folder}")
     run = RunFolder(folder)
     bundle = load_model(folder)
+    plans = plans_of(config) if config.domain == "waveform" else []
+    config = with_suites(config)
     trained = compose([f"data.root={config.root}"] if config.root else [], config_file=run.config)
-    for name in (*config.attacks, *config.adaptive, *config.curve_attacks):
-        build(AttackSettings(name=name, epsilon=_AROUND))  # an unknown name is told before features are computed
-    for name in config.subsets.keys() - ATTACKS.keys() - {ADAPTIVE}:
+    if not plans:  # an unknown name is told before features are computed
+        for name in (*config.attacks, *config.adaptive, *config.curve_attacks):
+            build(AttackSettings(name=name, epsilon=_AROUND))
+    for name in config.subsets.keys() - ATTACKS.keys() - WAVEFORM_ATTACKS.keys() - {ADAPTIVE}:
         if not name.startswith("art:"):
             raise unknown_name("attack in subsets", name, [*ATTACKS, ADAPTIVE])
     defences = [build_defence(name) for name in config.defences]
     device = device_of_benchmark(config, trained)
     with threads_limited_to(trained.executor.threads), exact_arithmetic():
-        challenge = challenge_of(config, trained, bundle, prepare(trained, on_features)).to(device)
+        prepared = prepare(trained, on_features)
+        challenge = challenge_of(config, trained, bundle, prepared).to(device)
         bundle.to(device)
+        notebook = Notebook(run, challenge, config)
+        if plans:
+            records = benchmark_waveforms(
+                challenge,
+                bundle,
+                reader_of(trained, prepared.store),
+                plans,
+                defences,
+                subsets=config.subsets,
+                pairs=WavPairs(run.adversarial, challenge.subset(config.write_audio).ids)
+                if config.write_audio
+                else None,
+                on_attack=on_attack,
+                on_records=notebook.write,
+            )
+            return notebook.write(records)
         attacks, adaptive = attacks_of(config, trained, lambda: epsilons_of_curve(challenge))
-        notebook = _Notebook(run, challenge, config)
         records = benchmark_attacks(
             challenge,
             attacks,
@@ -215,42 +236,9 @@ def benchmark_run(
             on_attack=on_attack,
             on_records=notebook.write,
         )
-        notebook.write(records)
+        together = notebook.write(records)
         write_json(run.spectrograms, spectrogram_pair(challenge, attacks, bundle))
-    return notebook.with_earlier(records)
-
-
-class _Notebook:
-    """Where a run's outcomes and records are written, beside those of earlier benchmarks of the same model."""
-
-    def __init__(self, run: RunFolder, challenge: Challenge, config: BenchmarkConfig) -> None:
-        self._run = run
-        self._challenge = challenge
-        self._config = config
-        self._earlier: list[AttackRecord] = []
-
-    def open(self) -> Folder:
-        """The folder of outcomes. Nothing moves before this: a benchmark that is refused leaves the run as it was."""
-        archive, weights = Archive(self._run.outcomes), digest_of_weights(self._challenge.model)
-        if self._config.fresh or not archive.knows(weights):
-            if self._run.attacks.exists():
-                self._run.attacks.replace(self._run.root / _BEFORE)
-            archive.clear()
-        self._earlier = self._run.read_attacks()
-        return archive.open(
-            digest_of(self._challenge),
-            weights,
-            device=self._challenge.features_NFL.device,
-            keeps_adversarials=self._config.keep_adversarials,
-        )
-
-    def with_earlier(self, records: list[AttackRecord]) -> list[AttackRecord]:
-        """These records, and earlier ones that say something else."""
-        return merged(self._earlier, records)
-
-    def write(self, records: list[AttackRecord]) -> None:
-        """Write ``attacks.json``."""
-        self._run.write_attacks(self.with_earlier(records))
+    return together
 
 
 def device_of_benchmark(config: BenchmarkConfig, trained: Config) -> torch.device:
@@ -299,6 +287,17 @@ def challenge_of(config: BenchmarkConfig, trained: Config, bundle: EmotionModel,
 def box_of(model: EmotionModel) -> Box:
     """The values that features of this model take."""
     return Box.of(model.standardisation.lower_F1, model.standardisation.upper_F1)
+
+
+def with_suites(config: BenchmarkConfig) -> BenchmarkConfig:
+    """The same settings with the attacks of every suite by their own names."""
+    return replace(  # type: ignore[type-var]  # mypy does not see that pydantic's dataclass is one
+        config,
+        attacks=expand(config.attacks),
+        curve_attacks=expand(config.curve_attacks),
+        adaptive=expand(config.adaptive),
+        subsets=subsets_of(config.attacks) | config.subsets,
+    )
 
 
 def attacks_of(

@@ -45,8 +45,9 @@ def craft(
     keeper = Memory() if keeper is None else keeper
     begun_NFL: Tensor | None = None
     batches: list[Made] = []
-    for first in range(0, len(challenge), challenge.batch_size):
-        batch = slice(first, first + challenge.batch_size)
+    size = max(len(challenge), 1) if attack.entry.whole_set else challenge.batch_size
+    for first in range(0, len(challenge), size):
+        batch = slice(first, first + size)
         ids = challenge.ids[batch]
         made = keeper.batch(key, ids)
         if made is not None:

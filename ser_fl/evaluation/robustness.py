@@ -35,7 +35,7 @@ from ser_fl.evaluation.pace import OnAttack, Pace, silent
 from ser_fl.evaluation.units import EOT_SAMPLES, Unit, plan
 from ser_fl.records import AttackRecord
 
-OnRecords = Callable[[list[AttackRecord]], None]
+OnRecords = Callable[[list[AttackRecord]], object]
 """Given the records of all attacks that are done, whenever one is."""
 
 
@@ -59,7 +59,7 @@ def benchmark_attacks(
         challenge: classifier and utterances.
         attacks: on the bare model.
         defences: "none" among them if the bare model is wanted.
-        adaptive: attacks on every randomised defence, in expectation over its randomness.
+        adaptive: attacks on every defended model, in expectation over its defence's randomness.
         eot_samples: draws that they average over in every step; None for all that there are.
         subsets: attack names to a number of utterances, for attacks that are too slow for all, and "adaptive" for all
             adaptive ones; the smaller counts.
@@ -76,8 +76,8 @@ def benchmark_attacks(
         of all outcomes that the keeper has, those of earlier benchmarks included.
 
     Raises:
-        UserError: an attack that needs a box has none, an adaptive one that knows no expectation, or no defence that is
-            random, which is told before the first one runs.
+        UserError: an attack that needs a box has none or that has too few classes, an adaptive one that sees no
+            gradient, or no defence for it to know of: told before the first one runs.
     """
     units = plan(
         challenge,
@@ -174,7 +174,7 @@ class _Work:
         if unit.expectation is not None:
             settings |= {"adaptive": repr(unit.shown_to[0]), "eot_samples": unit.eot_samples}
         everybody = range(len(part))
-        if unit.before is None:
+        if unit.before is None or unit.attack.entry.whole_set:  # one perturbation is for all, broken before or not
             return _Task(key=_digest(settings), part=part, cold=tuple(everybody))
         before, smaller = self.done[id(unit.before)], self.tasks[id(unit.before)]
         broken = set(before.ids)

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ser_fl.attacks.attack import Attack
-from ser_fl.attacks.catalogue import ATTACKS
 from ser_fl.attacks.expectation import expectation_of
 from ser_fl.attacks.victim import Expectation
 from ser_fl.defences import Defence
@@ -41,14 +40,13 @@ class Unit:
 
     @property
     def knowledge(self) -> str:
-        """The threat model: an attacker with queries only who can average them knows no more for that."""
-        differentiates = self.attack.knowledge == "undefended"
-        return ADAPTIVE if self.expectation is not None and differentiates else self.attack.knowledge
+        """The threat model."""
+        return self.attack.knowledge_of(self.expectation)
 
     @property
     def eot_samples(self) -> int:
         """Draws of the defence that every answer of the model is averaged over."""
-        return 0 if self.expectation is None else len(self.expectation.draws(0))
+        return 0 if self.expectation is None else len(self.expectation.weights)
 
     @property
     def label(self) -> str:
@@ -79,48 +77,38 @@ def plan(
         challenge: classifier and utterances.
         attacks: on the bare model.
         defences: that what they make is shown to.
-        adaptive: attacks on each defence that is random, in expectation over its randomness.
+        adaptive: attacks on each defended model, in expectation over its randomness.
         eot_samples: draws of the defence that they average over in every step; None for all that there are.
         subsets: numbers of utterances for slow attacks, by name, and "adaptive" for all adaptive ones; the smaller
             counts.
         sweep: whether an attack at one epsilon goes on where it was at a smaller one.
 
     Raises:
-        UserError: an attack that needs a box has none, an adaptive one that knows no expectation, or no defence that is
-            random.
+        UserError: an attack that needs a box has none or that has too few classes, an adaptive one that sees no
+            gradient, or no defence for it to know of.
     """
     for attack in (*attacks, *adaptive):
         attack.check_box(challenge.box)
-    for attack in adaptive:
-        check_adaptive(attack)
+        attack.check_classes(challenge.num_classes)
     seed = derive_seed("expectation", challenge.seed)  # the attacker does not know the defence's own draws
-    known = [(defence, expectation_of(defence, seed=seed, samples=eot_samples)) for defence in defences]
-    random = [(defence, expectation) for defence, expectation in known if expectation is not None]
-    if adaptive and not random:
+    expected = [(defence, expectation_of(defence, seed=seed, samples=eot_samples)) for defence in defences if adaptive]
+    known = [(defence, expectation) for defence, expectation in expected if expectation is not None]
+    if adaptive and not known:
         raise UserError(
-            f"adaptive={adaptive[0].settings.name} needs a defence that is random, got "
-            f"{', '.join(defence.name for defence in defences)}: add randomisation to defences"
+            f"an adaptive {adaptive[0].settings.name} needs a defence to know of, got "
+            f"{', '.join(defence.name for defence in defences)}: add randomisation to the defences"
         )
+    for attack in adaptive:
+        attack.knowledge_of(known[0][1])  # refuses an attack without gradients
     units: list[Unit] = []
     for name in dict.fromkeys(attack.settings.name for attack in (*attacks, *adaptive)):
         undefended = [attack for attack in attacks if attack.settings.name == name]
         units += _chain(undefended, challenge.subset((subsets or {}).get(name)), tuple(defences), None, sweep)
-        for defence, expectation in random:
+        for defence, expectation in known:
             aware = [attack for attack in adaptive if attack.settings.name == name]
             sizes = [size for key, size in (subsets or {}).items() if key in (name, ADAPTIVE)]
             units += _chain(aware, challenge.subset(min(sizes, default=None)), (defence,), expectation, sweep)
     return units
-
-
-def check_adaptive(attack: Attack) -> None:
-    """Refuse an attack that cannot average over the draws of a defence.
-
-    Raises:
-        UserError: the attacks that can are listed.
-    """
-    if not attack.entry.adaptive:
-        able = ", ".join(sorted(name for name, entry in ATTACKS.items() if entry.adaptive))
-        raise UserError(f"{attack.settings.name} cannot be made adaptive: it knows no expectation. Take one of: {able}")
 
 
 def _chain(

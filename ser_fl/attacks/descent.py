@@ -1,0 +1,107 @@
+"""Projected gradient ascent of a loss on a victim: FGSM, BIM and PGD for any inputs, either norm, and in expectation.
+
+In L-infinity and without an expectation it equals ART's FastGradientMethod, BasicIterativeMethod and
+ProjectedGradientDescentPyTorch, and `ser_fl.attacks.gradient`, to the last bit, given the same start and batch.
+
+Legend: B utterances, R restarts; whatever follows B is what is moved: mel bins and frames, or samples.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ser_fl.attacks.ball import Ball
+from ser_fl.attacks.budget import Box
+from ser_fl.attacks.losses import Loss, cross_entropy
+from ser_fl.attacks.victim import Victim
+
+_FINAL = -1
+"""The step whose draws compare what restarts have found; no step of an attack has it."""
+_ALIKE = 1e-6
+"""Probabilities of being recognised that differ by rounding."""
+
+
+def descend(
+    victim: Victim,
+    ball: Ball,
+    labels_B: Tensor,
+    *,
+    steps: int,
+    step_size: float | Tensor,
+    starts: Tensor | None,
+    box: Box,
+    loss: Loss = cross_entropy,
+    incumbent: Tensor | None = None,
+) -> Tensor:
+    """Projected gradient ascent (Madry et al. 2018, arXiv 1706.06083), to be used inside `gradient.attacked`.
+
+    Sign steps in an L-infinity ball, normalised steps in an L2 ball; each is clipped to the box, then brought back to
+    the ball. Of several restarts an utterance keeps the one in which it is least often recognised, under draws of the
+    defence that are common to all, and among equals the one of the largest loss. An utterance that is not recognised in
+    any of these draws is not started again.
+
+    Args:
+        victim: what is questioned; one forward and backward pass an utterance, step and draw, and with more than one
+            candidate a forward pass for each to choose by.
+        ball: the budget, around inputs that lie inside the box.
+        labels_B: true classes.
+        steps: of each restart, >= 0. Each draws anew from the defence's randomness.
+        step_size: length of a step in the norm of the ball, or one an utterance, shape (B,).
+        starts: inputs inside the ball, one an utterance, shape (B, ...), or one an utterance and restart, shape
+            (R, B, ...); None for one start at the clean inputs.
+        box: the values that inputs may take.
+        loss: what is raised.
+        incumbent: inputs inside ball and box, shape (B, ...), that stay where no restart does better; None for none.
+
+    Returns:
+        The last iterate of the best restart, shape (B, ...), detached; inside ball and box, both up to one rounding.
+    """
+    if starts is None:
+        starts = ball.clean
+    if starts.dim() == ball.clean.dim():
+        starts = starts[None]
+    if not isinstance(step_size, Tensor):
+        step_size = ball.clean.new_full((len(labels_B),), step_size)
+    if len(starts) == 1 and incumbent is None:
+        return _ascend(victim, ball, labels_B, starts[0], steps, step_size, box, loss, 0)
+    best = ball.clean.clone()
+    right_B, loss_B = (torch.full_like(step_size, value) for value in (torch.inf, -torch.inf))
+    if incumbent is not None:
+        best = box.clip(incumbent.detach().clone())
+        right_B, loss_B = victim.judge(best, labels_B, loss, step=_FINAL)
+    rows = torch.arange(len(labels_B), device=labels_B.device)
+    for restart, start in enumerate(starts):
+        part, labels_N = victim.subset(rows), labels_B[rows]
+        found = _ascend(
+            part, ball.subset(rows), labels_N, start[rows], steps, step_size[rows], box, loss, restart * steps
+        )
+        right_N, loss_N = part.judge(found, labels_N, loss, step=_FINAL)
+        fewer_N = right_B[rows] - right_N
+        better_N = (fewer_N > _ALIKE) | ((fewer_N >= -_ALIKE) & (loss_N > loss_B[rows]))
+        chosen = rows[better_N]
+        best[chosen], right_B[chosen], loss_B[chosen] = found[better_N], right_N[better_N], loss_N[better_N]
+        rows = rows[right_B[rows] > 0]
+        if not len(rows):
+            break
+    return best
+
+
+def _ascend(
+    victim: Victim,
+    ball: Ball,
+    labels_B: Tensor,
+    start: Tensor,
+    steps: int,
+    step_size_B: Tensor,
+    box: Box,
+    loss: Loss,
+    first_step: int,
+) -> Tensor:
+    """One restart. The order of its operations is ART's: step, clip to the box, project onto the ball."""
+    stride = step_size_B.view(-1, *(1,) * (ball.clean.dim() - 1))
+    moved = box.clip(start.detach())
+    for step in range(first_step, first_step + steps):
+        gradient = victim.answer(moved, labels_B, loss, step=step).gradient
+        moved = ball.project(box.clip(ball.steepest(gradient).mul_(stride).add_(moved)))
+    return moved
