@@ -189,19 +189,18 @@ def track_attacks(run: RunFolder, records: list[AttackRecord]) -> None:
 def print_attacks(records: list[AttackRecord], *, synthetic: bool) -> None:
     """A line for every record."""
     note = ", SYNTHETIC speech" if synthetic else ""
-    table = Table(title=f"UAR under attack{note}")
-    for column in ("attack", "knowledge", "epsilon", "defence", "n", "clean UAR", "robust UAR", "95 %", "success"):
-        table.add_column(column, justify="left" if column in ("attack", "knowledge", "defence") else "right")
+    table = Table(title=f"UAR under attack (attacker knows the model; of the defence only where adaptive{note})")
+    for column in ("attack", "epsilon", "defence", "n", "clean UAR", "robust UAR", "95 %", "success"):
+        table.add_column(column, justify="left" if column in ("attack", "defence") else "right")
     for record in records:
         table.add_row(
-            record.attack,
-            "–" if record.attack == "clean" else record.knowledge,
+            f"{record.attack}, adaptive" if record.knowledge == "adaptive" else record.attack,
             "–" if record.epsilon is None else f"{record.epsilon:g}",
             record.defence,
             str(record.num_examples),
             f"{record.clean_uar:.3f}",
             f"{record.robust_uar:.3f}",
-            "–" if record.uar_interval is None else "{:.3f}–{:.3f}".format(*record.uar_interval),
+            "–" if record.uar_interval is None else "{:.2f}–{:.2f}".format(*record.uar_interval),
             "–" if record.attack == "clean" else f"{record.attack_success_rate:.1%}",
         )
     console.print(table)

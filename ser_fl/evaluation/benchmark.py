@@ -35,7 +35,7 @@ from ser_fl.evaluation.notebook import Notebook
 from ser_fl.evaluation.pace import OnAttack, silent
 from ser_fl.evaluation.robustness import benchmark_attacks
 from ser_fl.evaluation.scoring import evaluating
-from ser_fl.evaluation.units import ADAPTIVE, EOT_SAMPLES
+from ser_fl.evaluation.units import ADAPTIVE, EOT_SAMPLES, plan
 from ser_fl.evaluation.waveform import WavPairs, benchmark_waveforms, plans_of, reader_of
 from ser_fl.models.bundle import EmotionModel, load_model
 from ser_fl.records import AttackRecord, RunFolder, write_json
@@ -124,8 +124,9 @@ def benchmark(
             emotions=model.classes if isinstance(model, EmotionModel) else (),
         )
         at = (_AROUND,) if epsilons == "auto" else tuple(epsilons)
-        chosen, aware = _built(attacks, at), _built(adaptive, at)  # a mistake is told before anything runs
+        chosen, aware = _built(attacks, at), _built(adaptive, at)
         if epsilons == "auto":
+            plan(challenge, chosen, built, adaptive=aware)  # what cannot run is told before a curve is looked for
             at = epsilons_of_curve(challenge)
             chosen, aware = _built(attacks, at), _built(adaptive, at)
         return benchmark_attacks(
@@ -190,13 +191,13 @@ def benchmark_run(
     if not folder.is_dir():
         raise UserError(f"no such run folder: {folder}")
     run = RunFolder(folder)
-    bundle = load_model(folder)
     plans = plans_of(config) if config.domain == "waveform" else []
     config = with_suites(config)
     trained = compose([f"data.root={config.root}"] if config.root else [], config_file=run.config)
-    if not plans:  # an unknown name is told before features are computed
-        for name in (*config.attacks, *config.adaptive, *config.curve_attacks):
-            build(AttackSettings(name=name, epsilon=_AROUND))
+    bundle = load_model(folder)
+    # An unknown name is told before features are computed, an attack that cannot run before a curve is looked for.
+    named = [] if plans else _built((*config.attacks, *config.curve_attacks), [_AROUND])
+    aware = [] if plans else _built(config.adaptive, [_AROUND])
     for name in config.subsets.keys() - ATTACKS.keys() - WAVEFORM_ATTACKS.keys() - {ADAPTIVE}:
         if not name.startswith("art:"):
             raise unknown_name("attack in subsets", name, [*ATTACKS, ADAPTIVE])
@@ -222,6 +223,7 @@ def benchmark_run(
                 on_records=notebook.write,
             )
             return notebook.write(records)
+        plan(challenge, named, defences, adaptive=aware)
         attacks, adaptive = attacks_of(config, trained, lambda: epsilons_of_curve(challenge))
         records = benchmark_attacks(
             challenge,
