@@ -433,7 +433,7 @@ class BenchmarkConfig:
     from where UAR is within 2 points of clean to where it is at most chance."""
     defences: Annotated[tuple[str, ...], Field(min_length=1)]
     adaptive: Names
-    """Attacks that are also made against every randomised defence, in expectation over its randomness."""
+    """Attacks that are also made against every defence but "none", in expectation over its randomness."""
     eot_samples: Samples
     """Draws of the defence that an adaptive attack averages over in every step; exact: all that there are (84)."""
     steps: Count | None

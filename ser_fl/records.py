@@ -148,8 +148,9 @@ class AttackRecord:
     """Robust recall of each emotion that occurs."""
     median_epsilon: float | None = None
     """Median over utterances (and runs) of the smallest epsilon that broke them: of the epsilons up to this record's
-    that the attack ran at, or, for an attack that looks for the nearest utterance in L-infinity, of its norms. An
-    utterance that was wrong when clean has 0. None where more than half withstood, or where nothing was attacked."""
+    that the attack ran at, or, for an attack that looks for the nearest utterance in L-infinity, of its norms; of a
+    worst case, the smallest of all attacks. An utterance that was wrong when clean has 0. None where more than half
+    withstood, where nothing was attacked, and of attacks in another norm."""
     median_pesq: float | None = None
     """Waveform domain: median wide-band PESQ over successes, where the package is installed; so with STOI."""
     median_stoi: float | None = None

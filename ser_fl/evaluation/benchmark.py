@@ -75,7 +75,7 @@ def benchmark(
         epsilons: L-infinity budgets, in the units of the features; "auto" for a curve from where UAR is within two
             points of clean to where it is at most chance (`ser_fl.evaluation.curves.epsilons_of_curve`).
         defences: test-time defences that what an attack made is shown to.
-        adaptive: names or settings of attacks that are also made against every randomised defence, in expectation over
+        adaptive: names or settings of attacks that are also made against every defence but "none", in expectation over
             its randomness.
         eot_samples: draws of the defence that they average over in every step; "exact" for all that there are.
         box: the values that features may take; None is the box of a model of `ser_fl.load`, and any values for others.
@@ -94,7 +94,7 @@ def benchmark(
 
     Raises:
         UserError: an unknown attack or defence, an epsilon below 0, an attack that needs a box and has none, ids that
-            are not one an utterance, an adaptive attack that cannot be, or no randomised defence for it.
+            are not one an utterance, an adaptive attack without gradients, or no defence for it.
     """
     if box is None and isinstance(model, EmotionModel):
         box = box_of(model)

@@ -197,6 +197,7 @@ class Bench:
                 described = _scored(WORST_CASE, epsilon) | {
                     "knowledge": "+".join(sorted({outcome.knowledge for outcome in taken})),
                     "library": self._library_of_worst_case(taken, right_RN),
+                    "median_epsilon": self._median_epsilon(outcomes, epsilon, defence),
                 }
                 records.append(self._record(self.challenge, defence.name, clean, worst, **described))
         return records
@@ -208,6 +209,17 @@ class Bench:
             rows = self.challenge.rows_of(outcome.ids)
             right_RN[:, rows] &= outcome.votes_RN(defence) == self.cleans[defence].labels_N[rows]
         return right_RN
+
+    def _median_epsilon(self, outcomes: Sequence[Outcome], epsilon: float, defence: Defence) -> float | None:
+        """Median of the smallest L-infinity perturbation that any attack found, up to an epsilon."""
+        clean = self.cleans[defence.name]
+        smallest_RN = torch.where(clean.right_RN, torch.inf, 0.0).double()
+        for outcome in outcomes:
+            if outcome.epsilon <= epsilon and outcome.norm == "inf" and outcome.was_shown_to(defence):
+                rows = self.challenge.rows_of(outcome.ids)
+                found_RM = smallest_epsilons(outcome, (), defence.name, clean.take(rows))
+                smallest_RN[:, rows] = torch.minimum(smallest_RN[:, rows], found_RM)
+        return weighted_median(smallest_RN, clean.run_weights)
 
     def _library_of_worst_case(self, outcomes: Sequence[Outcome], right_RN: Tensor) -> str:
         """Who took the worst case, and which attacks of it missed an utterance that nothing broke."""
