@@ -247,6 +247,7 @@ def test_an_utterance_does_not_hang_on_its_batch(name: str, speech: list[Tensor]
         assert float(difference_T.norm()) < 0.01 * float(step_T.norm())
 
 
+@pytest.mark.slow
 def test_psychoacoustic_stays_under_the_threshold_and_raises_the_loss(speech: list[Tensor]) -> None:
     given = real(speech[:2], None, steps=10)
     adversarial_BT = crafted("psychoacoustic", given)
@@ -273,5 +274,5 @@ def test_budgets_that_are_none(unit: str, value: float) -> None:
 
 
 def test_attacks_are_known_by_name() -> None:
-    with pytest.raises(UserError, match="'fgsm'.*psychoacoustic"):
+    with pytest.raises(UserError, match=r"'fgsm'.*psychoacoustic"):
         attack_named("fgsm")
