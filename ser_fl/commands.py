@@ -188,14 +188,16 @@ def track_attacks(run: RunFolder, records: list[AttackRecord]) -> None:
 
 def print_attacks(records: list[AttackRecord], *, synthetic: bool) -> None:
     """A line for every record."""
+    from ser_fl.report.wording import budget
+
     note = ", SYNTHETIC speech" if synthetic else ""
     table = Table(title=f"UAR under attack (attacker knows the model; of the defence only where adaptive{note})")
-    for column in ("attack", "epsilon", "defence", "n", "clean UAR", "robust UAR", "95 %", "success"):
+    for column in ("attack", "budget", "defence", "n", "clean UAR", "robust UAR", "95 %", "success"):
         table.add_column(column, justify="left" if column in ("attack", "defence") else "right")
     for record in records:
         table.add_row(
             f"{record.attack}, adaptive" if record.knowledge == "adaptive" else record.attack,
-            "–" if record.epsilon is None else f"{record.epsilon:g}",
+            budget(record),
             record.defence,
             str(record.num_examples),
             f"{record.clean_uar:.3f}",

@@ -143,8 +143,8 @@ class Attack:
                 of a smaller one.
 
         Raises:
-            UserError: an attack that needs a box has none, there are too few classes for it, one that cannot be adaptive
-                is given an expectation, or one of ART's needs another kind of model.
+            UserError: an attack that needs a box has none, there are too few classes for it, one that cannot be
+                adaptive is given an expectation, or one of ART's needs another kind of model.
         """
         if not len(features_BFL) == len(labels_B) == len(keys_B):
             raise ValueError(f"{len(features_BFL)} utterances, {len(labels_B)} labels and {len(keys_B)} keys")

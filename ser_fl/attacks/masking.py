@@ -138,7 +138,8 @@ def _masked_db(power_K: Tensor, bark_K: Tensor, quiet_K: Tensor) -> Tensor:
     above_MK = bark_K - place_M1
     slope_MK = torch.where(above_MK > 0, -27 + 0.37 * (level_M1 - 40).clamp(min=0), 27.0)
     masked_MK = level_M1 - 6.025 - 0.275 * place_M1 + slope_MK * above_MK
-    return 10 * torch.log10((10 ** (masked_MK / 10)).sum(0) + 10 ** (quiet_K / 10))
+    per_db = math.log(10) / 10
+    return 10 * torch.log10(torch.exp(per_db * masked_MK).sum(0) + torch.exp(per_db * quiet_K))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -112,9 +112,9 @@ class WaveformToFeatures:
         steps_S = torch.arange(frontend.num_samples, device=resampled_B.device)
         self._repeated_BS = steps_S % resampled_B[:, None]
 
-    def __call__(self, waveform_BT: Tensor) -> Tensor:
+    def __call__(self, inputs: Tensor) -> Tensor:
         """Features of shape (B, F, L) from waveforms of shape (B, T), padded as the clips are."""
-        own_BT = self.clips.moved(waveform_BT)
+        own_BT = self.clips.moved(inputs)
         resampled = resample(own_BT, self.clips.sample_rate_hz, self.frontend.sample_rate_hz)
         features_BFL: Tensor = self.standardisation(self.frontend(resampled.gather(1, self._repeated_BS)))
         return features_BFL

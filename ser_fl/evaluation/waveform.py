@@ -69,7 +69,8 @@ class Plan:
     attack: WaveformAttack
     budgets: tuple[WaveformBudget | None, ...]
     steps: int
-    restarts: int
+    restarts: int | None
+    """None for an attack that starts once, at the clean clip."""
 
 
 def plans_of(config: BenchmarkConfig) -> list[Plan]:
@@ -242,7 +243,7 @@ class Studio:
             keys_B=keys,
             budget=budget,
             steps=plan.steps,
-            restarts=plan.restarts,
+            restarts=plan.restarts or 0,
             seed=self.seed,
             passes=passes,
         )
@@ -270,7 +271,12 @@ class Studio:
                 pesq.append(pesq_of(*pair))
                 stoi.append(stoi_of(*pair))
                 if self.pairs is not None and key in self.pairs.ids:
-                    figures = {"attack": plan.name, "snr_db": float(snr_B[row]), "pesq": pesq[-1], "stoi": stoi[-1]}
+                    figures: dict[str, float | str | None] = {
+                        "attack": plan.name,
+                        "snr_db": float(snr_B[row]),
+                        "pesq": pesq[-1],
+                        "stoi": stoi[-1],
+                    }
                     self.pairs.keep(key, clean_T, adversarial_T, sample_rate_hz, words, figures)
         return Made(
             features_NFL=features_BFL,
