@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
+from rich.progress import Progress
 from torch import Tensor, nn
 
 import ser_fl
@@ -23,6 +25,7 @@ from ser_fl.attacks.budget import Box
 from ser_fl.attacks.catalogue import build
 from ser_fl.attacks.problem import Problem
 from ser_fl.attacks.settings import AttackSettings
+from ser_fl.commands import Bars, TimeLeft
 from ser_fl.defences import Defence, NoDefence, Randomisation
 from ser_fl.defences.squeezing import Deterministic
 from ser_fl.errors import UserError
@@ -653,6 +656,17 @@ def test_time_left_follows_what_an_attack_has_cost() -> None:
     pace.count(second, 4, 4.0)
     pace.finish(first)
     assert pace.seconds_left() == pytest.approx(4 * 1.0)
+
+
+def test_the_bar_shows_the_time_that_the_benchmark_tells() -> None:
+    shown = Bars(progress := Progress(TimeLeft(), console=Console(quiet=True), disable=True))
+    shown.attacks("pgd at 0.05", 3, 10, 90.4)
+    shown.attacks("pgd at 0.1", 4, 10, 3723.0)
+    (task,) = progress.tasks
+    assert (task.description, task.completed, task.total) == ("pgd at 0.1", 4, 10)
+    assert str(TimeLeft().render(task)) == "1:02:03"
+    shown.attacks("pgd at 0.1", 4, 10, None)
+    assert str(TimeLeft().render(task)) != "1:02:03"  # nothing is said: as fast as it has gone so far
 
 
 @dataclass

@@ -145,6 +145,6 @@ def smallest_epsilons(outcome: Outcome, sweep: Sequence[Outcome], defence: str, 
         shared = [(place[key], column) for column, key in enumerate(smaller.ids) if key in place]
         rows, columns = [row for row, _ in shared], [column for _, column in shared]
         broken_RM = smaller.votes_RN(defence)[:, columns] != labels_N[rows]
-        found_RM = torch.where(broken_RM, smaller.epsilon, inf).double()
+        found_RM = torch.where(broken_RM, torch.tensor(smaller.epsilon, dtype=torch.float64), inf)
         smallest_RN[:, rows] = torch.minimum(smallest_RN[:, rows], found_RM)
     return torch.where(clean.right_RN, smallest_RN, 0.0)
