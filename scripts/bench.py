@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.figures import Figure, machine
 
-SUITES = ("rounds", "attacks", "features", "memory", "startup", "scaling")
+SUITES = ("rounds", "attacks", "features", "memory", "startup", "scaling", "autoattack")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

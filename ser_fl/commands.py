@@ -5,12 +5,22 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from ser_fl.environment import collection_paused, keep_freed_memory
 from ser_fl.errors import UserError
@@ -32,13 +42,30 @@ class Bars:
 
     def report(self, name: str, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` are done."""
+        self._show(name, done, total, {})
+
+    def attacks(self, name: str, done: int, total: int, seconds_left: float | None = None) -> None:
+        """One bar for all attacks, named after the one that runs."""
+        self._show("attacks", done, total, {"description": name, "seconds_left": seconds_left})
+
+    def _show(self, name: str, done: int, total: int, fields: dict[str, Any]) -> None:
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(name, total=total)
-        self._progress.update(self._tasks[name], completed=done, total=total)  # type: ignore[arg-type]
+        self._progress.update(self._tasks[name], completed=done, total=total, **fields)  # type: ignore[arg-type]
 
     def features(self, done: int, total: int) -> None:
         """Progress of the front end."""
         self.report("features", done, total)
+
+
+class TimeLeft(TimeRemainingColumn):
+    """The time left as a bar's owner says it, or as it has gone so far."""
+
+    def render(self, task: Task) -> Text:
+        """As ``0:01:30``."""
+        if (seconds := task.fields.get("seconds_left")) is None:
+            return super().render(task)
+        return Text(str(timedelta(seconds=round(seconds))), style="progress.remaining")
 
 
 @contextmanager
@@ -49,7 +76,7 @@ def bars() -> Iterator[Bars]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TimeLeft(),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield Bars(progress)
@@ -131,7 +158,7 @@ def benchmark_visibly(config: BenchmarkConfig) -> list[AttackRecord]:
         from ser_fl.evaluation.benchmark import benchmark_run
 
     with bars() as shown:
-        records = benchmark_run(config, on_attack=shown.report, on_features=shown.features)
+        records = benchmark_run(config, on_attack=shown.attacks, on_features=shown.features)
     track_attacks(RunFolder(Path(config.run)), records)
     return records
 
@@ -162,18 +189,21 @@ def track_attacks(run: RunFolder, records: list[AttackRecord]) -> None:
 
 def print_attacks(records: list[AttackRecord], *, synthetic: bool) -> None:
     """A line for every record."""
+    from ser_fl.report.wording import budget
+
     note = ", SYNTHETIC speech" if synthetic else ""
-    table = Table(title=f"UAR under attack (attacker knows the model, not the defence{note})")
-    for column in ("attack", "epsilon", "defence", "n", "clean UAR", "robust UAR", "success"):
+    table = Table(title=f"UAR under attack (attacker knows the model; of the defence only where adaptive{note})")
+    for column in ("attack", "budget", "defence", "n", "clean UAR", "robust UAR", "95 %", "success"):
         table.add_column(column, justify="left" if column in ("attack", "defence") else "right")
     for record in records:
         table.add_row(
-            record.attack,
-            "–" if record.epsilon is None else f"{record.epsilon:g}",
+            f"{record.attack}, adaptive" if record.knowledge == "adaptive" else record.attack,
+            budget(record),
             record.defence,
             str(record.num_examples),
             f"{record.clean_uar:.3f}",
             f"{record.robust_uar:.3f}",
+            "–" if record.uar_interval is None else "{:.2f}–{:.2f}".format(*record.uar_interval),
             "–" if record.attack == "clean" else f"{record.attack_success_rate:.1%}",
         )
     console.print(table)
@@ -191,7 +221,7 @@ def run_transfer(arguments: Namespace) -> None:
         from ser_fl.evaluation.transfer import transfer_runs
 
     with bars() as shown:
-        file, matrix = transfer_runs(config, on_attack=shown.report, on_features=shown.features)
+        file, matrix = transfer_runs(config, on_attack=shown.attacks, on_features=shown.features)
     for table in transfer_tables(matrix):
         print_table(table, console)
     console.print(f"transfer matrix: {file}", highlight=False, soft_wrap=True)

@@ -31,6 +31,10 @@ Speaker = Annotated[str, BeforeValidator(lambda given: str(given) if type(given)
 """YAML takes the speakers of EmoDB and CREMA-D for numbers."""
 
 
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
+"""One name need not be in brackets."""
+
+
 Precision = Literal["32-true", "bf16-mixed"]
 
 
@@ -396,6 +400,24 @@ class Config:
             )
 
 
+def _check_epsilons(given: object) -> object:
+    if isinstance(given, str) and given != "auto":
+        raise ValueError(f"epsilons must be auto or a list of numbers, got {given!r}")
+    return given
+
+
+Epsilons = Annotated[tuple[Epsilon, ...] | Literal["auto"], BeforeValidator(_check_epsilons)]
+
+
+def _check_samples(given: object) -> object:
+    if given == "exact" or (type(given) is int and given >= 1):
+        return given
+    raise ValueError(f"eot_samples must be exact or a whole number from 1 up, got {given!r}")
+
+
+Samples = Annotated[Count | Literal["exact"], BeforeValidator(_check_samples)]
+
+
 @_stage
 class BenchmarkConfig:
     """Which attacks, at which budgets, shown to which defences, on a trained run."""
@@ -404,29 +426,69 @@ class BenchmarkConfig:
     """The run folder."""
     root: str | None
     """Folder of the corpus, where it is no longer the one in the run's config.yaml."""
-    attacks: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Names in the catalogue, or art:ClassName."""
-    epsilons: tuple[Epsilon, ...]
-    """L-infinity budgets in standardised log-mel units; empty: the epsilon that the run was trained with."""
+    attacks: Annotated[Names, Field(min_length=1)]
+    """Names in the catalogue, art:ClassName, or a suite: quick, standard or thorough."""
+    epsilons: Epsilons
+    """L-infinity budgets in standardised log-mel units; empty: the epsilon that the run was trained with; auto: ten,
+    from where UAR is within 2 points of clean to where it is at most chance."""
     defences: Annotated[tuple[str, ...], Field(min_length=1)]
+    adaptive: Names
+    """Attacks that are also made against every defence but "none", in expectation over its randomness."""
+    eot_samples: Samples
+    """Draws of the defence that an adaptive attack averages over in every step; exact: all that there are (84)."""
     steps: Count | None
     """Of every attack that has some; null: each attack's own default."""
     restarts: Amount | None
-    curve_attacks: tuple[str, ...]
+    curve_attacks: Names
     """Attacks that are measured at `curve_epsilons` too, for the curve of robust UAR over epsilon."""
-    curve_epsilons: tuple[Epsilon, ...]
+    curve_epsilons: Epsilons
+    sweep: bool
+    """Whether an attack goes on at an epsilon where it was at a smaller one: cheaper, and robust UAR never rises with
+    epsilon. Without, each epsilon is attacked by itself."""
     max_examples: Count | None
     """Attack a balanced subset of the test utterances; null: all."""
     subsets: dict[str, Count]
-    """Sizes of balanced subsets for attacks that are too slow for all, by name."""
+    """Sizes of balanced subsets for attacks that are too slow for all, by name, and of all adaptive ones, by
+    "adaptive"; the smaller counts. They come before those that a suite asks for."""
+    drop_broken: bool
+    """Spare an attack the utterances that earlier ones broke at the same epsilon. The worst case is the same; figures
+    of an attack are then about what the earlier ones left."""
+    keep_adversarials: bool
+    """Keep the adversarial features below RUN/attacks, which otherwise go when they are no longer needed."""
+    fresh: bool
+    """Put the records of earlier benchmarks aside and begin anew; otherwise one that was killed goes on, and another
+    adds to them."""
     batch_size: Count
     seed: Amount
     accelerator: Literal["cpu", "auto", "cuda"] | None = None
     """Of the attacks and of what is shown to the defences; null: that of the run, or cpu where it is not here."""
+    domain: Literal["logmel", "waveform"] = "logmel"
+    """What attacks move: standardised features, within epsilons, or recorded samples, within snr_dbs or amplitudes."""
+    snr_dbs: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = ()
+    """domain=waveform: budgets as signal-to-noise ratios in dB; together with no amplitudes, empty is 60 to 0 by 10."""
+    amplitudes: tuple[Epsilon, ...] = ()
+    """domain=waveform: budgets as the largest change of a sample, full scale 1."""
+    write_audio: Amount = 0
+    """domain=waveform: of so many utterances, clean and adversarial WAV files go to the run's folder adversarial/."""
     checks: bool = True
     """Whether the benchmark examines its own figures: attacks some utterances once more, in other ways."""
     checks_subset: Count = 64
     """How many utterances the checks attack."""
+
+    def __post_init__(self) -> None:
+        foreign = {
+            "logmel": ("snr_dbs", "amplitudes", "write_audio"),
+            "waveform": ("epsilons", "curve_epsilons"),
+        }[self.domain]
+        for setting in foreign:
+            given = getattr(self, setting)
+            if given and (setting, given) != ("curve_epsilons", "auto"):
+                other, budgets = ("waveform", "epsilons") if self.domain == "logmel" else ("logmel", "snr_dbs")
+                shown = list(given) if isinstance(given, tuple) else given
+                raise ValueError(
+                    f"{setting} goes with domain={other}, got {shown} with domain={self.domain}: "
+                    f"take {budgets}, or domain={other}"
+                )
 
 
 @_stage
@@ -511,7 +573,7 @@ _UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
 def _one_line(error: ValidationError, settings: Mapping[str, Any]) -> UserError:
     """The first problem; unknown settings before missing ones, since a misspelt setting is both."""
     problem: Any = min(error.errors(), key=lambda found: found["type"] not in _UNKNOWN)
-    path = [str(part) for part in problem["loc"]]
+    path = [str(part) for part in problem["loc"] if "[" not in str(part)]  # without the branch of a union of types
     if len(path) > 1 and path[0] == "model":
         path.pop(1)  # the tag of the model union
     key, given = ".".join(path), problem["input"]

@@ -81,7 +81,7 @@ def run_arm(experiment: str, run: Path, overrides: tuple[str, ...], events: Queu
     )
     benchmark_run(
         compose_benchmark([f"run={run}", *BENCHMARK]),
-        on_attack=lambda name, done, total: events.put((f"{experiment} {name}", done, total)),
+        on_attack=lambda name, done, total, seconds_left=None: events.put((f"{experiment} attacks", done, total)),
     )
 
 

@@ -108,9 +108,11 @@ class AttackRecord:
     domain: str
     """"logmel" (standardised units) or "waveform"."""
     norm: str
-    """"inf" or "2"; "none" for clean."""
+    """"inf" or "2"; "masking" for a budget that is the masking threshold of each clip; "none" for clean."""
     epsilon: float | None
+    """In standardised log-mel units, or an amplitude (full scale 1) in the waveform domain; None without."""
     snr_db: float | None
+    """The budget, in the waveform domain; None without."""
     steps: int | None
     step_size: float | None
     restarts: int | None
@@ -125,6 +127,7 @@ class AttackRecord:
     """Mean L2 norm of the perturbation over successful attacks, in the units of the domain; 0 where none was."""
     max_linf: float
     median_snr_db: float | None
+    """Waveform domain: over successes."""
     num_examples: int
     forward_passes: int
     """Utterances that went forward through the model."""
@@ -135,6 +138,31 @@ class AttackRecord:
     """Kind of device that the model and the attack ran on: "cpu" or "cuda"."""
     confusion: tuple[tuple[float, ...], ...] = ()
     """Rows true, columns predicted, under attack and defence."""
+    uar_interval: tuple[float, float] | None = None
+    """95 % interval of `robust_uar` by bootstrap over utterances (`ser_fl.evaluation.intervals`)."""
+    undefended_gap: tuple[float, float, float] | None = None
+    """Of an adaptive attack: UAR under the same attack by an attacker who does not know of the defence, minus
+    `robust_uar`, on the utterances of both, and its 95 % interval. None where that attack was not made."""
+    speaker_uar: dict[str, float] = field(default_factory=dict)
+    """Robust UAR of each speaker, where speakers are known."""
+    sex_uar: dict[str, float] = field(default_factory=dict)
+    """Robust UAR of female and male speakers, where known."""
+    emotion_recall: dict[str, float] = field(default_factory=dict)
+    """Robust recall of each emotion that occurs."""
+    median_epsilon: float | None = None
+    """Median over utterances (and runs) of the smallest epsilon that broke them: of the epsilons up to this record's
+    that the attack ran at, or, for an attack that looks for the nearest utterance in L-infinity, of its norms; of a
+    worst case, the smallest of all attacks. An utterance that was wrong when clean has 0. None where more than half
+    withstood, where nothing was attacked, and of attacks in another norm."""
+    median_pesq: float | None = None
+    """Waveform domain: median wide-band PESQ over successes, where the package is installed; so with STOI."""
+    median_stoi: float | None = None
+    masked_share: float | None = None
+    """Waveform domain: median over successes of the share of time-frequency bins in which the perturbation lies under
+    the masking threshold of its clip; None where the benchmark had no psychoacoustic attack."""
+    lost_to_quantisation: float | None = None
+    """Waveform domain: how many successes are recognised again after a 16-bit WAV file; of a randomised defence, the
+    expected number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,6 +240,11 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_jsonable(item) for item in value]
     return value
+
+
+def _frozen(value: Any) -> Any:
+    """Tuples in place of JSON's lists."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -294,6 +327,11 @@ class RunFolder:
         return self.root / "transfer.json"
 
     @property
+    def outcomes(self) -> Path:
+        """What attacks did to every utterance, and what an unfinished benchmark has made so far."""
+        return self.root / "attacks"
+
+    @property
     def profile(self) -> Path:
         return self.root / "profile.json"
 
@@ -310,9 +348,14 @@ class RunFolder:
         return self.root / "figures"
 
     @property
+    def adversarial(self) -> Path:
+        """Clean and adversarial WAV pairs, where asked for."""
+        return self.root / "adversarial"
+
+    @property
     def spectrograms(self) -> Path:
         """One clean and adversarial log-mel pair, for the report."""
-        return self.root / "adversarial" / "example.json"
+        return self.adversarial / "example.json"
 
     def append(self, path: Path, records: Iterable[RoundRecord] | Iterable[ClientRecord]) -> None:
         """Append records to a ``.jsonl`` file and flush them to disk."""
@@ -373,10 +416,7 @@ class RunFolder:
             )
         names = {entry.name for entry in fields(AttackRecord)}
         return [
-            AttackRecord(
-                **{key: value for key, value in record.items() if key in names and key != "confusion"},
-                confusion=tuple(map(tuple, record.get("confusion", ()))),
-            )
+            AttackRecord(**{key: _frozen(value) for key, value in record.items() if key in names})
             for record in content["records"]
         ]
 
@@ -404,10 +444,7 @@ def read_transfer(path: Path) -> TransferMatrix:
     names = {entry.name for entry in fields(TransferRecord)}
     try:
         records = tuple(
-            TransferRecord(
-                **{key: value for key, value in record.items() if key in names and key != "confusion"},
-                confusion=tuple(map(tuple, record["confusion"])),
-            )
+            TransferRecord(**{key: _frozen(value) for key, value in record.items() if key in names})
             for record in content["records"]
         )
         return TransferMatrix(

@@ -25,6 +25,7 @@ from ser_fl.attacks.settings import AttackSettings
 from ser_fl.commands import print_examination
 from ser_fl.defences import NoDefence, Randomisation
 from ser_fl.errors import UserError
+from ser_fl.evaluation.challenge import Challenge
 from ser_fl.evaluation.checks import probes
 from ser_fl.evaluation.checks import records as checks
 from ser_fl.evaluation.checks.doubt import (
@@ -37,7 +38,7 @@ from ser_fl.evaluation.checks.doubt import (
 from ser_fl.evaluation.checks.examination import examine
 from ser_fl.evaluation.checks.probes import probe, strongest
 from ser_fl.evaluation.checks.records import doubts_of_records, examine_records
-from ser_fl.evaluation.robustness import Challenge, benchmark_attacks
+from ser_fl.evaluation.robustness import benchmark_attacks
 from ser_fl.randomness import generator
 from ser_fl.records import AttackRecord, RunFolder
 
@@ -156,7 +157,7 @@ def to_the_edge(problem: Problem) -> Tensor:
 
 def benchmarked(challenge: Challenge, *attacks: Attack, defence: Any = None) -> list[AttackRecord]:
     defences = [NoDefence()] if defence is None else [NoDefence(), defence]
-    return benchmark_attacks(challenge, attacks, defences)
+    return benchmark_attacks(challenge, attacks, defences, sweep=False)
 
 
 def found(records: Sequence[AttackRecord], check: str) -> Any:

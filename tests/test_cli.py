@@ -34,6 +34,7 @@ from ser_fl.records import RunFolder, write_json
 
 COMMANDS = ("demo", "train", "benchmark", "transfer", "report", "predict", "corpus")
 SECRETS = {"WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567", "HF_TOKEN": "hf_VerySecretIndeed"}
+FEW = ("curve_attacks=[]",)
 TRAINED = {
     *("config.yaml", "environment.json", "rounds.jsonl", "clients.jsonl", "summary.json"),
     *("model.safetensors", "model.json", "checkpoint"),
@@ -104,7 +105,7 @@ def benchmarked(places: Places) -> Path:
     """A copy of the run with its attacks and its report."""
     run = places.root / "benchmarked"
     shutil.copytree(places.run, run)
-    assert main(["benchmark", f"run={run}", "attacks=[fgsm,bim]", "epsilons=[0.05]", "steps=2"]) == 0
+    assert main(["benchmark", f"run={run}", *FEW, "attacks=[fgsm,bim]", "epsilons=[0.05]", "steps=2"]) == 0
     assert main(["report", str(run)]) == 0
     return run
 
@@ -251,7 +252,25 @@ def test_a_round_that_failed_says_so_without_our_traceback(
     assert "not finite" in said and "Traceback" not in said
 
 
-def test_a_second_benchmark_keeps_the_first(
+def test_a_second_benchmark_adds_to_the_first(benchmarked: Path, tmp_path: Path) -> None:
+    """And takes the worst case over both, although it runs one attack only."""
+    run = tmp_path / "run"
+    shutil.copytree(benchmarked, run)
+    before = RunFolder(run).read_attacks()
+    assert main(["benchmark", f"run={run}", *FEW, "attacks=[apgd_ce]", "epsilons=[0.05]", "steps=3"]) == 0
+    after = RunFolder(run).read_attacks()
+    alone = [record for record in before if record.attack not in ("clean", "worst_case")]
+    assert [record for record in after if record.attack in ("fgsm", "bim")] == alone
+    worst = {record.defence: record for record in after if record.attack == "worst_case"}
+    for record in after:
+        assert worst[record.defence].robust_uar <= record.robust_uar + 1e-12
+    assert [record.attack for record in after if record.defence == "none"] == [
+        *("clean", "fgsm", "bim", "apgd_ce", "worst_case"),
+    ]
+    assert not (run / "attacks.before.json").exists()
+
+
+def test_a_fresh_benchmark_keeps_the_last_one_aside(
     benchmarked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And where its tracking cannot be opened any more, the records are there all the same."""
@@ -263,7 +282,8 @@ def test_a_second_benchmark_keeps_the_first(
     latest = json.loads((run / "checkpoint" / "latest.json").read_text())
     write_json(run / "checkpoint" / "latest.json", {**latest, "tracking": {"wandb_id": "abc"}})
     monkeypatch.setattr("ser_fl.tracking.weights_and_biases._has_wandb_key", lambda: False)
-    assert main(["benchmark", f"run={run}", "attacks=[fgsm]", "epsilons=[0.1]", "defences=[none]"]) == 0
+    again = ["fresh=true", "attacks=[fgsm]", "epsilons=[0.1]", "defences=[none]"]
+    assert main(["benchmark", f"run={run}", *FEW, *again]) == 0
     assert (run / "attacks.before.json").read_bytes() == before
     assert {record.attack for record in RunFolder(run).read_attacks()} == {"clean", "fgsm"}
     printed = " ".join(capsys.readouterr().out.split())
@@ -281,7 +301,7 @@ def test_a_refused_benchmark_leaves_the_last_one(
         card["standardisation"][side] = [None] * len(card["standardisation"][side])
     write_json(run / "model.json", card)
     before = (run / "attacks.json").read_bytes()
-    assert "cw_l2 needs a box" in told(capsys, "benchmark", f"run={run}", "attacks=[fgsm,cw_l2]")
+    assert "cw_l2 needs a box" in told(capsys, "benchmark", f"run={run}", "attacks=[fgsm,cw_l2]", "epsilons=auto")
     assert (run / "attacks.json").read_bytes() == before
     assert not (run / "attacks.before.json").exists()
 
@@ -333,8 +353,9 @@ def test_run_folder_is_the_contract(places: Places, benchmarked: Path) -> None:
     assert places.after_training == TRAINED
     assert {path.name for path in benchmarked.iterdir()} == {
         *TRAINED,
-        *("attacks.json", "adversarial", "report.html", "figures"),
+        *("attacks.json", "attacks", "adversarial", "report.html", "figures"),
     }
+    assert {path.suffix for path in (benchmarked / "attacks").rglob("*") if path.is_file()} == {".json"}
     assert list(benchmarked.rglob(".*")) == []  # no temporary file is left
     for path in benchmarked.rglob("*.json"):
         strict(path.read_text(encoding="utf-8"))
@@ -405,13 +426,18 @@ def test_the_python_benchmark_of_a_loaded_model_is_the_commands(places: Places, 
     rows = prepared.split.test
     examples = load_examples(prepared.store, rows, model.standardisation)
     settings = [AttackSettings(name="bim", epsilon=5.0, steps=2)]  # so far that the box decides
-    arguments = {"ids": [prepared.store.utterances[row].utterance_id for row in rows]}
+    utterances = [prepared.store.utterances[row] for row in rows]
+    arguments: dict[str, Any] = {
+        "ids": [utterance.utterance_id for utterance in utterances],
+        "speakers": [utterance.speaker for utterance in utterances],
+        "sexes": [utterance.sex for utterance in utterances],
+    }
     mine = ser_fl.benchmark(model, examples.features_NFL, examples.labels_N, attacks=settings, **arguments)
     run = benchmarked.with_name("far")
     shutil.copytree(places.run, run)
     torch.set_num_threads(2)
     try:
-        far = ["attacks=[bim]", "epsilons=[5.0]", "steps=2", "defences=[none]"]
+        far = [*FEW, "attacks=[bim]", "epsilons=[5.0]", "steps=2", "defences=[none]"]
         assert main(["benchmark", f"run={run}", *far]) == 0
         assert torch.get_num_threads() == 2
     finally:

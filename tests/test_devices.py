@@ -197,7 +197,9 @@ def test_attacks_while_training_stay_elsewhere(attack: str) -> None:
     config = compose(["experiment=debug", f"objective={attack}", "objective.recipe=per_step"])
     objective = Objective(config.objective, AUGMENTED, Box.unbounded())
     features_BFL, labels_B = speech()
-    hardened = objective.harden(elsewhere("crnn_tiny"), features_BFL, labels_B, torch.Generator())
+    hardened = objective.harden(
+        elsewhere("crnn_tiny"), features_BFL, labels_B, torch.Generator(), config.objective.epsilon
+    )
     assert hardened.device == OTHER and hardened.shape == features_BFL.shape
 
 

@@ -23,12 +23,14 @@ from ser_fl.attacks.budget import Box
 from ser_fl.attacks.catalogue import Attack, Entry, build
 from ser_fl.attacks.problem import Problem
 from ser_fl.attacks.settings import AttackSettings
+from ser_fl.composition import compose_benchmark
 from ser_fl.config import BenchmarkConfig
 from ser_fl.defences import Classifier, NoDefence, Randomisation
 from ser_fl.errors import UserError
 from ser_fl.evaluation import benchmark as benchmark_module
 from ser_fl.evaluation.benchmark import benchmark_run
-from ser_fl.evaluation.robustness import Challenge, balanced_rows, benchmark_attacks
+from ser_fl.evaluation.challenge import Challenge, balanced_rows
+from ser_fl.evaluation.robustness import benchmark_attacks
 from ser_fl.records import AttackRecord, RunFolder
 
 F, L = 8, 12
@@ -492,7 +494,7 @@ def run_folder(path: Path, attacks: Sequence[Attack], monkeypatch: pytest.Monkey
     bundle = SimpleNamespace(
         network=Sign(), classes=("neutral", "angry"), standardisation=standardisation, to=lambda device: None
     )
-    utterances = [SimpleNamespace(utterance_id=utterance_id) for utterance_id in challenge.ids]
+    utterances = [SimpleNamespace(utterance_id=key, speaker="s", sex=None) for key in challenge.ids]
     store = SimpleNamespace(classes=bundle.classes, utterances=utterances)
     split = SimpleNamespace(test=range(4))
     stand_ins: dict[str, Any] = {
@@ -508,10 +510,10 @@ def run_folder(path: Path, attacks: Sequence[Attack], monkeypatch: pytest.Monkey
         monkeypatch.setattr(benchmark_module, name, lambda *given, result=result, **named: result)
     by_name = {attack.settings.name: attack for attack in attacks}
     monkeypatch.setattr(benchmark_module, "build", lambda settings: by_name[settings.name])
-    return BenchmarkConfig(
-        run=str(path), root=None, attacks=tuple(by_name), epsilons=(), defences=("none",), steps=None, restarts=None,
-        curve_attacks=(), curve_epsilons=(), max_examples=None, subsets={}, batch_size=2, seed=0,
-    )  # fmt: skip
+    attacks_named = f"attacks=[{','.join(by_name)}]"
+    return compose_benchmark(
+        [f"run={path}", attacks_named, "defences=[none]", "curve_attacks=[]", "subsets={}", "batch_size=2"]
+    )
 
 
 def test_a_late_error_keeps_the_attacks_that_are_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,12 +120,18 @@ def craft(problem: Problem) -> Tensor:
     right = problem.right_when_clean()
     if not len(right):
         return adversarial_BFL
+    import_art()  # before anything is seeded, since what is imported for the first time draws numbers
     alone = name.removeprefix(PREFIX) not in NO_RANDOMNESS
     for part in right[:, None] if alone else right[None]:
         chosen = problem.subset(part)
         with seeded(derive_seed(name, problem.seed, *chosen.keys_B), problem.features_BFL.device):
             adversarial_BFL[part] = chosen.box.clip(_generate(chosen))
     return adversarial_BFL
+
+
+def craft_hopskipjump(problem: Problem) -> Tensor:
+    """``art:HopSkipJump`` (L-infinity): decisions alone, some 2,000 forward passes an utterance in 10 steps."""
+    return craft(replace(problem, settings=replace(problem.settings, name=f"{PREFIX}HopSkipJump")))
 
 
 def _generate(problem: Problem) -> Tensor:

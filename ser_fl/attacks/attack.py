@@ -52,6 +52,10 @@ class Entry:
     attacks that use gradients do so through `Problem.classifier`, an utterance at a time."""
     warm: bool = False
     """Can begin at `Problem.start_BFL`."""
+    min_classes: int = 2
+    """Refused with fewer."""
+    whole_set: bool = False
+    """Makes one perturbation for all utterances, and is to be given them at once."""
     quiet_step: bool = False
     """A step size above epsilon is what this attack is."""
 
@@ -132,19 +136,20 @@ class Attack:
             num_classes: C.
             keys_B: utterance ids. Random draws depend on (seed, utterance), not on batches or their order.
             seed: of all random draws; the global random states stay as they are.
-            batch_size: utterances at a time.
+            batch_size: utterances at a time; an attack on the whole set (`Entry.whole_set`) chooses for itself.
             expectation: the defence that the attacker knows of, as `expectation.expectation_of` makes it; None for an
                 attack on the network alone.
             start_BFL: adversarial features inside the budget that an attack may begin at (`Entry.warm`), such as those
                 of a smaller one.
 
         Raises:
-            UserError: an attack that needs a box has none, one that cannot be adaptive is given an expectation, or one
-                of ART's needs another kind of model.
+            UserError: an attack that needs a box has none, there are too few classes for it, one that cannot be
+                adaptive is given an expectation, or one of ART's needs another kind of model.
         """
         if not len(features_BFL) == len(labels_B) == len(keys_B):
             raise ValueError(f"{len(features_BFL)} utterances, {len(labels_B)} labels and {len(keys_B)} keys")
         self.check_box(box)
+        self.check_classes(num_classes)
         self.knowledge_of(expectation)
         if expectation is not None and not self.entry.adaptive:
             batch_size = 1
@@ -172,7 +177,7 @@ class Attack:
                 start_BFL=None if start_BFL is None else send(start_BFL, device),
             )
             rows = torch.arange(len(labels_B), device=device)
-            batches = [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
+            batches = torch.split(rows, len(rows) if self.entry.whole_set else batch_size)
             adversarial_BFL = torch.cat([self._craft(problem.subset(batch)) for batch in batches])
         return Crafted(
             adversarial_BFL=adversarial_BFL.to(features_BFL.device),
@@ -190,6 +195,18 @@ class Attack:
             raise UserError(
                 f"{self.settings.name} needs a box (without one ART takes the range of what it is given, or fails): "
                 "give clip bounds"
+            )
+
+    def check_classes(self, num_classes: int) -> None:
+        """Refuse too few classes before anything runs.
+
+        Raises:
+            UserError: the loss of the attack compares more classes than there are.
+        """
+        if num_classes < self.entry.min_classes:
+            raise UserError(
+                f"{self.settings.name} needs at least {self.entry.min_classes} classes, the model has {num_classes}: "
+                "take apgd_ce"
             )
 
     def _craft(self, problem: Problem) -> Tensor:

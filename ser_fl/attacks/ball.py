@@ -37,7 +37,7 @@ class Ball:
         if self.norm == "inf":
             radius = self._as(self.radius_B)
             return step.clamp(-radius, radius).add_(self.clean)
-        length = self._as(_lengths(step))
+        length = self._as(lengths(step))
         shrink = torch.where(length > self._as(self.radius_B), self._as(self.radius_B) / length.clamp(min=_TINY), 1.0)
         return self.clean + step * shrink
 
@@ -45,7 +45,7 @@ class Ball:
         """The perturbation of norm 1 along which a loss of this gradient rises most, shape (B, ...)."""
         if self.norm == "inf":
             return gradient.sign()
-        return gradient / self._as(_lengths(gradient)).clamp(min=_TINY)
+        return gradient / self._as(lengths(gradient)).clamp(min=_TINY)
 
     def random(self, generators_B: Iterable[Generator]) -> Tensor:
         """Inputs that are uniform in the ball, each by a generator of its own (all on one device), shape (B, ...)."""
@@ -66,6 +66,7 @@ class Ball:
         return value_B.view(-1, *(1,) * (self.clean.dim() - 1))
 
 
-def _lengths(step: Tensor) -> Tensor:
+def lengths(step: Tensor) -> Tensor:
+    """L2 norm of each utterance's part, shape (B,)."""
     length_B: Tensor = torch.linalg.vector_norm(step.flatten(1), dim=1)
     return length_B

@@ -4,9 +4,11 @@ FGSM, BIM and PGD are our own, equal to ART's classes to the last bit; the other
 
 To add an attack, write a function that maps a `Problem` to adversarial features and give it an entry in `ATTACKS`.
 
-When to choose which: `pgd` is the one to report; `fgsm` and `bim` show whether gradients are masked (they must not beat
-it); `cw_l2`, `cw_linf` and `deepfool` look for the nearest adversarial utterance; `pgd_paper` and `fgsm` are the
-paper's; ``art:SquareAttack`` and ``art:HopSkipJump`` need no gradient and expose models that hide theirs.
+When to choose which: `apgd_ce` and `apgd_t` together are the ones to report, `pgd` the one that others report too;
+`fgsm` and `bim` show whether gradients are masked (they must not beat it); `cw_l2`, `cw_linf` and `deepfool` look for
+the nearest adversarial utterance; `pgd_paper` and `fgsm` are the paper's; `square` and `hopskipjump` need no gradient
+and expose models that hide theirs; `universal` is what an attacker can do who must choose before it hears anything;
+`noise_uniform` and `noise_gaussian` are the controls that an attack has to beat. `suites` has sets of them.
 """
 
 from __future__ import annotations
@@ -18,10 +20,15 @@ from types import MappingProxyType
 
 from ser_fl.attacks import any_art
 from ser_fl.attacks.attack import Attack, Crafted, Entry
+from ser_fl.attacks.autopgd import craft_apgd_ce, craft_apgd_dlr, craft_apgd_t
 from ser_fl.attacks.linf import craft_bim, craft_fgsm, craft_pgd
 from ser_fl.attacks.minimal import craft_cw_l2, craft_cw_linf, craft_deepfool
+from ser_fl.attacks.noise import craft_noise_gaussian, craft_noise_uniform
 from ser_fl.attacks.settings import AttackSettings
-from ser_fl.errors import unknown_name
+from ser_fl.attacks.square import craft_square
+from ser_fl.attacks.suites import SUITES
+from ser_fl.attacks.universal import craft_universal
+from ser_fl.errors import UserError, unknown_name
 
 __all__ = ["ATTACKS", "Attack", "AttackSettings", "Crafted", "Entry", "build", "resolve"]
 
@@ -78,6 +85,86 @@ ATTACKS: Mapping[str, Entry] = MappingProxyType(
             adaptive=True,
             quiet_step=True,
         ),
+        "apgd_ce": Entry(
+            craft=craft_apgd_ce,
+            library="ser_fl.AutoPGD",
+            norm="inf",
+            paper="Croce and Hein 2020, arXiv 2003.01690",
+            steps=100,
+            restarts=1,
+            settable=frozenset({"steps", "restarts"}),
+            adaptive=True,
+            warm=True,
+        ),
+        "apgd_dlr": Entry(
+            craft=craft_apgd_dlr,
+            library="ser_fl.AutoPGD",
+            norm="inf",
+            paper="Croce and Hein 2020, arXiv 2003.01690",
+            steps=100,
+            restarts=1,
+            settable=frozenset({"steps", "restarts"}),
+            min_classes=3,
+            adaptive=True,
+            warm=True,
+        ),
+        "apgd_t": Entry(
+            craft=craft_apgd_t,
+            library="ser_fl.AutoPGD",
+            norm="inf",
+            paper="Croce and Hein 2020, arXiv 2003.01690",
+            steps=100,
+            restarts=1,
+            settable=frozenset({"steps", "restarts"}),
+            min_classes=4,
+            adaptive=True,
+            warm=True,
+        ),
+        "square": Entry(
+            craft=craft_square,
+            library="ser_fl.Square",
+            norm="inf",
+            paper="Andriushchenko et al. 2020, arXiv 1912.00049",
+            knowledge="score",
+            steps=1000,
+            adaptive=True,
+        ),
+        "hopskipjump": Entry(
+            craft=any_art.craft_hopskipjump,
+            library="art.HopSkipJump",
+            norm="inf",
+            paper="Chen et al. 2020, arXiv 1904.02144",
+            knowledge="decision",
+            steps=10,
+            minimal=True,
+        ),
+        "universal": Entry(
+            craft=craft_universal,
+            library="ser_fl.Universal",
+            norm="inf",
+            paper="Moosavi-Dezfooli et al. 2017, arXiv 1610.08401",
+            steps=50,
+            adaptive=True,
+            whole_set=True,
+        ),
+        "noise_uniform": Entry(
+            craft=craft_noise_uniform,
+            library="ser_fl.Noise",
+            norm="inf",
+            paper="Carlini et al. 2019, arXiv 1902.06705",
+            knowledge="score",
+            steps=100,
+            adaptive=True,
+        ),
+        "noise_gaussian": Entry(
+            craft=craft_noise_gaussian,
+            library="ser_fl.Noise",
+            norm="inf",
+            paper="Carlini et al. 2019, arXiv 1902.06705",
+            knowledge="score",
+            steps=100,
+            adaptive=True,
+        ),
         "cw_l2": Entry(
             craft=craft_cw_l2,
             library="art.CarliniL2Method",
@@ -111,7 +198,12 @@ def _entry(name: str) -> Entry:
     if name in ATTACKS:
         return ATTACKS[name]
     if not name.startswith(any_art.PREFIX):
-        raise unknown_name("attack", name, [*ATTACKS, "art:ClassName"])
+        if ":" in name:
+            raise UserError(
+                f"the attack {name!r} is of another library than ART: take art:ClassName, or one of "
+                f"{', '.join(sorted(ATTACKS))}"
+            )
+        raise unknown_name("attack", name, [*ATTACKS, *SUITES, "art:ClassName"])
     class_name = name.removeprefix(any_art.PREFIX)
     return Entry(
         craft=any_art.craft,

@@ -138,6 +138,18 @@ class Victim:
         right_B, loss_B = torch.stack(parts).sum(0)
         return right_B, loss_B
 
+    @torch.no_grad()
+    def score(self, inputs: Tensor, labels_B: Tensor, loss: Loss, *, step: int = 0) -> tuple[Tensor, Tensor]:
+        """Loss and probability of being recognised, each of shape (B,): those of `answer`, without its gradient."""
+        if self.expectation is None:
+            logits_BC = self._run(self._features(inputs))
+            return loss(logits_BC, labels_B), (logits_BC.argmax(1) == labels_B).float()
+        loss_B, right_B = torch.zeros(2, len(labels_B), device=inputs.device)
+        for weight, logits_BC in self._drawn(self.expectation, self._features(inputs), step):
+            loss_B += weight * loss(logits_BC, labels_B)
+            right_B += weight * (logits_BC.argmax(1) == labels_B)
+        return loss_B, right_B
+
     def answer(self, inputs: Tensor, labels_B: Tensor, loss: Loss, *, step: int = 0) -> Answer:
         """Loss, gradient and recognition of a batch: one forward and one backward pass an utterance and draw.
 

@@ -6,15 +6,19 @@ Legend: B utterances, F mel bins, L frames, C classes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ser_fl.attacks.budget import Box
-from ser_fl.attacks.catalogue import ATTACKS, build
+from ser_fl.attacks.catalogue import ATTACKS, Attack, build
 from ser_fl.attacks.settings import AttackSettings
+from ser_fl.attacks.suites import expand, subsets_of
+from ser_fl.attacks.waveform import WAVEFORM_ATTACKS
 from ser_fl.composition import compose
 from ser_fl.config import BenchmarkConfig, Config
 from ser_fl.data.datamodule import load_examples
@@ -24,13 +28,22 @@ from ser_fl.defences import build_defence
 from ser_fl.devices import CPU, devices_of, exact_arithmetic, send
 from ser_fl.environment import threads_limited_to
 from ser_fl.errors import UserError, unknown_name
+from ser_fl.evaluation.challenge import Challenge
 from ser_fl.evaluation.checks.doubt import write_examination
 from ser_fl.evaluation.checks.examination import examine
+from ser_fl.evaluation.curves import epsilons_of_curve
 from ser_fl.evaluation.example import spectrogram_pair
-from ser_fl.evaluation.robustness import Challenge, OnAttack, OnRecords, benchmark_attacks
+from ser_fl.evaluation.notebook import Notebook
+from ser_fl.evaluation.pace import OnAttack, silent
+from ser_fl.evaluation.robustness import benchmark_attacks
 from ser_fl.evaluation.scoring import evaluating
+from ser_fl.evaluation.units import ADAPTIVE, EOT_SAMPLES, plan
+from ser_fl.evaluation.waveform import WavPairs, benchmark_waveforms, plans_of, reader_of
 from ser_fl.models.bundle import EmotionModel, load_model
 from ser_fl.records import AttackRecord, RunFolder, write_json
+
+_AROUND = 0.05
+"""Where the search for the epsilons of a curve begins, where nothing else is said."""
 
 
 def benchmark(
@@ -38,15 +51,21 @@ def benchmark(
     features_BFL: Tensor,
     labels_B: Tensor,
     *,
-    attacks: Sequence[str | AttackSettings] = ("fgsm", "bim", "pgd"),
-    epsilons: Sequence[float] = (0.05,),
+    attacks: str | Sequence[str | AttackSettings] = ("fgsm", "bim", "pgd"),
+    epsilons: Sequence[float] | Literal["auto"] = (0.05,),
     defences: Sequence[str] = ("none",),
+    adaptive: str | Sequence[str | AttackSettings] = (),
+    eot_samples: int | Literal["exact"] = EOT_SAMPLES,
     box: Box | None = None,
     ids: Sequence[str] | None = None,
+    speakers: Sequence[str] = (),
+    sexes: Sequence[str | None] = (),
     subsets: Mapping[str, int] | None = None,
+    sweep: bool = True,
+    drop_broken: bool = False,
     batch_size: int = 64,
     seed: int = 0,
-    on_attack: OnAttack = lambda name, done, total: None,
+    on_attack: OnAttack = silent,
 ) -> list[AttackRecord]:
     """Attack any torch classifier of features.
 
@@ -54,32 +73,31 @@ def benchmark(
         model: maps features of shape (B, F, L) to logits of shape (B, C); everything runs where it is.
         features_BFL: clean features, of any real type, cast to float32; clipped to the box before anything is measured.
         labels_B: true classes, of any integer type; always passed to the attacks.
-        attacks: names of the catalogue, each run at every epsilon, or full settings.
-        epsilons: L-infinity budgets, in the units of the features.
+        attacks: names of the catalogue or of suites, each run at every epsilon, or full settings.
+        epsilons: L-infinity budgets, in the units of the features; "auto" for a curve from where UAR is within two
+            points of clean to where it is at most chance (`ser_fl.evaluation.curves.epsilons_of_curve`).
         defences: test-time defences that what an attack made is shown to.
+        adaptive: names or settings of attacks that are also made against every defence but "none", in expectation over
+            its randomness.
+        eot_samples: draws of the defence that they average over in every step; "exact" for all that there are.
         box: the values that features may take; None is the box of a model of `ser_fl.load`, and any values for others.
         ids: utterance ids, each once, that key all random draws; None numbers them.
-        subsets: attack names to the size of a balanced subset, for slow attacks.
+        speakers: of the utterances, for figures by speaker.
+        sexes: of the speakers, for figures by sex.
+        subsets: attack names to the size of a balanced subset, for slow attacks, and "adaptive" for all adaptive ones.
+        sweep: whether an attack goes on at an epsilon where it was at a smaller one, so that robust UAR never rises.
+        drop_broken: whether attacks are spared the utterances that earlier ones broke.
         batch_size: utterances at a time.
         seed: of all random draws.
-        on_attack: told of progress.
+        on_attack: told of progress: attack, utterances done, utterances in all, and the seconds left.
 
     Returns:
         Records: "clean", each attack, and "worst_case" per utterance, for every defence.
 
     Raises:
         UserError: an unknown attack or defence, an epsilon below 0, an attack that needs a box and has none, ids that
-            are not one an utterance.
+            are not one an utterance, an adaptive attack without gradients, or no defence for it.
     """
-    chosen = [
-        build(settings)
-        for attack in attacks
-        for settings in (
-            [attack]
-            if isinstance(attack, AttackSettings)
-            else [AttackSettings(name=attack, epsilon=epsilon) for epsilon in epsilons]
-        )
-    ]
     if box is None and isinstance(model, EmotionModel):
         box = box_of(model)
     device = next((parameter.device for parameter in model.parameters()), features_BFL.device)
@@ -87,6 +105,9 @@ def benchmark(
     features_BFL, labels_B = box.clip(send(features_BFL.float(), device)), send(labels_B.long(), device)
     known_ids = tuple(ids) if ids is not None else tuple(f"{index:06d}" for index in range(len(labels_B)))
     check_ids(known_ids, len(features_BFL))
+    for name, given in (("speakers", speakers), ("sexes", sexes)):
+        if given and len(given) != len(known_ids):
+            raise UserError(f"{name} must be one an utterance, got {len(given)} for {len(known_ids)} utterances")
     built = [build_defence(name) for name in defences]
     with evaluating(model), exact_arithmetic():
         with torch.inference_mode():
@@ -100,8 +121,40 @@ def benchmark(
             box=box,
             seed=seed,
             batch_size=batch_size,
+            speakers=tuple(speakers),
+            sexes=tuple(sexes),
+            emotions=model.classes if isinstance(model, EmotionModel) else (),
         )
-        return benchmark_attacks(challenge, chosen, built, subsets=subsets, on_attack=on_attack)
+        at = (_AROUND,) if epsilons == "auto" else tuple(epsilons)
+        chosen, aware = _built(attacks, at), _built(adaptive, at)
+        if epsilons == "auto":
+            plan(challenge, chosen, built, adaptive=aware)  # what cannot run is told before a curve is looked for
+            at = epsilons_of_curve(challenge)
+            chosen, aware = _built(attacks, at), _built(adaptive, at)
+        return benchmark_attacks(
+            challenge,
+            chosen,
+            built,
+            adaptive=aware,
+            eot_samples=None if eot_samples == "exact" else eot_samples,
+            subsets=subsets,
+            sweep=sweep,
+            drop_broken=drop_broken,
+            on_attack=on_attack,
+        )
+
+
+def _built(attacks: str | Sequence[str | AttackSettings], epsilons: Sequence[float]) -> list[Attack]:
+    """Names, and those of a suite, at every epsilon, and settings as they are."""
+    return [
+        build(settings)
+        for attack in ([attacks] if isinstance(attacks, str) else attacks)
+        for settings in (
+            [attack]
+            if isinstance(attack, AttackSettings)
+            else [AttackSettings(name=name, epsilon=epsilon) for name in expand([attack]) for epsilon in epsilons]
+        )
+    ]
 
 
 def check_ids(ids: Sequence[str], num_utterances: int) -> None:
@@ -119,13 +172,19 @@ def check_ids(ids: Sequence[str], num_utterances: int) -> None:
 def benchmark_run(
     config: BenchmarkConfig,
     *,
-    on_attack: OnAttack = lambda name, done, total: None,
+    on_attack: OnAttack = silent,
     on_features: OnFeatures | None = None,
 ) -> list[AttackRecord]:
     """Attack the selected model of a run on its test utterances, and write ``attacks.json`` and an example pair.
 
-    ``attacks.json`` is written after every attack, so that a late error or a kill loses the one that ran only; the
-    worst cases are added at the end, and what the checks of the benchmark found (`ser_fl.evaluation.checks`).
+    ``attacks.json`` is written after every attack; the worst cases are added at the end, and what the
+    checks of the benchmark found (`ser_fl.evaluation.checks`). What every attack did to every
+    utterance is kept below ``attacks/``, batch by batch while it runs, so that a benchmark that was killed goes on at
+    the batch it was at, and one of more attacks adds to what is there. Records of another model, as after more
+    training, are put aside as ``attacks.before.json``, and so is everything with ``fresh``.
+
+    Returns:
+        All records of ``attacks.json``, those of earlier benchmarks included.
 
     Raises:
         UserError: no such run or model, an unknown attack or defence, an attack without the box it needs, a corpus
@@ -135,30 +194,59 @@ def benchmark_run(
     if not folder.is_dir():
         raise UserError(f"no such run folder: {folder}")
     run = RunFolder(folder)
+    plans = plans_of(config) if config.domain == "waveform" else []
+    config = with_suites(config)
     trained = compose([f"data.root={config.root}"] if config.root else [], config_file=run.config)
-    attacks = [build(settings) for settings in attack_settings(config, trained)]
-    for name in config.subsets.keys() - ATTACKS.keys():
+    bundle = load_model(folder)
+    # An unknown name is told before features are computed, an attack that cannot run before a curve is looked for.
+    named = [] if plans else _built((*config.attacks, *config.curve_attacks), [_AROUND])
+    aware = [] if plans else _built(config.adaptive, [_AROUND])
+    for name in config.subsets.keys() - ATTACKS.keys() - WAVEFORM_ATTACKS.keys() - {ADAPTIVE}:
         if not name.startswith("art:"):
-            raise unknown_name("attack in subsets", name, ATTACKS)
+            raise unknown_name("attack in subsets", name, [*ATTACKS, ADAPTIVE])
     defences = [build_defence(name) for name in config.defences]
-    device, bundle = device_of_benchmark(config, trained), load_model(folder)
+    device = device_of_benchmark(config, trained)
     with threads_limited_to(trained.executor.threads), exact_arithmetic():
-        challenge = challenge_of(config, trained, bundle, prepare(trained, on_features)).to(device)
+        prepared = prepare(trained, on_features)
+        challenge = challenge_of(config, trained, bundle, prepared).to(device)
         bundle.to(device)
+        notebook = Notebook(run, challenge, config)
+        if plans:
+            records = benchmark_waveforms(
+                challenge,
+                bundle,
+                reader_of(trained, prepared.store),
+                plans,
+                defences,
+                subsets=config.subsets,
+                pairs=WavPairs(run.adversarial, challenge.subset(config.write_audio).ids)
+                if config.write_audio
+                else None,
+                on_attack=on_attack,
+                on_records=notebook.write,
+            )
+            return notebook.write(records)
+        plan(challenge, named, defences, adaptive=aware)
+        attacks, adaptive = attacks_of(config, trained, lambda: epsilons_of_curve(challenge))
         records = benchmark_attacks(
             challenge,
             attacks,
             defences,
+            adaptive=adaptive,
+            eot_samples=None if config.eot_samples == "exact" else config.eot_samples,
             subsets=config.subsets,
+            sweep=config.sweep,
+            drop_broken=config.drop_broken,
+            open_keeper=notebook.open,
             on_attack=on_attack,
-            on_records=recorder(run),
+            on_records=notebook.write,
         )
-        run.write_attacks(records)
+        together = notebook.write(records)
         if config.checks:
-            found = examine(challenge, attacks, records, subset_size=config.checks_subset, on_check=on_attack)
+            found = examine(challenge, attacks, together, subset_size=config.checks_subset, on_check=on_attack)
             write_examination(run, found)
         write_json(run.spectrograms, spectrogram_pair(challenge, attacks, bundle))
-    return records
+    return together
 
 
 def device_of_benchmark(config: BenchmarkConfig, trained: Config) -> torch.device:
@@ -176,21 +264,6 @@ def device_of_benchmark(config: BenchmarkConfig, trained: Config) -> torch.devic
     return CPU if device.type == "mps" else device
 
 
-def recorder(run: RunFolder) -> OnRecords:
-    """Writes records to ``attacks.json``; those of the last benchmark, which took its time, are put aside first.
-
-    Nothing moves before there is something to write: a benchmark that is refused leaves the folder as it was.
-    """
-    aside = [run.attacks.with_suffix(".before.json")] if run.attacks.exists() else []
-
-    def write(records: list[AttackRecord]) -> None:
-        if aside:
-            run.attacks.replace(aside.pop())
-        run.write_attacks(records)
-
-    return write
-
-
 def challenge_of(config: BenchmarkConfig, trained: Config, bundle: EmotionModel, prepared: Prepared) -> Challenge:
     """A run's model and its test utterances.
 
@@ -203,15 +276,19 @@ def challenge_of(config: BenchmarkConfig, trained: Config, bundle: EmotionModel,
             f"{config.run} knows {', '.join(bundle.classes)}: set root=DIR to the corpus it was trained on"
         )
     examples = load_examples(prepared.store, prepared.split.test, bundle.standardisation)
+    utterances = [prepared.store.utterances[index] for index in prepared.split.test]
     return Challenge(
         model=bundle.network,
         features_NFL=examples.features_NFL,
         labels_N=examples.labels_N,
-        ids=tuple(prepared.store.utterances[index].utterance_id for index in prepared.split.test),
+        ids=tuple(utterance.utterance_id for utterance in utterances),
         num_classes=len(bundle.classes),
         box=box_of(bundle),
         seed=config.seed,
         batch_size=config.batch_size,
+        speakers=tuple(utterance.speaker for utterance in utterances),
+        sexes=tuple(utterance.sex for utterance in utterances),
+        emotions=bundle.classes,
     ).subset(config.max_examples)
 
 
@@ -220,20 +297,49 @@ def box_of(model: EmotionModel) -> Box:
     return Box.of(model.standardisation.lower_F1, model.standardisation.upper_F1)
 
 
-def attack_settings(config: BenchmarkConfig, trained: Config) -> list[AttackSettings]:
-    """Every attack at every epsilon, and those of the curve at the curve's epsilons."""
-    main = config.epsilons or (trained.objective.epsilon,)
-    wanted = [(name, epsilon) for name in config.attacks for epsilon in main]
-    wanted += [(name, epsilon) for name in config.curve_attacks for epsilon in config.curve_epsilons]
-    return [
-        AttackSettings(
-            name=name,
-            epsilon=epsilon,
-            steps=config.steps if _takes(name, "steps") else None,
-            restarts=config.restarts if _takes(name, "restarts") else None,
-        )
-        for name, epsilon in dict.fromkeys(wanted)
-    ]
+def with_suites(config: BenchmarkConfig) -> BenchmarkConfig:
+    """The same settings with the attacks of every suite by their own names."""
+    return replace(  # type: ignore[type-var]  # mypy does not see that pydantic's dataclass is one
+        config,
+        attacks=expand(config.attacks),
+        curve_attacks=expand(config.curve_attacks),
+        adaptive=expand(config.adaptive),
+        subsets=subsets_of(config.attacks) | config.subsets,
+    )
+
+
+def attacks_of(
+    config: BenchmarkConfig, trained: Config, curve: Callable[[], Sequence[float]]
+) -> tuple[list[Attack], list[Attack]]:
+    """Attacks on the bare model, and adaptive ones: each at every epsilon, and those of the curve at the curve's.
+
+    Args:
+        config: of the benchmark.
+        trained: of the run, whose epsilon is the default.
+        curve: finds the epsilons of "auto"; called where they are wanted.
+    """
+    found: tuple[float, ...] = ()
+    if config.epsilons == "auto" or (config.curve_epsilons == "auto" and config.curve_attacks):
+        found = tuple(curve())
+    main = found if config.epsilons == "auto" else config.epsilons or (trained.objective.epsilon,)
+    more = found if config.curve_epsilons == "auto" else config.curve_epsilons
+
+    def at_their_epsilons(names: Sequence[str], of_curve: Sequence[str]) -> list[Attack]:
+        wanted = [(name, epsilon) for name in names for epsilon in main]
+        wanted += [(name, epsilon) for name in of_curve for epsilon in more]
+        return [build(_settings(config, name, epsilon)) for name, epsilon in dict.fromkeys(wanted)]
+
+    curved = [name for name in config.adaptive if name in config.curve_attacks]
+    return at_their_epsilons(config.attacks, config.curve_attacks), at_their_epsilons(config.adaptive, curved)
+
+
+def _settings(config: BenchmarkConfig, name: str, epsilon: float) -> AttackSettings:
+    return AttackSettings(
+        name=name,
+        epsilon=epsilon,
+        steps=config.steps if _takes(name, "steps") else None,
+        restarts=config.restarts if _takes(name, "restarts") else None,
+    )
 
 
 def _takes(name: str, setting: str) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from ser_fl.attacks.catalogue import Attack
-from ser_fl.evaluation.robustness import Challenge, craft
+from ser_fl.evaluation.challenge import Challenge
+from ser_fl.evaluation.crafting import craft
 from ser_fl.models.bundle import EmotionModel
 
 
@@ -21,7 +22,7 @@ def spectrogram_pair(challenge: Challenge, attacks: Sequence[Attack], bundle: Em
     iterated = [attack for attack in attacks if attack.norm == "inf" and (attack.settings.steps or 1) > 1]
     attack = (iterated or list(attacks))[-1]
     tried = challenge.subset(16)
-    adversarial_NFL, _, _ = craft(tried, attack, lambda name, done, total: None)
+    adversarial_NFL = craft(tried, attack).adversarial_NFL
     with torch.inference_mode():
         before, after = (bundle(features).argmax(dim=1) for features in (tried.features_NFL, adversarial_NFL))
     turned = ((before == tried.labels_N) & (after != tried.labels_N)).nonzero().flatten().tolist()

@@ -1,99 +1,42 @@
-"""Attacks x defences x budgets on one trained classifier.
+"""Attacks x attackers x budgets x defences on one trained classifier.
 
-An attack is crafted once, against the model without its test-time defence, and then shown to every defence: the
-paper's own test, threat model ``undefended``. For a randomised defence that is a grey-box figure, since the attacker
-does not know of it; it bounds the harm from below and is no evidence of robustness.
+An attack on the bare model is crafted once and then shown to every defence: the paper's own test, threat model
+``undefended``. For a randomised defence that is a grey-box figure, since the attacker does not know of it; it bounds
+the harm from below and is no evidence of robustness. An ``adaptive`` attack is made against one defence, in expectation
+over its randomness, and shown to that one.
+
+A sweep over epsilons goes from the smallest up. What no defence recognises in any run after a smaller epsilon needs no
+further attack: its adversarial utterance lies in the larger ball as well, and is carried on. What is left begins where
+it was, where the attack can (`Entry.warm`). What a smaller epsilon has broken in a run counts as broken there at a
+larger one, so that robust UAR never rises with epsilon.
 
 Legend: N utterances, F mel bins, L frames, R runs of a defence.
 """
 
 from __future__ import annotations
 
-import time
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ser_fl.attacks.budget import Box, distance
-from ser_fl.attacks.catalogue import Attack
+from ser_fl.attacks.attack import Attack
 from ser_fl.defences import Defence
-from ser_fl.devices import send
-from ser_fl.metrics import Confusion, confusion_matrix, scores
-from ser_fl.randomness import derive_seed
+from ser_fl.evaluation.challenge import Challenge
+from ser_fl.evaluation.crafting import craft
+from ser_fl.evaluation.judgement import Bench, judge
+from ser_fl.evaluation.kept import Keeper, Made, Memory, Outcome
+from ser_fl.evaluation.pace import OnAttack, Pace, silent
+from ser_fl.evaluation.units import EOT_SAMPLES, Unit, plan
 from ser_fl.records import AttackRecord
 
-DOMAIN = "logmel"
-WORST_CASE = "worst_case"
-LIBRARY = "ser_fl"
-"""What a record names as the class that ran where none of ART's did."""
-OnAttack = Callable[[str, int, int], None]
-"""Told the attack that runs, how many utterances are done, of how many."""
-OnRecords = Callable[[list[AttackRecord]], None]
+OnRecords = Callable[[list[AttackRecord]], object]
 """Given the records of all attacks that are done, whenever one is."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Challenge:
-    """The utterances that are attacked, and the classifier."""
-
-    model: nn.Module
-    """Maps features of shape (B, F, L) to logits of shape (B, C); in evaluation mode."""
-    features_NFL: Tensor
-    """Standardised, inside the box."""
-    labels_N: Tensor
-    ids: tuple[str, ...]
-    num_classes: int
-    box: Box
-    seed: int
-    batch_size: int = 64
-
-    def to(self, device: torch.device) -> Challenge:
-        """The same challenge on a device; the model itself moves there."""
-        return replace(
-            self,
-            model=self.model.to(device),
-            features_NFL=send(self.features_NFL, device),
-            labels_N=send(self.labels_N, device),
-            box=self.box.to(device),
-        )
-
-    def subset(self, size: int | None) -> Challenge:
-        """A fixed subset of about ``size`` utterances, spread evenly over the emotions; all where it is None."""
-        if size is None or size >= len(self.labels_N):
-            return self
-        rows = balanced_rows(self.labels_N.tolist(), self.ids, size, self.seed)
-        return replace(
-            self,
-            features_NFL=self.features_NFL[rows],
-            labels_N=self.labels_N[rows],
-            ids=tuple(self.ids[row] for row in rows),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shown:
-    """What a defended model said of clean or adversarial utterances."""
-
-    votes_RN: Tensor
-    run_weights: tuple[float, ...]
-    """How much each run counts; they sum to 1."""
-    labels_N: Tensor
-    num_classes: int
-
-    @property
-    def confusion(self) -> Confusion:
-        """Weighted mean of the runs' confusion matrices."""
-        labels = self.labels_N.tolist()
-        runs = [confusion_matrix(labels, run.tolist(), self.num_classes) for run in self.votes_RN]
-        return np.asarray(np.average(runs, axis=0, weights=self.run_weights), dtype=np.float64)
-
-    @property
-    def right_RN(self) -> Tensor:
-        """Which utterances were recognised, in each run."""
-        return self.votes_RN == self.labels_N
 
 
 def benchmark_attacks(
@@ -101,256 +44,251 @@ def benchmark_attacks(
     attacks: Sequence[Attack],
     defences: Sequence[Defence],
     *,
+    adaptive: Sequence[Attack] = (),
+    eot_samples: int | None = EOT_SAMPLES,
     subsets: Mapping[str, int] | None = None,
-    on_attack: OnAttack = lambda name, done, total: None,
+    sweep: bool = True,
+    drop_broken: bool = False,
+    open_keeper: Callable[[], Keeper] = Memory,
+    on_attack: OnAttack = silent,
     on_records: OnRecords = lambda records: None,
 ) -> list[AttackRecord]:
     """Run every attack once, show what it made to every defence, and take the worst case per utterance.
 
     Args:
         challenge: classifier and utterances.
-        attacks: in the order of the records.
+        attacks: on the bare model.
         defences: "none" among them if the bare model is wanted.
-        subsets: attack names to a number of utterances, for attacks that are too slow for all.
+        adaptive: attacks on every defended model, in expectation over its defence's randomness.
+        eot_samples: draws that they average over in every step; None for all that there are.
+        subsets: attack names to a number of utterances, for attacks that are too slow for all, and "adaptive" for all
+            adaptive ones; the smaller counts.
+        sweep: whether an attack at one epsilon goes on where it was at a smaller one, as above; otherwise each is made
+            by itself, and may come out weaker than at a smaller epsilon.
+        drop_broken: leave utterances out that earlier attacks of the same epsilon broke. The worst case is the same;
+            the figures of an attack are then about what the earlier ones left, and its ``num_examples`` says how many.
+        open_keeper: where work is kept, and found that is done already; called when nothing is refused any more.
         on_attack: told of progress.
         on_records: given what a late error or a kill would lose; the worst cases, which need all attacks, come last.
 
     Returns:
-        For every defence a record "clean", one an attack and, with two attacks or more, "worst_case" for every epsilon.
+        For every defence a record "clean", one an attack and, with two attacks or more, "worst_case" for every epsilon:
+        of all outcomes that the keeper has, those of earlier benchmarks included.
 
     Raises:
-        UserError: an attack that needs a box has none, which is told before the first one runs.
+        UserError: an attack that needs a box has none or that has too few classes, an adaptive one that sees no
+            gradient, or no defence for it to know of: told before the first one runs.
     """
-    for attack in attacks:
-        attack.check_box(challenge.box)
-    cleans = {defence.name: show(challenge, challenge.features_NFL, defence) for defence in defences}
-    records = [clean_record(challenge, defence.name, cleans[defence.name]) for defence in defences]
-    right: dict[tuple[str, float], Tensor] = {}
-    for attack in attacks:
-        part = challenge.subset((subsets or {}).get(attack.settings.name))
-        started = time.perf_counter()
-        adversarial_NFL, forward, backward = craft(part, attack, on_attack)
-        seconds = time.perf_counter() - started
-        for defence in defences:
-            record, survived_RN = judge(part, attack, defence, adversarial_NFL, (forward, backward), seconds)
-            records.append(record)
-            key = (defence.name, attack.settings.epsilon)
-            so_far = right.get(key, cleans[defence.name].right_RN)
-            right[key] = so_far & spread(survived_RN, part.ids, challenge.ids)
+    units = plan(
+        challenge,
+        attacks,
+        defences,
+        adaptive=adaptive,
+        eot_samples=eot_samples,
+        subsets=subsets,
+        sweep=sweep,
+    )
+    keeper = open_keeper()
+    bench = Bench(challenge, defences)
+    work = _Work(bench=bench, keeper=keeper, drop_broken=drop_broken, units=units, pace=Pace(units, on_attack))
+    records = bench.clean_records()
+    for unit in units:
+        outcome = work.run(unit)
+        records += bench.records_of(outcome, work.outcomes)
         on_records(list(records))
-    return records + worst_cases(challenge, attacks, defences, cleans, right, subsets or {})
+    return bench.records([*work.earlier_outcomes(), *work.done_by_key.values()])
 
 
-def show(challenge: Challenge, features_NFL: Tensor, defence: Defence) -> Shown:
-    """Predictions of the defended model."""
-    votes = []
-    for start in range(0, len(features_NFL), challenge.batch_size):
-        batch = slice(start, start + challenge.batch_size)
-        ids = challenge.ids[batch]
-        votes.append(defence.predict(challenge.model, features_NFL[batch], ids, seed=challenge.seed).cpu())
-    return Shown(
-        votes_RN=torch.cat(votes, dim=1),
-        run_weights=defence.run_weights,
-        labels_N=challenge.labels_N.cpu(),
-        num_classes=challenge.num_classes,
-    )
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Task:
+    """A unit when it is its turn: which utterances, under which key."""
+
+    key: str
+    part: Challenge
+    carried: tuple[int, ...] = ()
+    """Rows that the smaller epsilon broke: its adversarial utterances are taken."""
+    warm: tuple[int, ...] = ()
+    """Rows that may begin at the smaller epsilon's."""
+    cold: tuple[int, ...] = ()
 
 
-def craft(challenge: Challenge, attack: Attack, on_attack: OnAttack) -> tuple[Tensor, int, int]:
-    """Adversarial utterances, and how many went forward and backward through the model."""
-    made, forward, backward = [], 0, 0
-    total = len(challenge.labels_N)
-    for start in range(0, total, challenge.batch_size):
-        batch = slice(start, start + challenge.batch_size)
-        on_attack(attack.settings.name, start, total)
-        crafted = attack.generate(
-            challenge.model,
-            challenge.features_NFL[batch],
-            challenge.labels_N[batch],
-            box=challenge.box,
-            num_classes=challenge.num_classes,
-            keys_B=challenge.ids[batch],
-            seed=challenge.seed,
-            batch_size=challenge.batch_size,
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Work:
+    """Runs units in their order, and keeps what they leave."""
+
+    bench: Bench
+    keeper: Keeper
+    drop_broken: bool
+    units: Sequence[Unit]
+    pace: Pace
+    tasks: dict[int, _Task] = field(default_factory=dict)
+    """By unit."""
+    done: dict[int, Outcome] = field(default_factory=dict)
+    _tidied: set[int] = field(default_factory=set)
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """Of this benchmark so far."""
+        return list(self.done.values())
+
+    @property
+    def done_by_key(self) -> dict[str, Outcome]:
+        """The same by key."""
+        return {self.tasks[unit].key: outcome for unit, outcome in self.done.items()}
+
+    def earlier_outcomes(self) -> list[Outcome]:
+        """What earlier benchmarks of this challenge left, by attack and epsilon."""
+        earlier = self.keeper.outcomes()
+        for key in self.done_by_key:
+            earlier.pop(key, None)
+        return sorted(
+            earlier.values(), key=lambda outcome: (outcome.attack, outcome.adaptive_to or "", outcome.epsilon)
         )
-        made.append(crafted.adversarial_BFL)
-        forward, backward = forward + crafted.forward_passes, backward + crafted.backward_passes
-    on_attack(attack.settings.name, total, total)
-    return torch.cat(made), forward, backward
 
+    def run(self, unit: Unit) -> Outcome:
+        """What an attack does to its utterances: known already, or found out now."""
+        self.pace.tell(unit)
+        task = self.tasks[id(unit)] = self._task(unit)
+        outcome = self.keeper.outcome(task.key)
+        keeps = self.keeper.keeps_adversarials
+        known = outcome is not None and all(map(outcome.was_shown_to, unit.shown_to))
+        if outcome is None or not known or (keeps and not outcome.adversarials_kept):
+            found = self._never_better(unit, judge(unit, task.part, self._adversarial(unit)))
+            kept = keeps or (outcome is not None and outcome.adversarials_kept)
+            votes = {} if outcome is None else outcome.votes
+            outcome = replace(found, votes=votes | found.votes, adversarials_kept=kept)
+            self.keeper.keep_outcome(task.key, outcome)
+        self.done[id(unit)] = outcome
+        self._tidy()
+        self.pace.finish(unit)
+        self.pace.tell(unit)
+        return outcome
 
-def judge(
-    challenge: Challenge,
-    attack: Attack,
-    defence: Defence,
-    adversarial_NFL: Tensor,
-    passes: tuple[int, int],
-    seconds: float,
-) -> tuple[AttackRecord, Tensor]:
-    """The record of one attack under one defence, and which utterances are still recognised, (R, N)."""
-    clean = show(challenge, challenge.features_NFL, defence)
-    attacked = show(challenge, adversarial_NFL, defence)
-    success_RN = clean.right_RN & ~attacked.right_RN
-    l2_N = distance(challenge.features_NFL, adversarial_NFL, "2").cpu()
-    linf_N = distance(challenge.features_NFL, adversarial_NFL, "inf")
-    settings = attack.settings
-    record = AttackRecord(
-        attack=settings.name,
-        library=attack.library,
-        knowledge=attack.knowledge,
-        domain=DOMAIN,
-        norm=attack.norm,
-        epsilon=attack.budget(tuple(adversarial_NFL.shape)),
-        snr_db=None,
-        steps=settings.steps,
-        step_size=settings.step_size,
-        restarts=settings.restarts,
-        eot_samples=0,
-        defence=defence.name,
-        clean_uar=scores(clean.confusion).uar,
-        robust_uar=scores(attacked.confusion).uar,
-        attack_success_rate=success_rate(clean.right_RN, success_RN, defence.run_weights),
-        mean_l2=mean_over_successes(l2_N, success_RN, defence.run_weights),
-        max_linf=float(linf_N.max()),
-        median_snr_db=None,
-        num_examples=len(challenge.labels_N),
-        forward_passes=passes[0],
-        backward_passes=passes[1],
-        seconds=seconds,
-        seed=challenge.seed,
-        device=challenge.features_NFL.device.type,
-        confusion=as_tuples(attacked.confusion),
-    )
-    return record, attacked.right_RN
+    def _task(self, unit: Unit) -> _Task:
+        part = self._unbroken(unit) if self.drop_broken else unit.part
+        settings: dict[str, Any] = {
+            "attack": asdict(unit.attack.settings),
+            "library": unit.attack.library,
+            "ids": part.ids,
+        }
+        if unit.expectation is not None:
+            settings |= {"adaptive": repr(unit.shown_to[0]), "eot_samples": unit.eot_samples}
+        everybody = range(len(part))
+        if unit.before is None or unit.attack.entry.whole_set:  # one perturbation is for all, broken before or not
+            return _Task(key=_digest(settings), part=part, cold=tuple(everybody))
+        before, smaller = self.done[id(unit.before)], self.tasks[id(unit.before)]
+        broken = set(before.ids)
+        for defence in unit.shown_to:
+            right_N = (before.votes_RN(defence.name) == smaller.part.labels_N.cpu()).any(dim=0).tolist()
+            broken -= {key for key, right in zip(before.ids, right_N, strict=True) if right}
+        carried = tuple(row for row in everybody if part.ids[row] in broken)
+        begun = set(before.ids) if unit.attack.entry.warm else set()
+        warm = tuple(row for row in everybody if part.ids[row] in begun - broken)
+        cold = tuple(row for row in everybody if part.ids[row] not in begun | broken)
+        settings |= {"carried": [part.ids[row] for row in carried], "warm": [part.ids[row] for row in warm]}
+        settings |= {"before": smaller.key if carried or warm else None}
+        return _Task(key=_digest(settings), part=part, carried=carried, warm=warm, cold=cold)
 
+    def _unbroken(self, unit: Unit) -> Challenge:
+        """What earlier attacks of the same epsilon left."""
+        epsilon = unit.attack.settings.epsilon
+        left = torch.zeros(len(self.bench.challenge), dtype=torch.bool)
+        for defence in unit.shown_to:
+            earlier = [
+                outcome for outcome in self.outcomes if outcome.epsilon == epsilon and outcome.was_shown_to(defence)
+            ]
+            left |= self.bench.surviving(earlier, defence.name).any(dim=0) if earlier else True
+        ids = {self.bench.challenge.ids[row] for row in left.nonzero().flatten().tolist()}
+        return unit.part.take([row for row, key in enumerate(unit.part.ids) if key in ids])
 
-def clean_record(challenge: Challenge, defence: str, clean: Shown) -> AttackRecord:
-    """The score without an attack."""
-    return _scored_record(challenge, defence, "clean", None, clean.confusion, clean.confusion, 0.0)
-
-
-def worst_cases(
-    challenge: Challenge,
-    attacks: Sequence[Attack],
-    defences: Sequence[Defence],
-    cleans: Mapping[str, Shown],
-    right: Mapping[tuple[str, float], Tensor],
-    subsets: Mapping[str, int],
-) -> list[AttackRecord]:
-    """One record a defence and epsilon: an utterance counts as recognised if it withstood every attack it was shown to.
-
-    An utterance that an attack's subset leaves out was not shown to that attack, so that the true worst case may be
-    lower: the record's `library` then names the attack, as in "ser_fl (cw_l2 on 21 of 64 utterances)". Its `knowledge`
-    is that of all its attacks, or the different ones in alphabetical order, as in "score+undefended". UAR needs recalls
-    only, so that the confusion matrix of the worst case keeps what was right and counts the rest as the next class.
-    """
-    records = []
-    epsilons = sorted({attack.settings.epsilon for attack in attacks})
-    for epsilon in epsilons:
-        taken = [attack for attack in attacks if attack.settings.epsilon == epsilon]
-        if len(taken) < 2:
-            continue
-        knowledge = "+".join(sorted({attack.knowledge for attack in taken}))
-        library = _library_of_worst_case(taken, subsets, len(challenge.ids))
-        for defence in defences:
-            clean, survived_RN = cleans[defence.name], right[defence.name, epsilon]
-            wrong_N = (clean.labels_N + 1) % challenge.num_classes
-            worst = Shown(
-                votes_RN=torch.where(survived_RN, clean.labels_N, wrong_N),
-                run_weights=defence.run_weights,
-                labels_N=clean.labels_N,
-                num_classes=challenge.num_classes,
+    def _adversarial(self, unit: Unit) -> Made:
+        """What the attack makes of its utterances, in their order; made anew only where nothing was kept."""
+        task = self.tasks[id(unit)]
+        smaller = _Smaller(self, unit)
+        pieces: list[tuple[tuple[int, ...], Made]] = []
+        if task.carried:
+            pieces.append((task.carried, self._carried(task, smaller)))
+            self.pace.count(unit, len(task.carried))
+        for rows in (task.warm, task.cold):
+            made = craft(
+                task.part.take(rows),
+                unit.attack,
+                expectation=unit.expectation,
+                start=partial(smaller.adversarial_NFL, rows) if rows == task.warm else None,
+                keeper=self.keeper,
+                key=task.key,
+                on_batch=partial(self._told, unit),
             )
-            rate = success_rate(clean.right_RN, clean.right_RN & ~survived_RN, defence.run_weights)
-            record = _scored_record(
-                challenge, defence.name, WORST_CASE, epsilon, clean.confusion, worst.confusion, rate
-            )
-            records.append(replace(record, knowledge=knowledge, library=library))
-    return records
+            pieces.append((rows, made))
+        adversarial_NFL = task.part.features_NFL.clone()
+        for rows, made in pieces:
+            adversarial_NFL[list(rows)] = made.adversarial_NFL
+        return Made(
+            adversarial_NFL=adversarial_NFL,
+            forward_passes=sum(made.forward_passes for _, made in pieces),
+            backward_passes=sum(made.backward_passes for _, made in pieces),
+            seconds=sum(made.seconds for _, made in pieces),
+        )
+
+    def _carried(self, task: _Task, smaller: _Smaller) -> Made:
+        """The adversarial utterances that a smaller epsilon broke; kept under this key too, so that a sweep looks one
+        step back only.
+        """
+        ids = [task.part.ids[row] for row in task.carried]
+        made = self.keeper.batch(task.key, ids)
+        if made is None:
+            made = Made(adversarial_NFL=smaller.adversarial_NFL(task.carried))
+            self.keeper.keep_batch(task.key, ids, made)
+        return made
+
+    def _told(self, unit: Unit, utterances: int, seconds: float) -> None:
+        if id(unit) in self.done and not seconds:
+            return  # looked up again for a larger epsilon
+        self.pace.count(unit, utterances, seconds)
+        self.pace.tell(unit)
+
+    def _never_better(self, unit: Unit, found: Outcome) -> Outcome:
+        """The outcome in which nothing is recognised that a smaller epsilon broke."""
+        if unit.before is None:
+            return found
+        before = self.done[id(unit.before)]
+        place = {key: column for column, key in enumerate(before.ids)}
+        rows = [row for row, key in enumerate(found.ids) if key in place]
+        columns = [place[found.ids[row]] for row in rows]
+        labels_N = self.bench.challenge.labels_N[self.bench.challenge.rows_of(found.ids)].cpu()[rows]
+        votes = {}
+        for name in found.votes:
+            now_RN, then_RN = found.votes_RN(name), before.votes_RN(name)[:, columns]
+            now_RN[:, rows] = torch.where(then_RN == labels_N, now_RN[:, rows], then_RN)
+            votes[name] = tuple(map(tuple, now_RN.tolist()))
+        return replace(found, votes=votes)
+
+    def _tidy(self) -> None:
+        """Drop adversarial utterances that no larger epsilon waits for."""
+        waiting = {id(unit.before) for unit in self.units if id(unit) not in self.done}
+        for unit, outcome in self.done.items():
+            if unit not in waiting and not outcome.adversarials_kept and unit not in self._tidied:
+                self.keeper.forget_batches(self.tasks[unit].key)
+                self._tidied.add(unit)
 
 
-def _library_of_worst_case(attacks: Sequence[Attack], subsets: Mapping[str, int], total: int) -> str:
-    """Who took the worst case, and which attacks of it saw only some of the utterances."""
-    sizes = {attack.settings.name: subsets.get(attack.settings.name, total) for attack in attacks}
-    partial = [f"{name} on {size}" for name, size in sizes.items() if size < total]
-    return f"{LIBRARY} ({', '.join(partial)} of {total} utterances)" if partial else LIBRARY
+@dataclass(slots=True, eq=False)
+class _Smaller:
+    """The adversarial utterances of the next smaller epsilon, got when they are first asked for."""
+
+    work: _Work
+    unit: Unit
+    _found_NFL: Tensor | None = None
+
+    def adversarial_NFL(self, rows: Sequence[int]) -> Tensor:
+        """Of some rows of the unit."""
+        assert self.unit.before is not None
+        if self._found_NFL is None:
+            self._found_NFL = self.work._adversarial(self.unit.before).adversarial_NFL
+        ids = [self.work.tasks[id(self.unit)].part.ids[row] for row in rows]
+        return self._found_NFL[self.work.tasks[id(self.unit.before)].part.rows_of(ids)]
 
 
-def _scored_record(
-    challenge: Challenge,
-    defence: str,
-    name: str,
-    epsilon: float | None,
-    clean: Confusion,
-    robust: Confusion,
-    rate: float,
-) -> AttackRecord:
-    return AttackRecord(
-        attack=name,
-        library=LIBRARY,
-        knowledge="undefended",
-        domain=DOMAIN,
-        norm="none",
-        epsilon=epsilon,
-        snr_db=None,
-        steps=None,
-        step_size=None,
-        restarts=None,
-        eot_samples=0,
-        defence=defence,
-        clean_uar=scores(clean).uar,
-        robust_uar=scores(robust).uar,
-        attack_success_rate=rate,
-        mean_l2=0.0,
-        max_linf=0.0,
-        median_snr_db=None,
-        num_examples=len(challenge.labels_N),
-        forward_passes=0,
-        backward_passes=0,
-        seconds=0.0,
-        seed=challenge.seed,
-        device=challenge.features_NFL.device.type,
-        confusion=as_tuples(robust),
-    )
-
-
-def success_rate(right_RN: Tensor, success_RN: Tensor, run_weights: Sequence[float]) -> float:
-    """Successes among the utterances that were right when clean, over all runs; 0 where none was right."""
-    weights_R = torch.tensor(run_weights, dtype=torch.float64)
-    right, success = (float(weights_R @ counts.sum(dim=1).double()) for counts in (right_RN, success_RN))
-    return success / right if right else 0.0
-
-
-def mean_over_successes(value_N: Tensor, success_RN: Tensor, run_weights: Sequence[float]) -> float:
-    """Mean over the successes that `success_rate` counts, each by the weight of its run; 0 where there was none."""
-    weights_R = torch.tensor(run_weights, dtype=torch.float64)
-    weight_N = weights_R @ success_RN.double()
-    return float(weight_N @ value_N.double() / weight_N.sum()) if bool(weight_N.any()) else 0.0
-
-
-def spread(survived_RN: Tensor, ids: Sequence[str], all_ids: Sequence[str]) -> Tensor:
-    """Survival of a subset among all utterances; those that were not attacked count as survivors."""
-    if len(ids) == len(all_ids):
-        return survived_RN
-    column = {utterance_id: index for index, utterance_id in enumerate(all_ids)}
-    everybody = torch.ones(len(survived_RN), len(all_ids), dtype=torch.bool)
-    everybody[:, [column[utterance_id] for utterance_id in ids]] = survived_RN
-    return everybody
-
-
-def balanced_rows(labels_N: Sequence[int], ids: Sequence[str], size: int, seed: int) -> list[int]:
-    """Rows of a subset: emotions in turn, each in an order drawn per utterance, so that all attacks share it."""
-    queues: dict[int, list[int]] = {}
-    for row in sorted(range(len(ids)), key=lambda row: derive_seed("subset", seed, ids[row])):
-        queues.setdefault(labels_N[row], []).append(row)
-    chosen: list[int] = []
-    while len(chosen) < size:
-        for label in sorted(queues):
-            if queues[label] and len(chosen) < size:
-                chosen.append(queues[label].pop(0))
-    return sorted(chosen)
-
-
-def as_tuples(confusion: Confusion) -> tuple[tuple[float, ...], ...]:
-    """A matrix for JSON."""
-    return tuple(tuple(row) for row in confusion.tolist())
+def _digest(settings: Mapping[str, Any]) -> str:
+    """One word for what a result depends on beside its challenge."""
+    return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=12).hexdigest()

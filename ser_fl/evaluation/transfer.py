@@ -38,8 +38,14 @@ from ser_fl.defences import Defence, build_defence
 from ser_fl.devices import CPU, devices_of, exact_arithmetic, send
 from ser_fl.environment import threads_limited_to
 from ser_fl.errors import UserError
-from ser_fl.evaluation.robustness import Challenge, OnAttack, balanced_rows, craft, judge, show
+from ser_fl.evaluation.challenge import Challenge, balanced_rows
+from ser_fl.evaluation.crafting import craft
+from ser_fl.evaluation.judgement import Bench, judge
+from ser_fl.evaluation.kept import Made
+from ser_fl.evaluation.pace import OnAttack, silent
 from ser_fl.evaluation.scoring import evaluating
+from ser_fl.evaluation.shown import show
+from ser_fl.evaluation.units import Unit
 from ser_fl.metrics import scores
 from ser_fl.models.bundle import EmotionModel, load_model
 from ser_fl.records import AttackRecord, RunFolder, TransferMatrix, TransferRecord, write_transfer
@@ -148,7 +154,7 @@ def transfer_matrix(
     max_examples: int | None = None,
     batch_size: int = 64,
     seed: int = 0,
-    on_attack: OnAttack = lambda name, done, total: None,
+    on_attack: OnAttack = silent,
 ) -> list[TransferRecord]:
     """Attack every model once and show what it made to every model under every defence.
 
@@ -198,9 +204,7 @@ class _Crafted:
 
     source: TransferModel
     challenge: Challenge
-    adversarial_NFL: Tensor
-    passes: tuple[int, int]
-    seconds: float
+    made: Made
 
 
 def _craft_on(
@@ -213,33 +217,34 @@ def _craft_on(
     on_attack: OnAttack,
 ) -> _Crafted:
     challenge = source.challenge(ids, num_classes=num_classes, seed=seed, batch_size=batch_size)
-    started = time.perf_counter()
-    adversarial_NFL, forward, backward = craft(
-        challenge, attack, lambda name, done, total: on_attack(f"{name} on {source.name}", done, total)
-    )
-    return _Crafted(
-        source=source,
-        challenge=challenge,
-        adversarial_NFL=adversarial_NFL,
-        passes=(forward, backward),
-        seconds=time.perf_counter() - started,
-    )
+    name, done = f"{attack.settings.name} on {source.name}", 0
+    on_attack(name, done, len(ids))
+
+    def on_batch(size: int, seconds: float) -> None:
+        nonlocal done
+        done += size
+        on_attack(name, done, len(ids))
+
+    return _Crafted(source=source, challenge=challenge, made=craft(challenge, attack, on_batch=on_batch))
 
 
 def _show_to(
     target: TransferModel, ids: Sequence[str], crafted: _Crafted, attack: Attack, defences: Sequence[Defence]
 ) -> list[TransferRecord]:
     """A record for every defence of the target."""
-    source, made = crafted.source, crafted.challenge
-    rows = rows_of(made.ids, ids)
-    challenge = target.challenge(ids, num_classes=made.num_classes, seed=made.seed, batch_size=made.batch_size)
-    clean_NFL = carried_over(made.features_NFL[rows], source.standardisation, target.standardisation)
-    adversarial_NFL = carried_over(crafted.adversarial_NFL[rows], source.standardisation, target.standardisation)
+    source, attacked = crafted.source, crafted.challenge
+    rows = rows_of(attacked.ids, ids)
+    challenge = target.challenge(
+        ids, num_classes=attacked.num_classes, seed=attacked.seed, batch_size=attacked.batch_size
+    )
+    clean_NFL = carried_over(attacked.features_NFL[rows], source.standardisation, target.standardisation)
+    adversarial_NFL = carried_over(crafted.made.adversarial_NFL[rows], source.standardisation, target.standardisation)
     change_NFL = (adversarial_NFL - challenge.features_NFL) * target.standardisation.deviation_F1
     max_db = float(change_NFL.abs().max()) * DB_PER_NATURAL_LOG
+    unit = Unit(attack=attack, part=challenge, shown_to=tuple(defences))
+    outcome = judge(unit, challenge, replace(crafted.made, adversarial_NFL=adversarial_NFL))
     records = []
-    for defence in defences:
-        record, _ = judge(challenge, attack, defence, adversarial_NFL, crafted.passes, crafted.seconds)
+    for defence, record in zip(defences, Bench(challenge, defences).records_of(outcome), strict=True):
         known = attack.knowledge if source.name == target.name else KNOWLEDGE
         records.append(
             TransferRecord(
@@ -272,7 +277,7 @@ class _Run:
 def transfer_runs(
     config: TransferConfig,
     *,
-    on_attack: OnAttack = lambda name, done, total: None,
+    on_attack: OnAttack = silent,
     on_features: OnFeatures | None = None,
 ) -> tuple[Path, TransferMatrix]:
     """The matrix of some runs, written as ``transfer.json`` into ``out`` or the first run's folder, at the end.

@@ -51,7 +51,9 @@ def is_grey_box(record: AttackRecord) -> bool:
 
 
 def budget(record: AttackRecord) -> str:
-    """What the attacker may change: "ε 0.05", or "SNR 30 dB"."""
+    """What the attacker may change: "ε 0.05", "SNR 30 dB", or "masked": what the clip itself hides."""
+    if record.norm == "masking":
+        return "masked"
     if record.epsilon is not None:
         return f"ε {record.epsilon:.3g}"
     return MISSING if record.snr_db is None else f"SNR {record.snr_db:.3g} dB"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ser_fl.attacks.attack import Attack
+from ser_fl.evaluation.challenge import Challenge
 from ser_fl.evaluation.checks.doubt import Examination
 from ser_fl.evaluation.checks.probes import SUBSET, OnCheck, probe
 from ser_fl.evaluation.checks.records import examine_records
-from ser_fl.evaluation.robustness import Challenge
 from ser_fl.records import AttackRecord
 
 

@@ -27,8 +27,8 @@ from ser_fl.attacks.losses import Loss, cross_entropy, margin
 from ser_fl.attacks.settings import AttackSettings
 from ser_fl.attacks.victim import Victim
 from ser_fl.devices import exact_arithmetic, send
+from ser_fl.evaluation.challenge import Challenge
 from ser_fl.evaluation.checks.doubt import HALF_A_POINT, Doubt, Examination, NotChecked, Outcome, Severity
-from ser_fl.evaluation.robustness import Challenge
 from ser_fl.evaluation.scoring import evaluating
 from ser_fl.metrics import confusion_matrix, scores
 from ser_fl.randomness import generator

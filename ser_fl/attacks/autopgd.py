@@ -1,0 +1,260 @@
+"""AutoPGD: projected gradient ascent that chooses its step size by itself, for each utterance.
+
+Croce and Hein 2020 (arXiv 2003.01690, algorithm 1): steps of twice the radius at first, with momentum; at checkpoints
+that come closer and closer, an utterance whose loss has not risen often enough, or not at all, halves its step and goes
+back to the best point so far.
+
+A randomised model answers in expectation over draws of its defence. Two losses can be compared only under the same
+draws, while an ascent that sees the same draws for ever ends at what fools those and no others. So the draws stay the
+same from one checkpoint to the next, and are new behind it: there the point that the ascent stands at and the best one
+are asked again. The best of every stretch is judged by draws that no stretch has climbed (step 0), and the best by
+those is what is returned. It costs two more questions a checkpoint, and nothing where nothing is random.
+
+Our deviations: the point that is returned is the one that is recognised least, then the one with the largest loss; and
+a start is uniform in the ball, not on its surface.
+
+Legend: B utterances, C classes, N the utterances that are still recognised; whatever follows B is what is moved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ser_fl.attacks.ball import Ball
+from ser_fl.attacks.budget import Box
+from ser_fl.attacks.found import Found, per_utterance
+from ser_fl.attacks.losses import (
+    Loss,
+    cross_entropy,
+    difference_of_logits_ratio,
+    targeted_difference_of_logits_ratio,
+)
+from ser_fl.attacks.problem import Problem
+from ser_fl.attacks.victim import Victim
+from ser_fl.randomness import generator
+
+MOMENTUM = 0.75
+"""Share of the new step in a move; the rest is the last move's (alpha of the paper)."""
+SHARE_OF_RISES = 0.75
+"""An ascent that rises in a smaller share of its steps jumps over the peak (rho of the paper)."""
+
+
+def checkpoints(steps: int) -> tuple[int, ...]:
+    """Numbers of steps after which the step size is looked at (section 3.1 of the paper), below ``steps``.
+
+    >>> checkpoints(100)
+    (22, 41, 57, 70, 80, 87, 93, 99)
+    """
+    shares = [0.0, 0.22]
+    while shares[-1] < 1:
+        shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
+    # Rounded, since 0.22 * 50 must not become 12 by a last digit.
+    marks = dict.fromkeys(math.ceil(round(share * steps, 6)) for share in shares[1:])
+    return tuple(mark for mark in marks if mark < steps)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Summit:
+    """The point with the largest loss, where an ascent goes back to."""
+
+    inputs: Tensor
+    gradient: Tensor
+    loss_B: Tensor
+
+    def or_higher(self, other: _Summit) -> _Summit:
+        higher_B = other.loss_B > self.loss_B
+        higher = per_utterance(higher_B, self.inputs)
+        return _Summit(
+            torch.where(higher, other.inputs, self.inputs),
+            torch.where(higher, other.gradient, self.gradient),
+            torch.where(higher_B, other.loss_B, self.loss_B),
+        )
+
+
+def autopgd(
+    victim: Victim,
+    ball: Ball,
+    labels_B: Tensor,
+    *,
+    loss: Loss,
+    steps: int,
+    box: Box,
+    start: Tensor | None = None,
+    first_draws: int = 1,
+) -> Tensor:
+    """One ascent for every utterance, to be used inside `ser_fl.attacks.gradient.attacked`.
+
+    Args:
+        victim: what is asked: one forward and one backward pass a step, and one forward pass at the end.
+        ball: where the inputs stay.
+        labels_B: true classes.
+        loss: to be raised.
+        steps: of the ascent, >= 1.
+        box: the values that inputs may take, the clean ones among them; anything that broadcasts to them.
+        start: where to start, shape (B, ...), projected to ball and box first; None for the clean inputs.
+        first_draws: number of the first step's draws of a randomised model, >= 1, so that restarts see others.
+
+    Returns:
+        Of all points that it came by, the least recognised, then the one with the largest loss: shape (B, ...), inside
+        ball and box up to one rounding.
+    """
+
+    def inside(moved: Tensor) -> Tensor:
+        return box.clip(ball.project(moved))
+
+    marks, last_mark, draws = checkpoints(steps), 0, first_draws
+    random = victim.expectation is not None
+    size_B = 2 * ball.radius_B
+    current = before = inside(ball.clean if start is None else start)
+    answer = victim.answer(current, labels_B, loss, step=draws)
+    gradient, loss_B = answer.gradient, answer.loss_B
+    found = Found(current, answer.right_B, loss_B)
+    summit = _Summit(current, gradient, loss_B)
+    judged: Found | None = None
+    rises_B, summit_at_mark_B = torch.zeros_like(size_B), loss_B
+    halved_B = torch.ones_like(size_B, dtype=torch.bool)  # the paper's second condition needs a checkpoint before
+    for step in range(1, steps + 1):
+        ahead = inside(current + per_utterance(size_B, current) * ball.steepest(gradient))
+        if step > 1:
+            ahead = inside(current + MOMENTUM * (ahead - current) + (1 - MOMENTUM) * (current - before))
+        before, current = current, ahead
+        if step == steps:
+            loss_B, right_B = victim.score(current, labels_B, loss, step=draws)
+            found = found.or_better(Found(current, right_B, loss_B))
+            break
+        answer = victim.answer(current, labels_B, loss, step=draws)
+        rises_B = rises_B + (answer.loss_B > loss_B)
+        gradient, loss_B = answer.gradient, answer.loss_B
+        found = found.or_better(Found(current, answer.right_B, loss_B))
+        summit = summit.or_higher(_Summit(current, gradient, loss_B))
+        if step not in marks:
+            continue
+        stuck_B = ~halved_B & (summit.loss_B <= summit_at_mark_B)
+        halved_B = stuck_B | (rises_B < SHARE_OF_RISES * (step - last_mark))
+        size_B = torch.where(halved_B, size_B / 2, size_B)
+        back = per_utterance(halved_B, current)
+        current = torch.where(back, summit.inputs, current)
+        gradient = torch.where(back, summit.gradient, gradient)
+        loss_B = torch.where(halved_B, summit.loss_B, loss_B)
+        if random:
+            judged = _judge(judged, victim, found.inputs, labels_B, loss)
+            draws += 1
+            answer = victim.answer(current, labels_B, loss, step=draws)
+            gradient, loss_B = answer.gradient, answer.loss_B
+            found = Found(current, answer.right_B, loss_B)
+            summit_loss_B, _ = victim.score(summit.inputs, labels_B, loss, step=draws)
+            summit = replace(summit, loss_B=summit_loss_B)
+        rises_B, summit_at_mark_B, last_mark = torch.zeros_like(rises_B), summit.loss_B, step
+    return _judge(judged, victim, found.inputs, labels_B, loss).inputs if random else found.inputs
+
+
+def _judge(judged: Found | None, victim: Victim, inputs: Tensor, labels_B: Tensor, loss: Loss) -> Found:
+    """The better of what was found before and now, under draws that stay the same."""
+    found = Found.of(victim, inputs, labels_B, loss=loss)
+    return found if judged is None else judged.or_better(found)
+
+
+def restarted(
+    victim: Victim,
+    ball: Ball,
+    labels_B: Tensor,
+    *,
+    losses: Sequence[Callable[[Tensor], Loss]],
+    starts: Callable[[Tensor, int], Tensor | None],
+    steps: int,
+    box: Box,
+) -> Tensor:
+    """One ascent after another, each for the utterances that those before have not broken.
+
+    An utterance is broken once its (expected) recognition is 0. One that no ascent breaks keeps the point that is
+    recognised least, then the one with the largest margin, whatever its ascent has raised.
+
+    Args:
+        victim: what is asked.
+        ball: where the inputs stay.
+        labels_B: true classes.
+        losses: one an ascent, made for some of the utterances by their rows.
+        starts: where an ascent starts, from the rows of its utterances and its number; None for the clean inputs.
+        steps: of an ascent, >= 1.
+        box: the values that inputs may take.
+    """
+    found = Found.of(victim, ball.clean, labels_B)
+    rows_N = torch.arange(len(labels_B), device=labels_B.device)
+    for number, loss in enumerate(losses):
+        if not len(rows_N):
+            break
+        part = victim.subset(rows_N)
+        made = autopgd(
+            part,
+            ball.subset(rows_N),
+            labels_B[rows_N],
+            loss=loss(rows_N),
+            steps=steps,
+            box=box,
+            start=starts(rows_N, number),
+            first_draws=1 + number * (1 + len(checkpoints(steps))),
+        )
+        best = found.subset(rows_N).or_better(Found.of(part, made, labels_B[rows_N]))
+        found = found.put(rows_N, best)
+        rows_N = found.unbroken()
+    return found.inputs
+
+
+def likeliest_wrong_classes(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    """All classes but the true one, the likeliest first, shape (B, C - 1).
+
+    >>> likeliest_wrong_classes(torch.tensor([[0.1, 3.0, 2.0, 1.0]]), torch.tensor([1]))
+    tensor([[2, 3, 0]])
+    """
+    hidden_BC = logits_BC.scatter(1, labels_B[:, None], -torch.inf)
+    return hidden_BC.argsort(dim=1, descending=True)[:, :-1]
+
+
+def craft_apgd_ce(problem: Problem) -> Tensor:
+    """AutoPGD on the cross-entropy, from each random start."""
+    return _craft(problem, [lambda rows_N: cross_entropy])
+
+
+def craft_apgd_dlr(problem: Problem) -> Tensor:
+    """AutoPGD on the difference of logits ratio, from each random start."""
+    return _craft(problem, [lambda rows_N: difference_of_logits_ratio])
+
+
+def craft_apgd_t(problem: Problem) -> Tensor:
+    """AutoPGD on the targeted difference of logits ratio: from each start to every wrong class, the likeliest first."""
+    with torch.no_grad():
+        targets_BT = likeliest_wrong_classes(problem.victim(problem.features_BFL), problem.labels_B)
+
+    def towards(rank: int) -> Callable[[Tensor], Loss]:
+        return lambda rows_N: targeted_difference_of_logits_ratio(targets_BT[rows_N, rank])
+
+    return _craft(problem, [towards(rank) for rank in range(problem.num_classes - 1)])
+
+
+def _craft(problem: Problem, losses: Sequence[Callable[[Tensor], Loss]]) -> Tensor:
+    """All losses from the first start, then from the next; the first of all ascents takes a start that is given."""
+    assert problem.settings.steps is not None
+    restarts = problem.settings.restarts or 0
+
+    def starts(rows_N: Tensor, number: int) -> Tensor | None:
+        if number == 0 and problem.start_BFL is not None:
+            return problem.start_BFL[rows_N]
+        if not restarts:
+            return None
+        keys_N = [problem.keys_B[row] for row in rows_N.tolist()]
+        return problem.ball.subset(rows_N).random(generator("apgd", problem.seed, key, number) for key in keys_N)
+
+    return restarted(
+        problem.victim,
+        problem.ball,
+        problem.labels_B,
+        losses=list(losses) * max(restarts, 1),
+        starts=starts,
+        steps=problem.settings.steps,
+        box=problem.box,
+    )

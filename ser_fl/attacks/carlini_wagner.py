@@ -1,0 +1,257 @@
+"""Carlini and Wagner's attacks, L2 and L-infinity (arXiv 1608.04644), on tensors: all utterances at once.
+
+An utterance has its own constant, its own place in the search for it and its own end, so that it does not depend on
+who else is in the batch; one that is through leaves it. An iteration is one forward and one backward pass.
+
+When to choose which: the L2 attack is the one that the field compares by. The nearest adversarial utterance itself is
+found in fewer passes by `ser_fl.attacks.fmn`, in either norm.
+
+Legend: B utterances, N those still attacked; whatever follows is what is moved: mel bins and frames, or samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from ser_fl.attacks.ball import Ball
+from ser_fl.attacks.budget import Box
+from ser_fl.attacks.nearest import Aim, Nearest, dual_size, size, spread
+from ser_fl.attacks.victim import Victim
+
+STEP = 0.3
+"""How far a first step of the L2 attack moves, as a share of the distance: the linear estimate, then the best."""
+LAST_STEP = 0.05
+"""What is left of a step's size at the last iteration; it falls linearly."""
+LINF_STEP = 0.2
+"""The same for the L-infinity attack, as a share of the bound tau."""
+GROWTH = 8.0
+"""Of a constant with which nothing was found."""
+PROGRESS = 1e-3
+"""By what share an objective must fall to count as falling."""
+TAU_FACTOR = 0.9
+"""Of the largest change of a cell that is enough: the next bound (section VI.C of the paper)."""
+LOOK = 4
+"""Iterations between looks at who is through, each of which waits for a GPU."""
+_MOMENTUM, _SQUARES = 0.7, 0.9
+
+
+@dataclass(slots=True, eq=False)
+class _Adam:
+    """Adam (arXiv 1412.6980) for each utterance by itself, begun anew where it is told."""
+
+    mean: Tensor
+    square: Tensor
+    age_N: Tensor
+    together: bool
+    """One second moment an utterance in place of one a cell: a step then keeps the direction of the gradient."""
+
+    @classmethod
+    def at_rest(cls, inputs: Tensor, *, together: bool) -> _Adam:
+        square = inputs.new_zeros(len(inputs), *(1,) * (inputs.dim() - 1)) if together else torch.zeros_like(inputs)
+        return cls(torch.zeros_like(inputs), square, inputs.new_zeros(len(inputs)), together)
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        """The next step of size 1, root mean square, shape (N, ...)."""
+        squared = gradient.square()
+        if self.together:
+            squared = squared.mean(dim=tuple(range(1, gradient.dim())), keepdim=True)
+        self.mean = _MOMENTUM * self.mean + (1 - _MOMENTUM) * gradient
+        self.square = _SQUARES * self.square + (1 - _SQUARES) * squared
+        self.age_N = self.age_N + 1
+        mean = self.mean / spread(1 - _MOMENTUM**self.age_N, gradient)
+        root = (self.square / spread(1 - _SQUARES**self.age_N, gradient)).sqrt()
+        return mean / root.clamp(min=torch.finfo(gradient.dtype).tiny)
+
+    def begin_anew(self, where_N: Tensor) -> None:
+        keep_N = (~where_N).to(self.age_N.dtype)
+        self.mean, self.square = (moment * spread(keep_N, moment) for moment in (self.mean, self.square))
+        self.age_N = self.age_N * keep_N
+
+    def subset(self, kept: Tensor) -> _Adam:
+        return _Adam(self.mean[kept], self.square[kept], self.age_N[kept], self.together)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Search:
+    """Where each utterance is in its search for the constant, the weight of the classification loss."""
+
+    constant_N: Tensor
+    too_small_N: Tensor
+    enough_N: Tensor
+    """Infinite until one was enough."""
+    number_N: Tensor
+    """Constants that were tried."""
+    iteration_N: Tensor
+    """With this constant."""
+    found_N: Tensor
+    """Whether this constant has been enough."""
+    lowest_N: Tensor
+    """Objective with this constant."""
+    stale_N: Tensor
+    """Iterations since it last fell."""
+
+    @classmethod
+    def begin(cls, constant_N: Tensor) -> _Search:
+        zero_N = torch.zeros_like(constant_N)
+        return cls(
+            constant_N=constant_N,
+            too_small_N=zero_N,
+            enough_N=torch.full_like(constant_N, torch.inf),
+            number_N=zero_N,
+            iteration_N=zero_N,
+            found_N=zero_N.bool(),
+            lowest_N=torch.full_like(constant_N, torch.inf),
+            stale_N=zero_N,
+        )
+
+    def note(self, objective_N: Tensor, reached_N: Tensor, steps: int, patience: int) -> Tensor:
+        """Take an iteration into account; where a constant is through, choose the next, and say so, shape (N,)."""
+        fell_N = objective_N < self.lowest_N * (1 - PROGRESS)
+        self.lowest_N = torch.minimum(objective_N, self.lowest_N)
+        self.stale_N = torch.where(fell_N, 0, self.stale_N + 1)
+        self.found_N = self.found_N | reached_N
+        self.iteration_N = self.iteration_N + 1
+        over_N = (self.iteration_N >= steps) | (self.stale_N >= patience)
+        self.enough_N = torch.where(over_N & self.found_N, self.constant_N, self.enough_N)
+        self.too_small_N = torch.where(over_N & ~self.found_N, self.constant_N, self.too_small_N)
+        between_N = (self.too_small_N + self.enough_N) / 2
+        next_N = torch.where(self.enough_N.isinf(), GROWTH * self.constant_N, between_N)
+        self.constant_N = torch.where(over_N, next_N, self.constant_N)
+        self.number_N = self.number_N + over_N
+        self.iteration_N = torch.where(over_N, 0, self.iteration_N)
+        self.stale_N = torch.where(over_N, 0, self.stale_N)
+        self.lowest_N = torch.where(over_N, torch.inf, self.lowest_N)
+        self.found_N = self.found_N & ~over_N
+        return over_N
+
+    def subset(self, kept: Tensor) -> _Search:
+        return _Search(**{field.name: getattr(self, field.name)[kept] for field in fields(self)})
+
+
+def carlini_wagner_l2(
+    victim: Victim,
+    clean: Tensor,
+    labels_B: Tensor,
+    *,
+    box: Box | None = None,
+    steps: int = 20,
+    search_steps: int = 3,
+    targeted: bool = False,
+) -> Tensor:
+    """Carlini and Wagner's L2 attack: the smallest ``|d|^2 + c * max(lead of the true class, 0)`` by Adam, inside
+    `ser_fl.attacks.gradient.attacked`.
+
+    As in the paper a binary search looks for the smallest constant c that is enough, an objective that stops falling
+    ends a constant early, and the nearest adversarial input of all iterations is kept. Where we depart from it:
+
+    - c begins at ``2 * lead / |gradient|^2``, which is right for a linear model whatever the scale of its logits, and
+      the step size at a share of the distance that such a model would have: no setting has to fit the data.
+    - The box is kept to by projection (the first of the ways in section V.B) rather than by a change of variables: at
+      the edge, where padded and silent cells lie, tanh has no slope. Without a box there is nothing else to change.
+    - Adam's second moment is a mean over each utterance's cells. One a cell would make every step a sign step, which
+      L2 pays for most.
+    - A next constant goes on from where the last one ended, so that few iterations are enough.
+    - What was found is drawn in along the segment to the clean input at the end.
+
+    Args:
+        victim: what is attacked.
+        clean: shape (B, ...), inside the box.
+        labels_B: true classes; target classes where targeted.
+        box: the values that inputs may take; None for any.
+        steps: iterations for each constant, at most; >= 1.
+        search_steps: constants tried of each utterance, >= 1.
+        targeted: towards the labels rather than away from them.
+
+    Returns:
+        Shape (B, ...): misclassified and inside the box, or clean where nothing was found and where the label is
+        missed (hit, if targeted) to begin with.
+    """
+    box = Box.unbounded() if box is None else box
+    aim, nearest = Aim(victim=victim, labels_B=labels_B, targeted=targeted), Nearest.none_yet(clean, "2")
+    rows_N, part, moved, start = torch.arange(len(clean), device=clean.device), aim, clean.clone(), clean
+    adam, total, patience = _Adam.at_rest(clean, together=True), steps * search_steps, max(2, steps // 4)
+    per_root = start[0].numel() ** 0.5 if len(clean) else 1.0
+    search: _Search | None = None
+    reach_N = clean.new_zeros(len(clean))
+    for iteration in range(total):
+        lead_N, gradient, reached_N = part.ask(moved, iteration)
+        change = moved - start
+        distance_N = size(change, "2")
+        nearest.offer(rows_N, moved, distance_N, reached_N)
+        if search is None:
+            rise_N = dual_size(gradient, "2")
+            reach_N = -lead_N / rise_N
+            search = _Search.begin(2 * reach_N / rise_N)
+        # The constant of this iteration: that of the next one is chosen below.
+        weight_N = torch.where(reached_N, 0, search.constant_N)
+        done_N = search.number_N * steps + search.iteration_N
+        over_N = search.note(distance_N.square() - weight_N * lead_N, reached_N, steps, patience)
+        best_N = nearest.distance_B[rows_N]
+        reach_N = torch.where(best_N.isfinite(), best_N, torch.where(over_N, 2 * reach_N, reach_N))
+        stride_N = STEP * (1 - (1 - LAST_STEP) * done_N / total) * reach_N / per_root
+        direction = adam.direction(2 * change - spread(weight_N, change) * gradient)
+        moved = box.clip(moved - spread(stride_N, moved) * direction)
+        adam.begin_anew(over_N)
+        if iteration % LOOK == 0:
+            going = ((search.number_N < search_steps) & (best_N > 0)).nonzero().flatten()
+            if len(going) < len(rows_N):
+                rows_N, moved, start, reach_N = rows_N[going], moved[going], start[going], reach_N[going]
+                part, adam, search = part.subset(going), adam.subset(going), search.subset(going)
+            if not len(rows_N):
+                break
+    return nearest.draw_in(aim, total)
+
+
+def carlini_wagner_linf(
+    victim: Victim,
+    clean: Tensor,
+    labels_B: Tensor,
+    *,
+    tau_B: Tensor,
+    box: Box | None = None,
+    steps: int = 60,
+    targeted: bool = False,
+) -> Tensor:
+    """Carlini and Wagner's L-infinity attack: Adam on the classification loss within a bound tau that shrinks, inside
+    `ser_fl.attacks.gradient.attacked`.
+
+    As in the paper the bound falls to 0.9 of what was enough whenever something was found, and the search goes on
+    from there. Where we depart from it: the bound is kept to by projection, not by the penalty ``sum(max(|d| - tau,
+    0))``, so that no constant has to be weighed against it and an utterance keeps to its first bound, the budget, by
+    construction; and all bounds together have so many iterations, rather than each.
+
+    Args:
+        victim: what is attacked.
+        clean: shape (B, ...), inside the box.
+        labels_B: true classes; target classes where targeted.
+        tau_B: the first bound, >= 0, in the units of the inputs: nothing beyond it is looked at.
+        box: the values that inputs may take; None for any.
+        steps: iterations, >= 1.
+        targeted: towards the labels rather than away from them.
+
+    Returns:
+        Shape (B, ...): misclassified, inside the box and within the first bound, or clean where nothing was found and
+        where the label is missed (hit, if targeted) to begin with.
+    """
+    box = Box.unbounded() if box is None else box
+    aim, nearest = Aim(victim=victim, labels_B=labels_B, targeted=targeted), Nearest.none_yet(clean, "inf")
+    rows_N, part, moved, start = torch.arange(len(clean), device=clean.device), aim, clean.clone(), clean
+    adam, tau_N = _Adam.at_rest(clean, together=False), tau_B
+    for iteration in range(steps):
+        _, gradient, reached_N = part.ask(moved, iteration)
+        distance_N = size(moved - start, "inf")
+        nearest.offer(rows_N, moved, distance_N, reached_N)
+        tau_N = torch.where(reached_N, torch.minimum(tau_N, TAU_FACTOR * distance_N), tau_N)
+        stride_N = LINF_STEP * (1 - (1 - LAST_STEP) * iteration / steps) * tau_N
+        moved = moved + spread(stride_N, moved) * adam.direction(gradient)
+        moved = box.clip(Ball(start, tau_N, "inf").project(moved))
+        if iteration == 0:
+            going = (~reached_N).nonzero().flatten()
+            rows_N, moved, start, tau_N = rows_N[going], moved[going], start[going], tau_N[going]
+            part, adam = part.subset(going), adam.subset(going)
+            if not len(rows_N):
+                break
+    return nearest.draw_in(aim, steps)

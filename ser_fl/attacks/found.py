@@ -1,0 +1,64 @@
+"""The best that an attack has found for each utterance, and when something else is better.
+
+Legend: B utterances, N some of them; whatever follows B is what is moved: mel bins and frames, or samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ser_fl.attacks.losses import Loss, margin
+from ser_fl.attacks.victim import Victim
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """Inputs, and what the model says of them: the less they are recognised the better, then the larger the loss.
+
+    What is compared must have been asked under the same draws of a randomised model.
+    """
+
+    inputs: Tensor
+    """Shape (B, ...)."""
+    right_B: Tensor
+    """Probability of being recognised, in [0, 1]."""
+    loss_B: Tensor
+
+    @classmethod
+    def of(cls, victim: Victim, inputs: Tensor, labels_B: Tensor, *, loss: Loss = margin, step: int = 0) -> Found:
+        """These inputs, by one forward pass an utterance and draw."""
+        loss_B, right_B = victim.score(inputs, labels_B, loss, step=step)
+        return cls(inputs, right_B, loss_B)
+
+    def or_better(self, other: Found) -> Found:
+        """The better of the two for each utterance; this one where they are equal."""
+        better_B = (other.right_B < self.right_B) | ((other.right_B == self.right_B) & (other.loss_B > self.loss_B))
+        return Found(
+            torch.where(per_utterance(better_B, self.inputs), other.inputs, self.inputs),
+            torch.where(better_B, other.right_B, self.right_B),
+            torch.where(better_B, other.loss_B, self.loss_B),
+        )
+
+    def subset(self, rows_N: Tensor) -> Found:
+        """Of some of the utterances."""
+        return Found(self.inputs[rows_N], self.right_B[rows_N], self.loss_B[rows_N])
+
+    def put(self, rows_N: Tensor, other: Found) -> Found:
+        """With other inputs for some of the utterances."""
+        return Found(
+            self.inputs.index_copy(0, rows_N, other.inputs),
+            self.right_B.index_copy(0, rows_N, other.right_B),
+            self.loss_B.index_copy(0, rows_N, other.loss_B),
+        )
+
+    def unbroken(self) -> Tensor:
+        """Rows of the utterances that the model still recognises, or may."""
+        return (self.right_B > 0).nonzero().flatten()
+
+
+def per_utterance(value_B: Tensor, inputs: Tensor) -> Tensor:
+    """One value an utterance, shaped to be broadcast over its inputs."""
+    return value_B.view(-1, *(1,) * (inputs.dim() - 1))

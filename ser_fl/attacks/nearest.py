@@ -1,0 +1,115 @@
+"""What attacks that look for the nearest adversarial input share: what they ask of the model, and what they keep.
+
+Legend: B utterances, C classes, N some of the utterances; whatever follows is what is moved: bins and frames, samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ser_fl.attacks.ball import lengths
+from ser_fl.attacks.budget import Norm
+from ser_fl.attacks.losses import margin
+from ser_fl.attacks.victim import Victim
+
+_TINY = 1e-12
+SEGMENT_STEPS = 5
+"""Bisections of the last way from the clean input: one forward pass each, to a thirty-second of its length."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Aim:
+    """A model, and what it is to say of each utterance: any class but its label, or (`targeted`) its label."""
+
+    victim: Victim
+    labels_B: Tensor
+    """True classes, or target ones."""
+    targeted: bool = False
+
+    def subset(self, rows_N: Tensor) -> Aim:
+        """The same for some of the utterances."""
+        return replace(self, victim=self.victim.subset(rows_N), labels_B=self.labels_B[rows_N])
+
+    def ask(self, moved: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """How far each utterance has come, by one forward and one backward pass.
+
+        Returns:
+            The lead in logits of what is aimed at, shape (B,), above 0 where it is reached; its gradient, shape
+            (B, ...); and where it is reached, shape (B,). A randomised model must say it in more than half of its
+            draws, by weight.
+        """
+        answer = self.victim.answer(moved, self.labels_B, self._lead, step=step)
+        return answer.loss_B, answer.gradient, self._reached(answer.right_B)
+
+    def reached(self, moved: Tensor, step: int) -> Tensor:
+        """Where it is reached, shape (B,), by one forward pass."""
+        return self._reached(self.victim.right(moved, self.labels_B, step))
+
+    def _lead(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+        lead_B = margin(logits_BC, labels_B)
+        return -lead_B if self.targeted else lead_B
+
+    def _reached(self, right_B: Tensor) -> Tensor:
+        return right_B > 0.5 if self.targeted else right_B < 0.5
+
+
+@dataclass(slots=True, eq=False)
+class Nearest:
+    """The nearest adversarial input that was found of each utterance."""
+
+    clean: Tensor
+    norm: Norm
+    inputs: Tensor
+    """Shape (B, ...); the clean one where none was found."""
+    distance_B: Tensor
+    """Infinite where none was found."""
+
+    @classmethod
+    def none_yet(cls, clean: Tensor, norm: Norm) -> Nearest:
+        """Nothing found of any utterance."""
+        return cls(clean, norm, clean.clone(), clean.new_full((len(clean),), torch.inf))
+
+    def offer(self, rows_N: Tensor, moved: Tensor, distance_N: Tensor, reached_N: Tensor) -> None:
+        """Keep what is adversarial and nearer than what was kept of these utterances."""
+        nearer_N = reached_N & (distance_N < self.distance_B[rows_N])
+        self.inputs[rows_N] = torch.where(spread(nearer_N, moved), moved, self.inputs[rows_N])
+        self.distance_B[rows_N] = torch.where(nearer_N, distance_N, self.distance_B[rows_N])
+
+    def draw_in(self, aim: Aim, step: int, steps: int = SEGMENT_STEPS) -> Tensor:
+        """What was found, moved towards the clean input along the segment for as long as it stays adversarial.
+
+        Box and ball are convex, so that the way lies in both.
+        """
+        rows_N = (self.distance_B.isfinite() & (self.distance_B > 0)).nonzero().flatten()
+        if not len(rows_N):
+            return self.inputs
+        part, clean, step_out = aim.subset(rows_N), self.clean[rows_N], self.inputs[rows_N] - self.clean[rows_N]
+        near_N = torch.zeros_like(self.distance_B[rows_N])
+        far_N, found = torch.ones_like(near_N), self.inputs[rows_N]
+        for _ in range(steps):
+            middle_N = (near_N + far_N) / 2
+            moved = clean + spread(middle_N, clean) * step_out
+            reached_N = part.reached(moved, step)
+            found = torch.where(spread(reached_N, moved), moved, found)
+            near_N, far_N = torch.where(reached_N, near_N, middle_N), torch.where(reached_N, middle_N, far_N)
+        self.inputs[rows_N], self.distance_B[rows_N] = found, far_N * self.distance_B[rows_N]
+        return self.inputs
+
+
+def spread(value_B: Tensor, inputs: Tensor) -> Tensor:
+    """One value an utterance, to be broadcast over its inputs."""
+    return value_B.view(-1, *(1,) * (inputs.dim() - 1))
+
+
+def size(step: Tensor, norm: Norm) -> Tensor:
+    """Norm of each utterance's perturbation, shape (B,)."""
+    return lengths(step) if norm == "2" else step.flatten(1).abs().amax(dim=1)
+
+
+def dual_size(gradient: Tensor, norm: Norm) -> Tensor:
+    """How fast a loss of this gradient rises along its steepest perturbation of norm 1, shape (B,); never 0."""
+    rise_B = lengths(gradient) if norm == "2" else gradient.flatten(1).abs().sum(dim=1)
+    return rise_B.clamp(min=_TINY)

@@ -1,0 +1,60 @@
+"""Sets of attacks by name, so that two benchmarks of one suite mean the same.
+
+When to choose which: `quick` shows in minutes whether a model is robust at all; `standard` is the one to report, with
+the stronger half of what AutoAttack runs and a look at masked gradients and noise; `thorough` is for a model that is
+claimed to be robust.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suite:
+    """What a suite runs."""
+
+    attacks: tuple[str, ...]
+    """Names of the catalogue, in the order of the records."""
+    subsets: Mapping[str, int] = field(default_factory=dict)
+    """Utterances for those of its attacks that are too slow for all, where nothing else is said."""
+
+
+_QUICK = ("fgsm", "bim", "apgd_ce", "noise_uniform")
+_STANDARD = ("fgsm", "bim", "pgd", "apgd_ce", "apgd_t", "deepfool", "square", "noise_uniform")
+_THOROUGH = (*_STANDARD, "apgd_dlr", "pgd_paper", "cw_l2", "cw_linf", "hopskipjump", "universal", "noise_gaussian")
+
+SUITES: Mapping[str, Suite] = MappingProxyType(
+    {
+        "quick": Suite(attacks=_QUICK),
+        "standard": Suite(attacks=_STANDARD, subsets={"square": 60}),
+        "thorough": Suite(attacks=_THOROUGH, subsets={"square": 120, "cw_l2": 60, "cw_linf": 30, "hopskipjump": 12}),
+    }
+)
+
+
+def expand(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of attacks, each once, with those of its attacks in place of a suite's.
+
+    >>> expand(["noise_gaussian", "quick", "bim"])
+    ('noise_gaussian', 'fgsm', 'bim', 'apgd_ce', 'noise_uniform')
+    """
+    attacks: dict[str, None] = {}
+    for name in names:
+        attacks |= dict.fromkeys(SUITES[name].attacks if name in SUITES else (name,))
+    return tuple(attacks)
+
+
+def subsets_of(names: Sequence[str]) -> dict[str, int]:
+    """Sizes of subsets that the suites among these names ask for; the larger where two of them differ.
+
+    >>> subsets_of(["standard", "thorough"])["square"]
+    120
+    """
+    sizes: dict[str, int] = {}
+    for name in names:
+        if name in SUITES:
+            sizes |= {attack: max(size, sizes.get(attack, 0)) for attack, size in SUITES[name].subsets.items()}
+    return sizes

@@ -1,0 +1,72 @@
+"""One perturbation for all utterances: what an attacker can do that must choose before it hears anything.
+
+Universal adversarial perturbations (Moosavi-Dezfooli et al. 2017, arXiv 1610.08401), found by gradient ascent as in
+Shafahi et al. 2018 (arXiv 1811.11304), who stop an utterance's loss from growing without end. ART's
+UniversalPerturbation is not used: it walks from utterance to utterance with DeepFool's minimal steps, in an order from
+NumPy's global state, and ends once a share of the predictions has changed, right or wrong before.
+
+The perturbation is learnt on the utterances that it is shown to. So, unlike all other attacks, what becomes of an
+utterance depends on the others; it does not depend on their order or on the size of batches.
+
+Legend: N utterances, F mel bins, L frames.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ser_fl.attacks.losses import cross_entropy
+from ser_fl.attacks.problem import Problem
+
+UTTERANCES_AT_A_TIME = 64
+"""In one pass; fixed, so that sums round alike whatever the batch size."""
+FIRST_STEP = 0.5
+"""Of epsilon; steps shrink to 0 along a line."""
+
+
+def craft_universal(problem: Problem) -> Tensor:
+    """The perturbation, added to every utterance and clipped to the box; to be given all utterances at once.
+
+    Each step moves along the sign of the summed gradient of cross-entropies, of which none counts beyond log C: there
+    the true class has less than its share, and an utterance is wrong for sure. Of all perturbations the one under
+    which the fewest utterances are recognised is kept, then the one with the largest loss. A randomised model is asked
+    under the same draws throughout, which differ from utterance to utterance.
+    """
+    assert problem.settings.steps is not None
+    epsilon, steps = problem.settings.epsilon, problem.settings.steps
+    parts = _parts(problem)
+    perturbation_FL = best_FL = torch.zeros_like(problem.features_BFL[0])
+    fewest = torch.full((2,), torch.inf, dtype=torch.float64, device=perturbation_FL.device)
+    for step in range(steps + 1):
+        gradient_FL, missing = torch.zeros_like(perturbation_FL), torch.zeros_like(fewest)
+        for part in parts:
+            part_gradient_FL, part_missing = _ask(part, perturbation_FL)
+            gradient_FL += part_gradient_FL
+            missing += part_missing
+        better = (missing[0] < fewest[0]) | ((missing[0] == fewest[0]) & (missing[1] < fewest[1]))
+        best_FL, fewest = torch.where(better, perturbation_FL, best_FL), torch.where(better, missing, fewest)
+        size = epsilon * FIRST_STEP * (1 - step / steps)
+        perturbation_FL = (perturbation_FL + size * gradient_FL.sign()).clamp(-epsilon, epsilon)
+    return problem.box.clip(problem.features_BFL + best_FL)
+
+
+def _parts(problem: Problem) -> list[Problem]:
+    """The utterances in the order of their ids, some at a time."""
+    rows = sorted(range(len(problem.keys_B)), key=lambda row: problem.keys_B[row])
+    ordered_N = torch.tensor(rows, device=problem.features_BFL.device)
+    return [problem.subset(rows_N) for rows_N in torch.split(ordered_N, UTTERANCES_AT_A_TIME)]
+
+
+def _ask(problem: Problem, perturbation_FL: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed gradient by the perturbation, and what is missing to success: utterances recognised, and loss."""
+    enough = math.log(problem.num_classes)
+    moved_NFL = problem.features_BFL + perturbation_FL
+    shown_NFL = problem.box.clip(moved_NFL)
+    answer = problem.victim.answer(
+        shown_NFL, problem.labels_B, lambda logits_BC, labels_B: cross_entropy(logits_BC, labels_B).clamp(max=enough)
+    )
+    gradient_FL = torch.where(shown_NFL == moved_NFL, answer.gradient, 0.0).sum(0)
+    return gradient_FL, torch.stack([answer.right_B.double().sum(), -answer.loss_B.double().sum()])

@@ -1,0 +1,143 @@
+"""Recorded waveforms as what an attack moves: clips of one sampling rate, padded, and their way to features.
+
+A perturbation lives on the recorded samples, at the clip's own rate: it is resampled, and repeated with its clip to the
+front end's length, so that what was crafted can be written as a WAV file and heard. Whatever a clip does not own (the
+padding behind it) and whatever the front end does not hear (beyond its length) keeps its bits.
+
+Legend: B clips, T samples of the padded batch, S samples at the front end's rate, F mel bins, L frames.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Generator, Tensor
+
+from ser_fl.attacks.ball import Ball
+from ser_fl.data.frontend import LogMel, Standardisation, resample
+from ser_fl.devices import send
+
+_MARGIN_S = 0.01
+"""Recorded samples kept beyond the last one heard, in seconds: more than resampling reaches (6 periods of 8 kHz)."""
+
+
+def heard_samples(frontend: LogMel, sample_rate_hz: int) -> int:
+    """How many samples of a recording, at its own rate, the front end hears before it cuts."""
+    return math.ceil(frontend.num_samples * sample_rate_hz / frontend.sample_rate_hz)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Clips:
+    """Clean recordings of one sampling rate, padded with zeros to one length."""
+
+    waveform_BT: Tensor
+    """In [-1, 1]. T depends on the rate and the front end alone, so that no draw depends on who else is in a batch."""
+    recorded_B: Tensor
+    """How many of the T samples were recorded, int64."""
+    heard_B: Tensor
+    """How many of them may be moved: those that the front end hears, int64."""
+    sample_rate_hz: int
+
+    @classmethod
+    def of(cls, waveforms: Sequence[Tensor], sample_rate_hz: int, frontend: LogMel) -> Self:
+        """Clips of recordings of shape (T,) each; what lies far beyond the front end's length is left out."""
+        heard = heard_samples(frontend, sample_rate_hz)
+        width = heard + math.ceil(_MARGIN_S * sample_rate_hz)
+        waveform_BT = torch.zeros(len(waveforms), width)
+        for row, waveform_T in enumerate(waveforms):
+            waveform_BT[row, : len(waveform_T)] = waveform_T[:width]
+        recorded_B = torch.tensor([min(len(waveform_T), width) for waveform_T in waveforms])
+        return cls(
+            waveform_BT=waveform_BT,
+            recorded_B=recorded_B,
+            heard_B=recorded_B.clamp(max=heard),
+            sample_rate_hz=sample_rate_hz,
+        )
+
+    def __len__(self) -> int:
+        return len(self.recorded_B)
+
+    def to(self, device: torch.device) -> Clips:
+        """The same clips on a device."""
+        return Clips(
+            waveform_BT=send(self.waveform_BT, device),
+            recorded_B=send(self.recorded_B, device),
+            heard_B=send(self.heard_B, device),
+            sample_rate_hz=self.sample_rate_hz,
+        )
+
+    def subset(self, rows_N: Tensor) -> Clips:
+        """Some of the clips."""
+        return Clips(
+            waveform_BT=self.waveform_BT[rows_N],
+            recorded_B=self.recorded_B[rows_N],
+            heard_B=self.heard_B[rows_N],
+            sample_rate_hz=self.sample_rate_hz,
+        )
+
+    @property
+    def movable_BT(self) -> Tensor:
+        """Where a perturbation may be: a clip's own samples, as far as they are heard."""
+        return torch.arange(self.waveform_BT.shape[1], device=self.heard_B.device) < self.heard_B[:, None]
+
+    def moved(self, waveform_BT: Tensor) -> Tensor:
+        """What was moved, where it may be; everywhere else the clean samples, bit for bit."""
+        return torch.where(self.movable_BT, waveform_BT, self.waveform_BT)
+
+    def lengths(self, samples_BT: Tensor) -> Tensor:
+        """L2 norm over the samples that may be moved: float64, shape (B,)."""
+        length_B: Tensor = torch.linalg.vector_norm((samples_BT * self.movable_BT).double(), dim=1)
+        return length_B
+
+
+class WaveformToFeatures:
+    """From recorded waveforms to standardised features inside the box: differentiable, the `ToFeatures` of a `Victim`.
+
+    Args:
+        clips: whose waveforms are moved; where they may not be, theirs is what is heard.
+        frontend: log-mel front end, on the device of the clips.
+        standardisation: the model's.
+    """
+
+    def __init__(self, clips: Clips, frontend: LogMel, standardisation: Standardisation) -> None:
+        self.clips = clips
+        self.frontend = frontend
+        self.standardisation = standardisation
+        # As long as torchaudio makes them.
+        resampled_B = -(-clips.recorded_B * frontend.sample_rate_hz // clips.sample_rate_hz)
+        steps_S = torch.arange(frontend.num_samples, device=resampled_B.device)
+        self._repeated_BS = steps_S % resampled_B[:, None]
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Features of shape (B, F, L) from waveforms of shape (B, T), padded as the clips are."""
+        own_BT = self.clips.moved(inputs)
+        resampled = resample(own_BT, self.clips.sample_rate_hz, self.frontend.sample_rate_hz)
+        features_BFL: Tensor = self.standardisation(self.frontend(resampled.gather(1, self._repeated_BS)))
+        return features_BFL
+
+    def subset(self, rows_N: Tensor) -> Self:
+        """The same for some of the clips."""
+        return type(self)(self.clips.subset(rows_N), self.frontend, self.standardisation)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClipBall(Ball):
+    """A ball around clips, whose random starts spend nothing on padding."""
+
+    heard_B: Tensor
+
+    def subset(self, rows_N: Tensor) -> ClipBall:
+        """The ball of some of the clips."""
+        return ClipBall(self.clean[rows_N], self.radius_B[rows_N], self.norm, self.heard_B[rows_N])
+
+    def random(self, generators_B: Iterable[Generator]) -> Tensor:
+        """Waveforms that are uniform in the ball of each clip's own samples, shape (B, T)."""
+        moved = self.clean.clone()
+        for row, (length, stream) in enumerate(zip(self.heard_B.tolist(), generators_B, strict=True)):
+            own = Ball(self.clean[row : row + 1, :length], self.radius_B[row : row + 1], self.norm)
+            moved[row, :length] = own.random([stream])[0]
+        return moved

@@ -1,0 +1,52 @@
+"""Where the benchmark of a run folder is written."""
+
+from __future__ import annotations
+
+from ser_fl.config import BenchmarkConfig
+from ser_fl.evaluation.challenge import Challenge, digest_of, digest_of_weights
+from ser_fl.evaluation.judgement import merged
+from ser_fl.evaluation.kept import Archive, Folder
+from ser_fl.records import AttackRecord, RunFolder
+
+BEFORE = "attacks.before.json"
+"""Records that were put aside."""
+
+
+class Notebook:
+    """``attacks.json`` and the outcomes below ``attacks/``, beside those of earlier benchmarks of the same model.
+
+    Nothing moves before there is something to write: a benchmark that is refused leaves the run folder as it was.
+    """
+
+    def __init__(self, run: RunFolder, challenge: Challenge, config: BenchmarkConfig) -> None:
+        self._run = run
+        self._challenge = challenge
+        self._config = config
+        self._earlier: list[AttackRecord] | None = None
+
+    def open(self) -> Folder:
+        """The folder of outcomes; records of another model, and with ``fresh`` all, are put aside first."""
+        archive, weights = Archive(self._run.outcomes), digest_of_weights(self._challenge.model)
+        if self._config.fresh or not archive.knows(weights):
+            if self._run.attacks.exists():
+                self._run.attacks.replace(self._run.root / BEFORE)
+            archive.clear()
+        self._earlier = self._run.read_attacks()
+        return archive.open(
+            digest_of(self._challenge),
+            weights,
+            device=self._challenge.features_NFL.device,
+            keeps_adversarials=self._config.keep_adversarials,
+        )
+
+    def write(self, records: list[AttackRecord]) -> list[AttackRecord]:
+        """Write ``attacks.json``: these records, and earlier ones that say something else.
+
+        Returns:
+            All that is in the file now.
+        """
+        if self._earlier is None:
+            self.open()
+        together = merged(self._earlier or [], records)
+        self._run.write_attacks(together)
+        return together

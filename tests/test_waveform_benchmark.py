@@ -1,0 +1,304 @@
+"""The benchmark in the waveform domain: what its records say, what a WAV file keeps, and where files go.
+
+Legend: N utterances, T samples.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from test_attacks_waveform import LINES, MeanAbove, Plain, unstandardised, wave
+from torch import Tensor
+
+from ser_fl.attacks.budget import Box
+from ser_fl.cli import main
+from ser_fl.composition import compose, compose_benchmark
+from ser_fl.config import CONFIG_SCHEMA, dump
+from ser_fl.data.audio import read_audio
+from ser_fl.data.prepared import prepare
+from ser_fl.defences import NoDefence
+from ser_fl.errors import UserError
+from ser_fl.evaluation import perception
+from ser_fl.evaluation.benchmark import benchmark_run
+from ser_fl.evaluation.challenge import Challenge
+from ser_fl.evaluation.perception import pesq_of, stoi_of
+from ser_fl.evaluation.waveform import WavPairs, benchmark_waveforms, median_over_successes, plans_of
+from ser_fl.models.bundle import EmotionModel, save_model
+from ser_fl.models.catalogue import build_network
+from ser_fl.records import AttackRecord, RunFolder
+
+STEP = 2.0**-15
+"""One step of a 16-bit file."""
+
+
+def settings(*given: str) -> Any:
+    return compose_benchmark(["run=RUN", "domain=waveform", *given])
+
+
+def heard(
+    recordings: Mapping[str, Tensor], labels: Sequence[int], *given: str, level: float = 0.0, **named: Any
+) -> list[AttackRecord]:
+    """The benchmark with a linear front end and a classifier that asks whether the mean is above a level."""
+    bundle: EmotionModel = SimpleNamespace(  # type: ignore[assignment]
+        network=MeanAbove(level), frontend=Plain(), standardisation=unstandardised(LINES)
+    )
+    challenge = Challenge(
+        model=bundle.network,
+        features_NFL=torch.zeros(len(labels), LINES, 100),
+        labels_N=torch.tensor(labels),
+        ids=tuple(recordings),
+        num_classes=3,
+        box=Box.unbounded(),
+        seed=0,
+        batch_size=2,
+    )
+    config = settings(*given)
+    return benchmark_waveforms(
+        challenge, bundle, lambda key: (recordings[key], 16000), plans_of(config), [NoDefence()], **named
+    )
+
+
+def of(records: Sequence[AttackRecord], attack: str, budget: float | None = None) -> AttackRecord:
+    (found,) = [
+        record for record in records if record.attack == attack and budget in (None, record.snr_db, record.epsilon)
+    ]
+    return found
+
+
+THREE = {"near": wave(800, 0.3 / math.sqrt(999)), "far": wave(400), "wrong": -wave(800)}
+"""Boundaries at 30 and 10 dB; the third is of the other class."""
+
+
+def test_curve_over_snr_is_where_the_boundaries_are() -> None:
+    records = heard(THREE, [1, 1, 1], "attacks=[pgd,cw_l2]", "snr_dbs=[35,25,5]")
+    clean = of(records, "clean")
+    assert (clean.domain, clean.norm, clean.clean_uar, clean.snr_db) == ("waveform", "none", pytest.approx(2 / 3), None)
+    for level_db, successes in ((35.0, 0), (25.0, 1), (5.0, 2)):
+        for attack in ("pgd", "cw_l2"):
+            record = of(records, attack, level_db)
+            assert (record.domain, record.norm, record.epsilon) == ("waveform", "2", None)
+            assert record.attack_success_rate == successes / 2
+            assert record.robust_uar == pytest.approx((2 - successes) / 3)
+        worst = of(records, "worst_case", level_db)
+        assert (worst.attack_success_rate, worst.robust_uar) == (successes / 2, pytest.approx((2 - successes) / 3))
+    assert of(records, "pgd", 35.0).median_snr_db is None
+    assert of(records, "pgd", 25.0).median_snr_db == pytest.approx(25.0, abs=0.01)
+    assert of(records, "cw_l2", 25.0).median_snr_db == pytest.approx(30.0, abs=0.2)
+    assert of(records, "cw_l2", 5.0).median_snr_db == pytest.approx(10.0, abs=0.2)  # the smaller of the two
+    assert of(records, "cw_l2", 5.0).seconds == of(records, "cw_l2", 35.0).seconds  # crafted once
+    assert of(records, "pgd", 25.0).lost_to_quantisation == 0
+
+
+def test_amplitudes_are_epsilons() -> None:
+    records = heard(THREE, [1, 1, 1], "attacks=[pgd]", "amplitudes=[0.05,0.2]")
+    small, large = of(records, "pgd", 0.05), of(records, "pgd", 0.2)
+    assert (small.norm, small.epsilon, small.snr_db) == ("inf", 0.05, None)
+    assert (small.attack_success_rate, large.attack_success_rate) == (0.5, 1.0)
+    assert large.max_linf == pytest.approx(0.2, abs=1e-6)
+    assert small.mean_l2 == pytest.approx(0.05 * math.sqrt(800), rel=1e-3)
+
+
+@pytest.mark.parametrize(("amplitude", "lost"), [(0.4 * STEP, 1.0), (2 * STEP, 0.0)])
+def test_what_16_bits_do_not_hold_is_lost(amplitude: float, lost: float) -> None:
+    """Samples on 16-bit steps, a quarter of a step above the boundary: less than half a step is rounded away."""
+    on_steps_T = 8192 * STEP + STEP * torch.randint(-9, 9, (800,), generator=torch.Generator().manual_seed(1))
+    level = float(on_steps_T.double().mean()) - STEP / 4
+    record = of(heard({"u": on_steps_T}, [1], "attacks=[pgd]", f"amplitudes=[{amplitude}]", level=level), "pgd")
+    assert (record.attack_success_rate, record.lost_to_quantisation) == (1.0, lost)
+
+
+def test_batches_and_order_do_not_matter() -> None:
+    forth = heard(THREE, [1, 1, 1], "attacks=[apgd_ce]", "snr_dbs=[25]", "steps=3")
+    back = heard(dict(reversed(THREE.items())), [1, 1, 1], "attacks=[apgd_ce]", "snr_dbs=[25]", "steps=3")
+    for one, other in zip(forth, back, strict=True):
+        assert (one.confusion, one.attack) == (other.confusion, other.attack)
+        assert one.mean_l2 == pytest.approx(other.mean_l2, rel=1e-4)
+
+
+def test_recordings_of_several_rates_go_in_their_own_groups() -> None:
+    rates = {"a": 16000, "b": 8000, "c": 16000}
+    seen: list[str] = []
+    bundle: EmotionModel = SimpleNamespace(  # type: ignore[assignment]
+        network=MeanAbove(), frontend=Plain(), standardisation=unstandardised(LINES)
+    )
+    challenge = Challenge(
+        model=bundle.network, features_NFL=torch.zeros(3, LINES, 100), labels_N=torch.tensor([1, 0, 1]),
+        ids=("a", "b", "c"), num_classes=3, box=Box.unbounded(), seed=0,
+    )  # fmt: skip
+
+    def read(key: str) -> tuple[Tensor, int]:
+        seen.append(key)
+        return torch.full((400,), -0.2 if key == "b" else 0.2), rates[key]
+
+    plans = plans_of(settings("attacks=[pgd]", "amplitudes=[0.3]"))
+    record = of(benchmark_waveforms(challenge, bundle, read, plans, [NoDefence()]), "pgd")
+    assert record.confusion == ((0.0, 1.0, 0.0), (2.0, 0.0, 0.0), (0.0, 0.0, 0.0))
+    assert set(seen) == set(rates)
+
+
+def test_median_counts_successes_by_the_weight_of_their_run() -> None:
+    value_N = torch.tensor([10.0, 20.0, 30.0, math.nan])
+    success_RN = torch.tensor([[True, True, False, True], [False, True, True, True]])
+    assert median_over_successes(value_N, success_RN, (0.9, 0.1)) == 20.0  # weights 0.9, 1 and 0.1
+    assert median_over_successes(value_N[3:], success_RN[:, 3:], (0.9, 0.1)) is None
+    assert median_over_successes(value_N, torch.zeros(1, 4, dtype=torch.bool), (1.0,)) is None
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "..", "", "a\\b", "C:x", "ü/ö", "x" * 900])
+def test_no_id_leads_out_of_the_folder(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "adversarial"
+    pairs = WavPairs(folder, [name])
+    pairs.keep(name, wave(100), wave(100), 16000, ["pgd", "snr_db_30"], {"snr_db": 30.0})
+    files = sorted(file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*") if file.is_file())
+    assert len(files) == 3 and all(file.startswith("run/adversarial/") for file in files)
+    assert all(file.isascii() for file in files)
+
+
+def test_ids_that_read_alike_have_files_of_their_own(tmp_path: Path) -> None:
+    pairs = WavPairs(tmp_path, [])
+    assert len({pairs.path(name, "clean").name.lower() for name in ("a/b", "a_b", "A/b", "a b", "a/b/")}) == 5
+
+
+def test_pairs_are_what_was_evaluated(tmp_path: Path) -> None:
+    pairs = WavPairs(tmp_path, ["far"])
+    heard(THREE, [1, 1, 1], "attacks=[pgd]", "snr_dbs=[25,5]", pairs=pairs)
+    listed = json.loads((tmp_path / "waveforms.json").read_text())["pairs"]
+    assert [pair["utterance_id"] for pair in listed] == ["far", "far"]
+    assert len(list(tmp_path.glob("*.wav"))) == 3
+    for pair, level_db in zip(listed, (25.0, 5.0), strict=True):
+        clean_T, rate = read_audio(tmp_path / pair["clean"])
+        adversarial_T, _ = read_audio(tmp_path / pair["adversarial"])
+        assert rate == 16000
+        assert torch.allclose(clean_T, THREE["far"], atol=STEP / 2)
+        found = 20 * math.log10(float(clean_T.norm() / (adversarial_T - clean_T).norm()))
+        assert found == pytest.approx(level_db, abs=0.05) and pair["snr_db"] == pytest.approx(level_db, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["snr_dbs=[30]"], ["snr_dbs", "[30.0]", "domain=logmel", "epsilons"]),
+        (["amplitudes=[0.1]"], ["amplitudes", "domain=waveform"]),
+        (["write_audio=3"], ["write_audio", "domain=waveform"]),
+        (["domain=waveform", "epsilons=[0.1]"], ["epsilons", "[0.1]", "domain=logmel", "snr_dbs"]),
+        (["domain=waveform", "curve_epsilons=[0.1]"], ["curve_epsilons", "snr_dbs"]),
+        (["domain=waveform", "amplitudes=[-0.1]"], ["amplitudes", "-0.1"]),
+        (["domain=waveform", "snr_dbs=[.inf]"], ["snr_dbs"]),
+        (["domain=speech"], ["domain", "speech"]),
+    ],
+)
+def test_a_budget_in_the_wrong_domain_is_told(
+    given: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["benchmark", "run=RUN", *given]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and all(word in told for word in words), told
+
+
+def test_attacks_that_do_not_go_on_waveforms_are_told() -> None:
+    with pytest.raises(UserError, match=r"'fgsm'.*apgd_ce"):
+        plans_of(settings("attacks=[fgsm]"))
+    with pytest.raises(UserError, match="cw_l2 keeps to budgets of snr_db only"):
+        plans_of(settings("attacks=[cw_l2]", "amplitudes=[0.1]"))
+
+
+def test_plans_take_each_budget_that_an_attack_keeps_to() -> None:
+    plans = plans_of(settings("attacks=[pgd,cw_l2,psychoacoustic]", "snr_dbs=[30,20]", "amplitudes=[0.1]", "steps=9"))
+    assert [[str(budget) for budget in plan.budgets] for plan in plans] == [
+        ["30 dB", "20 dB", "amplitude 0.1"],
+        ["30 dB", "20 dB"],
+        ["None"],
+    ]
+    assert {plan.steps for plan in plans} == {9}
+    (default,) = plans_of(settings("attacks=[pgd]"))
+    assert [str(budget) for budget in default.budgets] == [f"{level} dB" for level in (60, 50, 40, 30, 20, 10, 0)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run of the built-in corpus whose model was not trained: what it knows is of no matter here."""
+    folder = tmp_path_factory.mktemp("waveform")
+    config = compose(["experiment=debug", f"data.cache_dir={folder}/cache", "data.utterances_per_emotion=3"])
+    prepared = prepare(config)
+    bundle = EmotionModel(
+        build_network(config.model, len(prepared.store.classes), seed=3),
+        prepared.standardisation,
+        classes=prepared.store.classes,
+        model=config.model,
+        frontend=config.frontend,
+        synthetic=True,
+    )
+    save_model(folder / "run", bundle)
+    run = RunFolder(folder / "run")
+    run.config.write_text(yaml.safe_dump({"schema": CONFIG_SCHEMA, **dump(config)}))
+    return run
+
+
+def benchmarked(run: RunFolder, *given: str) -> list[AttackRecord]:
+    return benchmark_run(compose_benchmark([f"run={run.root}", "max_examples=4", "steps=2", *given]))
+
+
+@pytest.mark.slow
+def test_a_run_is_attacked_on_its_own_recordings(run: RunFolder) -> None:
+    logmel = benchmarked(run, "attacks=[fgsm]", "epsilons=[0.1]", "curve_attacks=[]", "defences=[none]")
+    everything = benchmarked(
+        run, "domain=waveform", "attacks=[pgd,psychoacoustic]", "snr_dbs=[30]", "write_audio=1",
+        "defences=[none,randomisation]",
+    )  # fmt: skip
+    records = [record for record in everything if record.domain == "waveform"]
+    assert [(record.attack, record.defence) for record in records] == [
+        (attack, defence) for attack in ("clean", "pgd", "psychoacoustic") for defence in ("none", "randomisation")
+    ]
+    kept = RunFolder(run.root).read_attacks()
+    assert kept == everything
+    assert [record for record in kept if record.domain == "logmel"] == logmel  # those of the other domain stay
+    clean = {record.domain: record for record in kept if record.attack == "clean" and record.defence == "none"}
+    assert clean["waveform"].confusion == clean["logmel"].confusion  # by way of the recordings or of the store
+    masked = of([record for record in records if record.defence == "none"], "psychoacoustic")
+    assert (masked.norm, masked.snr_db, masked.epsilon) == ("masking", None, None)
+    if masked.masked_share is not None:  # None where nothing succeeded
+        assert masked.masked_share >= 0.99
+    assert len(list(run.adversarial.glob("*.wav"))) == 3
+    again = benchmarked(run, "domain=waveform", "attacks=[pgd]", "snr_dbs=[30]", "defences=[none]")
+    still = {"seconds": 0.0, "masked_share": None}  # which is measured where a psychoacoustic attack asks for it
+    assert [replace(record, **still) for record in again] == [replace(record, **still) for record in everything]
+    assert RunFolder(run.root).read_attacks() == again
+
+
+def speechlike(num_samples: int = 32000) -> Tensor:
+    from ser_fl.data.synthetic import SyntheticCorpus
+
+    corpus = SyntheticCorpus(2, 1)
+    return corpus.read(corpus.utterances[0])[0][:num_samples]
+
+
+def test_without_the_packages_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(perception, "find_spec", lambda name: None)
+    assert math.isnan(pesq_of(wave(8000), wave(8000), 16000)) and math.isnan(stoi_of(wave(8000), wave(8000), 16000))
+
+
+def test_pesq_of_the_same_is_its_maximum() -> None:
+    pytest.importorskip("pesq")
+    clean_T = speechlike()
+    noise_T = torch.randn(clean_T.shape, generator=torch.Generator().manual_seed(0))
+    assert pesq_of(clean_T, clean_T, 16000) == pytest.approx(4.64, abs=0.01)
+    assert pesq_of(clean_T, clean_T + 0.02 * noise_T, 16000) < 4
+    assert math.isnan(pesq_of(torch.zeros(8000), torch.zeros(8000), 16000))
+
+
+def test_stoi_of_the_same_is_1() -> None:
+    pytest.importorskip("pystoi")
+    clean_T = speechlike()
+    noise_T = torch.randn(clean_T.shape, generator=torch.Generator().manual_seed(0))
+    assert stoi_of(clean_T, clean_T, 16000) == pytest.approx(1.0, abs=1e-6)
+    assert stoi_of(clean_T, clean_T + 0.1 * noise_T, 16000) < 0.95
+    assert math.isnan(stoi_of(clean_T[:2000], clean_T[:2000], 16000))
