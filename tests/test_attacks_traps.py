@@ -43,7 +43,7 @@ class Crnn(nn.Module):
         super().__init__()
         self.convolution = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5))
         self.recurrence = SpyGRU(48, 6, num_layers=2, dropout=0.5, bidirectional=True, batch_first=True)
-        self.output = nn.Linear(12, 3)
+        self.output = nn.Linear(12, 4)
         self.cudnn: list[bool] = []
 
     def forward(self, features_BFL: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def generate(name: str, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tenso
     steps = None if name == "fgsm" else 2
     attack = build(AttackSettings(name=name, epsilon=EPSILON, steps=steps))
     keys = [f"utterance {row}" for row in range(len(batch[1]))]
-    return attack.generate(model, *batch, box=BOX, num_classes=3, keys_B=keys, seed=1, batch_size=4).adversarial_BFL
+    return attack.generate(model, *batch, box=BOX, num_classes=4, keys_B=keys, seed=1, batch_size=4).adversarial_BFL
 
 
 def own(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -41,6 +41,8 @@ BOX_WIDTH = 6.0
 PGD_REPEATS = 21
 CW_STEPS = 10
 CW_REPEATS = 1
+APGD_STEPS = 20
+APGD_REPEATS = 3
 SEED = 1
 
 Craft = Callable[[], Tensor]
@@ -92,12 +94,13 @@ class Target:
 
 
 def figures() -> Iterator[Figure]:
-    """PGD in passes, against ART and against foolbox where that is installed; C&W L2 against ART."""
+    """PGD in passes, against ART and against foolbox where that is installed; C&W L2 and AutoPGD against ART."""
     with one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of peers, on numbers that they are given
         target = trained()
         yield from pgd_figures(target)
         yield cw_figure(target)
+        yield apgd_figure(target)
 
 
 @contextmanager
@@ -313,4 +316,48 @@ def cw_figure(target: Target) -> Figure:
         success={name: float(wrong_B.float().mean()) for name, wrong_B in broken.items()},
         paired_median_l2={name: statistics.median(sizes) if sizes else None for name, sizes in l2.items()},
         paired=int(both_B.sum()),
+    )
+
+
+def apgd_figure(target: Target) -> Figure:
+    """AutoPGD on the cross-entropy, the catalogue's against ART's: as many steps, one random start."""
+    classifier = art_classifier(target)
+    from art.attacks.evasion import AutoProjectedGradientDescent
+
+    attack = AutoProjectedGradientDescent(
+        classifier,
+        eps=EPSILON,
+        eps_step=2 * EPSILON,  # as in the paper, and as ours
+        max_iter=APGD_STEPS,
+        nb_random_init=1,
+        batch_size=BATCH,
+        loss_type="cross_entropy",
+        verbose=False,
+    )
+    catalogue = build(AttackSettings(name="apgd_ce", epsilon=EPSILON, steps=APGD_STEPS, restarts=1))
+    x, y = target.features_BFL.numpy(), target.labels_B.numpy()
+
+    def craft() -> Tensor:
+        crafted: Crafted = catalogue.generate(
+            target.network,
+            target.features_BFL,
+            target.labels_B,
+            box=target.box,
+            num_classes=NUM_CLASSES,
+            keys_B=[str(row) for row in range(BATCH)],
+            seed=SEED,
+            batch_size=BATCH,
+        )
+        return crafted.adversarial_BFL
+
+    peers: dict[str, Craft] = {"ser_fl": craft, "ART": lambda: torch.from_numpy(attack.generate(x, y))}
+    found = {name: target.counted(run) for name, run in peers.items()}
+    seconds = alternately({name: timed(run) for name, run in peers.items()}, APGD_REPEATS, warm_ups=0)  # they have run
+    return ratio(
+        f"AutoPGD-{APGD_STEPS}, batch {BATCH}: time of ser_fl / ART",
+        seconds["ser_fl"],
+        seconds["ART"],
+        bar=1.0,
+        passes={name: passes for name, (_, passes) in found.items()},
+        success={name: float(target.wrong(made_BFL).float().mean()) for name, (made_BFL, _) in found.items()},
     )

@@ -120,6 +120,7 @@ def craft(problem: Problem) -> Tensor:
     right = problem.right_when_clean()
     if not len(right):
         return adversarial_BFL
+    import_art()  # before anything is seeded, since what is imported for the first time draws numbers
     alone = name.removeprefix(PREFIX) not in NO_RANDOMNESS
     for part in right[:, None] if alone else right[None]:
         chosen = problem.subset(part)
