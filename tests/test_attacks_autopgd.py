@@ -208,6 +208,15 @@ def test_only_what_is_still_recognised_is_attacked_again() -> None:
     assert torch.equal(three.adversarial_BFL[broken], one.adversarial_BFL[broken])
 
 
+def test_another_start_never_takes_away_what_one_has_found() -> None:
+    model = convolutional()
+    features, labels = utterances(model, 16)
+    found = [generate("apgd_ce", model, features, labels, 0.03, steps=2, restarts=count) for count in (1, 2, 4)]
+    one, two, four = (margin(model(crafted.adversarial_BFL), labels) for crafted in found)
+    assert (two >= one).all() and (four >= two).all()
+    assert (four > one).any()
+
+
 def test_targets_find_what_cross_entropy_passes_by() -> None:
     """Of a linear model each target's optimum is known, and the worst of them is the worst there is."""
     model = linear()

@@ -14,12 +14,15 @@ from ser_fl.models.bundle import EmotionModel
 
 
 def spectrogram_pair(challenge: Challenge, attacks: Sequence[Attack], bundle: EmotionModel) -> dict[str, Any]:
-    """The first utterance that the last iterated L-infinity attack turned from right to wrong, as plain log-mel values.
+    """The first utterance that an attack turned from right to wrong, as plain log-mel values.
 
-    Values are natural-log magnitudes, standardisation undone. Where no attack turned any of the utterances tried, the
-    first of them is shown as it is.
+    The attack is the last iterated one by gradients in the L-infinity ball. Values are natural-log magnitudes,
+    standardisation undone. Where no utterance of those tried was turned, the first of them is shown as it is.
     """
-    iterated = [attack for attack in attacks if attack.norm == "inf" and (attack.settings.steps or 1) > 1]
+    by_gradients = [
+        attack for attack in attacks if attack.norm == "inf" and attack.knowledge not in ("score", "decision")
+    ]
+    iterated = [attack for attack in by_gradients if (attack.settings.steps or 1) > 1]
     attack = (iterated or list(attacks))[-1]
     tried = challenge.subset(16)
     adversarial_NFL = craft(tried, attack).adversarial_NFL
