@@ -58,9 +58,10 @@ def fast_minimum_norm(
     """
     box = Box.unbounded() if box is None else box
     aim, nearest = Aim(victim=victim, labels_B=labels_B, targeted=targeted), Nearest.none_yet(clean, norm)
-    rows_N, part, moved, start = torch.arange(len(clean), device=clean.device), aim, clean, clean
-    radius_N = clean.new_full((len(clean),), torch.inf)
-    for iteration in range(steps):
+    rows_N, part = aim.set_out(clean, norm)
+    start = moved = clean[rows_N]
+    radius_N = clean.new_full((len(rows_N),), torch.inf)
+    for iteration in range(steps if len(rows_N) else 0):
         lead_N, gradient, reached_N = part.ask(moved, iteration)
         distance_N = size(moved - start, norm)
         nearest.offer(rows_N, moved, distance_N, reached_N)
@@ -73,10 +74,4 @@ def fast_minimum_norm(
         radius_N = torch.where(reached_N, (1 - shrink) * torch.minimum(radius_N, best_N), outward_N)
         ball = Ball(start, radius_N, norm)
         moved = box.clip(ball.project(moved + spread(step * radius_N, moved) * ball.steepest(gradient)))
-        if iteration == 0:
-            going = (~reached_N).nonzero().flatten()
-            rows_N, moved, start, radius_N = rows_N[going], moved[going], start[going], radius_N[going]
-            part = part.subset(going)
-            if not len(rows_N):
-                break
     return nearest.draw_in(aim, steps)

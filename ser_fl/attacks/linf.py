@@ -1,4 +1,4 @@
-"""FGSM, BIM and PGD as ART's own classes, with random starts that belong to an utterance, not to a batch."""
+"""FGSM, BIM, MIM and PGD as ART's own classes, with random starts that belong to an utterance, not to a batch."""
 
 from __future__ import annotations
 
@@ -36,6 +36,17 @@ def craft_bim(problem: Problem) -> Tensor:
     from art.attacks.evasion import BasicIterativeMethod
 
     attack = BasicIterativeMethod(problem.classifier(clip_values=clip_values_of(problem.box)), **_iterated(problem))
+    return problem.features(attack.generate(problem.inputs(), problem.labels()))
+
+
+def craft_mim(problem: Problem) -> Tensor:
+    """ART's MomentumIterativeMethod with the paper's decay of 1: each gradient counts by its own L1 norm."""
+    import_art()
+    from art.attacks.evasion import MomentumIterativeMethod
+
+    attack = MomentumIterativeMethod(
+        problem.classifier(clip_values=clip_values_of(problem.box)), norm="inf", decay=1.0, **_iterated(problem)
+    )
     return problem.features(attack.generate(problem.inputs(), problem.labels()))
 
 
