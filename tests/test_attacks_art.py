@@ -258,9 +258,7 @@ def test_epsilon_zero_costs_and_changes_nothing(name: str) -> None:
     assert (crafted.forward_passes, crafted.backward_passes) == (0, 0)
 
 
-@pytest.mark.parametrize(
-    "name", ["deepfool", "cw_l2", "cw_linf", "fmn", "fmn_l2", "art:MomentumIterativeMethod"]
-)
+@pytest.mark.parametrize("name", ["deepfool", "cw_l2", "cw_linf", "fmn", "fmn_l2", "art:MomentumIterativeMethod"])
 def test_what_is_wrong_already_is_left_alone(name: str) -> None:
     """ART's DeepFool leads away from the predicted class, for a wrong prediction perhaps to the right one."""
     model, features, labels = curved_problem()

@@ -28,7 +28,7 @@ from ser_fl.attacks.budget import Box
 from ser_fl.attacks.catalogue import AttackSettings, build
 from ser_fl.attacks.estimator import clip_values_of, import_art
 from ser_fl.attacks.gradient import pgd
-from ser_fl.attacks.minimal import CW_L2_CONFIDENCE, CW_L2_CONSTANT, CW_L2_SEARCH_STEPS
+from ser_fl.attacks.minimal import CW_L2_SEARCH_STEPS
 from ser_fl.composition import compose
 from ser_fl.models.catalogue import build_network
 

@@ -171,19 +171,19 @@ def carlini_wagner_l2(
         missed (hit, if targeted) to begin with.
     """
     box = Box.unbounded() if box is None else box
-    aim, nearest = Aim(victim=victim, labels_B=labels_B, targeted=targeted), Nearest.none_yet(clean, "2")
-    rows_N, part = aim.set_out(clean, "2")
+    rows_N, aim = Aim(victim=victim, labels_B=labels_B, box=box, targeted=targeted).set_out(clean, "2")
     start = moved = clean[rows_N]
+    nearest, going_N, part = Nearest.none_yet(start, "2"), torch.arange(len(rows_N), device=clean.device), aim
     adam, total, patience = _Adam.at_rest(start, together=True), steps * search_steps, max(2, steps // 4)
     search: _Search | None = None
     reach_N = torch.zeros_like(labels_B[rows_N], dtype=clean.dtype)
     for iteration in range(total):
-        if not len(rows_N):
+        if not len(going_N):
             break
         lead_N, gradient, reached_N = part.ask(moved, iteration)
         change = moved - start
         distance_N = size(change, "2")
-        nearest.offer(rows_N, moved, distance_N, reached_N)
+        nearest.offer(going_N, moved, distance_N, reached_N)
         if search is None:
             rise_N = dual_size(gradient, "2")
             reach_N = -lead_N / rise_N
@@ -192,18 +192,18 @@ def carlini_wagner_l2(
         weight_N = torch.where(reached_N, 0, search.constant_N)
         done_N = search.number_N * steps + search.iteration_N
         over_N = search.note(distance_N.square() - weight_N * lead_N, reached_N, steps, patience)
-        best_N = nearest.distance_B[rows_N]
+        best_N = nearest.distance_B[going_N]
         reach_N = torch.where(best_N.isfinite(), best_N, torch.where(over_N, 2 * reach_N, reach_N))
         stride_N = STEP * (1 - (1 - LAST_STEP) * done_N / total) * reach_N / math.sqrt(change[0].numel())
         direction = adam.direction(2 * change - spread(weight_N, change) * gradient)
         moved = box.clip(moved - spread(stride_N, moved) * direction)
         adam.begin_anew(over_N)
         if iteration % LOOK == 0:
-            going = (search.number_N < search_steps).nonzero().flatten()
-            if len(going) < len(rows_N):
-                rows_N, moved, start, reach_N = rows_N[going], moved[going], start[going], reach_N[going]
-                part, adam, search = part.subset(going), adam.subset(going), search.subset(going)
-    return nearest.draw_in(aim, total)
+            still = (search.number_N < search_steps).nonzero().flatten()
+            if len(still) < len(going_N):
+                going_N, moved, start, reach_N = going_N[still], moved[still], start[still], reach_N[still]
+                part, adam, search = part.subset(still), adam.subset(still), search.subset(still)
+    return clean.index_copy(0, rows_N, nearest.draw_in(aim, total))
 
 
 def carlini_wagner_linf(
@@ -238,16 +238,16 @@ def carlini_wagner_linf(
         where the label is missed (hit, if targeted) to begin with.
     """
     box = Box.unbounded() if box is None else box
-    aim, nearest = Aim(victim=victim, labels_B=labels_B, targeted=targeted), Nearest.none_yet(clean, "inf")
-    rows_N, part = aim.set_out(clean, "inf")
+    rows_N, aim = Aim(victim=victim, labels_B=labels_B, box=box, targeted=targeted).set_out(clean, "inf")
     start = moved = clean[rows_N]
+    nearest, every_N = Nearest.none_yet(start, "inf"), torch.arange(len(rows_N), device=clean.device)
     adam, tau_N = _Adam.at_rest(start, together=False), tau_B[rows_N]
     for iteration in range(steps if len(rows_N) else 0):
-        _, gradient, reached_N = part.ask(moved, iteration)
+        _, gradient, reached_N = aim.ask(moved, iteration)
         distance_N = size(moved - start, "inf")
-        nearest.offer(rows_N, moved, distance_N, reached_N)
+        nearest.offer(every_N, moved, distance_N, reached_N)
         tau_N = torch.where(reached_N, torch.minimum(tau_N, TAU_FACTOR * distance_N), tau_N)
         stride_N = LINF_STEP * (1 - (1 - LAST_STEP) * iteration / steps) * tau_N
         moved = moved + spread(stride_N, moved) * adam.direction(gradient)
         moved = box.clip(Ball(start, tau_N, "inf").project(moved))
-    return nearest.draw_in(aim, steps)
+    return clean.index_copy(0, rows_N, nearest.draw_in(aim, steps))

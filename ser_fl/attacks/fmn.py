@@ -57,15 +57,15 @@ def fast_minimum_norm(
         missed (hit, if targeted) to begin with.
     """
     box = Box.unbounded() if box is None else box
-    aim, nearest = Aim(victim=victim, labels_B=labels_B, targeted=targeted), Nearest.none_yet(clean, norm)
-    rows_N, part = aim.set_out(clean, norm)
+    rows_N, aim = Aim(victim=victim, labels_B=labels_B, box=box, targeted=targeted).set_out(clean, norm)
     start = moved = clean[rows_N]
+    nearest, every_N = Nearest.none_yet(start, norm), torch.arange(len(rows_N), device=clean.device)
     radius_N = clean.new_full((len(rows_N),), torch.inf)
     for iteration in range(steps if len(rows_N) else 0):
-        lead_N, gradient, reached_N = part.ask(moved, iteration)
+        lead_N, gradient, reached_N = aim.ask(moved, iteration)
         distance_N = size(moved - start, norm)
-        nearest.offer(rows_N, moved, distance_N, reached_N)
-        best_N = nearest.distance_B[rows_N]
+        nearest.offer(every_N, moved, distance_N, reached_N)
+        best_N = nearest.distance_B
         fading = (1 + math.cos(math.pi * iteration / steps)) / 2
         step = LAST_STEP + (STEP - LAST_STEP) * fading
         shrink = LAST_SHRINK + (SHRINK - LAST_SHRINK) * fading
@@ -74,4 +74,4 @@ def fast_minimum_norm(
         radius_N = torch.where(reached_N, (1 - shrink) * torch.minimum(radius_N, best_N), outward_N)
         ball = Ball(start, radius_N, norm)
         moved = box.clip(ball.project(moved + spread(step * radius_N, moved) * ball.steepest(gradient)))
-    return nearest.draw_in(aim, steps)
+    return clean.index_copy(0, rows_N, nearest.draw_in(aim, steps))
