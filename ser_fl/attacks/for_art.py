@@ -213,7 +213,7 @@ class FastMinimumNorm(TensorAttack):
         classifier: Any,
         *,
         norm: float | str = np.inf,
-        max_iter: int = 40,
+        max_iter: int = 30,
         targeted: bool = False,
         batch_size: int = 64,
     ) -> None:

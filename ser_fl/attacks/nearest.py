@@ -19,6 +19,8 @@ CLASSES = 8
 """How many wrong classes are looked at for the nearest boundary, the most likely ones first."""
 CLEAR = 1e-4
 """By what share of the clean lead of the true class another must lead to count."""
+ROUNDING = 1e-6
+"""The least such lead, as a share of the largest logit: ten roundings to float32."""
 SEGMENT_STEPS = 5
 """Bisections of the last way from the clean input: one forward pass each, to a thirty-second of its length."""
 _TINY = 1e-12
@@ -73,12 +75,13 @@ class Aim:
         whose boundary an attack that follows it stays: on our CRNN that made perturbations up to 1.4 times as large.
         It costs a forward and a backward pass a class, of the `CLASSES` most likely ones.
 
-        From then on an input counts as adversarial only by a lead of `CLEAR` of what the clean one lacked: on the
-        boundary itself a prediction depends on rounding, and so on who else is in the batch.
+        From then on an input counts as adversarial only by a lead of `CLEAR` of what the clean one lacked, and more
+        than `ROUNDING`: on the boundary itself a prediction depends on who else is in the batch.
         """
         answer = self.victim.answer(clean, self.labels_B, self._lead)
         rows_N = (~self._reached(answer.logits_BC, answer.right_B)).nonzero().flatten()
-        part, clean = replace(self, clear_B=CLEAR * answer.loss_B.abs()).subset(rows_N), clean[rows_N]
+        clear_B = torch.maximum(CLEAR * answer.loss_B.abs(), ROUNDING * answer.logits_BC.abs().amax(dim=1))
+        part, clean = replace(self, clear_B=clear_B).subset(rows_N), clean[rows_N]
         if self.targeted or not len(rows_N):
             return rows_N, part
         logits_NC = answer.logits_BC[rows_N].scatter(1, part.labels_B[:, None], -torch.inf)
