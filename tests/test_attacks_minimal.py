@@ -363,7 +363,7 @@ def test_parameters_for_art_are_checked_and_can_be_set() -> None:
     assert "max_iter=7" in repr(attack)
     with pytest.raises(ValueError, match="max_iter must be >= 1, got 0"):
         attack.set_params(max_iter=0)
-    with pytest.raises(ValueError, match="norm must be .* got 1"):
+    with pytest.raises(ValueError, match=r"norm must be .* got 1"):
         FastMinimumNorm(classifier, norm=1)
     with pytest.raises(ValueError, match="initial_tau must be >= 0, got -1"):
         CarliniWagnerLInf(classifier, initial_tau=-1)

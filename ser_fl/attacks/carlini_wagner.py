@@ -30,11 +30,11 @@ LINF_STEP = 0.5
 """The same for the L-infinity attack, as a share of the bound tau."""
 GROWTH = 8.0
 """Of a constant with which nothing was found."""
-PROGRESS = 1e-3
+PROGRESS = 3e-3
 """By what share an objective must fall to count as falling."""
 TAU_FACTOR = 0.9
 """Of the largest change of a cell that is enough: the next bound (section VI.C of the paper)."""
-LOOK = 4
+LOOK = 2
 """Iterations between looks at who is through, each of which waits for a GPU."""
 _MOMENTUM, _SQUARES = 0.7, 0.9
 
@@ -174,7 +174,7 @@ def carlini_wagner_l2(
     rows_N, aim = Aim(victim=victim, labels_B=labels_B, box=box, targeted=targeted).set_out(clean, "2")
     start = moved = clean[rows_N]
     nearest, going_N, part = Nearest.none_yet(start, "2"), torch.arange(len(rows_N), device=clean.device), aim
-    adam, total, patience = _Adam.at_rest(start, together=True), steps * search_steps, max(2, steps // 4)
+    adam, total, patience = _Adam.at_rest(start, together=True), steps * search_steps, max(2, steps // 5)
     search: _Search | None = None
     reach_N = torch.zeros_like(labels_B[rows_N], dtype=clean.dtype)
     for iteration in range(total):
