@@ -125,7 +125,7 @@ def test_the_exact_answer_is_the_sum_over_all_patterns(name: str, loss: Loss) ->
     assert (questioned.passes.forward, questioned.passes.backward) == (84 * NUM, 84 * NUM)
     assert 0.05 < float(right_B.min()) < float(right_B.max()) < 0.95, "the example must be random"
 
-    right, judged = questioned.judge(FEATURES, LABELS, loss, step=8)
+    judged, right = questioned.score(FEATURES, LABELS, loss, step=8)
     torch.testing.assert_close(right, answer.right_B)
     torch.testing.assert_close(judged, answer.loss_B)
     assert (questioned.passes.forward, questioned.passes.backward) == (168 * NUM, 84 * NUM)
@@ -148,23 +148,23 @@ def many_draws(defence: Defence, samples: int, copies: int = 250) -> Tensor:
     """Losses of each utterance under many keys, and so under draws of their own: shape (copies, NUM)."""
     keys = [f"{copy}/{key}" for copy in range(copies) for key in KEYS]
     questioned = victim(known(defence, samples), keys)
-    _, loss = questioned.judge(FEATURES.repeat(copies, 1, 1), LABELS.repeat(copies), cross_entropy, step=3)
+    loss, _ = questioned.score(FEATURES.repeat(copies, 1, 1), LABELS.repeat(copies), cross_entropy, step=3)
     return loss.unflatten(0, (copies, NUM))
 
 
 @pytest.mark.parametrize(("defence", "samples"), [(Randomisation(), 1), (Randomisation(), 5), (Unlisted(), 2)])
 def test_sampled_answers_are_unbiased(defence: Defence, samples: int) -> None:
     """The mean over many draws is the exact answer, within what their spread allows."""
-    _, exact = victim(known()).judge(FEATURES, LABELS, cross_entropy)
+    exact, _ = victim(known()).score(FEATURES, LABELS, cross_entropy)
     drawn = many_draws(defence, samples)
     assert ((drawn.mean(0) - exact).abs() <= 4 * drawn.std(0) / len(drawn) ** 0.5).all()
     assert (drawn.std(0) > 0.01).all(), "draws must differ"
 
 
 def test_steps_draw_anew_without_bias() -> None:
-    _, exact = victim(known()).judge(FEATURES, LABELS, cross_entropy)
+    exact, _ = victim(known()).score(FEATURES, LABELS, cross_entropy)
     questioned = victim(known(samples=4))
-    drawn = torch.stack([questioned.judge(FEATURES, LABELS, cross_entropy, step=step)[1] for step in range(60)])
+    drawn = torch.stack([questioned.score(FEATURES, LABELS, cross_entropy, step=step)[0] for step in range(60)])
     assert ((drawn.mean(0) - exact).abs() <= 4 * drawn.std(0) / len(drawn) ** 0.5).all()
     assert (drawn.std(0) > 0.01).all()
 
@@ -394,8 +394,8 @@ def test_a_median_is_differentiated_as_it_is() -> None:
 
 def test_a_subset_of_a_victim_draws_as_the_whole() -> None:
     whole, rows = victim(known(samples=6)), torch.tensor([5, 1])
-    right, loss = whole.judge(FEATURES, LABELS, cross_entropy, step=4)
-    some_right, some_loss = whole.subset(rows).judge(FEATURES[rows], LABELS[rows], cross_entropy, step=4)
+    loss, right = whole.score(FEATURES, LABELS, cross_entropy, step=4)
+    some_loss, some_right = whole.subset(rows).score(FEATURES[rows], LABELS[rows], cross_entropy, step=4)
     torch.testing.assert_close(some_right, right[rows])
     torch.testing.assert_close(some_loss, loss[rows])
     assert replace(whole, expectation=None).num_draws == 1
@@ -418,7 +418,7 @@ def test_a_larger_budget_that_starts_at_a_smaller_ones_result_loses_nothing(name
         expectation=expectation,
         start_BFL=smaller,
     ).adversarial_BFL
-    before, after = (victim(expectation).judge(each, LABELS, cross_entropy) for each in (smaller, larger))
-    assert (after[0] <= before[0] + 1e-6).all()
-    assert (after[0] < victim(expectation).right(FEATURES, LABELS)).any()
+    before, after = (victim(expectation).score(each, LABELS, cross_entropy) for each in (smaller, larger))
+    assert (after[1] <= before[1] + 1e-6).all()
+    assert (after[1] < victim(expectation).right(FEATURES, LABELS)).any()
     assert ((larger - smaller).abs().amax((1, 2)) <= 0.01 + 1e-6).all(), "one step from where the smaller one ended"

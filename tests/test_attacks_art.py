@@ -1,4 +1,4 @@
-"""The catalogue: ART's attacks on models whose nearest adversarial utterance is known, and its bookkeeping."""
+"""The catalogue: attacks on models whose nearest adversarial utterance is known, and its bookkeeping."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ser_fl.attacks import minimal
 from ser_fl.attacks.any_art import attack_classes
 from ser_fl.attacks.budget import Box, budget_of, distance, keep_within
 from ser_fl.attacks.catalogue import ATTACKS, AttackSettings, Crafted, build, resolve
@@ -67,7 +66,9 @@ def generate(
     return attack.generate(*problem, box=box, num_classes=CLASSES, keys_B=keys, seed=1, batch_size=5)
 
 
-@pytest.mark.parametrize(("name", "half", "every"), [("deepfool", 1.03, 1.03), ("cw_l2", 1.1, 1.25)])
+@pytest.mark.parametrize(
+    ("name", "half", "every"), [("deepfool", 1.03, 1.03), ("cw_l2", 1.03, 1.1), ("fmn_l2", 1.02, 1.05)]
+)
 def test_minimal_attacks_find_the_known_nearest_utterance(name: str, half: float, every: float) -> None:
     model, features, labels = linear_problem()
     crafted = generate(name, (model, features, labels), epsilon=5.0)
@@ -79,23 +80,23 @@ def test_minimal_attacks_find_the_known_nearest_utterance(name: str, half: float
     assert ratios.max() <= every
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("scale", [0.3, 1.0, 3.0])
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_cw_l2_comes_near_whatever_the_scale_of_the_logits(scale: float, seed: int) -> None:
-    """The constant that is right depends on the slope of the logits; a few utterances stay far from the nearest."""
+    """The constant that is right depends on the slope of the logits."""
     model, features, labels = linear_problem(16, scale, seed)
     crafted = generate("cw_l2", (model, features, labels), epsilon=5.0)
     ratios = distance(features, crafted.adversarial_BFL, "2") / margins(model, features, labels, 2).double()
     assert (model(crafted.adversarial_BFL).argmax(1) != labels).all()
     assert ratios.min() >= 0.999
-    assert (ratios <= 1.25).double().mean() >= 0.8
+    assert ratios.max() <= 1.25
 
 
-def test_cw_l2_does_not_depend_on_batches_at_all() -> None:
-    """With ART's own batches, what becomes of an utterance depends on when the others move."""
+@pytest.mark.parametrize("name", ["cw_l2", "cw_linf", "fmn", "fmn_l2"])
+def test_our_minimal_attacks_do_not_depend_on_batches(name: str) -> None:
+    """Utterances are through at different times, and leave the batch when they are."""
     model, features, labels = curved_problem(7)
-    attack = build(AttackSettings(name="cw_l2", epsilon=5.0))
+    attack = build(AttackSettings(name=name, epsilon=5.0))
     keys = [str(row) for row in range(7)]
     results = [
         attack.generate(
@@ -104,8 +105,8 @@ def test_cw_l2_does_not_depend_on_batches_at_all() -> None:
         for size in (1, 5, 16)
     ]
     assert not torch.equal(results[0], features)
-    assert torch.equal(results[1], results[0])
-    assert torch.equal(results[2], results[0])
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=0, atol=1e-5)
 
 
 class Tied(nn.Module):
@@ -116,18 +117,17 @@ class Tied(nn.Module):
         return torch.stack([lead_B, torch.zeros_like(lead_B), lead_B - 1, lead_B - 1], dim=1)
 
 
-@pytest.mark.parametrize("confidence", [minimal.CW_L2_CONFIDENCE, 0.0])
-def test_a_tie_is_no_success(confidence: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["cw_l2", "cw_linf", "fmn", "fmn_l2"])
+def test_a_tie_is_no_success(name: str) -> None:
     """ART takes equal logits for a success of C&W, while the true class is still the prediction."""
-    monkeypatch.setattr(minimal, "CW_L2_CONFIDENCE", confidence)
     features = torch.full((2, BINS, FRAMES), 0.1)
     labels = Tied()(features).argmax(1)
-    crafted = generate("cw_l2", (Tied(), features, labels), epsilon=5.0)
+    crafted = generate(name, (Tied(), features, labels), epsilon=5.0)
     assert crafted.backward_passes > 0
     assert torch.equal(crafted.adversarial_BFL, features)
 
 
-@pytest.mark.parametrize("name", ["fgsm", "bim", "pgd", "cw_linf"])
+@pytest.mark.parametrize("name", ["fgsm", "bim", "pgd", "mim", "cw_linf", "fmn"])
 def test_attacks_of_a_ball_break_what_lies_within_and_nothing_else(name: str) -> None:
     model, features, labels = linear_problem(5)
     critical = margins(model, features, labels, 1)
@@ -175,7 +175,7 @@ def test_pgd_starts_at_the_utterances_own_point() -> None:
     assert torch.equal(crafted.adversarial_BFL, ours)
 
 
-@pytest.mark.parametrize("name", ["pgd", "cw_l2", "cw_linf", "deepfool", "art:SquareAttack"])
+@pytest.mark.parametrize("name", ["pgd", "mim", "cw_l2", "cw_linf", "fmn", "deepfool", "art:SquareAttack"])
 def test_batches_and_their_order_do_not_matter(name: str) -> None:
     model, features, labels = curved_problem(6)
     attack = build(AttackSettings(name=name, epsilon=0.3, steps=4))
@@ -258,7 +258,7 @@ def test_epsilon_zero_costs_and_changes_nothing(name: str) -> None:
     assert (crafted.forward_passes, crafted.backward_passes) == (0, 0)
 
 
-@pytest.mark.parametrize("name", ["deepfool", "cw_l2", "cw_linf", "art:MomentumIterativeMethod"])
+@pytest.mark.parametrize("name", ["deepfool", "cw_l2", "cw_linf", "fmn", "fmn_l2", "art:MomentumIterativeMethod"])
 def test_what_is_wrong_already_is_left_alone(name: str) -> None:
     """ART's DeepFool leads away from the predicted class, for a wrong prediction perhaps to the right one."""
     model, features, labels = curved_problem()
@@ -287,6 +287,7 @@ def test_defaults() -> None:
     assert of("bim") == (10, 0.02, 0)
     assert of("pgd") == (50, 0.02, 5)
     assert of("pgd_paper") == (5, 0.1, 0)
+    assert of("mim") == (10, 0.008, 0)
     assert of("deepfool")[:2] == (50, None)
     assert of("art:MomentumIterativeMethod") == (100, 0.02, None)
     assert of("art:HopSkipJump") == (50, None, None)
@@ -296,7 +297,9 @@ def test_defaults() -> None:
     ("name", "norm", "library", "knowledge"),
     [
         ("pgd", "inf", "ser_fl.descend", "undefended"),
-        ("cw_l2", "2", "art.CarliniL2Method", "undefended"),
+        ("mim", "inf", "art.MomentumIterativeMethod", "undefended"),
+        ("cw_l2", "2", "ser_fl.carlini_wagner_l2", "undefended"),
+        ("fmn", "inf", "ser_fl.fast_minimum_norm", "undefended"),
         ("art:SquareAttack", "inf", "art.SquareAttack", "score"),
         ("art:HopSkipJump", "inf", "art.HopSkipJump", "decision"),
         ("art:NewtonFool", "2", "art.NewtonFool", "undefended"),
@@ -340,7 +343,7 @@ def test_library_names_the_class_that_runs(name: str, monkeypatch: pytest.Monkey
     attack.generate(*problem, box=WIDE, num_classes=CLASSES, keys_B=["a", "b"], seed=1, batch_size=2)
     # A class of ours may stand in for one of ART's; the nearest ancestor among ART's is what runs.
     names = {next(parent.__name__ for parent in one.__mro__ if parent in classes.values()) for one in ran}
-    assert {f"art.{one}" for one in names} == ({attack.library} - {"ser_fl.descend"})
+    assert {f"art.{one}" for one in names} == ({attack.library} if attack.library.startswith("art.") else set())
 
 
 @pytest.mark.parametrize(
@@ -355,11 +358,11 @@ def test_unknown_names_list_the_known_ones(name: str, message: str) -> None:
         build(AttackSettings(name=name, epsilon=0.1))
 
 
-def test_of_the_catalogue_only_cw_l2_needs_a_box() -> None:
-    """Without one ART would take the range of each batch."""
-    with pytest.raises(UserError, match="cw_l2 needs a box"):
-        generate("cw_l2", linear_problem(2), 0.1, box=None)
-    for name in ("cw_linf", "deepfool"):
+def test_nothing_of_the_catalogue_needs_a_box() -> None:
+    """Without one ART's C&W would take the range of each batch."""
+    with pytest.raises(UserError, match="art:CarliniL2Method needs a box"):
+        generate("art:CarliniL2Method", linear_problem(2), 0.1, box=None)
+    for name in ATTACKS:
         model, features, labels = linear_problem(2)
         crafted = generate(name, (model, features, labels), 1.0, box=None)
         assert (model(crafted.adversarial_BFL).argmax(1) != labels).all()

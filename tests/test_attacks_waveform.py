@@ -254,8 +254,8 @@ def test_psychoacoustic_stays_under_the_threshold_and_raises_the_loss(speech: li
     ball = MaskingBall.around(given.clips)
     assert bool((ball.share_below(adversarial_BT) >= 0.99).all())
     assert bool((ball.excess(adversarial_BT - given.clips.waveform_BT) <= 1.01).all())
-    _, before_B = given.victim.judge(given.clips.waveform_BT, given.labels_B, cross_entropy)
-    _, after_B = given.victim.judge(adversarial_BT, given.labels_B, cross_entropy)
+    before_B, _ = given.victim.score(given.clips.waveform_BT, given.labels_B, cross_entropy)
+    after_B, _ = given.victim.score(adversarial_BT, given.labels_B, cross_entropy)
     assert bool((after_B > before_B).all())
     loud = real(speech[:2], WaveformBudget("snr_db", 20.0), steps=10)
     assert bool((ball.share_below(crafted("pgd", loud)) < 0.99).all())  # which pays no heed to it

@@ -293,7 +293,7 @@ def test_a_fresh_benchmark_keeps_the_last_one_aside(
 def test_a_refused_benchmark_leaves_the_last_one(
     benchmarked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """C&W L2 on a model without a box, as `frontend.clip=none` trains it."""
+    """ART's C&W L2 on a model without a box, as `frontend.clip=none` trains it."""
     run = tmp_path / "run"
     shutil.copytree(benchmarked, run)
     card = json.loads((run / "model.json").read_text())
@@ -301,7 +301,8 @@ def test_a_refused_benchmark_leaves_the_last_one(
         card["standardisation"][side] = [None] * len(card["standardisation"][side])
     write_json(run / "model.json", card)
     before = (run / "attacks.json").read_bytes()
-    assert "cw_l2 needs a box" in told(capsys, "benchmark", f"run={run}", "attacks=[fgsm,cw_l2]", "epsilons=auto")
+    asked = "attacks=[fgsm,'art:CarliniL2Method']"
+    assert "art:CarliniL2Method needs a box" in told(capsys, "benchmark", f"run={run}", asked, "epsilons=auto")
     assert (run / "attacks.json").read_bytes() == before
     assert not (run / "attacks.before.json").exists()
 

@@ -9,6 +9,7 @@ Legend: B utterances, F mel bins, L frames.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 import warnings
@@ -28,7 +29,7 @@ from ser_fl.attacks.budget import Box
 from ser_fl.attacks.catalogue import AttackSettings, build
 from ser_fl.attacks.estimator import clip_values_of, import_art
 from ser_fl.attacks.gradient import pgd
-from ser_fl.attacks.minimal import CW_L2_CONFIDENCE, CW_L2_CONSTANT, CW_L2_SEARCH_STEPS
+from ser_fl.attacks.minimal import CW_L2_SEARCH_STEPS
 from ser_fl.composition import compose
 from ser_fl.models.catalogue import build_network
 
@@ -39,10 +40,11 @@ STEP_SIZE = EPSILON / 4
 BOX_WIDTH = 6.0
 """The same in every bin, so that one epsilon is one epsilon after the box is mapped to [0, 1] too."""
 PGD_REPEATS = 21
-CW_STEPS = 10
+CW_STEPS = 20
 CW_REPEATS = 1
 APGD_STEPS = 20
 APGD_REPEATS = 3
+ART_BATCHES = (1, 4, BATCH)
 SEED = 1
 
 Craft = Callable[[], Tensor]
@@ -71,6 +73,10 @@ class Target:
         with torch.no_grad():
             return self.network(features_BFL).argmax(1) != self.labels_B  # type: ignore[no-any-return]
 
+    def broken(self, features_BFL: Tensor) -> Tensor:
+        """Which utterances are misclassified that were right when clean, shape (B,)."""
+        return self.wrong(features_BFL) & ~self.wrong(self.features_BFL)
+
     def l2(self, adversarial_BFL: Tensor) -> Tensor:
         """Size of each perturbation, shape (B,)."""
         return (adversarial_BFL - self.features_BFL).flatten(1).norm(dim=1)
@@ -94,12 +100,12 @@ class Target:
 
 
 def figures() -> Iterator[Figure]:
-    """PGD in passes, against ART and against foolbox where that is installed; C&W L2 and AutoPGD against ART."""
+    """PGD by ART and foolbox, C&W L2 by ART and torchattacks, AutoPGD by ART: against ours, where they are installed."""
     with one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of peers, on numbers that they are given
         target = trained()
         yield from pgd_figures(target)
-        yield cw_figure(target)
+        yield from cw_figures(target)
         yield apgd_figure(target)
 
 
@@ -267,22 +273,59 @@ def by_foolbox(target: Target) -> Craft | None:
     return run
 
 
-def cw_figure(target: Target) -> Figure:
-    """C&W L2: the catalogue's against ART's class at the full batch, both with the same nominal iterations."""
-    classifier = art_classifier(target)
-    from art.attacks.evasion import CarliniL2Method
+def cw_figures(target: Target) -> Iterator[Figure]:
+    """C&W L2 of the catalogue against ART's at each batch size, and torchattacks' where that is installed.
 
-    attack = CarliniL2Method(
-        classifier,
-        confidence=CW_L2_CONFIDENCE,
-        max_iter=CW_STEPS,
-        binary_search_steps=CW_L2_SEARCH_STEPS,
-        initial_const=CW_L2_CONSTANT,
-        batch_size=BATCH,
-        verbose=False,
-    )
+    All have the same number of nominal iterations, gradient steps of one utterance: so many for each constant, times
+    the constants of the search; torchattacks has one constant, and gives it all of them. What an iteration costs is
+    theirs to choose: ART's looks for the length of its step by trial, and goes backward twice.
+    """
+    peers = {"ser_fl": cw_ours(target)} | {f"ART, batch {size}": cw_by_art(target, size) for size in ART_BATCHES}
+    if (torchattacks := cw_by_torchattacks(target)) is not None:
+        peers["torchattacks"] = torchattacks
+    found = {name: target.counted(craft) for name, craft in peers.items()}
+    detail = {
+        "passes": {name: passes for name, (_, passes) in found.items()},
+        "success": {name: float(target.broken(made).float().mean()) for name, (made, _) in found.items()},
+        "median_l2": {name: median_of(target.l2(made)[target.broken(made)]) for name, (made, _) in found.items()},
+    }
+    seconds = alternately(
+        {name: timed(craft) for name, craft in peers.items()}, CW_REPEATS, warm_ups=0
+    )  # they have run
+    name = f"C&W L2, {CW_L2_SEARCH_STEPS} x {CW_STEPS} iterations, batch {BATCH}"
+    best = min((peer for peer in peers if peer.startswith("ART")), key=lambda peer: statistics.median(seconds[peer]))
+    yield ratio(f"{name}: time of ser_fl / {best}", seconds["ser_fl"], seconds[best], bar=0.1, **detail)
+    if torchattacks is not None:
+        yield ratio(f"{name}: time of ser_fl / torchattacks", seconds["ser_fl"], seconds["torchattacks"], **detail)
+    for peer in (best, "torchattacks"):
+        if peer not in peers:
+            continue
+        ours_BFL, theirs_BFL = found["ser_fl"][0], found[peer][0]
+        both_B = target.broken(ours_BFL) & target.broken(theirs_BFL)
+        yield Figure(
+            name=f"{name}: success of ser_fl less that of {peer}",
+            value=detail["success"]["ser_fl"] - detail["success"][peer],
+            bar=0.0,
+            reach="at least",
+            detail=detail,
+        )
+        if bool(both_B.any()):
+            yield Figure(
+                name=f"{name}: paired median L2 of ser_fl / {peer}",
+                value=median_of(target.l2(ours_BFL)[both_B]) / median_of(target.l2(theirs_BFL)[both_B]),
+                bar=1.0,
+                detail=detail | {"paired": int(both_B.sum())},
+            )
+
+
+def median_of(sizes: Tensor) -> float:
+    """The median; not a number where there are none."""
+    return statistics.median(sizes.tolist()) if len(sizes) else math.nan
+
+
+def cw_ours(target: Target) -> Craft:
+    """The catalogue's."""
     catalogue = build(AttackSettings(name="cw_l2", epsilon=2 * BOX_WIDTH, steps=CW_STEPS))  # any distance will do
-    x, y = target.features_BFL.numpy(), target.labels_B.numpy()
 
     def craft() -> Tensor:
         crafted: Crafted = catalogue.generate(
@@ -297,26 +340,29 @@ def cw_figure(target: Target) -> Figure:
         )
         return crafted.adversarial_BFL
 
-    def by_art() -> Tensor:
+    return craft
+
+
+def cw_by_art(target: Target, batch_size: int) -> Craft:
+    """ART's class, from a constant of 4: with its own of 0.01 so few constants break nothing."""
+    classifier = art_classifier(target)
+    from art.attacks.evasion import CarliniL2Method
+
+    attack = CarliniL2Method(
+        classifier,
+        max_iter=CW_STEPS,
+        binary_search_steps=CW_L2_SEARCH_STEPS,
+        initial_const=4.0,
+        batch_size=batch_size,
+        verbose=False,
+    )
+    x, y = target.features_BFL.numpy(), target.labels_B.numpy()
+
+    def craft() -> Tensor:
         with np.errstate(all="ignore"):
             return torch.from_numpy(attack.generate(x, y))
 
-    peers: dict[str, Craft] = {"ser_fl": craft, "ART": by_art}
-    found = {name: target.counted(run) for name, run in peers.items()}
-    broken = {name: target.wrong(made_BFL) for name, (made_BFL, _) in found.items()}
-    both_B = broken["ser_fl"] & broken["ART"] & ~target.wrong(target.features_BFL)
-    l2 = {name: target.l2(made_BFL)[both_B].tolist() for name, (made_BFL, _) in found.items()}
-    seconds = alternately({name: timed(run) for name, run in peers.items()}, CW_REPEATS, warm_ups=0)  # they have run
-    return ratio(
-        f"C&W L2, {CW_L2_SEARCH_STEPS} x {CW_STEPS} iterations, batch {BATCH}: time of ser_fl / ART",
-        seconds["ser_fl"],
-        seconds["ART"],
-        bar=0.1,
-        passes={name: passes for name, (_, passes) in found.items()},
-        success={name: float(wrong_B.float().mean()) for name, wrong_B in broken.items()},
-        paired_median_l2={name: statistics.median(sizes) if sizes else None for name, sizes in l2.items()},
-        paired=int(both_B.sum()),
-    )
+    return craft
 
 
 def apgd_figure(target: Target) -> Figure:
@@ -361,3 +407,37 @@ def apgd_figure(target: Target) -> Figure:
         passes={name: passes for name, (_, passes) in found.items()},
         success={name: float(target.wrong(made_BFL).float().mean()) for name, (made_BFL, _) in found.items()},
     )
+
+
+def cw_by_torchattacks(target: Target) -> Craft | None:
+    """CW of torchattacks with its default constant and learning rate; None where it is not installed.
+
+    Its inputs are images in [0, 1]: the box is mapped to them. Two mistakes of its own are kept from it. A pixel of 0
+    or 1 has an infinite place in its tanh space and never moves, so that pixels keep a millionth off. And it takes the
+    largest of the logits times zeros and ones, which is 0 where all that it wants are negative: every utterance's
+    logits are shifted to begin at 0.
+    """
+    try:
+        from torchattacks import CW
+    except ImportError:
+        return None
+    lower_F1 = target.box.lower_F1
+    assert lower_F1 is not None
+
+    class FromImages(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = target.network
+
+        def forward(self, images_B1FL: Tensor) -> Tensor:
+            logits_BC: Tensor = self.network(images_B1FL.squeeze(1) * BOX_WIDTH + lower_F1)
+            return logits_BC - logits_BC.detach().amin(dim=1, keepdim=True)
+
+    model = FromImages().eval()
+    images_B1FL = ((target.features_BFL - lower_F1) / BOX_WIDTH).clamp(1e-6, 1 - 1e-6)[:, None]
+
+    def craft() -> Tensor:
+        made_B1FL: Tensor = CW(model, steps=CW_STEPS * CW_L2_SEARCH_STEPS)(images_B1FL, target.labels_B)
+        return made_B1FL.squeeze(1) * BOX_WIDTH + lower_F1
+
+    return craft

@@ -11,6 +11,7 @@ Legend: B utterances, N those still attacked; whatever follows is what is moved:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 import torch
@@ -25,15 +26,15 @@ STEP = 0.3
 """How far a first step of the L2 attack moves, as a share of the distance: the linear estimate, then the best."""
 LAST_STEP = 0.05
 """What is left of a step's size at the last iteration; it falls linearly."""
-LINF_STEP = 0.2
+LINF_STEP = 0.5
 """The same for the L-infinity attack, as a share of the bound tau."""
 GROWTH = 8.0
 """Of a constant with which nothing was found."""
-PROGRESS = 1e-3
+PROGRESS = 3e-3
 """By what share an objective must fall to count as falling."""
 TAU_FACTOR = 0.9
 """Of the largest change of a cell that is enough: the next bound (section VI.C of the paper)."""
-LOOK = 4
+LOOK = 2
 """Iterations between looks at who is through, each of which waits for a GPU."""
 _MOMENTUM, _SQUARES = 0.7, 0.9
 
@@ -170,17 +171,19 @@ def carlini_wagner_l2(
         missed (hit, if targeted) to begin with.
     """
     box = Box.unbounded() if box is None else box
-    aim, nearest = Aim(victim=victim, labels_B=labels_B, targeted=targeted), Nearest.none_yet(clean, "2")
-    rows_N, part, moved, start = torch.arange(len(clean), device=clean.device), aim, clean.clone(), clean
-    adam, total, patience = _Adam.at_rest(clean, together=True), steps * search_steps, max(2, steps // 4)
-    per_root = start[0].numel() ** 0.5 if len(clean) else 1.0
+    rows_N, aim = Aim(victim=victim, labels_B=labels_B, box=box, targeted=targeted).set_out(clean, "2")
+    start = moved = clean[rows_N]
+    nearest, going_N, part = Nearest.none_yet(start, "2"), torch.arange(len(rows_N), device=clean.device), aim
+    adam, total, patience = _Adam.at_rest(start, together=True), steps * search_steps, max(2, steps // 5)
     search: _Search | None = None
-    reach_N = clean.new_zeros(len(clean))
+    reach_N = torch.zeros_like(labels_B[rows_N], dtype=clean.dtype)
     for iteration in range(total):
+        if not len(going_N):
+            break
         lead_N, gradient, reached_N = part.ask(moved, iteration)
         change = moved - start
         distance_N = size(change, "2")
-        nearest.offer(rows_N, moved, distance_N, reached_N)
+        nearest.offer(going_N, moved, distance_N, reached_N)
         if search is None:
             rise_N = dual_size(gradient, "2")
             reach_N = -lead_N / rise_N
@@ -189,20 +192,18 @@ def carlini_wagner_l2(
         weight_N = torch.where(reached_N, 0, search.constant_N)
         done_N = search.number_N * steps + search.iteration_N
         over_N = search.note(distance_N.square() - weight_N * lead_N, reached_N, steps, patience)
-        best_N = nearest.distance_B[rows_N]
+        best_N = nearest.distance_B[going_N]
         reach_N = torch.where(best_N.isfinite(), best_N, torch.where(over_N, 2 * reach_N, reach_N))
-        stride_N = STEP * (1 - (1 - LAST_STEP) * done_N / total) * reach_N / per_root
+        stride_N = STEP * (1 - (1 - LAST_STEP) * done_N / total) * reach_N / math.sqrt(change[0].numel())
         direction = adam.direction(2 * change - spread(weight_N, change) * gradient)
         moved = box.clip(moved - spread(stride_N, moved) * direction)
         adam.begin_anew(over_N)
         if iteration % LOOK == 0:
-            going = ((search.number_N < search_steps) & (best_N > 0)).nonzero().flatten()
-            if len(going) < len(rows_N):
-                rows_N, moved, start, reach_N = rows_N[going], moved[going], start[going], reach_N[going]
-                part, adam, search = part.subset(going), adam.subset(going), search.subset(going)
-            if not len(rows_N):
-                break
-    return nearest.draw_in(aim, total)
+            still = (search.number_N < search_steps).nonzero().flatten()
+            if len(still) < len(going_N):
+                going_N, moved, start, reach_N = going_N[still], moved[still], start[still], reach_N[still]
+                part, adam, search = part.subset(still), adam.subset(still), search.subset(still)
+    return clean.index_copy(0, rows_N, nearest.draw_in(aim, total))
 
 
 def carlini_wagner_linf(
@@ -237,21 +238,16 @@ def carlini_wagner_linf(
         where the label is missed (hit, if targeted) to begin with.
     """
     box = Box.unbounded() if box is None else box
-    aim, nearest = Aim(victim=victim, labels_B=labels_B, targeted=targeted), Nearest.none_yet(clean, "inf")
-    rows_N, part, moved, start = torch.arange(len(clean), device=clean.device), aim, clean.clone(), clean
-    adam, tau_N = _Adam.at_rest(clean, together=False), tau_B
-    for iteration in range(steps):
-        _, gradient, reached_N = part.ask(moved, iteration)
+    rows_N, aim = Aim(victim=victim, labels_B=labels_B, box=box, targeted=targeted).set_out(clean, "inf")
+    start = moved = clean[rows_N]
+    nearest, every_N = Nearest.none_yet(start, "inf"), torch.arange(len(rows_N), device=clean.device)
+    adam, tau_N = _Adam.at_rest(start, together=False), tau_B[rows_N]
+    for iteration in range(steps if len(rows_N) else 0):
+        _, gradient, reached_N = aim.ask(moved, iteration)
         distance_N = size(moved - start, "inf")
-        nearest.offer(rows_N, moved, distance_N, reached_N)
+        nearest.offer(every_N, moved, distance_N, reached_N)
         tau_N = torch.where(reached_N, torch.minimum(tau_N, TAU_FACTOR * distance_N), tau_N)
         stride_N = LINF_STEP * (1 - (1 - LAST_STEP) * iteration / steps) * tau_N
         moved = moved + spread(stride_N, moved) * adam.direction(gradient)
         moved = box.clip(Ball(start, tau_N, "inf").project(moved))
-        if iteration == 0:
-            going = (~reached_N).nonzero().flatten()
-            rows_N, moved, start, tau_N = rows_N[going], moved[going], start[going], tau_N[going]
-            part, adam = part.subset(going), adam.subset(going)
-            if not len(rows_N):
-                break
-    return nearest.draw_in(aim, steps)
+    return clean.index_copy(0, rows_N, nearest.draw_in(aim, steps))

@@ -5,10 +5,11 @@ FGSM, BIM and PGD are our own, equal to ART's classes to the last bit; the other
 To add an attack, write a function that maps a `Problem` to adversarial features and give it an entry in `ATTACKS`.
 
 When to choose which: `apgd_ce` and `apgd_t` together are the ones to report, `pgd` the one that others report too;
-`fgsm` and `bim` show whether gradients are masked (they must not beat it); `cw_l2`, `cw_linf` and `deepfool` look for
-the nearest adversarial utterance; `pgd_paper` and `fgsm` are the paper's; `square` and `hopskipjump` need no gradient
-and expose models that hide theirs; `universal` is what an attacker can do who must choose before it hears anything;
-`noise_uniform` and `noise_gaussian` are the controls that an attack has to beat. `suites` has sets of them.
+`fgsm` and `bim` show whether gradients are masked (they must not beat it); `mim` transfers best to other models; `fmn`
+finds the smallest epsilon of each utterance, and `fmn_l2` the smallest L2 norm; `cw_l2`, `cw_linf` and `deepfool`
+look for the same and are what others report; `pgd_paper` and `fgsm` are the paper's; `square` and `hopskipjump` need no
+gradient and expose models that hide theirs; `universal` is what an attacker can do who must choose before it hears
+anything; `noise_uniform` and `noise_gaussian` are the controls that an attack has to beat. `suites` has sets of them.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from types import MappingProxyType
 from ser_fl.attacks import any_art
 from ser_fl.attacks.attack import Attack, Crafted, Entry
 from ser_fl.attacks.autopgd import craft_apgd_ce, craft_apgd_dlr, craft_apgd_t
-from ser_fl.attacks.linf import craft_bim, craft_fgsm, craft_pgd
-from ser_fl.attacks.minimal import craft_cw_l2, craft_cw_linf, craft_deepfool
+from ser_fl.attacks.linf import craft_bim, craft_fgsm, craft_mim, craft_pgd
+from ser_fl.attacks.minimal import craft_cw_l2, craft_cw_linf, craft_deepfool, craft_fmn, craft_fmn_l2
 from ser_fl.attacks.noise import craft_noise_gaussian, craft_noise_uniform
 from ser_fl.attacks.settings import AttackSettings
 from ser_fl.attacks.square import craft_square
@@ -35,6 +36,10 @@ __all__ = ["ATTACKS", "Attack", "AttackSettings", "Crafted", "Entry", "build", "
 
 def _quarter(epsilon: float) -> float:
     return epsilon / 4
+
+
+def _tenth(epsilon: float) -> float:
+    return epsilon / 10
 
 
 ATTACKS: Mapping[str, Entry] = MappingProxyType(
@@ -84,6 +89,15 @@ ATTACKS: Mapping[str, Entry] = MappingProxyType(
             settable=frozenset({"steps"}),
             adaptive=True,
             quiet_step=True,
+        ),
+        "mim": Entry(
+            craft=craft_mim,
+            library="art.MomentumIterativeMethod",
+            norm="inf",
+            paper="Dong et al. 2018, arXiv 1710.06081",
+            steps=10,
+            step_size=_tenth,
+            settable=frozenset({"steps", "step_size"}),
         ),
         "apgd_ce": Entry(
             craft=craft_apgd_ce,
@@ -167,20 +181,39 @@ ATTACKS: Mapping[str, Entry] = MappingProxyType(
         ),
         "cw_l2": Entry(
             craft=craft_cw_l2,
-            library="art.CarliniL2Method",
+            library="ser_fl.carlini_wagner_l2",
             norm="2",
             paper="Carlini and Wagner 2017, arXiv 1608.04644",
-            steps=10,
+            steps=20,
             minimal=True,
-            needs_box=True,
+            adaptive=True,
         ),
         "cw_linf": Entry(
             craft=craft_cw_linf,
-            library="art.CarliniLInfMethod",
+            library="ser_fl.carlini_wagner_linf",
             norm="inf",
             paper="Carlini and Wagner 2017, arXiv 1608.04644",
+            steps=40,
+            minimal=True,
+            adaptive=True,
+        ),
+        "fmn": Entry(
+            craft=craft_fmn,
+            library="ser_fl.fast_minimum_norm",
+            norm="inf",
+            paper="Pintor et al. 2021, arXiv 2102.12827",
             steps=30,
             minimal=True,
+            adaptive=True,
+        ),
+        "fmn_l2": Entry(
+            craft=craft_fmn_l2,
+            library="ser_fl.fast_minimum_norm",
+            norm="2",
+            paper="Pintor et al. 2021, arXiv 2102.12827",
+            steps=30,
+            minimal=True,
+            adaptive=True,
         ),
         "deepfool": Entry(
             craft=craft_deepfool,

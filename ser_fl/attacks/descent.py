@@ -69,14 +69,14 @@ def descend(
     right_B, loss_B = (torch.full_like(step_size, value) for value in (torch.inf, -torch.inf))
     if incumbent is not None:
         best = box.clip(incumbent.detach().clone())
-        right_B, loss_B = victim.judge(best, labels_B, loss, step=_FINAL)
+        loss_B, right_B = victim.score(best, labels_B, loss, step=_FINAL)
     rows = torch.arange(len(labels_B), device=labels_B.device)
     for restart, start in enumerate(starts):
         part, labels_N = victim.subset(rows), labels_B[rows]
         found = _ascend(
             part, ball.subset(rows), labels_N, start[rows], steps, step_size[rows], box, loss, restart * steps
         )
-        right_N, loss_N = part.judge(found, labels_N, loss, step=_FINAL)
+        loss_N, right_N = part.score(found, labels_N, loss, step=_FINAL)
         fewer_N = right_B[rows] - right_N
         better_N = (fewer_N > _ALIKE) | ((fewer_N >= -_ALIKE) & (loss_N > loss_B[rows]))
         chosen = rows[better_N]

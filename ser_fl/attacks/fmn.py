@@ -22,6 +22,8 @@ STEP, LAST_STEP = 0.5, 0.01
 """First and last size of a step, as shares of the radius."""
 SHRINK, LAST_SHRINK = 0.1, 1e-3
 """By what share the radius falls and grows, at first and at last."""
+OVERSHOOT = 0.02
+"""By what share the radius exceeds the linear estimate, which on a linear model ends on the boundary, not beyond it."""
 
 
 def fast_minimum_norm(
@@ -31,7 +33,7 @@ def fast_minimum_norm(
     *,
     norm: Norm,
     box: Box | None = None,
-    steps: int = 40,
+    steps: int = 30,
     targeted: bool = False,
 ) -> Tensor:
     """The nearest adversarial inputs, by steps up the margin within a ball whose radius closes in on the boundary;
@@ -41,7 +43,7 @@ def fast_minimum_norm(
     where the input is adversarial and grows where it is not (algorithm 1 of the paper). Where we depart from it: a step
     is a share of the radius, not an absolute length, and for L-infinity goes along the signs of the gradient, so that
     no setting has to fit the data; and what was found is drawn in along the segment to the clean input at the end.
-    Within 60 iterations it is as near as after 500, on our CRNN.
+    On our CRNN 30 iterations end within a hundredth of where 500 do.
 
     Args:
         victim: what is attacked.
@@ -57,26 +59,21 @@ def fast_minimum_norm(
         missed (hit, if targeted) to begin with.
     """
     box = Box.unbounded() if box is None else box
-    aim, nearest = Aim(victim=victim, labels_B=labels_B, targeted=targeted), Nearest.none_yet(clean, norm)
-    rows_N, part, moved, start = torch.arange(len(clean), device=clean.device), aim, clean, clean
-    radius_N = clean.new_full((len(clean),), torch.inf)
-    for iteration in range(steps):
-        lead_N, gradient, reached_N = part.ask(moved, iteration)
+    rows_N, aim = Aim(victim=victim, labels_B=labels_B, box=box, targeted=targeted).set_out(clean, norm)
+    start = moved = clean[rows_N]
+    nearest, every_N = Nearest.none_yet(start, norm), torch.arange(len(rows_N), device=clean.device)
+    radius_N = clean.new_full((len(rows_N),), torch.inf)
+    for iteration in range(steps if len(rows_N) else 0):
+        lead_N, gradient, reached_N = aim.ask(moved, iteration)
         distance_N = size(moved - start, norm)
-        nearest.offer(rows_N, moved, distance_N, reached_N)
-        best_N = nearest.distance_B[rows_N]
+        nearest.offer(every_N, moved, distance_N, reached_N)
+        best_N = nearest.distance_B
         fading = (1 + math.cos(math.pi * iteration / steps)) / 2
         step = LAST_STEP + (STEP - LAST_STEP) * fading
         shrink = LAST_SHRINK + (SHRINK - LAST_SHRINK) * fading
-        linear_N = distance_N + lead_N.abs() / dual_size(gradient, norm)
+        linear_N = (1 + OVERSHOOT) * (distance_N + lead_N.abs() / dual_size(gradient, norm))
         outward_N = torch.where(best_N.isfinite(), (1 + shrink) * radius_N, linear_N)
         radius_N = torch.where(reached_N, (1 - shrink) * torch.minimum(radius_N, best_N), outward_N)
         ball = Ball(start, radius_N, norm)
         moved = box.clip(ball.project(moved + spread(step * radius_N, moved) * ball.steepest(gradient)))
-        if iteration == 0:
-            going = (~reached_N).nonzero().flatten()
-            rows_N, moved, start, radius_N = rows_N[going], moved[going], start[going], radius_N[going]
-            part = part.subset(going)
-            if not len(rows_N):
-                break
-    return nearest.draw_in(aim, steps)
+    return clean.index_copy(0, rows_N, nearest.draw_in(aim, steps))

@@ -1,4 +1,4 @@
-"""FGSM, BIM and PGD, with random starts that belong to an utterance, not to a batch."""
+"""FGSM, BIM, PGD and ART's MIM, with random starts that belong to an utterance, not to a batch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ser_fl.attacks.descent import descend
+from ser_fl.attacks.estimator import clip_values_of, import_art
 from ser_fl.attacks.gradient import own_starts
 from ser_fl.attacks.problem import Problem
 from ser_fl.randomness import generator
@@ -27,6 +28,24 @@ def craft_fgsm(problem: Problem) -> Tensor:
 def craft_bim(problem: Problem) -> Tensor:
     """Sign steps from the clean utterance, or from where a smaller budget led to."""
     return _iterate(problem, problem.start_BFL)
+
+
+def craft_mim(problem: Problem) -> Tensor:
+    """ART's MomentumIterativeMethod with the paper's decay of 1: each gradient counts by its own L1 norm."""
+    import_art()
+    from art.attacks.evasion import MomentumIterativeMethod
+
+    attack = MomentumIterativeMethod(
+        problem.classifier(clip_values=clip_values_of(problem.box)),
+        norm="inf",
+        decay=1.0,
+        eps=problem.settings.epsilon,
+        eps_step=problem.settings.step_size,
+        max_iter=problem.settings.steps,
+        batch_size=len(problem.keys_B),
+        verbose=False,
+    )
+    return problem.features(attack.generate(problem.inputs(), problem.labels()))
 
 
 def craft_pgd(problem: Problem) -> Tensor:

@@ -11,13 +11,19 @@ import torch
 from torch import Tensor
 
 from ser_fl.attacks.ball import lengths
-from ser_fl.attacks.budget import Norm
+from ser_fl.attacks.budget import Box, Norm
 from ser_fl.attacks.losses import margin
 from ser_fl.attacks.victim import Victim
 
-_TINY = 1e-12
+CLASSES = 8
+"""How many wrong classes are looked at for the nearest boundary, the most likely ones first."""
+CLEAR = 1e-4
+"""By what share of the clean lead of the true class another must lead to count."""
+ROUNDING = 1e-6
+"""The least such lead, as a share of the largest logit: ten roundings to float32."""
 SEGMENT_STEPS = 5
 """Bisections of the last way from the clean input: one forward pass each, to a thirty-second of its length."""
+_TINY = 1e-12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -27,32 +33,88 @@ class Aim:
     victim: Victim
     labels_B: Tensor
     """True classes, or target ones."""
+    box: Box
     targeted: bool = False
+    towards_B: Tensor | None = None
+    """The wrong classes that are headed for, though any other will do; None for the best one at every point."""
+    clear_B: Tensor | None = None
+    """The lead that an adversarial input must exceed; None for 0."""
 
     def subset(self, rows_N: Tensor) -> Aim:
         """The same for some of the utterances."""
-        return replace(self, victim=self.victim.subset(rows_N), labels_B=self.labels_B[rows_N])
+        return replace(
+            self,
+            victim=self.victim.subset(rows_N),
+            labels_B=self.labels_B[rows_N],
+            towards_B=None if self.towards_B is None else self.towards_B[rows_N],
+            clear_B=None if self.clear_B is None else self.clear_B[rows_N],
+        )
 
     def ask(self, moved: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """How far each utterance has come, by one forward and one backward pass.
 
         Returns:
-            The lead in logits of what is aimed at, shape (B,), above 0 where it is reached; its gradient, shape
-            (B, ...); and where it is reached, shape (B,). A randomised model must say it in more than half of its
-            draws, by weight.
+            The lead in logits of what is headed for, shape (B,); its gradient, shape (B, ...), 0 for values at the edge
+            of the box that it would push out; and where the aim is reached, shape (B,). A randomised model must be
+            wrong (right, if targeted) in more than half of its draws, by weight.
         """
         answer = self.victim.answer(moved, self.labels_B, self._lead, step=step)
-        return answer.loss_B, answer.gradient, self._reached(answer.right_B)
+        return answer.loss_B, self._movable(answer.gradient, moved), self._reached(answer.logits_BC, answer.right_B)
 
     def reached(self, moved: Tensor, step: int) -> Tensor:
-        """Where it is reached, shape (B,), by one forward pass."""
-        return self._reached(self.victim.right(moved, self.labels_B, step))
+        """Where the aim is reached, shape (B,), by one forward pass."""
+        if self.victim.expectation is None:
+            return self._clearly(self.victim(moved, step))
+        return self._mostly(self.victim.right(moved, self.labels_B, step))
+
+    def set_out(self, clean: Tensor, norm: Norm) -> tuple[Tensor, Aim]:
+        """The utterances whose aim is not reached to begin with, shape (N,), and theirs, with a class to head for.
+
+        The class is the one whose boundary would be nearest if the model were linear, as in DeepFool (Moosavi-Dezfooli
+        et al. 2016, arXiv 1511.04599, equation 8). The wrong class of the largest logit is often another one, behind
+        whose boundary an attack that follows it stays: on our CRNN that made perturbations up to 1.4 times as large.
+        It costs a forward and a backward pass a class, of the `CLASSES` most likely ones.
+
+        From then on an input counts as adversarial only by a lead of `CLEAR` of what the clean one lacked, and more
+        than `ROUNDING`: on the boundary itself a prediction depends on who else is in the batch.
+        """
+        answer = self.victim.answer(clean, self.labels_B, self._lead)
+        rows_N = (~self._reached(answer.logits_BC, answer.right_B)).nonzero().flatten()
+        clear_B = torch.maximum(CLEAR * answer.loss_B.abs(), ROUNDING * answer.logits_BC.abs().amax(dim=1))
+        part, clean = replace(self, clear_B=clear_B).subset(rows_N), clean[rows_N]
+        if self.targeted or not len(rows_N):
+            return rows_N, part
+        logits_NC = answer.logits_BC[rows_N].scatter(1, part.labels_B[:, None], -torch.inf)
+        order_NC = logits_NC.argsort(dim=1, descending=True, stable=True)[:, : min(CLASSES, logits_NC.shape[1] - 1)]
+        nearest_N = -answer.loss_B[rows_N] / dual_size(self._movable(answer.gradient[rows_N], clean), norm)
+        towards_N = order_NC[:, 0]
+        for rank in range(1, order_NC.shape[1]):
+            lead_N, gradient, _ = replace(part, towards_B=order_NC[:, rank]).ask(clean, 0)
+            distance_N = -lead_N / dual_size(gradient, norm)
+            towards_N = torch.where(distance_N < nearest_N, order_NC[:, rank], towards_N)
+            nearest_N = torch.minimum(distance_N, nearest_N)
+        return rows_N, replace(part, towards_B=towards_N)
 
     def _lead(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-        lead_B = margin(logits_BC, labels_B)
-        return -lead_B if self.targeted else lead_B
+        if self.towards_B is None:
+            lead_B = margin(logits_BC, labels_B)
+            return -lead_B if self.targeted else lead_B
+        ahead_B, true_B = (logits_BC.gather(1, which_B[:, None])[:, 0] for which_B in (self.towards_B, labels_B))
+        return ahead_B - true_B
 
-    def _reached(self, right_B: Tensor) -> Tensor:
+    def _movable(self, gradient: Tensor, moved: Tensor) -> Tensor:
+        if self.box.lower_F1 is None:
+            return gradient
+        return gradient * (self.box.clip(moved + gradient.sign()) != moved)
+
+    def _reached(self, logits_BC: Tensor, right_B: Tensor) -> Tensor:
+        return self._clearly(logits_BC) if self.victim.expectation is None else self._mostly(right_B)
+
+    def _clearly(self, logits_BC: Tensor) -> Tensor:
+        lead_B = margin(logits_BC, self.labels_B)
+        return (-lead_B if self.targeted else lead_B) > (0 if self.clear_B is None else self.clear_B)
+
+    def _mostly(self, right_B: Tensor) -> Tensor:
         return right_B > 0.5 if self.targeted else right_B < 0.5
 
 
@@ -78,10 +140,10 @@ class Nearest:
         self.inputs[rows_N] = torch.where(spread(nearer_N, moved), moved, self.inputs[rows_N])
         self.distance_B[rows_N] = torch.where(nearer_N, distance_N, self.distance_B[rows_N])
 
-    def draw_in(self, aim: Aim, step: int, steps: int = SEGMENT_STEPS) -> Tensor:
+    def draw_in(self, aim: Aim, step: int) -> Tensor:
         """What was found, moved towards the clean input along the segment for as long as it stays adversarial.
 
-        Box and ball are convex, so that the way lies in both.
+        Box and ball are convex, so that the way lies in both. It costs `SEGMENT_STEPS` forward passes.
         """
         rows_N = (self.distance_B.isfinite() & (self.distance_B > 0)).nonzero().flatten()
         if not len(rows_N):
@@ -89,9 +151,9 @@ class Nearest:
         part, clean, step_out = aim.subset(rows_N), self.clean[rows_N], self.inputs[rows_N] - self.clean[rows_N]
         near_N = torch.zeros_like(self.distance_B[rows_N])
         far_N, found = torch.ones_like(near_N), self.inputs[rows_N]
-        for _ in range(steps):
+        for _ in range(SEGMENT_STEPS):
             middle_N = (near_N + far_N) / 2
-            moved = clean + spread(middle_N, clean) * step_out
+            moved = aim.box.clip(clean + spread(middle_N, clean) * step_out)
             reached_N = part.reached(moved, step)
             found = torch.where(spread(reached_N, moved), moved, found)
             near_N, far_N = torch.where(reached_N, near_N, middle_N), torch.where(reached_N, middle_N, far_N)

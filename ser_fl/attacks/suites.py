@@ -23,14 +23,17 @@ class Suite:
 
 
 _QUICK = ("fgsm", "bim", "apgd_ce", "noise_uniform")
-_STANDARD = ("fgsm", "bim", "pgd", "apgd_ce", "apgd_t", "deepfool", "square", "noise_uniform")
-_THOROUGH = (*_STANDARD, "apgd_dlr", "pgd_paper", "cw_l2", "cw_linf", "hopskipjump", "universal", "noise_gaussian")
+_STANDARD = ("fgsm", "bim", "pgd", "apgd_ce", "apgd_t", "cw_linf", "fmn", "square", "noise_uniform")
+_THOROUGH = (
+    *_STANDARD,
+    *("apgd_dlr", "mim", "pgd_paper", "cw_l2", "fmn_l2", "deepfool", "hopskipjump", "universal", "noise_gaussian"),
+)
 
 SUITES: Mapping[str, Suite] = MappingProxyType(
     {
         "quick": Suite(attacks=_QUICK),
-        "standard": Suite(attacks=_STANDARD, subsets={"square": 60}),
-        "thorough": Suite(attacks=_THOROUGH, subsets={"square": 120, "cw_l2": 60, "cw_linf": 30, "hopskipjump": 12}),
+        "standard": Suite(attacks=_STANDARD, subsets={"square": 120}),
+        "thorough": Suite(attacks=_THOROUGH, subsets={"square": 120, "deepfool": 60, "hopskipjump": 12}),
     }
 )
 

@@ -120,34 +120,22 @@ class Victim:
     @torch.no_grad()
     def right(self, inputs: Tensor, labels_B: Tensor, step: int = 0) -> Tensor:
         """Probability of each utterance of being recognised, shape (B,)."""
-        return self.judge(inputs, labels_B, cross_entropy, step=step)[0]
+        return self.score(inputs, labels_B, cross_entropy, step=step)[1]
 
     @torch.no_grad()
-    def judge(self, inputs: Tensor, labels_B: Tensor, loss: Loss, *, step: int = 0) -> tuple[Tensor, Tensor]:
-        """Recognition and loss as in `answer`, each of shape (B,), without a gradient.
+    def score(self, inputs: Tensor, labels_B: Tensor, loss: Loss, *, step: int = 0) -> tuple[Tensor, Tensor]:
+        """Loss and probability of being recognised, each of shape (B,): those of `answer`, without its gradient.
 
         It costs one forward pass an utterance and draw.
         """
         features_BFL = self._features(inputs)
         if self.expectation is None:
-            return _recognised(logits_BC := self._run(features_BFL), labels_B), loss(logits_BC, labels_B)
+            return loss(logits_BC := self._run(features_BFL), labels_B), _recognised(logits_BC, labels_B)
         parts = [
-            torch.stack([weight * _recognised(logits_BC, labels_B), weight * loss(logits_BC, labels_B)])
+            torch.stack([weight * loss(logits_BC, labels_B), weight * _recognised(logits_BC, labels_B)])
             for weight, logits_BC in self._drawn(self.expectation, features_BFL, step)
         ]
-        right_B, loss_B = torch.stack(parts).sum(0)
-        return right_B, loss_B
-
-    @torch.no_grad()
-    def score(self, inputs: Tensor, labels_B: Tensor, loss: Loss, *, step: int = 0) -> tuple[Tensor, Tensor]:
-        """Loss and probability of being recognised, each of shape (B,): those of `answer`, without its gradient."""
-        if self.expectation is None:
-            logits_BC = self._run(self._features(inputs))
-            return loss(logits_BC, labels_B), (logits_BC.argmax(1) == labels_B).float()
-        loss_B, right_B = torch.zeros(2, len(labels_B), device=inputs.device)
-        for weight, logits_BC in self._drawn(self.expectation, self._features(inputs), step):
-            loss_B += weight * loss(logits_BC, labels_B)
-            right_B += weight * (logits_BC.argmax(1) == labels_B)
+        loss_B, right_B = torch.stack(parts).sum(0)
         return loss_B, right_B
 
     def answer(self, inputs: Tensor, labels_B: Tensor, loss: Loss, *, step: int = 0) -> Answer:
