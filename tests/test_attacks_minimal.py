@@ -31,7 +31,7 @@ ENGINES: dict[str, tuple[Engine, int | float]] = {
     "cw_l2": (carlini_wagner_l2, 2),
     "cw_linf": (
         lambda victim, clean, labels_B, **how: carlini_wagner_linf(
-            victim, clean, labels_B, tau_B=clean.new_full((len(clean),), 1.0), **how
+            victim, clean, labels_B, **({"tau_B": clean.new_full((len(clean),), 1.0)} | how)
         ),
         torch.inf,
     ),
@@ -127,6 +127,20 @@ def test_inputs_at_the_edge_of_the_box_are_moved_inwards(name: str) -> None:
     made, _ = run(name, model, clean, labels_B, box=box)
     assert (made.abs() <= 0.5).all()
     assert (model(made).argmax(1) != labels_B).all()
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_what_the_box_lets_go_no_further_is_no_way_to_a_boundary(name: str) -> None:
+    """The first value is at its upper end, where class 1 seems 0.005 away; class 2 is 1 away, and class 1 indeed 5."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 3))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[0.0, 0.0], [10.0, 0.01], [0.0, -1.0]]))
+        model[1].bias.copy_(torch.tensor([0.0, -10.05, -1.0]))
+    clean, box = torch.tensor([[1.0, 0.0]]), Box(torch.tensor([-8.0, -8.0]), torch.tensor([1.0, 8.0]))
+    how = {"tau_B": torch.tensor([6.0])} if name == "cw_linf" else {}
+    made, _ = run(name, model, clean, torch.tensor([0]), box=box, **how)
+    assert model(made).argmax(1).item() == 2
+    assert moved_by(clean, made, ENGINES[name][1]).item() <= 1.25
 
 
 @pytest.mark.parametrize("name", ENGINES)

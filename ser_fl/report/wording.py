@@ -21,10 +21,13 @@ _ATTACKS = {
     CLEAN: "clean",
     "fgsm": "FGSM",
     "bim": "BIM",
+    "mim": "MIM",
     "pgd": "PGD",
     "pgd_paper": "PGD (the paper's)",
     "cw_l2": "C&W L2",
     "cw_linf": "C&W L∞",
+    "fmn": "FMN L∞",
+    "fmn_l2": "FMN L2",
     "deepfool": "DeepFool",
     WORST_CASE: "worst case",
 }
