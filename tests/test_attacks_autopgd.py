@@ -290,12 +290,13 @@ class Shifts:
         self.patterns = size * torch.randn(4, BINS, FRAMES, generator=stream)
         self.asked: list[int] = []
 
-    def draws(self, step: int) -> Sequence[tuple[int, float]]:
-        self.asked.append(step)
-        return [(step % 4, 0.25), ((step + 1) % 4, 0.75)]
+    @property
+    def weights(self) -> tuple[float, float]:
+        return 0.25, 0.75
 
-    def transform(self, features_BFL: Tensor, keys_B: Sequence[str], draw: int) -> Tensor:
-        return features_BFL + self.patterns[draw]
+    def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, step: int, draws: Sequence[int]) -> Tensor:
+        self.asked.append(step)
+        return torch.cat([features_BFL + self.patterns[(step + draw) % 4] for draw in draws])
 
 
 def test_a_defence_without_effect_changes_nothing_but_the_cost() -> None:

@@ -215,11 +215,8 @@ class Flipping:
     def __init__(self, weight: float) -> None:
         self.weights = (weight, 1 - weight)
 
-    def draws(self, step: int) -> Sequence[tuple[int, float]]:
-        return list(enumerate(self.weights))
-
-    def transform(self, features_BFL: Tensor, keys_B: Sequence[str], draw: int) -> Tensor:
-        return features_BFL if draw == 0 else -features_BFL
+    def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, step: int, draws: Sequence[int]) -> Tensor:
+        return torch.cat([features_BFL if draw == 0 else -features_BFL for draw in draws])
 
 
 @pytest.mark.parametrize("weight", [0.9, 0.1])

@@ -145,12 +145,11 @@ def test_windows_have_the_papers_area_also_where_an_utterance_is_long() -> None:
 class Coin:
     """A defence of two equally likely draws: the features, or their opposite, which no perturbation breaks as well."""
 
-    def draws(self, step: int) -> Sequence[tuple[int, float]]:
-        assert step == 0, "what is compared must be asked under the same draws"
-        return [(0, 0.5), (1, 0.5)]
+    weights = (0.5, 0.5)
 
-    def transform(self, features_BFL: Tensor, keys_B: Sequence[str], draw: int) -> Tensor:
-        return features_BFL if draw == 0 else features_BFL.clamp(min=0.28)
+    def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, step: int, draws: Sequence[int]) -> Tensor:
+        assert step == 0, "what is compared must be asked under the same draws"
+        return torch.cat([features_BFL if draw == 0 else features_BFL.clamp(min=0.28) for draw in draws])
 
 
 @pytest.mark.parametrize("name", [*QUERIES, "universal"])

@@ -228,8 +228,8 @@ def test_models_that_do_not_fit_are_told_before_anything_runs(
 
 def test_an_attack_without_its_box_is_told() -> None:
     boxed, unbounded = linear("boxed", units(0, 1, (-9, 9)), RAW, LABELS), linear("open", units(0, 1), RAW, LABELS)
-    with pytest.raises(UserError, match="cw_l2 needs a box"):
-        matrix_of(boxed, unbounded, epsilon=0.1, attack="cw_l2")
+    with pytest.raises(UserError, match="art:CarliniL2Method needs a box"):
+        matrix_of(boxed, unbounded, epsilon=0.1, attack="art:CarliniL2Method")
 
 
 def test_neither_order_nor_batch_size_matters() -> None:

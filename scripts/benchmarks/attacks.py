@@ -100,7 +100,7 @@ class Target:
 
 
 def figures() -> Iterator[Figure]:
-    """PGD by ART and foolbox, C&W L2 by ART and torchattacks, AutoPGD by ART: against ours, where they are installed."""
+    """PGD by ART and foolbox, C&W L2 by ART and torchattacks, AutoPGD by ART, against ours: what is installed."""
     with one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of peers, on numbers that they are given
         target = trained()

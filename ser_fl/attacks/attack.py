@@ -91,19 +91,21 @@ class Attack:
         return self.entry.knowledge
 
     def knowledge_of(self, expectation: Expectation | None) -> str:
-        """The threat model of a record: "adaptive" where the attacker knows of a defence, else `knowledge`.
+        """The threat model of a record: "adaptive" where the attacker differentiates a defence, else `knowledge`.
+
+        An attack of ours that sees no gradient asks the defended model, in expectation, and is what it is: "score".
 
         Raises:
-            UserError: this attack cannot be adaptive. An attack that sees no gradient knows no more of a defence than
-                of the model: it may ask the defended model, whose answers are then what is drawn for whoever asks, and
-                not a mean over draws.
+            UserError: this attack sees no gradient, and one of ART's asks for predictions of single draws.
         """
         if expectation is None:
             return self.knowledge
         if self.knowledge != "undefended":
+            if self.entry.adaptive:
+                return self.knowledge
             raise UserError(
-                f"{self.settings.name} sees no gradient ({self.knowledge}), and an adaptive attack differentiates the "
-                "defence: take one that does, such as pgd"
+                f"{self.settings.name} sees no gradient ({self.knowledge}) and asks for one prediction at a time: take "
+                "an attack that can be in expectation over a defence, such as pgd or square"
             )
         return "adaptive"
 

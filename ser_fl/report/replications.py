@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ser_fl.metrics import scores
 from ser_fl.records import AttackRecord
 from ser_fl.report import wording
 from ser_fl.report.four_way import Column, columns_of, reference_budgets
@@ -58,6 +57,8 @@ class Replication:
             return statistics.mean(values), half_width_over_seeds(values)
         if not all(record.confusion for record in records):
             return None
+        from ser_fl.metrics import scores
+
         summed = _summed([record.confusion for record in records])
         return scores(summed).uar, half_width_of_uar(summed)
 
