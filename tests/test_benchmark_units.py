@@ -231,7 +231,7 @@ def test_subsets_of_adaptive_attacks() -> None:
     ("arguments", "words"),
     [
         ({"adaptive": ["pgd"], "defences": ["none"]}, ["adaptive pgd", "none", "randomisation"]),
-        ({"adaptive": ["square"], "defences": ["randomisation"]}, ["square", "no gradient"]),
+        ({"adaptive": ["hopskipjump"], "defences": ["randomisation"]}, ["hopskipjump", "no gradient"]),
         ({"adaptive": ["pdg"]}, ["attack 'pdg'", "pgd"]),
         ({"speakers": ["ann"]}, ["speakers", "1 for 2"]),
     ],

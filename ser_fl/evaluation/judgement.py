@@ -172,7 +172,10 @@ class Bench:
         return uar_of(difference_N, labels_N.tolist()), *interval
 
     def worst_cases(self, outcomes: Iterable[Outcome]) -> list[AttackRecord]:
-        """One record a defence and epsilon: recognised is what withstood every attack that it was shown to.
+        """One record a defence and budget: recognised is what withstood every attack of that norm it was shown to.
+
+        The budget of an L2 attack holds more than an L-infinity ball of its epsilon, so that the two make no common
+        worst case.
 
         It is taken per utterance and run of the defence, over attackers who know of the defence and who do not, where
         there are two outcomes or more. An utterance that an attack's subset leaves out was not shown to that attack, so
@@ -183,10 +186,12 @@ class Bench:
         """
         outcomes = list(outcomes)
         records = []
-        for epsilon in sorted({outcome.epsilon for outcome in outcomes}):
+        for norm, epsilon in sorted({(outcome.norm, outcome.epsilon) for outcome in outcomes}, key=_infinity_first):
             for defence in self.defences:
                 taken = [
-                    outcome for outcome in outcomes if outcome.epsilon == epsilon and outcome.was_shown_to(defence)
+                    outcome
+                    for outcome in outcomes
+                    if (outcome.norm, outcome.epsilon) == (norm, epsilon) and outcome.was_shown_to(defence)
                 ]
                 if len(taken) < 2:
                     continue
@@ -194,10 +199,11 @@ class Bench:
                 right_RN = self.surviving(taken, defence.name)
                 wrong_N = (clean.labels_N + 1) % clean.num_classes
                 worst = replace(clean, votes_RN=torch.where(right_RN, clean.labels_N, wrong_N))
-                described = _scored(WORST_CASE, epsilon) | {
+                described = _scored(WORST_CASE, taken[0].budget) | {
+                    "norm": norm,
                     "knowledge": "+".join(sorted({outcome.knowledge for outcome in taken})),
                     "library": self._library_of_worst_case(taken, right_RN),
-                    "median_epsilon": self._median_epsilon(outcomes, epsilon, defence),
+                    "median_epsilon": self._median_epsilon(outcomes, epsilon, defence) if norm == "inf" else None,
                 }
                 records.append(self._record(self.challenge, defence.name, clean, worst, **described))
         return records
@@ -268,6 +274,11 @@ class Bench:
         return self._bootstraps[known]
 
 
+def _infinity_first(threat: tuple[str, float]) -> tuple[bool, float]:
+    norm, epsilon = threat
+    return norm != "inf", epsilon
+
+
 def _scored(name: str, epsilon: float | None) -> dict[str, Any]:
     """What a record says that no attack made."""
     return {
@@ -317,8 +328,8 @@ def merged(earlier: Sequence[AttackRecord], records: Sequence[AttackRecord]) -> 
 def _identity(record: AttackRecord) -> tuple[Any, ...]:
     """What tells a record from another of the same run."""
     found = (record.attack, record.domain, record.epsilon, record.snr_db, record.defence)
-    measured = (record.num_examples, record.seed, record.device)
+    measured = (record.norm, record.num_examples, record.seed, record.device)
     if record.attack in (CLEAN, WORST_CASE):
         return (*found, *measured)
     effort = (record.steps, record.step_size, record.restarts, record.eot_samples)
-    return (*found, *measured, *effort, record.library, record.knowledge, record.norm)
+    return (*found, *measured, *effort, record.library, record.knowledge)

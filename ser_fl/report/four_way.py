@@ -159,6 +159,8 @@ def _worst_cell(run: RunRecords, records: Sequence[AttackRecord]) -> str:
     measured = [record for record in measured if run.subset(record) is None] or measured
     if not measured:
         return MISSING
+    norms = {record.norm for record in measured if record.attack == wording.WORST_CASE and record.norm != "none"}
+    measured = [record for record in measured if not norms or record.norm in norms]
     worst = min(measured, key=lambda record: (record.robust_uar, record.attack != wording.WORST_CASE))
     return _cell(worst) if worst.attack == wording.WORST_CASE else f"≤ {_cell(worst)}"
 
