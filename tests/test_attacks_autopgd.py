@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ser_fl.attacks.autopgd import autopgd, checkpoints, likeliest_wrong_classes
-from ser_fl.attacks.autopgd_art import autopgd_class
 from ser_fl.attacks.ball import Ball
 from ser_fl.attacks.budget import Box
 from ser_fl.attacks.catalogue import AttackSettings, Crafted, build
 from ser_fl.attacks.estimator import Passes, import_art
+from ser_fl.attacks.for_art import AutoPGD
 from ser_fl.attacks.found import Found
 from ser_fl.attacks.gradient import attacked, pgd
 from ser_fl.attacks.losses import (
@@ -362,7 +362,7 @@ def test_as_an_attack_of_arts_it_is_the_same_and_as_strong_as_arts_own(loss_type
     )
     settings = {"eps": 0.1, "max_iter": 20, "nb_random_init": 1, "loss_type": loss_type, "batch_size": 12}
     model.train()
-    ours = torch.from_numpy(autopgd_class()(estimator, **settings).generate(features.numpy(), labels.numpy()))
+    ours = torch.from_numpy(AutoPGD(estimator, **settings).generate(features.numpy(), labels.numpy()))
     assert model.training
     theirs = AutoProjectedGradientDescent(estimator, eps_step=0.2, verbose=False, **settings).generate(
         features.numpy(), labels.numpy()
@@ -372,4 +372,4 @@ def test_as_an_attack_of_arts_it_is_the_same_and_as_strong_as_arts_own(loss_type
     broken = [int((model(torch.as_tensor(made)).argmax(1) != labels).sum()) for made in (ours, theirs)]
     assert 0 < broken[1] <= broken[0]
     with pytest.raises(UserError, match="unknown loss_type 'logits'"):
-        autopgd_class()(estimator, loss_type="logits")
+        AutoPGD(estimator, loss_type="logits")

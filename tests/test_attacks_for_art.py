@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from ser_fl.attacks.eot_art import ExpectationOverTransformationPGD
-from ser_fl.errors import UserError
+from ser_fl.attacks.for_art import ExpectationOverTransformationPGD
 
 SHAPE, CLASSES = (4, 10), 3
 
@@ -99,11 +98,12 @@ def test_it_leaves_the_model_and_the_global_random_states_alone() -> None:
     ("settings", "message"),
     [
         ({"samples": 0}, "samples must be >= 1, got 0"),
-        ({"eps": 0.0}, "eps must be > 0 and finite, got 0.0"),
+        ({"eps": -0.5}, "eps must be >= 0 and finite, got -0.5"),
+        ({"eps_step": -0.1}, "eps_step must be >= 0, got -0.1"),
         ({"norm": 1}, "norm must be inf or 2, got 1"),
         ({"num_random_init": -1}, "num_random_init must be >= 0, got -1"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(ValueError, match=message):
         ExpectationOverTransformationPGD(classifier(), rolled, **settings)
