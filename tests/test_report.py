@@ -25,6 +25,7 @@ from ser_fl.evaluation.checks.doubt import Doubt, Examination, write_examination
 from ser_fl.records import AttackRecord, RoundRecord, RunFolder, write_json
 from ser_fl.report import wording
 from ser_fl.report.figures import loss_over_rounds, robust_uar_curve, speaker_bars, uar_over_rounds
+from ser_fl.report.groups import group_table
 from ser_fl.report.images import confusion_matrix, spectrogram_pair
 from ser_fl.report.labels import labels_of
 from ser_fl.report.markup import Table, print_table, to_html, to_markdown
@@ -563,3 +564,33 @@ def test_unknown_keys_are_ignored(tmp_path: Path) -> None:
     records: RunRecords = read_run(root)
     assert records.attacks[0].attack == "clean"
     assert records.clean_uar("none") == 22 / 30
+
+
+def test_groups_are_those_of_the_clean_score_and_the_worst_case(tmp_path: Path) -> None:
+    groups = {"sex_uar": {"f": 0.25, "m": 0.5}, "speaker_uar": {"ann": 0.25, "bob": 0.5}}
+    records = [
+        record("clean", 0.7, epsilon=None, norm="none", sex_uar={"f": 0.8, "m": 0.6}, emotion_recall={"anger": 0.9}),
+        record("pgd", 0.3, sex_uar={"f": 0.1, "m": 0.1}, speaker_uar={"ann": 0.1}),
+        record("worst_case", 0.2, emotion_recall={"anger": 0.125, "neutral": 0.5}, **groups),
+        record("worst_case", 0.1, epsilon=0.4, emotion_recall={"anger": 0.0}),
+    ]
+    table = group_table([read_run(make_run(tmp_path / "run", None, records))])
+    assert table is not None
+    assert table.header[4:] == ("f", "m", "ann", "bob", "anger", "neutral")
+    assert [row[4:] for row in table.rows] == [
+        ("80.0", "60.0", "–", "–", "90.0", "–"),
+        ("25.0", "50.0", "25.0", "50.0", "12.5", "50.0"),
+    ]
+    assert group_table([read_run(make_run(tmp_path / "old", None, FOUR_WAY))]) is None
+
+
+def test_the_attack_table_shows_what_was_measured_and_no_empty_columns(tmp_path: Path) -> None:
+    assert "Robust UAR, 95 %" not in attack_table([read_run(make_run(tmp_path / "old", None, FOUR_WAY))]).header
+    adaptive = record(
+        "pgd", 0.2, knowledge="adaptive", uar_interval=(0.125, 0.3), undefended_gap=(0.2, 0.1, 0.25), eot_samples=16
+    )
+    table = attack_table([read_run(make_run(tmp_path / "new", None, [adaptive]))])
+    row = dict(zip(table.header, table.rows[0], strict=True))
+    assert row["Robust UAR, 95 %"] == "12.5 to 30.0"
+    assert (row["Gap to grey-box"], row["Gap, 95 %"]) == ("20.0", "10.0 to 25.0")
+    assert "Median PESQ" not in row

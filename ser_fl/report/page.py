@@ -12,6 +12,7 @@ from typing import Any
 from ser_fl.errors import UserError
 from ser_fl.records import RunFolder, TransferMatrix, write_bytes
 from ser_fl.report.doubts import doubts_panel
+from ser_fl.report.groups import group_table
 from ser_fl.report.labels import labels_of
 from ser_fl.report.markup import to_html
 from ser_fl.report.replications import replication_table
@@ -106,6 +107,8 @@ def _sections(
     yield from _images(figures, "robust_uar")
     if any(run.attacks for run in runs):
         yield to_html(attack_table(runs))
+        if (groups := group_table(runs)) is not None:
+            yield to_html(groups)
         yield from doubts_panel(runs)
     yield from _images(figures, "spectrogram")
     if matrices:

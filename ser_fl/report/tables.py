@@ -41,12 +41,26 @@ _ATTACK_COLUMNS: tuple[tuple[str, Callable[[AttackRecord], str]], ...] = (
 )
 _ATTACK_LABELS = 7
 """Columns of words among those."""
+_WHERE_MEASURED: tuple[tuple[str, Callable[[AttackRecord], str]], ...] = (
+    ("Robust UAR, 95 %", lambda record: wording.interval(record.uar_interval)),
+    ("Median smallest ε", lambda record: wording.number(record.median_epsilon, ".3g")),
+    ("Gap to grey-box", lambda record: wording.percent(record.undefended_gap and record.undefended_gap[0])),
+    ("Gap, 95 %", lambda record: wording.interval(record.undefended_gap and record.undefended_gap[1:])),
+    ("Under the masking threshold", lambda record: wording.percent(record.masked_share)),
+    ("Median PESQ", lambda record: wording.number(record.median_pesq, ".2f")),
+    ("Median STOI", lambda record: wording.number(record.median_stoi, ".3f")),
+    ("Lost to 16 bits", lambda record: wording.number(record.lost_to_quantisation, ".3g")),
+)
+"""Columns that stand only where a record has them."""
 
 
 def attack_table(runs: Sequence[RunRecords]) -> Table:
     """Every attack record: knowledge, norm, budget, steps, restarts, success rate and cost."""
+    records = [record for run in runs for record in run.attacks]
+    measured = [(name, cell) for name, cell in _WHERE_MEASURED if any(cell(record) != MISSING for record in records)]
+    columns = (*_ATTACK_COLUMNS, *measured)
     rows = [
-        (label, *(cell(record) for _, cell in _ATTACK_COLUMNS))
+        (label, *(cell(record) for _, cell in columns))
         for label, run in zip(labels_of(runs), runs, strict=True)
         for record in run.attacks
     ]
@@ -55,11 +69,16 @@ def attack_table(runs: Sequence[RunRecords]) -> Table:
         " Success rate: over the utterances that were right when clean. Mean L2: over successful attacks, in the units"
         " of the domain. Passes: utterances that went forward or backward through the model."
     )
-    if any(wording.is_grey_box(record) for run in runs for record in run.attacks):
+    if measured:
+        caption += (
+            " Intervals: bootstrap over utterances. Median smallest ε: over utterances, of what broke them. Gap to"
+            " grey-box: UAR under the same attack by an attacker who does not know of the defence, minus this one."
+        )
+    if any(wording.is_grey_box(record) for record in records):
         caption += f" {wording.GREY_BOX} Grey-box: the attacker does not know of the test-time defence."
     return Table(
         title="Attacks: strength and cost",
-        header=("Training", *(name for name, _ in _ATTACK_COLUMNS)),
+        header=("Training", *(name for name, _ in columns)),
         rows=tuple(rows),
         caption=caption,
         num_labels=1 + _ATTACK_LABELS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from ser_fl.records import AttackRecord
@@ -81,6 +82,11 @@ def percent(value: Any) -> str:
     ('83.5', '–', '–')
     """
     return number(value, ".1f", scale=100.0)
+
+
+def interval(ends: Sequence[float] | None) -> str:
+    """Two shares in per cent: "7.0 to 12.1"; a dash for None."""
+    return MISSING if ends is None else " to ".join(percent(end) for end in ends)
 
 
 def number(value: Any, form: str, *, scale: float = 1.0) -> str:
