@@ -201,6 +201,25 @@ def test_worst_case_of_a_randomised_defence_is_taken_per_utterance_and_run() -> 
     assert worst.attack_success_rate == pytest.approx(2 / 6)
 
 
+def test_where_few_were_attacked_by_one_who_knows_there_is_a_worst_case_of_those() -> None:
+    """The adaptive attack breaks whatever it sees, a utterance of each class; the other one breaks nothing."""
+    challenge = challenge_of([0.1] * 3 + [-0.1] * 3, [1] * 3 + [0] * 3)
+
+    def move(problem: Problem, key: str) -> float:
+        return 0.0 if problem.expectation is None else -0.3 if key in "abc" else 0.3
+
+    attack = moving("one", move, adaptive=True)
+    records = benchmark_attacks(
+        challenge, [attack], [NoDefence(), Lowered(0.0)], adaptive=[attack], subsets={"adaptive": 2}
+    )
+    everybody, aware = (
+        only(records, "worst_case", "lowered", num_examples=size).robust_uar for size in (len(challenge), 2)
+    )
+    assert everybody == pytest.approx(2 / 3) and aware == 0.0
+    assert only(records, "worst_case", "lowered", num_examples=2).library == "ser_fl"
+    assert not [record for record in records if record.attack == "worst_case" and record.defence == "none"]
+
+
 def test_the_gap_between_attackers_is_measured_on_the_utterances_of_both() -> None:
     """The adaptive attack breaks "a" and "b" of four utterances in class 1, the other one none."""
     challenge = challenge_of([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4)

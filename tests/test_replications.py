@@ -159,3 +159,26 @@ def test_a_seed_that_lacks_an_attack_leaves_a_gap() -> None:
 
 def test_runs_that_repeat_nothing_have_no_table() -> None:
     assert replication_table([three_seeds()[0], run("hard", objective="pgd")]) is None
+
+
+def test_the_worst_case_of_a_defence_is_that_of_attackers_who_know_of_it() -> None:
+    """On fewer utterances, which is said; not the one on all, most of which nobody attacked who knows."""
+    grey = {"knowledge": "adaptive+undefended", "library": "ser_fl (pgd adaptive on 9 of 30 utterances)"}
+    aware = record("worst_case", (1, 0, 1), (3, 3, 3), defence="randomisation", knowledge="adaptive+undefended")
+    runs = [
+        replace(
+            one,
+            attacks=(
+                replace(one.attacks[0], defence="randomisation"),
+                record("pgd", (9, 9, 9), TEN, defence="randomisation"),
+                record("worst_case", (7, 7, 7), TEN, defence="randomisation", **grey),
+                aware,
+            ),
+            summary={**one.summary, "test": {"confusion": [[30]]}},
+        )
+        for one in three_seeds()
+    ]
+    table = replication_table(runs)
+    assert table is not None
+    (row,) = [row for row in table.rows if row[1] == "randomisation"]
+    assert row[-1] == "22.2 ± 0.0 (n = 9)"

@@ -183,6 +183,9 @@ class Bench:
         attack, as in "ser_fl (cw_l2 on 21 of 64 utterances)". Its `knowledge` is that of all its attacks, or the
         different ones in alphabetical order, as in "score+undefended". UAR needs recalls only, so that the confusion
         matrix of the worst case keeps what was right and counts the rest as the next class.
+
+        Where adaptive attacks saw only some of the utterances, there is a second record on those: only there has
+        everybody been attacked by one who knows of the defence.
         """
         outcomes = list(outcomes)
         records = []
@@ -195,18 +198,29 @@ class Bench:
                 ]
                 if len(taken) < 2:
                     continue
-                clean = self.cleans[defence.name]
-                right_RN = self.surviving(taken, defence.name)
-                wrong_N = (clean.labels_N + 1) % clean.num_classes
-                worst = replace(clean, votes_RN=torch.where(right_RN, clean.labels_N, wrong_N))
-                described = _scored(WORST_CASE, taken[0].budget) | {
-                    "norm": norm,
-                    "knowledge": "+".join(sorted({outcome.knowledge for outcome in taken})),
-                    "library": self._library_of_worst_case(taken, right_RN),
-                    "median_epsilon": self._median_epsilon(outcomes, epsilon, defence) if norm == "inf" else None,
-                }
-                records.append(self._record(self.challenge, defence.name, clean, worst, **described))
+                smaller = [outcome for outcome in outcomes if outcome.norm == norm and outcome.epsilon <= epsilon]
+                records.append(self._worst_case(defence, taken, smaller, self.challenge.ids))
+                aware = max((outcome.ids for outcome in taken if outcome.adaptive_to), key=len, default=())
+                if 0 < len(aware) < len(self.challenge):
+                    records.append(self._worst_case(defence, taken, smaller, aware))
         return records
+
+    def _worst_case(
+        self, defence: Defence, taken: Sequence[Outcome], smaller: Sequence[Outcome], ids: Sequence[str]
+    ) -> AttackRecord:
+        """Over some utterances; ``smaller`` are the outcomes that the median smallest epsilon is of."""
+        clean, rows = self.cleans[defence.name], self.challenge.rows_of(ids)
+        right_RN = self.surviving(taken, defence.name)
+        wrong_N = (clean.labels_N + 1) % clean.num_classes
+        worst = replace(clean, votes_RN=torch.where(right_RN, clean.labels_N, wrong_N))
+        missed = {self.challenge.ids[row] for row in rows if bool(right_RN[:, row].any())}
+        described = _scored(WORST_CASE, taken[0].budget) | {
+            "norm": taken[0].norm,
+            "knowledge": "+".join(sorted({outcome.knowledge for outcome in taken})),
+            "library": self._library_of_worst_case(taken, missed, set(ids)),
+            "median_epsilon": self._median_epsilon(smaller, defence, rows) if taken[0].norm == "inf" else None,
+        }
+        return self._record(self.challenge.take(rows), defence.name, clean.take(rows), worst.take(rows), **described)
 
     def surviving(self, outcomes: Iterable[Outcome], defence: str) -> Tensor:
         """What is recognised without an attack and after each, in each run, shape (R, N)."""
@@ -216,26 +230,25 @@ class Bench:
             right_RN[:, rows] &= outcome.votes_RN(defence) == self.cleans[defence].labels_N[rows]
         return right_RN
 
-    def _median_epsilon(self, outcomes: Sequence[Outcome], epsilon: float, defence: Defence) -> float | None:
-        """Median of the smallest L-infinity perturbation that any attack found, up to an epsilon."""
+    def _median_epsilon(self, outcomes: Sequence[Outcome], defence: Defence, rows: Sequence[int]) -> float | None:
+        """Median over some utterances of the smallest L-infinity perturbation that any attack found."""
         clean = self.cleans[defence.name]
         smallest_RN = torch.where(clean.right_RN, torch.inf, 0.0).double()
         for outcome in outcomes:
-            if outcome.epsilon <= epsilon and outcome.norm == "inf" and outcome.was_shown_to(defence):
-                rows = self.challenge.rows_of(outcome.ids)
-                found_RM = smallest_epsilons(outcome, (), defence.name, clean.take(rows))
-                smallest_RN[:, rows] = torch.minimum(smallest_RN[:, rows], found_RM)
-        return weighted_median(smallest_RN, clean.run_weights)
+            if outcome.was_shown_to(defence):
+                attacked = self.challenge.rows_of(outcome.ids)
+                found_RM = smallest_epsilons(outcome, (), defence.name, clean.take(attacked))
+                smallest_RN[:, attacked] = torch.minimum(smallest_RN[:, attacked], found_RM)
+        return weighted_median(smallest_RN[:, rows], clean.run_weights)
 
-    def _library_of_worst_case(self, outcomes: Sequence[Outcome], right_RN: Tensor) -> str:
-        """Who took the worst case, and which attacks of it missed an utterance that nothing broke."""
+    def _library_of_worst_case(self, outcomes: Sequence[Outcome], unbroken: set[str], all_ids: set[str]) -> str:
+        """Who took the worst case of some utterances, and which attacks of it missed one that nothing broke."""
         attacked: dict[str, set[str]] = {}
         for outcome in outcomes:
             label = outcome.attack + (" adaptive" if outcome.adaptive_to else "")
             attacked.setdefault(label, set()).update(outcome.ids)
-        unbroken = {self.challenge.ids[row] for row in right_RN.any(dim=0).nonzero().flatten().tolist()}
-        partial = [f"{label} on {len(ids)}" for label, ids in attacked.items() if unbroken - ids]
-        return f"{LIBRARY} ({', '.join(partial)} of {len(self.challenge)} utterances)" if partial else LIBRARY
+        partial = [f"{label} on {len(ids & all_ids)}" for label, ids in attacked.items() if unbroken - ids]
+        return f"{LIBRARY} ({', '.join(partial)} of {len(all_ids)} utterances)" if partial else LIBRARY
 
     def _record(self, part: Challenge, defence: str, clean: Shown, attacked: Shown, **described: Any) -> AttackRecord:
         """A record with all figures that follow from what was said of utterances before and after."""

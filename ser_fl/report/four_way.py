@@ -155,7 +155,11 @@ def _cell(record: AttackRecord | None) -> str:
 
 def _worst_cell(run: RunRecords, records: Sequence[AttackRecord]) -> str:
     measured = [record for record in records if record.robust_uar is not None]
-    # A subset's UAR is another figure than the test part's: it counts only where there is nothing else.
+    # A subset's UAR is another figure than the test part's: it counts only where there is nothing else, or where it
+    # alone is a worst case over attackers who know of the defence.
+    aware = [record for record in measured if record.attack == wording.WORST_CASE and not wording.is_grey_box(record)]
+    if aware and all(run.subset(record) for record in aware):
+        return f"{_cell(aware[0])} (n = {aware[0].num_examples})"
     measured = [record for record in measured if run.subset(record) is None] or measured
     if not measured:
         return MISSING

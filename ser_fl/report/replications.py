@@ -131,20 +131,21 @@ def _cells(group: Replication, defence: str, columns: Sequence[Column]) -> tuple
         found = [column.record_of(run, defence) for run in group.runs]
         cells.append(_cell(group, [record for record in found if record is not None]))
     worst = [_worst(run, defence, {column.budget for column in columns}) for run in group.runs]
-    cells.append(_cell(group, [record for record in worst if record is not None]))
+    recorded = [record for record in worst if record is not None]
+    partial = {run.subset(record) for run, record in zip(group.runs, worst, strict=True) if record is not None}
+    size = "" if None in partial or not partial else f" (n = {max(size for size in partial if size)})"
+    cells.append(_cell(group, recorded) + size)
     return tuple(cells)
 
 
 def _worst(run: RunRecords, defence: str, budgets: set[str]) -> AttackRecord | None:
-    """The worst case per utterance at a budget of the table."""
-    return next(
-        (
-            record
-            for record in run.attacks
-            if record.attack == wording.WORST_CASE and record.defence == defence and wording.budget(record) in budgets
-        ),
-        None,
-    )
+    """The worst case per utterance at a budget of the table: over attackers who know of the defence, where it is."""
+    worst = [
+        record
+        for record in run.attacks
+        if record.attack == wording.WORST_CASE and record.defence == defence and wording.budget(record) in budgets
+    ]
+    return min(worst, key=lambda record: (wording.is_grey_box(record), -record.num_examples), default=None)
 
 
 def _cell(group: Replication, records: Sequence[AttackRecord]) -> str:

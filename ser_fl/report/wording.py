@@ -30,6 +30,14 @@ _ATTACKS = {
     "fmn": "FMN L∞",
     "fmn_l2": "FMN L2",
     "deepfool": "DeepFool",
+    "apgd_ce": "AutoPGD CE",
+    "apgd_dlr": "AutoPGD DLR",
+    "apgd_t": "AutoPGD targeted",
+    "square": "Square",
+    "hopskipjump": "HopSkipJump",
+    "universal": "universal",
+    "noise_uniform": "uniform noise",
+    "noise_gaussian": "Gaussian noise",
     WORST_CASE: "worst case",
 }
 _NORMS = {"inf": "L∞", "2": "L2", "1": "L1", "0": "L0"}
@@ -51,7 +59,11 @@ def norm_name(norm: str) -> str:
 
 def is_grey_box(record: AttackRecord) -> bool:
     """True where an attack on the undefended model was shown to a defended one: no evidence of robustness."""
-    return record.attack != CLEAN and record.defence != NO_DEFENCE and "undefended" in record.knowledge.split("+")
+    if record.attack == CLEAN or record.defence == NO_DEFENCE:
+        return False
+    known = record.knowledge.split("+")
+    # A worst case is one of adaptive attacks where they saw every utterance that is left.
+    return "undefended" in known and ("adaptive" not in known or "adaptive on" in record.library)
 
 
 def budget(record: AttackRecord) -> str:
