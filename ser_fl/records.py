@@ -138,6 +138,9 @@ class AttackRecord:
     """Kind of device that the model and the attack ran on: "cpu" or "cuda"."""
     confusion: tuple[tuple[float, ...], ...] = ()
     """Rows true, columns predicted, under attack and defence."""
+    swept: bool = False
+    """Whether the attack went on from a smaller epsilon: what that one broke counts as broken, and passes and seconds
+    are those of this epsilon alone."""
     uar_interval: tuple[float, float] | None = None
     """95 % interval of `robust_uar` by bootstrap over utterances (`ser_fl.evaluation.intervals`)."""
     undefended_gap: tuple[float, float, float] | None = None
@@ -425,7 +428,7 @@ def write_transfer(path: Path, matrix: TransferMatrix) -> None:
     """Write ``transfer.json`` whole; one that is there already is put aside as ``transfer.before.json``."""
     content = {"schema": TRANSFER_SCHEMA, **asdict(matrix)}
     if path.exists():
-        path.replace(path.with_suffix(".before.json"))
+        write_bytes(path.with_suffix(".before.json"), path.read_bytes())
     write_json(path, content)
 
 

@@ -250,7 +250,14 @@ def test_subsets_of_adaptive_attacks() -> None:
     ("arguments", "words"),
     [
         ({"adaptive": ["pgd"], "defences": ["none"]}, ["adaptive pgd", "none", "randomisation"]),
-        ({"adaptive": ["hopskipjump"], "defences": ["randomisation"]}, ["hopskipjump", "no gradient"]),
+        (
+            {
+                "adaptive": ["hopskipjump"],
+                "defences": ["randomisation"],
+                "box": Box(torch.tensor(-9.0), torch.tensor(9.0)),
+            },
+            ["hopskipjump", "no gradient"],
+        ),
         ({"adaptive": ["pdg"]}, ["attack 'pdg'", "pgd"]),
         ({"speakers": ["ann"]}, ["speakers", "1 for 2"]),
     ],
@@ -323,7 +330,8 @@ def test_a_sweep_on_a_linear_model_is_known_in_full() -> None:
 def test_robust_uar_never_rises_with_epsilon() -> None:
     """An attack that breaks other utterances at each epsilon, and by itself fewer at the larger."""
     challenge = challenge_of([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4)
-    small, large = moving("one", by({"a": -0.2, "b": -0.2}), epsilon=0.3), moving("one", by({"c": -0.2}), epsilon=0.6)
+    small = moving("one", by({"a": -0.2, "b": -0.2}), epsilon=0.3, warm=True)
+    large = moving("one", by({"c": -0.2}), epsilon=0.6, warm=True)
     defences: list[Defence] = [NoDefence(), Lowered(0.0, 0.05)]
     swept = benchmark_attacks(challenge, [large, small], defences)
     for defence in ("none", "lowered"):
@@ -331,14 +339,40 @@ def test_robust_uar_never_rises_with_epsilon() -> None:
         assert only(swept, "one", defence, epsilon=0.6).robust_uar == 0.625
     cold = benchmark_attacks(challenge, [large, small], defences, sweep=False)
     assert only(cold, "one", epsilon=0.6).robust_uar == 0.875
+    assert [record.swept for record in swept if record.attack == "one"] == [False, False, True, True]
+    assert not any(record.swept for record in cold)
+
+
+def test_a_single_step_is_no_part_of_a_sweep() -> None:
+    """It always goes to the edge: what it broke at a smaller epsilon it need not break at a larger one."""
+    challenge = challenge_of([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4)
+    small, large = moving("one", by({"a": -0.2, "b": -0.2}), epsilon=0.3), moving("one", by({"c": -0.2}), epsilon=0.6)
+    records = benchmark_attacks(challenge, [large, small], [NoDefence()])
+    assert [only(records, "one", epsilon=epsilon).robust_uar for epsilon in (0.3, 0.6)] == [0.75, 0.875]
+
+
+def test_a_leftover_is_no_subset_that_an_attacker_who_knows_has_seen() -> None:
+    """With ``drop_broken`` the adaptive attack sees what the other one left: no gap is measured on that."""
+    challenge = challenge_of([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4)
+
+    def move(problem: Problem, key: str) -> float:
+        return {"a": -0.3}.get(key, 0.0) if problem.expectation is None else -0.3 if key == "b" else 0.0
+
+    attack = moving("one", move, adaptive=True)
+    for drop_broken in (False, True):
+        records = benchmark_attacks(challenge, [attack], [Lowered(0.0)], adaptive=[attack], drop_broken=drop_broken)
+        adaptive = only(records, "one", "lowered", knowledge="adaptive")
+        assert (adaptive.undefended_gap is None) is drop_broken
+        assert adaptive.num_examples == 8 - drop_broken
+        assert only(records, "worst_case", "lowered").num_examples == 8
 
 
 def test_what_one_run_of_a_defence_still_recognises_is_attacked_again() -> None:
     """At the smaller epsilon "a" is lost in both runs and "b" in one: only "a" is carried on."""
     challenge = challenge_of([0.3, 0.3, -0.3], [1, 1, 0])
     seen: list[tuple[str, ...]] = []
-    small = moving("one", by({"a": -0.35, "b": -0.2}), epsilon=0.4, seen=seen)
-    large = moving("one", by({"b": 0.0}), epsilon=0.8, seen=seen)
+    small = moving("one", by({"a": -0.35, "b": -0.2}), epsilon=0.4, seen=seen, warm=True)
+    large = moving("one", by({"b": 0.0}), epsilon=0.8, seen=seen, warm=True)
     records = benchmark_attacks(challenge, [small, large], [Lowered(0.0, 0.2)])
     assert seen == [("a", "b", "c"), ("b", "c")]
     # "b" moved by nothing is recognised in both runs, but the smaller epsilon has broken it in one.
@@ -489,7 +523,8 @@ def test_adversarials_go_when_no_larger_epsilon_waits_for_them(tmp_path: Path) -
 
     def run(*epsilons: float) -> list[AttackRecord]:
         attacks = [
-            moving("one", lambda problem, key: -0.9 * problem.settings.epsilon, epsilon=e, seen=seen) for e in epsilons
+            moving("one", lambda problem, key: -0.9 * problem.settings.epsilon, epsilon=e, seen=seen, warm=True)
+            for e in epsilons
         ]
         return benchmark_attacks(
             challenge, attacks, [NoDefence()], open_keeper=lambda: open_folder(tmp_path, challenge)

@@ -31,7 +31,7 @@ def record(attack: str, right: tuple[int, ...], total: tuple[int, ...], **change
         "library": "ser_fl",
         "knowledge": "undefended",
         "domain": "logmel",
-        "norm": "none" if attack in ("clean", "worst_case") else "inf",
+        "norm": "none" if attack == "clean" else "inf",
         "epsilon": None if attack == "clean" else 0.05,
         "snr_db": None,
         "steps": 50 if attack == "pgd" else None,

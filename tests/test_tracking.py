@@ -501,7 +501,7 @@ def test_attack_keys() -> None:
     assert {key: value for key, value in keys.items() if key.endswith("robust_uar")} == {
         "attack/clean/randomisation/robust_uar": 0.75,
         "attack/pgd/eps_0.05/robust_uar": 0.25,
-        "attack/pgd/snr_20_db/robust_uar": 0.5,
+        "attack/waveform/pgd/snr_20_db/robust_uar": 0.5,
     }
     assert keys["attack/pgd/eps_0.05/attack_success_rate"] == 0.0, "of the same record as the UAR"
 

@@ -42,6 +42,7 @@ with its own seed, so that the result does not depend on batches."""
 NEEDS_BOX = frozenset(
     {
         *("CarliniL0Method", "CarliniL2Method", "CarliniLInfMethod"),  # would take the utterance's range for one
+        *("HopSkipJump", "BoundaryAttack"),  # so would these
         "SaliencyMapMethod",  # would step for ever where the class does not change
         *("PixelAttack", "ShadowAttack", "SignOPTAttack", "SquareAttack", "ThresholdAttack"),  # fail
     }

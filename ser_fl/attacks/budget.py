@@ -109,10 +109,11 @@ def keep_within(clean_BFL: Tensor, adversarial_BFL: Tensor, norm: Norm, budget: 
 
     L-infinity attacks stay inside their ball by construction. Minimal-norm attacks (C&W, DeepFool) look for the
     nearest adversarial utterance however far it is: one beyond the budget has failed, and its clean utterance is shown
-    to the model. The tolerance is 1e-6 of the budget, and for "inf" one rounding of the largest feature to float32.
+    to the model. The tolerance is 1e-6 of the budget, and for "inf" one rounding of its largest feature to float32.
     """
-    allowed = budget * (1 + RELATIVE_TOLERANCE)
+    distance_B = distance(clean_BFL, adversarial_BFL, norm)
+    allowed_B = torch.full_like(distance_B, budget * (1 + RELATIVE_TOLERANCE))
     if norm == "inf" and clean_BFL.numel():
-        allowed += torch.finfo(torch.float32).eps * float(clean_BFL.abs().max())
-    inside_B11 = (distance(clean_BFL, adversarial_BFL, norm) <= allowed)[:, None, None]
+        allowed_B += torch.finfo(torch.float32).eps * clean_BFL.abs().flatten(1).amax(1)
+    inside_B11 = (distance_B <= allowed_B)[:, None, None]
     return torch.where(inside_B11, adversarial_BFL, clean_BFL)

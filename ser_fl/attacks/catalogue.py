@@ -1,6 +1,6 @@
 """Every attack of the benchmark by name: what it is, what it costs by default, and how to run it.
 
-FGSM, BIM and PGD are our own, equal to ART's classes to the last bit; the others are ART's.
+MIM, DeepFool and HopSkipJump are ART's; the others are our own, FGSM, BIM and PGD equal to ART's to the last bit.
 
 To add an attack, write a function that maps a `Problem` to adversarial features and give it an entry in `ATTACKS`.
 
@@ -32,6 +32,11 @@ from ser_fl.attacks.universal import craft_universal
 from ser_fl.errors import UserError, unknown_name
 
 __all__ = ["ATTACKS", "Attack", "AttackSettings", "Crafted", "Entry", "build", "resolve"]
+
+
+VERSION = 1
+"""Raised by whoever changes what an attack makes for the same settings: what benchmarks of earlier versions kept is
+then made anew."""
 
 
 def _quarter(epsilon: float) -> float:
@@ -151,6 +156,7 @@ ATTACKS: Mapping[str, Entry] = MappingProxyType(
             knowledge="decision",
             steps=10,
             minimal=True,
+            needs_box=True,
         ),
         "universal": Entry(
             craft=craft_universal,

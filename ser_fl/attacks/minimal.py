@@ -1,7 +1,9 @@
 """Attacks that look for the nearest adversarial utterance: Carlini and Wagner's, FMN, and ART's DeepFool.
 
 All but C&W L-infinity look for it however far it is; `budget.keep_within` then decides whether that is near enough.
-What they return is misclassified inside the box, or else it is the clean utterance.
+What they return is misclassified inside the box, or else it is the clean utterance. Against a randomised defence
+misclassified means in most of the draws, which is near, and not all that a budget can do: for how much a defence
+withstands take attacks that fill their budget, such as AutoPGD.
 
 Legend: B utterances, F mel bins, L frames.
 """

@@ -2,7 +2,7 @@
 
 Chang et al. (arXiv 2203.04696), after Xie et al. (2018): every log-mel image is resized by a few pixels and padded at
 a random place to a fixed size, so that a perturbation made for one placement meets another. The random space is small
-enough (84 patterns) to be counted out, which `expected_confusion` does. Two deviations from the authors' code: they
+enough (84 patterns) to be counted out, which `ExpectedRandomisation` does. Two deviations from the authors' code: they
 draw once per batch, we draw once per utterance, keyed by (seed, utterance, draw), so that a score does not hang on
 batch size or order; and no utterance is dropped from a last, smaller batch.
 

@@ -125,6 +125,7 @@ def benchmark(
             sexes=tuple(sexes),
             emotions=model.classes if isinstance(model, EmotionModel) else (),
         )
+        named = [attacks] if isinstance(attacks, str) else attacks
         at = (_AROUND,) if epsilons == "auto" else tuple(epsilons)
         chosen, aware = _built(attacks, at), _built(adaptive, at)
         if epsilons == "auto":
@@ -137,7 +138,7 @@ def benchmark(
             built,
             adaptive=aware,
             eot_samples=None if eot_samples == "exact" else eot_samples,
-            subsets=subsets,
+            subsets=subsets_of([name for name in named if isinstance(name, str)]) | dict(subsets or {}),
             sweep=sweep,
             drop_broken=drop_broken,
             on_attack=on_attack,

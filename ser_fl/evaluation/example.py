@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,14 +17,16 @@ from ser_fl.models.bundle import EmotionModel
 def spectrogram_pair(challenge: Challenge, attacks: Sequence[Attack], bundle: EmotionModel) -> dict[str, Any]:
     """The first utterance that an attack turned from right to wrong, as plain log-mel values.
 
-    The attack is the last iterated one by gradients in the L-infinity ball. Values are natural-log magnitudes,
-    standardisation undone. Where no utterance of those tried was turned, the first of them is shown as it is.
+    The attack is the last iterated one by gradients in the L-infinity ball, at the epsilon that most have. Values are
+    natural-log magnitudes, standardisation undone. Where no utterance of those tried was turned, the first of them is
+    shown as it is.
     """
     by_gradients = [
         attack for attack in attacks if attack.norm == "inf" and attack.knowledge not in ("score", "decision")
     ]
     iterated = [attack for attack in by_gradients if (attack.settings.steps or 1) > 1]
-    attack = (iterated or list(attacks))[-1]
+    ((usual, _),) = Counter(attack.settings.epsilon for attack in iterated or attacks).most_common(1)
+    attack = [attack for attack in iterated or attacks if attack.settings.epsilon == usual][-1]
     tried = challenge.subset(16)
     adversarial_NFL = craft(tried, attack).adversarial_NFL
     with torch.inference_mode():

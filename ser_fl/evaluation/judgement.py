@@ -30,13 +30,14 @@ LIBRARY = "ser_fl"
 """What a record names as the class that ran where no attack did."""
 
 
-def judge(unit: Unit, part: Challenge, made: Made) -> Outcome:
+def judge(unit: Unit, part: Challenge, made: Made, *, leftover: bool = False) -> Outcome:
     """Show what an attack made to the defences that it is meant for.
 
     Args:
         unit: the attack and the attacker.
         part: the utterances that were attacked.
         made: their adversarial versions.
+        leftover: whether these are the utterances that earlier attacks had not broken.
     """
     attack, settings = unit.attack, unit.attack.settings
     clean_NFL, adversarial_NFL = part.features_NFL, made.adversarial_NFL
@@ -53,6 +54,8 @@ def judge(unit: Unit, part: Challenge, made: Made) -> Outcome:
         restarts=settings.restarts,
         eot_samples=unit.eot_samples,
         adaptive_to=unit.adaptive_to,
+        swept=unit.before is not None,
+        leftover=leftover,
         minimal=attack.entry.minimal,
         ids=part.ids,
         l2_N=tuple(distance(clean_NFL, adversarial_NFL, "2").tolist()),
@@ -133,6 +136,7 @@ class Bench:
             step_size=outcome.step_size,
             restarts=outcome.restarts,
             eot_samples=outcome.eot_samples,
+            swept=outcome.swept,
             mean_l2=mean_over_successes(l2_N, success_RN, clean.run_weights),
             max_linf=float(linf_N.max()),
             forward_passes=outcome.forward_passes,
@@ -150,11 +154,12 @@ class Bench:
             other
             for other in others
             if other.adaptive_to is None
+            and not other.leftover
             and other.was_shown_to(defence)
             and (other.attack, other.epsilon, other.steps, other.restarts)
             == (outcome.attack, outcome.epsilon, outcome.steps, outcome.restarts)
         ]
-        if outcome.adaptive_to is None or not unaware:
+        if outcome.adaptive_to is None or outcome.leftover or not unaware:
             return None
         grey = max(unaware, key=lambda other: len(set(other.ids) & set(outcome.ids)))
         common = sorted(set(grey.ids) & set(outcome.ids))
@@ -196,11 +201,12 @@ class Bench:
                     for outcome in outcomes
                     if (outcome.norm, outcome.epsilon) == (norm, epsilon) and outcome.was_shown_to(defence)
                 ]
-                if len(taken) < 2:
+                if len({(outcome.attack, outcome.adaptive_to) for outcome in taken}) < 2:
                     continue
                 smaller = [outcome for outcome in outcomes if outcome.norm == norm and outcome.epsilon <= epsilon]
                 records.append(self._worst_case(defence, taken, smaller, self.challenge.ids))
-                aware = max((outcome.ids for outcome in taken if outcome.adaptive_to), key=len, default=())
+                known = (outcome.ids for outcome in taken if outcome.adaptive_to and not outcome.leftover)
+                aware = max(known, key=len, default=())
                 if 0 < len(aware) < len(self.challenge):
                     records.append(self._worst_case(defence, taken, smaller, aware))
         return records
@@ -247,7 +253,12 @@ class Bench:
         for outcome in outcomes:
             label = outcome.attack + (" adaptive" if outcome.adaptive_to else "")
             attacked.setdefault(label, set()).update(outcome.ids)
-        partial = [f"{label} on {len(ids & all_ids)}" for label, ids in attacked.items() if unbroken - ids]
+        covered = any(unbroken <= ids for label, ids in attacked.items() if label.endswith(" adaptive"))
+        partial = [
+            f"{label} on {len(ids & all_ids)}"
+            for label, ids in attacked.items()
+            if unbroken - ids and not (covered and label.endswith(" adaptive"))
+        ]
         return f"{LIBRARY} ({', '.join(partial)} of {len(all_ids)} utterances)" if partial else LIBRARY
 
     def _record(self, part: Challenge, defence: str, clean: Shown, attacked: Shown, **described: Any) -> AttackRecord:
@@ -344,5 +355,5 @@ def _identity(record: AttackRecord) -> tuple[Any, ...]:
     measured = (record.norm, record.num_examples, record.seed, record.device)
     if record.attack in (CLEAN, WORST_CASE):
         return (*found, *measured)
-    effort = (record.steps, record.step_size, record.restarts, record.eot_samples)
+    effort = (record.steps, record.step_size, record.restarts, record.eot_samples, record.swept)
     return (*found, *measured, *effort, record.library, record.knowledge)

@@ -24,7 +24,7 @@ from torch import Tensor
 from ser_fl.defences import Defence
 from ser_fl.records import write_bytes, write_json
 
-OUTCOME_SCHEMA = 1
+OUTCOME_SCHEMA = 2
 """Version of the files below ``attacks/``; those of another are left alone and made anew."""
 _TENSOR = "adversarial_BFL"
 
@@ -47,6 +47,10 @@ class Outcome:
     eot_samples: int
     adaptive_to: str | None
     """The defence that the attacker knew of."""
+    swept: bool
+    """Whether it went on from a smaller epsilon, what that one broke included."""
+    leftover: bool
+    """Whether it saw only what earlier attacks had not broken."""
     minimal: bool
     """Whether the attack looks for the nearest adversarial utterance."""
     ids: tuple[str, ...]

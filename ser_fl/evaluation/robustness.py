@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ser_fl.attacks.attack import Attack
+from ser_fl.attacks.catalogue import VERSION
 from ser_fl.defences import Defence
 from ser_fl.evaluation.challenge import Challenge
 from ser_fl.evaluation.crafting import craft
@@ -124,7 +125,6 @@ class _Work:
     tasks: dict[int, _Task] = field(default_factory=dict)
     """By unit."""
     done: dict[int, Outcome] = field(default_factory=dict)
-    _tidied: set[int] = field(default_factory=set)
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -153,7 +153,7 @@ class _Work:
         keeps = self.keeper.keeps_adversarials
         known = outcome is not None and all(map(outcome.was_shown_to, unit.shown_to))
         if outcome is None or not known or (keeps and not outcome.adversarials_kept):
-            found = self._never_better(unit, judge(unit, task.part, self._adversarial(unit)))
+            found = self._never_better(unit, judge(unit, task.part, self._adversarial(unit), leftover=self.drop_broken))
             kept = keeps or (outcome is not None and outcome.adversarials_kept)
             votes = {} if outcome is None else outcome.votes
             outcome = replace(found, votes=votes | found.votes, adversarials_kept=kept)
@@ -167,6 +167,7 @@ class _Work:
     def _task(self, unit: Unit) -> _Task:
         part = self._unbroken(unit) if self.drop_broken else unit.part
         settings: dict[str, Any] = {
+            "version": VERSION,
             "attack": asdict(unit.attack.settings),
             "library": unit.attack.library,
             "ids": part.ids,
@@ -267,9 +268,8 @@ class _Work:
         """Drop adversarial utterances that no larger epsilon waits for."""
         waiting = {id(unit.before) for unit in self.units if id(unit) not in self.done}
         for unit, outcome in self.done.items():
-            if unit not in waiting and not outcome.adversarials_kept and unit not in self._tidied:
+            if unit not in waiting and not outcome.adversarials_kept:
                 self.keeper.forget_batches(self.tasks[unit].key)
-                self._tidied.add(unit)
 
 
 @dataclass(slots=True, eq=False)

@@ -132,10 +132,15 @@ def _chain(
                 part=part,
                 shown_to=shown_to,
                 expectation=expectation,
-                before=smaller[-1] if sweep and smaller else None,
+                before=smaller[-1] if sweep and smaller and _searches(attack) else None,
             )
         )
     return units
+
+
+def _searches(attack: Attack) -> bool:
+    """Whether a larger budget holds what the attack finds in a smaller one: a single step or a draw goes elsewhere."""
+    return attack.entry.warm or attack.entry.minimal
 
 
 def _effort(attack: Attack) -> tuple[int | None, int | None]:

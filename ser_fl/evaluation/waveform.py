@@ -24,6 +24,7 @@ from torch import Tensor
 from ser_fl.attacks.estimator import Passes
 from ser_fl.attacks.gradient import attacked
 from ser_fl.attacks.masking import MaskingBall
+from ser_fl.attacks.suites import SUITES
 from ser_fl.attacks.waveform import (
     FULL_SCALE,
     WaveformAttack,
@@ -54,6 +55,8 @@ DOMAIN = "waveform"
 MASKING = "masking"
 """The norm that a record names where the budget is the clip's own masking threshold."""
 _TOLERANCE_DB = 1e-3
+SUITE = ("pgd", "apgd_ce", "cw_l2")
+"""What the suites of the other domain stand for here."""
 SNR_DBS = (60.0, 50.0, 40.0, 30.0, 20.0, 10.0, 0.0)
 """Budgets where none is given."""
 
@@ -84,7 +87,8 @@ def plans_of(config: BenchmarkConfig) -> list[Plan]:
     if not budgets:
         budgets = [WaveformBudget("snr_db", value) for value in SNR_DBS]
     plans = []
-    for name in dict.fromkeys(config.attacks):
+    names = [name for given in config.attacks for name in (SUITE if given in SUITES else (given,))]
+    for name in dict.fromkeys(names):
         attack = attack_named(name)
         own = tuple(budget for budget in dict.fromkeys(budgets) if budget.unit in attack.units)
         if attack.units and not own:
@@ -444,7 +448,9 @@ def _worst_case(
     wrong_N = (clean.labels_N + 1) % challenge.num_classes
     worst = replace(clean, votes_RN=torch.where(survived_RN, clean.labels_N, wrong_N))
     rate = success_rate(clean.right_RN, clean.right_RN & ~survived_RN, clean.run_weights)
-    return replace(_record(challenge, defence, WORST_CASE, clean, worst, budget), attack_success_rate=rate)
+    return replace(
+        _record(challenge, defence, WORST_CASE, clean, worst, budget), norm=budget.norm, attack_success_rate=rate
+    )
 
 
 def _record(

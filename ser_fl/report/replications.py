@@ -16,15 +16,13 @@ from typing import Any
 
 from ser_fl.records import AttackRecord
 from ser_fl.report import wording
-from ser_fl.report.four_way import Column, columns_of, reference_budgets
+from ser_fl.report.four_way import Column, budget_key, columns_of, reference_budgets
 from ser_fl.report.labels import labels_of, provenance
 from ser_fl.report.markup import MISSING, Table
 from ser_fl.report.runs import RunRecords
 
 _FREE = {"seed", "run_dir", "resume", "tracking", "executor", "profile", "experiment"}
 """Settings in which repetitions may differ; and of the split its seed and its fold."""
-_T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""Student's t for a two-sided interval of 95 %, by degrees of freedom from 1."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +105,9 @@ def half_width_over_seeds(values: Sequence[float]) -> float:
     >>> round(half_width_over_seeds([0.1, 0.2, 0.3]), 4)
     0.2484
     """
-    freedom = len(values) - 1
-    t = _T_975[freedom - 1] if freedom <= len(_T_975) else 1.96
-    return t * statistics.stdev(values) / math.sqrt(len(values))
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def half_width_of_uar(confusion: Any) -> float:
@@ -130,7 +128,8 @@ def _cells(group: Replication, defence: str, columns: Sequence[Column]) -> tuple
     for column in columns:
         found = [column.record_of(run, defence) for run in group.runs]
         cells.append(_cell(group, [record for record in found if record is not None]))
-    worst = [_worst(run, defence, {column.budget for column in columns}) for run in group.runs]
+    threats = {(column.domain, column.norm, column.budget) for column in columns}
+    worst = [_worst(run, defence, threats) for run in group.runs]
     recorded = [record for record in worst if record is not None]
     partial = {run.subset(record) for run, record in zip(group.runs, worst, strict=True) if record is not None}
     size = "" if None in partial or not partial else f" (n = {max(size for size in partial if size)})"
@@ -138,14 +137,20 @@ def _cells(group: Replication, defence: str, columns: Sequence[Column]) -> tuple
     return tuple(cells)
 
 
-def _worst(run: RunRecords, defence: str, budgets: set[str]) -> AttackRecord | None:
-    """The worst case per utterance at a budget of the table: over attackers who know of the defence, where it is."""
+def _worst(run: RunRecords, defence: str, threats: set[tuple[str, str, str]]) -> AttackRecord | None:
+    """The worst case per utterance at a budget of the table: in L-infinity, and over attackers who know of the defence,
+    where there is one.
+    """
     worst = [
         record
         for record in run.attacks
-        if record.attack == wording.WORST_CASE and record.defence == defence and wording.budget(record) in budgets
+        if record.attack == wording.WORST_CASE and record.defence == defence and budget_key(record) in threats
     ]
-    return min(worst, key=lambda record: (wording.is_grey_box(record), -record.num_examples), default=None)
+    return min(
+        worst,
+        key=lambda record: (record.norm != "inf", wording.is_grey_box(record), -record.num_examples),
+        default=None,
+    )
 
 
 def _cell(group: Replication, records: Sequence[AttackRecord]) -> str:

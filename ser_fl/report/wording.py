@@ -61,9 +61,11 @@ def is_grey_box(record: AttackRecord) -> bool:
     """True where an attack on the undefended model was shown to a defended one: no evidence of robustness."""
     if record.attack == CLEAN or record.defence == NO_DEFENCE:
         return False
-    known = record.knowledge.split("+")
+    if record.attack != WORST_CASE:
+        asks = record.knowledge in ("score", "decision") and record.eot_samples == 0
+        return record.knowledge == "undefended" or asks
     # A worst case is one of adaptive attacks where they saw every utterance that is left.
-    return "undefended" in known and ("adaptive" not in known or "adaptive on" in record.library)
+    return "adaptive" not in record.knowledge.split("+") or "adaptive on" in record.library
 
 
 def budget(record: AttackRecord) -> str:

@@ -31,7 +31,7 @@ def attack_metrics(records: Sequence[AttackRecord]) -> dict[str, float]:
     """
     metrics = {}
     for record in sorted(records, key=lambda record: record.robust_uar, reverse=True):
-        parts = ["attack", record.attack]
+        parts = ["attack", *([record.domain] if record.domain != "logmel" else []), record.attack]
         if record.epsilon is not None:
             parts.append(f"eps_{record.epsilon:g}")
         elif record.snr_db is not None:

@@ -66,7 +66,9 @@ def epsilon_0_is_clean(records: Sequence[AttackRecord]) -> Outcome:
             "attacked utterances are not prepared or scored alike, so look for a second clipping or a random model.",
         )
         for record in idle
-        if record.robust_uar != record.clean_uar or record.attack_success_rate > 0 or record.max_linf > 0
+        if abs(record.robust_uar - record.clean_uar) > _ROUNDING
+        or record.attack_success_rate > 0
+        or record.max_linf > 0
     ]
 
 
@@ -92,13 +94,17 @@ def falls_with_the_budget(records: Sequence[AttackRecord]) -> Outcome:
     """A larger budget holds a smaller one, so that an attack that searches it well cannot do worse.
 
     A single step can, since it always goes to the edge, and so can one that is shown to a defence that it does not
-    know of: those hint only.
+    know of: those hint only. An attack that went on where it was at the smaller budget cannot by its making.
     """
     pairs, compared = [], False
+    tried = _attacks(records)
+    if not any(record.swept for record in tried):
+        tried += _worst_cases(records)
     curves = _groups(
-        (record for record in _attacks(records) + _worst_cases(records) if _strength(record) is not None),
+        (record for record in tried if _strength(record) is not None and not record.swept),
         lambda record: (
             *(record.attack, record.knowledge, record.domain, record.norm, record.defence, record.num_examples),
+            *(record.seed, record.device),
             *(record.steps, record.restarts, record.eot_samples, record.epsilon is None),
         ),
     )
@@ -109,7 +115,7 @@ def falls_with_the_budget(records: Sequence[AttackRecord]) -> Outcome:
             pairs.append(_Pair(weak=lowest, strong=record))
             lowest = min(lowest, record, key=lambda tried: tried.robust_uar)
     if not compared:
-        return NotChecked("no attack was recorded at two budgets")
+        return NotChecked("no attack was recorded at two budgets, each by itself (sweep=false)")
     return [
         _doubt(
             FALLS,
@@ -280,7 +286,7 @@ def passes_buy_successes(records: Sequence[AttackRecord]) -> Outcome:
     better = [(record, _success_with_no_more(record, paid)) for record in idle]
     doubts = []
     for record, other in better:
-        if other is not None and record.steps != 1:
+        if other is not None and record.steps != 1 and not _asks_only(record):
             words = (
                 f"{record.attack} {at(record)} sent {record.forward_passes} utterances forward and "
                 f"{record.backward_passes} backward through the model and broke none, where {other.attack} {at(other)} "
@@ -288,7 +294,7 @@ def passes_buy_successes(records: Sequence[AttackRecord]) -> Outcome:
                 "model, so do not report it."
             )
             doubts.append(_doubt(SUCCESS, record, words))
-    left = [record for record, other in better if other is None or record.steps == 1]
+    left = [record for record, other in better if other is None or record.steps == 1 or _asks_only(record)]
     for group in _groups(left, lambda record: _threat(record)[:3]):
         largest = max(group, key=lambda record: _strength(record) or 0.0)
         names = ", ".join(dict.fromkeys(record.attack for record in group))
@@ -398,6 +404,11 @@ def _is_noise(record: AttackRecord) -> bool:
     return record.attack.startswith("noise")
 
 
+def _asks_only(record: AttackRecord) -> bool:
+    """Whether the attack sees no gradient; it may honestly break nothing where one that does breaks little."""
+    return not {"score", "decision"}.isdisjoint(record.knowledge.split("+"))
+
+
 def _is_grey_box(record: AttackRecord) -> bool:
     return record.defence != NO_DEFENCE and "adaptive" not in record.knowledge.split("+")
 
@@ -413,7 +424,8 @@ def _unless_grey_box(record: AttackRecord, advice: str) -> str:
 
 def _threat(record: AttackRecord) -> tuple[Hashable, ...]:
     """Domain, norm, defence and budget: what two attacks must share to be compared."""
-    return record.domain, record.norm, record.defence, record.epsilon, record.snr_db
+    budget = record.epsilon, record.snr_db
+    return record.domain, record.norm, record.defence, *budget, record.seed, record.device
 
 
 def _strength(record: AttackRecord) -> float | None:
