@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ser_fl.evaluation.intervals import Bootstrap, interval_over_seeds, uar_by_group, uar_of
+from ser_fl.evaluation.intervals import Bootstrap, uar_by_group, uar_of
 from ser_fl.metrics import confusion_matrix, scores
 
 
@@ -78,10 +78,3 @@ def test_uar_by_group() -> None:
     by_group = uar_by_group(recognised_N, [0, 0, 1, 1, 0], ["b", "b", "b", "a", None])
     assert by_group == {"a": 0.5, "b": 0.75}
     assert list(by_group) == ["a", "b"]
-
-
-def test_interval_over_seeds_is_students() -> None:
-    uars = [0.31, 0.35, 0.29, 0.36, 0.30]
-    expected = stats.t.interval(0.95, 4, loc=np.mean(uars), scale=stats.sem(uars))
-    assert interval_over_seeds(uars) == pytest.approx(expected, abs=1e-12)
-    assert interval_over_seeds([0.3]) is None

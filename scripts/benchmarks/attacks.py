@@ -26,10 +26,10 @@ from torch.nn import functional
 from benchmarks.figures import Figure, alternately, ratio
 from ser_fl.attacks.attack import Crafted
 from ser_fl.attacks.budget import Box
+from ser_fl.attacks.carlini_wagner import SEARCH_STEPS
 from ser_fl.attacks.catalogue import AttackSettings, build
 from ser_fl.attacks.estimator import clip_values_of, import_art
 from ser_fl.attacks.gradient import pgd
-from ser_fl.attacks.minimal import CW_L2_SEARCH_STEPS
 from ser_fl.composition import compose
 from ser_fl.models.catalogue import build_network
 
@@ -292,7 +292,7 @@ def cw_figures(target: Target) -> Iterator[Figure]:
     seconds = alternately(
         {name: timed(craft) for name, craft in peers.items()}, CW_REPEATS, warm_ups=0
     )  # they have run
-    name = f"C&W L2, {CW_L2_SEARCH_STEPS} x {CW_STEPS} iterations, batch {BATCH}"
+    name = f"C&W L2, {SEARCH_STEPS} x {CW_STEPS} iterations, batch {BATCH}"
     best = min((peer for peer in peers if peer.startswith("ART")), key=lambda peer: statistics.median(seconds[peer]))
     yield ratio(f"{name}: time of ser_fl / {best}", seconds["ser_fl"], seconds[best], bar=0.1, **detail)
     if torchattacks is not None:
@@ -351,7 +351,7 @@ def cw_by_art(target: Target, batch_size: int) -> Craft:
     attack = CarliniL2Method(
         classifier,
         max_iter=CW_STEPS,
-        binary_search_steps=CW_L2_SEARCH_STEPS,
+        binary_search_steps=SEARCH_STEPS,
         initial_const=4.0,
         batch_size=batch_size,
         verbose=False,
@@ -437,7 +437,7 @@ def cw_by_torchattacks(target: Target) -> Craft | None:
     images_B1FL = ((target.features_BFL - lower_F1) / BOX_WIDTH).clamp(1e-6, 1 - 1e-6)[:, None]
 
     def craft() -> Tensor:
-        made_B1FL: Tensor = CW(model, steps=CW_STEPS * CW_L2_SEARCH_STEPS)(images_B1FL, target.labels_B)
+        made_B1FL: Tensor = CW(model, steps=CW_STEPS * SEARCH_STEPS)(images_B1FL, target.labels_B)
         return made_B1FL.squeeze(1) * BOX_WIDTH + lower_F1
 
     return craft

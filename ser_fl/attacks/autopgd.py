@@ -25,9 +25,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ser_fl.attacks.ball import Ball
+from ser_fl.attacks.ball import Ball, per_utterance
 from ser_fl.attacks.budget import Box
-from ser_fl.attacks.found import Found, per_utterance
+from ser_fl.attacks.found import Found
 from ser_fl.attacks.losses import (
     Loss,
     cross_entropy,

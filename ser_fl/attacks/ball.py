@@ -35,22 +35,25 @@ class Ball:
         """The nearest inputs inside, shape (B, ...)."""
         step = moved - self.clean
         if self.norm == "inf":
-            radius = self._as(self.radius_B)
+            radius = per_utterance(self.radius_B, step)
             return step.clamp(-radius, radius).add_(self.clean)
-        length = self._as(lengths(step))
-        shrink = torch.where(length > self._as(self.radius_B), self._as(self.radius_B) / length.clamp(min=_TINY), 1.0)
-        return self.clean + step * shrink
+        length_B = lengths(step)
+        shrink_B = torch.where(length_B > self.radius_B, self.radius_B / length_B.clamp(min=_TINY), 1.0)
+        return self.clean + step * per_utterance(shrink_B, step)
 
     def steepest(self, gradient: Tensor) -> Tensor:
         """The perturbation of norm 1 along which a loss of this gradient rises most, shape (B, ...)."""
         if self.norm == "inf":
             return gradient.sign()
-        return gradient / self._as(lengths(gradient)).clamp(min=_TINY)
+        # A sure model's gradient is so small that its squares would be nothing.
+        largest_B = gradient.flatten(1).abs().amax(dim=1).clamp(min=torch.finfo(gradient.dtype).tiny)
+        scaled = gradient / per_utterance(largest_B, gradient)
+        return scaled / per_utterance(lengths(scaled).clamp(min=_TINY), scaled)
 
     def random(self, generators_B: Iterable[Generator]) -> Tensor:
         """Inputs that are uniform in the ball, each by a generator of its own (all on one device), shape (B, ...)."""
         drawn = torch.cat([self._draw(self.clean.shape[1:], stream) for stream in generators_B])
-        return self.clean + send(drawn, self.clean.device) * self._as(self.radius_B)
+        return self.clean + send(drawn, self.clean.device) * per_utterance(self.radius_B, drawn)
 
     def _draw(self, shape: torch.Size, stream: Generator) -> Tensor:
         """One perturbation in the ball of radius 1, shape (1, ...)."""
@@ -61,9 +64,10 @@ class Ball:
         inside: Tensor = direction / direction.norm() * share.float()
         return inside
 
-    def _as(self, value_B: Tensor) -> Tensor:
-        """One value an utterance, to be broadcast over its inputs."""
-        return value_B.view(-1, *(1,) * (self.clean.dim() - 1))
+
+def per_utterance(value_B: Tensor, inputs: Tensor) -> Tensor:
+    """One value an utterance, shaped to be broadcast over its inputs."""
+    return value_B.view(-1, *(1,) * (inputs.dim() - 1))
 
 
 def lengths(step: Tensor) -> Tensor:

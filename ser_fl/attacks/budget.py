@@ -53,7 +53,8 @@ class Box:
     @classmethod
     def of(cls, lower_F1: Tensor, upper_F1: Tensor) -> Self:
         """The box between two sides; unbounded where a side is infinite (``frontend.clip=none``)."""
-        return cls(lower_F1, upper_F1) if bool(torch.isfinite(lower_F1).all()) else cls.unbounded()
+        bounded = bool(torch.isfinite(lower_F1).all() and torch.isfinite(upper_F1).all())
+        return cls(lower_F1, upper_F1) if bounded else cls.unbounded()
 
     def clip(self, features_BFL: Tensor) -> Tensor:
         """Nearest features inside the box; the features themselves where there is none."""

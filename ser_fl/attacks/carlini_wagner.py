@@ -17,9 +17,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from ser_fl.attacks.ball import Ball
+from ser_fl.attacks.ball import Ball, per_utterance
 from ser_fl.attacks.budget import Box
-from ser_fl.attacks.nearest import Aim, Nearest, dual_size, size, spread
+from ser_fl.attacks.nearest import Aim, Nearest, dual_size, size
 from ser_fl.attacks.victim import Victim
 
 STEP = 0.3
@@ -34,6 +34,8 @@ PROGRESS = 3e-3
 """By what share an objective must fall to count as falling."""
 TAU_FACTOR = 0.9
 """Of the largest change of a cell that is enough: the next bound (section VI.C of the paper)."""
+SEARCH_STEPS = 3
+"""Constants of the L2 attack that are tried, where nothing else is said."""
 LOOK = 2
 """Iterations between looks at who is through, each of which waits for a GPU."""
 _MOMENTUM, _SQUARES = 0.7, 0.9
@@ -62,13 +64,13 @@ class _Adam:
         self.mean = _MOMENTUM * self.mean + (1 - _MOMENTUM) * gradient
         self.square = _SQUARES * self.square + (1 - _SQUARES) * squared
         self.age_N = self.age_N + 1
-        mean = self.mean / spread(1 - _MOMENTUM**self.age_N, gradient)
-        root = (self.square / spread(1 - _SQUARES**self.age_N, gradient)).sqrt()
+        mean = self.mean / per_utterance(1 - _MOMENTUM**self.age_N, gradient)
+        root = (self.square / per_utterance(1 - _SQUARES**self.age_N, gradient)).sqrt()
         return mean / root.clamp(min=torch.finfo(gradient.dtype).tiny)
 
     def begin_anew(self, where_N: Tensor) -> None:
         keep_N = (~where_N).to(self.age_N.dtype)
-        self.mean, self.square = (moment * spread(keep_N, moment) for moment in (self.mean, self.square))
+        self.mean, self.square = (moment * per_utterance(keep_N, moment) for moment in (self.mean, self.square))
         self.age_N = self.age_N * keep_N
 
     def subset(self, kept: Tensor) -> _Adam:
@@ -139,7 +141,7 @@ def carlini_wagner_l2(
     *,
     box: Box | None = None,
     steps: int = 20,
-    search_steps: int = 3,
+    search_steps: int = SEARCH_STEPS,
     targeted: bool = False,
 ) -> Tensor:
     """Carlini and Wagner's L2 attack: the smallest ``|d|^2 + c * max(lead of the true class, 0)`` by Adam, inside
@@ -195,8 +197,8 @@ def carlini_wagner_l2(
         best_N = nearest.distance_B[going_N]
         reach_N = torch.where(best_N.isfinite(), best_N, torch.where(over_N, 2 * reach_N, reach_N))
         stride_N = STEP * (1 - (1 - LAST_STEP) * done_N / total) * reach_N / math.sqrt(change[0].numel())
-        direction = adam.direction(2 * change - spread(weight_N, change) * gradient)
-        moved = box.clip(moved - spread(stride_N, moved) * direction)
+        direction = adam.direction(2 * change - per_utterance(weight_N, change) * gradient)
+        moved = box.clip(moved - per_utterance(stride_N, moved) * direction)
         adam.begin_anew(over_N)
         if iteration % LOOK == 0:
             still = (search.number_N < search_steps).nonzero().flatten()
@@ -213,7 +215,7 @@ def carlini_wagner_linf(
     *,
     tau_B: Tensor,
     box: Box | None = None,
-    steps: int = 60,
+    steps: int = 40,
     targeted: bool = False,
 ) -> Tensor:
     """Carlini and Wagner's L-infinity attack: Adam on the classification loss within a bound tau that shrinks, inside
@@ -248,6 +250,6 @@ def carlini_wagner_linf(
         nearest.offer(every_N, moved, distance_N, reached_N)
         tau_N = torch.where(reached_N, torch.minimum(tau_N, TAU_FACTOR * distance_N), tau_N)
         stride_N = LINF_STEP * (1 - (1 - LAST_STEP) * iteration / steps) * tau_N
-        moved = moved + spread(stride_N, moved) * adam.direction(gradient)
+        moved = moved + per_utterance(stride_N, moved) * adam.direction(gradient)
         moved = box.clip(Ball(start, tau_N, "inf").project(moved))
     return clean.index_copy(0, rows_N, nearest.draw_in(aim, steps))

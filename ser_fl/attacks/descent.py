@@ -13,13 +13,12 @@ from torch import Tensor
 
 from ser_fl.attacks.ball import Ball
 from ser_fl.attacks.budget import Box
+from ser_fl.attacks.found import Found
 from ser_fl.attacks.losses import Loss, cross_entropy
 from ser_fl.attacks.victim import Victim
 
 _FINAL = -1
 """The step whose draws compare what restarts have found; no step of an attack has it."""
-_ALIKE = 1e-6
-"""Probabilities of being recognised that differ by rounding."""
 
 
 def descend(
@@ -65,26 +64,21 @@ def descend(
         step_size = ball.clean.new_full((len(labels_B),), step_size)
     if len(starts) == 1 and incumbent is None:
         return _ascend(victim, ball, labels_B, starts[0], steps, step_size, box, loss, 0)
-    best = ball.clean.clone()
-    right_B, loss_B = (torch.full_like(step_size, value) for value in (torch.inf, -torch.inf))
+    best, every_B = None, torch.arange(len(labels_B), device=labels_B.device)
     if incumbent is not None:
-        best = box.clip(incumbent.detach().clone())
-        loss_B, right_B = victim.score(best, labels_B, loss, step=_FINAL)
-    rows = torch.arange(len(labels_B), device=labels_B.device)
+        best = Found.of(victim, box.clip(incumbent.detach().clone()), labels_B, loss=loss, step=_FINAL)
     for restart, start in enumerate(starts):
+        rows = every_B if best is None or restart == 0 else best.unbroken()
+        if not len(rows):
+            break
         part, labels_N = victim.subset(rows), labels_B[rows]
         found = _ascend(
             part, ball.subset(rows), labels_N, start[rows], steps, step_size[rows], box, loss, restart * steps
         )
-        loss_N, right_N = part.score(found, labels_N, loss, step=_FINAL)
-        fewer_N = right_B[rows] - right_N
-        better_N = (fewer_N > _ALIKE) | ((fewer_N >= -_ALIKE) & (loss_N > loss_B[rows]))
-        chosen = rows[better_N]
-        best[chosen], right_B[chosen], loss_B[chosen] = found[better_N], right_N[better_N], loss_N[better_N]
-        rows = rows[right_B[rows] > 0]
-        if not len(rows):
-            break
-    return best
+        candidate = Found.of(part, found, labels_N, loss=loss, step=_FINAL)
+        best = candidate if best is None else best.put(rows, best.subset(rows).or_better(candidate))
+    assert best is not None, "there is one start at least"
+    return best.inputs
 
 
 def _ascend(

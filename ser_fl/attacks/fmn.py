@@ -13,9 +13,9 @@ import math
 import torch
 from torch import Tensor
 
-from ser_fl.attacks.ball import Ball
+from ser_fl.attacks.ball import Ball, per_utterance
 from ser_fl.attacks.budget import Box, Norm
-from ser_fl.attacks.nearest import Aim, Nearest, dual_size, size, spread
+from ser_fl.attacks.nearest import Aim, Nearest, dual_size, size
 from ser_fl.attacks.victim import Victim
 
 STEP, LAST_STEP = 0.5, 0.01
@@ -75,5 +75,5 @@ def fast_minimum_norm(
         outward_N = torch.where(best_N.isfinite(), (1 + shrink) * radius_N, linear_N)
         radius_N = torch.where(reached_N, (1 - shrink) * torch.minimum(radius_N, best_N), outward_N)
         ball = Ball(start, radius_N, norm)
-        moved = box.clip(ball.project(moved + spread(step * radius_N, moved) * ball.steepest(gradient)))
+        moved = box.clip(ball.project(moved + per_utterance(step * radius_N, moved) * ball.steepest(gradient)))
     return clean.index_copy(0, rows_N, nearest.draw_in(aim, steps))

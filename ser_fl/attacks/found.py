@@ -10,8 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ser_fl.attacks.ball import per_utterance
 from ser_fl.attacks.losses import Loss, margin
 from ser_fl.attacks.victim import Victim
+
+_ALIKE = 1e-6
+"""Probabilities of being recognised that differ by rounding."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,7 +39,8 @@ class Found:
 
     def or_better(self, other: Found) -> Found:
         """The better of the two for each utterance; this one where they are equal."""
-        better_B = (other.right_B < self.right_B) | ((other.right_B == self.right_B) & (other.loss_B > self.loss_B))
+        fewer_B = self.right_B - other.right_B
+        better_B = (fewer_B > _ALIKE) | ((fewer_B >= -_ALIKE) & (other.loss_B > self.loss_B))
         return Found(
             torch.where(per_utterance(better_B, self.inputs), other.inputs, self.inputs),
             torch.where(better_B, other.right_B, self.right_B),
@@ -57,8 +62,3 @@ class Found:
     def unbroken(self) -> Tensor:
         """Rows of the utterances that the model still recognises, or may."""
         return (self.right_B > 0).nonzero().flatten()
-
-
-def per_utterance(value_B: Tensor, inputs: Tensor) -> Tensor:
-    """One value an utterance, shaped to be broadcast over its inputs."""
-    return value_B.view(-1, *(1,) * (inputs.dim() - 1))

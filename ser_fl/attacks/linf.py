@@ -7,7 +7,6 @@ from torch import Tensor
 
 from ser_fl.attacks.descent import descend
 from ser_fl.attacks.estimator import clip_values_of, import_art
-from ser_fl.attacks.gradient import own_starts
 from ser_fl.attacks.problem import Problem
 from ser_fl.randomness import generator
 
@@ -80,4 +79,4 @@ def _iterate(problem: Problem, starts: Tensor | None) -> Tensor:
 def _starts(problem: Problem, restart: int) -> Tensor:
     """A start for every utterance, keyed by (seed, utterance, restart): batches and their order do not matter."""
     streams = (generator("pgd", problem.seed, key, restart) for key in problem.keys_B)
-    return own_starts(problem.features_BFL, problem.settings.epsilon, streams)
+    return problem.ball.random(streams)

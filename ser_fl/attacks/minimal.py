@@ -18,8 +18,6 @@ from ser_fl.attacks.estimator import import_art
 from ser_fl.attacks.fmn import fast_minimum_norm
 from ser_fl.attacks.problem import Problem
 
-CW_L2_SEARCH_STEPS = 3
-"""Constants of C&W L2 that are tried, each with the settings' number of steps."""
 DEEPFOOL_OVERSHOOT = 0.02
 
 
@@ -31,7 +29,6 @@ def craft_cw_l2(problem: Problem) -> Tensor:
         problem.labels_B,
         box=problem.box,
         steps=_steps(problem),
-        search_steps=CW_L2_SEARCH_STEPS,
     )
 
 

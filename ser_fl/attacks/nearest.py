@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ser_fl.attacks.ball import lengths
+from ser_fl.attacks.ball import lengths, per_utterance
 from ser_fl.attacks.budget import Box, Norm
 from ser_fl.attacks.losses import margin
 from ser_fl.attacks.victim import Victim
@@ -137,7 +137,7 @@ class Nearest:
     def offer(self, rows_N: Tensor, moved: Tensor, distance_N: Tensor, reached_N: Tensor) -> None:
         """Keep what is adversarial and nearer than what was kept of these utterances."""
         nearer_N = reached_N & (distance_N < self.distance_B[rows_N])
-        self.inputs[rows_N] = torch.where(spread(nearer_N, moved), moved, self.inputs[rows_N])
+        self.inputs[rows_N] = torch.where(per_utterance(nearer_N, moved), moved, self.inputs[rows_N])
         self.distance_B[rows_N] = torch.where(nearer_N, distance_N, self.distance_B[rows_N])
 
     def draw_in(self, aim: Aim, step: int) -> Tensor:
@@ -153,17 +153,12 @@ class Nearest:
         far_N, found = torch.ones_like(near_N), self.inputs[rows_N]
         for _ in range(SEGMENT_STEPS):
             middle_N = (near_N + far_N) / 2
-            moved = aim.box.clip(clean + spread(middle_N, clean) * step_out)
+            moved = aim.box.clip(clean + per_utterance(middle_N, clean) * step_out)
             reached_N = part.reached(moved, step)
-            found = torch.where(spread(reached_N, moved), moved, found)
+            found = torch.where(per_utterance(reached_N, moved), moved, found)
             near_N, far_N = torch.where(reached_N, near_N, middle_N), torch.where(reached_N, middle_N, far_N)
         self.inputs[rows_N], self.distance_B[rows_N] = found, far_N * self.distance_B[rows_N]
         return self.inputs
-
-
-def spread(value_B: Tensor, inputs: Tensor) -> Tensor:
-    """One value an utterance, to be broadcast over its inputs."""
-    return value_B.view(-1, *(1,) * (inputs.dim() - 1))
 
 
 def size(step: Tensor, norm: Norm) -> Tensor:

@@ -40,7 +40,6 @@ from ser_fl.randomness import generator
 
 FULL_SCALE = Box(torch.tensor(-1.0), torch.tensor(1.0))
 """The values that samples may take."""
-CW_L2_SEARCH_STEPS = 4
 PGD_RADII = 4.0
 """Length of all steps together."""
 
@@ -186,7 +185,6 @@ def craft_cw_l2(problem: WaveformProblem) -> Tensor:
         problem.labels_B,
         box=problem.box,
         steps=problem.steps,
-        search_steps=CW_L2_SEARCH_STEPS,
     )
 
 

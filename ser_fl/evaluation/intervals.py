@@ -1,12 +1,10 @@
-"""How sure a UAR is: bootstrap over utterances, Student's t over seeds, and UAR by group.
+"""How sure a UAR is: bootstrap over utterances, and UAR by group.
 
 Legend: N utterances, S resamples.
 """
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -83,20 +81,3 @@ def uar_by_group(recognised_N: _Floats, labels_N: Sequence[int], groups_N: Seque
     labels, groups = np.asarray(labels_N), np.asarray(groups_N, dtype=object)
     names = sorted({group for group in groups_N if group is not None})
     return {name: uar_of(recognised_N[groups == name], labels[groups == name].tolist()) for name in names}
-
-
-def interval_over_seeds(uars: Sequence[float]) -> Interval | None:
-    """Where the mean over runs of other seeds lies, by Student's t: mean -+ t(0.975, n - 1) * deviation / sqrt(n).
-
-    A bootstrap of three or five runs would be far too narrow.
-
-    Returns:
-        None for fewer than two runs.
-    """
-    if len(uars) < 2:
-        return None
-    from scipy.stats import t
-
-    half = float(t.ppf((1 + LEVEL) / 2, len(uars) - 1)) * statistics.stdev(uars) / math.sqrt(len(uars))
-    middle = statistics.fmean(uars)
-    return middle - half, middle + half

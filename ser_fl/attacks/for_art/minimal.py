@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from ser_fl.attacks.budget import Box, Norm
-from ser_fl.attacks.carlini_wagner import carlini_wagner_l2, carlini_wagner_linf
+from ser_fl.attacks.carlini_wagner import SEARCH_STEPS, carlini_wagner_l2, carlini_wagner_linf
 from ser_fl.attacks.fmn import fast_minimum_norm
 from ser_fl.attacks.for_art.base import TensorAttack
 from ser_fl.attacks.victim import Victim
@@ -33,7 +33,7 @@ class CarliniWagnerL2(TensorAttack):
         classifier: Any,
         *,
         max_iter: int = 20,
-        binary_search_steps: int = 3,
+        binary_search_steps: int = SEARCH_STEPS,
         targeted: bool = False,
         batch_size: int = 64,
     ) -> None:
