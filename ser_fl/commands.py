@@ -27,7 +27,8 @@ from ser_fl.errors import UserError
 from ser_fl.records import RunFolder
 
 if TYPE_CHECKING:
-    from ser_fl.config import BenchmarkConfig, Config
+    from ser_fl.attack_config import BenchmarkConfig
+    from ser_fl.config import Config
     from ser_fl.records import AttackRecord, ProfileRecord, RoundRecord
 
 console = Console()

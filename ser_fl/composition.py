@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ser_fl.config import CONFIG_SCHEMA, BenchmarkConfig, Config, TransferConfig, parse, parse_benchmark, parse_transfer
+from ser_fl.attack_config import BenchmarkConfig, TransferConfig, parse_benchmark, parse_transfer
+from ser_fl.config import CONFIG_SCHEMA, Config, parse
 from ser_fl.errors import UserError, unknown_name
 
 

@@ -18,21 +18,17 @@ from ser_fl.errors import UserError, unknown_name
 CONFIG_SCHEMA = 1
 """Version of a run's ``config.yaml``."""
 
-_stage = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+stage = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Amount = Annotated[int, Field(ge=0)]
-Epsilon = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Epsilon = NonNegative
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Speaker = Annotated[str, BeforeValidator(lambda given: str(given) if type(given) is int else given)]
 """YAML takes the speakers of EmoDB and CREMA-D for numbers."""
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
-"""One name need not be in brackets."""
 
 
 Precision = Literal["32-true", "bf16-mixed"]
@@ -47,7 +43,7 @@ def _check_workers(given: object) -> object:
 Workers = Annotated[Count | Literal["auto"], BeforeValidator(_check_workers)]
 
 
-@_stage
+@stage
 class DataConfig:
     """Which corpus, and how its files are read."""
 
@@ -69,7 +65,7 @@ class DataConfig:
     """Utterances of each emotion and speaker, "builtin" only."""
 
 
-@_stage
+@stage
 class FrontendConfig:
     """Log-mel spectrogram of clips repeated to one length."""
 
@@ -107,7 +103,7 @@ class FrontendConfig:
         return (self.num_samples - self.window_samples) // self.hop_samples + 1
 
 
-@_stage
+@stage
 class SplitConfig:
     """Which utterances train, select and test."""
 
@@ -138,7 +134,7 @@ class SplitConfig:
                 )
 
 
-@_stage
+@stage
 class ClientsConfig:
     """How training utterances are spread over clients."""
 
@@ -149,7 +145,7 @@ class ClientsConfig:
     """Label skew of "dirichlet": small is skewed, large is iid."""
 
 
-@_stage
+@stage
 class CRNNConfig:
     """Convolution blocks, bidirectional GRU, attention pooling."""
 
@@ -162,7 +158,7 @@ class CRNNConfig:
     dropout: Share
 
 
-@_stage
+@stage
 class VGG15Config:
     """VGG-15 of the authors' code: 13 convolutions, global average pooling, two dense layers."""
 
@@ -170,7 +166,7 @@ class VGG15Config:
     norm: Literal["batch", "group"]
 
 
-@_stage
+@stage
 class ResNetConfig:
     """The residual network of the authors' code."""
 
@@ -182,7 +178,7 @@ class ResNetConfig:
 ModelConfig = Annotated[CRNNConfig | VGG15Config | ResNetConfig, Field(discriminator="name")]
 
 
-@_stage
+@stage
 class OptimiserConfig:
     """Optimiser of a client's local epochs; new at every round unless `federation.keep_optimiser`."""
 
@@ -197,7 +193,7 @@ class OptimiserConfig:
     final_fraction: Fraction
 
 
-@_stage
+@stage
 class AugmentationConfig:
     """Batched augmentation of training features."""
 
@@ -216,7 +212,7 @@ class AugmentationConfig:
     """Add a smooth curve over mel bins of up to this many standardised log-mel units: another microphone or room."""
 
 
-@_stage
+@stage
 class ObjectiveConfig:
     """What a training step minimises: the loss on clean utterances, or on a mix with adversarial ones."""
 
@@ -269,7 +265,7 @@ class ObjectiveConfig:
                 )
 
 
-@_stage
+@stage
 class SelectionConfig:
     """The attack on validation utterances in rounds that measure robust UAR, and what selects the best round."""
 
@@ -280,7 +276,7 @@ class SelectionConfig:
     steps: Count
 
 
-@_stage
+@stage
 class FederationConfig:
     """The round loop."""
 
@@ -314,7 +310,7 @@ class FederationConfig:
                 )
 
 
-@_stage
+@stage
 class ExecutorConfig:
     """Where the clients of a round run: no result depends on it but by `threads` and `accelerator`."""
 
@@ -339,7 +335,7 @@ class ExecutorConfig:
             )
 
 
-@_stage
+@stage
 class TrackingConfig:
     """Beside the run folder, which is always written."""
 
@@ -351,7 +347,7 @@ class TrackingConfig:
     group: str | None
 
 
-@_stage
+@stage
 class Config:
     """One experiment."""
 
@@ -400,148 +396,7 @@ class Config:
             )
 
 
-def _check_epsilons(given: object) -> object:
-    if isinstance(given, str) and given != "auto":
-        raise ValueError(f"epsilons must be auto or a list of numbers, got {given!r}")
-    return given
-
-
-Epsilons = Annotated[tuple[Epsilon, ...] | Literal["auto"], BeforeValidator(_check_epsilons)]
-
-
-def _check_samples(given: object) -> object:
-    if given == "exact" or (type(given) is int and given >= 1):
-        return given
-    raise ValueError(f"eot_samples must be exact or a whole number from 1 up, got {given!r}")
-
-
-Samples = Annotated[Count | Literal["exact"], BeforeValidator(_check_samples)]
-
-
-@_stage
-class BenchmarkConfig:
-    """Which attacks, at which budgets, shown to which defences, on a trained run."""
-
-    run: str
-    """The run folder."""
-    root: str | None
-    """Folder of the corpus, where it is no longer the one in the run's config.yaml."""
-    attacks: Annotated[Names, Field(min_length=1)]
-    """Names in the catalogue, art:ClassName, or a suite: quick, standard or thorough."""
-    epsilons: Epsilons
-    """L-infinity budgets in standardised log-mel units; empty: the epsilon that the run was trained with; auto: ten,
-    from where UAR is within 2 points of clean to where it is at most chance."""
-    defences: Annotated[tuple[str, ...], Field(min_length=1)]
-    adaptive: Names
-    """Attacks that are also made against every defence but "none", in expectation over its randomness."""
-    eot_samples: Samples
-    """Draws of the defence that an adaptive attack averages over in every step; exact: all that there are (84)."""
-    steps: Count | None
-    """Of every attack that has some; null: each attack's own default."""
-    restarts: Amount | None
-    curve_attacks: Names
-    """Attacks that are measured at `curve_epsilons` too, for the curve of robust UAR over epsilon."""
-    curve_epsilons: Epsilons
-    sweep: bool
-    """Whether an attack goes on at an epsilon where it was at a smaller one: cheaper, and robust UAR never rises with
-    epsilon. Without, each epsilon is attacked by itself."""
-    max_examples: Count | None
-    """Attack a balanced subset of the test utterances; null: all."""
-    subsets: dict[str, Count]
-    """Sizes of balanced subsets for attacks that are too slow for all, by name, and of all adaptive ones, by
-    "adaptive"; the smaller counts. They come before those that a suite asks for."""
-    drop_broken: bool
-    """Spare an attack the utterances that earlier ones broke at the same epsilon. The worst case is the same; figures
-    of an attack are then about what the earlier ones left."""
-    keep_adversarials: bool
-    """Keep the adversarial features below RUN/attacks, which otherwise go when they are no longer needed."""
-    fresh: bool
-    """Put the records of earlier benchmarks aside and begin anew; otherwise one that was killed goes on, and another
-    adds to them."""
-    batch_size: Count
-    seed: Amount
-    accelerator: Literal["cpu", "auto", "cuda"] | None = None
-    """Of the attacks and of what is shown to the defences; null: that of the run, or cpu where it is not here."""
-    domain: Literal["logmel", "waveform"] = "logmel"
-    """What attacks move: standardised features, within epsilons, or recorded samples, within snr_dbs or amplitudes."""
-    snr_dbs: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = ()
-    """domain=waveform: budgets as signal-to-noise ratios in dB; together with no amplitudes, empty is 60 to 0 by 10."""
-    amplitudes: tuple[Epsilon, ...] = ()
-    """domain=waveform: budgets as the largest change of a sample, full scale 1."""
-    write_audio: Amount = 0
-    """domain=waveform: of so many utterances, clean and adversarial WAV files go to the run's folder adversarial/."""
-    checks: bool = True
-    """Whether the benchmark examines its own figures: attacks some utterances once more, in other ways."""
-    checks_subset: Count = 64
-    """How many utterances the checks attack."""
-
-    def __post_init__(self) -> None:
-        foreign = {
-            "logmel": ("snr_dbs", "amplitudes", "write_audio"),
-            "waveform": ("epsilons", "curve_epsilons"),
-        }[self.domain]
-        for setting in foreign:
-            given = getattr(self, setting)
-            if given and (setting, given) != ("curve_epsilons", "auto"):
-                other, budgets = ("waveform", "epsilons") if self.domain == "logmel" else ("logmel", "snr_dbs")
-                shown = list(given) if isinstance(given, tuple) else given
-                raise ValueError(
-                    f"{setting} goes with domain={other}, got {shown} with domain={self.domain}: "
-                    f"take {budgets}, or domain={other}"
-                )
-
-
-@_stage
-class TransferConfig:
-    """Which attack is made on each of some runs and shown to all of them."""
-
-    runs: tuple[str, ...]
-    """Run folders; RUN:CLIENT is a client's own model, of a run with federation=local_only."""
-    root: str | None
-    """Folder of the corpus, where it is no longer the one in the runs' config.yaml."""
-    attack: str
-    """A name in the catalogue, or art:ClassName."""
-    epsilon: Epsilon
-    """L-infinity budget in the standardised log-mel units of the run that is attacked, whichever it is shown to."""
-    defences: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Of the run that it is shown to."""
-    steps: Count | None
-    """Null: the attack's own default, as with restarts."""
-    restarts: Amount | None
-    max_examples: Count | None
-    """A balanced subset of the utterances that two runs have in common; null: all."""
-    batch_size: Count
-    seed: Amount
-    accelerator: Literal["cpu", "auto", "cuda"]
-    out: str | None
-    """Folder that transfer.json is written to; null: the first run's."""
-
-    def __post_init__(self) -> None:
-        if len(self.runs) < 2:
-            raise ValueError(
-                f"ser-fl transfer needs two runs at least, got {len(self.runs)}: ser-fl transfer RUN RUN [RUN ...]"
-            )
-
-
 _ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)
-_BENCHMARK: TypeAdapter[BenchmarkConfig] = TypeAdapter(BenchmarkConfig)
-_TRANSFER: TypeAdapter[TransferConfig] = TypeAdapter(TransferConfig)
-
-
-def parse_benchmark(settings: Mapping[str, Any]) -> BenchmarkConfig:
-    """Check the settings of a benchmark; errors as in `parse`."""
-    try:
-        return _BENCHMARK.validate_python(dict(settings))
-    except ValidationError as error:
-        raise _one_line(error, settings) from None
-
-
-def parse_transfer(settings: Mapping[str, Any]) -> TransferConfig:
-    """Check the settings of a transfer matrix; errors as in `parse`."""
-    try:
-        return _TRANSFER.validate_python(dict(settings))
-    except ValidationError as error:
-        raise _one_line(error, settings) from None
 
 
 def parse(settings: Mapping[str, Any]) -> Config:
@@ -553,7 +408,7 @@ def parse(settings: Mapping[str, Any]) -> Config:
     try:
         return _ADAPTER.validate_python(dict(settings))
     except ValidationError as error:
-        raise _one_line(error, settings) from None
+        raise one_line(error, settings) from None
 
 
 def dump(config: Config) -> dict[str, Any]:
@@ -570,8 +425,8 @@ def _as_yaml(value: object) -> str:
 _UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
 
 
-def _one_line(error: ValidationError, settings: Mapping[str, Any]) -> UserError:
-    """The first problem; unknown settings before missing ones, since a misspelt setting is both."""
+def one_line(error: ValidationError, settings: Mapping[str, Any]) -> UserError:
+    """The first problem in words; unknown settings before missing ones, since a misspelt setting is both."""
     problem: Any = min(error.errors(), key=lambda found: found["type"] not in _UNKNOWN)
     path = [str(part) for part in problem["loc"] if "[" not in str(part)]  # without the branch of a union of types
     if len(path) > 1 and path[0] == "model":

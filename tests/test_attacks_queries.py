@@ -263,14 +263,24 @@ def test_suites_name_attacks_of_the_catalogue_and_grow() -> None:
     ],
 )
 def test_a_suite_a_list_and_a_single_name_are_all_understood(given: str, attacks: tuple[str, ...]) -> None:
-    settings = with_suites(compose_benchmark(["run=RUN", f"attacks={given}", "subsets.square=7"]))
+    settings = with_suites(compose_benchmark(["run=RUN", f"attacks={given}", "subsets.square=7"]), 6)
     assert settings.attacks == attacks
     assert settings.subsets["square"] == 7  # what is said counts before what a suite asks for
 
 
 def test_a_suites_subsets_are_used_where_nothing_is_said() -> None:
-    settings = with_suites(compose_benchmark(["run=RUN", "attacks=thorough"]))
+    settings = with_suites(compose_benchmark(["run=RUN", "attacks=thorough", "adaptive=thorough"]), 6)
     assert settings.subsets["hopskipjump"] == SUITES["thorough"].subsets["hopskipjump"]
+
+
+def test_a_suite_leaves_out_what_does_not_fit_and_a_name_is_refused() -> None:
+    """Three classes are too few for the targeted loss; a decision attack of ART's cannot know of a defence."""
+    asked = compose_benchmark(["run=RUN", "attacks=standard", "curve_attacks=[]", "adaptive=thorough"])
+    with pytest.warns(UserWarning, match="standard is run without what does not fit here: apgd_t"):
+        settings = with_suites(asked, 3)
+    assert settings.attacks == tuple(name for name in SUITES["standard"].attacks if name != "apgd_t")
+    assert set(SUITES["thorough"].attacks) - set(settings.adaptive) == {"apgd_t", "hopskipjump"}
+    assert with_suites(compose_benchmark(["run=RUN", "attacks=apgd_t"]), 3).attacks == ("apgd_t",)
 
 
 def test_a_suite_runs_from_python_as_well() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from ser_fl import attack_config
 from ser_fl import config as schema
 from ser_fl.composition import compose, compose_benchmark, configs_dir, groups
 from ser_fl.config import Config, dump, parse
@@ -127,7 +128,7 @@ def written(stage: str, name: str) -> dict[str, Any]:
 
 def test_benchmark_settings_are_those_of_their_class() -> None:
     file = yaml.safe_load((configs_dir() / "benchmark.yaml").read_text(encoding="utf-8"))
-    assert set(file) == {field.name for field in fields(schema.BenchmarkConfig)}
+    assert set(file) == {field.name for field in fields(attack_config.BenchmarkConfig)}
     assert compose_benchmark(["run=here", "attacks=[fgsm]", "subsets.cw_l2=3"]).attacks == ("fgsm",)
 
 

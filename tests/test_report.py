@@ -30,6 +30,7 @@ from ser_fl.report.images import confusion_matrix, spectrogram_pair
 from ser_fl.report.labels import labels_of
 from ser_fl.report.markup import Table, print_table, to_html, to_markdown
 from ser_fl.report.page import write_report
+from ser_fl.report.panels import draw_figures
 from ser_fl.report.runs import RunRecords, read_run
 from ser_fl.report.tables import attack_table, four_way, summary_table, training_table
 
@@ -468,6 +469,35 @@ def test_curve_equals_its_records() -> None:
     assert ax.get_xlabel() == "epsilon (standardised log-mel units)"
     assert ax.get_ylim() == (0, 1)
     assert pgd.get_color() != fgsm.get_color()
+
+
+def test_curve_over_snr_falls_to_the_right_and_shades_intervals() -> None:
+    changes = {"domain": "waveform", "norm": "2", "epsilon": None}
+    records = [
+        record("pgd", uar, snr_db=level, uar_interval=(uar - 0.1, uar + 0.2), **changes)
+        for level, uar in ((20.0, 0.2), (60.0, 0.6), (0.0, 0.1))
+    ]
+    ax = robust_uar_curve(Figure().subplots(), records, num_classes=4, clean_uar=0.7)
+    pgd, clean, _ = ax.get_lines()
+    assert (xs(pgd), ys(pgd)) == ([0.0, 20.0, 60.0], [0.1, 0.2, 0.6])
+    assert ax.xaxis_inverted() and ax.get_xlabel() == "SNR (dB)"
+    assert (set(ys(clean)), clean.get_label()) == ({0.7}, "clean")
+    (shade,) = ax.collections
+    corners = {(float(x), round(float(y), 6)) for x, y in shade.get_paths()[0].vertices}
+    assert {(60.0, 0.5), (60.0, 0.8), (0.0, 0.0), (0.0, 0.3)} <= corners
+
+
+def test_domains_norms_and_units_have_figures_of_their_own(tmp_path: Path) -> None:
+    records = [
+        *(record("pgd", 0.3, epsilon=epsilon) for epsilon in (0.1, 0.2)),
+        *(record("pgd", 0.3, domain="waveform", norm="2", epsilon=None, snr_db=level) for level in (60.0, 20.0)),
+        *(record("pgd", 0.3, domain="waveform", epsilon=epsilon) for epsilon in (0.01, 0.02)),
+        record("psychoacoustic", 0.3, domain="waveform", norm="masking", epsilon=None),
+    ]
+    drawn = draw_figures([read_run(make_run(tmp_path / "run", None, records))])
+    assert {name for name in drawn if name.startswith("robust")} == {
+        *("robust_uar_logmel_linf", "robust_uar_waveform_l2_snr", "robust_uar_waveform_linf"),
+    }
 
 
 def test_training_curves_equal_the_rounds() -> None:

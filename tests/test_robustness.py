@@ -19,12 +19,12 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 from torch import Tensor, nn
 
 import ser_fl
+from ser_fl.attack_config import BenchmarkConfig
 from ser_fl.attacks.budget import Box
 from ser_fl.attacks.catalogue import Attack, Entry, build
 from ser_fl.attacks.problem import Problem
 from ser_fl.attacks.settings import AttackSettings
 from ser_fl.composition import compose_benchmark
-from ser_fl.config import BenchmarkConfig
 from ser_fl.defences import Classifier, NoDefence, Randomisation
 from ser_fl.errors import UserError
 from ser_fl.evaluation import benchmark as benchmark_module

@@ -25,13 +25,16 @@ from ser_fl.composition import compose, compose_benchmark
 from ser_fl.config import CONFIG_SCHEMA, dump
 from ser_fl.data.audio import read_audio
 from ser_fl.data.prepared import prepare
-from ser_fl.defences import NoDefence
+from ser_fl.defences import Defence, NoDefence, Randomisation
 from ser_fl.errors import UserError
 from ser_fl.evaluation import perception
 from ser_fl.evaluation.benchmark import benchmark_run
 from ser_fl.evaluation.challenge import Challenge
+from ser_fl.evaluation.kept import Memory
 from ser_fl.evaluation.perception import pesq_of, stoi_of
-from ser_fl.evaluation.waveform import WavPairs, benchmark_waveforms, median_over_successes, plans_of
+from ser_fl.evaluation.recordings import WavPairs
+from ser_fl.evaluation.shown import median_over_successes
+from ser_fl.evaluation.waveform import benchmark_waveforms, plans_of
 from ser_fl.models.bundle import EmotionModel, save_model
 from ser_fl.models.catalogue import build_network
 from ser_fl.records import AttackRecord, RunFolder
@@ -45,7 +48,12 @@ def settings(*given: str) -> Any:
 
 
 def heard(
-    recordings: Mapping[str, Tensor], labels: Sequence[int], *given: str, level: float = 0.0, **named: Any
+    recordings: Mapping[str, Tensor],
+    labels: Sequence[int],
+    *given: str,
+    level: float = 0.0,
+    defences: Sequence[Defence] = (NoDefence(),),
+    **named: Any,
 ) -> list[AttackRecord]:
     """The benchmark with a linear front end and a classifier that asks whether the mean is above a level."""
     bundle: EmotionModel = SimpleNamespace(  # type: ignore[assignment]
@@ -63,7 +71,7 @@ def heard(
     )
     config = settings(*given)
     return benchmark_waveforms(
-        challenge, bundle, lambda key: (recordings[key], 16000), plans_of(config), [NoDefence()], **named
+        challenge, bundle, lambda key: (recordings[key], 16000), plans_of(config), defences, **named
     )
 
 
@@ -168,6 +176,13 @@ def test_ids_that_read_alike_have_files_of_their_own(tmp_path: Path) -> None:
     assert len({pairs.path(name, "clean").name.lower() for name in ("a/b", "a_b", "A/b", "a b", "a/b/")}) == 5
 
 
+def test_a_later_benchmark_lists_the_pairs_of_earlier_ones_too(tmp_path: Path) -> None:
+    for level_db in (25, 5, 25):
+        heard(THREE, [1, 1, 1], "attacks=[pgd]", f"snr_dbs=[{level_db}]", pairs=WavPairs(tmp_path, ["far"]))
+    listed = json.loads((tmp_path / "waveforms.json").read_text())["pairs"]
+    assert sorted(round(pair["snr_db"]) for pair in listed) == [5, 25]
+
+
 def test_pairs_are_what_was_evaluated(tmp_path: Path) -> None:
     pairs = WavPairs(tmp_path, ["far"])
     heard(THREE, [1, 1, 1], "attacks=[pgd]", "snr_dbs=[25,5]", pairs=pairs)
@@ -193,6 +208,8 @@ def test_pairs_are_what_was_evaluated(tmp_path: Path) -> None:
         (["domain=waveform", "curve_epsilons=[0.1]"], ["curve_epsilons", "snr_dbs"]),
         (["domain=waveform", "amplitudes=[-0.1]"], ["amplitudes", "-0.1"]),
         (["domain=waveform", "snr_dbs=[.inf]"], ["snr_dbs"]),
+        (["domain=waveform", "drop_broken=true"], ["drop_broken", "true", "leave drop_broken out"]),
+        (["domain=waveform", "keep_adversarials=true"], ["keep_adversarials", "domain=logmel"]),
         (["domain=speech"], ["domain", "speech"]),
     ],
 )
@@ -209,6 +226,68 @@ def test_attacks_that_do_not_go_on_waveforms_are_told() -> None:
         plans_of(settings("attacks=[fgsm]"))
     with pytest.raises(UserError, match="cw_l2 keeps to budgets of snr_db only"):
         plans_of(settings("attacks=[cw_l2]", "amplitudes=[0.1]"))
+
+
+def test_a_suite_stands_for_something_here_too() -> None:
+    """The default of a benchmark is one, so that ``domain=waveform`` alone must run."""
+    assert [(plan.name, plan.adaptive) for plan in plans_of(settings("adaptive=[pgd]"))] == [
+        *(("pgd", False), ("apgd_ce", False), ("cw_l2", False), ("pgd", True)),
+    ]
+
+
+def test_an_attacker_who_knows_of_the_defence_is_shown_to_it_alone() -> None:
+    """And both attackers have a worst case together, with an interval, as in the other domain."""
+    given = ["attacks=[pgd]", "adaptive=[pgd]", "snr_dbs=[25]", "steps=8"]
+    records = heard(
+        THREE, [1, 1, 1], *given, defences=[NoDefence(), Randomisation(runs=2)], eot_samples=4, subsets={"adaptive": 2}
+    )
+    told = [(one.attack, one.defence, one.knowledge, one.eot_samples, one.num_examples) for one in records]
+    assert told == [
+        *(("clean", name, "undefended", 0, 3) for name in ("none", "randomisation")),
+        *(("pgd", name, "undefended", 0, 3) for name in ("none", "randomisation")),
+        ("pgd", "randomisation", "adaptive", 4, 2),
+        *(("worst_case", "randomisation", "adaptive+undefended", 0, size) for size in (3, 2)),
+    ]
+    assert all(one.uar_interval is not None for one in records)
+    with pytest.raises(UserError, match="adaptive pgd needs a defence to know of, got none"):
+        heard(THREE, [1, 1, 1], *given)
+
+
+def test_what_is_done_is_not_done_again_and_the_worst_case_is_over_all() -> None:
+    """A weak attack that comes later must not raise it."""
+    keeper, seen = Memory(), []
+
+    def run(*given: str) -> list[AttackRecord]:
+        seen.clear()
+        return heard(
+            THREE, [1, 1, 1], "snr_dbs=[25,5]", *given,
+            open_keeper=lambda: keeper, on_attack=lambda name, *_: seen.append(name),
+        )  # fmt: skip
+
+    strong = run("attacks=[pgd,apgd_ce]", "steps=9")
+    assert set(seen) == {"pgd at 25 dB", "pgd at 5 dB", "apgd_ce at 25 dB", "apgd_ce at 5 dB"}
+    assert run("attacks=[pgd,apgd_ce]", "steps=9") == strong and not seen
+    both = run("attacks=[cw_l2]", "steps=1")
+    assert set(seen) == {"cw_l2"}  # once for both budgets
+    for level_db in (25.0, 5.0):
+        assert of(both, "worst_case", level_db).robust_uar <= of(strong, "worst_case", level_db).robust_uar
+
+
+def test_a_killed_benchmark_goes_on_at_the_budget_it_was_at() -> None:
+    keeper, seen = Memory(), []
+
+    def kill(name: str, *_: Any) -> None:
+        seen.append(name)
+        if name == "pgd at 5 dB":
+            raise KeyboardInterrupt
+
+    arguments = (THREE, [1, 1, 1], "attacks=[pgd]", "snr_dbs=[25,5]")
+    with pytest.raises(KeyboardInterrupt):
+        heard(*arguments, open_keeper=lambda: keeper, on_attack=kill)
+    seen.clear()
+    again = heard(*arguments, open_keeper=lambda: keeper, on_attack=lambda name, *_: seen.append(name))
+    assert set(seen) == {"pgd at 5 dB"}
+    assert [replace(one, seconds=0.0) for one in again] == [replace(one, seconds=0.0) for one in heard(*arguments)]
 
 
 def test_plans_take_each_budget_that_an_attack_keeps_to() -> None:

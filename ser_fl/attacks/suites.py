@@ -7,7 +7,8 @@ claimed to be robust.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -38,15 +39,22 @@ SUITES: Mapping[str, Suite] = MappingProxyType(
 )
 
 
-def expand(names: Iterable[str]) -> tuple[str, ...]:
-    """Names of attacks, each once, with those of its attacks in place of a suite's.
+def expand(names: Iterable[str], fits: Callable[[str], bool] = lambda name: True) -> tuple[str, ...]:
+    """Names of attacks, each once, with those of its attacks in place of a suite's, as far as they fit.
+
+    What a suite holds and does not fit is left out with a warning; what is named outright stays, to be refused.
 
     >>> expand(["noise_gaussian", "quick", "bim"])
     ('noise_gaussian', 'fgsm', 'bim', 'apgd_ce', 'noise_uniform')
     """
     attacks: dict[str, None] = {}
     for name in names:
-        attacks |= dict.fromkeys(SUITES[name].attacks if name in SUITES else (name,))
+        held = SUITES[name].attacks if name in SUITES else ()
+        fitting = [attack for attack in held if fits(attack)]
+        if len(fitting) < len(held):
+            left = ", ".join(attack for attack in held if attack not in fitting)
+            warnings.warn(f"the suite {name} is run without what does not fit here: {left}", stacklevel=3)
+        attacks |= dict.fromkeys(fitting if name in SUITES else (name,))
     return tuple(attacks)
 
 

@@ -8,37 +8,42 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from ser_fl.attack_config import BenchmarkConfig
 from ser_fl.attacks.budget import Box
 from ser_fl.attacks.catalogue import ATTACKS, Attack, build
 from ser_fl.attacks.settings import AttackSettings
 from ser_fl.attacks.suites import expand, subsets_of
 from ser_fl.attacks.waveform import WAVEFORM_ATTACKS
 from ser_fl.composition import compose
-from ser_fl.config import BenchmarkConfig, Config
+from ser_fl.config import Config
 from ser_fl.data.datamodule import load_examples
 from ser_fl.data.features import OnFeatures
 from ser_fl.data.prepared import Prepared, prepare
-from ser_fl.defences import build_defence
+from ser_fl.defences import Defence, build_defence
 from ser_fl.devices import CPU, devices_of, exact_arithmetic, send
 from ser_fl.environment import threads_limited_to
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.evaluation.challenge import Challenge
 from ser_fl.evaluation.checks.doubt import write_examination
 from ser_fl.evaluation.checks.examination import examine
+from ser_fl.evaluation.checks.records import examine_records
 from ser_fl.evaluation.curves import epsilons_of_curve
 from ser_fl.evaluation.example import spectrogram_pair
 from ser_fl.evaluation.notebook import Notebook
 from ser_fl.evaluation.pace import OnAttack, silent
+from ser_fl.evaluation.recordings import Read, WavPairs, reader_of
 from ser_fl.evaluation.robustness import benchmark_attacks
 from ser_fl.evaluation.scoring import evaluating
 from ser_fl.evaluation.units import ADAPTIVE, EOT_SAMPLES, plan
-from ser_fl.evaluation.waveform import WavPairs, benchmark_waveforms, plans_of, reader_of
+from ser_fl.evaluation.waveform import DOMAIN as WAVEFORM
+from ser_fl.evaluation.waveform import Plan, benchmark_waveforms, plans_of
 from ser_fl.models.bundle import EmotionModel, load_model
 from ser_fl.records import AttackRecord, RunFolder, write_json
 
@@ -127,11 +132,12 @@ def benchmark(
         )
         named = [attacks] if isinstance(attacks, str) else attacks
         at = (_AROUND,) if epsilons == "auto" else tuple(epsilons)
-        chosen, aware = _built(attacks, at), _built(adaptive, at)
+        fits = partial(_fits, num_classes)
+        chosen, aware = _built(attacks, at, fits), _built(adaptive, at, fits)
         if epsilons == "auto":
             plan(challenge, chosen, built, adaptive=aware)  # what cannot run is told before a curve is looked for
             at = epsilons_of_curve(challenge)
-            chosen, aware = _built(attacks, at), _built(adaptive, at)
+            chosen, aware = _built(attacks, at, fits), _built(adaptive, at, fits)
         return benchmark_attacks(
             challenge,
             chosen,
@@ -145,7 +151,11 @@ def benchmark(
         )
 
 
-def _built(attacks: str | Sequence[str | AttackSettings], epsilons: Sequence[float]) -> list[Attack]:
+def _built(
+    attacks: str | Sequence[str | AttackSettings],
+    epsilons: Sequence[float],
+    fits: Callable[[str], bool] = lambda name: True,
+) -> list[Attack]:
     """Names, and those of a suite, at every epsilon, and settings as they are."""
     return [
         build(settings)
@@ -153,7 +163,7 @@ def _built(attacks: str | Sequence[str | AttackSettings], epsilons: Sequence[flo
         for settings in (
             [attack]
             if isinstance(attack, AttackSettings)
-            else [AttackSettings(name=name, epsilon=epsilon) for name in expand([attack]) for epsilon in epsilons]
+            else [AttackSettings(name=name, epsilon=epsilon) for name in expand([attack], fits) for epsilon in epsilons]
         )
     ]
 
@@ -180,8 +190,8 @@ def benchmark_run(
 
     ``attacks.json`` is written after every attack; the worst cases are added at the end, and what the
     checks of the benchmark found (`ser_fl.evaluation.checks`). What every attack did to every
-    utterance is kept below ``attacks/``, batch by batch while it runs, so that a benchmark that was killed goes on at
-    the batch it was at, and one of more attacks adds to what is there. Records of another model, as after more
+    utterance is kept below ``attacks/``, so that a benchmark that was killed goes on at the batch it was at (on audio:
+    at the attack and budget), and one of more attacks adds to what is there. Records of another model, as after more
     training, are put aside as ``attacks.before.json``, and so is everything with ``fresh``.
 
     Returns:
@@ -195,17 +205,16 @@ def benchmark_run(
     if not folder.is_dir():
         raise UserError(f"no such run folder: {folder}")
     run = RunFolder(folder)
-    plans = plans_of(config) if config.domain == "waveform" else []
-    config = with_suites(config)
     trained = compose([f"data.root={config.root}"] if config.root else [], config_file=run.config)
     bundle = load_model(folder)
-    # An unknown name is told before features are computed, an attack that cannot run before a curve is looked for.
-    named = [] if plans else _built((*config.attacks, *config.curve_attacks), [_AROUND])
-    aware = [] if plans else _built(config.adaptive, [_AROUND])
+    defences = [build_defence(name) for name in config.defences]
+    plans = plans_of(config) if config.domain == WAVEFORM else []
+    if not plans:
+        config = with_suites(config, len(bundle.classes))
+        _built((*config.attacks, *config.curve_attacks, *config.adaptive), [_AROUND])  # tells of an unknown name
     for name in config.subsets.keys() - ATTACKS.keys() - WAVEFORM_ATTACKS.keys() - {ADAPTIVE}:
         if not name.startswith("art:"):
-            raise unknown_name("attack in subsets", name, [*ATTACKS, ADAPTIVE])
-    defences = [build_defence(name) for name in config.defences]
+            raise unknown_name("attack in subsets", name, [*ATTACKS, *WAVEFORM_ATTACKS, ADAPTIVE])
     device = device_of_benchmark(config, trained)
     with threads_limited_to(trained.executor.threads), exact_arithmetic():
         prepared = prepare(trained, on_features)
@@ -213,41 +222,81 @@ def benchmark_run(
         bundle.to(device)
         notebook = Notebook(run, challenge, config)
         if plans:
-            records = benchmark_waveforms(
-                challenge,
-                bundle,
-                reader_of(trained, prepared.store),
-                plans,
-                defences,
-                subsets=config.subsets,
-                pairs=WavPairs(run.adversarial, challenge.subset(config.write_audio).ids)
-                if config.write_audio
-                else None,
-                on_attack=on_attack,
-                on_records=notebook.write,
-            )
-            return notebook.write(records)
-        plan(challenge, named, defences, adaptive=aware)
-        attacks, adaptive = attacks_of(config, trained, lambda: epsilons_of_curve(challenge))
-        records = benchmark_attacks(
-            challenge,
-            attacks,
-            defences,
-            adaptive=adaptive,
-            eot_samples=None if config.eot_samples == "exact" else config.eot_samples,
-            subsets=config.subsets,
-            sweep=config.sweep,
-            drop_broken=config.drop_broken,
-            open_keeper=notebook.open,
-            on_attack=on_attack,
-            on_records=notebook.write,
-        )
-        together = notebook.write(records)
-        if config.checks:
-            found = examine(challenge, attacks, together, subset_size=config.checks_subset, on_check=on_attack)
-            write_examination(run, found)
-        write_json(run.spectrograms, spectrogram_pair(challenge, attacks, bundle))
+            read = reader_of(trained, prepared.store)
+            return _attack_recordings(config, run, challenge, bundle, read, plans, defences, notebook, on_attack)
+        return _attack_features(config, trained, run, challenge, bundle, defences, notebook, on_attack)
+
+
+def _attack_features(
+    config: BenchmarkConfig,
+    trained: Config,
+    run: RunFolder,
+    challenge: Challenge,
+    bundle: EmotionModel,
+    defences: Sequence[Defence],
+    notebook: Notebook,
+    on_attack: OnAttack,
+) -> list[AttackRecord]:
+    """Log-mel features, within epsilons."""
+    aware = _built(config.adaptive, [_AROUND])
+    # What cannot run is told before a curve is looked for.
+    plan(challenge, _built((*config.attacks, *config.curve_attacks), [_AROUND]), defences, adaptive=aware)
+    attacks, adaptive = attacks_of(config, trained, lambda: epsilons_of_curve(challenge))
+    records = benchmark_attacks(
+        challenge,
+        attacks,
+        defences,
+        adaptive=adaptive,
+        eot_samples=_samples(config),
+        subsets=config.subsets,
+        sweep=config.sweep,
+        drop_broken=config.drop_broken,
+        open_keeper=notebook.open,
+        on_attack=on_attack,
+        on_records=notebook.write,
+    )
+    together = notebook.write(records)
+    if config.checks:
+        found = examine(challenge, attacks, together, subset_size=config.checks_subset, on_check=on_attack)
+        write_examination(run, found)
+    write_json(run.spectrograms, spectrogram_pair(challenge, attacks, bundle))
     return together
+
+
+def _attack_recordings(
+    config: BenchmarkConfig,
+    run: RunFolder,
+    challenge: Challenge,
+    bundle: EmotionModel,
+    read: Read,
+    plans: Sequence[Plan],
+    defences: Sequence[Defence],
+    notebook: Notebook,
+    on_attack: OnAttack,
+) -> list[AttackRecord]:
+    """Recorded samples, within SNRs or amplitudes."""
+    kept = challenge.subset(config.write_audio).ids if config.write_audio else ()
+    records = benchmark_waveforms(
+        challenge,
+        bundle,
+        read,
+        plans,
+        defences,
+        eot_samples=_samples(config),
+        subsets=config.subsets,
+        pairs=WavPairs(run.adversarial, kept) if kept else None,
+        open_keeper=notebook.open,
+        on_attack=on_attack,
+        on_records=notebook.write,
+    )
+    together = notebook.write(records)
+    if config.checks:
+        write_examination(run, examine_records(together))  # the probes are made for features
+    return together
+
+
+def _samples(config: BenchmarkConfig) -> int | None:
+    return None if config.eot_samples == "exact" else config.eot_samples
 
 
 def device_of_benchmark(config: BenchmarkConfig, trained: Config) -> torch.device:
@@ -298,15 +347,26 @@ def box_of(model: EmotionModel) -> Box:
     return Box.of(model.standardisation.lower_F1, model.standardisation.upper_F1)
 
 
-def with_suites(config: BenchmarkConfig) -> BenchmarkConfig:
-    """The same settings with the attacks of every suite by their own names."""
+def with_suites(config: BenchmarkConfig, num_classes: int) -> BenchmarkConfig:
+    """The same settings with the attacks of every suite, as far as they fit, by their own names."""
+    fits = partial(_fits, num_classes)
     return replace(  # type: ignore[type-var]  # mypy does not see that pydantic's dataclass is one
         config,
-        attacks=expand(config.attacks),
-        curve_attacks=expand(config.curve_attacks),
-        adaptive=expand(config.adaptive),
+        attacks=expand(config.attacks, fits),
+        curve_attacks=expand(config.curve_attacks, fits),
+        adaptive=expand(config.adaptive, lambda name: fits(name) and _can_know(name)),
         subsets=subsets_of(config.attacks) | config.subsets,
     )
+
+
+def _fits(num_classes: int, name: str) -> bool:
+    """Whether an attack can run on so many classes."""
+    return num_classes >= ATTACKS[name].min_classes
+
+
+def _can_know(name: str) -> bool:
+    """Whether an attack can know of a defence."""
+    return ATTACKS[name].knowledge == "undefended" or ATTACKS[name].adaptive
 
 
 def attacks_of(

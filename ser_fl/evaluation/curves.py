@@ -135,6 +135,7 @@ def smallest_epsilons(outcome: Outcome, sweep: Sequence[Outcome], defence: str, 
         defence: that they were shown to.
         clean: what was said of the utterances before; what was wrong then has 0.
     """
+    assert outcome.epsilon is not None, "asked of L-infinity attacks alone"
     labels_N, inf = clean.labels_N, float("inf")
     own_N = torch.full((len(labels_N),), outcome.epsilon, dtype=torch.float64)
     if outcome.minimal and outcome.norm == "inf":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import nan
 from typing import Any
 
 import torch
@@ -18,7 +19,14 @@ from ser_fl.evaluation.challenge import Challenge
 from ser_fl.evaluation.curves import smallest_epsilons
 from ser_fl.evaluation.intervals import Bootstrap, uar_by_group, uar_of
 from ser_fl.evaluation.kept import Made, Outcome
-from ser_fl.evaluation.shown import Shown, mean_over_successes, show, success_rate, weighted_median
+from ser_fl.evaluation.shown import (
+    Shown,
+    mean_over_successes,
+    median_over_successes,
+    show,
+    success_rate,
+    weighted_median,
+)
 from ser_fl.evaluation.units import Unit
 from ser_fl.metrics import Confusion, scores
 from ser_fl.records import AttackRecord
@@ -46,9 +54,11 @@ def judge(unit: Unit, part: Challenge, made: Made, *, leftover: bool = False) ->
         attack=settings.name,
         library=attack.library,
         knowledge=unit.knowledge,
+        domain=DOMAIN,
         norm=attack.norm,
         epsilon=settings.epsilon,
         budget=attack.budget(tuple(clean_NFL.shape)),
+        snr_db=None,
         steps=settings.steps,
         step_size=settings.step_size,
         restarts=settings.restarts,
@@ -69,10 +79,14 @@ def judge(unit: Unit, part: Challenge, made: Made, *, leftover: bool = False) ->
 
 @dataclass(slots=True, eq=False)
 class Bench:
-    """A challenge, what its defended models say without an attack, and the records that come of attacks."""
+    """A challenge, what its defended models say without an attack, and the records that come of attacks.
+
+    Outcomes of another domain than its own are left aside.
+    """
 
     challenge: Challenge
     defences: Sequence[Defence]
+    domain: str = DOMAIN
     cleans: dict[str, Shown] = field(default_factory=dict)
     _bootstraps: dict[tuple[str, ...], Bootstrap] = field(default_factory=dict)
 
@@ -82,7 +96,7 @@ class Bench:
 
     def records(self, outcomes: Iterable[Outcome]) -> list[AttackRecord]:
         """For every defence "clean", one an attack it was shown, and "worst_case"s."""
-        outcomes = list(outcomes)
+        outcomes = [outcome for outcome in outcomes if outcome.domain == self.domain]
         made = [record for outcome in outcomes for record in self.records_of(outcome, outcomes)]
         return [*self.clean_records(), *made, *self.worst_cases(outcomes)]
 
@@ -102,8 +116,8 @@ class Bench:
         """
         if not outcome.ids:
             return []
-        others = list(others)
-        sweep = [other for other in others if _same_sweep(other, outcome) and other.epsilon < outcome.epsilon]
+        others = [other for other in others if other.domain == self.domain]
+        sweep = [other for other in others if _same_sweep(other, outcome) and _smaller(other, outcome)]
         return [
             self._record_of(outcome, defence, sweep, others)
             for defence in self.defences
@@ -121,7 +135,7 @@ class Bench:
         median = None
         if outcome.norm == "inf":
             sweep = [smaller for smaller in sweep if smaller.was_shown_to(defence)]
-            median = weighted_median(smallest_epsilons(outcome, sweep, defence.name, clean), clean.run_weights)
+            median = _median(smallest_epsilons(outcome, sweep, defence.name, clean), clean)
         return self._record(
             part,
             defence.name,
@@ -132,6 +146,7 @@ class Bench:
             knowledge=outcome.knowledge,
             norm=outcome.norm,
             epsilon=outcome.budget,
+            snr_db=outcome.snr_db,
             steps=outcome.steps,
             step_size=outcome.step_size,
             restarts=outcome.restarts,
@@ -144,7 +159,23 @@ class Bench:
             seconds=outcome.seconds,
             median_epsilon=median,
             undefended_gap=self._undefended_gap(outcome, defence, others),
+            **self._heard(outcome, defence, success_RN, clean),
         )
+
+    def _heard(self, outcome: Outcome, defence: Defence, success_RN: Tensor, clean: Shown) -> dict[str, float | None]:
+        """What an attack on recordings measured: medians over successes, and how many of them a file has lost."""
+        found = {
+            name: median_over_successes(
+                torch.tensor([nan if value is None else value for value in values], dtype=torch.float64),
+                success_RN,
+                clean.run_weights,
+            )
+            for name, values in outcome.measured.items()
+        }
+        if (written := outcome.written_votes.get(defence.name)) is not None:
+            again_RN = success_RN & (torch.tensor(written, dtype=torch.int64) == clean.labels_N)
+            found["lost_to_quantisation"] = float(clean.weights_R @ again_RN.sum(dim=1).double())
+        return found
 
     def _undefended_gap(
         self, outcome: Outcome, defence: Defence, others: Sequence[Outcome]
@@ -156,8 +187,8 @@ class Bench:
             if other.adaptive_to is None
             and not other.leftover
             and other.was_shown_to(defence)
-            and (other.attack, other.epsilon, other.steps, other.restarts)
-            == (outcome.attack, outcome.epsilon, outcome.steps, outcome.restarts)
+            and (other.attack, other.threat, other.steps, other.restarts)
+            == (outcome.attack, outcome.threat, outcome.steps, outcome.restarts)
         ]
         if outcome.adaptive_to is None or outcome.leftover or not unaware:
             return None
@@ -192,18 +223,16 @@ class Bench:
         Where adaptive attacks saw only some of the utterances, there is a second record on those: only there has
         everybody been attacked by one who knows of the defence.
         """
-        outcomes = list(outcomes)
+        outcomes = [outcome for outcome in outcomes if outcome.domain == self.domain]
         records = []
-        for norm, epsilon in sorted({(outcome.norm, outcome.epsilon) for outcome in outcomes}, key=_infinity_first):
+        for threat in sorted({outcome.threat for outcome in outcomes}, key=_infinity_first):
             for defence in self.defences:
-                taken = [
-                    outcome
-                    for outcome in outcomes
-                    if (outcome.norm, outcome.epsilon) == (norm, epsilon) and outcome.was_shown_to(defence)
-                ]
+                taken = [outcome for outcome in outcomes if outcome.threat == threat and outcome.was_shown_to(defence)]
                 if len({(outcome.attack, outcome.adaptive_to) for outcome in taken}) < 2:
                     continue
-                smaller = [outcome for outcome in outcomes if outcome.norm == norm and outcome.epsilon <= epsilon]
+                smaller = taken + [
+                    outcome for outcome in outcomes if outcome.norm == taken[0].norm and _smaller(outcome, taken[0])
+                ]
                 records.append(self._worst_case(defence, taken, smaller, self.challenge.ids))
                 known = (outcome.ids for outcome in taken if outcome.adaptive_to and not outcome.leftover)
                 aware = max(known, key=len, default=())
@@ -222,6 +251,7 @@ class Bench:
         missed = {self.challenge.ids[row] for row in rows if bool(right_RN[:, row].any())}
         described = _scored(WORST_CASE, taken[0].budget) | {
             "norm": taken[0].norm,
+            "snr_db": taken[0].snr_db,
             "knowledge": "+".join(sorted({outcome.knowledge for outcome in taken})),
             "library": self._library_of_worst_case(taken, missed, set(ids)),
             "median_epsilon": self._median_epsilon(smaller, defence, rows) if taken[0].norm == "inf" else None,
@@ -245,7 +275,7 @@ class Bench:
                 attacked = self.challenge.rows_of(outcome.ids)
                 found_RM = smallest_epsilons(outcome, (), defence.name, clean.take(attacked))
                 smallest_RN[:, attacked] = torch.minimum(smallest_RN[:, attacked], found_RM)
-        return weighted_median(smallest_RN[:, rows], clean.run_weights)
+        return _median(smallest_RN[:, rows], clean)
 
     def _library_of_worst_case(self, outcomes: Sequence[Outcome], unbroken: set[str], all_ids: set[str]) -> str:
         """Who took the worst case of some utterances, and which attacks of it missed one that nothing broke."""
@@ -268,10 +298,8 @@ class Bench:
         success_RN = clean.right_RN & ~attacked.right_RN
         emotions = part.emotions or tuple(map(str, range(part.num_classes)))
         return AttackRecord(
-            **described,
-            domain=DOMAIN,
-            snr_db=None,
-            median_snr_db=None,
+            **{"snr_db": None, "median_snr_db": None} | described,
+            domain=self.domain,
             defence=defence,
             clean_uar=scores(clean.confusion).uar,
             robust_uar=scores(confusion).uar,
@@ -298,9 +326,19 @@ class Bench:
         return self._bootstraps[known]
 
 
-def _infinity_first(threat: tuple[str, float]) -> tuple[bool, float]:
-    norm, epsilon = threat
-    return norm != "inf", epsilon
+def _infinity_first(threat: tuple[str, float | None, float | None]) -> tuple[bool, float, float]:
+    norm, epsilon, snr_db = threat
+    return norm != "inf", epsilon or 0.0, -(snr_db or 0.0)
+
+
+def _smaller(outcome: Outcome, other: Outcome) -> bool:
+    """Whether an outcome is of a smaller epsilon than another."""
+    return outcome.epsilon is not None and other.epsilon is not None and outcome.epsilon < other.epsilon
+
+
+def _median(value_RN: Tensor, clean: Shown) -> float | None:
+    """Median over utterances and runs."""
+    return weighted_median(value_RN, clean.weights_R[:, None].expand_as(value_RN))
 
 
 def _scored(name: str, epsilon: float | None) -> dict[str, Any]:
@@ -326,7 +364,7 @@ def _scored(name: str, epsilon: float | None) -> dict[str, Any]:
 def _same_sweep(one: Outcome, other: Outcome) -> bool:
     """Whether two outcomes differ in epsilon and utterances at most."""
     first, second = (
-        (outcome.attack, outcome.steps, outcome.restarts, outcome.adaptive_to, outcome.eot_samples)
+        (outcome.attack, outcome.norm, outcome.steps, outcome.restarts, outcome.adaptive_to, outcome.eot_samples)
         for outcome in (one, other)
     )
     return first == second

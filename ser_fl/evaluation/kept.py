@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,10 +21,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from ser_fl.attacks.catalogue import VERSION
 from ser_fl.defences import Defence
 from ser_fl.records import write_bytes, write_json
 
-OUTCOME_SCHEMA = 2
+OUTCOME_SCHEMA = 3
 """Version of the files below ``attacks/``; those of another are left alone and made anew."""
 _TENSOR = "adversarial_BFL"
 
@@ -36,11 +37,14 @@ class Outcome:
     attack: str
     library: str
     knowledge: str
+    domain: str
     norm: str
-    epsilon: float
-    """As it was set, in L-infinity."""
-    budget: float
+    epsilon: float | None
+    """As it was set, in L-infinity; None for a budget that is no epsilon."""
+    budget: float | None
     """Of the attack's own norm."""
+    snr_db: float | None
+    """The budget, where it is an SNR."""
     steps: int | None
     step_size: float | None
     restarts: int | None
@@ -60,6 +64,10 @@ class Outcome:
     linf_N: tuple[float, ...]
     votes: dict[str, tuple[tuple[int, ...], ...]]
     """By defence, what each run said of each utterance, (R, N)."""
+    written_votes: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+    """The same of recordings that went through a 16-bit file."""
+    measured: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
+    """More figures of each utterance, by the name of the record's median over successes; None where there is none."""
     forward_passes: int
     backward_passes: int
     seconds: float
@@ -73,6 +81,11 @@ class Outcome:
         """What each run of a defence said, int64."""
         return torch.tensor(self.votes[defence], dtype=torch.int64)
 
+    @property
+    def threat(self) -> tuple[str, float | None, float | None]:
+        """Norm, epsilon and SNR: what attacks must share to have a common worst case."""
+        return self.norm, self.epsilon, self.snr_db
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Made:
@@ -82,6 +95,12 @@ class Made:
     forward_passes: int = 0
     backward_passes: int = 0
     seconds: float = 0.0
+
+
+def key_of(settings: Mapping[str, Any]) -> str:
+    """One word for what an outcome depends on beside its challenge, the version of the attacks included."""
+    content = json.dumps({"version": VERSION, **settings}, sort_keys=True)
+    return hashlib.blake2b(content.encode(), digest_size=12).hexdigest()
 
 
 class Keeper(Protocol):
@@ -234,7 +253,9 @@ def _read_outcome(file: Path) -> Outcome | None:
     content = _read(file)
     if content.pop("schema", None) != OUTCOME_SCHEMA or content.keys() != {entry.name for entry in fields(Outcome)}:
         return None
-    content["votes"] = {defence: tuple(map(tuple, runs)) for defence, runs in content["votes"].items()}
+    for name in ("votes", "written_votes"):
+        content[name] = {defence: tuple(map(tuple, runs)) for defence, runs in content[name].items()}
+    content["measured"] = {name: tuple(values) for name, values in content["measured"].items()}
     for name in ("ids", "l2_N", "linf_N"):
         content[name] = tuple(content[name])
     return Outcome(**content)

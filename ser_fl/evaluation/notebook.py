@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ser_fl.config import BenchmarkConfig
+from ser_fl.attack_config import BenchmarkConfig
 from ser_fl.evaluation.challenge import Challenge, digest_of, digest_of_weights
 from ser_fl.evaluation.judgement import merged
 from ser_fl.evaluation.kept import Archive, Folder

@@ -15,8 +15,6 @@ Legend: N utterances, F mel bins, L frames, R runs of a defence.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -26,12 +24,11 @@ import torch
 from torch import Tensor
 
 from ser_fl.attacks.attack import Attack
-from ser_fl.attacks.catalogue import VERSION
 from ser_fl.defences import Defence
 from ser_fl.evaluation.challenge import Challenge
 from ser_fl.evaluation.crafting import craft
 from ser_fl.evaluation.judgement import Bench, judge
-from ser_fl.evaluation.kept import Keeper, Made, Memory, Outcome
+from ser_fl.evaluation.kept import Keeper, Made, Memory, Outcome, key_of
 from ser_fl.evaluation.pace import OnAttack, Pace, silent
 from ser_fl.evaluation.units import EOT_SAMPLES, Unit, plan
 from ser_fl.records import AttackRecord
@@ -142,7 +139,7 @@ class _Work:
         for key in self.done_by_key:
             earlier.pop(key, None)
         return sorted(
-            earlier.values(), key=lambda outcome: (outcome.attack, outcome.adaptive_to or "", outcome.epsilon)
+            earlier.values(), key=lambda outcome: (outcome.attack, outcome.adaptive_to or "", outcome.epsilon or 0.0)
         )
 
     def run(self, unit: Unit) -> Outcome:
@@ -167,7 +164,6 @@ class _Work:
     def _task(self, unit: Unit) -> _Task:
         part = self._unbroken(unit) if self.drop_broken else unit.part
         settings: dict[str, Any] = {
-            "version": VERSION,
             "attack": asdict(unit.attack.settings),
             "library": unit.attack.library,
             "ids": part.ids,
@@ -176,7 +172,7 @@ class _Work:
             settings |= {"adaptive": repr(unit.shown_to[0]), "eot_samples": unit.eot_samples}
         everybody = range(len(part))
         if unit.before is None or unit.attack.entry.whole_set:  # one perturbation is for all, broken before or not
-            return _Task(key=_digest(settings), part=part, cold=tuple(everybody))
+            return _Task(key=key_of(settings), part=part, cold=tuple(everybody))
         before, smaller = self.done[id(unit.before)], self.tasks[id(unit.before)]
         broken = set(before.ids)
         for defence in unit.shown_to:
@@ -188,7 +184,7 @@ class _Work:
         cold = tuple(row for row in everybody if part.ids[row] not in begun | broken)
         settings |= {"carried": [part.ids[row] for row in carried], "warm": [part.ids[row] for row in warm]}
         settings |= {"before": smaller.key if carried or warm else None}
-        return _Task(key=_digest(settings), part=part, carried=carried, warm=warm, cold=cold)
+        return _Task(key=key_of(settings), part=part, carried=carried, warm=warm, cold=cold)
 
     def _unbroken(self, unit: Unit) -> Challenge:
         """What earlier attacks of the same epsilon left."""
@@ -287,8 +283,3 @@ class _Smaller:
             self._found_NFL = self.work._adversarial(self.unit.before).adversarial_NFL
         ids = [self.work.tasks[id(self.unit)].part.ids[row] for row in rows]
         return self._found_NFL[self.work.tasks[id(self.unit.before)].part.rows_of(ids)]
-
-
-def _digest(settings: Mapping[str, Any]) -> str:
-    """One word for what a result depends on beside its challenge."""
-    return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=12).hexdigest()

@@ -83,17 +83,24 @@ def mean_over_successes(value_N: Tensor, success_RN: Tensor, run_weights: Sequen
     return float(weight_N @ value_N.double() / weight_N.sum()) if bool(weight_N.any()) else 0.0
 
 
-def weighted_median(value_RN: Tensor, run_weights: Sequence[float]) -> float | None:
-    """The smallest value that half of all utterances and runs, by weight, do not exceed; None where it is infinite.
+def weighted_median(value_RN: Tensor, weight_RN: Tensor) -> float | None:
+    """The smallest value that half of all, by weight, do not exceed; None where that is infinite or weighs nothing.
 
-    >>> weighted_median(torch.tensor([[0.0, 0.1, 0.2, float("inf")]]), (1.0,))
+    >>> weighted_median(torch.tensor([[0.0, 0.1, 0.2, float("inf")]]), torch.ones(1, 4))
     0.1
     """
-    num_runs, num_utterances = value_RN.shape
-    if not num_utterances:
-        return None
-    weights_RN = torch.tensor(run_weights, dtype=torch.float64)[:, None].expand(num_runs, num_utterances)
     values, order = value_RN.double().flatten().sort(stable=True)
-    reached = weights_RN.flatten()[order].cumsum(0) >= (0.5 - 1e-9) * num_utterances
+    weights = weight_RN.double().flatten()[order]
+    if not bool(weights.any()):
+        return None
+    reached = weights.cumsum(0) >= (0.5 - 1e-9) * weights.sum()
     median = float(values[int(reached.nonzero()[0])])
     return median if median != float("inf") else None
+
+
+def median_over_successes(value_N: Tensor, success_RN: Tensor, run_weights: Sequence[float]) -> float | None:
+    """Median over the successes that `success_rate` counts, each by the weight of its run; of what was measured (not
+    NaN), and None where there is none.
+    """
+    weight_N = torch.tensor(run_weights, dtype=torch.float64) @ (success_RN & ~value_N.isnan()).double()
+    return weighted_median(value_N.nan_to_num(0.0), weight_N)

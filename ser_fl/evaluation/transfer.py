@@ -23,12 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ser_fl.attack_config import TransferConfig
 from ser_fl.attacks.attack import Attack
 from ser_fl.attacks.budget import Box
 from ser_fl.attacks.catalogue import build
 from ser_fl.attacks.settings import AttackSettings
 from ser_fl.composition import compose
-from ser_fl.config import Config, TransferConfig
+from ser_fl.config import Config
 from ser_fl.data.corpora.folder import expand_home
 from ser_fl.data.features import FeatureStore, OnFeatures, compute_features
 from ser_fl.data.frontend import Standardisation

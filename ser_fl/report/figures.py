@@ -27,36 +27,48 @@ _UNITS = {"logmel": "standardised log-mel units", "waveform": "amplitude"}
 def robust_uar_curve(
     ax: Axes, records: Sequence[AttackRecord], *, num_classes: int, clean_uar: float | None, num_test: int | None = None
 ) -> Axes:
-    """Robust UAR over epsilon, one line per attack, for one model under one defence, in one domain and norm.
+    """Robust UAR over the budget, one line per attack, for one model under one defence, in one domain and norm.
 
-    Every line starts at epsilon 0 with the clean UAR of the utterances that attack saw. Grey-box attacks are dashed.
+    Over epsilon every line starts at 0 with the clean UAR of the utterances that attack saw; over SNR, which falls to
+    the right, the clean UAR is a line. Grey-box attacks are dashed; shades are 95 % intervals.
 
     Args:
         ax: where to draw.
-        records: attack records with an epsilon, all of one defence, domain and norm.
+        records: attack records, all with an epsilon or all with an SNR, of one defence, domain and norm.
         num_classes: number of classes C; the chance line is 1 / C.
         clean_uar: UAR without attack on the whole test part, in [0, 1].
         num_test: size of the test part; an attack on fewer utterances says so in the legend.
     """
+    over_snr = bool(records) and records[0].snr_db is not None
     for place, (label, series) in enumerate(_series(records, num_test).items()):
-        points = sorted(
-            (record.epsilon, record.robust_uar)
-            for record in series
-            if record.epsilon is not None and record.robust_uar is not None
-        )
-        ax.plot(
-            [0.0, *(epsilon for epsilon, _ in points)],
-            [series[0].clean_uar, *(uar for _, uar in points)],
-            label=label,
-            **_line_style(series[0], place),
-        )
-    if clean_uar is not None:
+        measured = sorted((record for record in series if record.robust_uar is not None), key=_budget)
+        places, uars = [_budget(record) for record in measured], [record.robust_uar for record in measured]
+        style = _line_style(series[0], place)
+        if not over_snr:
+            ax.plot([0.0, *places], [series[0].clean_uar, *uars], label=label, **style)
+        else:
+            ax.plot(places, uars, label=label, **style)
+        if measured and all(record.uar_interval for record in measured):
+            low, high = zip(*(record.uar_interval for record in measured if record.uar_interval), strict=True)
+            ax.fill_between(places, low, high, color=style["color"], alpha=0.12, linewidth=0)
+    if clean_uar is not None and over_snr:
+        ax.axhline(clean_uar, color="black", linewidth=1, linestyle="--", label="clean")
+    elif clean_uar is not None:
         ax.plot([0.0], [clean_uar], "k*", markersize=10, linestyle="none", label="clean", clip_on=False, zorder=5)
     if num_classes:
         ax.axhline(1 / num_classes, color="0.45", linewidth=1, linestyle=":", label=f"chance (1/{num_classes})")
-    ax.set_xlabel(_epsilon_label(records))
-    ax.set_xlim(left=0)
+    if over_snr:
+        ax.set_xlabel("SNR (dB)")
+        ax.invert_xaxis()
+    else:
+        ax.set_xlabel(_epsilon_label(records))
+        ax.set_xlim(left=0)
     return _share_axis(ax, "robust UAR")
+
+
+def _budget(record: AttackRecord) -> float:
+    """Where a record stands on the axis."""
+    return (record.epsilon if record.epsilon is not None else record.snr_db) or 0.0
 
 
 def uar_over_rounds(

@@ -22,7 +22,8 @@ from ser_fl.report.transfer import pair_table, read_matrices, transfer_tables
 
 _CAPTIONS = {
     "training": "Validation UAR and training loss over rounds; the star is the selected round.",
-    "robust_uar": "Robust UAR over epsilon; each line starts at the clean UAR of the utterances that attack saw."
+    "robust_uar": "Robust UAR over the budget; over epsilon each line starts at the clean UAR of the utterances that"
+    " attack saw. Shades: 95 % intervals over utterances."
     " Dashed: grey-box, the attacker does not know of the test-time defence, which is no evidence of robustness.",
     "confusion": "Confusion matrices of the test part without defence: colour is the share of the true class, the"
     " number counts utterances.",

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Threat = tuple[str, ...]
+"""Domain, norm and, where the budget is one, "snr"."""
 Matrix = tuple[str, Sequence[Sequence[float]], Sequence[str]]
 """A confusion matrix to draw: title, counts of shape (C, C), classes."""
 
@@ -43,8 +45,8 @@ def draw_figures(runs: Sequence[RunRecords], transferred: Sequence[TransferMatri
         drawn: dict[str, Figure] = {}
         if any(run.rounds for run in runs):
             drawn["training"] = training_curves(runs)
-        for domain, norm in _threats(runs):
-            drawn[f"robust_uar_{domain}_l{norm}"] = robust_uar(runs, domain, norm)
+        for threat in _threats(runs):
+            drawn["_".join(("robust_uar", *threat))] = robust_uar(runs, threat)
         if matrices := _confusions(runs):
             drawn["confusion"] = confusions(matrices)
         if speakers := [run for run in runs if run.test.get("per_speaker_uar")]:
@@ -72,13 +74,13 @@ def training_curves(runs: Sequence[RunRecords]) -> Figure:
     return figure
 
 
-def robust_uar(runs: Sequence[RunRecords], domain: str, norm: str) -> Figure:
-    """Robust UAR over epsilon in one domain and norm: a row of panels per run, a column per test-time defence."""
+def robust_uar(runs: Sequence[RunRecords], threat: Threat) -> Figure:
+    """Robust UAR over the budget in one domain and norm: a row of panels per run, a column per test-time defence."""
     defences = list(dict.fromkeys(defence for run in runs for defence in run.defences))
     figure, grid = _grid(len(runs), len(defences), width=3.4, height=2.5, sharex=True, sharey=True)
     for label, run, row in zip(labels_of(runs), runs, grid, strict=True):
         for defence, ax in zip(defences, row, strict=True):
-            records = [record for record in _curve_records(run, domain, norm) if record.defence == defence]
+            records = [record for record in _curve_records(run, threat) if record.defence == defence]
             figures.robust_uar_curve(
                 ax,
                 records,
@@ -138,21 +140,24 @@ def transfers(matrix: TransferMatrix) -> Figure:
     return figure
 
 
-def _threats(runs: Sequence[RunRecords]) -> list[tuple[str, str]]:
-    """Domains and norms to draw over epsilon: those with more than one point, or all where none has."""
-    points: dict[tuple[str, str], set[tuple[str, float]]] = {}
+def _threats(runs: Sequence[RunRecords]) -> list[Threat]:
+    """Those with more than one budget, or all where none has."""
+    points: dict[Threat, set[tuple[str, float | None, float | None]]] = {}
     for record in (record for run in runs for record in run.attacks):
-        if record.attack != wording.CLEAN and record.epsilon:
-            points.setdefault((record.domain, record.norm), set()).add((record.attack, record.epsilon))
+        if (threat := _threat(record)) is not None:
+            points.setdefault(threat, set()).add((record.attack, record.epsilon, record.snr_db))
     return [threat for threat, measured in points.items() if len(measured) > 1] or list(points)
 
 
-def _curve_records(run: RunRecords, domain: str, norm: str) -> list[AttackRecord]:
-    return [
-        record
-        for record in run.attacks
-        if record.attack != wording.CLEAN and record.epsilon and (record.domain, record.norm) == (domain, norm)
-    ]
+def _threat(record: AttackRecord) -> Threat | None:
+    """What an attack's budget is; None for one without, and for no attack."""
+    if record.attack == wording.CLEAN or not (record.epsilon or record.snr_db is not None):
+        return None
+    return record.domain, f"l{record.norm}", *(() if record.snr_db is None else ("snr",))
+
+
+def _curve_records(run: RunRecords, threat: Threat) -> list[AttackRecord]:
+    return [record for record in run.attacks if _threat(record) == threat]
 
 
 def _confusions(runs: Sequence[RunRecords]) -> list[Matrix]:
