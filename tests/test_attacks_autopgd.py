@@ -373,3 +373,10 @@ def test_as_an_attack_of_arts_it_is_the_same_and_as_strong_as_arts_own(loss_type
     assert 0 < broken[1] <= broken[0]
     with pytest.raises(UserError, match="unknown loss_type 'logits'"):
         AutoPGD(estimator, loss_type="logits")
+
+
+def test_probabilities_that_differ_by_rounding_are_alike() -> None:
+    """Sums of the same weights in another order: the loss decides."""
+    first = Found(torch.zeros(1, 2), torch.tensor([0.3]), torch.tensor([1.0]))
+    second = Found(torch.ones(1, 2), torch.tensor([0.30000004]), torch.tensor([2.0]))
+    assert first.or_better(second).loss_B.tolist() == [2.0]

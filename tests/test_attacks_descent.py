@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ser_fl.attacks.ball import Ball
-from ser_fl.attacks.budget import Box
+from ser_fl.attacks.budget import Box, keep_within
 from ser_fl.attacks.descent import descend
 from ser_fl.attacks.estimator import Passes, clip_values_of, import_art
 from ser_fl.attacks.gradient import attacked, pgd, random_start
@@ -222,3 +222,29 @@ def test_linf_starts_are_uniform_and_belong_to_their_generators() -> None:
     for row, radius in enumerate((0.5, 2.0)):
         assert 0.99 * radius < float(drawn[row].abs().max()) <= radius
         assert float(drawn[row].std()) == pytest.approx(radius / 3**0.5, rel=0.05)
+
+
+def test_the_steepest_direction_has_length_1_however_small_the_gradient() -> None:
+    """A margin of 60 logits leaves gradients whose squares are nothing in float32."""
+    gradient = (
+        torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(1))
+        * torch.tensor([1.0, 1e-15, 1e-30])[:, None, None]
+    )
+    ball = Ball(torch.zeros_like(gradient), torch.ones(3), "2")
+    torch.testing.assert_close(ball.steepest(gradient).flatten(1).norm(dim=1), torch.ones(3))
+    assert not ball.steepest(torch.zeros_like(gradient)).any()
+
+
+def test_what_lies_within_a_budget_depends_on_no_other_utterance() -> None:
+    """The rounding that is allowed is that of an utterance's own largest cell."""
+    clean = torch.tensor([[[0.5, 0.25]], [[1000.0, 0.0]]])
+    moved = clean + torch.tensor([1.00002, 0.0])
+    together = keep_within(clean, moved, "inf", 1.0)
+    assert torch.equal(together[:1], keep_within(clean[:1], moved[:1], "inf", 1.0))
+    assert torch.equal(together[0], clean[0]) and torch.equal(together[1], moved[1])
+
+
+def test_a_box_with_an_open_side_is_none() -> None:
+    floor, open_side = torch.zeros(4, 1), torch.full((4, 1), torch.inf)
+    assert Box.of(floor, open_side).lower_F1 is None and Box.of(-open_side, floor).lower_F1 is None
+    assert Box.of(floor, floor + 1).lower_F1 is not None
