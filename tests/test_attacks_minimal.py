@@ -397,3 +397,21 @@ def test_importing_our_attacks_for_art_closes_no_log(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", FOR_ART, str(log)], check=True, capture_output=True)
     assert log.read_text().split() == ["before", "after"]
     assert logging.getLogger("art").level == logging.ERROR
+
+
+def test_a_boundary_behind_a_steep_short_slope_is_found() -> None:
+    """As digital silence makes it: one cell promises the boundary at 0.01 and leads half of the way, once; the other
+    leads the rest, at 5. The nearest adversarial input is 500 times as far as the slope says.
+    """
+
+    class Silence(nn.Module):
+        def forward(self, inputs_BD: Tensor) -> Tensor:
+            lead_B = -1 + 0.5 * torch.tanh(200 * inputs_BD[:, 0]) + 0.1 * inputs_BD[:, 1]
+            return torch.stack([torch.zeros_like(lead_B), lead_B], dim=1)
+
+    model, clean = Silence(), torch.zeros(1, 2)
+    victim = Victim(network=model, keys_B=["a"], passes=Passes())
+    with attacked(model):
+        made = carlini_wagner_l2(victim, clean, torch.tensor([0]))
+    assert model(made).argmax(1).item() == 1
+    assert 5 <= float(made.norm()) <= 5 * 1.25

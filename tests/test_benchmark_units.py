@@ -31,7 +31,7 @@ from ser_fl.defences.squeezing import Deterministic
 from ser_fl.errors import UserError
 from ser_fl.evaluation.challenge import Challenge, digest_of, digest_of_weights
 from ser_fl.evaluation.curves import epsilons_of_curve
-from ser_fl.evaluation.judgement import merged
+from ser_fl.evaluation.judgement import Bench, merged
 from ser_fl.evaluation.kept import Archive, Folder, Memory, adversarials
 from ser_fl.evaluation.pace import Pace
 from ser_fl.evaluation.robustness import benchmark_attacks
@@ -199,6 +199,31 @@ def test_worst_case_of_a_randomised_defence_is_taken_per_utterance_and_run() -> 
     worst = only(records, "worst_case", "lowered")
     assert worst.robust_uar == pytest.approx((0.5 + 1) / 2)
     assert worst.attack_success_rate == pytest.approx(2 / 6)
+
+
+def test_outcomes_of_the_other_domain_are_left_aside() -> None:
+    """They may lie in the same folder, and count for no record, no worst case and no gap here."""
+    challenge, keeper = challenge_of([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4), Memory()
+    one, two = moving("one", by({"a": -0.2})), moving("two", by({"b": -0.2}))
+    expected = benchmark_attacks(challenge, [one, two], [NoDefence()], open_keeper=lambda: keeper)
+    (first, *_) = keeper.outcomes().values()
+    everybody = ((0,) * 8,)
+    keeper.keep_outcome("audio", replace(first, domain="waveform", attack="three", votes={"none": everybody}))
+    again = benchmark_attacks(challenge, [one, two], [NoDefence()], open_keeper=lambda: keeper)
+    assert timeless(again) == timeless(expected)
+    assert [record.attack for record in Bench(challenge, [NoDefence()], domain="waveform").records(
+        keeper.outcomes().values()
+    )] == ["clean", "three"]  # fmt: skip
+
+
+def test_an_attack_made_twice_is_no_worst_case() -> None:
+    """As where a sweep and an attack by itself have left an outcome each."""
+    challenge, keeper = challenge_of([0.1] * 2, [1, 1]), Memory()
+    attack = moving("one", by({"a": -0.2}))
+    for ids in ({"one": 2}, {"one": 1}):
+        records = benchmark_attacks(challenge, [attack], [NoDefence()], subsets=ids, open_keeper=lambda: keeper)
+    assert len(keeper.outcomes()) == 2
+    assert {record.attack for record in records} == {"clean", "one"}
 
 
 def test_where_few_were_attacked_by_one_who_knows_there_is_a_worst_case_of_those() -> None:

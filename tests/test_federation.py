@@ -315,6 +315,30 @@ def test_local_only_scores_each_model_on_its_own_speaker(home: Path) -> None:
     assert run.read_json(run.summary)["test"]["confusion"] == expected.tolist()
 
 
+def test_what_is_validated_selected_and_kept_is_the_average_over_rounds(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the average in the last checkpoint, which is another model than the clients go on from."""
+    judged: list[State] = []
+    confusion = Scorer.confusion
+
+    def watched(scorer: Scorer, models: Mapping[str, State], held: Mapping[str, Indices]) -> Confusion:
+        judged.append(models[GLOBAL])
+        return confusion(scorer, models, held)
+
+    monkeypatch.setattr(Scorer, "confusion", watched)
+    config = settings(home, "averaged", "federation.weight_average=0.9", "federation.num_rounds=3")
+    run = train(config)
+    progress = load_checkpoint(run.checkpoint, checkpoint_key(config))
+    assert progress is not None and len(judged) == 3
+    average_state, last = progress.server.average, progress.server.models[GLOBAL]
+    assert not torch.equal(average_state["output.weight"], last["output.weight"])
+    assert_same_state(judged[-1], average_state)
+    progress.best_score = -1.0
+    progress.select(0.5)
+    assert_same_state(progress.best[GLOBAL], average_state)
+
+
 def test_cosine_schedule_by_worked_numbers(home: Path) -> None:
     """0.1 * (0.1 + 0.9 * (1 + cos(pi * (round - 1) / 4)) / 2), and 0.01 from round 5 on."""
     changed = ("learning_rate=0.1", "schedule=cosine", "decay_rounds=4", "final_fraction=0.1")

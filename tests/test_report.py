@@ -471,6 +471,14 @@ def test_curve_equals_its_records() -> None:
     assert pgd.get_color() != fgsm.get_color()
 
 
+def test_queries_of_the_bare_model_are_grey_for_a_defence_and_a_transfer_is_not() -> None:
+    asked = {"defence": "randomisation", "eot_samples": 0}
+    assert wording.is_grey_box(record("square", 0.5, knowledge="score", **asked))
+    assert not wording.is_grey_box(record("square", 0.5, knowledge="score", **{**asked, "eot_samples": 4}))
+    assert not wording.is_grey_box(record("square", 0.5, knowledge="score", **{**asked, "defence": "none"}))
+    assert not wording.is_grey_box(record("pgd", 0.5, knowledge="transfer", **asked))
+
+
 def test_curve_over_snr_falls_to_the_right_and_shades_intervals() -> None:
     changes = {"domain": "waveform", "norm": "2", "epsilon": None}
     records = [

@@ -249,6 +249,8 @@ def test_an_attacker_who_knows_of_the_defence_is_shown_to_it_alone() -> None:
         *(("worst_case", "randomisation", "adaptive+undefended", 0, size) for size in (3, 2)),
     ]
     assert all(one.uar_interval is not None for one in records)
+    steps = {one.knowledge: one.backward_passes for one in records if one.attack == "pgd"}
+    assert steps == {"undefended": 8 * 3, "adaptive": 8 * 2 * 4}  # each step asks for every draw
     with pytest.raises(UserError, match="adaptive pgd needs a defence to know of, got none"):
         heard(THREE, [1, 1, 1], *given)
 

@@ -36,6 +36,11 @@ TAU_FACTOR = 0.9
 """Of the largest change of a cell that is enough: the next bound (section VI.C of the paper)."""
 SEARCH_STEPS = 3
 """Constants of the L2 attack that are tried, where nothing else is said."""
+FURTHER = 4.0
+"""How much longer steps are after a constant with which nothing was found: the linear estimate was too near."""
+EMPTY = 5
+"""Constants that an utterance is given beyond the others for as long as nothing was found. Audio needs them: bins of
+digital silence make a slope so steep, and so short, that the estimate is hundreds of times too near."""
 LOOK = 2
 """Iterations between looks at who is through, each of which waits for a GPU."""
 _MOMENTUM, _SQUARES = 0.7, 0.9
@@ -165,7 +170,7 @@ def carlini_wagner_l2(
         labels_B: true classes; target classes where targeted.
         box: the values that inputs may take; None for any.
         steps: iterations for each constant, at most; >= 1.
-        search_steps: constants tried of each utterance, >= 1.
+        search_steps: constants tried of each utterance, >= 1; up to `EMPTY` more of one that nothing was found of.
         targeted: towards the labels rather than away from them.
 
     Returns:
@@ -177,9 +182,10 @@ def carlini_wagner_l2(
     start = moved = clean[rows_N]
     nearest, going_N, part = Nearest.none_yet(start, "2"), torch.arange(len(rows_N), device=clean.device), aim
     adam, total, patience = _Adam.at_rest(start, together=True), steps * search_steps, max(2, steps // 5)
+    latest = total + EMPTY * steps
     search: _Search | None = None
     reach_N = torch.zeros_like(labels_B[rows_N], dtype=clean.dtype)
-    for iteration in range(total):
+    for iteration in range(latest):
         if not len(going_N):
             break
         lead_N, gradient, reached_N = part.ask(moved, iteration)
@@ -192,20 +198,21 @@ def carlini_wagner_l2(
             search = _Search.begin(2 * reach_N / rise_N)
         # The constant of this iteration: that of the next one is chosen below.
         weight_N = torch.where(reached_N, 0, search.constant_N)
-        done_N = search.number_N * steps + search.iteration_N
+        done_N = (search.number_N * steps + search.iteration_N).clamp(max=total)
         over_N = search.note(distance_N.square() - weight_N * lead_N, reached_N, steps, patience)
         best_N = nearest.distance_B[going_N]
-        reach_N = torch.where(best_N.isfinite(), best_N, torch.where(over_N, 2 * reach_N, reach_N))
+        reach_N = torch.where(best_N.isfinite(), best_N, torch.where(over_N, FURTHER * reach_N, reach_N))
         stride_N = STEP * (1 - (1 - LAST_STEP) * done_N / total) * reach_N / math.sqrt(change[0].numel())
         direction = adam.direction(2 * change - per_utterance(weight_N, change) * gradient)
         moved = box.clip(moved - per_utterance(stride_N, moved) * direction)
         adam.begin_anew(over_N)
         if iteration % LOOK == 0:
-            still = (search.number_N < search_steps).nonzero().flatten()
+            allowed_N = search_steps + EMPTY * best_N.isinf()
+            still = (search.number_N < allowed_N).nonzero().flatten()
             if len(still) < len(going_N):
                 going_N, moved, start, reach_N = going_N[still], moved[still], start[still], reach_N[still]
                 part, adam, search = part.subset(still), adam.subset(still), search.subset(still)
-    return clean.index_copy(0, rows_N, nearest.draw_in(aim, total))
+    return clean.index_copy(0, rows_N, nearest.draw_in(aim, latest))
 
 
 def carlini_wagner_linf(
