@@ -443,6 +443,8 @@ def one_line(error: ValidationError, settings: Mapping[str, Any]) -> UserError:
     if problem["type"] == "union_tag_invalid":
         tags = re.findall(r"'(\w+)'", str(problem["ctx"]["expected_tags"]))
         return unknown_name("model", str(problem["ctx"]["tag"]), tags)
+    if problem["type"] == "too_short" and problem["ctx"]["min_length"] == 1:
+        return UserError(f"{key} must name one at least, got {given!r}")
     if problem["type"] == "literal_error":
         return unknown_name(key, str(given), re.findall(r"'([^']+)'", problem["ctx"]["expected"]))
     wanted = problem["msg"].removeprefix("Input should be ")

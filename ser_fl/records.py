@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, unquote
 
 from ser_fl.errors import UserError
@@ -30,6 +30,8 @@ PROFILE_SCHEMA = 1
 """Version of ``profile.json``."""
 TRANSFER_SCHEMA = 1
 """Version of ``transfer.json``."""
+
+_Record = TypeVar("_Record", bound="AttackRecord")
 
 State = dict[str, "Tensor"]
 """A model's full state: parameters and buffers by name."""
@@ -406,22 +408,12 @@ class RunFolder:
         """Records of ``attacks.json``; an empty list where there is none.
 
         Raises:
-            UserError: the file is of another schema.
+            UserError: the file is of another schema, or has an incomplete record.
         """
         if not self.attacks.exists():
             return []
         content = self.read_json(self.attacks)
-        schema = content.get("schema") if isinstance(content, dict) else None
-        if schema != ATTACKS_SCHEMA:
-            raise UserError(
-                f"{self.attacks} has schema {schema!r}, this version reads {ATTACKS_SCHEMA}: "
-                "run `ser-fl benchmark` again"
-            )
-        names = {entry.name for entry in fields(AttackRecord)}
-        return [
-            AttackRecord(**{key: _frozen(value) for key, value in record.items() if key in names})
-            for record in content["records"]
-        ]
+        return _records_in(self.attacks, content, AttackRecord, ATTACKS_SCHEMA, "ser-fl benchmark")
 
 
 def write_transfer(path: Path, matrix: TransferMatrix) -> None:
@@ -439,19 +431,24 @@ def read_transfer(path: Path) -> TransferMatrix:
         UserError: the file is missing, damaged or of another schema.
     """
     content = RunFolder(path.parent).read_json(path)
-    schema = content.get("schema") if isinstance(content, dict) else None
-    if schema != TRANSFER_SCHEMA:
-        raise UserError(
-            f"{path} has schema {schema!r}, this version reads {TRANSFER_SCHEMA}: run `ser-fl transfer` again"
-        )
-    names = {entry.name for entry in fields(TransferRecord)}
+    records = _records_in(path, content, TransferRecord, TRANSFER_SCHEMA, "ser-fl transfer")
     try:
-        records = tuple(
-            TransferRecord(**{key: _frozen(value) for key, value in record.items() if key in names})
+        about = {name: content[name] for name in ("models", "synthetic", "seconds")}
+    except KeyError as error:
+        raise UserError(f"{path} is incomplete ({error}): run `ser-fl transfer` again") from None
+    return TransferMatrix(records=tuple(records), **about)
+
+
+def _records_in(path: Path, content: Any, kind: type[_Record], schema: int, command: str) -> list[_Record]:
+    """The records of a file of attacks; what a later version has added to them is left aside."""
+    found = content.get("schema") if isinstance(content, dict) else None
+    if found != schema:
+        raise UserError(f"{path} has schema {found!r}, this version reads {schema}: run `{command}` again")
+    names = {entry.name for entry in fields(kind)}
+    try:
+        return [
+            kind(**{key: _frozen(value) for key, value in record.items() if key in names})
             for record in content["records"]
-        )
-        return TransferMatrix(
-            models=content["models"], synthetic=content["synthetic"], seconds=content["seconds"], records=records
-        )
+        ]
     except (TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} has an incomplete record ({error}): run `ser-fl transfer` again") from None
+        raise UserError(f"{path} has an incomplete record ({error}): run `{command}` again") from None

@@ -375,3 +375,8 @@ def test_config_file_that_is_none(tmp_path: Path, content: str | None, message: 
     with pytest.raises(UserError, match=message) as caught:
         compose(config_file=file)
     assert "\n" not in str(caught.value)
+
+
+def test_a_benchmark_of_no_attack_is_told() -> None:
+    with pytest.raises(UserError, match=r"^attacks must name one at least, got \[\]$"):
+        compose_benchmark(["run=RUN", "attacks=[]"])

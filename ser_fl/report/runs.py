@@ -112,7 +112,7 @@ def read_run(folder: Path) -> RunRecords:
         environment=_read_mapping(run, run.environment),
         summary=_read_summary(run),
         rounds=_read_rounds(run),
-        attacks=_read_attacks(run),
+        attacks=tuple(run.read_attacks()),
         example=_read_example(run),
         examination=read_examination(run),
     )
@@ -172,10 +172,3 @@ def _read_rounds(run: RunFolder) -> tuple[Mapping[str, Any], ...]:
     except ValueError as error:
         raise UserError(f"{run.rounds} has a line that is not JSON ({error}): was it changed by hand?") from None
     return tuple(_mapping(run.rounds, entry) for entry in entries)
-
-
-def _read_attacks(run: RunFolder) -> tuple[AttackRecord, ...]:
-    try:
-        return tuple(run.read_attacks())
-    except (TypeError, KeyError) as error:
-        raise UserError(f"{run.attacks} has an incomplete record ({error}): run `ser-fl benchmark` again") from None
