@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import quote, unquote
 
 from ser_fl.errors import UserError
@@ -59,10 +59,11 @@ class ClientUpdate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientFailure:
-    """A client that was left out of a round, and why."""
+    """A client that was left out of a round, or a holder of validation utterances that gave no figures, and why."""
 
     client_id: str
     error: str
+    stage: Literal["training", "validation"] = "training"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +95,11 @@ class RoundRecord:
     learning_rate: float
     robust_uar: float | None = None
     """UAR under the selection attack, in rounds that measure it."""
+
+    @property
+    def is_fully_scored(self) -> bool:
+        """Whether all holders of validation utterances gave figures; else they are of fewer utterances."""
+        return all(failure.stage == "training" for failure in self.failures)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,6 @@ from ser_fl.config import Config, dump
 from ser_fl.data.prepared import prepare
 from ser_fl.errors import UserError
 from ser_fl.federation.checkpoint import Progress, load_checkpoint, save_checkpoint
-from ser_fl.federation.experiment import data_digest
 from ser_fl.federation.rounds import checkpoint_key
 from ser_fl.federation.server import Server
 from ser_fl.metrics import Scores
@@ -313,9 +312,9 @@ def test_the_digest_of_the_data_tells_them_apart(home: Path) -> None:
         ("data.utterances_per_emotion=3",),
         ("frontend.log_offset=1e-6",),
     )
-    digests = [data_digest(prepare(settings(home, "-", *base, *changed))) for changed in changes]
+    digests = [prepare(settings(home, "-", *base, *changed)).holdings().digest for changed in changes]
     assert len(set(digests)) == len(changes)
-    assert data_digest(prepare(settings(home, "-", *base))) == digests[0]
+    assert prepare(settings(home, "-", *base)).holdings().digest == digests[0]
 
 
 @pytest.mark.slow

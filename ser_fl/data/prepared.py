@@ -14,7 +14,8 @@ from ser_fl.data.corpora import open_corpus
 from ser_fl.data.corpora.folder import expand_home
 from ser_fl.data.features import FeatureStore, OnFeatures, compute_features
 from ser_fl.data.frontend import FeatureStatistics, Standardisation
-from ser_fl.data.partition import EVERYBODY, Indices, Split, assign_clients, split_corpus
+from ser_fl.data.holdings import Holdings, digest_of_all, digest_of_speakers
+from ser_fl.data.partition import EVERYBODY, PARTS, Indices, Split, assign_clients, part_sizes, split_corpus
 from ser_fl.data.synthetic import SyntheticCorpus
 from ser_fl.data.utterance import Corpus, SkippedFile
 
@@ -31,6 +32,18 @@ class Prepared:
     standardisation: Standardisation
     skipped: tuple[SkippedFile, ...] = ()
     """Files that could not be used and were left out, with ``data.on_unreadable=skip``."""
+
+    def holdings(self) -> Holdings:
+        """What the server knows of it."""
+        utterances, client_ids = self.store.utterances, tuple(self.clients)
+        return Holdings(
+            classes=self.store.classes,
+            client_ids=client_ids,
+            sizes={part: part_sizes(utterances, getattr(self.split, part)) for part in PARTS},
+            standardisation=self.standardisation,
+            digest=digest_of_all(digest_of_speakers(utterances, self.split), client_ids, self.standardisation),
+            skipped=self.skipped,
+        )
 
 
 def open_configured_corpus(config: Config) -> Corpus:

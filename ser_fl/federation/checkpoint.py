@@ -21,7 +21,7 @@ from ser_fl.errors import UserError
 from ser_fl.federation.server import GLOBAL, Server
 from ser_fl.records import State, write_bytes, write_json
 
-SCHEMA = 5
+SCHEMA = 6
 
 
 @dataclass(slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class Progress:
     best_round: int
     best_score: float
     data_digest: str = ""
-    """Of the data that the run is trained on (`Prepared.digest`)."""
+    """Of the data that the run is trained on (`Holdings.digest`)."""
     lengths: dict[str, int] = field(default_factory=dict)
     """Bytes of each ``.jsonl`` file at the commit."""
     precision: Precision | None = None

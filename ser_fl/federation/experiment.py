@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,13 @@ import yaml
 from ser_fl.attacks.budget import Box
 from ser_fl.config import CONFIG_SCHEMA, Config, dump
 from ser_fl.data.features import OnFeatures
-from ser_fl.data.partition import holders
+from ser_fl.data.frontend import Standardisation
+from ser_fl.data.holdings import Holdings
+from ser_fl.data.partition import PARTS, holders
 from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.devices import devices_of, exact_arithmetic
 from ser_fl.environment import describe_environment, threads_limited_to
-from ser_fl.errors import UserError
+from ser_fl.errors import RoundFailed, UserError
 from ser_fl.evaluation.scoring import Evaluator
 from ser_fl.federation.checkpoint import Progress, is_checkpoint_of, load_checkpoint
 from ser_fl.federation.client import Clients
@@ -28,7 +29,7 @@ from ser_fl.federation.precision import resolve_precision, with_precision
 from ser_fl.federation.profile import OnProfile, RunProfile, open_watch
 from ser_fl.federation.rounds import Federation, OnRound, checkpoint_key
 from ser_fl.federation.schedule import cohort_size
-from ser_fl.federation.scoring import Scorer, total
+from ser_fl.federation.scoring import LocalScorer, Scored, Scorer
 from ser_fl.federation.server import GLOBAL, Server
 from ser_fl.federation.trainers import has_installed_callbacks
 from ser_fl.metrics import scores
@@ -67,46 +68,53 @@ def train(
     run, progress = open_run(config)
     with threads_limited_to(config.executor.threads), exact_arithmetic():
         prepared = prepare(config, on_features)
-        check_prepared(config, run, prepared, progress)
-        begun_in = progress.precision if progress else None
-        classes = len(prepared.store.classes)
-        config = with_precision(config, begun_in) if begun_in else resolve_precision(config, classes)
-        with open_executor(make_clients(config, prepared, callbacks), cohort_of(config, prepared)) as executor:
-            run.root.mkdir(parents=True, exist_ok=True)  # only now: what is refused leaves no empty run behind
-            _run(config, run, prepared, progress or first_progress(config, prepared), executor, on_round, on_profile)
+        holdings = prepared.holdings()
+        check_holdings(config, run, holdings, progress)
+        config = settle_precision(config, holdings, progress)
+        scorer = local_scorer(config, prepared)
+        with open_executor(make_clients(config, prepared, callbacks), cohort_of(config, holdings)) as executor:
+            conduct(config, run, holdings, progress, executor, scorer, on_round, on_profile)
     return run
 
 
-def _run(
+def conduct(
     config: Config,
     run: RunFolder,
-    prepared: Prepared,
-    progress: Progress,
+    holdings: Holdings,
+    progress: Progress | None,
     executor: Executor,
+    scorer: Scorer,
     on_round: OnRound,
-    on_profile: OnProfile,
+    on_profile: OnProfile = lambda profile: None,
 ) -> None:
-    """The rounds that are left, and the test of the selected model."""
+    """The rounds that are left, and the test of the selected model, wherever the clients are.
+
+    Args:
+        config: with its precision settled.
+        run: the run folder; made here, so that what is refused before leaves none behind.
+        holdings: what the server knows of the data.
+        progress: the checkpoint to go on from; None begins.
+        executor: trains clients.
+        scorer: scores models.
+        on_round: told of every committed round.
+        on_profile: told where the time of the rounds went, with `profile=true`.
+    """
+    run.root.mkdir(parents=True, exist_ok=True)
+    progress = progress or first_progress(config, holdings)
     settings, profile = dump(config), RunProfile(config)
     tracker = open_tracker(
         **settings["tracking"], run=run, name=config.experiment, config=settings, state=progress.tracking
     )
     try:
         if progress.round == 0:
-            devices = [str(device) for device in devices_of(config.executor.accelerator)]
-            environment = describe_environment(seed=config.seed, threads=config.executor.threads, devices=devices)
-            write_json(run.environment, environment)
-            content = {"schema": CONFIG_SCHEMA, **settings}
-            write_bytes(run.config, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
+            write_settings(run, config)
         for path in (run.rounds, run.clients):
             run.cut_back(path, progress.lengths.get(path.name, 0))
-        scorer = Scorer(config, Evaluator(prepared.store, prepared.standardisation), box_of(prepared))
         federation = Federation(
             config=config,
-            client_ids=tuple(prepared.clients),
+            client_ids=holdings.client_ids,
             executor=executor,
             scorer=scorer,
-            validation=holders(prepared.store.utterances, prepared.split.validation),
             run=run,
             tracker=tracker,
             profile=profile,
@@ -117,9 +125,35 @@ def _run(
             if (record := profile.record()) is not None:
                 run.write_profile(record)
                 on_profile(record)
-        conclude(config, prepared, scorer, progress, run, tracker, stopped)
+        conclude(config, holdings, scorer, progress, run, tracker, stopped)
     finally:
         tracker.finish()
+
+
+def write_settings(run: RunFolder, config: Config) -> None:
+    """What a run is and what it is computed with: ``environment.json`` and ``config.yaml``."""
+    devices = [str(device) for device in devices_of(config.executor.accelerator)]
+    environment = describe_environment(seed=config.seed, threads=config.executor.threads, devices=devices)
+    write_json(run.environment, environment)
+    content = {"schema": CONFIG_SCHEMA, **dump(config)}
+    write_bytes(run.config, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
+
+
+def settle_precision(config: Config, holdings: Holdings, progress: Progress | None) -> Config:
+    """The precision that a resumed run began in, or else the configured one, measured where that is "auto"."""
+    begun_in = progress.precision if progress else None
+    return with_precision(config, begun_in) if begun_in else resolve_precision(config, len(holdings.classes))
+
+
+def local_scorer(config: Config, prepared: Prepared) -> LocalScorer:
+    """Of all data on this machine."""
+    utterances, split = prepared.store.utterances, prepared.split
+    return LocalScorer(
+        config,
+        Evaluator(prepared.store, prepared.standardisation),
+        box_of(prepared.standardisation),
+        {"validation": holders(utterances, split.validation), "test": holders(utterances, split.test)},
+    )
 
 
 def make_clients(config: Config, prepared: Prepared, callbacks: Sequence[pl.Callback] = ()) -> Clients:
@@ -131,7 +165,11 @@ def make_clients(config: Config, prepared: Prepared, callbacks: Sequence[pl.Call
         indices=prepared.clients,
         standardisation=prepared.standardisation,
         objective=Objective(
-            config.objective, config.augmentation, box_of(prepared), config.precision == "bf16-mixed", watch
+            config.objective,
+            config.augmentation,
+            box_of(prepared.standardisation),
+            config.precision == "bf16-mixed",
+            watch,
         ),
         device=devices_of(config.executor.accelerator)[0],
         callbacks=callbacks,
@@ -139,40 +177,30 @@ def make_clients(config: Config, prepared: Prepared, callbacks: Sequence[pl.Call
     )
 
 
-def box_of(prepared: Prepared) -> Box:
+def box_of(standardisation: Standardisation) -> Box:
     """Where features and attacks on them stay."""
-    return Box.of(prepared.standardisation.lower_F1, prepared.standardisation.upper_F1)
+    return Box.of(standardisation.lower_F1, standardisation.upper_F1)
 
 
-def cohort_of(config: Config, prepared: Prepared) -> int:
+def cohort_of(config: Config, holdings: Holdings) -> int:
     """Clients of a round."""
-    return cohort_size(len(prepared.clients), config.federation.fraction_train)
+    return cohort_size(len(holdings.client_ids), config.federation.fraction_train)
 
 
-def check_prepared(config: Config, run: RunFolder, prepared: Prepared, progress: Progress | None) -> None:
+def check_holdings(config: Config, run: RunFolder, holdings: Holdings, progress: Progress | None) -> None:
     """Refuse what no round could put right, before anything is written.
 
     Raises:
         UserError: `federation.min_clients` is above the clients of a round, or a resumed run's data have changed.
     """
-    settings, num_clients = config.federation, len(prepared.clients)
-    size = cohort_of(config, prepared)
+    settings, size = config.federation, cohort_of(config, holdings)
     if settings.min_clients > size:
         raise UserError(
             f"federation.min_clients must be at most {size}, the clients of a round (federation.fraction_train="
-            f"{settings.fraction_train:g} of {num_clients}), got {settings.min_clients}"
+            f"{settings.fraction_train:g} of {len(holdings.client_ids)}), got {settings.min_clients}"
         )
-    if progress is not None and progress.data_digest != data_digest(prepared):
+    if progress is not None and progress.data_digest != holdings.digest:
         raise UserError(f"{run.root} was trained on other data than {config.data.name} holds now: start a new run")
-
-
-def data_digest(prepared: Prepared) -> str:
-    """Of utterances, labels, split, clients and standardisation: a resumed run must find the data that it left."""
-    utterances = [(u.utterance_id, u.emotion, u.speaker) for u in prepared.store.utterances]
-    digest = blake2b(repr((utterances, prepared.split, prepared.clients)).encode(), digest_size=16)
-    for tensor in prepared.standardisation.state_dict().values():
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def open_run(config: Config) -> tuple[RunFolder, Progress | None]:
@@ -196,11 +224,11 @@ def newest_run(config: Config) -> Path | None:
     return max((folder for folder in folders if is_checkpoint_of(RunFolder(folder).checkpoint, key)), default=None)
 
 
-def first_progress(config: Config, prepared: Prepared) -> Progress:
+def first_progress(config: Config, holdings: Holdings) -> Progress:
     """Before the first round: initial weights drawn from the seed."""
     server = Server.start(
-        build_network(config.model, len(prepared.store.classes), seed=config.seed),
-        tuple(prepared.clients),
+        build_network(config.model, len(holdings.classes), seed=config.seed),
+        holdings.client_ids,
         local_only=config.federation.name == "local_only",
         momentum=config.federation.server_momentum,
         decay=config.federation.weight_average,
@@ -211,13 +239,13 @@ def first_progress(config: Config, prepared: Prepared) -> Progress:
         best=dict(server.models),
         best_round=0,
         best_score=-1.0,
-        data_digest=data_digest(prepared),
+        data_digest=holdings.digest,
     )
 
 
 def conclude(
     config: Config,
-    prepared: Prepared,
+    holdings: Holdings,
     scorer: Scorer,
     progress: Progress,
     run: RunFolder,
@@ -228,13 +256,16 @@ def conclude(
 
     With `federation=local_only` the test figures are over all clients' models, and the model that is saved is the
     first client's, beside everybody's own.
+
+    Raises:
+        RoundFailed: a holder of test utterances gave no figures.
     """
-    network = build_network(config.model, len(prepared.store.classes), seed=config.seed)
+    network = build_network(config.model, len(holdings.classes), seed=config.seed)
     network.load_state_dict(progress.best.get(GLOBAL) or next(iter(progress.best.values())))
     bundle = EmotionModel(
         network,
-        prepared.standardisation,
-        classes=prepared.store.classes,
+        holdings.standardisation,
+        classes=holdings.classes,
         model=config.model,
         frontend=config.frontend,
         synthetic=config.data.name == "builtin",
@@ -242,28 +273,31 @@ def conclude(
     save_model(run.root, bundle)
     if GLOBAL not in progress.best:
         save_local_models(run.root, progress.best)
-    content = summary(config, prepared, scorer, progress, stopped)
+    tested = scorer.score(progress.best, "test")
+    if tested.failures:
+        reasons = "\n".join(f"{failure.client_id}: {failure.error}" for failure in tested.failures)
+        raise RoundFailed(
+            f"all rounds are done, but {len(tested.failures)} of {len(holdings.sizes['test'])} holders of test "
+            f"utterances gave no figures; the same command with resume=true asks again:\n{reasons}"
+        )
+    content = summary(config, holdings, tested, progress, stopped)
     write_json(run.summary, content)
     tracker.log_summary(content)
 
 
-def summary(config: Config, prepared: Prepared, scorer: Scorer, progress: Progress, stopped: str) -> dict[str, Any]:
+def summary(config: Config, holdings: Holdings, tested: Scored, progress: Progress, stopped: str) -> dict[str, Any]:
     """Content of ``summary.json``."""
-    utterances = prepared.store.utterances
-    by_speaker = scorer.by_holder(progress.best, holders(utterances, prepared.split.test))
-    pooled = total(by_speaker)
-    test = scores(pooled)
-    parts = {"train": prepared.split.train, "validation": prepared.split.validation, "test": prepared.split.test}
+    test = scores(tested.total)
     return {
         "schema": SUMMARY_SCHEMA,
         "experiment": config.experiment,
         "synthetic": config.data.name == "builtin",
-        "classes": list(prepared.store.classes),
+        "classes": list(holdings.classes),
         "split": config.split.name,
-        "split_speakers": {name: sorted({utterances[i].speaker for i in part}) for name, part in parts.items()},
-        "split_sizes": {name: len(part) for name, part in parts.items()},
-        "skipped": [{"id": file.utterance_id, "reason": file.reason} for file in prepared.skipped],
-        "num_clients": len(prepared.clients),
+        "split_speakers": {part: holdings.speakers(part) for part in PARTS},
+        "split_sizes": {part: holdings.num_utterances(part) for part in PARTS},
+        "skipped": [{"id": file.utterance_id, "reason": file.reason} for file in holdings.skipped],
+        "num_clients": len(holdings.client_ids),
         "num_rounds": progress.round,
         "selected_round": progress.best_round,
         "selection_score": progress.best_score,
@@ -272,8 +306,8 @@ def summary(config: Config, prepared: Prepared, scorer: Scorer, progress: Progre
             "uar": test.uar,
             "accuracy": test.accuracy,
             "macro_f1": test.macro_f1,
-            "confusion": pooled.tolist(),
+            "confusion": tested.total.tolist(),
             "per_class_recall": list(test.per_class_recall),
-            "per_speaker_uar": {speaker: scores(confusion).uar for speaker, confusion in by_speaker.items()},
+            "per_speaker_uar": {speaker: scores(confusion).uar for speaker, confusion in tested.by_holder.items()},
         },
     }

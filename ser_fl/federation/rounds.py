@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ser_fl.config import Config, dump
-from ser_fl.data.partition import Indices
 from ser_fl.errors import RoundFailed
 from ser_fl.federation.aggregation import weighted_loss
 from ser_fl.federation.arrivals import Arrivals
@@ -28,13 +27,12 @@ OnRound = Callable[[RoundRecord], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Federation:
-    """A server's view of its clients, and of the holders of the validation utterances."""
+    """A server's view of its clients, and of whoever scores its models."""
 
     config: Config
     client_ids: tuple[str, ...]
     executor: Executor
     scorer: Scorer
-    validation: dict[str, Indices]
     run: RunFolder
     tracker: Tracker
     profile: RunProfile
@@ -102,11 +100,14 @@ class Federation:
 
     def measure(self, server: Server, cohort: tuple[str, ...], arrivals: Arrivals, started: float) -> RoundRecord:
         """Score the new models on the validation part; under attack too in rounds that measure it and in the last."""
-        validation = scores(self.scorer.confusion(server.judged, self.validation))
+        scored = self.scorer.score(server.judged, "validation")
+        validation = scores(scored.total)
         number, every = arrivals.round, self.config.selection.robust_every
-        robust = None
+        failures, robust = [*arrivals.failures, *scored.failures], None
         if every and (number % every == 0 or number == self.config.federation.num_rounds):
-            robust = scores(self.scorer.robust_confusion(server.judged, self.validation)).uar
+            attacked = self.scorer.score(server.judged, "validation", attacked=True)
+            robust = scores(attacked.total).uar
+            failures += attacked.failures
         return RoundRecord(
             round=number,
             cohort=cohort,
@@ -116,7 +117,7 @@ class Federation:
             macro_f1=validation.macro_f1,
             learning_rate=learning_rate(self.config.optimiser, number),
             robust_uar=robust,
-            failures=tuple(arrivals.failures),
+            failures=tuple(failures),
             seconds=time.perf_counter() - started,
         )
 
@@ -127,7 +128,8 @@ class Federation:
         with self.profile.watch.part("tracking"):
             self.tracker.log_round(record, clients)
         progress.round = record.round
-        progress.select(record.robust_uar if self.config.selection.by == "robust" else record.uar)
+        score = record.robust_uar if self.config.selection.by == "robust" else record.uar
+        progress.select(score if record.is_fully_scored else None)
         progress.lengths = {path.name: path.stat().st_size for path in (self.run.rounds, self.run.clients)}
         progress.tracking = self.tracker.state()
         save_checkpoint(self.run.checkpoint, progress, checkpoint_key(self.config))
