@@ -105,19 +105,14 @@ def train_visibly(config: Config) -> RunFolder:
 
         def on_round(record: RoundRecord) -> None:
             shown.report(config.experiment, record.round, config.federation.num_rounds)
-            console.print(round_line(config.experiment, record), highlight=False)
+            console.print(
+                record.line(config.experiment),
+                highlight=False,
+                markup=False,
+                style="red" if record.failures else "",
+            )
 
         return train(config, on_round=on_round, on_features=shown.features, on_profile=print_profile)
-
-
-def round_line(experiment: str, record: RoundRecord) -> str:
-    """One line about a round."""
-    robust = "" if record.robust_uar is None else f"  robust {record.robust_uar:.3f}"
-    failed = "".join(f"  [red]{failure.client_id} failed[/red]" for failure in record.failures)
-    return (
-        f"{experiment}  round {record.round:3d}  validation UAR {record.uar:.3f}{robust}  "
-        f"loss {record.train_loss:.3f}  {record.seconds:.1f} s{failed}"
-    )
 
 
 def print_profile(profile: ProfileRecord) -> None:

@@ -101,6 +101,15 @@ class RoundRecord:
         """Whether all holders of validation utterances gave figures; else they are of fewer utterances."""
         return all(failure.stage == "training" for failure in self.failures)
 
+    def line(self, experiment: str) -> str:
+        """For whoever watches."""
+        robust = "" if self.robust_uar is None else f"  robust {self.robust_uar:.3f}"
+        failed = "".join(f"  {failure.client_id} failed" for failure in self.failures)
+        return (
+            f"{experiment}  round {self.round:3d}  validation UAR {self.uar:.3f}{robust}  "
+            f"loss {self.train_loss:.3f}  {self.seconds:.1f} s{failed}"
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttackRecord:

@@ -73,15 +73,27 @@ def default_cache_dir() -> Path:
 
 
 def compute_features(
-    corpus: Corpus, config: FrontendConfig, *, cache_dir: Path | None = None, progress: OnFeatures | None = None
+    corpus: Corpus,
+    config: FrontendConfig,
+    *,
+    cache_dir: Path | None = None,
+    progress: OnFeatures | None = None,
+    classes: tuple[str, ...] | None = None,
 ) -> FeatureStore:
     """Features of every utterance of a corpus, from the cache where audio and settings are the same.
+
+    Args:
+        corpus: utterances and their audio.
+        config: the front end.
+        cache_dir: where features are kept; None is `default_cache_dir`.
+        progress: told how far it is.
+        classes: of an experiment that this corpus is only a share of; None: the emotions that occur.
 
     Raises:
         UserError: a file cannot be decoded (it is named), the corpus has fewer than two emotions, or the front end has
             mel bins without a frequency.
     """
-    classes = classes_of(corpus.utterances)
+    classes = classes or classes_of(corpus.utterances)
     if len(classes) < 2:
         raise UserError(f"corpus {corpus.name!r} has one emotion only ({', '.join(classes)}): a classifier needs two")
     file = (cache_dir or default_cache_dir()) / "features" / f"{_key(corpus, config)}.npy"

@@ -60,14 +60,18 @@ def open_configured_corpus(config: Config) -> Corpus:
     return corpus
 
 
+def cache_dir_of(config: Config) -> Path | None:
+    """Where features are kept; None is the default."""
+    return expand_home(config.data.cache_dir) if config.data.cache_dir else None
+
+
 def prepare(config: Config, on_features: OnFeatures | None = None) -> Prepared:
     """Features, split, clients and standardisation of an experiment.
 
     Standardisation is federated: each client gives the sums of its own training features, and the server adds them.
     """
-    cache_dir = expand_home(config.data.cache_dir) if config.data.cache_dir else None
     corpus = open_configured_corpus(config)
-    store = compute_features(corpus, config.frontend, cache_dir=cache_dir, progress=on_features)
+    store = compute_features(corpus, config.frontend, cache_dir=cache_dir_of(config), progress=on_features)
     split = split_corpus(store.utterances, config.split)
     clients = assign_clients(store.utterances, split.train, config.clients, seed=config.split.seed)
     if config.federation.name == "centralised":  # the same utterances, where the number of clients is capped too

@@ -36,6 +36,7 @@ from ser_fl.metrics import scores
 from ser_fl.models.bundle import EmotionModel, save_local_models, save_model
 from ser_fl.models.catalogue import build_network
 from ser_fl.records import SUMMARY_SCHEMA, RunFolder, write_bytes, write_json
+from ser_fl.stopwatch import UNWATCHED, Watch
 from ser_fl.tracking import Tracker, open_tracker
 
 
@@ -64,6 +65,12 @@ def train(
     """
     if config.executor.engine == "loop" and (callbacks or has_installed_callbacks()):
         raise UserError("executor.engine=loop runs no callbacks, got some: use executor.engine=auto")
+    if config.executor.name == "flower":
+        if callbacks:
+            raise UserError("executor=flower runs no callbacks, got some: its clients are on other hosts")
+        from ser_fl.federation.flower.launch import launch
+
+        return launch(config, on_round)
     devices_of(config.executor.accelerator)  # refuses hardware that is not there before anything is written
     run, progress = open_run(config)
     with threads_limited_to(config.executor.threads), exact_arithmetic():
@@ -157,24 +164,24 @@ def local_scorer(config: Config, prepared: Prepared) -> LocalScorer:
 
 
 def make_clients(config: Config, prepared: Prepared, callbacks: Sequence[pl.Callback] = ()) -> Clients:
-    """The clients of an experiment."""
+    """The clients of an experiment, on this machine."""
     watch = open_watch(config, rest="client")
     return Clients(
         config=config,
         store=prepared.store,
         indices=prepared.clients,
         standardisation=prepared.standardisation,
-        objective=Objective(
-            config.objective,
-            config.augmentation,
-            box_of(prepared.standardisation),
-            config.precision == "bf16-mixed",
-            watch,
-        ),
+        objective=objective_of(config, prepared.standardisation, watch),
         device=devices_of(config.executor.accelerator)[0],
         callbacks=callbacks,
         watch=watch,
     )
+
+
+def objective_of(config: Config, standardisation: Standardisation, watch: Watch = UNWATCHED) -> Objective:
+    """What clients minimise."""
+    is_bf16 = config.precision == "bf16-mixed"
+    return Objective(config.objective, config.augmentation, box_of(standardisation), is_bf16, watch)
 
 
 def box_of(standardisation: Standardisation) -> Box:
@@ -209,12 +216,17 @@ def open_run(config: Config) -> tuple[RunFolder, Progress | None]:
     if folder is None and config.resume:
         folder = newest_run(config)
     if folder is None:
-        folder = Path("runs") / config.experiment / f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{config.seed}"
+        folder = new_run_folder(config)
     run = RunFolder(folder)
     progress = load_checkpoint(run.checkpoint, checkpoint_key(config)) if config.resume else None
     if not config.resume and run.config.exists():
         raise UserError(f"{folder} holds a run already: add resume=true to go on with it, or choose another run_dir")
     return run, progress
+
+
+def new_run_folder(config: Config) -> Path:
+    """The default of `run_dir`."""
+    return Path("runs") / config.experiment / f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{config.seed}"
 
 
 def newest_run(config: Config) -> Path | None:

@@ -21,6 +21,18 @@ from ser_fl.metrics import scores
 from ser_fl.records import ClientRecord, RoundRecord, RunFolder
 from ser_fl.tracking import Tracker
 
+_WHERE_CLIENTS_ARE = (
+    "name",
+    "engine",
+    "workers",
+    "superlink",
+    "root_certificates",
+    "num_nodes",
+    "wait_s",
+    "deadline_s",
+    "client_cpus",
+    "client_gpus",
+)
 OnRound = Callable[[RoundRecord], None]
 """Told of every committed round."""
 
@@ -143,7 +155,7 @@ def checkpoint_key(config: Config) -> dict[str, object]:
     settings = dump(config)
     for free in ("run_dir", "resume", "tracking", "experiment", "profile"):
         del settings[free]
-    for stage, free_there in (("data", ("root", "cache_dir")), ("executor", ("name", "engine", "workers"))):
+    for stage, free_there in (("data", ("root", "cache_dir")), ("executor", _WHERE_CLIENTS_ARE)):
         for name in free_there:
             del settings[stage][name]
     return settings
