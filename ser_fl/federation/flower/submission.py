@@ -8,12 +8,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from ser_fl import __version__
 from ser_fl.config import Config, dump
 from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.experiment import new_run_folder, newest_run
@@ -25,7 +25,7 @@ _CONNECTION = "ser_fl"
 APP: dict[str, Any] = {
     "project": {
         "name": "ser-fl",
-        "version": __version__,
+        "version": version("ser-fl"),
         "license": "Apache-2.0",
         "dependencies": ["flwr>=1.41,<1.42"],
     },
