@@ -7,6 +7,7 @@ import signal
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -58,11 +59,12 @@ def run_node(console: Console, arguments: Namespace) -> None:
         state=arguments.state,
         outgoing=_outgoing(arguments),
     )
+    tell = partial(_say, console)
     with _until_asked_to_stop(console):
         try:
-            node.start(on_wait=lambda: _say(console, f"{node.link} does not answer yet: waiting for the link"))
-            _say(console, f"ready: {node.name} is accepted by {node.link}; logs in {node.state.root}")
-            node.watch()
+            node.start(tell=tell)
+            tell(f"ready: {node.name} is accepted by {node.link}; logs in {node.state.root}")
+            node.watch(tell)
         finally:
             node.stop()
 
@@ -74,7 +76,9 @@ class _AskedToStop(BaseException):
 @contextmanager
 def _until_asked_to_stop(console: Console) -> Iterator[None]:
     """Leave the block on SIGTERM, Ctrl-C or a closed terminal; further signals cannot cut its clean-up short."""
-    asked = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    asked = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        asked.append(signal.SIGHUP)
 
     def leave(number: int, _: FrameType | None) -> NoReturn:
         for each in asked:

@@ -12,6 +12,7 @@ Private files have mode 0600 in folders of mode 0700, and a key that is there is
 from __future__ import annotations
 
 import ipaddress
+import math
 import os
 import re
 import tempfile
@@ -130,6 +131,18 @@ def certified_hosts(certificate: Path) -> tuple[str, ...]:
 def days_left(certificate: Path) -> float:
     """Days until a certificate ends; negative once it has."""
     return (_read_certificate(certificate).not_valid_after_utc - datetime.now(UTC)) / timedelta(days=1)
+
+
+def require_valid(certificate: Path) -> None:
+    """Refuse a certificate that is missing, damaged or over.
+
+    Raises:
+        UserError: it is, with the way out.
+    """
+    if (left := days_left(certificate)) < 0:
+        raise UserError(
+            f"{certificate} ended {math.ceil(-left)} days ago: `ser-fl federation keys DIR --host HOST` renews it"
+        )
 
 
 def require_private(key: Path, *, made_by: str) -> None:
@@ -327,8 +340,7 @@ def _general_name(host: str) -> x509.GeneralName:
 
 
 def handed_out(folder: KeyFolder, made: MadeKeys) -> Iterator[str]:
-    """What goes to which machine, a line each."""
-    root = folder.root
+    """What goes to which machine, into a folder of the same layout, a line each."""
     if made.hosts:
         yield f"the link ({', '.join(made.hosts)}): {folder.ca}, {folder.server.parent}/, {folder.nodes}/*.pub"
     elif made.nodes:
@@ -336,4 +348,4 @@ def handed_out(folder: KeyFolder, made: MadeKeys) -> Iterator[str]:
     for name in made.nodes:
         yield f"the machine of {name}: {folder.ca}, {folder.node(name)}"
     if made.ca:
-        yield f"nobody: {folder.ca_key} (makes certificates of the link; keep it off both), put in {root} everywhere"
+        yield f"no other machine: {folder.ca_key} (it makes certificates of the link)"

@@ -14,7 +14,7 @@ from typing import Self
 from ser_fl.deployment.connection import answers, join_address, write_connection
 from ser_fl.deployment.daemon import LOOK_S, Daemon, StateFolder, require_free, stop_all
 from ser_fl.deployment.flower import NOTHING_OUTGOING, Outgoing, flower_environment, require_flower
-from ser_fl.deployment.keys import KeyFolder, certified_hosts, days_left, require_private
+from ser_fl.deployment.keys import KeyFolder, certified_hosts, require_private, require_valid
 from ser_fl.errors import DaemonStopped, UserError
 
 _START_S = 180.0
@@ -107,10 +107,7 @@ class Link:
         """What can be told before anything is started."""
         require_private(self.keys.server_key, made_by="`ser-fl federation keys` makes it for the link's machine")
         for certificate in (self.keys.ca, self.keys.server):
-            if (left := days_left(certificate)) < 0:
-                raise UserError(
-                    f"{certificate} ended {-left:.0f} days ago: make a new one with `ser-fl federation keys`"
-                )
+            require_valid(certificate)
         if (host := _reached_at(self.host)) not in (hosts := certified_hosts(self.keys.server)):
             raise UserError(
                 f"the certificate of the link is for {', '.join(hosts)}, not {host}:"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,14 +14,20 @@ from typing import Self
 from ser_fl.deployment.connection import answers, split_address
 from ser_fl.deployment.daemon import LOOK_S, Daemon, StateFolder, free_port, require_free, stop_all
 from ser_fl.deployment.flower import NOTHING_OUTGOING, Outgoing, flower_environment, require_flower
-from ser_fl.deployment.keys import KeyFolder, require_private
+from ser_fl.deployment.keys import KeyFolder, require_private, require_valid
 from ser_fl.errors import DaemonStopped, UserError
 from ser_fl.records import write_bytes
 
-_ACCEPTED = "SuperNode ID: "
-_UNKNOWN_KEY = "[code: 2004]"
+_ACCEPTED = re.compile(r"SuperNode ID: (\d+)\n")
+_REFUSED = "[code: 2004]"
+"""The key is unknown, or its node counts as online already."""
+_TRIES = 3
 _LOOPBACK = "127.0.0.1"
 _PROBE_S = 5.0
+
+
+def _ignore(_: str) -> None:
+    """Tell nobody."""
 
 
 class Node:
@@ -65,48 +74,88 @@ class Node:
         self.state = StateFolder(state or self.keys.state(name), "node")
         self.outgoing = outgoing
         self.environment = flower_environment(self.state.home, outgoing, environment)
+        self._last_id = self.state.root / "node.id"
         self._daemons: list[Daemon] = []
 
-    def start(self, *, timeout_s: float | None = None, on_wait: Callable[[], None] = lambda: None) -> None:
+    def start(self, *, timeout_s: float | None = None, tell: Callable[[str], None] = _ignore) -> None:
         """Start, and wait until the link has accepted it.
 
         Args:
             timeout_s: longest wait (default: for ever, as the link may come later).
-            on_wait: called once where the link does not answer yet.
+            tell: called with a line where the link does not answer yet.
 
         Raises:
             UserError: it cannot be started as it stands, or the link is another's, or refuses its key.
             DaemonStopped: Flower ended by itself, or was not accepted in time.
         """
-        require_flower()
-        split_address(self.link)
-        require_private(self.keys.node(self.name), made_by=f"`ser-fl federation keys DIR --nodes {self.name}` makes it")
-        if not self.keys.ca.is_file():
-            raise UserError(f"{self.keys.ca} is missing: it comes from where the keys were made")
-        self.state.claim()
+        self.begin()
         try:
             if not answers(self.link, self.keys.ca):
-                on_wait()
-            self._start_daemons()
-            self._wait_until_accepted(timeout_s)
+                tell(f"{self.link} does not answer yet: waiting for the link")
+            self.wait_until_accepted(timeout_s)
         except BaseException:
             self.stop()
             raise
 
-    def watch(self) -> None:
-        """Stay, and start the SuperNode again where it gave up while the link was away.
+    def begin(self) -> None:
+        """Start without waiting, as several nodes at once are.
+
+        Raises:
+            UserError: it cannot be started as it stands.
+        """
+        require_flower()
+        split_address(self.link)
+        require_private(self.keys.node(self.name), made_by=f"`ser-fl federation keys DIR --nodes {self.name}` makes it")
+        require_valid(self.keys.ca)
+        self.state.claim()
+        try:
+            self._start_daemons()
+        except BaseException:
+            self.stop()
+            raise
+
+    def wait_until_accepted(self, timeout_s: float | None = None) -> None:
+        """Wait until the link has accepted it; what can be raised is as for `start`."""
+        began = probed = time.monotonic()
+        tries = 0
+        while not (accepted := _ACCEPTED.search(self._daemons[0].said)):
+            supernode, superexec = self._daemons
+            if not supernode.runs:
+                tries += 1
+                if tries > _TRIES or not self._may_rejoin(supernode):
+                    raise self._refusal(supernode)
+                self._stop_daemons()
+                self._start_daemons()
+                continue
+            superexec.require()
+            now = time.monotonic()
+            if timeout_s is not None and now - began > timeout_s:
+                raise DaemonStopped(f"{self.link} has not accepted {self.name} after {timeout_s:.0f} s")
+            if now - probed > _PROBE_S:
+                answers(self.link, self.keys.ca)  # that it is another's is not told by the SuperNode
+                probed = now
+            time.sleep(LOOK_S)
+        write_bytes(self._last_id, accepted[1].encode())
+
+    def watch(self, tell: Callable[[str], None] = _ignore) -> None:
+        """Stay, and start again what ends by itself, as a SuperNode may while the link is away.
+
+        Args:
+            tell: called with what has ended before it is started again, and once the link has accepted it.
 
         Raises:
             UserError: the link refuses its key now.
-            DaemonStopped: it ends by itself before the link accepts it, or its SuperExec has.
+            DaemonStopped: it ends by itself again before the link accepts it.
         """
         while True:
-            supernode, superexec = self._daemons
-            superexec.require()
-            if not supernode.runs:
-                self._stop_daemons()
-                self._start_daemons()
-                self._wait_until_accepted(None)
+            for daemon in self._daemons:
+                if not daemon.runs:
+                    tell(f"{daemon.stopped()}\n{self.name} is started again")
+                    self._stop_daemons()
+                    self._start_daemons()
+                    self.wait_until_accepted()
+                    tell(f"ready again: {self.name} is accepted by {self.link}")
+                    break
             time.sleep(LOOK_S)
 
     def stop(self) -> None:
@@ -156,27 +205,21 @@ class Node:
         write_bytes(file, tomli_w.dumps(self.config).encode())
         return file
 
-    def _wait_until_accepted(self, timeout_s: float | None) -> None:
-        supernode, superexec = self._daemons
-        began = probed = time.monotonic()
-        while _ACCEPTED not in (said := supernode.said):
-            if not supernode.runs:
-                raise self._refusal(supernode)
-            superexec.require()
-            now = time.monotonic()
-            if timeout_s is not None and now - began > timeout_s:
-                raise DaemonStopped(f"{self.link} has not accepted {self.name} after {timeout_s:.0f} s: {said}")
-            if now - probed > _PROBE_S:
-                answers(self.link, self.keys.ca)
-                probed = now
-            time.sleep(LOOK_S)
+    def _may_rejoin(self, supernode: Daemon) -> bool:
+        """Whether a refused key is one that the link still counts as online, and no longer does."""
+        if _REFUSED not in supernode.said or not self._last_id.exists():
+            return False
+        command = [sys.executable, "-m", "ser_fl.deployment.rejoin", self.link]
+        command += [str(self.keys.ca), str(self.keys.node(self.name)), self._last_id.read_text(encoding="ascii")]
+        done = subprocess.run(command, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True)
+        return done.returncode == 0
 
     def _refusal(self, supernode: Daemon) -> Exception:
         """Why a SuperNode ended before it was accepted."""
-        if _UNKNOWN_KEY in supernode.said:
+        if _REFUSED in supernode.said:
             return UserError(
                 f"the link does not know this node's key: {self.keys.public(self.name)} must be in nodes/ of the"
-                " link's folder when the link starts"
+                " link's folder when the link starts (or another SuperNode runs with the same key)"
             )
         answers(self.link, self.keys.ca)
         return supernode.stopped()
