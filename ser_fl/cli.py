@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ser_fl import __version__
-from ser_fl.errors import RoundFailed, UserError
+from ser_fl.errors import DaemonStopped, RoundFailed, UserError
 
 _DESCRIPTION = "Robust federated speech emotion recognition: train across clients, attack, randomise, report."
 _SETTINGS = "settings, as key=value; an unknown key or name lists the known ones"
@@ -61,7 +61,51 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("name", help="a corpus of `ser-fl corpus list`, or builtin")
         command.add_argument("root", nargs="?", default=None, help="its folder")
         command.add_argument("--channel", default="first", choices=("first", "second", "mean"))
+    _add_federation(commands.add_parser("federation", help="across machines: make keys, run the link, run a node"))
     return parser
+
+
+def _add_federation(federation: argparse.ArgumentParser) -> None:
+    """The actions of `ser-fl federation`."""
+    actions = federation.add_subparsers(dest="action", required=True, metavar="ACTION")
+    keys = actions.add_parser("keys", help="certificates of the link and a key pair for each node")
+    link = actions.add_parser("link", help="run the link, which nodes call, until Ctrl-C or SIGTERM")
+    node = actions.add_parser("node", help="run a node, beside its recordings, until Ctrl-C or SIGTERM")
+    for command in (keys, link, node):
+        command.add_argument("folder", type=Path, metavar="DIR", help="folder of keys, made by `keys`")
+
+    keys.add_argument(
+        "--host",
+        action="append",
+        default=[],
+        metavar="NAME_OR_IP",
+        help="by which nodes find the link; may be given again (localhost and 127.0.0.1 are always in)",
+    )
+    keys.add_argument("--nodes", type=_names, default=[], metavar="NAME,NAME", help="nodes to make keys for")
+    keys.add_argument("--days", type=int, default=365, help="how long the link's certificate is valid (365)")
+
+    link.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (127.0.0.1)")
+    link.add_argument("--port", type=int, default=9092, help="(9092)")
+    node.add_argument("name", metavar="NAME", help="of the node, as in `keys --nodes`")
+    node.add_argument("--link", required=True, metavar="HOST:PORT", help="where the link listens")
+    node.add_argument("--data", type=Path, metavar="ROOT", help="corpus folder (default: the built-in corpus)")
+    node.add_argument("--speakers", type=_names, default=[], metavar="A,B", help="that the node hosts (default: all)")
+    node.add_argument("--cache", type=Path, metavar="FOLDER", help="for prepared features")
+    node.add_argument("--port", type=int, help="of its own parts on 127.0.0.1 (default: a free one)")
+    for command in (link, node):
+        command.add_argument(
+            "--state", type=Path, metavar="FOLDER", help="logs and what outlives a restart (default: in DIR/state)"
+        )
+        command.add_argument("--telemetry", action="store_true", help="let Flower report its use to flower.ai")
+        command.add_argument("--update-check", action="store_true", help="let Flower look for newer versions")
+        command.add_argument(
+            "--install-dependencies", action="store_true", help="let Flower install what an app names, for each run"
+        )
+
+
+def _names(text: str) -> list[str]:
+    """Names with commas between them."""
+    return text.split(",")
 
 
 def _run(parsed: argparse.Namespace) -> None:
@@ -78,7 +122,7 @@ def _run(parsed: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command: 0 when it did what was asked, 2 for a mistake of the user's, told in one line.
 
-    1 for a round that failed, with the clients' own errors, and 130 for an interrupt.
+    1 for a round that failed, with the clients' own errors, or a daemon that ended by itself, and 130 for an interrupt.
     """
     parsed = build_parser().parse_args(arguments)
     try:
@@ -91,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"ser-fl: {error.strerror}: {error.filename}", file=sys.stderr)
         return 2
-    except RoundFailed as failure:
+    except (RoundFailed, DaemonStopped) as failure:
         print(f"ser-fl: {failure}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -282,3 +282,17 @@ def run_corpus(arguments: Namespace) -> None:
         corpus_commands.check_corpus(console, arguments.name, arguments.root, arguments.channel)
     else:
         corpus_commands.describe_corpus(console, arguments.name, arguments.root, arguments.channel)
+
+
+def run_federation(arguments: Namespace) -> None:
+    """`ser-fl federation`."""
+    from ser_fl import deployment_commands
+
+    if arguments.action == "keys":
+        deployment_commands.make_federation_keys(
+            console, arguments.folder, arguments.host, arguments.nodes, arguments.days
+        )
+    elif arguments.action == "link":
+        deployment_commands.run_link(console, arguments)
+    else:
+        deployment_commands.run_node(console, arguments)

@@ -18,6 +18,10 @@ class RoundFailed(RuntimeError):
     """A round without enough updates; the message holds the clients' own errors."""
 
 
+class DaemonStopped(RuntimeError):
+    """A daemon that ended by itself; the message holds the end of its log."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """Error for a name that is not in a catalogue: it lists the names that are.
 
