@@ -105,7 +105,7 @@ def _add_federation(federation: argparse.ArgumentParser) -> None:
 
 def _names(text: str) -> list[str]:
     """Names with commas between them."""
-    return text.split(",")
+    return [name.strip() for name in text.split(",")]
 
 
 def _run(parsed: argparse.Namespace) -> None:

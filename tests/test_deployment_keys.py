@@ -177,7 +177,8 @@ def test_a_call_that_was_cut_short_is_completed_with_the_keys_it_made(folder: Ke
         ([], [""], 365, "got ''"),
         ([], ["site0.pub"], 365, "got 'site0.pub'"),
         ([], ["site0", "site0"], 365, "site0 twice"),
-        ([], ["site0"], 0, "--days must be 1 or more, got 0"),
+        ([], ["site0"], 0, "--days must be between 1 and 36500, got 0"),
+        ([], ["site0"], 10**12, "--days must be between 1 and 36500"),
     ],
 )
 def test_what_cannot_be_used_is_refused_before_anything_is_made(

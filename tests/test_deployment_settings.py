@@ -54,7 +54,12 @@ def ask(path: str, client: str, server: str, kind: str = "http") -> int | str:
 
 @pytest.mark.parametrize(
     ("client", "server"),
-    [("127.0.0.1", "127.0.0.1"), ("192.0.2.7", "192.0.2.7"), ("::1", "::1"), ("::ffff:127.0.0.1", "::ffff:127.0.0.1")],
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("203.0.113.7", "203.0.113.7"),
+        ("::1", "::1"),
+        ("::ffff:127.0.0.1", "::ffff:127.0.0.1"),
+    ],
 )
 def test_the_links_own_machine_may_ask_for_everything(client: str, server: str) -> None:
     for path in ("/v1/control/start-run", "/v1/runtime/acquire-task", "/v1/fleet/pull-messages", "/health"):
@@ -62,7 +67,7 @@ def test_the_links_own_machine_may_ask_for_everything(client: str, server: str) 
 
 
 @pytest.mark.parametrize(
-    ("client", "server"), [("192.0.2.8", "192.0.2.7"), ("192.0.2.8", "127.0.0.1"), ("::ffff:192.0.2.8", "::1")]
+    ("client", "server"), [("203.0.113.8", "203.0.113.7"), ("203.0.113.8", "127.0.0.1"), ("::ffff:203.0.113.8", "::1")]
 )
 def test_another_machine_may_ask_what_nodes_ask_and_nothing_else(client: str, server: str) -> None:
     for path in ("/v1/fleet/pull-messages", "/v1/fleet/activate-node", "/health"):
@@ -95,7 +100,7 @@ def test_flower_is_told_to_stay_offline_whatever_the_caller_has_set(monkeypatch:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
     }
     assert environment["OMP_NUM_THREADS"] == "3" and environment["PYTHONPATH"] == "somewhere"
     assert environment["no_proxy"] == "example.org,127.0.0.1,localhost,::1"
@@ -199,11 +204,11 @@ def test_flower_finds_the_link_by_the_connection_file(tmp_path: Path, monkeypatc
 
 
 def test_a_link_that_cannot_start_as_it_stands_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"is for localhost, .*, not 192\.0\.2\.7: .*--host 192\.0\.2\.7` adds it"):
-        Link(folder, host="192.0.2.7").start()
-    make_keys(folder, ["192.0.2.7"])
-    with pytest.raises(UserError, match=r"cannot listen on 192\.0\.2\.7 port 9092"):  # no address of this machine
-        Link(folder, host="192.0.2.7").start()
+    with pytest.raises(UserError, match=r"is for localhost, .*, not 203\.0\.113\.7: .*--host 203\.0\.113\.7` adds it"):
+        Link(folder, host="203.0.113.7").start()
+    make_keys(folder, ["203.0.113.7"])
+    with pytest.raises(UserError, match=r"cannot listen on 203\.0\.113\.7 port 9092"):  # no address of this machine
+        Link(folder, host="203.0.113.7").start()
     with (
         socket.create_server(("127.0.0.1", 0)) as other,
         pytest.raises(UserError, match=r"cannot listen on 127\.0\.0\.1 port .*in use"),
@@ -277,3 +282,9 @@ def test_parts_that_outlive_a_killed_daemon_are_waited_for(tmp_path: Path) -> No
 
 def test_nothing_answers_where_no_link_is(folder: Path) -> None:
     assert not answers(f"127.0.0.1:{free_port()}", KeyFolder(folder).ca)
+
+
+def test_the_commands_load_neither_torch_nor_flower() -> None:
+    code = "import sys; from ser_fl import deployment_commands; print({'torch', 'flwr'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

@@ -85,6 +85,7 @@ class Daemon:
     def __init__(self, program: str, arguments: Sequence[str], state: StateFolder, environment: Mapping[str, str]):
         self.program = program
         self.log = state.root / f"{program}.log"
+        self._asked = False
         assert state.lock is not None, "the folder is claimed first"
         if self.log.exists() and self.log.stat().st_size > _LOG_BYTES:
             self.log.replace(self.log.with_suffix(".log.1"))
@@ -129,9 +130,11 @@ class Daemon:
         )
 
     def ask_to_stop(self) -> None:
-        """Tell it and all it started to end."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGTERM)
+        """Tell it and all it started to end; once, since a second signal cuts Flower's clean-up short."""
+        if not self._asked:
+            self._asked = True
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGTERM)
 
     def stop(self) -> None:
         """End it and all it started, by force where it takes too long."""

@@ -13,7 +13,7 @@ from ser_fl.errors import UserError
 
 FLOWER = "1.41.0"
 """Its programs, ports and flags change from one minor version to the next: these are the ones started here."""
-_POLL_S = "0.2"
+_POLL_S = "0.5"
 _LOOPBACK = "127.0.0.1,localhost,::1"
 
 

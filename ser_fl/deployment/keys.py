@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """Hosts of every server certificate: the link's own parts meet there."""
 _CA_DAYS = 3650
+_MOST_DAYS = 36500
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _HOST = re.compile(r"[A-Za-z0-9*][A-Za-z0-9*_.-]*")
 
@@ -159,8 +160,8 @@ def require_private(key: Path, *, made_by: str) -> None:
 
 def _check(folder: KeyFolder, hosts: Sequence[str], nodes: Sequence[str], days: int) -> None:
     """Everything that could be refused, before anything is written."""
-    if days < 1:
-        raise UserError(f"--days must be 1 or more, got {days}")
+    if not 1 <= days <= _MOST_DAYS:
+        raise UserError(f"--days must be between 1 and {_MOST_DAYS}, got {days}")
     for host in hosts:
         _general_name(host)
     for name in nodes:
