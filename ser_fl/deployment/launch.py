@@ -19,6 +19,8 @@ from importlib import import_module
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
+from ser_fl.deployment.warm import start_tasks_warm
+
 _PROGRAMS = {
     "superlink": ("flwr.superlink.cli.flower_superlink", "flower_superlink"),
     "supernode": ("flwr.supernode.cli.flower_supernode", "flower_supernode"),
@@ -106,6 +108,8 @@ def main() -> None:
     _end_with(int(parent))
     if program == "superlink":
         _close_gate()
+    if program == "superexec":
+        start_tasks_warm()
     sys.argv = [f"flower-{program}", *arguments]
     module, function = _PROGRAMS[program]
     getattr(import_module(module), function)()
