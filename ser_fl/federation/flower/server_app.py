@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from ser_fl.composition import compose
-from ser_fl.config import Config, parse
+from ser_fl.config import Config
 from ser_fl.devices import exact_arithmetic
 from ser_fl.environment import threads_limited_to
 from ser_fl.errors import UserError
@@ -17,6 +13,7 @@ from ser_fl.federation.experiment import check_holdings, conduct, open_run
 from ser_fl.federation.flower.exchange import Exchange
 from ser_fl.federation.flower.nodes import Nodes
 from ser_fl.federation.flower.reach import FlowerExecutor, FlowerScorer
+from ser_fl.federation.flower.run_config import configured
 from ser_fl.federation.precision import with_precision
 from ser_fl.federation.rounds import OnRound
 from ser_fl.records import RoundRecord, RunFolder
@@ -51,9 +48,8 @@ app = ServerApp()
 
 @app.main()
 def _main(grid: Grid, context: Context) -> None:
-    given = {key: str(value) for key, value in context.run_config.items()}
     try:
-        config = _configured(given)
+        config = configured(context.run_config)
 
         def on_round(record: RoundRecord) -> None:
             print(record.line(config.experiment), flush=True)
@@ -63,9 +59,3 @@ def _main(grid: Grid, context: Context) -> None:
     except UserError as error:
         print(f"ser-fl: {' '.join(str(error).split())}", flush=True)
         raise
-
-
-def _configured(given: dict[str, str]) -> Config:
-    if text := given.get("config"):
-        return parse(json.loads(text))
-    return compose(["executor=flower", *shlex.split(given.get("settings", ""))])
