@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from ser_fl.discretion import public_text
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.records import AttackRecord, ClientRecord, RoundRecord, RunFolder
 from ser_fl.tracking.figures import attack_metrics, round_metrics, summary_metrics
@@ -78,7 +79,7 @@ class WeightsAndBiases:
         except Exception as error:
             if not self._online:
                 raise
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = public_text(" ".join(f"{type(error).__name__}: {error}".split()))
             logger.warning("W&B cannot be reached, this run is tracked offline: `wandb sync` sends it (%s)", reason)
             self._online = False
             return self._init({**settings, "mode": "offline"}, config)
