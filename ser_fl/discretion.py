@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path, PureWindowsPath
 
@@ -44,8 +43,8 @@ def public_text(text: str, folders: Iterable[str | Path] = ()) -> str:
     """A text such as a traceback, with absolute paths cut to their last names, and without the environment's secrets.
 
     Args:
-        text: of any length.
-        folders: known ones, whose names may hold blanks; of what lies below them the path from there on stays.
+        text: of any length. A path with blanks is known as one where it is quoted, as system errors and tracebacks do.
+        folders: whose names may hold blanks without quotes; of what lies below, the path from their last name on stays.
 
     >>> public_text('File "/home/ann b/ser_fl/client.py", line 7: no /data/nemo/a.wav')
     'File "client.py", line 7: no a.wav'
@@ -53,9 +52,9 @@ def public_text(text: str, folders: Iterable[str | Path] = ()) -> str:
     for name, value in os.environ.items():
         if is_secret(name) and len(value) >= _SHORTEST_SECRET:
             text = text.replace(value, "***")
-    known = {str(Path(folder).absolute()) for folder in (*folders, Path.home(), tempfile.gettempdir())}
+    known = {os.path.abspath(os.path.expanduser(folder)) for folder in folders}  # noqa: PTH100, PTH111
     for path in sorted(known, key=len, reverse=True):
         if len(Path(path).parts) > 1:
-            text = re.sub(rf"(?<![\w./~-]){re.escape(path)}(?=$|[^\w.-])", re.escape(last_name(path)), text)
+            text = re.sub(rf"(?<![\w./~-]){re.escape(path)}(?=$|[^\w.-])", last_name(path).replace("\\", r"\\"), text)
     text = _QUOTED.sub(lambda found: f"{found[1]}{last_name(found[2])}{found[1]}", text)
     return _WINDOWS.sub(lambda found: last_name(found[0]), _BARE.sub(lambda found: last_name(found[0]), text))

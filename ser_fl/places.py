@@ -56,6 +56,7 @@ def _folder() -> Path:
 
 def _read(file: Path) -> str | None:
     try:
-        return file.read_bytes().decode(errors="surrogateescape")
+        folder = file.read_bytes().decode(errors="surrogateescape")
     except OSError:
         return None
+    return folder if os.path.isabs(folder) else None  # noqa: PTH117

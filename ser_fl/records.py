@@ -423,13 +423,16 @@ class RunFolder:
     def refuse_links_out(self) -> None:
         """Nothing in the folder may be a link to what lies outside, or a device: it may come from somebody else.
 
-        The folder itself may be reached by links.
+        The folder itself may be reached by links, and what trackers keep in theirs is not ours to read.
 
         Raises:
             UserError: something is; it is named.
         """
         root = self.root.resolve()
         for folder, subfolders, names in os.walk(root):
+            if Path(folder).parent == root and Path(folder).name in ("wandb", "tensorboard"):
+                subfolders.clear()
+                continue
             for path in (Path(folder, name) for name in (*subfolders, *names)):
                 try:
                     mode = path.lstat().st_mode

@@ -56,6 +56,18 @@ def _has_wandb_key() -> bool:
     return bool(entry and entry[2])
 
 
+class _Discreet(logging.Filter):
+    """Takes the folders of this machine out of what wandb logs to a file in the run folder."""
+
+    def __init__(self, run: RunFolder) -> None:
+        super().__init__()
+        self._run = run
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = public_text(record.getMessage(), [self._run.root]), ()
+        return True
+
+
 class WeightsAndBiases:
     """One W&B run."""
 
@@ -66,7 +78,11 @@ class WeightsAndBiases:
         self._wandb = wandb
         self._folder = run
         self._online = settings["mode"] == "online"
+        self._discreet = _Discreet(run)
+        logging.getLogger("wandb").addFilter(self._discreet)  # the first lines come before there is a file to watch
         self._run = self._open(settings, config)
+        for handler in logging.getLogger("wandb").handlers:
+            handler.addFilter(self._discreet)
         self._run.define_metric("round")
         self._run.define_metric("*", step_metric="round")
         if self._online:
@@ -142,3 +158,4 @@ class WeightsAndBiases:
 
     def finish(self) -> None:
         self._run.finish()
+        logging.getLogger("wandb").removeFilter(self._discreet)
