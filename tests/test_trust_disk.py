@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import fcntl
 import json
-import multiprocessing
 import os
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -20,7 +18,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from itertools import islice
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +130,7 @@ def limited(num_bytes: int, words: list[str]) -> subprocess.CompletedProcess[str
     return subprocess.run(whole, capture_output=True, text=True, check=False, timeout=300)
 
 
+@pytest.mark.slow
 def test_a_run_without_room_for_its_checkpoint_stops_and_goes_on(home: Path, whole: RunFolder, tmp_path: Path) -> None:
     """Nothing of a round is kept whose checkpoint is not; with room again the bits are those of the whole run."""
     smallest = min(file.stat().st_size for file in whole.checkpoint.glob("*.safetensors"))
@@ -172,7 +170,7 @@ def test_a_disk_that_fills_in_the_middle_of_a_run(home: Path, whole: RunFolder, 
     largest = sum(file.stat().st_size for file in whole.checkpoint.iterdir())
     train_it = " ".join(f"'{word}'" for word in command(home, f"run_dir={disk / 'run'}"))
     script = f"""
-        ({train_it} >{tmp_path}/out 2>{tmp_path}/err; echo $? >{tmp_path}/code) &
+        ({train_it} >{tmp_path}/out 2>{tmp_path}/err && echo 0 >{tmp_path}/code || echo $? >{tmp_path}/code) &
         until [ -e {disk}/run/checkpoint/latest.json ]; do sleep 0.02; done
         dd if=/dev/zero of={disk}/ballast bs=4k 2>/dev/null || true
         wait
@@ -193,6 +191,7 @@ def test_a_disk_that_fills_in_the_middle_of_a_run(home: Path, whole: RunFolder, 
 
 
 @mounting
+@pytest.mark.slow
 def test_a_full_disk_for_features_is_one_line_and_no_crash(tmp_path: Path) -> None:
     """Mapped memory on a full disk ends a process by SIGBUS, without a word."""
     disk = tmp_path / "disk"
@@ -213,8 +212,9 @@ def test_a_full_disk_for_features_is_one_line_and_no_crash(tmp_path: Path) -> No
 
 
 @mounting
+@pytest.mark.slow
 def test_a_read_only_folder_is_one_line_and_stays_as_it_is(whole: RunFolder, home: Path, tmp_path: Path) -> None:
-    """For training, going on, and the benchmark; a report needs another place, and a prediction none."""
+    """For going on, for a new run, for a benchmark and for a report."""
     disk = tmp_path / "disk"
     words = command(home, f"run_dir={disk / 'run'}")
     python = f"'{sys.executable}' -m ser_fl"
@@ -226,7 +226,6 @@ def test_a_read_only_folder_is_one_line_and_stays_as_it_is(whole: RunFolder, hom
             "{python} benchmark run={disk}/run" "{python} report {disk}/run"; do
             eval "$command" >/dev/null 2>>{tmp_path}/err && echo 0 >>{tmp_path}/codes || echo $? >>{tmp_path}/codes
         done
-        {python} report {disk}/run --output {tmp_path}/page.html
         cp -a {disk}/run {tmp_path}/after
     """
     done = on_small_disk("16m", disk, script)
@@ -237,6 +236,7 @@ def test_a_read_only_folder_is_one_line_and_stays_as_it_is(whole: RunFolder, hom
     assert content_of(tmp_path / "after") == content_of(whole.root)
 
 
+@pytest.mark.slow
 def test_a_folder_of_somebody_else_is_one_line(whole: RunFolder, home: Path) -> None:
     """As another user, where we are root, who may write everywhere."""
     if os.geteuid() != 0:
@@ -266,26 +266,27 @@ def test_a_folder_of_somebody_else_is_one_line(whole: RunFolder, home: Path) -> 
         shutil.rmtree(folder)
 
 
-def hold_claim(folder: Path, connection: Connection) -> None:
-    with claimed(folder):
-        connection.send("claimed")
-        connection.recv()
+HOLD = """
+import sys
+from pathlib import Path
+from ser_fl.claims import claimed
+with claimed(Path(sys.argv[1])):
+    print("claimed", flush=True)
+    sys.stdin.read()
+"""
 
 
 @contextmanager
-def claimed_elsewhere(folder: Path) -> Iterator[multiprocessing.process.BaseProcess]:
-    """Another process has the folder."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=hold_claim, args=(folder, theirs), daemon=True)
-    process.start()
-    try:
-        assert ours.recv() == "claimed"
-        yield process
-    finally:
-        if process.is_alive():
-            ours.send("go")
-        process.join()
+def claimed_elsewhere(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process has the folder, until its input ends."""
+    words = [sys.executable, "-c", HOLD, str(folder)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "claimed\n"
+            yield process
+        finally:
+            process.communicate()
 
 
 def test_a_second_writer_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
@@ -310,37 +311,39 @@ def test_a_folder_that_was_there_stays(tmp_path: Path) -> None:
 
 def test_the_claim_of_a_killed_process_is_free(tmp_path: Path) -> None:
     with claimed_elsewhere(tmp_path) as process:
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
+        process.kill()
+        process.wait()
         assert (tmp_path / LOCK).exists()
         with claimed(tmp_path):
             pass
     assert not (tmp_path / LOCK).exists()
 
 
-def count_up(folder: Path, times: int) -> None:
-    """Reads a number and writes the next one, which loses counts wherever two do it at once."""
-    done = 0
-    while done < times:
-        try:
-            with claimed(folder):
-                file = folder / "count"
-                file.write_text(str(int(file.read_text() if file.exists() else "0") + 1))
-            done += 1
-        except UserError:
-            time.sleep(0.0005)
+COUNT = """
+import sys, time
+from pathlib import Path
+from ser_fl.claims import claimed
+from ser_fl.errors import UserError
+folder, done = Path(sys.argv[1]), 0
+file = folder / "count"
+while done < 200:
+    try:
+        with claimed(folder):
+            file.write_text(str(int(file.read_text() if file.exists() else "0") + 1))
+        done += 1
+    except UserError:
+        time.sleep(0.0005)
+"""
 
 
 def test_claims_that_come_and_go_never_meet(tmp_path: Path) -> None:
-    """The lock's file is removed each time: nobody may hold one that has no name any more."""
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=count_up, args=(tmp_path / "run", 200)) for _ in range(3)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert [worker.exitcode for worker in workers] == [0] * 3
+    """Three processes count in one file, which loses counts wherever two do it at once.
+
+    The lock's file is removed each time: nobody may hold one that has no name any more.
+    """
+    words = [sys.executable, "-c", COUNT, str(tmp_path / "run")]
+    workers = [subprocess.Popen(words) for _ in range(3)]
+    assert [worker.wait(timeout=120) for worker in workers] == [0] * 3
     assert content_of(tmp_path) == {"run/count": b"600"}
 
 
@@ -403,6 +406,15 @@ def test_names_of_runs_sort_in_the_order_they_were_made_in_whatever_the_clock_sa
     assert names(tmp_path, 2, NOW, 3) == [f"2026-03-01_09-00-00{count}-2" for count in ("", ".2", ".3")]
 
 
+def clock_at(moment: datetime) -> type[datetime]:
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
+            return moment
+
+    return Clock
+
+
 def test_resume_takes_the_run_that_was_made_last_though_the_clock_went_back(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -410,13 +422,7 @@ def test_resume_takes_the_run_that_was_made_last_though_the_clock_went_back(
     monkeypatch.chdir(tmp_path)
     made: list[Path] = []
     for now in (NOW, NOW, NOW - timedelta(days=1)):
-
-        class Clock(datetime):
-            @classmethod
-            def now(cls, tz: object = None, now: datetime = now) -> datetime:  # type: ignore[override]
-                return now
-
-        monkeypatch.setattr("ser_fl.federation.experiment.datetime", Clock)
+        monkeypatch.setattr("ser_fl.federation.experiment.datetime", clock_at(now))
         config = compose([*BASE, f"data.cache_dir={home / 'cache'}", "federation.num_rounds=1"])
         made.append(train(config).root)
     assert [folder.name for folder in made] == [f"2026-03-01_09-00-00{count}-1" for count in ("", ".2", ".3")]
