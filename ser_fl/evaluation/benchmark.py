@@ -206,8 +206,6 @@ def benchmark_run(
     if not folder.is_dir():
         raise UserError(f"no such run folder: {folder}")
     run = RunFolder(folder)
-    if not run.config.is_file():  # before a claim is made on what may be anything
-        raise UserError(f"{folder} is not a run folder (it has no {run.config.name})")
     with claimed(folder):
         return _benchmark_run(config, run, on_attack, on_features)
 
