@@ -133,13 +133,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"ser-fl: {error.strerror}: {error.filename}", file=sys.stderr)
+        print(f"ser-fl: {error.strerror}: {error.filename}{_way_on(parsed.command)}", file=sys.stderr)
         return 2
     except (RoundFailed, DaemonStopped) as failure:
         print(f"ser-fl: {failure}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        way_on = "; the same command with resume=true goes on" if parsed.command == "train" else ""
-        print(f"ser-fl: interrupted{way_on}", file=sys.stderr)
+        print(f"ser-fl: interrupted{_way_on(parsed.command)}", file=sys.stderr)
         return 130
     return 0
+
+
+def _way_on(command: str) -> str:
+    """What to do after something that is no mistake in the command."""
+    return "; the same command with resume=true goes on" if command == "train" else ""

@@ -10,6 +10,7 @@ from typing import Any
 from ser_fl.attack_config import BenchmarkConfig, TransferConfig, parse_benchmark, parse_transfer
 from ser_fl.config import CONFIG_SCHEMA, Config, parse
 from ser_fl.errors import UserError, unknown_name
+from ser_fl.places import is_place, recall
 
 
 def configs_dir() -> Path:
@@ -136,7 +137,8 @@ def _from_file(config_file: Path, overrides: Sequence[str]) -> dict[str, Any]:
         raise UserError(f"no such configuration: {config_file}")
     free = dict(override.split("=", 1) for override in overrides if override.partition("=")[0] in _FREE_TEXT)
     try:
-        base = OmegaConf.load(config_file)
+        base = OmegaConf.load(config_file)  # by a safe loader: it makes no objects
+        _refuse_interpolation(config_file, OmegaConf.to_container(base))
         merged = OmegaConf.merge(base, OmegaConf.from_dotlist([o for o in overrides if o.split("=")[0] not in free]))
         for key, value in free.items():
             OmegaConf.update(merged, key, None if value == "null" else value)
@@ -148,7 +150,33 @@ def _from_file(config_file: Path, overrides: Sequence[str]) -> dict[str, Any]:
     schema = settings.pop("schema", CONFIG_SCHEMA)
     if schema != CONFIG_SCHEMA:
         raise UserError(f"{config_file} has schema {schema!r}, this version reads {CONFIG_SCHEMA}: train again")
-    return {str(key): value for key, value in settings.items()}
+    return _recalled({str(key): value for key, value in settings.items()})
+
+
+def _refuse_interpolation(config_file: Path, value: Any) -> None:
+    """A file holds values alone: ``${oc.env:...}`` would take a secret of this machine into the records."""
+    if isinstance(value, str) and "${" in value:
+        raise UserError(f"{config_file} has {value!r}: write the value itself")
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for item in items:
+        _refuse_interpolation(config_file, item)
+
+
+def _recalled(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the folders that this machine remembers; of a cache that it does not know, the default one.
+
+    A corpus that it does not know stays as it is written: only who opens it needs it.
+    """
+    data = settings.get("data")
+    if not isinstance(data, dict):
+        return settings
+    root, cache_dir = data.get("root"), data.get("cache_dir")
+    recalled = dict(data)
+    if isinstance(root, str) and is_place(root):
+        recalled["root"] = recall(root) or root
+    if isinstance(cache_dir, str) and is_place(cache_dir):
+        recalled["cache_dir"] = recall(cache_dir)
+    return {**settings, "data": recalled}
 
 
 def _check_names(overrides: Sequence[str]) -> None:

@@ -76,7 +76,14 @@ class Federation:
 
     def train(self, server: Server, cohort: tuple[str, ...], number: int) -> Arrivals:
         """Broadcast, client updates, aggregation: the server has the round's model afterwards."""
-        arrivals = Arrivals(round=number, reference=server.model_for(cohort[0]), gathered=server.gather())
+        arrivals = Arrivals(
+            round=number,
+            reference=server.model_for(cohort[0]),
+            gathered=server.gather(),
+            folders=tuple(
+                folder for folder in (self.config.data.root, self.config.data.cache_dir, str(self.run.root)) if folder
+            ),
+        )
         watch = self.profile.watch
         with watch.part("waiting"):
             for client_id, outcome in self.executor.run(self.task(server, client, number) for client in cohort):

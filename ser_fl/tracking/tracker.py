@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, Protocol
 
+from ser_fl.discretion import public_text
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.records import AttackRecord, ClientRecord, RoundRecord, RunFolder
 from ser_fl.tracking.backend import Backend
@@ -101,7 +102,7 @@ class _Guarded:
 
     def _give_up(self, error: Exception) -> None:
         self._backend = None
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = public_text(" ".join(f"{type(error).__name__}: {error}".split()))
         logger.warning("tracking failed and is off for the rest of this run, its folder has everything (%s)", reason)
 
     def log_round(self, record: RoundRecord, clients: Sequence[ClientRecord]) -> None:

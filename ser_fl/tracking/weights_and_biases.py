@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from ser_fl.discretion import public_text
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.records import AttackRecord, ClientRecord, RoundRecord, RunFolder
 from ser_fl.tracking.figures import attack_metrics, round_metrics, summary_metrics
@@ -55,6 +56,18 @@ def _has_wandb_key() -> bool:
     return bool(entry and entry[2])
 
 
+class _Discreet(logging.Filter):
+    """Takes the folders of this machine out of what wandb logs to a file in the run folder."""
+
+    def __init__(self, run: RunFolder) -> None:
+        super().__init__()
+        self._run = run
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = public_text(record.getMessage(), [self._run.root]), ()
+        return True
+
+
 class WeightsAndBiases:
     """One W&B run."""
 
@@ -65,7 +78,11 @@ class WeightsAndBiases:
         self._wandb = wandb
         self._folder = run
         self._online = settings["mode"] == "online"
+        self._discreet = _Discreet(run)
+        logging.getLogger("wandb").addFilter(self._discreet)  # the first lines come before there is a file to watch
         self._run = self._open(settings, config)
+        for handler in logging.getLogger("wandb").handlers:
+            handler.addFilter(self._discreet)
         self._run.define_metric("round")
         self._run.define_metric("*", step_metric="round")
         if self._online:
@@ -78,7 +95,7 @@ class WeightsAndBiases:
         except Exception as error:
             if not self._online:
                 raise
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = public_text(" ".join(f"{type(error).__name__}: {error}".split()))
             logger.warning("W&B cannot be reached, this run is tracked offline: `wandb sync` sends it (%s)", reason)
             self._online = False
             return self._init({**settings, "mode": "offline"}, config)
@@ -141,3 +158,4 @@ class WeightsAndBiases:
 
     def finish(self) -> None:
         self._run.finish()
+        logging.getLogger("wandb").removeFilter(self._discreet)

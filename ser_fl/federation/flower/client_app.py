@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from ser_fl.data.partition import holders
 from ser_fl.data.prepared import open_configured_corpus
 from ser_fl.data.share import Host, Share, facts_of, open_hosted, open_share
 from ser_fl.devices import devices_of, exact_arithmetic
+from ser_fl.discretion import public_text
 from ser_fl.environment import threads_limited_to
 from ser_fl.evaluation.scoring import Evaluator
 from ser_fl.federation.client import Clients, ClientTask
@@ -119,7 +119,7 @@ def train(question: Question) -> RecordDict:
         outcome = attempt(clients.update, task)
         if isinstance(outcome, str):
             _LOG.error("client %s failed in round %d:\n%s", client_id, task.round, outcome)
-            figures[client_id] = {"error": without_folders(outcome, question.host)[-_LONGEST_REASON:]}
+            figures[client_id] = {"error": _public(outcome, question.host)}
             continue
         put(answer, f"update/{client_id}", outcome.state)
         put(answer, f"optimiser/{client_id}", outcome.optimiser_state)
@@ -166,7 +166,7 @@ def make_client_app(host_of: Callable[[Context], Host]) -> ClientApp:
             except Exception as error:
                 _LOG.exception("this host could not answer")
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
-                return Message(_answer({"error": without_folders(reason, host)}), reply_to=message)
+                return Message(_answer({"error": _public(reason, host)}), reply_to=message)
 
         return respond
 
@@ -177,12 +177,9 @@ def make_client_app(host_of: Callable[[Context], Host]) -> ClientApp:
     return app
 
 
-def without_folders(text: str, host: Host) -> str:
+def _public(text: str, host: Host) -> str:
     """An error's text without the folders of this host, which are nobody else's business."""
-    for folder in (host.root, host.cache_dir, str(Path.home())):
-        if folder and len(folder) > 1:
-            text = text.replace(folder, Path(folder).name)
-    return text
+    return public_text(text, [folder for folder in (host.root, host.cache_dir) if folder])[-_LONGEST_REASON:]
 
 
 def host_of_node(context: Context) -> Host:

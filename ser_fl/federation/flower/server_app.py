@@ -28,11 +28,10 @@ def serve(config: Config, grid: Grid, on_round: OnRound) -> RunFolder:
         UserError: the settings, the nodes or their data do not fit.
         RoundFailed: too few clients came back in a round, or a holder of test utterances gave no figures.
     """
-    run, progress = open_run(config)
-    if config.precision == "auto":
-        config = with_precision(config, (progress and progress.precision) or "32-true")
     executor = config.executor
-    with threads_limited_to(executor.threads), exact_arithmetic():
+    with open_run(config) as (run, progress), threads_limited_to(executor.threads), exact_arithmetic():
+        if config.precision == "auto":
+            config = with_precision(config, (progress and progress.precision) or "32-true")
         nodes = Nodes(Exchange(grid, executor.deadline_s), config)
         holdings = nodes.enrol(executor.num_nodes or 1, executor.wait_s)
         check_holdings(config, run, holdings, progress)
