@@ -9,8 +9,11 @@ from pathlib import Path
 
 from ser_fl import __version__
 from ser_fl.errors import RoundFailed, UserError
+from ser_fl.interruption import Stopped
 
 _DESCRIPTION = "Robust federated speech emotion recognition: train across clients, attack, randomise, report."
+TRY_AGAIN = 75
+"""Exit code of a training that a signal stopped: EX_TEMPFAIL of sysexits.h."""
 _SETTINGS = "settings, as key=value; an unknown key or name lists the known ones"
 
 
@@ -78,7 +81,8 @@ def _run(parsed: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command: 0 when it did what was asked, 2 for a mistake of the user's, told in one line.
 
-    1 for a round that failed, with the clients' own errors, and 130 for an interrupt.
+    1 for a round that failed, with the clients' own errors; 130 for Ctrl-C; and 75 for a training that SIGTERM or
+    SIGUSR1 stopped, which the same command with resume=true takes up again.
     """
     parsed = build_parser().parse_args(arguments)
     try:
@@ -94,6 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RoundFailed as failure:
         print(f"ser-fl: {failure}", file=sys.stderr)
         return 1
+    except Stopped as stopped:
+        print(f"ser-fl: {stopped}; the same command with resume=true goes on", file=sys.stderr)
+        return TRY_AGAIN
     except KeyboardInterrupt:
         way_on = "; the same command with resume=true goes on" if parsed.command == "train" else ""
         print(f"ser-fl: interrupted{way_on}", file=sys.stderr)

@@ -24,6 +24,7 @@ from rich.text import Text
 
 from ser_fl.environment import collection_paused, keep_freed_memory
 from ser_fl.errors import UserError
+from ser_fl.interruption import Interruption
 from ser_fl.records import RunFolder
 
 if TYPE_CHECKING:
@@ -91,12 +92,17 @@ def run_train(arguments: Namespace) -> None:
     settings = list(arguments.settings)
     if file is not None:
         settings = ["run_dir=null", "resume=false", *settings]  # a repetition is a run of its own
-    run = train_visibly(compose(settings, config_file=file))
-    print_summary(run)
+    interruption = Interruption()
+    with interruption.listening():
+        print_summary(train_visibly(compose(settings, config_file=file), interruption))
 
 
-def train_visibly(config: Config) -> RunFolder:
-    """Train with a line for every round and progress bars; at the end, if asked for, where the time went."""
+def train_visibly(config: Config, interruption: Interruption | None = None) -> RunFolder:
+    """Train with a line for every round and progress bars; at the end, if asked for, where the time went.
+
+    Raises:
+        Stopped: SIGTERM or SIGUSR1 came.
+    """
     keep_freed_memory()
     with collection_paused():
         from ser_fl.federation.experiment import train
@@ -107,7 +113,13 @@ def train_visibly(config: Config) -> RunFolder:
             shown.report(config.experiment, record.round, config.federation.num_rounds)
             console.print(round_line(config.experiment, record), highlight=False)
 
-        return train(config, on_round=on_round, on_features=shown.features, on_profile=print_profile)
+        return train(
+            config,
+            on_round=on_round,
+            on_features=shown.features,
+            on_profile=print_profile,
+            interruption=interruption,
+        )
 
 
 def round_line(experiment: str, record: RoundRecord) -> str:

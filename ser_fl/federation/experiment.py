@@ -31,6 +31,7 @@ from ser_fl.federation.schedule import cohort_size
 from ser_fl.federation.scoring import Scorer, total
 from ser_fl.federation.server import GLOBAL, Server
 from ser_fl.federation.trainers import has_installed_callbacks
+from ser_fl.interruption import Interruption
 from ser_fl.metrics import scores
 from ser_fl.models.bundle import EmotionModel, save_local_models, save_model
 from ser_fl.models.catalogue import build_network
@@ -45,6 +46,7 @@ def train(
     on_round: OnRound = lambda record: None,
     on_features: OnFeatures | None = None,
     on_profile: OnProfile = lambda profile: None,
+    interruption: Interruption | None = None,
 ) -> RunFolder:
     """Run an experiment, or go on with one that was killed, and return its run folder.
 
@@ -56,10 +58,12 @@ def train(
         on_round: told of every committed round.
         on_features: told how far the features are.
         on_profile: told where the time of the rounds went, with `profile=true`; of a run that is cut short too.
+        interruption: whose signals a round in flight is sheltered from; None where the caller answers none.
 
     Raises:
         UserError: the corpus, the settings or the run folder do not fit, or a callback cannot be sent to a worker.
         RoundFailed: too few clients came back in a round.
+        Stopped: a signal that `interruption` listens to.
     """
     if config.executor.engine == "loop" and (callbacks or has_installed_callbacks()):
         raise UserError("executor.engine=loop runs no callbacks, got some: use executor.engine=auto")
@@ -73,7 +77,8 @@ def train(
         config = with_precision(config, begun_in) if begun_in else resolve_precision(config, classes)
         with open_executor(make_clients(config, prepared, callbacks), cohort_of(config, prepared)) as executor:
             run.root.mkdir(parents=True, exist_ok=True)  # only now: what is refused leaves no empty run behind
-            _run(config, run, prepared, progress or first_progress(config, prepared), executor, on_round, on_profile)
+            progress = progress or first_progress(config, prepared)
+            _run(config, run, prepared, progress, executor, on_round, on_profile, interruption or Interruption())
     return run
 
 
@@ -85,6 +90,7 @@ def _run(
     executor: Executor,
     on_round: OnRound,
     on_profile: OnProfile,
+    interruption: Interruption,
 ) -> None:
     """The rounds that are left, and the test of the selected model."""
     settings, profile = dump(config), RunProfile(config)
@@ -110,6 +116,7 @@ def _run(
             run=run,
             tracker=tracker,
             profile=profile,
+            interruption=interruption,
         )
         try:
             stopped = federation.run_rounds(progress, on_round)
