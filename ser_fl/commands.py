@@ -88,13 +88,18 @@ def run_train(arguments: Namespace) -> None:
     """`ser-fl train`."""
     from ser_fl.composition import compose
 
-    file = Path(arguments.config) if arguments.config else None
-    settings = list(arguments.settings)
-    if file is not None:
-        settings = ["run_dir=null", "resume=false", *settings]  # a repetition is a run of its own
     interruption = Interruption()
     with interruption.listening():
+        file, settings = training_settings(arguments)
         print_summary(train_visibly(compose(settings, config_file=file), interruption))
+
+
+def training_settings(arguments: Namespace) -> tuple[Path | None, list[str]]:
+    """The configuration to start from, and what is set on top of it."""
+    settings = list(arguments.settings)
+    if not arguments.config:
+        return None, settings
+    return Path(arguments.config), ["run_dir=null", "resume=false", *settings]  # a repetition is a run of its own
 
 
 def train_visibly(config: Config, interruption: Interruption | None = None) -> RunFolder:

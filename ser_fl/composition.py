@@ -105,13 +105,13 @@ def _from_groups(overrides: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-_FREE_TEXT = ("data.root", "data.cache_dir", "run_dir", "root", "out")
+FREE_TEXT = ("data.root", "data.cache_dir", "run_dir", "root", "out")
 """Settings whose values are taken as they are, whatever Hydra's grammar makes of their characters."""
 
 
 def _for_hydra(override: str) -> str:
     key, _, value = override.partition("=")
-    if key in _FREE_TEXT and value not in ("null", "") and value[0] not in "'\"":
+    if key in FREE_TEXT and value not in ("null", "") and value[0] not in "'\"":
         return f"{key}='{value}'" if "'" not in value else f'{key}="{value}"'
     if key.startswith("data.labels."):
         return f"++{override}"  # a mapping that takes any key
@@ -134,7 +134,7 @@ def _from_file(config_file: Path, overrides: Sequence[str]) -> dict[str, Any]:
 
     if not config_file.is_file():
         raise UserError(f"no such configuration: {config_file}")
-    free = dict(override.split("=", 1) for override in overrides if override.partition("=")[0] in _FREE_TEXT)
+    free = dict(override.split("=", 1) for override in overrides if override.partition("=")[0] in FREE_TEXT)
     try:
         base = OmegaConf.load(config_file)
         merged = OmegaConf.merge(base, OmegaConf.from_dotlist([o for o in overrides if o.split("=")[0] not in free]))

@@ -13,12 +13,13 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 
 from ser_fl import train
 from ser_fl.cli import TRY_AGAIN, main
 from ser_fl.composition import compose
-from ser_fl.interruption import Interruption, Stopped
+from ser_fl.interruption import LEFT_TO_THE_PARENT, Interruption, Stopped
 from ser_fl.records import RunFolder
 
 PACKAGE = Path(__file__).parent.parent
@@ -92,6 +93,36 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(home: Path) -> RunFolder:
     """The run that nobody disturbed."""
     return train(compose([*SMALL, f"data.cache_dir={home / 'cache'}", f"run_dir={home / 'whole'}"]))
+
+
+class Signaller(pl.Callback):
+    """Sends this process a signal in the middle of the second client's epoch."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self.number = number
+        self.fits = 0
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.fits += 1
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.fits == 2 and batch_idx == 1:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=["USR1", "TERM"])
+def test_a_signal_within_a_trainer_is_not_the_trainers(home: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """Lightning's own answer to SIGTERM ends the fit, and with it the process, before the round is committed."""
+    config = compose([*SMALL, f"data.cache_dir={home / 'cache'}", f"run_dir={tmp_path / 'run'}"])
+    signaller, interruption = Signaller(number), Interruption()
+    with pytest.raises(Stopped, match=number.name), interruption.listening():
+        train(config, callbacks=[signaller], interruption=interruption)
+    assert signaller.fits == 2
+    (only,) = RunFolder(tmp_path / "run").read_jsonl(tmp_path / "run" / "rounds.jsonl")
+    assert only["failures"] == []
+    assert committed_rounds(RunFolder(tmp_path / "run")) == 1
 
 
 def committed_rounds(run: RunFolder) -> int:
@@ -175,6 +206,29 @@ def test_a_signal_ends_in_a_checkpoint_and_75(
     assert len(rounds) == done == printed.count("validation UAR")
     assert [record["failures"] for record in rounds] == [[]] * done
     go_on(home, run)
+    assert_same_run(run, whole)
+
+
+class Disturbed(pl.Callback):
+    """Sends the process that a client trains in every signal of a job, in the middle of its epoch."""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == 1:
+            for number in LEFT_TO_THE_PARENT:
+                os.kill(os.getpid(), number)
+
+
+@pytest.mark.kill
+@pytest.mark.slow
+def test_workers_leave_signals_to_their_parent(home: Path, tmp_path: Path) -> None:
+    changed = (*PROCESSES, "federation.num_rounds=2", f"data.cache_dir={home / 'cache'}")
+    run = train(compose([*SMALL, *changed, f"run_dir={tmp_path / 'run'}"]), callbacks=[Disturbed()])
+    assert [record["failures"] for record in run.read_jsonl(run.rounds)] == [[], []]
+    whole = train(
+        compose([*SMALL, *changed, "executor=serial", "executor.workers=auto", f"run_dir={tmp_path / 'whole'}"])
+    )
     assert_same_run(run, whole)
 
 
