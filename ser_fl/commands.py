@@ -264,6 +264,7 @@ def run_report(arguments: Namespace) -> None:
     from ser_fl.report.page import write_report
     from ser_fl.report.replications import replication_table
     from ser_fl.report.runs import read_run
+    from ser_fl.report.spread import spread_table
     from ser_fl.report.tables import summary_table
     from ser_fl.report.transfer import read_matrices, transfer_tables
 
@@ -271,8 +272,7 @@ def run_report(arguments: Namespace) -> None:
     folders = [Path(run) for run in arguments.runs if not run.endswith(".json")]
     runs = [read_run(folder) for folder in folders]
     tables = [summary_table(runs), four_way(runs)] if any(run.attacks for run in runs) else [summary_table(runs)]
-    if (repeated := replication_table(runs)) is not None:
-        tables.append(repeated)
+    tables += [table for table in (spread_table(runs), replication_table(runs)) if table is not None]
     tables += [table for matrix in read_matrices(folders, files) for table in transfer_tables(matrix)]
     if arguments.markdown:
         print("\n\n".join(to_markdown(table) for table in tables))

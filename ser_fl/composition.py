@@ -98,6 +98,8 @@ def _from_groups(overrides: Sequence[str]) -> dict[str, Any]:
             composed = hydra_compose("train", overrides=[_for_hydra(override) for override in overrides])
         settings: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
     except (HydraException, OmegaConfBaseException) as error:
+        if several := re.match(r"Ambiguous value for argument '(.+?)'", str(error)):
+            raise UserError(f"{several[1]} has several values: write [...] around a list, or -m for a sweep") from None
         key = re.search(r"full_key: (\S+)", str(error.__cause__ or error))
         if key is None or not any(override.startswith(f"{key[1]}=") for override in overrides):
             raise UserError(_first_line(error)) from None

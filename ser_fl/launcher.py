@@ -101,15 +101,15 @@ def _parameters(name: str, chosen: Sequence[str]) -> dict[str, Any]:
         raise UserError(f"hydra/launcher={name} needs the extra `slurm`: pip install 'ser-fl[slurm]'") from None
     ours = {"submitit_folder": "", "name": "ser-fl"}  # in place of what refers to Hydra's own run
     kind = SlurmQueueConf(**ours, max_num_timeout=MAX_NUM_TIMEOUT) if name.endswith("slurm") else LocalQueueConf(**ours)
-    known = OmegaConf.structured(kind)
-    del known["_target_"]
+    defaults = OmegaConf.structured(kind)
+    known = [str(each) for each in defaults if each != "_target_"]
     for setting in chosen:
         key = setting.partition("=")[0]
         if key.removeprefix(_PREFIX).split(".")[0] not in known:
-            raise unknown_name("setting", key, [f"{_PREFIX}{each}" for each in known])
+            raise unknown_name("setting", key, [_PREFIX + each for each in known])
     try:
         given = OmegaConf.from_dotlist([setting.removeprefix(_PREFIX) for setting in chosen])
-        parameters = OmegaConf.to_container(OmegaConf.merge(known, given))
+        parameters = OmegaConf.to_container(OmegaConf.merge(defaults, given))
     except (OmegaConfBaseException, YAMLError) as error:
         key = getattr(error, "full_key", None) or "*"
         raise UserError(f"{_PREFIX}{key} cannot be that: {' '.join(str(error).splitlines()[0].split())}") from None
@@ -120,4 +120,4 @@ def _parameters(name: str, chosen: Sequence[str]) -> dict[str, Any]:
                 f"{_PREFIX}{setting} must be 1, got {parameters[setting]}: a run is one process, and one with several "
                 "GPUs shares them among its own workers (executor=processes)"
             )
-    return {str(key): value for key, value in parameters.items()}
+    return {name: parameters[name] for name in known}
