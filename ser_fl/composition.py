@@ -19,12 +19,16 @@ def configs_dir() -> Path:
     return shipped if shipped.is_dir() else package.parent / "configs"
 
 
+_NO_GROUPS = ("sweep",)
+"""Folders of ``configs/`` that hold something else than settings to choose: sweeps of W&B."""
+
+
 def groups() -> dict[str, list[str]]:
     """Names that each group offers: ``{"model": ["crnn", ...], ...}``."""
     return {
         folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
         for folder in sorted(configs_dir().iterdir())
-        if folder.is_dir()
+        if folder.is_dir() and folder.name not in _NO_GROUPS
     }
 
 
