@@ -17,7 +17,7 @@ from ser_fl.errors import RoundFailed, UserError
 from ser_fl.interruption import Interruption, Stopped
 from ser_fl.launcher import Cluster, read_cluster, split_settings
 from ser_fl.records import RunFolder
-from ser_fl.sweep import Job, name_of_now, plan
+from ser_fl.sweep import Job, name_of_now, placed, plan
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
@@ -68,13 +68,13 @@ def _names_folder(settings: Sequence[str]) -> bool:
 def checked(jobs: Sequence[Job], *, has_folder: bool) -> list[Job]:
     """The jobs, if each has a run folder to itself that it may start or go on in.
 
-    With `resume=true` and no `run_dir`, each goes on in the newest run of its configuration, in that run's W&B group.
+    With `resume=true` and no `run_dir`, each goes on in the newest run of its configuration.
     """
     with collection_paused():
         from ser_fl.federation.experiment import open_run
 
-    if not has_folder:
-        jobs = [replace(job, config=_newest(job.config)) if job.config.resume else job for job in jobs]
+    if jobs[0].config.resume and not has_folder:
+        jobs = _taken_up(jobs)
     taken: dict[Path, Job] = {}
     for job in jobs:
         open_run(job.config)
@@ -86,15 +86,17 @@ def checked(jobs: Sequence[Job], *, has_folder: bool) -> list[Job]:
     return list(jobs)
 
 
-def _newest(config: Config) -> Config:
+def _taken_up(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs in the newest runs of their configurations; those that have none join the others' group."""
     from ser_fl.composition import compose
     from ser_fl.federation.experiment import newest_run
 
-    if (found := newest_run(config)) is None:
-        return config
-    group = compose(config_file=RunFolder(found).config).tracking.group
-    tracking = replace(config.tracking, group=group or config.tracking.group)  # type: ignore[type-var]
-    return replace(config, run_dir=str(found), tracking=tracking)  # type: ignore[type-var]
+    runs = [newest_run(job.config) for job in jobs]
+    groups = [compose(config_file=RunFolder(run).config).tracking.group for run in runs if run]
+    return [
+        replace(job, config=placed(job.config, run or folder(job), next(iter(groups), None)))
+        for job, run in zip(jobs, runs, strict=True)
+    ]
 
 
 def train_in_turn(jobs: Sequence[Job], interruption: Interruption) -> dict[str, str]:

@@ -49,7 +49,9 @@ def plan(settings: Sequence[str], *, config_file: Path | None, name: str) -> lis
     return [
         Job(
             swept=tuple(setting for setting, varies in zip(combination, varied, strict=True) if varies),
-            config=_placed(config, f"{number:0{digits}d}-{config.seed}", name, group),
+            config=placed(
+                config, _folder(config, f"{number:0{digits}d}-{config.seed}", name), config.tracking.group or group
+            ),
         )
         for number, (combination, config) in enumerate(zip(combinations, configs, strict=True), start=1)
     ]
@@ -60,11 +62,15 @@ def name_of_now() -> str:
     return f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
 
 
-def _placed(config: Config, own: str, name: str, group: str) -> Config:
-    whole = Path(config.run_dir) if config.run_dir else None
-    folder = whole / own if whole else Path("runs") / config.experiment / f"{name}-{own}"
-    tracking = replace(config.tracking, group=config.tracking.group or group)  # type: ignore[type-var]
-    return replace(config, run_dir=str(folder), tracking=tracking)  # type: ignore[type-var]
+def placed(config: Config, folder: Path, group: str | None) -> Config:
+    """The configuration with a run folder and, where there is one, a W&B group."""
+    tracking = replace(config.tracking, group=group or config.tracking.group)  # type: ignore[type-var]
+    moved: Config = replace(config, run_dir=str(folder), tracking=tracking)  # type: ignore[type-var]
+    return moved
+
+
+def _folder(config: Config, own: str, name: str) -> Path:
+    return Path(config.run_dir) / own if config.run_dir else Path("runs") / config.experiment / f"{name}-{own}"
 
 
 def _values_of(setting: str) -> list[str]:

@@ -86,7 +86,7 @@ def test_nothing_starts_before_all_can(cache: str, capsys: pytest.CaptureFixture
 def test_a_sweep_that_was_stopped_goes_on(
     cache: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A signal in the second of three jobs: the same command with resume=true does what is left, in the same folders."""
+    """A signal in the second of three jobs: with resume=true the command does what is left, in the same folders."""
     told = 0
     line = ser_fl.commands.round_line
 
@@ -108,7 +108,7 @@ def test_a_sweep_that_was_stopped_goes_on(
     after = sorted(path.name for path in Path("runs/debug").iterdir())
     assert after[:2] == before and len(after) == 3
     assert told == 6, "two rounds each, none twice"
-    groups = {compose(config_file=Path("runs/debug") / name / "config.yaml").tracking.group for name in after[:2]}
+    groups = {compose(config_file=Path("runs/debug") / name / "config.yaml").tracking.group for name in after}
     assert len(groups) == 1
     capsys.readouterr()
     assert main([*arguments, "resume=true", "executor=serial,processes"]) == 2

@@ -192,7 +192,7 @@ def extremes(parameter: Mapping[str, Any]) -> list[Any]:
 def one_at_a_time(choices: list[list[Any]]) -> list[tuple[Any, ...]]:
     """The first of all, and each other one among the first of the rest."""
     first = tuple(choice[0] for choice in choices)
-    others = [first[:i] + (value,) + first[i + 1 :] for i, choice in enumerate(choices) for value in choice[1:]]
+    others = [(*first[:i], value, *first[i + 1 :]) for i, choice in enumerate(choices) for value in choice[1:]]
     return [first, *others]
 
 
