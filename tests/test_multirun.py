@@ -43,6 +43,7 @@ def assert_same_results(run: RunFolder, other: RunFolder) -> None:
     assert [{**record, "seconds": 0} for record in mine] == [{**record, "seconds": 0} for record in theirs]
 
 
+@pytest.mark.slow
 def test_three_seeds_one_after_the_other_and_their_report(cache: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Each as a run of its own would be; the report that is proposed puts them together."""
     assert main(["train", *SMALL, cache, "-m", "seed=1,2,3"]) == 0
@@ -83,6 +84,7 @@ def test_nothing_starts_before_all_can(cache: str, capsys: pytest.CaptureFixture
     assert not Path("runs").exists() and not (Path("study") / "1-1").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_stopped_goes_on(
     cache: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,7 +167,7 @@ def tasks() -> list[int]:
 def test_a_job_whose_time_is_up_is_queued_again_and_goes_on(cache: str) -> None:
     """submitit's own signal to the job in its second round: it commits, comes back as another process, and ends with
     the bits of a run that nobody stopped."""
-    settings = (*SMALL, cache, "federation.num_rounds=60", "executor.engine=trainer")
+    settings = (*SMALL, cache, "federation.num_rounds=25", "executor.engine=trainer")
     run, signalled = RunFolder(Path("study/1-1")), []
 
     def send() -> None:
@@ -191,6 +193,6 @@ def test_a_job_whose_time_is_up_is_queued_again_and_goes_on(cache: str) -> None:
     assert log.read_text().count("SIGUSR2: the round is finished if it ends within 22.5 s") == 1
     assert len(re.findall(r"^\S+ INFO .*Starting with|Starting with", printed.read_text() + log.read_text())) == 2
     rounds = [int(number) for number in re.findall(r"round +(\d+)  validation", printed.read_text())]
-    assert rounds == list(range(1, 61)), "none is lost, none is done twice"
+    assert rounds == list(range(1, 26)), "none is lost, none is done twice"
     assert main(["train", *settings, "run_dir=alone"]) == 0
     assert_same_results(run, RunFolder(Path("alone")))

@@ -24,7 +24,7 @@ from ser_fl.records import RunFolder
 
 PACKAGE = Path(__file__).parent.parent
 SCRIPT = PACKAGE / "scripts" / "slurm_train.sh"
-SMALL = ("experiment=debug", "data.utterances_per_emotion=2", "federation.batch_size=4", "federation.num_rounds=40")
+SMALL = ("experiment=debug", "data.utterances_per_emotion=2", "federation.batch_size=4", "federation.num_rounds=25")
 
 
 def write_program(path: Path, text: str) -> None:
@@ -128,13 +128,13 @@ def test_a_job_whose_time_is_up_goes_on_in_the_next(cluster: dict[str, str], tmp
     assert process.returncode == TRY_AGAIN, said
     assert requeues(tmp_path) == ["requeue 1234"]
     done = json.loads((run.checkpoint / "latest.json").read_text())["round"]
-    assert 1 <= done < 40
+    assert 1 <= done < 25
 
     process = start(tmp_path, cluster, *settings)
     second, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
     assert requeues(tmp_path) == ["requeue 1234"]
     rounds = [int(number) for number in re.findall(r"round +(\d+)  validation", first + second)]
-    assert rounds == list(range(1, 41))
+    assert rounds == list(range(1, 26))
     whole = train(compose([*SMALL, f"data.cache_dir={tmp_path / 'cache'}", f"run_dir={tmp_path / 'whole'}"]))
     assert run.weights.read_bytes() == whole.weights.read_bytes()
