@@ -13,6 +13,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -48,8 +50,10 @@ def cluster(tmp_path: Path) -> dict[str, str]:
     }
 
 
-def start(folder: Path, environment: dict[str, str], *settings: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+@contextmanager
+def started(folder: Path, environment: dict[str, str], *settings: str) -> Iterator[subprocess.Popen[str]]:
+    """The script as a job; nothing of it is left afterwards."""
+    process = subprocess.Popen(
         ["bash", str(SCRIPT), *settings],
         cwd=folder,
         env=environment,
@@ -58,6 +62,12 @@ def start(folder: Path, environment: dict[str, str], *settings: str) -> subproce
         text=True,
         start_new_session=True,
     )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def requeues(folder: Path) -> list[str]:
@@ -80,8 +90,8 @@ def test_the_exit_code_is_the_trainings_and_only_one_is_queued_again(
 ) -> None:
     """A program that notes its arguments stands in for the training here."""
     write_program(tmp_path / "bin" / "ser-fl", f'printf "%s\\n" "$@" > {tmp_path / "arguments"}; exit {code}')
-    process = start(tmp_path, cluster, "data.root=/a folder", "run_dir=mine")
-    process.communicate(timeout=60)
+    with started(tmp_path, cluster, "data.root=/a folder", "run_dir=mine") as process:
+        process.communicate(timeout=60)
     assert process.returncode == code
     assert requeues(tmp_path) == (["requeue 1234"] if code == TRY_AGAIN else [])
     given = (tmp_path / "arguments").read_text().splitlines()
@@ -101,14 +111,14 @@ def test_a_signal_is_handed_on_and_its_answer_waited_for(
         f"had=0; trap 'had=$((had + 1)); touch had$had' {name}; touch ready; "
         "while [ $had -lt 2 ]; do sleep 0.05; done; sleep 0.2; exit $((40 + had))",
     )
-    process = start(tmp_path, cluster)
-    for file in ("ready", "had1"):
-        deadline = time.monotonic() + 60
-        while not (tmp_path / file).exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(number)
-    process.communicate(timeout=60)
+    with started(tmp_path, cluster) as process:
+        for file in ("ready", "had1"):
+            deadline = time.monotonic() + 60
+            while not (tmp_path / file).exists():
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.01)
+            process.send_signal(number)
+        process.communicate(timeout=60)
     assert process.returncode == 42
 
 
@@ -118,20 +128,20 @@ def test_a_job_whose_time_is_up_goes_on_in_the_next(cluster: dict[str, str], tmp
     """The signal goes to the shell alone; two jobs of one id give the run of one."""
     settings = [*SMALL, f"data.cache_dir={tmp_path / 'cache'}", "executor.workers=2"]
     run = RunFolder(tmp_path / "runs" / "slurm-1234")
-    process = start(tmp_path, cluster, *settings)
-    deadline = time.monotonic() + 300
-    while not (run.checkpoint / "latest.json").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGUSR1)
-    first, said = process.communicate(timeout=300)
+    with started(tmp_path, cluster, *settings) as process:
+        deadline = time.monotonic() + 300
+        while not (run.checkpoint / "latest.json").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGUSR1)
+        first, said = process.communicate(timeout=300)
     assert process.returncode == TRY_AGAIN, said
     assert requeues(tmp_path) == ["requeue 1234"]
     done = json.loads((run.checkpoint / "latest.json").read_text())["round"]
     assert 1 <= done < 25
 
-    process = start(tmp_path, cluster, *settings)
-    second, said = process.communicate(timeout=300)
+    with started(tmp_path, cluster, *settings) as process:
+        second, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
     assert requeues(tmp_path) == ["requeue 1234"]
     rounds = [int(number) for number in re.findall(r"round +(\d+)  validation", first + second)]
