@@ -20,12 +20,16 @@ def configs_dir() -> Path:
     return shipped if shipped.is_dir() else package.parent / "configs"
 
 
+_NO_GROUPS = ("sweep",)
+"""Folders of ``configs/`` that hold something else than settings to choose: sweeps of W&B."""
+
+
 def groups() -> dict[str, list[str]]:
     """Names that each group offers: ``{"model": ["crnn", ...], ...}``."""
     return {
         folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
         for folder in sorted(configs_dir().iterdir())
-        if folder.is_dir()
+        if folder.is_dir() and folder.name not in _NO_GROUPS
     }
 
 
@@ -99,6 +103,8 @@ def _from_groups(overrides: Sequence[str]) -> dict[str, Any]:
             composed = hydra_compose("train", overrides=[_for_hydra(override) for override in overrides])
         settings: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
     except (HydraException, OmegaConfBaseException) as error:
+        if several := re.match(r"Ambiguous value for argument '(.+?)'", str(error)):
+            raise UserError(f"{several[1]} has several values: write [...] around a list, or -m for a sweep") from None
         key = re.search(r"full_key: (\S+)", str(error.__cause__ or error))
         if key is None or not any(override.startswith(f"{key[1]}=") for override in overrides):
             raise UserError(_first_line(error)) from None
@@ -106,13 +112,13 @@ def _from_groups(overrides: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-_FREE_TEXT = ("data.root", "data.cache_dir", "run_dir", "root", "out")
+FREE_TEXT = ("data.root", "data.cache_dir", "run_dir", "root", "out")
 """Settings whose values are taken as they are, whatever Hydra's grammar makes of their characters."""
 
 
 def _for_hydra(override: str) -> str:
     key, _, value = override.partition("=")
-    if key in _FREE_TEXT and value not in ("null", "") and value[0] not in "'\"":
+    if key in FREE_TEXT and value not in ("null", "") and value[0] not in "'\"":
         return f"{key}='{value}'" if "'" not in value else f'{key}="{value}"'
     if key.startswith("data.labels."):
         return f"++{override}"  # a mapping that takes any key
@@ -135,7 +141,7 @@ def _from_file(config_file: Path, overrides: Sequence[str]) -> dict[str, Any]:
 
     if not config_file.is_file():
         raise UserError(f"no such configuration: {config_file}")
-    free = dict(override.split("=", 1) for override in overrides if override.partition("=")[0] in _FREE_TEXT)
+    free = dict(override.split("=", 1) for override in overrides if override.partition("=")[0] in FREE_TEXT)
     try:
         base = OmegaConf.load(config_file)  # by a safe loader: it makes no objects
         _refuse_interpolation(config_file, OmegaConf.to_container(base))

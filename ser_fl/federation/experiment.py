@@ -36,6 +36,7 @@ from ser_fl.federation.schedule import cohort_size
 from ser_fl.federation.scoring import LocalScorer, Scored, Scorer
 from ser_fl.federation.server import GLOBAL, Server
 from ser_fl.federation.trainers import has_installed_callbacks
+from ser_fl.interruption import Interruption
 from ser_fl.metrics import scores
 from ser_fl.models.bundle import EmotionModel, save_local_models, save_model
 from ser_fl.models.catalogue import build_network
@@ -55,6 +56,7 @@ def train(
     on_round: OnRound = lambda record: None,
     on_features: OnFeatures | None = None,
     on_profile: OnProfile = lambda profile: None,
+    interruption: Interruption | None = None,
 ) -> RunFolder:
     """Run an experiment, or go on with one that was killed, and return its run folder.
 
@@ -66,10 +68,12 @@ def train(
         on_round: told of every committed round.
         on_features: told how far the features are.
         on_profile: told where the time of the rounds went, with `profile=true`; of a run that is cut short too.
+        interruption: whose signals a round in flight is sheltered from; None where the caller answers none.
 
     Raises:
         UserError: the corpus, the settings or the run folder do not fit, or a callback cannot be sent to a worker.
         RoundFailed: too few clients came back in a round.
+        Stopped: a signal that `interruption` listens to.
     """
     if config.executor.engine == "loop" and (callbacks or has_installed_callbacks()):
         raise UserError("executor.engine=loop runs no callbacks, got some: use executor.engine=auto")
@@ -87,7 +91,7 @@ def train(
         config = settle_precision(config, holdings, progress)
         scorer = local_scorer(config, prepared)
         with open_executor(make_clients(config, prepared, callbacks), cohort_of(config, holdings)) as executor:
-            conduct(config, run, holdings, progress, executor, scorer, on_round, on_profile)
+            conduct(config, run, holdings, progress, executor, scorer, on_round, on_profile, interruption)
     return run
 
 
@@ -100,6 +104,7 @@ def conduct(
     scorer: Scorer,
     on_round: OnRound,
     on_profile: OnProfile = lambda profile: None,
+    interruption: Interruption | None = None,
 ) -> None:
     """The rounds that are left, and the test of the selected model, wherever the clients are.
 
@@ -112,6 +117,7 @@ def conduct(
         scorer: scores models.
         on_round: told of every committed round.
         on_profile: told where the time of the rounds went, with `profile=true`.
+        interruption: whose signals a round in flight is sheltered from.
     """
     start = first_progress(config, holdings)
     if progress is not None:
@@ -134,6 +140,7 @@ def conduct(
             run=run,
             tracker=tracker,
             profile=profile,
+            interruption=interruption or Interruption(),
         )
         try:
             stopped = federation.run_rounds(progress, on_round)

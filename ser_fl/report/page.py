@@ -18,6 +18,7 @@ from ser_fl.report.labels import labels_of
 from ser_fl.report.markup import to_html
 from ser_fl.report.replications import replication_table
 from ser_fl.report.runs import RunRecords, read_run
+from ser_fl.report.spread import spread_table
 from ser_fl.report.tables import attack_table, four_way, summary_table, training_table
 from ser_fl.report.transfer import pair_table, read_matrices, transfer_tables
 
@@ -119,6 +120,8 @@ def _sections(
         for matrix in matrices:
             yield from map(to_html, (*transfer_tables(matrix), pair_table(matrix)))
     yield "<h2>Without attack</h2>"
+    if (spread := spread_table(runs)) is not None:
+        yield to_html(spread)
     yield to_html(summary_table(runs))
     yield from _images(figures, "confusion")
     yield from _images(figures, "speakers")

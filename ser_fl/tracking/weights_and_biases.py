@@ -44,6 +44,11 @@ def resolve_mode(mode: str) -> str:
     return mode
 
 
+def run_of_sweep_agent() -> str | None:
+    """Id of the run that ``wandb agent`` started this process for; None where none did."""
+    return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+
+
 def _has_wandb_key() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
