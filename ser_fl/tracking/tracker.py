@@ -13,7 +13,7 @@ from ser_fl.records import AttackRecord, ClientRecord, RoundRecord, RunFolder
 from ser_fl.tracking.backend import Backend
 from ser_fl.tracking.public import public_config
 from ser_fl.tracking.tensor_board import TensorBoard
-from ser_fl.tracking.weights_and_biases import WeightsAndBiases, resolve_mode
+from ser_fl.tracking.weights_and_biases import WeightsAndBiases, resolve_mode, run_begun_in
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def open_tracker(
             raise UserError("tracking.backend=tensorboard needs the extra `tracking`: pip install 'ser-fl[tracking]'")
         return _Guarded(lambda: TensorBoard(run), kept)
     resolved = resolve_mode(mode)
-    run_id = str(kept.setdefault("wandb_id", uuid.uuid4().hex[:12]))
+    run_id = str(kept.setdefault("wandb_id", run_begun_in(run) or uuid.uuid4().hex[:12]))
     settings = {"project": project, "entity": entity, "group": group, "name": name, "id": run_id, "mode": resolved}
     return _Guarded(lambda: WeightsAndBiases(run, settings, public_config(config)), kept)
 
