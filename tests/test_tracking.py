@@ -336,6 +336,22 @@ def use_every_method(tracker: Tracker) -> None:
     tracker.finish()
 
 
+def test_a_run_killed_before_its_first_checkpoint_goes_on_in_the_wandb_run_that_it_had_begun(run: RunFolder) -> None:
+    """Nobody but the folder knows the id by then; another folder begins another run."""
+    begun = open_for(run)
+    for _ in range(2):  # in one second, so that the second folder has a number behind the id
+        resumed = open_for(run)
+        assert resumed.state() == begun.state()
+        resumed.finish()
+    begun.finish()
+    assert len(list(run.root.glob("wandb/offline-run-*"))) == 3
+    other = RunFolder(run.root.with_name("other"))
+    other.root.mkdir()
+    new = open_for(other)
+    new.finish()
+    assert new.state() != begun.state()
+
+
 def raising(*_: object, **__: object) -> None:
     raise RuntimeError("no\nnetwork")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
@@ -70,9 +70,11 @@ class Link:
         try:
             require_free(self.host, self.port)
             write_connection(self.state.home, self.address, self.keys.ca)
-            self._start_daemons()
+            secret = ["--superexec-auth-secret-file", str(self.state.new_secret())]
+            self._start_superlink(secret)
             self._wait_until_healthy()
             self._register_nodes()
+            self._start_superexec(secret)  # last: it would take up what the link was killed in
         except BaseException:
             self.stop()
             raise
@@ -116,8 +118,7 @@ class Link:
         if not self.keys.public_keys:
             raise UserError(f"{self.keys.nodes} has no public key (NAME.pub): no node could join")
 
-    def _start_daemons(self) -> None:
-        secret = ["--superexec-auth-secret-file", str(self.state.new_secret())]
+    def _start_superlink(self, secret: Sequence[str]) -> None:
         superlink = [
             *("--ssl-certfile", str(self.keys.server)),
             *("--ssl-keyfile", str(self.keys.server_key)),
@@ -128,6 +129,9 @@ class Link:
             *("--isolation", "process"),
             *secret,
         ]
+        self._daemons.append(Daemon("superlink", superlink, self.state, self.environment))
+
+    def _start_superexec(self, secret: Sequence[str]) -> None:
         superexec = [
             *("--runtime-api-address", self.address),
             *("--root-certificates", str(self.keys.ca)),
@@ -135,8 +139,7 @@ class Link:
         ]
         if self.environment["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "0":
             superexec.append("--allow-runtime-dependency-installation")
-        for program, arguments in (("superlink", superlink), ("superexec", superexec)):
-            self._daemons.append(Daemon(program, arguments, self.state, self.environment))
+        self._daemons.append(Daemon("superexec", superexec, self.state, self.environment))
 
     def _wait_until_healthy(self) -> None:
         deadline = time.monotonic() + _START_S

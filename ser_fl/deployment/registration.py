@@ -1,4 +1,4 @@
-"""Run beside a link: the public keys of a folder become the ones it knows, no more and no less.
+"""Run beside a link that has just started: it knows the public keys of a folder, no more and no less, and runs nothing.
 
     python -m ser_fl.deployment.registration ADDRESS KEY_FOLDER
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,9 @@ from ser_fl.errors import UserError
 
 if TYPE_CHECKING:
     from flwr.supercore.control import ControlHttpClient
+
+_MANY = 1000
+"""Runs, newest first, that are looked through; Flower shows 20."""
 
 
 def synchronise(client: ControlHttpClient, keys: Mapping[str, bytes]) -> list[str]:
@@ -43,8 +47,26 @@ def synchronise(client: ControlHttpClient, keys: Mapping[str, bytes]) -> list[st
     return changes
 
 
+def stop_unfinished(client: ControlHttpClient) -> list[str]:
+    """Stop the runs that a link was killed in.
+
+    Their server's part died with it. Flower would start the ones that had none yet, beside what is submitted to go
+    on with them, and have nodes work on messages that nobody waits for.
+    """
+    import httpx
+    from flwr.common.constant import Status
+    from flwr.proto.control_pb2 import ListRunsRequest, StopRunRequest
+
+    runs = client.ListRuns(ListRunsRequest(limit=_MANY)).run_dict
+    unfinished = [run_id for run_id, run in sorted(runs.items()) if run.status.status != Status.FINISHED]
+    for run_id in unfinished:
+        with suppress(httpx.HTTPStatusError):  # it has just been found out that its server's part is gone
+            client.StopRun(StopRunRequest(run_id=run_id))
+    return [f"stopped run {run_id}" for run_id in unfinished]
+
+
 def main() -> int:
-    """Synchronise a link with a folder of public keys."""
+    """Synchronise a link with a folder of public keys, and stop what it ran before."""
     from flwr.cli.supernode.register import try_load_public_key
     from flwr.supercore.control import ControlHttpClient
     from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
@@ -54,7 +76,7 @@ def main() -> int:
     version = RuntimeVersionHttpInterceptor(component_name="flwr CLI")
     with ControlHttpClient.from_server_address(address, False, folder.ca.read_bytes(), [version]) as client:
         try:
-            print("\n".join(synchronise(client, keys)))
+            print("\n".join([*stop_unfinished(client), *synchronise(client, keys)]))
         except UserError as error:
             print(error, file=sys.stderr)
             return 2

@@ -14,7 +14,7 @@ from ser_fl.records import AttackRecord, ClientRecord, RoundRecord, RunFolder
 from ser_fl.tracking.backend import Backend
 from ser_fl.tracking.public import public_config
 from ser_fl.tracking.tensor_board import TensorBoard
-from ser_fl.tracking.weights_and_biases import WeightsAndBiases, resolve_mode, run_of_sweep_agent
+from ser_fl.tracking.weights_and_biases import WeightsAndBiases, resolve_mode, run_begun_in, run_of_sweep_agent
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def open_tracker(
     if (run_id := run_of_sweep_agent()) is not None:
         kept["wandb_id"] = run_id
     else:
-        run_id = kept.setdefault("wandb_id", uuid.uuid4().hex[:12])
+        run_id = kept.setdefault("wandb_id", run_begun_in(run) or uuid.uuid4().hex[:12])
         settings |= {"project": project, "entity": entity, "id": str(run_id)}
     return _Guarded(lambda: WeightsAndBiases(run, settings, public_config(config)), kept)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import netrc
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +26,8 @@ FINISH_TIMEOUT_S = 120
 """How long the end of a run may wait for uploads; what is left can be sent with ``wandb sync``."""
 FLUSH_INTERVAL_S = 1.0
 """What a killed run can lose of its offline file; wandb's own 15 s would be many rounds."""
+_RUN_NAME = re.compile(r"^(offline-)?run-(?P<time>\d+_\d+)-(?P<id>[^-]+)")
+"""Of a folder; where two start in one second, a number follows."""
 WANDB_MODES = ("online", "offline", "shared", "disabled")
 
 
@@ -47,6 +50,12 @@ def resolve_mode(mode: str) -> str:
 def run_of_sweep_agent() -> str | None:
     """Id of the run that ``wandb agent`` started this process for; None where none did."""
     return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+
+
+def run_begun_in(run: RunFolder) -> str | None:
+    """Id of the W&B run that was begun in a run folder before it had a checkpoint to say so."""
+    begun = [found for folder in run.root.glob("wandb/*run-*") if (found := _RUN_NAME.search(folder.name))]
+    return max(begun, key=lambda found: found["time"])["id"] if begun else None
 
 
 def _has_wandb_key() -> bool:

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from ser_fl.federation.experiment import dated_folders, newest_run
 from ser_fl.federation.flower.quiet import QUIET
 from ser_fl.records import RunFolder, write_bytes
 
-_LOOKS, _LOOK_S = 60, 2.0
+_LOOKS, _LOOK_S = 3, 2.0
 _CONNECTION = "ser_fl"
 APP: dict[str, Any] = {
     "project": {
@@ -64,11 +66,15 @@ def submit(config: Config) -> RunFolder:
         flower = _Flower(home)
         run_id = flower.start(app)
         try:
-            last_words = flower.follow(run_id)
+            status, last_words = flower.follow(run_id)
         except KeyboardInterrupt:
             flower.stop(run_id)
             raise
-        status = flower.status(run_id)
+        except _Unanswered as error:
+            raise RoundFailed(
+                f"{config.executor.superlink} does not answer any more ({error}): start the link again;"
+                f" the same command with resume=true goes on with {run}"
+            ) from None
     if status != "finished:completed":
         problem = last_words.removeprefix(_OURS)
         if problem != last_words:
@@ -114,6 +120,10 @@ def _connection(config: Config) -> dict[str, Any]:
     return {"superlink": {"default": _CONNECTION, _CONNECTION: connection}}
 
 
+class _Unanswered(Exception):
+    """A SuperLink does not answer, or not what was asked."""
+
+
 class _Flower:
     """The `flwr` command, told of one SuperLink."""
 
@@ -121,39 +131,67 @@ class _Flower:
         self._environment = {**os.environ, **QUIET, "FLWR_HOME": str(home)}
 
     def start(self, app: Path) -> str:
-        """Submit, and return the run's number there."""
-        said = self._json("run", str(app), _CONNECTION, "--run-config", str(app / "run.toml"))
+        """Submit, and return the run's number there.
+
+        Raises:
+            UserError: the SuperLink does not take it.
+        """
+        try:
+            said = self._json("run", str(app), _CONNECTION, "--run-config", str(app / "run.toml"))
+        except _Unanswered as error:
+            raise UserError(f"the SuperLink could not be asked ({error})") from None
         return str(said["run-id"])
 
-    def follow(self, run_id: str) -> str:
-        """Print what a run prints until it has ended; its last line that is ours, or an empty one."""
+    def follow(self, run_id: str) -> tuple[str, str]:
+        """Print what a run prints until it has ended; how it has, and its last line that is ours, or an empty one.
+
+        Raises:
+            _Unanswered: the SuperLink is gone.
+        """
+        shown, last = 0, ""
+        while True:
+            lines = self._show(run_id, shown)
+            shown += len(lines)
+            last = next((line.strip() for line in reversed(lines) if line.startswith(_OURS)), last)
+            status = self._status(run_id)
+            if status.startswith("finished"):
+                return status, last
+            time.sleep(_LOOK_S)
+
+    def _show(self, run_id: str, shown: int) -> list[str]:
+        """Print a run's lines, but for those that were shown before, until they end or the connection does."""
         process = subprocess.Popen(
             self._command("log", run_id, _CONNECTION, "--stream"),
             env=self._environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # its own words; that a connection has ended is found out by the next question
             text=True,
         )
-        last = ""
+        lines: list[str] = []
         with process:
             assert process.stdout is not None
-            for line in process.stdout:
+            for line in islice(process.stdout, shown, None):
                 print(line, end="", flush=True)
-                last = line.strip() if line.startswith(_OURS) else last
-        return last
+                lines.append(line)
+        return lines
 
-    def status(self, run_id: str) -> str:
-        """How a run has ended; Flower takes a moment to find out."""
-        for _ in range(_LOOKS):
-            (run,) = self._json("list", "--run-id", run_id, _CONNECTION)["runs"]
-            if str(run["status"]).startswith("finished"):
-                break
+    def _status(self, run_id: str) -> str:
+        """How far a run is; a SuperLink that does not answer at once is asked again."""
+        for _ in range(_LOOKS - 1):
+            with suppress(_Unanswered):
+                return self._look(run_id)
             time.sleep(_LOOK_S)
+        return self._look(run_id)
+
+    def _look(self, run_id: str) -> str:
+        (run,) = self._json("list", "--run-id", run_id, _CONNECTION)["runs"]
         return str(run["status"])
 
     def stop(self, run_id: str) -> None:
-        """End a run there."""
-        self._json("stop", run_id, _CONNECTION)
+        """End a run there, if it is not at its end."""
+        with suppress(_Unanswered):
+            self._json("stop", run_id, _CONNECTION)
 
     def _json(self, *arguments: str) -> dict[str, Any]:
         done = subprocess.run(
@@ -169,7 +207,7 @@ class _Flower:
             said = {"success": False, "error-message": done.stderr or done.stdout}
         if not said.get("success"):
             problem = " ".join(str(said.get("error-message", "no reason")).split())
-            raise UserError(f"the SuperLink could not be asked (flwr {arguments[0]}): {problem[-300:]}")
+            raise _Unanswered(f"flwr {arguments[0]}: {problem[-300:]}")
         return said
 
     @staticmethod
