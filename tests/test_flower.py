@@ -29,6 +29,7 @@ from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.checkpoint import load_checkpoint
 from ser_fl.federation.experiment import train
 from ser_fl.federation.flower.client_app import app, without_folders
+from ser_fl.federation.flower.last_words import error_told_by, last_words
 from ser_fl.federation.flower.server_app import serve
 from ser_fl.federation.flower.wire import PROTOCOL, WireError, put, put_json, take, take_json
 from ser_fl.federation.rounds import checkpoint_key
@@ -444,6 +445,24 @@ def test_the_digest_of_the_data_does_not_depend_on_where_they_are(home: Path) ->
     run = on_flower(config, hosts(home, "f01,f02", "m01,m02"))
     progress = load_checkpoint(run.checkpoint, checkpoint_key(config))
     assert progress is not None and progress.data_digest == local.digest
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (UserError("no such\n  speaker"), "ser-fl: no such speaker"),
+        (
+            RoundFailed("round 1 has 0 updates:\na: x\nb: y"),
+            "ser-fl: the run has failed: round 1 has 0 updates: a: x; b: y",
+        ),
+        (RoundFailed("gone"), "ser-fl: the run has failed: gone"),
+    ],
+)
+def test_errors_cross_as_a_line_of_the_log(error: UserError | RoundFailed, line: str) -> None:
+    assert last_words(error) == line
+    told = error_told_by(f"{line}\n")
+    assert type(told) is type(error) and str(told) in line
+    assert error_told_by(f"INFO {line}") is None
 
 
 def test_tensors_cross_as_they_are() -> None:
