@@ -9,8 +9,12 @@ from pathlib import Path
 
 from ser_fl import __version__
 from ser_fl.errors import DaemonStopped, RoundFailed, UserError
+from ser_fl.interruption import Stopped
 
 _DESCRIPTION = "Robust federated speech emotion recognition: train across clients, attack, randomise, report."
+_MULTIRUN = ("-m", "--multirun")
+TRY_AGAIN = 75
+"""Exit code of a training that a signal stopped: EX_TEMPFAIL of sysexits.h."""
 _SETTINGS = "settings, as key=value; an unknown key or name lists the known ones"
 
 
@@ -27,6 +31,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train across clients: experiment=NAME data=CORPUS data.root=DIR ...")
     train.add_argument("--config", default=None, metavar="FILE", help="repeat a run from its config.yaml")
+    train.add_argument(
+        *_MULTIRUN, dest="multirun", action="store_true", help="train every combination: seed=1,2,3 objective=clean,pgd"
+    )
     train.add_argument("settings", nargs="*", help=_SETTINGS)
 
     benchmark = commands.add_parser("benchmark", help="attack a trained run: run=RUN attacks=[pgd] epsilons=[0.05] ...")
@@ -114,6 +121,11 @@ def _run(parsed: argparse.Namespace) -> None:
 
         run_demo(parsed.output)
         return
+    if parsed.command == "train" and parsed.multirun:
+        from ser_fl.multirun import run_multirun
+
+        run_multirun(parsed)
+        return
     from ser_fl import commands
 
     getattr(commands, f"run_{parsed.command}")(parsed)
@@ -122,9 +134,13 @@ def _run(parsed: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command: 0 when it did what was asked, 2 for a mistake of the user's, told in one line.
 
-    1 for a round that failed, with the clients' own errors, or a daemon that ended by itself, and 130 for an interrupt.
+    1 for a round that failed, with the clients' own errors, or a daemon that ended by itself; 130 for Ctrl-C; and 75
+    for a training that SIGTERM or SIGUSR1 stopped, which the same command with resume=true takes up again.
     """
-    parsed = build_parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["train"]:  # Hydra's users write -m anywhere, argparse wants it before the settings
+        given[1:] = sorted(given[1:], key=lambda argument: argument not in _MULTIRUN)
+    parsed = build_parser().parse_args(given)
     try:
         _run(parsed)
     except UserError as error:
@@ -133,13 +149,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"ser-fl: {error.strerror}: {error.filename}", file=sys.stderr)
+        print(f"ser-fl: {error.strerror}: {error.filename}{_way_on(parsed.command)}", file=sys.stderr)
         return 2
     except (RoundFailed, DaemonStopped) as failure:
         print(f"ser-fl: {failure}", file=sys.stderr)
         return 1
+    except Stopped as stopped:
+        print(f"ser-fl: {stopped}; the same command with resume=true goes on", file=sys.stderr)
+        return TRY_AGAIN
     except KeyboardInterrupt:
-        way_on = "; the same command with resume=true goes on" if parsed.command == "train" else ""
-        print(f"ser-fl: interrupted{way_on}", file=sys.stderr)
+        print(f"ser-fl: interrupted{_way_on(parsed.command)}", file=sys.stderr)
         return 130
     return 0
+
+
+def _way_on(command: str) -> str:
+    """What to do after something that is no mistake in the command."""
+    return "; the same command with resume=true goes on" if command == "train" else ""

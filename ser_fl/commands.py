@@ -24,6 +24,7 @@ from rich.text import Text
 
 from ser_fl.environment import collection_paused, keep_freed_memory
 from ser_fl.errors import UserError
+from ser_fl.interruption import Interruption
 from ser_fl.records import RunFolder
 
 if TYPE_CHECKING:
@@ -87,16 +88,26 @@ def run_train(arguments: Namespace) -> None:
     """`ser-fl train`."""
     from ser_fl.composition import compose
 
-    file = Path(arguments.config) if arguments.config else None
+    interruption = Interruption()
+    with interruption.listening():
+        file, settings = training_settings(arguments)
+        print_summary(train_visibly(compose(settings, config_file=file), interruption))
+
+
+def training_settings(arguments: Namespace) -> tuple[Path | None, list[str]]:
+    """The configuration to start from, and what is set on top of it."""
     settings = list(arguments.settings)
-    if file is not None:
-        settings = ["run_dir=null", "resume=false", *settings]  # a repetition is a run of its own
-    run = train_visibly(compose(settings, config_file=file))
-    print_summary(run)
+    if not arguments.config:
+        return None, settings
+    return Path(arguments.config), ["run_dir=null", "resume=false", *settings]  # a repetition is a run of its own
 
 
-def train_visibly(config: Config) -> RunFolder:
-    """Train with a line for every round and progress bars; at the end, if asked for, where the time went."""
+def train_visibly(config: Config, interruption: Interruption | None = None) -> RunFolder:
+    """Train with a line for every round and progress bars; at the end, if asked for, where the time went.
+
+    Raises:
+        Stopped: SIGTERM or SIGUSR1 came.
+    """
     keep_freed_memory()
     with collection_paused():
         from ser_fl.federation.experiment import train
@@ -112,7 +123,13 @@ def train_visibly(config: Config) -> RunFolder:
                 style="red" if record.failures else "",
             )
 
-        return train(config, on_round=on_round, on_features=shown.features, on_profile=print_profile)
+        return train(
+            config,
+            on_round=on_round,
+            on_features=shown.features,
+            on_profile=print_profile,
+            interruption=interruption,
+        )
 
 
 def print_profile(profile: ProfileRecord) -> None:
@@ -242,6 +259,7 @@ def run_report(arguments: Namespace) -> None:
     from ser_fl.report.page import write_report
     from ser_fl.report.replications import replication_table
     from ser_fl.report.runs import read_run
+    from ser_fl.report.spread import spread_table
     from ser_fl.report.tables import summary_table
     from ser_fl.report.transfer import read_matrices, transfer_tables
 
@@ -249,8 +267,7 @@ def run_report(arguments: Namespace) -> None:
     folders = [Path(run) for run in arguments.runs if not run.endswith(".json")]
     runs = [read_run(folder) for folder in folders]
     tables = [summary_table(runs), four_way(runs)] if any(run.attacks for run in runs) else [summary_table(runs)]
-    if (repeated := replication_table(runs)) is not None:
-        tables.append(repeated)
+    tables += [table for table in (spread_table(runs), replication_table(runs)) if table is not None]
     tables += [table for matrix in read_matrices(folders, files) for table in transfer_tables(matrix)]
     if arguments.markdown:
         print("\n\n".join(to_markdown(table) for table in tables))

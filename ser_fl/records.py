@@ -6,10 +6,13 @@ The run folder is a contract (README, "The run folder"): files are written whole
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -30,6 +33,9 @@ PROFILE_SCHEMA = 1
 """Version of ``profile.json``."""
 TRANSFER_SCHEMA = 1
 """Version of ``transfer.json``."""
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says of a write that there is no room for: the disk, a quota, a limit of the process."""
 
 _Record = TypeVar("_Record", bound="AttackRecord")
 
@@ -270,17 +276,29 @@ def _frozen(value: Any) -> Any:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole: to a temporary neighbour, flushed to disk, then renamed into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with naming(path):
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What the system refuses inside names this file: a full disk names none, and a temporary file tells nobody."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -380,10 +398,17 @@ class RunFolder:
     def append(self, path: Path, records: Iterable[RoundRecord] | Iterable[ClientRecord]) -> None:
         """Append records to a ``.jsonl`` file and flush them to disk."""
         lines = "".join(json.dumps(_jsonable(asdict(record)), allow_nan=False) + "\n" for record in records)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(lines)
-            file.flush()
-            os.fsync(file.fileno())
+        before = path.stat().st_size if path.exists() else None
+        with naming(path):
+            try:
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(lines)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError:  # a full disk may have taken half of it
+                with suppress(OSError):
+                    path.unlink() if before is None else os.truncate(path, before)
+                raise
 
     def cut_back(self, path: Path, num_bytes: int) -> None:
         """Drop what a killed run appended after its last checkpoint."""
@@ -407,8 +432,33 @@ class RunFolder:
             return json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(f"{self.root} has no {path.name}: is it the folder of a finished run?") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # not text, not JSON, or nested without end
             raise UserError(f"{path} is not JSON ({error}): was it changed by hand?") from None
+
+    def refuse_links_out(self) -> None:
+        """Nothing in the folder may be a link to what lies outside, or a device: it may come from somebody else.
+
+        The folder itself may be reached by links, and what trackers keep in theirs is not ours to read.
+
+        Raises:
+            UserError: something is; it is named.
+        """
+        root = self.root.resolve()
+        for folder, subfolders, names in os.walk(root):
+            if Path(folder).parent == root and Path(folder).name in ("wandb", "tensorboard"):
+                subfolders.clear()
+                continue
+            for path in (Path(folder, name) for name in (*subfolders, *names)):
+                try:
+                    mode = path.lstat().st_mode
+                except FileNotFoundError:  # renamed into place meanwhile
+                    continue
+                shown = self.root / path.relative_to(root)
+                if stat.S_ISLNK(mode):
+                    if not path.resolve().is_relative_to(root):
+                        raise UserError(f"{shown} is a link out of the run folder: put the file itself in its place")
+                elif not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                    raise UserError(f"{shown} is neither a file nor a folder: remove it from the run folder")
 
     def write_profile(self, record: ProfileRecord) -> None:
         """Write ``profile.json``."""

@@ -27,13 +27,14 @@ from ser_fl.data.prepared import prepare
 from ser_fl.data.share import Host
 from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.checkpoint import load_checkpoint
+from ser_fl.federation.client import Clients, ClientTask
 from ser_fl.federation.experiment import train
-from ser_fl.federation.flower.client_app import app, without_folders
+from ser_fl.federation.flower.client_app import app
 from ser_fl.federation.flower.last_words import error_told_by, last_words
 from ser_fl.federation.flower.server_app import serve
 from ser_fl.federation.flower.wire import PROTOCOL, WireError, put, put_json, take, take_json
 from ser_fl.federation.rounds import checkpoint_key
-from ser_fl.records import RoundRecord, RunFolder, State
+from ser_fl.records import ClientUpdate, RoundRecord, RunFolder, State
 
 SPEAKERS = ("f01", "f02", "m01", "m02")
 BASE = (
@@ -423,8 +424,23 @@ def test_neither_side_tells_the_other_of_its_folders(home: Path, tmp_path: Path)
     with pytest.raises(UserError, match="a node cannot take part") as caught:
         on_flower(broken, nodes)
     assert str(tmp_path) not in str(caught.value) and "/server/only" not in str(caught.value)
-    host = Host("/data/hospital/corpus", "/var/cache/x")
-    assert without_folders("no /data/hospital/corpus/a.wav, no /var/cache/x", host) == "no corpus/a.wav, no x"
+
+
+def test_a_client_that_fails_does_not_tell_where_its_data_lie(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its traceback is in the server's record, without the folders."""
+
+    update = Clients.update
+
+    def broken(clients: Clients, task: ClientTask) -> ClientUpdate:
+        if task.client_id == "m01":
+            raise RuntimeError(f"cannot read {home}/cache/features/x.npy")
+        return update(clients, task)
+
+    monkeypatch.setattr(Clients, "update", broken)
+    run = on_flower(settings(home, "told", "executor=flower", "federation.num_rounds=1"), hosts(home, *SPEAKERS))
+    (failure,) = untimed(run.rounds)[0]["failures"]
+    assert "RuntimeError: cannot read" in failure["error"] and "features/x.npy" in failure["error"]
+    assert str(home) not in failure["error"] and str(Path(__file__).parent) not in failure["error"]
 
 
 def test_a_server_cannot_point_a_node_at_a_folder(home: Path, tmp_path: Path) -> None:

@@ -51,6 +51,8 @@ def probe_header(path: Path) -> str | None:
     A FLAC file that was cut off behind an intact header passes, and so does a file with unusable samples: `probe_audio`
     finds them. A WAV file is read as far as it goes.
     """
+    if not path.is_file():
+        return _reason(path, OSError())
     try:
         header = soundfile.info(str(path))
     except (soundfile.SoundFileError, OSError) as error:
@@ -106,6 +108,8 @@ def read_audio(path: Path, channel: str = "first") -> tuple[Tensor, int]:
 def _read_samples(path: Path, channel: str) -> tuple[NDArray[np.float32], int]:
     """One channel of shape (T,), finite and at most `OVERSHOOT`, and its sampling rate in Hz."""
     check_channel(channel)
+    if not path.is_file():
+        raise _unusable(path, _reason(path, OSError()), verb="read")
     try:
         with soundfile.SoundFile(str(path)) as file:
             samples, sample_rate_hz = file.read(dtype="float32", always_2d=True), int(file.samplerate)
@@ -170,9 +174,11 @@ def content_digest(path: Path, channel: str) -> bytes:
         UserError: the file cannot be read.
     """
     try:
-        content = path.read_bytes()
+        content = path.read_bytes() if path.is_file() else None
     except OSError as error:
         raise UserError(f"cannot read {path}: {_reason(path, error)}") from None
+    if content is None:
+        raise UserError(f"cannot read {path}: {_reason(path, OSError())}")
     return hashlib.blake2b(content, digest_size=16, person=channel.encode()).digest()
 
 
@@ -180,6 +186,10 @@ def _reason(path: Path, error: Exception) -> str:
     """One line on why a file could not be read."""
     if not path.exists():
         return "no such file"
+    if not path.is_file():
+        return "it is a folder" if path.is_dir() else "it is a device or a pipe, whose end nobody knows"
     if isinstance(error, soundfile.LibsndfileError):
         return str(error.error_string).rstrip(".").lower()
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -18,6 +18,8 @@ from ser_fl.data.holdings import Holdings, digest_of_all, digest_of_speakers
 from ser_fl.data.partition import EVERYBODY, PARTS, Indices, Split, assign_clients, part_sizes, split_corpus
 from ser_fl.data.synthetic import SyntheticCorpus
 from ser_fl.data.utterance import Corpus, SkippedFile
+from ser_fl.errors import UserError
+from ser_fl.places import is_place
 
 _LOG = logging.getLogger(__name__)
 
@@ -52,6 +54,11 @@ def open_configured_corpus(config: Config) -> Corpus:
     if data.name == "builtin":
         return SyntheticCorpus(data.num_speakers, data.utterances_per_emotion)
     assert data.root is not None
+    if is_place(data.root):
+        raise UserError(
+            f"the run has its corpus at {data.root}, which this machine does not know: say where it is, with "
+            "data.root=DIR (train) or root=DIR (benchmark, transfer)"
+        )
     corpus = open_corpus(
         data.name, Path(data.root), channel=data.channel, on_unreadable=data.on_unreadable, labels=data.labels or None
     )

@@ -10,8 +10,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -22,6 +23,30 @@ from ser_fl.federation.server import GLOBAL, Server
 from ser_fl.records import State, write_bytes, write_json
 
 SCHEMA = 6
+
+
+@dataclass(slots=True, kw_only=True)
+class _WeightAverage:
+    decay: float
+    num_averaged: Annotated[int, Field(ge=0)]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Latest:
+    """``latest.json`` as it must be."""
+
+    round: Annotated[int, Field(ge=1)]
+    best_round: Annotated[int, Field(ge=1)]
+    best_score: float
+    data_digest: str
+    server_momentum: float
+    weight_average: _WeightAverage
+    files: dict[str, str]
+    lengths: dict[str, Annotated[int, Field(ge=0)]]
+    tracking: dict[str, Any]
+
+
+_LATEST: TypeAdapter[_Latest] = TypeAdapter(_Latest)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,7 +80,8 @@ class Progress:
 
 def save_checkpoint(folder: Path, progress: Progress, config: Mapping[str, Any]) -> None:
     """Commit a round."""
-    current, best = f"round-{progress.round:05d}.safetensors", f"best-{progress.best_round:05d}.safetensors"
+    files = _files(progress.round, progress.best_round)
+    current, best = files["current"], files["best"]
     tensors = {
         f"model/{owner}/{name}": t for owner, state in progress.server.models.items() for name, t in state.items()
     }
@@ -76,7 +102,7 @@ def save_checkpoint(folder: Path, progress: Progress, config: Mapping[str, Any])
         "data_digest": progress.data_digest,
         "server_momentum": progress.server.momentum,
         "weight_average": {"decay": progress.server.decay, "num_averaged": progress.server.num_averaged},
-        "files": {"current": current, "best": best},
+        "files": files,
         "lengths": progress.lengths,
         "tracking": progress.tracking,
         "config": config,
@@ -92,8 +118,11 @@ def tracked_run(folder: Path) -> dict[str, Any]:
     latest = folder / "latest.json"
     if not latest.exists():
         return {}
-    state: dict[str, Any] = json.loads(latest.read_text(encoding="utf-8")).get("tracking", {})
-    return state
+    try:
+        state = json.loads(latest.read_text(encoding="utf-8"))["tracking"]
+    except (ValueError, KeyError, TypeError, RecursionError):  # damaged; resuming the run says so
+        return {}
+    return state if isinstance(state, dict) else {}
 
 
 def is_checkpoint_of(folder: Path, config: Mapping[str, Any]) -> bool:
@@ -101,7 +130,7 @@ def is_checkpoint_of(folder: Path, config: Mapping[str, Any]) -> bool:
     latest = folder / "latest.json"
     try:
         return not _differences(json.loads(latest.read_text(encoding="utf-8"))["config"], config)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 
@@ -126,28 +155,41 @@ def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> Progress | None:
             raise UserError(f"{latest} has schema {content['schema']!r}, this version reads {SCHEMA}")
         if changed := _differences(content["config"], config):
             raise UserError(f"{folder.parent} was trained with another {changed[0]}: resume with the same settings")
-        current = _by_owner(folder / content["files"]["current"])
-        best = _by_owner(folder / content["files"]["best"])
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, OSError, SafetensorError) as error:
-        raise UserError(f"the checkpoint in {folder} cannot be read ({error}): start a new run") from None
+        said = _LATEST.validate_python(content)
+        if said.files != (files := _files(said.round, said.best_round)):
+            raise UserError(f"{latest} names files that are not its own: expected {files['current']}, {files['best']}")
+        current, best = (_by_owner(folder / files[which]) for which in ("current", "best"))
+        if "model" not in current or "model" not in best:
+            raise KeyError("model")
+    except UserError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the checkpoint in {folder} cannot be read ({reason}): start a new run") from None
     return Progress(
-        round=content["round"],
+        round=said.round,
         server=Server(
             current["model"],
             current.get("optimiser", {}),
             velocity=current.get("velocity", {}).get(GLOBAL, {}),
-            momentum=content["server_momentum"],
+            momentum=said.server_momentum,
             average=current.get("average", {}).get(GLOBAL, {}),
-            **content["weight_average"],
+            decay=said.weight_average.decay,
+            num_averaged=said.weight_average.num_averaged,
         ),
         best=best["model"],
-        best_round=content["best_round"],
-        best_score=content["best_score"],
-        data_digest=content["data_digest"],
+        best_round=said.best_round,
+        best_score=said.best_score,
+        data_digest=said.data_digest,
         precision=content["config"].get("precision"),
-        lengths=content["lengths"],
-        tracking=content["tracking"],
+        lengths=said.lengths,
+        tracking=said.tracking,
     )
+
+
+def _files(number: int, best_round: int) -> dict[str, str]:
+    """Names of a checkpoint's files of tensors: made from numbers, so that none of them leads anywhere else."""
+    return {"current": f"round-{number:05d}.safetensors", "best": f"best-{best_round:05d}.safetensors"}
 
 
 def _by_owner(file: Path) -> dict[str, dict[str, State]]:

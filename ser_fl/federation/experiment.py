@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import lightning.pytorch as pl
 import yaml
 
 from ser_fl.attacks.budget import Box
+from ser_fl.claims import claimed
 from ser_fl.config import CONFIG_SCHEMA, Config, dump
 from ser_fl.data.features import OnFeatures
 from ser_fl.data.frontend import Standardisation
@@ -18,6 +21,7 @@ from ser_fl.data.holdings import Holdings
 from ser_fl.data.partition import PARTS, holders
 from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.devices import devices_of, exact_arithmetic
+from ser_fl.discretion import is_private
 from ser_fl.environment import describe_environment, threads_limited_to
 from ser_fl.errors import RoundFailed, UserError
 from ser_fl.evaluation.scoring import Evaluator
@@ -32,12 +36,17 @@ from ser_fl.federation.schedule import cohort_size
 from ser_fl.federation.scoring import LocalScorer, Scored, Scorer
 from ser_fl.federation.server import GLOBAL, Server
 from ser_fl.federation.trainers import has_installed_callbacks
+from ser_fl.interruption import Interruption
 from ser_fl.metrics import scores
 from ser_fl.models.bundle import EmotionModel, save_local_models, save_model
 from ser_fl.models.catalogue import build_network
-from ser_fl.records import SUMMARY_SCHEMA, RunFolder, write_bytes, write_json
+from ser_fl.places import remember
+from ser_fl.records import SUMMARY_SCHEMA, RunFolder, State, write_bytes, write_json
 from ser_fl.stopwatch import UNWATCHED, Watch
 from ser_fl.tracking import Tracker, open_tracker
+
+_STAMP = "%Y-%m-%d_%H-%M-%S"
+_DATED = re.compile(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:\.(\d+))?-.+")
 
 
 def train(
@@ -47,6 +56,7 @@ def train(
     on_round: OnRound = lambda record: None,
     on_features: OnFeatures | None = None,
     on_profile: OnProfile = lambda profile: None,
+    interruption: Interruption | None = None,
 ) -> RunFolder:
     """Run an experiment, or go on with one that was killed, and return its run folder.
 
@@ -58,10 +68,12 @@ def train(
         on_round: told of every committed round.
         on_features: told how far the features are.
         on_profile: told where the time of the rounds went, with `profile=true`; of a run that is cut short too.
+        interruption: whose signals a round in flight is sheltered from; None where the caller answers none.
 
     Raises:
         UserError: the corpus, the settings or the run folder do not fit, or a callback cannot be sent to a worker.
         RoundFailed: too few clients came back in a round.
+        Stopped: a signal that `interruption` listens to.
     """
     if config.executor.engine == "loop" and (callbacks or has_installed_callbacks()):
         raise UserError("executor.engine=loop runs no callbacks, got some: use executor.engine=auto")
@@ -72,15 +84,14 @@ def train(
 
         return launch(config, on_round)
     devices_of(config.executor.accelerator)  # refuses hardware that is not there before anything is written
-    run, progress = open_run(config)
-    with threads_limited_to(config.executor.threads), exact_arithmetic():
+    with open_run(config) as (run, progress), threads_limited_to(config.executor.threads), exact_arithmetic():
         prepared = prepare(config, on_features)
         holdings = prepared.holdings()
         check_holdings(config, run, holdings, progress)
         config = settle_precision(config, holdings, progress)
         scorer = local_scorer(config, prepared)
         with open_executor(make_clients(config, prepared, callbacks), cohort_of(config, holdings)) as executor:
-            conduct(config, run, holdings, progress, executor, scorer, on_round, on_profile)
+            conduct(config, run, holdings, progress, executor, scorer, on_round, on_profile, interruption)
     return run
 
 
@@ -93,21 +104,25 @@ def conduct(
     scorer: Scorer,
     on_round: OnRound,
     on_profile: OnProfile = lambda profile: None,
+    interruption: Interruption | None = None,
 ) -> None:
     """The rounds that are left, and the test of the selected model, wherever the clients are.
 
     Args:
         config: with its precision settled.
-        run: the run folder; made here, so that what is refused before leaves none behind.
+        run: the run folder, which nobody else writes to.
         holdings: what the server knows of the data.
         progress: the checkpoint to go on from; None begins.
         executor: trains clients.
         scorer: scores models.
         on_round: told of every committed round.
         on_profile: told where the time of the rounds went, with `profile=true`.
+        interruption: whose signals a round in flight is sheltered from.
     """
-    run.root.mkdir(parents=True, exist_ok=True)
-    progress = progress or first_progress(config, holdings)
+    start = first_progress(config, holdings)
+    if progress is not None:
+        check_fits(run.checkpoint, progress, start, holdings.client_ids)
+    progress = progress or start
     settings, profile = dump(config), RunProfile(config)
     tracker = open_tracker(
         **settings["tracking"], run=run, name=config.experiment, config=settings, state=progress.tracking
@@ -125,6 +140,7 @@ def conduct(
             run=run,
             tracker=tracker,
             profile=profile,
+            interruption=interruption or Interruption(),
         )
         try:
             stopped = federation.run_rounds(progress, on_round)
@@ -142,7 +158,7 @@ def write_settings(run: RunFolder, config: Config) -> None:
     devices = [str(device) for device in devices_of(config.executor.accelerator)]
     environment = describe_environment(seed=config.seed, threads=config.executor.threads, devices=devices)
     write_json(run.environment, environment)
-    content = {"schema": CONFIG_SCHEMA, **dump(config)}
+    content = {"schema": CONFIG_SCHEMA, **recorded(dump(config))}
     write_bytes(run.config, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
 
 
@@ -210,30 +226,107 @@ def check_holdings(config: Config, run: RunFolder, holdings: Holdings, progress:
         raise UserError(f"{run.root} was trained on other data than {config.data.name} holds now: start a new run")
 
 
-def open_run(config: Config) -> tuple[RunFolder, Progress | None]:
-    """The run folder, and the checkpoint in it that a resumed run goes on from."""
+def recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as ``config.yaml`` holds them: without absolute folders, which this machine remembers (`ser_fl.places`).
+
+    The run folder itself is left out: a repetition is a run of its own.
+    """
+    data = {key: remember(settings["data"][key]) for key in ("root", "cache_dir") if settings["data"][key]}
+    run_dir = settings["run_dir"] if settings["run_dir"] and not is_private(settings["run_dir"]) else None
+    return {**settings, "run_dir": run_dir, "data": {**settings["data"], **data}}
+
+
+@contextmanager
+def open_run(config: Config) -> Iterator[tuple[RunFolder, Progress | None]]:
+    """The run folder, which nobody else writes to inside, and the checkpoint that a resumed run goes on from.
+
+    Raises:
+        UserError: the folder holds a run and ``resume`` is false, another process writes to it, something in it leads
+            out of it, or its checkpoint is of another run or damaged.
+    """
     folder = Path(config.run_dir).expanduser() if config.run_dir else None
     if folder is None and config.resume:
         folder = newest_run(config)
-    if folder is None:
-        folder = new_run_folder(config)
-    run = RunFolder(folder)
-    progress = load_checkpoint(run.checkpoint, checkpoint_key(config)) if config.resume else None
-    if not config.resume and run.config.exists():
-        raise UserError(f"{folder} holds a run already: add resume=true to go on with it, or choose another run_dir")
-    return run, progress
+    with ExitStack() as stack:
+        if folder is None:
+            folder = _claim_first(stack, dated_folders(Path("runs") / config.experiment, config.seed, datetime.now()))
+        else:
+            stack.enter_context(claimed(folder))
+        run = RunFolder(folder)
+        run.refuse_links_out()
+        if not config.resume and run.config.exists():
+            raise UserError(
+                f"{folder} holds a run already: add resume=true to go on with it, or choose another run_dir"
+            )
+        yield run, load_checkpoint(run.checkpoint, checkpoint_key(config)) if config.resume else None
 
 
-def new_run_folder(config: Config) -> Path:
-    """The default of `run_dir`."""
-    return Path("runs") / config.experiment / f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{config.seed}"
+def _claim_first(stack: ExitStack, folders: Iterable[Path]) -> Path:
+    """The first that is not there yet."""
+    for folder in folders:
+        with suppress(FileExistsError):
+            stack.enter_context(claimed(folder, new=True))
+            return folder
+    raise AssertionError("there is no end of names")
+
+
+def dated_folders(parent: Path, seed: int, now: datetime) -> Iterator[Path]:
+    """Names for a run that begins now, ``<date-time>-<seed>`` or ``<date-time>.<count>-<seed>``, without an end.
+
+    All of them sort behind the runs of this seed that are there already, whatever became of the clock since.
+    """
+    stamp, count = max([(f"{now:{_STAMP}}", 0), *(_order(folder) for folder in parent.glob(f"*-{seed}"))])
+    while True:
+        yield parent / (f"{stamp}.{count + 1}-{seed}" if count else f"{stamp}-{seed}")
+        count += 1
+
+
+def _order(folder: Path) -> tuple[str, int]:
+    """Date and count of a run folder, in the order that they were made in; of other names nothing."""
+    named = _DATED.fullmatch(folder.name)
+    return (named[1], int(named[2] or 1)) if named else ("", 0)
 
 
 def newest_run(config: Config) -> Path | None:
     """The newest run folder with a checkpoint of this configuration, for ``resume=true`` without ``run_dir``."""
     folders = (Path("runs") / config.experiment).glob(f"*-{config.seed}")
     key = checkpoint_key(config)
-    return max((folder for folder in folders if is_checkpoint_of(RunFolder(folder).checkpoint, key)), default=None)
+    there = (folder for folder in folders if is_checkpoint_of(RunFolder(folder).checkpoint, key))
+    return max(there, default=None, key=lambda folder: (_order(folder), folder))
+
+
+def check_fits(folder: Path, progress: Progress, start: Progress, client_ids: Sequence[str]) -> None:
+    """Refuse a checkpoint whose tensors are not those of this run's model.
+
+    Raises:
+        UserError: an owner, a name, a shape or a type differs; it is named.
+    """
+    server, shared = progress.server, start.server.models.get(GLOBAL)
+    for what, models in (("model", server.models), ("best model", progress.best)):
+        if list(models) != sorted(start.server.models):
+            raise UserError(f"the checkpoint in {folder} has a {what} of other clients: start a new run")
+        for owner, state in models.items():
+            _check_state(folder, f"{what} of {owner}", state, start.server.models[owner])
+    if unknown := set(server.optimiser_states) - set(client_ids):
+        raise UserError(f"the checkpoint in {folder} has the optimiser of an unknown client {min(unknown)!r}")
+    for what, state, expected in (
+        ("velocity", server.velocity, start.server.velocity),
+        ("average over rounds", server.average, (shared or {}) if server.num_averaged else {}),
+    ):
+        _check_state(folder, what, state, expected)
+
+
+def _check_state(folder: Path, what: str, state: State, expected: State) -> None:
+    """Same names, shapes and types."""
+
+    def form(states: State, name: str) -> str:
+        return f"{tuple(states[name].shape)} {states[name].dtype}" if name in states else "nothing"
+
+    for name in sorted({*state, *expected}):
+        if (found := form(state, name)) != (wanted := form(expected, name)):
+            raise UserError(
+                f"the checkpoint in {folder} does not fit this run: {what} has {found} for {name}, expected {wanted}"
+            )
 
 
 def first_progress(config: Config, holdings: Holdings) -> Progress:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ser_fl.config import Config, dump
 from ser_fl.errors import RoundFailed
@@ -17,6 +17,7 @@ from ser_fl.federation.profile import RunProfile
 from ser_fl.federation.schedule import learning_rate, sample_cohort
 from ser_fl.federation.scoring import Scorer
 from ser_fl.federation.server import Server
+from ser_fl.interruption import Interruption
 from ser_fl.metrics import scores
 from ser_fl.records import ClientRecord, RoundRecord, RunFolder
 from ser_fl.tracking import Tracker
@@ -48,22 +49,28 @@ class Federation:
     run: RunFolder
     tracker: Tracker
     profile: RunProfile
+    interruption: Interruption = field(default_factory=Interruption)
 
     def run_rounds(self, progress: Progress, on_round: OnRound) -> str:
         """Run the rounds that are left, and say why there are no more."""
-        watch = self.profile.watch
         while (reason := self.why_stop(progress)) is None:
-            watch.restart()
-            started, server, number = time.perf_counter(), progress.server, progress.round + 1
-            cohort = self.cohort(number)
-            arrivals = self.train(server, cohort, number)
-            with watch.part("evaluation"):
-                record = self.measure(server, cohort, arrivals, started)
-            with watch.part("records"):
-                self.commit(progress, record, arrivals.records)
-            self.profile.add(number, arrivals.nanoseconds)
-            on_round(record)
+            with self.interruption.round():
+                self.run_round(progress, on_round)
         return reason
+
+    def run_round(self, progress: Progress, on_round: OnRound) -> None:
+        """The next round, up to its commit."""
+        watch = self.profile.watch
+        watch.restart()
+        started, server, number = time.perf_counter(), progress.server, progress.round + 1
+        cohort = self.cohort(number)
+        arrivals = self.train(server, cohort, number)
+        with watch.part("evaluation"):
+            record = self.measure(server, cohort, arrivals, started)
+        with watch.part("records"):
+            self.commit(progress, record, arrivals.records)
+        self.profile.add(number, arrivals.nanoseconds)
+        on_round(record)
 
     def why_stop(self, progress: Progress) -> str | None:
         """All rounds done, or the validation plateau; None while there is something left to do."""
@@ -76,7 +83,14 @@ class Federation:
 
     def train(self, server: Server, cohort: tuple[str, ...], number: int) -> Arrivals:
         """Broadcast, client updates, aggregation: the server has the round's model afterwards."""
-        arrivals = Arrivals(round=number, reference=server.model_for(cohort[0]), gathered=server.gather())
+        arrivals = Arrivals(
+            round=number,
+            reference=server.model_for(cohort[0]),
+            gathered=server.gather(),
+            folders=tuple(
+                folder for folder in (self.config.data.root, self.config.data.cache_dir, str(self.run.root)) if folder
+            ),
+        )
         watch = self.profile.watch
         with watch.part("waiting"):
             for client_id, outcome in self.executor.run(self.task(server, client, number) for client in cohort):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from ser_fl.errors import UserError
 from ser_fl.evaluation.checks.doubt import Examination, read_examination
@@ -18,6 +19,9 @@ _EXAMPLE_KEYS = {
     *("attack", "epsilon", "emotion", "hop_s"),
     *("predicted_clean", "predicted_adversarial", "clean", "adversarial"),
 }
+
+_PICTURE: TypeAdapter[list[list[float]]] = TypeAdapter(list[list[float]])
+_SECONDS: TypeAdapter[float] = TypeAdapter(float)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +110,7 @@ def read_run(folder: Path) -> RunRecords:
         raise UserError(
             f"{folder} is not a run folder (it has no config.yaml): give the folder that `ser-fl train` made"
         )
+    run.refuse_links_out()
     return RunRecords(
         root=folder,
         config=_read_config(run.config),
@@ -144,6 +149,15 @@ def _read_example(run: RunFolder) -> Mapping[str, Any] | None:
     example = _read_mapping(run, run.spectrograms)
     if example and (missing := _EXAMPLE_KEYS - set(example)):
         raise UserError(f"{run.spectrograms} lacks {', '.join(sorted(missing))}: run `ser-fl benchmark` again")
+    if example:
+        try:
+            pictures = [_PICTURE.validate_python(example[name]) for name in ("clean", "adversarial")]
+            _SECONDS.validate_python(example["hop_s"])
+        except ValidationError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{run.spectrograms} is damaged ({reason}): run `ser-fl benchmark` again") from None
+        if len({len(picture) for picture in pictures}) > 1 or len({len(row) for rows in pictures for row in rows}) != 1:
+            raise UserError(f"{run.spectrograms} has pictures of several sizes: run `ser-fl benchmark` again")
     return example or None
 
 

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,17 +16,22 @@ from flwr.clientapp import ClientApp
 from ser_fl.config import Config
 from ser_fl.data.frontend import Standardisation
 from ser_fl.data.partition import holders
+from ser_fl.data.prepared import open_configured_corpus
 from ser_fl.data.share import Host, Share, facts_of, open_hosted, open_share
 from ser_fl.devices import devices_of, exact_arithmetic
+from ser_fl.discretion import public_text
 from ser_fl.environment import threads_limited_to
 from ser_fl.evaluation.scoring import Evaluator
 from ser_fl.federation.client import Clients, ClientTask
 from ser_fl.federation.executors.executor import attempt
 from ser_fl.federation.experiment import box_of, objective_of
+from ser_fl.federation.flower.run_config import configured
 from ser_fl.federation.flower.wire import put, put_json, take, take_json
 from ser_fl.federation.scoring import LocalScorer
 
 _LOG = logging.getLogger(__name__)
+_LONGEST_REASON = 10_000
+"""Characters of an error that are told, from its end."""
 
 Answer = Callable[["Question"], RecordDict]
 
@@ -115,7 +119,7 @@ def train(question: Question) -> RecordDict:
         outcome = attempt(clients.update, task)
         if isinstance(outcome, str):
             _LOG.error("client %s failed in round %d:\n%s", client_id, task.round, outcome)
-            figures[client_id] = {"error": outcome}
+            figures[client_id] = {"error": _public(outcome, question.host)}
             continue
         put(answer, f"update/{client_id}", outcome.state)
         put(answer, f"optimiser/{client_id}", outcome.optimiser_state)
@@ -151,8 +155,9 @@ def make_client_app(host_of: Callable[[Context], Host]) -> ClientApp:
 
     def answering(answer: Answer) -> Callable[[Message, Context], Message]:
         def respond(message: Message, context: Context) -> Message:
-            host = host_of(context)
+            host = Host()
             try:
+                host = host_of(context)
                 content = take_json(message.content)
                 question = Question(host=host, records=message.content, content=content)
                 threads = content["config"]["executor"]["threads"]
@@ -161,7 +166,7 @@ def make_client_app(host_of: Callable[[Context], Host]) -> ClientApp:
             except Exception as error:
                 _LOG.exception("this host could not answer")
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
-                return Message(_answer({"error": without_folders(reason, host)}), reply_to=message)
+                return Message(_answer({"error": _public(reason, host)}), reply_to=message)
 
         return respond
 
@@ -172,17 +177,23 @@ def make_client_app(host_of: Callable[[Context], Host]) -> ClientApp:
     return app
 
 
-def without_folders(text: str, host: Host) -> str:
+def _public(text: str, host: Host) -> str:
     """An error's text without the folders of this host, which are nobody else's business."""
-    for folder in (host.root, host.cache_dir, str(Path.home())):
-        if folder and len(folder) > 1:
-            text = text.replace(folder, Path(folder).name)
-    return text
+    return public_text(text, [folder for folder in (host.root, host.cache_dir) if folder])[-_LONGEST_REASON:]
 
 
 def host_of_node(context: Context) -> Host:
-    """As the node was started: ``data-root``, ``cache-dir`` and ``speakers`` of its configuration."""
+    """As the node was started: ``data-root``, ``cache-dir`` and ``speakers`` of its configuration.
+
+    A node of a simulation by `flwr run` is started with a number alone. It reads the corpus that the run names, and
+    holds every n-th speaker.
+    """
     given = {key: str(value) for key, value in context.node_config.items()}
+    if "partition-id" in given and "data-root" not in given:
+        config = configured(context.run_config)
+        speakers = sorted({utterance.speaker for utterance in open_configured_corpus(config).utterances})
+        own = speakers[int(given["partition-id"]) :: int(given["num-partitions"])]
+        return Host(config.data.root, config.data.cache_dir, tuple(own))
     names = (name.strip() for name in given.get("speakers", "").split(","))
     return Host(given.get("data-root"), given.get("cache-dir"), tuple(name for name in names if name))
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from ser_fl.composition import compose
-from ser_fl.config import Config, parse
+from ser_fl.config import Config
 from ser_fl.devices import exact_arithmetic
 from ser_fl.environment import threads_limited_to
 from ser_fl.errors import RoundFailed, UserError
@@ -18,6 +14,7 @@ from ser_fl.federation.flower.exchange import Exchange
 from ser_fl.federation.flower.last_words import last_words
 from ser_fl.federation.flower.nodes import Nodes
 from ser_fl.federation.flower.reach import FlowerExecutor, FlowerScorer
+from ser_fl.federation.flower.run_config import configured
 from ser_fl.federation.precision import with_precision
 from ser_fl.federation.rounds import OnRound
 from ser_fl.records import RoundRecord, RunFolder
@@ -32,11 +29,10 @@ def serve(config: Config, grid: Grid, on_round: OnRound) -> RunFolder:
         UserError: the settings, the nodes or their data do not fit.
         RoundFailed: too few clients came back in a round, or a holder of test utterances gave no figures.
     """
-    run, progress = open_run(config)
-    if config.precision == "auto":
-        config = with_precision(config, (progress and progress.precision) or "32-true")
     executor = config.executor
-    with threads_limited_to(executor.threads), exact_arithmetic():
+    with open_run(config) as (run, progress), threads_limited_to(executor.threads), exact_arithmetic():
+        if config.precision == "auto":
+            config = with_precision(config, (progress and progress.precision) or "32-true")
         nodes = Nodes(Exchange(grid, executor.deadline_s), config)
         holdings = nodes.enrol(executor.num_nodes or 1, executor.wait_s)
         check_holdings(config, run, holdings, progress)
@@ -52,9 +48,8 @@ app = ServerApp()
 
 @app.main()
 def _main(grid: Grid, context: Context) -> None:
-    given = {key: str(value) for key, value in context.run_config.items()}
     try:
-        config = _configured(given)
+        config = configured(context.run_config)
 
         def on_round(record: RoundRecord) -> None:
             print(record.line(config.experiment), flush=True)
@@ -66,9 +61,3 @@ def _main(grid: Grid, context: Context) -> None:
     except (UserError, RoundFailed) as error:
         print(last_words(error), flush=True)
         raise
-
-
-def _configured(given: dict[str, str]) -> Config:
-    if text := given.get("config"):
-        return parse(json.loads(text))
-    return compose(["executor=flower", *shlex.split(given.get("settings", ""))])

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import datetime
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -19,7 +20,7 @@ import tomli_w
 
 from ser_fl.config import Config, dump
 from ser_fl.errors import RoundFailed, UserError
-from ser_fl.federation.experiment import new_run_folder, newest_run
+from ser_fl.federation.experiment import dated_folders, newest_run
 from ser_fl.federation.flower.last_words import error_told_by
 from ser_fl.federation.flower.quiet import QUIET
 from ser_fl.records import RunFolder, write_bytes
@@ -86,7 +87,9 @@ def submit(config: Config) -> RunFolder:
 def _run_folder(config: Config) -> Path:
     """As `ser_fl.federation.experiment.open_run` chooses it, but absolute: the link has a folder of its own."""
     folder = Path(config.run_dir).expanduser() if config.run_dir else newest_run(config) if config.resume else None
-    return (folder or new_run_folder(config)).absolute()
+    if folder is None:
+        folder = next(dated_folders(Path("runs") / config.experiment, config.seed, datetime.now()))
+    return folder.absolute()
 
 
 def _sent(config: Config, run: Path) -> dict[str, Any]:
