@@ -10,6 +10,7 @@ import json
 import pickle
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ from ser_fl.federation.checkpoint import load_checkpoint
 from ser_fl.federation.client import Clients, ClientTask
 from ser_fl.federation.experiment import train
 from ser_fl.federation.flower.client_app import app
+from ser_fl.federation.flower.last_words import error_told_by, last_words
 from ser_fl.federation.flower.server_app import serve
 from ser_fl.federation.flower.wire import PROTOCOL, WireError, put, put_json, take, take_json
 from ser_fl.federation.rounds import checkpoint_key
-from ser_fl.records import ClientUpdate, RoundRecord, RunFolder
+from ser_fl.records import ClientUpdate, RoundRecord, RunFolder, State
 
 SPEAKERS = ("f01", "f02", "m01", "m02")
 BASE = (
@@ -123,24 +125,20 @@ def only(speaker: str, change: Callable[[RecordDict], None], kind: str = "train"
     return tamper
 
 
-def arrays(content: RecordDict, speaker: str) -> ArrayRecord:
-    record = content[f"update/{speaker}"]
-    assert isinstance(record, ArrayRecord)
-    return record
-
-
-def replace_tensor(speaker: str, make: Callable[[Tensor], Tensor]) -> Callable[[RecordDict], None]:
+def replace_state(speaker: str, make: Callable[[State], State]) -> Callable[[RecordDict], None]:
     def change(content: RecordDict) -> None:
-        record = arrays(content, speaker)
-        record["output.bias"] = Array(make(torch.from_numpy(record["output.bias"].numpy().copy())).numpy())
+        put(content, f"update/{speaker}", make(take(content, f"update/{speaker}")))
 
     return change
 
 
-def replace_bytes(speaker: str, data: bytes) -> Callable[[RecordDict], None]:
+def replace_tensor(speaker: str, make: Callable[[Tensor], Tensor]) -> Callable[[RecordDict], None]:
+    return replace_state(speaker, lambda state: state | {"output.bias": make(state["output.bias"])})
+
+
+def replace_bytes(speaker: str, data: bytes, stype: str = "safetensors") -> Callable[[RecordDict], None]:
     def change(content: RecordDict) -> None:
-        array = arrays(content, speaker)["output.bias"]
-        arrays(content, speaker)["output.bias"] = Array(array.dtype, array.shape, array.stype, data)
+        content[f"update/{speaker}"] = ArrayRecord({"state": Array("uint8", (len(data),), stype, data)})
 
     return change
 
@@ -170,32 +168,53 @@ def npy_of(value: Any) -> bytes:
     return buffer.getvalue()
 
 
-def npy_header(text: bytes) -> bytes:
-    padded = text + b" " * (63 - (len(text) + 10) % 64) + b"\n"
-    return b"\x93NUMPY\x01\x00" + len(padded).to_bytes(2, "little") + padded
+def tensor_file(entry: dict[str, Any], content: bytes = b"") -> bytes:
+    """As safetensors writes them, whatever the header says."""
+    header = json.dumps({"output.bias": entry}).encode()
+    return len(header).to_bytes(8, "little") + header + content
 
 
-LYING = npy_header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776,), }")
+LYING = tensor_file({"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]})
+HALF = tensor_file({"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, b"\0" * 4)
+STRANGE = tensor_file({"dtype": "F128", "shape": [0], "data_offsets": [0, 0]})
+NO_HEADER = (1 << 62).to_bytes(8, "little") + b"{}"
+
+
+def rename(content: RecordDict) -> None:
+    record = content.pop("update/m01")
+    assert isinstance(record, ArrayRecord)
+    content["update/m01"] = ArrayRecord({"other": record["state"]})
+
 
 HOSTILE: dict[str, tuple[Callable[[RecordDict], None], str]] = {
     "NaN": (replace_tensor("m01", lambda bias: bias * float("nan")), r"output\.bias is not finite"),
     "infinite": (replace_tensor("m01", lambda bias: bias + float("inf")), r"output\.bias is not finite"),
     "another shape": (replace_tensor("m01", lambda bias: bias[None]), r"output\.bias has shape \(1, \d+\), expected"),
-    "oversized": (replace_tensor("m01", lambda bias: bias.repeat(100_000)), r"output\.bias has shape \(\d+,\)"),
-    "another type": (replace_tensor("m01", lambda bias: bias.double()), r"output\.bias is of type float64"),
-    "a shape that lies": (replace_bytes("m01", LYING), r"output\.bias has 0 bytes, which do not fit"),
-    "no array": (replace_bytes("m01", b"not an array at all"), r"output\.bias is damaged"),
-    "nothing": (replace_bytes("m01", b""), r"output\.bias is damaged"),
+    "oversized": (
+        replace_tensor("m01", lambda bias: bias.repeat(100_000)),
+        r"its tensors take \d+ bytes, expected \d+ at",
+    ),
+    "another type": (replace_tensor("m01", lambda bias: bias.double()), r"output\.bias is of type torch\.float64"),
+    "a shape that lies": (replace_bytes("m01", LYING), r"its tensors are damaged: SafetensorError"),
+    "half of it": (replace_bytes("m01", HALF), r"its tensors are damaged: SafetensorError"),
+    "a type of its own": (replace_bytes("m01", STRANGE), r"its tensors are damaged: SafetensorError"),
+    "an endless header": (replace_bytes("m01", NO_HEADER), r"its tensors are damaged: SafetensorError"),
+    "no tensor": (replace_bytes("m01", b"not a tensor at all"), r"its tensors are damaged"),
+    "nothing": (replace_bytes("m01", b""), r"its tensors are damaged"),
+    "another name": (rename, r"it has arrays named \['other'\]"),
     "too heavy": (replace_figure("m01", num_examples=10_000), r"it says that it trained on 10000 utterances, of \d+"),
     "no utterance": (replace_figure("m01", num_examples=0), r"its answer cannot be used: .*num_examples"),
     "a loss of NaN": (replace_figure("m01", train_loss=float("nan")), r"its training loss is nan"),
     "more than was asked": (replace_figure("m01", path="/etc"), r"its answer cannot be used: .*path"),
     "not its own words": (lambda content: put_json(content, {"hello": 1}), r"its answer cannot be used"),
     "no message": (lambda content: content.pop("message"), r"its answer cannot be used: it has no message"),
-    "another entry": (lambda content: arrays(content, "m01").pop("output.bias"), r"its state has other entries"),
+    "another entry": (
+        replace_state("m01", lambda state: {key: state[key] for key in state if key != "output.bias"}),
+        r"its state has other entries: \['output\.bias'\]",
+    ),
     "another version": (
         lambda content: put_json(content, {**take_json(content), "protocol": PROTOCOL + 1}),
-        r"it speaks version 2, expected 1",
+        rf"it speaks version {PROTOCOL + 1}, expected {PROTOCOL}",
     ),
     "no tensors": (lambda content: content.pop("update/m01"), r"it has no tensors named 'update/m01'"),
 }
@@ -232,11 +251,17 @@ def test_what_is_refused_is_never_unpickled(home: Path, without_m01: RunFolder, 
     with pytest.raises(ValueError, match="Object arrays cannot be loaded"):  # a true pickle, that would do it
         np.load(io.BytesIO(planted), allow_pickle=False)
     config = settings(home, "planted", "executor=flower")
-    run = on_flower(config, hosts(home, *SPEAKERS), only("m01", replace_bytes("m01", planted)))
-    assert "output.bias is of type object" in untimed(run.rounds)[1]["failures"][0]["error"]
-    raw = RecordDict({"x": ArrayRecord({"y": Array("float32", (1,), "numpy.ndarray", pickle.dumps(Planted(mark)))})})
-    with pytest.raises(WireError, match="y is damaged"):
-        take(raw, "x")
+    for stype, reason in (
+        ("numpy.ndarray", "its tensors are serialised as 'numpy.ndarray'"),
+        ("safetensors", "its tensors are damaged"),
+    ):
+        tamper = only("m01", replace_bytes("m01", planted, stype))
+        run = on_flower(replace(config, run_dir=f"{config.run_dir} {stype}"), hosts(home, *SPEAKERS), tamper)
+        assert reason in untimed(run.rounds)[1]["failures"][0]["error"]
+        assert run.weights.read_bytes() == without_m01.weights.read_bytes()
+    raw = pickle.dumps(Planted(mark))
+    with pytest.raises(WireError, match="its tensors are damaged"):
+        take(RecordDict({"x": ArrayRecord({"state": Array("uint8", (len(raw),), "safetensors", raw)})}), "x")
     assert not mark.exists()
     np.load(io.BytesIO(planted), allow_pickle=True)
     assert mark.exists()
@@ -436,6 +461,24 @@ def test_the_digest_of_the_data_does_not_depend_on_where_they_are(home: Path) ->
     run = on_flower(config, hosts(home, "f01,f02", "m01,m02"))
     progress = load_checkpoint(run.checkpoint, checkpoint_key(config))
     assert progress is not None and progress.data_digest == local.digest
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (UserError("no such\n  speaker"), "ser-fl: no such speaker"),
+        (
+            RoundFailed("round 1 has 0 updates:\na: x\nb: y"),
+            "ser-fl: the run has failed: round 1 has 0 updates: a: x; b: y",
+        ),
+        (RoundFailed("gone"), "ser-fl: the run has failed: gone"),
+    ],
+)
+def test_errors_cross_as_a_line_of_the_log(error: UserError | RoundFailed, line: str) -> None:
+    assert last_words(error) == line
+    told = error_told_by(f"{line}\n")
+    assert type(told) is type(error) and str(told) in line
+    assert error_told_by(f"INFO {line}") is None
 
 
 def test_tensors_cross_as_they_are() -> None:

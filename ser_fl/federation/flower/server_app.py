@@ -8,9 +8,10 @@ from flwr.serverapp import Grid, ServerApp
 from ser_fl.config import Config
 from ser_fl.devices import exact_arithmetic
 from ser_fl.environment import threads_limited_to
-from ser_fl.errors import UserError
+from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.experiment import check_holdings, conduct, open_run
 from ser_fl.federation.flower.exchange import Exchange
+from ser_fl.federation.flower.last_words import last_words
 from ser_fl.federation.flower.nodes import Nodes
 from ser_fl.federation.flower.reach import FlowerExecutor, FlowerScorer
 from ser_fl.federation.flower.run_config import configured
@@ -52,9 +53,11 @@ def _main(grid: Grid, context: Context) -> None:
 
         def on_round(record: RoundRecord) -> None:
             print(record.line(config.experiment), flush=True)
+            for failure in record.failures:
+                print(f"  {failure.client_id}, {failure.stage}: {failure.error}", flush=True)
 
         run = serve(config, grid, on_round)
         print(f"run folder: {run.root}", flush=True)
-    except UserError as error:
-        print(f"ser-fl: {' '.join(str(error).split())}", flush=True)
+    except (UserError, RoundFailed) as error:
+        print(last_words(error), flush=True)
         raise

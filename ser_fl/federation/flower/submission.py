@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import version
@@ -20,6 +21,7 @@ import tomli_w
 from ser_fl.config import Config, dump
 from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.experiment import dated_folders, newest_run
+from ser_fl.federation.flower.last_words import error_told_by
 from ser_fl.federation.flower.quiet import QUIET
 from ser_fl.records import RunFolder, write_bytes
 
@@ -66,7 +68,7 @@ def submit(config: Config) -> RunFolder:
         flower = _Flower(home)
         run_id = flower.start(app)
         try:
-            status, last_words = flower.follow(run_id)
+            status, told = flower.follow(run_id)
         except KeyboardInterrupt:
             flower.stop(run_id)
             raise
@@ -76,15 +78,10 @@ def submit(config: Config) -> RunFolder:
                 f" the same command with resume=true goes on with {run}"
             ) from None
     if status != "finished:completed":
-        problem = last_words.removeprefix(_OURS)
-        if problem != last_words:
-            raise UserError(problem)
+        if told is not None:
+            raise told
         raise RoundFailed(f"the run has ended as {status}; the same command with resume=true goes on with {run}")
     return RunFolder(run)
-
-
-_OURS = "ser-fl: "
-"""How a mistake of the user's begins in the log of a run."""
 
 
 def _run_folder(config: Config) -> Path:
@@ -142,24 +139,26 @@ class _Flower:
             raise UserError(f"the SuperLink could not be asked ({error})") from None
         return str(said["run-id"])
 
-    def follow(self, run_id: str) -> tuple[str, str]:
-        """Print what a run prints until it has ended; how it has, and its last line that is ours, or an empty one.
+    def follow(self, run_id: str) -> tuple[str, UserError | RoundFailed | None]:
+        """Print what a run prints until it has ended; how it has, and the error that it tells of.
 
         Raises:
             _Unanswered: the SuperLink is gone.
         """
-        shown, last = 0, ""
+        shown, told = 0, None
         while True:
-            lines = self._show(run_id, shown)
-            shown += len(lines)
-            last = next((line.strip() for line in reversed(lines) if line.startswith(_OURS)), last)
+            for line in self._lines(run_id, shown):
+                shown += 1
+                told = told or error_told_by(line)
+                if told is None:  # what follows is where in the code it was raised
+                    print(line, end="", flush=True)
             status = self._status(run_id)
             if status.startswith("finished"):
-                return status, last
+                return status, told
             time.sleep(_LOOK_S)
 
-    def _show(self, run_id: str, shown: int) -> list[str]:
-        """Print a run's lines, but for those that were shown before, until they end or the connection does."""
+    def _lines(self, run_id: str, shown: int) -> Iterator[str]:
+        """A run's lines, but for those that were shown before, until they end or the connection does."""
         process = subprocess.Popen(
             self._command("log", run_id, _CONNECTION, "--stream"),
             env=self._environment,
@@ -168,13 +167,9 @@ class _Flower:
             stderr=subprocess.DEVNULL,  # its own words; that a connection has ended is found out by the next question
             text=True,
         )
-        lines: list[str] = []
         with process:
             assert process.stdout is not None
-            for line in islice(process.stdout, shown, None):
-                print(line, end="", flush=True)
-                lines.append(line)
-        return lines
+            yield from islice(process.stdout, shown, None)
 
     def _status(self, run_id: str) -> str:
         """How far a run is; a SuperLink that does not answer at once is asked again."""

@@ -1,31 +1,31 @@
-"""What crosses between hosts, as Flower's records: tensors and JSON, never pickles, checked before they are used."""
+"""What crosses between hosts: tensors as safetensors and JSON, never pickles, checked before they are used."""
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from ser_fl.records import State
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of what crosses: both sides must speak the same."""
-_NPY = "numpy.ndarray"
+_SAFETENSORS = "safetensors"
+"""How tensors are serialised: all of a state as one array, since each array costs Flower some requests a host."""
+_STATE = "state"
 _JSON = "message"
-_TYPES = {
-    torch.float32: np.dtype("<f4"),
-    torch.float64: np.dtype("<f8"),
-    torch.int64: np.dtype("<i8"),
-}
+_TYPES = (torch.float32, torch.float64, torch.int64)
 """Of tensors that a model, an optimiser or statistics have."""
-_TORCH = {of_numpy: of_torch for of_torch, of_numpy in _TYPES.items()}
+_HEADER_BYTES = 4096
+"""Room for the name, type and shape of a tensor."""
 _LONGEST_JSON = 64 << 20
+_LONGEST_REASON = 200
 
 
 class WireError(ValueError):
@@ -38,12 +38,11 @@ def put(records: RecordDict, name: str, state: Mapping[str, Tensor]) -> None:
     Raises:
         WireError: one is of a type that does not cross.
     """
-    arrays: dict[str, Array] = {}
     for key, tensor in state.items():
         if tensor.dtype not in _TYPES:
             raise WireError(f"{key} is of type {tensor.dtype}, which does not cross")
-        arrays[key] = Array(tensor.detach().cpu().contiguous().numpy())
-    records[name] = ArrayRecord(arrays)
+    content = save_tensors({key: tensor.detach().cpu().contiguous() for key, tensor in state.items()})
+    records[name] = ArrayRecord({_STATE: Array("uint8", (len(content),), _SAFETENSORS, content)})
 
 
 def take(records: RecordDict, name: str, *, like: Mapping[str, Tensor] | None = None) -> State:
@@ -52,7 +51,7 @@ def take(records: RecordDict, name: str, *, like: Mapping[str, Tensor] | None = 
     Args:
         records: as they arrived.
         name: as they were put.
-        like: names, shapes and types that they must have, checked before a byte is read; None takes what there is.
+        like: names, shapes and types that they must have, in whose order they come; None takes what there is.
 
     Raises:
         WireError: there are none, or they are damaged, or not as agreed.
@@ -60,33 +59,38 @@ def take(records: RecordDict, name: str, *, like: Mapping[str, Tensor] | None = 
     record = records.get(name)
     if not isinstance(record, ArrayRecord):
         raise WireError(f"it has no tensors named {name!r}")
-    if like is not None and record.keys() != like.keys():
-        raise WireError(f"its state has other entries: {sorted(record.keys() ^ like.keys())[:3]}")
-    return {key: _tensor(key, array, None if like is None else like[key]) for key, array in record.items()}
-
-
-def _tensor(name: str, array: Array, like: Tensor | None) -> Tensor:
-    """A tensor of its own memory, from bytes that are just as many as its shape and type need."""
-    shape = tuple(array.shape)
-    if like is not None and shape != tuple(like.shape):
-        raise WireError(f"{name} has shape {shape}, expected {tuple(like.shape)}")
-    if array.stype != _NPY:
-        raise WireError(f"{name} is serialised as {array.stype!r}, expected {_NPY!r}")
-    buffer = io.BytesIO(array.data)
+    content = _content(record)
+    if like is not None and len(content) > (most := sum(_HEADER_BYTES + tensor.nbytes for tensor in like.values())):
+        raise WireError(f"its tensors take {len(content)} bytes, expected {most} at most")
     try:
-        version = np.lib.format.read_magic(buffer)
-        if version != (1, 0):
-            raise ValueError(f"format {version}")
-        in_file, is_fortran, dtype = np.lib.format.read_array_header_1_0(buffer)
-    except Exception as error:  # numpy's reader of a header raises what its parser raises
-        raise WireError(f"{name} is damaged: {type(error).__name__}") from None
-    of_torch = _TORCH.get(dtype)
-    if of_torch is None or (like is not None and of_torch != like.dtype):
-        raise WireError(f"{name} is of type {dtype}, expected {'a known one' if like is None else like.dtype}")
-    content = array.data[buffer.tell() :]
-    if in_file != shape or is_fortran or len(content) != dtype.itemsize * int(np.prod(shape, dtype=object)):
-        raise WireError(f"{name} has {len(content)} bytes, which do not fit shape {shape}")
-    return torch.from_numpy(np.frombuffer(content, dtype=dtype).reshape(shape).copy())
+        tensors = load_tensors(content)  # refuses what does not fit its own header, and copies
+    except Exception as error:  # a type that torch does not know is a KeyError, and so on
+        raise WireError(f"its tensors are damaged: {type(error).__name__}: {error}"[:_LONGEST_REASON]) from None
+    if like is not None and tensors.keys() != like.keys():
+        raise WireError(f"its state has other entries: {sorted(tensors.keys() ^ like.keys())[:3]}")
+    for key, tensor in tensors.items():
+        if tensor.dtype not in _TYPES:
+            raise WireError(f"{key} is of type {tensor.dtype}, expected a known one")
+        if like is not None:
+            _compare(key, tensor, like[key])
+    return {key: tensors[key] for key in (sorted(tensors) if like is None else like)}
+
+
+def _content(record: ArrayRecord) -> bytes:
+    """The bytes of an array record of ours."""
+    if list(record) != [_STATE]:
+        raise WireError(f"it has arrays named {sorted(record)[:3]}, expected {_STATE!r} alone")
+    array = record[_STATE]
+    if array.stype != _SAFETENSORS:
+        raise WireError(f"its tensors are serialised as {array.stype[:_LONGEST_REASON]!r}, expected {_SAFETENSORS!r}")
+    return array.data
+
+
+def _compare(name: str, tensor: Tensor, like: Tensor) -> None:
+    if tensor.shape != like.shape:
+        raise WireError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(like.shape)}")
+    if tensor.dtype != like.dtype:
+        raise WireError(f"{name} is of type {tensor.dtype}, expected {like.dtype}")
 
 
 def put_json(records: RecordDict, content: Mapping[str, Any]) -> None:
