@@ -70,13 +70,13 @@ class FrontendConfig:
     """Log-mel spectrogram of clips repeated to one length."""
 
     name: str
-    sample_rate_hz: Annotated[int, Field(ge=4000)]
-    window_samples: Annotated[int, Field(ge=16)]
+    sample_rate_hz: Annotated[int, Field(ge=4000, le=768_000)]
+    window_samples: Annotated[int, Field(ge=16, le=1 << 16)]
     hop_samples: Count
-    num_mels: Annotated[int, Field(ge=8)]
+    num_mels: Annotated[int, Field(ge=8, le=4096)]
     fmin_hz: Annotated[float, Field(ge=0)]
     fmax_hz: Positive
-    duration_s: Positive
+    duration_s: Annotated[float, Field(gt=0, le=3600)]
     """Clips shorter than this are repeated, longer ones cut."""
     log_offset: Positive
     """The logarithm is taken of the mel magnitude plus this."""

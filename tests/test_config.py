@@ -439,5 +439,5 @@ def test_whole_numbers_have_an_end() -> None:
     """Python refuses to write numbers of thousands of digits: the run's config.yaml could not be written."""
     with pytest.raises(UserError, match="seed must be less than 9223372036854775808, got a very long int"):
         compose_benchmark(["run=x", f"seed=0x{'f' * 5000}"])
-    with pytest.raises(UserError, match="split.seed must be"):
+    with pytest.raises(UserError, match=r"split\.seed must be"):
         compose(["split.seed=1" + "0" * 99])

@@ -451,3 +451,29 @@ def test_resume_without_a_folder_takes_the_newest_run_of_the_experiment_and_seed
     assert run.root.resolve() == newest
     assert watcher.fits == NUM_CLIENTS
     assert_same_run(run, finished[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"round": "2"}, "must hold a whole number as round, got '2'"),
+        ({"round": -1}, "round must be at least 0, got -1"),
+        ({"lengths": {"rounds.jsonl": -5}}, "rounds.jsonl must be at least 0, got -5"),
+        ({"lengths": [1]}, r"must hold a mapping as lengths, got \[1\]"),
+        ({"weight_average": {"decay": 0.5}}, "weight_average: missing 1 required"),
+        ({"files": {}}, "'current'"),
+        ({"schema": "x" * 5000}, "has schema 'xxx.{,400}$"),
+    ],
+)
+def test_a_checkpoint_that_was_changed_is_told_in_a_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    server = Server({"global": {"weight": torch.ones(2)}})
+    progress = Progress(round=1, server=server, best=dict(server.models), best_round=1, best_score=0.5)
+    save_checkpoint(tmp_path, progress, {})
+    latest = tmp_path / "latest.json"
+    assert load_checkpoint(tmp_path, {}) is not None
+    latest.write_text(json.dumps(json.loads(latest.read_text()) | change))
+    with pytest.raises(UserError, match=message):
+        load_checkpoint(tmp_path, {})
+    latest.write_text("[" * 100_000)
+    with pytest.raises(UserError, match="nested too deeply"):
+        load_checkpoint(tmp_path, {})

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ser_fl.attacks.catalogue import VERSION
 from ser_fl.defences import Defence
+from ser_fl.forms import parse_json, record_of
 from ser_fl.records import write_bytes, write_json
 
 OUTCOME_SCHEMA = 3
@@ -188,7 +189,7 @@ class Folder:
             with safe_open(self._file(key, ids), framework="pt", device=str(self.device)) as file:
                 cost = json.loads(file.metadata()["cost"])
                 return Made(adversarial_NFL=file.get_tensor(_TENSOR), **cost)
-        except (FileNotFoundError, SafetensorError):
+        except (FileNotFoundError, SafetensorError, ValueError, TypeError, KeyError):
             return None
 
     def keep_batch(self, key: str, ids: Sequence[str], made: Made) -> None:
@@ -243,8 +244,8 @@ class Archive:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+        content = parse_json(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -253,9 +254,7 @@ def _read_outcome(file: Path) -> Outcome | None:
     content = _read(file)
     if content.pop("schema", None) != OUTCOME_SCHEMA or content.keys() != {entry.name for entry in fields(Outcome)}:
         return None
-    for name in ("votes", "written_votes"):
-        content[name] = {defence: tuple(map(tuple, runs)) for defence, runs in content[name].items()}
-    content["measured"] = {name: tuple(values) for name, values in content["measured"].items()}
-    for name in ("ids", "l2_N", "linf_N"):
-        content[name] = tuple(content[name])
-    return Outcome(**content)
+    try:
+        return record_of(Outcome, content)
+    except ValueError:
+        return None

@@ -6,7 +6,6 @@ the commit point. What is on disk before that rename is never touched, so a kill
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +16,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from ser_fl.config import Precision
-from ser_fl.errors import UserError
+from ser_fl.errors import UserError, shown
 from ser_fl.federation.server import GLOBAL, Server
-from ser_fl.records import State, write_bytes, write_json
+from ser_fl.forms import parse_json, record_of
+from ser_fl.records import RunFolder, State, write_bytes, write_json
 
 SCHEMA = 5
 
@@ -51,6 +51,36 @@ class Progress:
         if self.best_score < 0 if score is None else score > self.best_score:
             self.best, self.best_round = dict(self.server.judged), self.round
             self.best_score = -1.0 if score is None else score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightAverage:
+    """Of the server's model over rounds."""
+
+    decay: float
+    num_averaged: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """``latest.json``."""
+
+    round: int
+    best_round: int
+    best_score: float
+    data_digest: str
+    server_momentum: float
+    weight_average: WeightAverage
+    files: dict[str, str]
+    """``current`` and ``best``."""
+    lengths: dict[str, int]
+    tracking: dict[str, Any]
+    config: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        numbers = {"round": self.round, "best_round": self.best_round, **self.lengths}
+        if negative := [name for name, number in numbers.items() if number < 0]:
+            raise ValueError(f"{negative[0]} must be at least 0, got {numbers[negative[0]]}")
 
 
 def save_checkpoint(folder: Path, progress: Progress, config: Mapping[str, Any]) -> None:
@@ -92,15 +122,16 @@ def tracked_run(folder: Path) -> dict[str, Any]:
     latest = folder / "latest.json"
     if not latest.exists():
         return {}
-    state: dict[str, Any] = json.loads(latest.read_text(encoding="utf-8")).get("tracking", {})
-    return state
+    content = RunFolder(folder.parent).read_json(latest)
+    state = content.get("tracking") if isinstance(content, dict) else None
+    return state if isinstance(state, dict) else {}
 
 
 def is_checkpoint_of(folder: Path, config: Mapping[str, Any]) -> bool:
     """Whether there is a checkpoint of this configuration, in any precision where the configuration leaves it open."""
     latest = folder / "latest.json"
     try:
-        return not _differences(json.loads(latest.read_text(encoding="utf-8"))["config"], config)
+        return not _differences(parse_json(latest.read_text(encoding="utf-8"))["config"], config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
@@ -121,32 +152,37 @@ def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> Progress | None:
     if not latest.exists():
         return None
     try:
-        content = json.loads(latest.read_text(encoding="utf-8"))
+        content = parse_json(latest.read_text(encoding="utf-8"))
         if content["schema"] != SCHEMA:
-            raise UserError(f"{latest} has schema {content['schema']!r}, this version reads {SCHEMA}")
+            raise UserError(f"{latest} has schema {shown(content['schema'])}, this version reads {SCHEMA}")
+        commit = record_of(Commit, content)
         if changed := _differences(content["config"], config):
             raise UserError(f"{folder.parent} was trained with another {changed[0]}: resume with the same settings")
-        current = _by_owner(folder / content["files"]["current"])
-        best = _by_owner(folder / content["files"]["best"])
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError, OSError, SafetensorError) as error:
+        current = _by_owner(folder / commit.files["current"])
+        best = _by_owner(folder / commit.files["best"])
+        models, selected = current["model"], best["model"]
+    except UserError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, OSError, SafetensorError) as error:
         raise UserError(f"the checkpoint in {folder} cannot be read ({error}): start a new run") from None
     return Progress(
-        round=content["round"],
+        round=commit.round,
         server=Server(
-            current["model"],
+            models,
             current.get("optimiser", {}),
             velocity=current.get("velocity", {}).get(GLOBAL, {}),
-            momentum=content["server_momentum"],
+            momentum=commit.server_momentum,
             average=current.get("average", {}).get(GLOBAL, {}),
-            **content["weight_average"],
+            decay=commit.weight_average.decay,
+            num_averaged=commit.weight_average.num_averaged,
         ),
-        best=best["model"],
-        best_round=content["best_round"],
-        best_score=content["best_score"],
-        data_digest=content["data_digest"],
-        precision=content["config"].get("precision"),
-        lengths=content["lengths"],
-        tracking=content["tracking"],
+        best=selected,
+        best_round=commit.best_round,
+        best_score=commit.best_score,
+        data_digest=commit.data_digest,
+        precision=commit.config.get("precision"),
+        lengths=commit.lengths,
+        tracking=commit.tracking,
     )
 
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ser_fl.config import FrontendConfig, ModelConfig
 from ser_fl.data.frontend import LogMel, Standardisation
-from ser_fl.errors import UserError, unknown_name
+from ser_fl.errors import UserError, shown, unknown_name
+from ser_fl.forms import conform
 from ser_fl.models.catalogue import build_network
 from ser_fl.records import MODEL_SCHEMA, RunFolder, State, write_bytes, write_json
 
@@ -104,15 +105,20 @@ def load_model(folder: Path | str | RunFolder, *, client_id: str | None = None) 
     card: Any = run.read_json(run.model)
     schema = card.get("schema") if isinstance(card, dict) else None
     if schema != MODEL_SCHEMA:
-        raise UserError(f"{run.model} has schema {schema!r}, this version reads {MODEL_SCHEMA}: train it again")
+        raise UserError(f"{run.model} has schema {shown(schema)}, this version reads {MODEL_SCHEMA}: train it again")
     try:
         model, frontend = _MODEL.validate_python(card["model"]), _FRONTEND.validate_python(card["frontend"])
+        columns = card["standardisation"].items()
+        if odd := [name for name, values in columns if len(values) != frontend.num_mels]:
+            raise ValueError(f"{odd[0]} must have {frontend.num_mels} entries, one a mel bin")
         standardisation = Standardisation(*(torch.zeros(frontend.num_mels) for _ in range(4)))
-        standardisation.load_state_dict(
-            {name: _column(name, values) for name, values in card["standardisation"].items()}
-        )
-        network = build_network(model, len(card["classes"]), seed=0)
-        network.load_state_dict(load_tensors(weights.read_bytes()))
+        standardisation.load_state_dict({name: _column(name, values) for name, values in columns})
+        classes = conform(tuple[str, ...], card["classes"], "classes")
+        tensors = load_tensors(weights.read_bytes())
+        with torch.device("meta"):  # no memory for sizes that the weights do not have
+            _check_shapes(build_network(model, len(classes), seed=0), tensors)
+        network = build_network(model, len(classes), seed=0)
+        network.load_state_dict(tensors)
     except FileNotFoundError:
         raise UserError(f"{run.root} has no {weights.name}: only its records were kept, train it again") from None
     except (KeyError, TypeError, AttributeError, ValueError, SafetensorError, RuntimeError) as error:
@@ -121,12 +127,23 @@ def load_model(folder: Path | str | RunFolder, *, client_id: str | None = None) 
     bundle = EmotionModel(
         network,
         standardisation,
-        classes=tuple(card["classes"]),
+        classes=classes,
         model=model,
         frontend=frontend,
         synthetic=bool(card.get("synthetic", False)),
     )
     return bundle.eval()
+
+
+def _check_shapes(network: nn.Module, tensors: State) -> None:
+    """Raise `ValueError` where weights are not of a network, or not finite."""
+    for name, expected in network.state_dict().items():
+        given = tensors.get(name)
+        if given is None or given.shape != expected.shape:
+            shape = "missing" if given is None else f"of shape {tuple(given.shape)}"
+            raise ValueError(f"{name} is {shape}, expected {tuple(expected.shape)}")
+        if not torch.isfinite(given).all():
+            raise ValueError(f"{name} is not finite")
 
 
 def _weights_of(run: RunFolder, client_id: str) -> Path:
