@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.figures import Figure, machine
 
-SUITES = ("rounds", "attacks", "features", "memory", "startup", "scaling", "autoattack")
+SUITES = ("rounds", "attacks", "features", "memory", "startup", "scaling", "soak", "autoattack")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,9 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ser_fl import __version__
-from ser_fl.errors import RoundFailed, UserError
+from ser_fl.errors import DaemonStopped, RoundFailed, UserError
+from ser_fl.interruption import Stopped
 
 _DESCRIPTION = "Robust federated speech emotion recognition: train across clients, attack, randomise, report."
+_MULTIRUN = ("-m", "--multirun")
+TRY_AGAIN = 75
+"""Exit code of a training that a signal stopped: EX_TEMPFAIL of sysexits.h."""
 _SETTINGS = "settings, as key=value; an unknown key or name lists the known ones"
 
 
@@ -27,6 +31,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train across clients: experiment=NAME data=CORPUS data.root=DIR ...")
     train.add_argument("--config", default=None, metavar="FILE", help="repeat a run from its config.yaml")
+    train.add_argument(
+        *_MULTIRUN, dest="multirun", action="store_true", help="train every combination: seed=1,2,3 objective=clean,pgd"
+    )
     train.add_argument("settings", nargs="*", help=_SETTINGS)
 
     benchmark = commands.add_parser("benchmark", help="attack a trained run: run=RUN attacks=[pgd] epsilons=[0.05] ...")
@@ -61,7 +68,51 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("name", help="a corpus of `ser-fl corpus list`, or builtin")
         command.add_argument("root", nargs="?", default=None, help="its folder")
         command.add_argument("--channel", default="first", choices=("first", "second", "mean"))
+    _add_federation(commands.add_parser("federation", help="across machines: make keys, run the link, run a node"))
     return parser
+
+
+def _add_federation(federation: argparse.ArgumentParser) -> None:
+    """The actions of `ser-fl federation`."""
+    actions = federation.add_subparsers(dest="action", required=True, metavar="ACTION")
+    keys = actions.add_parser("keys", help="certificates of the link and a key pair for each node")
+    link = actions.add_parser("link", help="run the link, which nodes call, until Ctrl-C or SIGTERM")
+    node = actions.add_parser("node", help="run a node, beside its recordings, until Ctrl-C or SIGTERM")
+    for command in (keys, link, node):
+        command.add_argument("folder", type=Path, metavar="DIR", help="folder of keys, made by `keys`")
+
+    keys.add_argument(
+        "--host",
+        action="append",
+        default=[],
+        metavar="NAME_OR_IP",
+        help="by which nodes find the link; may be given again (localhost and 127.0.0.1 are always in)",
+    )
+    keys.add_argument("--nodes", type=_names, default=[], metavar="NAME,NAME", help="nodes to make keys for")
+    keys.add_argument("--days", type=int, default=365, help="how long the link's certificate is valid (365)")
+
+    link.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (127.0.0.1)")
+    link.add_argument("--port", type=int, default=9092, help="(9092)")
+    node.add_argument("name", metavar="NAME", help="of the node, as in `keys --nodes`")
+    node.add_argument("--link", required=True, metavar="HOST:PORT", help="where the link listens")
+    node.add_argument("--data", type=Path, metavar="ROOT", help="corpus folder (default: the built-in corpus)")
+    node.add_argument("--speakers", type=_names, default=[], metavar="A,B", help="that the node hosts (default: all)")
+    node.add_argument("--cache", type=Path, metavar="FOLDER", help="for prepared features")
+    node.add_argument("--port", type=int, help="of its own parts on 127.0.0.1 (default: a free one)")
+    for command in (link, node):
+        command.add_argument(
+            "--state", type=Path, metavar="FOLDER", help="logs and what outlives a restart (default: in DIR/state)"
+        )
+        command.add_argument("--telemetry", action="store_true", help="let Flower report its use to flower.ai")
+        command.add_argument("--update-check", action="store_true", help="let Flower look for newer versions")
+        command.add_argument(
+            "--install-dependencies", action="store_true", help="let Flower install what an app names, for each run"
+        )
+
+
+def _names(text: str) -> list[str]:
+    """Names with commas between them."""
+    return [name.strip() for name in text.split(",")]
 
 
 def _run(parsed: argparse.Namespace) -> None:
@@ -69,6 +120,11 @@ def _run(parsed: argparse.Namespace) -> None:
         from ser_fl.demo import run_demo
 
         run_demo(parsed.output)
+        return
+    if parsed.command == "train" and parsed.multirun:
+        from ser_fl.multirun import run_multirun
+
+        run_multirun(parsed)
         return
     from ser_fl import commands
 
@@ -78,9 +134,13 @@ def _run(parsed: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command: 0 when it did what was asked, 2 for a mistake of the user's, told in one line.
 
-    1 for a round that failed, with the clients' own errors, and 130 for an interrupt.
+    1 for a round that failed, with the clients' own errors, or a daemon that ended by itself; 130 for Ctrl-C; and 75
+    for a training that SIGTERM or SIGUSR1 stopped, which the same command with resume=true takes up again.
     """
-    parsed = build_parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["train"]:  # Hydra's users write -m anywhere, argparse wants it before the settings
+        given[1:] = sorted(given[1:], key=lambda argument: argument not in _MULTIRUN)
+    parsed = build_parser().parse_args(given)
     try:
         _run(parsed)
     except UserError as error:
@@ -89,13 +149,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"ser-fl: {error.strerror}: {error.filename}", file=sys.stderr)
+        print(f"ser-fl: {error.strerror}: {error.filename}{_way_on(parsed.command)}", file=sys.stderr)
         return 2
-    except RoundFailed as failure:
+    except (RoundFailed, DaemonStopped) as failure:
         print(f"ser-fl: {failure}", file=sys.stderr)
         return 1
+    except Stopped as stopped:
+        print(f"ser-fl: {stopped}; the same command with resume=true goes on", file=sys.stderr)
+        return TRY_AGAIN
     except KeyboardInterrupt:
-        way_on = "; the same command with resume=true goes on" if parsed.command == "train" else ""
-        print(f"ser-fl: interrupted{way_on}", file=sys.stderr)
+        print(f"ser-fl: interrupted{_way_on(parsed.command)}", file=sys.stderr)
         return 130
     return 0
+
+
+def _way_on(command: str) -> str:
+    """What to do after something that is no mistake in the command."""
+    return "; the same command with resume=true goes on" if command == "train" else ""

@@ -24,6 +24,7 @@ from rich.text import Text
 
 from ser_fl.environment import collection_paused, keep_freed_memory
 from ser_fl.errors import UserError
+from ser_fl.interruption import Interruption
 from ser_fl.records import RunFolder
 
 if TYPE_CHECKING:
@@ -87,16 +88,26 @@ def run_train(arguments: Namespace) -> None:
     """`ser-fl train`."""
     from ser_fl.composition import compose
 
-    file = Path(arguments.config) if arguments.config else None
+    interruption = Interruption()
+    with interruption.listening():
+        file, settings = training_settings(arguments)
+        print_summary(train_visibly(compose(settings, config_file=file), interruption))
+
+
+def training_settings(arguments: Namespace) -> tuple[Path | None, list[str]]:
+    """The configuration to start from, and what is set on top of it."""
     settings = list(arguments.settings)
-    if file is not None:
-        settings = ["run_dir=null", "resume=false", *settings]  # a repetition is a run of its own
-    run = train_visibly(compose(settings, config_file=file))
-    print_summary(run)
+    if not arguments.config:
+        return None, settings
+    return Path(arguments.config), ["run_dir=null", "resume=false", *settings]  # a repetition is a run of its own
 
 
-def train_visibly(config: Config) -> RunFolder:
-    """Train with a line for every round and progress bars; at the end, if asked for, where the time went."""
+def train_visibly(config: Config, interruption: Interruption | None = None) -> RunFolder:
+    """Train with a line for every round and progress bars; at the end, if asked for, where the time went.
+
+    Raises:
+        Stopped: SIGTERM or SIGUSR1 came.
+    """
     keep_freed_memory()
     with collection_paused():
         from ser_fl.federation.experiment import train
@@ -105,19 +116,20 @@ def train_visibly(config: Config) -> RunFolder:
 
         def on_round(record: RoundRecord) -> None:
             shown.report(config.experiment, record.round, config.federation.num_rounds)
-            console.print(round_line(config.experiment, record), highlight=False)
+            console.print(
+                record.line(config.experiment),
+                highlight=False,
+                markup=False,
+                style="red" if record.failures else "",
+            )
 
-        return train(config, on_round=on_round, on_features=shown.features, on_profile=print_profile)
-
-
-def round_line(experiment: str, record: RoundRecord) -> str:
-    """One line about a round."""
-    robust = "" if record.robust_uar is None else f"  robust {record.robust_uar:.3f}"
-    failed = "".join(f"  [red]{failure.client_id} failed[/red]" for failure in record.failures)
-    return (
-        f"{experiment}  round {record.round:3d}  validation UAR {record.uar:.3f}{robust}  "
-        f"loss {record.train_loss:.3f}  {record.seconds:.1f} s{failed}"
-    )
+        return train(
+            config,
+            on_round=on_round,
+            on_features=shown.features,
+            on_profile=print_profile,
+            interruption=interruption,
+        )
 
 
 def print_profile(profile: ProfileRecord) -> None:
@@ -247,6 +259,7 @@ def run_report(arguments: Namespace) -> None:
     from ser_fl.report.page import write_report
     from ser_fl.report.replications import replication_table
     from ser_fl.report.runs import read_run
+    from ser_fl.report.spread import spread_table
     from ser_fl.report.tables import summary_table
     from ser_fl.report.transfer import read_matrices, transfer_tables
 
@@ -254,8 +267,7 @@ def run_report(arguments: Namespace) -> None:
     folders = [Path(run) for run in arguments.runs if not run.endswith(".json")]
     runs = [read_run(folder) for folder in folders]
     tables = [summary_table(runs), four_way(runs)] if any(run.attacks for run in runs) else [summary_table(runs)]
-    if (repeated := replication_table(runs)) is not None:
-        tables.append(repeated)
+    tables += [table for table in (spread_table(runs), replication_table(runs)) if table is not None]
     tables += [table for matrix in read_matrices(folders, files) for table in transfer_tables(matrix)]
     if arguments.markdown:
         print("\n\n".join(to_markdown(table) for table in tables))
@@ -287,3 +299,17 @@ def run_corpus(arguments: Namespace) -> None:
         corpus_commands.check_corpus(console, arguments.name, arguments.root, arguments.channel)
     else:
         corpus_commands.describe_corpus(console, arguments.name, arguments.root, arguments.channel)
+
+
+def run_federation(arguments: Namespace) -> None:
+    """`ser-fl federation`."""
+    from ser_fl import deployment_commands
+
+    if arguments.action == "keys":
+        deployment_commands.make_federation_keys(
+            console, arguments.folder, arguments.host, arguments.nodes, arguments.days
+        )
+    elif arguments.action == "link":
+        deployment_commands.run_link(console, arguments)
+    else:
+        deployment_commands.run_node(console, arguments)

@@ -10,6 +10,7 @@ from typing import Any
 from ser_fl.attack_config import BenchmarkConfig, TransferConfig, parse_benchmark, parse_transfer
 from ser_fl.config import CONFIG_SCHEMA, Config, parse
 from ser_fl.errors import UserError, one_line, shown, unknown_name
+from ser_fl.places import is_place, recall
 
 _LONGEST_OVERRIDE = 10_000
 _LARGEST_FILE = 1 << 20
@@ -25,12 +26,16 @@ def configs_dir() -> Path:
     return shipped if shipped.is_dir() else package.parent / "configs"
 
 
+_NO_GROUPS = ("sweep",)
+"""Folders of ``configs/`` that hold something else than settings to choose: sweeps of W&B."""
+
+
 def groups() -> dict[str, list[str]]:
     """Names that each group offers: ``{"model": ["crnn", ...], ...}``."""
     return {
         folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
         for folder in sorted(configs_dir().iterdir())
-        if folder.is_dir()
+        if folder.is_dir() and folder.name not in _NO_GROUPS
     }
 
 
@@ -111,6 +116,8 @@ def _from_groups(overrides: Sequence[str]) -> dict[str, Any]:
             composed = hydra_compose("train", overrides=[_for_hydra(override) for override in overrides])
         settings: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
     except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
+        if several := re.match(r"Ambiguous value for argument '(.+?)'", str(error)):
+            raise UserError(f"{several[1]} has several values: write [...] around a list, or -m for a sweep") from None
         key = re.search(r"full_key: (\S+)", str(error.__cause__ or error))
         if key is None or not any(override.startswith(f"{key[1]}=") for override in overrides):
             raise UserError(_first_line(error)) from None
@@ -118,13 +125,13 @@ def _from_groups(overrides: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-_FREE_TEXT = ("data.root", "data.cache_dir", "run_dir", "root", "out")
+FREE_TEXT = ("data.root", "data.cache_dir", "run_dir", "root", "out")
 """Settings whose values are taken as they are, whatever Hydra's grammar makes of their characters."""
 
 
 def _for_hydra(override: str) -> str:
     key, _, value = override.partition("=")
-    if key in _FREE_TEXT and value not in ("null", "") and value[0] not in "'\"":
+    if key in FREE_TEXT and value not in ("null", "") and value[0] not in "'\"":
         return f"{key}='{value}'" if "'" not in value else f'{key}="{value}"'
     if key.startswith("data.labels."):
         return f"++{override}"  # a mapping that takes any key
@@ -151,10 +158,11 @@ def _from_file(config_file: Path, overrides: Sequence[str]) -> dict[str, Any]:
         raise UserError(f"no such configuration: {config_file}")
     for override in overrides:
         _key_and_value(override, "seed=2")
-    free = dict(override.split("=", 1) for override in overrides if override.partition("=")[0] in _FREE_TEXT)
+    free = dict(override.split("=", 1) for override in overrides if override.partition("=")[0] in FREE_TEXT)
     try:
         refuse_bombs(config_file)
-        base = OmegaConf.load(config_file)
+        base = OmegaConf.load(config_file)  # by a safe loader: it makes no objects
+        _refuse_interpolation(config_file, OmegaConf.to_container(base))
         merged = OmegaConf.merge(base, OmegaConf.from_dotlist([o for o in overrides if o.split("=")[0] not in free]))
         for key, value in free.items():
             OmegaConf.update(merged, key, None if value == "null" else value)
@@ -168,7 +176,33 @@ def _from_file(config_file: Path, overrides: Sequence[str]) -> dict[str, Any]:
     schema = settings.pop("schema", CONFIG_SCHEMA)
     if schema != CONFIG_SCHEMA:
         raise UserError(f"{config_file} has schema {shown(schema)}, this version reads {CONFIG_SCHEMA}: train again")
-    return {str(key): value for key, value in settings.items()}
+    return _recalled({str(key): value for key, value in settings.items()})
+
+
+def _refuse_interpolation(config_file: Path, value: Any) -> None:
+    """A file holds values alone: ``${oc.env:...}`` would take a secret of this machine into the records."""
+    if isinstance(value, str) and "${" in value:
+        raise UserError(f"{config_file} has {shown(value)}: write the value itself")
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for item in items:
+        _refuse_interpolation(config_file, item)
+
+
+def _recalled(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the folders that this machine remembers; of a cache that it does not know, the default one.
+
+    A corpus that it does not know stays as it is written: only who opens it needs it.
+    """
+    data = settings.get("data")
+    if not isinstance(data, dict):
+        return settings
+    root, cache_dir = data.get("root"), data.get("cache_dir")
+    recalled = dict(data)
+    if isinstance(root, str) and is_place(root):
+        recalled["root"] = recall(root) or root
+    if isinstance(cache_dir, str) and is_place(cache_dir):
+        recalled["cache_dir"] = recall(cache_dir)
+    return {**settings, "data": recalled}
 
 
 def _check_names(overrides: Sequence[str]) -> None:

@@ -314,8 +314,9 @@ class FederationConfig:
 class ExecutorConfig:
     """Where the clients of a round run: no result depends on it but by `threads` and `accelerator`."""
 
-    name: Literal["serial", "processes"]
-    """serial: one after the other in this process. processes: side by side in worker processes, one client each."""
+    name: Literal["serial", "processes", "flower"]
+    """serial: one after the other in this process. processes: side by side in worker processes, one client each.
+    flower: at the nodes of a Flower federation, or, without `superlink`, in Flower's simulation of one on Ray."""
     threads: Count
     """Threads per client: part of the result's bits, so recorded and the same everywhere."""
     accelerator: Literal["cpu", "auto", "cuda", "mps"]
@@ -328,11 +329,33 @@ class ExecutorConfig:
     """Worker processes, at most the clients of a round. auto: as many as find `threads` cores each, or one a GPU; more
     workers than GPUs share them in turns. Its default is for the config.yaml of runs from before it was a setting."""
 
+    superlink: str | None = None
+    """flower: HOST:PORT of the SuperLink that the run is given to; null simulates. Defaults are as those above."""
+    root_certificates: str | None = None
+    """flower: file of the authority that signed the SuperLink's certificate."""
+    num_nodes: Count | None = None
+    """flower: connected nodes to wait for before the first round; null takes those that are there, and one at least."""
+    wait_s: Positive = 600.0
+    """flower: how long to wait for them."""
+    deadline_s: Positive = 3600.0
+    """flower: an answer of a node that takes longer is dropped, and its clients have failed in that round."""
+    client_cpus: Positive = 1.0
+    """flower, simulated: cores that a client is given on the Ray cluster."""
+    client_gpus: NonNegative = 0.0
+    """flower, simulated: GPUs, or the share of one, that a client is given."""
+
     def __post_init__(self) -> None:
         if self.name == "serial" and self.workers not in ("auto", 1):
             raise ValueError(
                 f"executor.workers goes with executor=processes, got {self.workers} with executor={self.name}"
             )
+        for setting, given in (("superlink", self.superlink), ("root_certificates", self.root_certificates)):
+            if self.name != "flower" and given is not None:
+                raise ValueError(f"executor.{setting} goes with executor=flower, got {given!r} with {self.name}")
+        if self.superlink is not None and not re.fullmatch(
+            r"[^\s:/]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", self.superlink
+        ):
+            raise ValueError(f"executor.superlink must be HOST:PORT, got {self.superlink!r}")
 
 
 @stage
@@ -379,7 +402,8 @@ class Config:
     default is for the config.yaml of runs from before it was a setting."""
 
     def __post_init__(self) -> None:
-        if self.data.name != "builtin" and self.data.root is None:
+        is_elsewhere = self.executor.name == "flower" and self.executor.superlink is not None
+        if self.data.name != "builtin" and self.data.root is None and not is_elsewhere:
             raise ValueError(f"data={self.data.name} needs data.root=DIR, the folder of the corpus")
         needed = 16 if self.model.name == "crnn" else 32
         if min(self.frontend.num_mels, self.frontend.num_frames) < needed:
@@ -387,6 +411,8 @@ class Config:
                 f"{self.model.name} needs at least {needed} mel bins and {needed} frames, got {self.frontend.num_mels} "
                 f"and {self.frontend.num_frames}: raise frontend.num_mels or frontend.duration_s"
             )
+        if self.executor.name == "flower":
+            self._check_flower()
         if self.selection.by == "robust" and self.selection.robust_every == 0:
             raise ValueError("selection.by=robust needs selection.robust_every of at least 1, got 0")
         if self.selection.by == "robust" and 0 < self.federation.patience < self.selection.robust_every:
@@ -394,6 +420,16 @@ class Config:
                 f"federation.patience must be at least selection.robust_every ({self.selection.robust_every}), so that "
                 f"robust UAR is measured before the run stops, got {self.federation.patience}"
             )
+
+    def _check_flower(self) -> None:
+        """What hosts that keep their data to themselves cannot do."""
+        if self.clients.by not in ("speaker", "session"):
+            raise ValueError(
+                f"clients.by must be speaker or session with executor=flower, got {self.clients.by}: it would deal out "
+                "utterances that lie on different hosts"
+            )
+        if self.federation.name != "federated":
+            raise ValueError(f"executor=flower goes with federation=federated, got federation={self.federation.name}")
 
 
 _ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)

@@ -13,7 +13,7 @@ from pathlib import Path
 from queue import Empty
 from typing import TYPE_CHECKING
 
-from ser_fl.commands import Bars, bars, console, print_summary, round_line
+from ser_fl.commands import Bars, bars, console, print_summary
 from ser_fl.records import RoundRecord, RunFolder
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _show_waiting(events: Queue[Event], shown: Bars) -> None:
         while True:
             event = events.get(timeout=_POLL_S)
             if isinstance(event[1], RoundRecord):
-                console.print(round_line(event[0], event[1]), highlight=False)
+                console.print(event[1].line(event[0]), highlight=False, markup=False)
             else:
                 shown.report(*event)
     except Empty:

@@ -14,6 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ser_fl.discretion import is_private, is_secret, last_name, public_path, public_text
+
 _PACKAGES = (
     "ser-fl",
     "torch",
@@ -100,9 +102,13 @@ def _program() -> str:
 
 
 def _without_folder(argument: str) -> str:
-    """``data.root=/a/b`` becomes ``data.root=b``: absolute folders stay out of the records."""
-    key, separator, value = argument.rpartition("=")
-    return f"{key}{separator}{Path(value).name}" if Path(value).is_absolute() else argument
+    """``data.root=/a/b`` becomes ``data.root=b``: absolute folders stay out of the records, and so do secrets."""
+    key, separator, value = argument.partition("=")
+    if not separator:
+        return public_path(argument)
+    if is_secret(key.rpartition(".")[2]):
+        return f"{key}=***"
+    return f"{key}={last_name(value) if is_private(value) else public_text(value)}"
 
 
 def _version(package: str) -> str | None:

@@ -27,6 +27,10 @@ class RoundFailed(RuntimeError):
     """A round without enough updates; the message holds the clients' own errors."""
 
 
+class DaemonStopped(RuntimeError):
+    """A daemon that ended by itself; the message holds the end of its log."""
+
+
 def one_line(text: str, longest: int = LONGEST_LINE) -> str:
     r"""A text on one line, its unprintable characters escaped, shortened in the middle.
 

@@ -6,13 +6,16 @@ The run folder is a contract (README, "The run folder"): files are written whole
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import quote, unquote
 
 from ser_fl.errors import UserError, shown
@@ -31,6 +34,9 @@ PROFILE_SCHEMA = 1
 """Version of ``profile.json``."""
 TRANSFER_SCHEMA = 1
 """Version of ``transfer.json``."""
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says of a write that there is no room for: the disk, a quota, a limit of the process."""
 
 _Record = TypeVar("_Record", bound="AttackRecord")
 
@@ -60,10 +66,11 @@ class ClientUpdate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientFailure:
-    """A client that was left out of a round, and why."""
+    """A client that was left out of a round, or a holder of validation utterances that gave no figures, and why."""
 
     client_id: str
     error: str
+    stage: Literal["training", "validation"] = "training"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +102,20 @@ class RoundRecord:
     learning_rate: float
     robust_uar: float | None = None
     """UAR under the selection attack, in rounds that measure it."""
+
+    @property
+    def is_fully_scored(self) -> bool:
+        """Whether all holders of validation utterances gave figures; else they are of fewer utterances."""
+        return all(failure.stage == "training" for failure in self.failures)
+
+    def line(self, experiment: str) -> str:
+        """For whoever watches."""
+        robust = "" if self.robust_uar is None else f"  robust {self.robust_uar:.3f}"
+        failed = "".join(f"  {failure.client_id} failed" for failure in self.failures)
+        return (
+            f"{experiment}  round {self.round:3d}  validation UAR {self.uar:.3f}{robust}  "
+            f"loss {self.train_loss:.3f}  {self.seconds:.1f} s{failed}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,17 +272,29 @@ def _jsonable(value: Any) -> Any:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole: to a temporary neighbour, flushed to disk, then renamed into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with naming(path):
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """What the system refuses inside names this file: a full disk names none, and a temporary file tells nobody."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -361,10 +394,17 @@ class RunFolder:
     def append(self, path: Path, records: Iterable[RoundRecord] | Iterable[ClientRecord]) -> None:
         """Append records to a ``.jsonl`` file and flush them to disk."""
         lines = "".join(json.dumps(_jsonable(asdict(record)), allow_nan=False) + "\n" for record in records)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(lines)
-            file.flush()
-            os.fsync(file.fileno())
+        before = path.stat().st_size if path.exists() else None
+        with naming(path):
+            try:
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(lines)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError:  # a full disk may have taken half of it
+                with suppress(OSError):
+                    path.unlink() if before is None else os.truncate(path, before)
+                raise
 
     def cut_back(self, path: Path, num_bytes: int) -> None:
         """Drop what a killed run appended after its last checkpoint."""
@@ -400,6 +440,31 @@ class RunFolder:
             raise UserError(f"{self.root} has no {path.name}: is it the folder of a finished run?") from None
         except ValueError as error:
             raise UserError(f"{path} is not JSON ({error}): was it changed by hand?") from None
+
+    def refuse_links_out(self) -> None:
+        """Nothing in the folder may be a link to what lies outside, or a device: it may come from somebody else.
+
+        The folder itself may be reached by links, and what trackers keep in theirs is not ours to read.
+
+        Raises:
+            UserError: something is; it is named.
+        """
+        root = self.root.resolve()
+        for folder, subfolders, names in os.walk(root):
+            if Path(folder).parent == root and Path(folder).name in ("wandb", "tensorboard"):
+                subfolders.clear()
+                continue
+            for path in (Path(folder, name) for name in (*subfolders, *names)):
+                try:
+                    mode = path.lstat().st_mode
+                except FileNotFoundError:  # renamed into place meanwhile
+                    continue
+                shown = self.root / path.relative_to(root)
+                if stat.S_ISLNK(mode):
+                    if not path.resolve().is_relative_to(root):
+                        raise UserError(f"{shown} is a link out of the run folder: put the file itself in its place")
+                elif not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                    raise UserError(f"{shown} is neither a file nor a folder: remove it from the run folder")
 
     def write_profile(self, record: ProfileRecord) -> None:
         """Write ``profile.json``."""

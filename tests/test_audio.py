@@ -207,8 +207,8 @@ def test_what_is_no_recording_is_told_in_a_line(tmp_path: Path) -> None:
     for name, reason in (
         ("fast.wav", "sampling rate beyond 1000 to 768000 Hz.*got 999999"),
         ("a.raw", "no header that tells its sampling rate"),
-        ("pipe.wav", "it is no file"),
-        ("folder.wav", "it is no file"),
+        ("pipe.wav", "a device or a pipe"),
+        ("folder.wav", "it is a folder"),
         ("none.wav", "no such file"),
         ("n" * 300 + ".wav", "no such file"),
         ("nul\0.wav", "no such file"),

@@ -491,7 +491,13 @@ def rough_challenge(model: nn.Module, **changes: Any) -> Challenge:
 
 def open_folder(path: Path, challenge: Challenge, *, keep: bool = False) -> Folder:
     weights = digest_of_weights(challenge.model)
-    return Archive(path).open(digest_of(challenge), weights, device=torch.device("cpu"), keeps_adversarials=keep)
+    return Archive(path).open(
+        digest_of(challenge),
+        weights,
+        device=torch.device("cpu"),
+        shape_FL=tuple(challenge.features_NFL.shape[1:]),
+        keeps_adversarials=keep,
+    )
 
 
 def suite() -> dict[str, Any]:

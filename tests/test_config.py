@@ -70,6 +70,19 @@ def test_every_stage_has_a_group_and_every_group_a_stage() -> None:
 def test_every_file_of_every_group_composes(names: tuple[str | None, ...]) -> None:
     """Several groups at a time; a file's settings are what its group then holds."""
     chosen = {stage: name for stage, name in zip(STAGES, names, strict=True) if name is not None}
+    if chosen.get("executor") == "flower":  # which goes with clients that have data of their own
+        check_group_files({"executor": chosen.pop("executor")})
+    check_group_files(chosen)
+
+
+@pytest.mark.parametrize("setting", ["superlink=a:1", "root_certificates=ca.crt", "num_nodes=2", "client_gpus=1"])
+def test_settings_of_flower_are_unknown_to_other_executors(setting: str) -> None:
+    with pytest.raises(UserError, match=r"unknown setting 'executor\.\w+'") as caught:
+        compose(["executor=serial", f"executor.{setting}"])
+    assert "\n" not in str(caught.value)
+
+
+def check_group_files(chosen: dict[str, str]) -> None:
     config = compose([*(f"{stage}={name}" for stage, name in chosen.items()), ROOT])
     for stage, name in chosen.items():
         own = yaml.safe_load((configs_dir() / stage / f"{name}.yaml").read_text(encoding="utf-8"))
@@ -106,6 +119,9 @@ def test_an_experiment_takes_another_model(experiment: str, model: str) -> None:
     assert compose([f"experiment={experiment}", f"model={model}", ROOT]).model.name == model
 
 
+OF_FLOWER = {"superlink", "root_certificates", "num_nodes", "wait_s", "deadline_s", "client_cpus", "client_gpus"}
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_field_is_in_the_yaml_and_every_setting_in_the_class(stage: str) -> None:
     """Parsing would refuse either; this looks at the files themselves, each group's base file with the rest over it."""
@@ -114,7 +130,8 @@ def test_every_field_is_in_the_yaml_and_every_setting_in_the_class(stage: str) -
     }.get(stage, {})
     for name in groups()[stage]:
         expected = classes.get(name, type(getattr(defaults(), stage)))
-        assert set(written(stage, name)) == {field.name for field in fields(expected)}, name
+        of_others = OF_FLOWER if stage == "executor" and name != "flower" else set()
+        assert set(written(stage, name)) == {field.name for field in fields(expected)} - of_others, name
 
 
 def written(stage: str, name: str) -> dict[str, Any]:
@@ -229,7 +246,7 @@ def test_any_path_is_taken_as_it_is(root: str) -> None:
         ("executor.workers", "many", r"executor\.workers must be auto or a whole number from 1 up, got 'many'"),
         ("executor.workers", 2.0, r"executor\.workers must be auto or a whole number from 1 up, got 2\.0"),
         ("executor.workers", 2, r"executor\.workers goes with executor=processes, got 2 with executor=serial"),
-        ("executor.name", "threads", r"unknown executor\.name 'threads'.*Known: processes, serial"),
+        ("executor.name", "threads", r"unknown executor\.name 'threads'.*Known: flower, processes, serial"),
         ("precision", "16", r"unknown precision '16'.*Known: 32-true, auto, bf16-mixed"),
         ("seed", -1, r"seed must be greater than or equal to 0, got -1"),
         ("resume", "maybe", r"resume must be a valid boolean.*got 'maybe'"),

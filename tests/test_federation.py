@@ -24,7 +24,7 @@ from ser_fl import load, train
 from ser_fl.composition import compose
 from ser_fl.config import Config, dump
 from ser_fl.data.datamodule import load_examples
-from ser_fl.data.partition import Indices, holders
+from ser_fl.data.partition import Part, holders
 from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.checkpoint import Progress, load_checkpoint
@@ -32,12 +32,12 @@ from ser_fl.federation.client import Clients, ClientTask
 from ser_fl.federation.experiment import make_clients
 from ser_fl.federation.rounds import checkpoint_key
 from ser_fl.federation.schedule import learning_rate, sample_cohort
-from ser_fl.federation.scoring import Scorer
+from ser_fl.federation.scoring import LocalScorer, Scored
 from ser_fl.federation.server import GLOBAL, Server
 from ser_fl.metrics import Confusion
 from ser_fl.metrics import confusion_matrix as our_confusion_matrix
 from ser_fl.models.catalogue import build_network
-from ser_fl.records import ClientUpdate, RunFolder, State
+from ser_fl.records import ClientFailure, ClientUpdate, RunFolder, State
 
 SMALL = (
     "experiment=debug",
@@ -320,13 +320,14 @@ def test_what_is_validated_selected_and_kept_is_the_average_over_rounds(
 ) -> None:
     """By the average in the last checkpoint, which is another model than the clients go on from."""
     judged: list[State] = []
-    confusion = Scorer.confusion
+    score = LocalScorer.score
 
-    def watched(scorer: Scorer, models: Mapping[str, State], held: Mapping[str, Indices]) -> Confusion:
-        judged.append(models[GLOBAL])
-        return confusion(scorer, models, held)
+    def watched(scorer: LocalScorer, models: Mapping[str, State], part: Part, *, attacked: bool = False) -> Scored:
+        if part == "validation":
+            judged.append(models[GLOBAL])
+        return score(scorer, models, part, attacked=attacked)
 
-    monkeypatch.setattr(Scorer, "confusion", watched)
+    monkeypatch.setattr(LocalScorer, "score", watched)
     config = settings(home, "averaged", "federation.weight_average=0.9", "federation.num_rounds=3")
     run = train(config)
     progress = load_checkpoint(run.checkpoint, checkpoint_key(config))
@@ -410,15 +411,16 @@ def test_robust_selection_takes_the_round_with_the_best_robust_uar(home: Path, m
     clean, robust = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4], [0.2, 0.6, 0.6]
     models: list[State] = []
 
-    def scripted(self: Scorer, scored: Mapping[str, State], holders: Mapping[str, Indices]) -> Confusion:
+    def scripted(scorer: LocalScorer, scored: Mapping[str, State], part: Part, *, attacked: bool = False) -> Scored:
+        if part == "test":
+            return score(scorer, scored, part, attacked=attacked)
+        if attacked:
+            return Scored({"all": confusion_of(robust[len(models) // 2 - 1])})
         models.append(scored[GLOBAL])
-        return confusion_of(clean[len(models) - 1])
+        return Scored({"all": confusion_of(clean[len(models) - 1])})
 
-    def scripted_robust(self: Scorer, scored: Mapping[str, State], holders: Mapping[str, Indices]) -> Confusion:
-        return confusion_of(robust[len(models) // 2 - 1])
-
-    monkeypatch.setattr(Scorer, "confusion", scripted)
-    monkeypatch.setattr(Scorer, "robust_confusion", scripted_robust)
+    score = LocalScorer.score
+    monkeypatch.setattr(LocalScorer, "score", scripted)
     changed = ("selection.by=robust", "selection.robust_every=2", "federation.num_rounds=6")
     one_client = "federation.fraction_train=0.5"  # a round, which is enough here
     run = train(settings(home, "robust", *changed, one_client))
@@ -428,6 +430,45 @@ def test_robust_selection_takes_the_round_with_the_best_robust_uar(home: Path, m
     assert summary["selected_round"] == 4
     assert summary["selection_score"] == pytest.approx(0.6)
     assert_same_state(load_file(run.weights), models[3])
+
+
+def test_a_round_that_not_all_holders_scored_is_not_selected(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Round 2 has the best figures, of fewer utterances than the others'; its record names the holder."""
+    uars, models = [0.6, 0.9, 0.7], list[State]()
+    lost = ClientFailure(client_id="f01", error="no reply", stage="validation")
+    score = LocalScorer.score
+
+    def scripted(scorer: LocalScorer, scored: Mapping[str, State], part: Part, *, attacked: bool = False) -> Scored:
+        if part == "test":
+            return score(scorer, scored, part, attacked=attacked)
+        models.append(scored[GLOBAL])
+        return Scored({"m01": confusion_of(uars[len(models) - 1])}, (lost,) if len(models) == 2 else ())
+
+    monkeypatch.setattr(LocalScorer, "score", scripted)
+    run = train(settings(home, "incomplete", "federation.num_rounds=3"))
+    assert run.read_json(run.summary)["selected_round"] == 3
+    assert_same_state(load_file(run.weights), models[2])
+    assert column(run, "failures") == [[], [{"client_id": "f01", "error": "no reply", "stage": "validation"}], []]
+
+
+def test_incomplete_test_figures_are_no_figures(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run stops with a reason, keeps its rounds, and with resume=true it is as if nothing had happened."""
+    score, silent = LocalScorer.score, ClientFailure(client_id="f01", error="no reply")
+
+    def deaf(scorer: LocalScorer, models: Mapping[str, State], part: Part, *, attacked: bool = False) -> Scored:
+        scored = score(scorer, models, part, attacked=attacked)
+        return Scored(scored.by_holder, (silent,)) if part == "test" else scored
+
+    config = settings(home, "untested")
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalScorer, "score", deaf)
+        with pytest.raises(RoundFailed, match=r"1 of 2 holders.*resume=true") as caught:
+            train(config)
+    run = RunFolder(Path(str(config.run_dir)))
+    assert "f01: no reply" in str(caught.value) and not run.summary.exists()
+    assert train(settings(home, "untested", "resume=true")).summary.exists()
+    other = train(settings(home, "tested"))
+    assert run.read_json(run.summary) == other.read_json(other.summary)
 
 
 def test_robust_uar_at_epsilon_0_is_the_clean_uar_and_falls_with_epsilon(home: Path) -> None:

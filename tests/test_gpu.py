@@ -24,10 +24,8 @@ from ser_fl.data.datamodule import load_examples
 from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.devices import exact_arithmetic
 from ser_fl.evaluation.benchmark import benchmark, benchmark_run
-from ser_fl.evaluation.scoring import Evaluator
 from ser_fl.federation.client import ClientTask
-from ser_fl.federation.experiment import box_of, make_clients
-from ser_fl.federation.scoring import Scorer
+from ser_fl.federation.experiment import box_of, local_scorer, make_clients
 from ser_fl.federation.server import GLOBAL
 from ser_fl.models.catalogue import build_network
 from ser_fl.records import ClientUpdate, RunFolder, State
@@ -106,10 +104,9 @@ def test_scores_are_those_of_the_cpu(home: Path) -> None:
     for accelerator in ("cpu", "cuda"):
         config = settings(home, accelerator)
         prepared = prepare(config)
-        scorer = Scorer(config, Evaluator(prepared.store, prepared.standardisation), box_of(prepared))
-        models, holders = {GLOBAL: initial(config, prepared)}, {"all": prepared.split.test}
+        scorer, models = local_scorer(config, prepared), {GLOBAL: initial(config, prepared)}
         with exact_arithmetic():
-            confusions.append((scorer.confusion(models, holders), scorer.robust_confusion(models, holders)))
+            confusions.append([scorer.score(models, "test", attacked=attacked).total for attacked in (False, True)])
     (clean, robust), (clean_too, robust_too) = confusions
     assert (clean == clean_too).all()
     assert abs(robust - robust_too).sum() <= 2, "one utterance may be on the edge"
@@ -127,7 +124,7 @@ def test_pgd_keeps_to_ball_and_box_and_does_what_it_does_on_the_cpu(home: Path) 
     examples = load_examples(prepared.store, prepared.split.test, prepared.standardisation)
     start = random_start(examples.features_NFL, 0.1, torch.Generator().manual_seed(1))
     kept = {"epsilon": 0.1, "step_size": 0.025, "steps": 4}
-    box = box_of(prepared)
+    box = box_of(prepared.standardisation)
     expected = pgd(network, examples.features_NFL, examples.labels_N, box=box, start_BFL=start, **kept)
     with exact_arithmetic():
         network = network.to("cuda")

@@ -18,6 +18,7 @@ from ser_fl.report.replications import (
     replications,
 )
 from ser_fl.report.runs import RunRecords
+from ser_fl.report.spread import spread_table
 
 CLASSES = 3
 
@@ -144,10 +145,12 @@ def test_the_table_has_a_row_for_each_defence_and_marks_what_is_grey() -> None:
     headings = list(table.header[2:])
     assert headings[0] == "Clean" and headings[-1] == "Worst case"
     assert "adaptive" in headings[2] and "EOT 16" in headings[2]
-    assert bare[0] == ["80.0", "±", "0.0"] and bare[1][:2] == ["43.3", "±"]
+    assert bare[0] == ["80.0", "±", "0.0", "(sd", "0.0)"]
+    assert bare[1] == ["43.3", "±", "37.9", "(sd", "15.3)"]
     assert bare[2] == ["–"], "nobody ran it on the bare model"
-    assert bare[3] == ["6.7", "±", "0.0"]
-    assert defended[1] == ["50.0", "±", "0.0", "†"] and defended[2] == ["10.0", "±", "0.0"]
+    assert bare[3] == ["6.7", "±", "0.0", "(sd", "0.0)"]
+    assert defended[1] == ["50.0", "±", "0.0", "(sd", "0.0)", "†"]
+    assert defended[2] == ["10.0", "±", "0.0", "(sd", "0.0)"]
 
 
 def test_a_seed_that_lacks_an_attack_leaves_a_gap() -> None:
@@ -181,4 +184,24 @@ def test_the_worst_case_of_a_defence_is_that_of_attackers_who_know_of_it() -> No
     table = replication_table(runs)
     assert table is not None
     (row,) = [row for row in table.rows if row[1] == "randomisation"]
-    assert row[-1] == "22.2 ± 0.0 (n = 9)"
+    assert row[-1] == "22.2 ± 0.0 (sd 0.0) (n = 9)"
+
+
+def test_test_scores_over_seeds() -> None:
+    """UAR of 0.3, 0.4 and 0.6; runs that repeat nothing, have not finished or are folds are in no row."""
+    scores = [{"uar": uar, "accuracy": 0.5, "macro_f1": 0.25} for uar in (0.3, 0.4, 0.6)]
+    seeds = [
+        replace(run(f"s{number}", seed=number), summary={"test": test}) for number, test in enumerate(scores, start=1)
+    ]
+    alone = replace(run("alone", objective="pgd"), summary={"test": scores[0]})
+    table = spread_table([*seeds, alone, run("unfinished", seed=9)])
+    assert table is not None
+    assert [row[1:] for row in table.rows] == [
+        ("UAR", "43.3", "15.3", "37.9", "30.0, 40.0, 60.0"),
+        ("Accuracy", "50.0", "0.0", "0.0", "50.0, 50.0, 50.0"),
+        ("Macro F1", "25.0", "0.0", "0.0", "25.0, 25.0, 25.0"),
+    ]
+    assert all(row[0].endswith("3 seeds") for row in table.rows)
+    assert spread_table([seeds[0], alone]) is None
+    assert spread_table([replace(one, config=run("f", fold=fold).config) for fold, one in enumerate(seeds)]) is None
+    assert replication_table(seeds) is None, "nobody attacked them"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
 import signal
 import struct
 import subprocess
@@ -25,7 +26,10 @@ from ser_fl.tracking import Tracker, open_tracker
 from ser_fl.tracking.figures import attack_metrics, summary_metrics
 from ser_fl.tracking.public import public_config
 
-WANDB_VARIABLES = ("API_KEY", "MODE", "BASE_URL", "PROJECT", "ENTITY", "RUN_ID", "RUN_GROUP", "DIR", "NAME")
+WANDB_VARIABLES = (
+    *("API_KEY", "MODE", "BASE_URL", "PROJECT", "ENTITY", "RUN_ID", "RUN_GROUP", "DIR", "NAME"),
+    "SWEEP_ID",
+)
 
 SUMMARY = {
     "classes": ["anger", "fear", "sadness"],
@@ -293,12 +297,59 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert [row["round"] for row in history(list(wandb_records(path)))] == [1]
 
 
+@pytest.mark.parametrize("state", [None, {"wandb_id": "of-a-checkpoint"}], ids=["new", "resumed"])
+def test_under_an_agent_of_a_sweep_the_run_is_the_agents(run: RunFolder, state: dict[str, Any] | None) -> None:
+    """In a process of its own, as the agent starts it: W&B reads the agent's variables once."""
+    code = """
+import json, sys
+from pathlib import Path
+from ser_fl.records import RunFolder
+from ser_fl.tracking import open_tracker
+
+tracker = open_tracker(backend="wandb", mode="offline", project="ours", entity="us", group=None, name="a run",
+                       run=RunFolder(Path(sys.argv[1])), config={"seed": 1}, state=json.loads(sys.argv[2]))
+tracker.finish()
+print(json.dumps(tracker.state()))
+"""
+    agent = {"WANDB_SWEEP_ID": "sweep123", "WANDB_RUN_ID": "agents1", "WANDB_PROJECT": "theirs", "WANDB_ENTITY": "they"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run.root), json.dumps(state)],
+        env={**os.environ, **agent},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (json.loads(done.stdout), done.stderr) == ({"wandb_id": "agents1"}, ""), "W&B has nothing to object to"
+    (records,) = offline_runs(run)
+    started = next(record.run for record in records if record.WhichOneof("record_type") == "run")
+    assert (started.run_id, started.project, started.entity, started.sweep_id) == (
+        *("agents1", "theirs", "they"),
+        "sweep123",
+    )
+
+
 def use_every_method(tracker: Tracker) -> None:
     tracker.log_round(round_record(1), client_records(1))
     tracker.log_attacks([CLEAN, PGD])
     tracker.log_summary(SUMMARY)
     tracker.finish()
     tracker.finish()
+
+
+def test_a_run_killed_before_its_first_checkpoint_goes_on_in_the_wandb_run_that_it_had_begun(run: RunFolder) -> None:
+    """Nobody but the folder knows the id by then; another folder begins another run."""
+    begun = open_for(run)
+    for _ in range(2):  # in one second, so that the second folder has a number behind the id
+        resumed = open_for(run)
+        assert resumed.state() == begun.state()
+        resumed.finish()
+    begun.finish()
+    assert len(list(run.root.glob("wandb/offline-run-*"))) == 3
+    other = RunFolder(run.root.with_name("other"))
+    other.root.mkdir()
+    new = open_for(other)
+    new.finish()
+    assert new.state() != begun.state()
 
 
 def raising(*_: object, **__: object) -> None:
@@ -507,8 +558,9 @@ def test_attack_keys() -> None:
 
 
 def test_summary_figures() -> None:
-    assert summary_metrics(SUMMARY) == {
+    assert summary_metrics({**SUMMARY, "selection_score": 0.5}) == {
         "selected_round": 2,
+        "selection_score": 0.5,
         "test/uar": 0.75,
         "test/accuracy": 0.7,
         "test/macro_f1": 0.72,

@@ -130,8 +130,7 @@ def _read_samples(path: Path, channel: str) -> tuple[NDArray[np.float32], int]:
 
 def _open(path: Path) -> soundfile.SoundFile:
     """A file that has a header that can be read, and a rate in `RATES_HZ`."""
-    if not os.path.isfile(path):  # noqa: PTH113, since Path.is_file raises where a name is too long
-        raise _unusable(path, "it is no file" if os.path.lexists(path) else "no such file", verb="read")
+    _check_file(path)
     if path.suffix.lower() == ".raw":
         raise _unusable(path, "a .raw file has no header that tells its sampling rate; make a WAV file of it")
     try:
@@ -144,6 +143,17 @@ def _open(path: Path) -> soundfile.SoundFile:
         reason = f"its header tells a sampling rate beyond {low} to {high} Hz; make it again from its source"
         raise _unusable(path, reason, f"{reason}, got {file.samplerate}")
     return file
+
+
+def _check_file(path: Path) -> None:
+    """Raise `UnusableAudio` for what is no file; `os.path` takes names that are too long, too."""
+    if os.path.isfile(path):  # noqa: PTH113
+        return
+    if os.path.isdir(path):  # noqa: PTH112
+        raise _unusable(path, "it is a folder", verb="read")
+    is_there = os.path.exists(path)  # noqa: PTH110
+    reason = "it is a device or a pipe, whose end nobody knows" if is_there else "no such file"
+    raise _unusable(path, reason, verb="read")
 
 
 def _blocks(file: soundfile.SoundFile) -> Iterator[NDArray[np.float32]]:
@@ -207,6 +217,7 @@ def content_digest(path: Path, channel: str) -> bytes:
         UserError: the file cannot be read.
     """
     try:
+        _check_file(path)
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {_reason(error)}") from None
@@ -219,4 +230,6 @@ def _reason(error: Exception) -> str:
         return "no such file"
     if isinstance(error, soundfile.LibsndfileError):
         return str(error.error_string).rstrip(".").lower()
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
     return one_line(str(error)) or type(error).__name__

@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ser_fl.claims import hold
 from ser_fl.config import FrontendConfig
 from ser_fl.data.frontend import LogMel
 from ser_fl.data.utterance import Corpus, Utterance, classes_of
 from ser_fl.environment import threads_limited_to
 from ser_fl.errors import UserError
+from ser_fl.records import NO_ROOM, naming
 
 CACHE_VERSION = 2
 """Raised whenever the same audio and settings would give other features."""
@@ -64,7 +66,9 @@ def open_store(
 
     Copy-on-write, since torch has no read-only tensors: pages are shared until somebody writes, and nobody does.
     """
-    return FeatureStore(file, torch.from_numpy(np.load(file, mmap_mode="c")), labels_N, utterances, classes)
+    return FeatureStore(
+        file, torch.from_numpy(np.load(file, mmap_mode="c", allow_pickle=False)), labels_N, utterances, classes
+    )
 
 
 def default_cache_dir() -> Path:
@@ -73,15 +77,27 @@ def default_cache_dir() -> Path:
 
 
 def compute_features(
-    corpus: Corpus, config: FrontendConfig, *, cache_dir: Path | None = None, progress: OnFeatures | None = None
+    corpus: Corpus,
+    config: FrontendConfig,
+    *,
+    cache_dir: Path | None = None,
+    progress: OnFeatures | None = None,
+    classes: tuple[str, ...] | None = None,
 ) -> FeatureStore:
     """Features of every utterance of a corpus, from the cache where audio and settings are the same.
+
+    Args:
+        corpus: utterances and their audio.
+        config: the front end.
+        cache_dir: where features are kept; None is `default_cache_dir`.
+        progress: told how far it is.
+        classes: of an experiment that this corpus is only a share of; None: the emotions that occur.
 
     Raises:
         UserError: a file cannot be decoded (it is named), the corpus has fewer than two emotions, or the front end has
             mel bins without a frequency.
     """
-    classes = classes_of(corpus.utterances)
+    classes = classes or classes_of(corpus.utterances)
     if len(classes) < 2:
         raise UserError(f"corpus {corpus.name!r} has one emotion only ({', '.join(classes)}): a classifier needs two")
     file = (cache_dir or default_cache_dir()) / "features" / f"{_key(corpus, config)}.npy"
@@ -99,11 +115,12 @@ def compute_features(
 def _load(file: Path, shape: tuple[int, int, int]) -> NDArray[np.float32] | None:
     """The cached rows, mapped into memory; None where there are none, or where a full disk or a crash cut them off.
 
+    `open_memmap` reads plain numbers only: it refuses a file of objects, which would have to be unpickled.
     Copy-on-write, since torch has no read-only tensors: pages are shared until somebody writes, and nobody does.
     """
     try:
         rows = np.lib.format.open_memmap(file, mode="c")
-    except (FileNotFoundError, ValueError, EOFError):
+    except (FileNotFoundError, ValueError, EOFError, OverflowError):
         return None
     return rows if rows.dtype == np.float32 and rows.shape == shape else None
 
@@ -144,14 +161,13 @@ def _fill(
     """
     total = len(corpus.utterances)
     file.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(file)
-    # A name nobody else has, since hosts that share the folder may run processes of one number.
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    os.close(handle)
+    with naming(file):
+        _sweep(file)
+        # A name nobody else has, since hosts that share the folder may run processes of one number.
+        handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     temporary = Path(name)
-    rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
 
-    def fill_batch(start: int) -> int:
+    def fill_batch(rows: NDArray[np.float32], start: int) -> int:
         batch = corpus.utterances[start : start + _BATCH]
         with torch.inference_mode():
             for index, utterance in enumerate(batch, start):
@@ -164,23 +180,54 @@ def _fill(
         return len(batch)
 
     try:
+        with naming(file):
+            hold(handle, wait=True)  # for as long as it is open, nobody sweeps it up
+            rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+            _allocate(handle)
         with threads_limited_to(1), ThreadPoolExecutor(os.cpu_count()) as pool:
             done = 0
-            for count in pool.map(fill_batch, range(0, total, _BATCH)):
+            for count in pool.map(partial(fill_batch, rows), range(0, total, _BATCH)):
                 done += count
                 os.utime(temporary)
                 if progress is not None:
                     progress(done, total)
-        rows.flush()
-        temporary.chmod(0o644)
-        temporary.replace(file)
+        with naming(file):
+            rows.flush()
+            temporary.chmod(0o644)
+            temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _allocate(handle: int) -> None:
+    """Take the room on disk of an open file's whole length: a disk that fills while mapped memory is written kills the
+    process, without a word.
+    """
+    try:
+        os.posix_fallocate(handle, 0, os.fstat(handle).st_size)
+    except (AttributeError, OSError) as error:  # some systems and file systems cannot
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise
 
 
 def _sweep(file: Path) -> None:
-    """Remove temporary files that killed computations of the same features left behind."""
-    for temporary in file.parent.glob(f".{file.name}.*"):
-        with contextlib.suppress(FileNotFoundError):  # somebody else sweeps too
-            if time.time() - temporary.stat().st_mtime > _LEFT_BEHIND_S:
-                temporary.unlink()
+    """Remove temporary files that killed computations of the same features left behind.
+
+    Nobody holds such a file. Where locks do not reach between hosts, whoever writes touches his with every batch: so it
+    must also be far in time from a file that is made now, in either direction, since clocks are set.
+    """
+    left = list(file.parent.glob(f".{file.name}.*"))
+    if not left:
+        return
+    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".now.") as fresh:
+        now = os.fstat(fresh.fileno()).st_mtime  # by the file system's clock
+    for temporary in left:
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):  # somebody else sweeps too, or writes it
+            handle = os.open(temporary, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                hold(handle)
+                if abs(now - os.fstat(handle).st_mtime) > _LEFT_BEHIND_S:
+                    temporary.unlink()
+            finally:
+                os.close(handle)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heapify, heapreplace
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor
@@ -19,6 +20,8 @@ EVERYBODY = "all"
 """Id of a client that holds everything."""
 Indices = tuple[int, ...]
 """Positions in the utterance table, ascending."""
+Part = Literal["train", "validation", "test"]
+PARTS: tuple[Part, ...] = ("train", "validation", "test")
 
 
 _WAYS_OUT: Mapping[str, Mapping[str, str]] = {
@@ -55,17 +58,75 @@ def split_corpus(utterances: Sequence[Utterance], config: SplitConfig) -> Split:
         UserError: an unknown speaker, too few speakers, or an empty part.
         BrokenPromise: an utterance, or where it is promised a speaker, would be in two parts.
     """
+    split = split_share(utterances, settle_split({u.speaker: u.sex for u in utterances}, config))
+    check_parts({part: len(getattr(split, part)) for part in PARTS}, config)
+    return split
+
+
+def settle_split(speakers: Mapping[str, str | None], config: SplitConfig) -> SplitConfig:
+    """The split by names: who holds only some of a corpus's speakers splits them by it as whoever holds all.
+
+    Args:
+        speakers: every speaker of the corpus and their sex.
+        config: as configured; folds become named speakers.
+
+    Raises:
+        UserError: an unknown speaker, one that is named twice, or a fold that is not there.
+    """
+    if config.name != "speaker_independent":
+        return config
+    for name in (*config.test_speakers, *config.validation_speakers):
+        if name not in speakers:
+            raise unknown_name("speaker", name, sorted(speakers))
+    order = _fold_order(speakers, config.seed)
+    if config.test_speakers:
+        testers = list(config.test_speakers)
+        named = set(testers)
+        others = [speaker for speaker in order if speaker not in named]
+    else:
+        start = config.fold * config.num_test_speakers
+        num_folds = -(-len(order) // config.num_test_speakers)
+        if config.fold >= num_folds:
+            raise UserError(f"split.fold must be below {num_folds} ({len(order)} speakers), got {config.fold}")
+        testers = order[start : start + config.num_test_speakers]
+        others = order[start + len(testers) :] + order[:start]
+    validators = list(config.validation_speakers) or others[: config.num_validation_speakers]
+    for speaker in testers:
+        if speaker in validators:
+            raise UserError(f"speaker {speaker!r} is named for test and for validation")
+    # mypy does not see that pydantic's dataclass is one.
+    return replace(  # type: ignore[type-var]
+        config, fold=0, test_speakers=tuple(testers), validation_speakers=tuple(validators)
+    )
+
+
+def split_share(utterances: Sequence[Utterance], settled: SplitConfig) -> Split:
+    """Split some speakers' utterances; a part may be empty, since others may hold what is in it.
+
+    Raises:
+        BrokenPromise: an utterance, or where it is promised a speaker, would be in two parts.
+    """
     split = {
         "within_speaker": _within_speaker,
         "speaker_independent": _speaker_independent,
         "published": _published,
-    }[config.name](utterances, config)
-    for part in ("train", "validation", "test"):
-        if not getattr(split, part):
-            way_out = _WAYS_OUT[config.name].get(part, _WAYS_OUT[config.name]["train"])
-            raise UserError(f"split {config.name!r} leaves no {part} utterances of {len(utterances)}: {way_out}")
-    _check_disjoint(split, utterances, by_speaker=config.name == "speaker_independent")
+    }[settled.name](utterances, settled)
+    _check_disjoint(split, utterances, by_speaker=settled.name == "speaker_independent")
     return split
+
+
+def check_parts(sizes: Mapping[Part, int], config: SplitConfig) -> None:
+    """Refuse a split with an empty part.
+
+    Raises:
+        UserError: it says what to change.
+    """
+    if config.name == "published" and not any(sizes.values()):
+        raise UserError("this corpus has no split of its own: use split=within_speaker or split=speaker_independent")
+    for part in PARTS:
+        if not sizes[part]:
+            way_out = _WAYS_OUT[config.name].get(part, _WAYS_OUT[config.name]["train"])
+            raise UserError(f"split {config.name!r} leaves no {part} utterances of {sum(sizes.values())}: {way_out}")
 
 
 def _within_speaker(utterances: Sequence[Utterance], config: SplitConfig) -> Split:
@@ -86,48 +147,28 @@ def _within_speaker(utterances: Sequence[Utterance], config: SplitConfig) -> Spl
     return Split(tuple(sorted(train)), tuple(sorted(validation)), tuple(sorted(test)))
 
 
-def _speaker_independent(utterances: Sequence[Utterance], config: SplitConfig) -> Split:
-    """Named speakers, or folds of speakers in an order drawn once from ``split.seed``.
+def _speaker_independent(utterances: Sequence[Utterance], settled: SplitConfig) -> Split:
+    """By named speakers; everybody else trains.
 
-    Fold i tests speakers i*k to (i+1)*k - 1 of that order (the last fold may be smaller) and validates on those that
-    follow, so that over all folds every speaker is tested once.
+    Folds are named by `settle_split`, from an order of the speakers that is drawn once from ``split.seed``: fold i
+    tests speakers i*k to (i+1)*k - 1 of it (the last fold may be smaller) and validates on those that follow, so that
+    over all folds every speaker is tested once.
     """
-    speakers = sorted({utterance.speaker for utterance in utterances})
-    for name in (*config.test_speakers, *config.validation_speakers):
-        if name not in speakers:
-            raise unknown_name("speaker", name, speakers)
-    order = _fold_order(utterances, config.seed)
-    if config.test_speakers:
-        testers = list(config.test_speakers)
-        named = set(testers)
-        others = [speaker for speaker in order if speaker not in named]
-    else:
-        start = config.fold * config.num_test_speakers
-        num_folds = -(-len(order) // config.num_test_speakers)
-        if config.fold >= num_folds:
-            raise UserError(f"split.fold must be below {num_folds} ({len(order)} speakers), got {config.fold}")
-        testers = order[start : start + config.num_test_speakers]
-        others = order[start + len(testers) :] + order[:start]
-    validators = list(config.validation_speakers) or others[: config.num_validation_speakers]
     parts: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
-    tested, validated = set(testers), set(validators)
+    tested, validated = set(settled.test_speakers), set(settled.validation_speakers)
     for index, utterance in enumerate(utterances):
         speaker = utterance.speaker
-        in_test, in_validation = speaker in tested, speaker in validated
-        if in_test and in_validation:
-            raise UserError(f"speaker {speaker!r} is named for test and for validation")
-        parts["test" if in_test else "validation" if in_validation else "train"].append(index)
+        parts["test" if speaker in tested else "validation" if speaker in validated else "train"].append(index)
     return Split(tuple(parts["train"]), tuple(parts["validation"]), tuple(parts["test"]))
 
 
-def _fold_order(utterances: Sequence[Utterance], seed: int) -> list[str]:
+def _fold_order(sexes: Mapping[str, str | None], seed: int) -> list[str]:
     """All speakers in a drawn order that spreads each sex evenly: the k-th of n stands at (k + 1/2) / n of the way."""
-    sexes = {utterance.speaker: utterance.sex or "" for utterance in utterances}
     speakers = sorted(sexes)
     drawn = [speakers[i] for i in torch.randperm(len(speakers), generator=generator("folds", seed)).tolist()]
     place: dict[str, float] = {}
-    for sex in sorted(set(sexes.values())):
-        of_sex = [speaker for speaker in drawn if sexes[speaker] == sex]
+    for sex in sorted({sex or "" for sex in sexes.values()}):
+        of_sex = [speaker for speaker in drawn if (sexes[speaker] or "") == sex]
         place |= {speaker: (k + 0.5) / len(of_sex) for k, speaker in enumerate(of_sex)}
     return sorted(drawn, key=place.__getitem__)
 
@@ -137,8 +178,6 @@ def _published(utterances: Sequence[Utterance], config: SplitConfig) -> Split:
     parts: dict[str | None, list[int]] = defaultdict(list)
     for index, utterance in enumerate(utterances):
         parts[utterance.split].append(index)
-    if set(parts) == {None}:
-        raise UserError("this corpus has no split of its own: use split=within_speaker or split=speaker_independent")
     return Split(tuple(parts["train"]), tuple(parts["validation"]), tuple(parts["test"]))
 
 
@@ -226,6 +265,11 @@ def _dirichlet(size: int, alpha: float, stream: Generator) -> Tensor:
 def holders(utterances: Sequence[Utterance], part: Indices) -> dict[str, Indices]:
     """Who holds the utterances of a part: speakers hold their own recordings, whoever trains on them."""
     return {speaker: tuple(indices) for speaker, indices in _by_speaker(utterances, part).items()}
+
+
+def part_sizes(utterances: Sequence[Utterance], part: Indices) -> dict[str, int]:
+    """How many utterances of a part each speaker has."""
+    return {speaker: len(held) for speaker, held in holders(utterances, part).items()}
 
 
 def _check_disjoint(split: Split, utterances: Sequence[Utterance], *, by_speaker: bool) -> None:

@@ -14,9 +14,12 @@ from ser_fl.data.corpora import open_corpus
 from ser_fl.data.corpora.folder import expand_home
 from ser_fl.data.features import FeatureStore, OnFeatures, compute_features
 from ser_fl.data.frontend import FeatureStatistics, Standardisation
-from ser_fl.data.partition import EVERYBODY, Indices, Split, assign_clients, split_corpus
+from ser_fl.data.holdings import Holdings, digest_of_all, digest_of_speakers
+from ser_fl.data.partition import EVERYBODY, PARTS, Indices, Split, assign_clients, part_sizes, split_corpus
 from ser_fl.data.synthetic import SyntheticCorpus
 from ser_fl.data.utterance import Corpus, SkippedFile
+from ser_fl.errors import UserError
+from ser_fl.places import is_place
 
 _LOG = logging.getLogger(__name__)
 
@@ -32,6 +35,18 @@ class Prepared:
     skipped: tuple[SkippedFile, ...] = ()
     """Files that could not be used and were left out, with ``data.on_unreadable=skip``."""
 
+    def holdings(self) -> Holdings:
+        """What the server knows of it."""
+        utterances, client_ids = self.store.utterances, tuple(self.clients)
+        return Holdings(
+            classes=self.store.classes,
+            client_ids=client_ids,
+            sizes={part: part_sizes(utterances, getattr(self.split, part)) for part in PARTS},
+            standardisation=self.standardisation,
+            digest=digest_of_all(digest_of_speakers(utterances, self.split), client_ids, self.standardisation),
+            skipped=self.skipped,
+        )
+
 
 def open_configured_corpus(config: Config) -> Corpus:
     """The corpus that the configuration names."""
@@ -39,6 +54,11 @@ def open_configured_corpus(config: Config) -> Corpus:
     if data.name == "builtin":
         return SyntheticCorpus(data.num_speakers, data.utterances_per_emotion)
     assert data.root is not None
+    if is_place(data.root):
+        raise UserError(
+            f"the run has its corpus at {data.root}, which this machine does not know: say where it is, with "
+            "data.root=DIR (train) or root=DIR (benchmark, transfer)"
+        )
     corpus = open_corpus(
         data.name, Path(data.root), channel=data.channel, on_unreadable=data.on_unreadable, labels=data.labels or None
     )
@@ -47,14 +67,18 @@ def open_configured_corpus(config: Config) -> Corpus:
     return corpus
 
 
+def cache_dir_of(config: Config) -> Path | None:
+    """Where features are kept; None is the default."""
+    return expand_home(config.data.cache_dir) if config.data.cache_dir else None
+
+
 def prepare(config: Config, on_features: OnFeatures | None = None) -> Prepared:
     """Features, split, clients and standardisation of an experiment.
 
     Standardisation is federated: each client gives the sums of its own training features, and the server adds them.
     """
-    cache_dir = expand_home(config.data.cache_dir) if config.data.cache_dir else None
     corpus = open_configured_corpus(config)
-    store = compute_features(corpus, config.frontend, cache_dir=cache_dir, progress=on_features)
+    store = compute_features(corpus, config.frontend, cache_dir=cache_dir_of(config), progress=on_features)
     split = split_corpus(store.utterances, config.split)
     clients = assign_clients(store.utterances, split.train, config.clients, seed=config.split.seed)
     if config.federation.name == "centralised":  # the same utterances, where the number of clients is capped too

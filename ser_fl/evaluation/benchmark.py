@@ -21,6 +21,7 @@ from ser_fl.attacks.catalogue import ATTACKS, Attack, build
 from ser_fl.attacks.settings import AttackSettings
 from ser_fl.attacks.suites import expand, subsets_of
 from ser_fl.attacks.waveform import WAVEFORM_ATTACKS
+from ser_fl.claims import claimed
 from ser_fl.composition import compose
 from ser_fl.config import Config
 from ser_fl.data.datamodule import load_examples
@@ -199,14 +200,23 @@ def benchmark_run(
 
     Raises:
         UserError: no such run or model, an unknown attack or defence, an attack without the box it needs, a corpus
-            that moved.
+            that moved, or another process that writes to the run: two benchmarks at once would lose records.
     """
     folder = Path(config.run)
     if not folder.is_dir():
         raise UserError(f"no such run folder: {folder}")
     run = RunFolder(folder)
+    with claimed(folder):
+        return _benchmark_run(config, run, on_attack, on_features)
+
+
+def _benchmark_run(
+    config: BenchmarkConfig, run: RunFolder, on_attack: OnAttack, on_features: OnFeatures | None
+) -> list[AttackRecord]:
+    """The same of a run folder that is ours alone for as long as it lasts."""
+    run.refuse_links_out()
     trained = compose([f"data.root={config.root}"] if config.root else [], config_file=run.config)
-    bundle = load_model(folder)
+    bundle = load_model(run)
     defences = [build_defence(name) for name in config.defences]
     plans = plans_of(config) if config.domain == WAVEFORM else []
     if not plans:

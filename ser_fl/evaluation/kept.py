@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from ser_fl.attacks.catalogue import VERSION
 from ser_fl.defences import Defence
-from ser_fl.forms import parse_json, record_of
+from ser_fl.errors import UserError
 from ser_fl.records import write_bytes, write_json
 
 OUTCOME_SCHEMA = 3
@@ -86,6 +87,9 @@ class Outcome:
     def threat(self) -> tuple[str, float | None, float | None]:
         """Norm, epsilon and SNR: what attacks must share to have a common worst case."""
         return self.norm, self.epsilon, self.snr_db
+
+
+_OUTCOME: TypeAdapter[Outcome] = TypeAdapter(Outcome)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -171,6 +175,8 @@ class Folder:
     root: Path
     device: torch.device
     """Where batches go when they are read."""
+    shape_FL: tuple[int, ...]
+    """Of an utterance: batches of others are made anew."""
     keeps_adversarials: bool = False
 
     def outcome(self, key: str) -> Outcome | None:
@@ -188,9 +194,11 @@ class Folder:
         try:
             with safe_open(self._file(key, ids), framework="pt", device=str(self.device)) as file:
                 cost = json.loads(file.metadata()["cost"])
-                return Made(adversarial_NFL=file.get_tensor(_TENSOR), **cost)
-        except (FileNotFoundError, SafetensorError, ValueError, TypeError, KeyError):
+                made = Made(adversarial_NFL=file.get_tensor(_TENSOR), **cost)
+        except (FileNotFoundError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
             return None
+        fits = made.adversarial_NFL.shape == (len(ids), *self.shape_FL) and made.adversarial_NFL.dtype == torch.float32
+        return made if fits else None
 
     def keep_batch(self, key: str, ids: Sequence[str], made: Made) -> None:
         cost = {name: getattr(made, name) for name in ("forward_passes", "backward_passes", "seconds")}
@@ -211,12 +219,19 @@ def adversarials(folder: Path) -> dict[str, Tensor]:
 
     Args:
         folder: one of ``RUN/attacks/*/*/``; the ``.json`` of the same name says which attack made them.
+
+    Raises:
+        UserError: a file is damaged.
     """
     found: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            ids = json.loads(file.metadata()["ids"])
-            found |= dict(zip(ids, file.get_tensor(_TENSOR), strict=True))
+        try:
+            with safe_open(path, framework="pt") as file:
+                ids = json.loads(file.metadata()["ids"])
+                found |= dict(zip(ids, file.get_tensor(_TENSOR), strict=True))
+        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{path} cannot be read ({reason}): run `ser-fl benchmark` again") from None
     return found
 
 
@@ -230,12 +245,14 @@ class Archive:
         """Whether a model of this digest was attacked, whatever else the folder knows."""
         return any(_read(file).get("weights") == weights for file in self.root.glob("*/challenge.json"))
 
-    def open(self, digest: str, weights: str, *, device: torch.device, keeps_adversarials: bool) -> Folder:
+    def open(
+        self, digest: str, weights: str, *, device: torch.device, shape_FL: tuple[int, ...], keeps_adversarials: bool
+    ) -> Folder:
         """The folder of a challenge, made where it is not there."""
         root = self.root / digest
-        if not (root / "challenge.json").exists():
+        if _read(root / "challenge.json").get("weights") != weights:
             write_json(root / "challenge.json", {"weights": weights})
-        return Folder(root, device, keeps_adversarials)
+        return Folder(root, device, shape_FL, keeps_adversarials)
 
     def clear(self) -> None:
         """Drop everything."""
@@ -243,9 +260,10 @@ class Archive:
 
 
 def _read(file: Path) -> dict[str, Any]:
+    """Content of a JSON file; empty where it is missing or damaged: what it was made of is there to make it anew."""
     try:
-        content = parse_json(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -255,6 +273,13 @@ def _read_outcome(file: Path) -> Outcome | None:
     if content.pop("schema", None) != OUTCOME_SCHEMA or content.keys() != {entry.name for entry in fields(Outcome)}:
         return None
     try:
-        return record_of(Outcome, content)
-    except ValueError:
+        outcome = _OUTCOME.validate_python(content)
+    except ValidationError:
         return None
+    return outcome if _has_one_figure_an_utterance(outcome) else None
+
+
+def _has_one_figure_an_utterance(outcome: Outcome) -> bool:
+    votes = (runs for kind in (outcome.votes, outcome.written_votes) for runs in kind.values())
+    rows = (outcome.l2_N, outcome.linf_N, *outcome.measured.values(), *(run for runs in votes for run in runs))
+    return all(len(row) == len(outcome.ids) for row in rows)

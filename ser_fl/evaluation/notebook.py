@@ -36,6 +36,7 @@ class Notebook:
             digest_of(self._challenge),
             weights,
             device=self._challenge.features_NFL.device,
+            shape_FL=tuple(self._challenge.features_NFL.shape[1:]),
             keeps_adversarials=self._config.keep_adversarials,
         )
 

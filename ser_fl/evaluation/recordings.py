@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -141,9 +142,17 @@ class WavPairs:
         write_wav(clean, clean_T, sample_rate_hz)
         write_wav(adversarial, adversarial_T, sample_rate_hz)
         names = {"utterance_id": utterance_id, "clean": clean.name, "adversarial": adversarial.name}
-        earlier = json.loads(self.list.read_text(encoding="utf-8"))["pairs"] if self.list.exists() else []
-        others = [pair for pair in earlier if pair["adversarial"] != adversarial.name]
+        others = [pair for pair in self._earlier() if pair["adversarial"] != adversarial.name]
         write_json(self.list, {"pairs": [*others, {**names, **figures}]})
+
+    def _earlier(self) -> list[dict[str, Any]]:
+        """Pairs of the list; none where it is damaged, as it is made of what benchmarks write anew."""
+        try:
+            pairs = json.loads(self.list.read_text(encoding="utf-8"))["pairs"]
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
+            return []
+        kept = pairs if isinstance(pairs, list) else []
+        return [pair for pair in kept if isinstance(pair, dict) and "adversarial" in pair]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -37,6 +37,7 @@ from ser_fl.data.partition import split_corpus
 from ser_fl.data.prepared import open_configured_corpus
 from ser_fl.defences import Defence, build_defence
 from ser_fl.devices import CPU, devices_of, exact_arithmetic, send
+from ser_fl.discretion import public_path
 from ser_fl.environment import threads_limited_to
 from ser_fl.errors import UserError
 from ser_fl.evaluation.challenge import Challenge, balanced_rows
@@ -294,6 +295,8 @@ def transfer_runs(
             without a test utterance in common, an unknown attack or defence, or a corpus that moved.
     """
     places = _places(config.runs)
+    for folder, _ in places:
+        RunFolder(folder).refuse_links_out()
     attack = build(
         AttackSettings(name=config.attack, epsilon=config.epsilon, steps=config.steps, restarts=config.restarts)
     )
@@ -331,13 +334,19 @@ def transfer_runs(
             on_attack=on_attack,
         )
     matrix = TransferMatrix(
-        models={run.name: run.given for run in runs},
+        models={run.name: _public(run.given) for run in runs},
         synthetic=any(run.bundle.synthetic for run in runs),
         seconds=time.perf_counter() - started,
         records=tuple(records),
     )
     write_transfer(file, matrix)
     return file, matrix
+
+
+def _public(given: str) -> str:
+    """RUN or RUN:CLIENT without the folders of this machine."""
+    folder, client_id = _place(given)
+    return public_path(folder) + (f":{client_id}" if client_id else "")
 
 
 def _places(given: Sequence[str]) -> list[tuple[Path, str | None]]:

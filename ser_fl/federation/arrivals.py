@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ser_fl.discretion import public_text
 from ser_fl.federation.aggregation import Outcome, find_problem
 from ser_fl.federation.server import Gathered
 from ser_fl.records import ClientFailure, ClientRecord, ClientUpdate, State
@@ -17,6 +18,8 @@ class Arrivals:
     reference: State
     """The model that clients received: what updates must look like."""
     gathered: Gathered
+    folders: tuple[str, ...] = ()
+    """Of the data and the run: what clients say names them by their last names alone."""
     records: list[ClientRecord] = field(default_factory=list)
     failures: list[ClientFailure] = field(default_factory=list)
     nanoseconds: list[dict[str, int]] = field(default_factory=list)
@@ -26,7 +29,7 @@ class Arrivals:
         """Hand an update on to the server, or note why there is none that can be averaged."""
         problem = outcome if isinstance(outcome, str) else find_problem(outcome, self.reference)
         if isinstance(outcome, str) or problem is not None:
-            self.failures.append(ClientFailure(client_id=client_id, error=str(problem)))
+            self.failures.append(ClientFailure(client_id=client_id, error=public_text(str(problem), self.folders)))
         else:
             self.nanoseconds.append(outcome.nanoseconds)
             self.gathered.add(outcome)

@@ -6,11 +6,13 @@ the commit point. What is on disk before that rename is never touched, so a kill
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field, TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -18,10 +20,33 @@ from safetensors.torch import save as save_tensors
 from ser_fl.config import Precision
 from ser_fl.errors import UserError, shown
 from ser_fl.federation.server import GLOBAL, Server
-from ser_fl.forms import parse_json, record_of
-from ser_fl.records import RunFolder, State, write_bytes, write_json
+from ser_fl.records import State, write_bytes, write_json
 
-SCHEMA = 5
+SCHEMA = 6
+
+
+@dataclass(slots=True, kw_only=True)
+class _WeightAverage:
+    decay: float
+    num_averaged: Annotated[int, Field(ge=0)]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Latest:
+    """``latest.json`` as it must be."""
+
+    round: Annotated[int, Field(ge=1)]
+    best_round: Annotated[int, Field(ge=1)]
+    best_score: float
+    data_digest: str
+    server_momentum: float
+    weight_average: _WeightAverage
+    files: dict[str, str]
+    lengths: dict[str, Annotated[int, Field(ge=0)]]
+    tracking: dict[str, Any]
+
+
+_LATEST: TypeAdapter[_Latest] = TypeAdapter(_Latest)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -35,7 +60,7 @@ class Progress:
     best_round: int
     best_score: float
     data_digest: str = ""
-    """Of the data that the run is trained on (`Prepared.digest`)."""
+    """Of the data that the run is trained on (`Holdings.digest`)."""
     lengths: dict[str, int] = field(default_factory=dict)
     """Bytes of each ``.jsonl`` file at the commit."""
     precision: Precision | None = None
@@ -53,39 +78,10 @@ class Progress:
             self.best_score = -1.0 if score is None else score
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeightAverage:
-    """Of the server's model over rounds."""
-
-    decay: float
-    num_averaged: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Commit:
-    """``latest.json``."""
-
-    round: int
-    best_round: int
-    best_score: float
-    data_digest: str
-    server_momentum: float
-    weight_average: WeightAverage
-    files: dict[str, str]
-    """``current`` and ``best``."""
-    lengths: dict[str, int]
-    tracking: dict[str, Any]
-    config: dict[str, Any]
-
-    def __post_init__(self) -> None:
-        numbers = {"round": self.round, "best_round": self.best_round, **self.lengths}
-        if negative := [name for name, number in numbers.items() if number < 0]:
-            raise ValueError(f"{negative[0]} must be at least 0, got {numbers[negative[0]]}")
-
-
 def save_checkpoint(folder: Path, progress: Progress, config: Mapping[str, Any]) -> None:
     """Commit a round."""
-    current, best = f"round-{progress.round:05d}.safetensors", f"best-{progress.best_round:05d}.safetensors"
+    files = _files(progress.round, progress.best_round)
+    current, best = files["current"], files["best"]
     tensors = {
         f"model/{owner}/{name}": t for owner, state in progress.server.models.items() for name, t in state.items()
     }
@@ -106,7 +102,7 @@ def save_checkpoint(folder: Path, progress: Progress, config: Mapping[str, Any])
         "data_digest": progress.data_digest,
         "server_momentum": progress.server.momentum,
         "weight_average": {"decay": progress.server.decay, "num_averaged": progress.server.num_averaged},
-        "files": {"current": current, "best": best},
+        "files": files,
         "lengths": progress.lengths,
         "tracking": progress.tracking,
         "config": config,
@@ -122,8 +118,10 @@ def tracked_run(folder: Path) -> dict[str, Any]:
     latest = folder / "latest.json"
     if not latest.exists():
         return {}
-    content = RunFolder(folder.parent).read_json(latest)
-    state = content.get("tracking") if isinstance(content, dict) else None
+    try:
+        state = json.loads(latest.read_text(encoding="utf-8"))["tracking"]
+    except (ValueError, KeyError, TypeError, RecursionError):  # damaged; resuming the run says so
+        return {}
     return state if isinstance(state, dict) else {}
 
 
@@ -131,8 +129,8 @@ def is_checkpoint_of(folder: Path, config: Mapping[str, Any]) -> bool:
     """Whether there is a checkpoint of this configuration, in any precision where the configuration leaves it open."""
     latest = folder / "latest.json"
     try:
-        return not _differences(parse_json(latest.read_text(encoding="utf-8"))["config"], config)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return not _differences(json.loads(latest.read_text(encoding="utf-8"))["config"], config)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 
@@ -152,38 +150,46 @@ def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> Progress | None:
     if not latest.exists():
         return None
     try:
-        content = parse_json(latest.read_text(encoding="utf-8"))
+        content = json.loads(latest.read_text(encoding="utf-8"))
         if content["schema"] != SCHEMA:
             raise UserError(f"{latest} has schema {shown(content['schema'])}, this version reads {SCHEMA}")
-        commit = record_of(Commit, content)
         if changed := _differences(content["config"], config):
             raise UserError(f"{folder.parent} was trained with another {changed[0]}: resume with the same settings")
-        current = _by_owner(folder / commit.files["current"])
-        best = _by_owner(folder / commit.files["best"])
-        models, selected = current["model"], best["model"]
+        said = _LATEST.validate_python(content)
+        if said.files != (files := _files(said.round, said.best_round)):
+            raise UserError(f"{latest} names files that are not its own: expected {files['current']}, {files['best']}")
+        current, best = (_by_owner(folder / files[which]) for which in ("current", "best"))
+        if "model" not in current or "model" not in best:
+            raise KeyError("model")
     except UserError:
         raise
-    except (KeyError, TypeError, AttributeError, ValueError, OSError, SafetensorError) as error:
-        raise UserError(f"the checkpoint in {folder} cannot be read ({error}): start a new run") from None
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the checkpoint in {folder} cannot be read ({reason}): start a new run") from None
     return Progress(
-        round=commit.round,
+        round=said.round,
         server=Server(
-            models,
+            current["model"],
             current.get("optimiser", {}),
             velocity=current.get("velocity", {}).get(GLOBAL, {}),
-            momentum=commit.server_momentum,
+            momentum=said.server_momentum,
             average=current.get("average", {}).get(GLOBAL, {}),
-            decay=commit.weight_average.decay,
-            num_averaged=commit.weight_average.num_averaged,
+            decay=said.weight_average.decay,
+            num_averaged=said.weight_average.num_averaged,
         ),
-        best=selected,
-        best_round=commit.best_round,
-        best_score=commit.best_score,
-        data_digest=commit.data_digest,
-        precision=commit.config.get("precision"),
-        lengths=commit.lengths,
-        tracking=commit.tracking,
+        best=best["model"],
+        best_round=said.best_round,
+        best_score=said.best_score,
+        data_digest=said.data_digest,
+        precision=content["config"].get("precision"),
+        lengths=said.lengths,
+        tracking=said.tracking,
     )
+
+
+def _files(number: int, best_round: int) -> dict[str, str]:
+    """Names of a checkpoint's files of tensors: made from numbers, so that none of them leads anywhere else."""
+    return {"current": f"round-{number:05d}.safetensors", "best": f"best-{best_round:05d}.safetensors"}
 
 
 def _by_owner(file: Path) -> dict[str, dict[str, State]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,17 @@ import lightning.pytorch as pl
 import yaml
 
 from ser_fl.attacks.budget import Box
+from ser_fl.claims import claimed
 from ser_fl.config import CONFIG_SCHEMA, Config, dump
 from ser_fl.data.features import OnFeatures
-from ser_fl.data.partition import holders
+from ser_fl.data.frontend import Standardisation
+from ser_fl.data.holdings import Holdings
+from ser_fl.data.partition import PARTS, holders
 from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.devices import devices_of, exact_arithmetic
+from ser_fl.discretion import is_private
 from ser_fl.environment import describe_environment, threads_limited_to
-from ser_fl.errors import UserError
+from ser_fl.errors import RoundFailed, UserError
 from ser_fl.evaluation.scoring import Evaluator
 from ser_fl.federation.checkpoint import Progress, is_checkpoint_of, load_checkpoint
 from ser_fl.federation.client import Clients
@@ -28,14 +33,20 @@ from ser_fl.federation.precision import resolve_precision, with_precision
 from ser_fl.federation.profile import OnProfile, RunProfile, open_watch
 from ser_fl.federation.rounds import Federation, OnRound, checkpoint_key
 from ser_fl.federation.schedule import cohort_size
-from ser_fl.federation.scoring import Scorer, total
+from ser_fl.federation.scoring import LocalScorer, Scored, Scorer
 from ser_fl.federation.server import GLOBAL, Server
 from ser_fl.federation.trainers import has_installed_callbacks
+from ser_fl.interruption import Interruption
 from ser_fl.metrics import scores
 from ser_fl.models.bundle import EmotionModel, save_local_models, save_model
 from ser_fl.models.catalogue import build_network
-from ser_fl.records import SUMMARY_SCHEMA, RunFolder, write_bytes, write_json
+from ser_fl.places import remember
+from ser_fl.records import SUMMARY_SCHEMA, RunFolder, State, write_bytes, write_json
+from ser_fl.stopwatch import UNWATCHED, Watch
 from ser_fl.tracking import Tracker, open_tracker
+
+_STAMP = "%Y-%m-%d_%H-%M-%S"
+_DATED = re.compile(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:\.(\d+))?-.+")
 
 
 def train(
@@ -45,6 +56,7 @@ def train(
     on_round: OnRound = lambda record: None,
     on_features: OnFeatures | None = None,
     on_profile: OnProfile = lambda profile: None,
+    interruption: Interruption | None = None,
 ) -> RunFolder:
     """Run an experiment, or go on with one that was killed, and return its run folder.
 
@@ -56,60 +68,79 @@ def train(
         on_round: told of every committed round.
         on_features: told how far the features are.
         on_profile: told where the time of the rounds went, with `profile=true`; of a run that is cut short too.
+        interruption: whose signals a round in flight is sheltered from; None where the caller answers none.
 
     Raises:
         UserError: the corpus, the settings or the run folder do not fit, or a callback cannot be sent to a worker.
         RoundFailed: too few clients came back in a round.
+        Stopped: a signal that `interruption` listens to.
     """
     if config.executor.engine == "loop" and (callbacks or has_installed_callbacks()):
         raise UserError("executor.engine=loop runs no callbacks, got some: use executor.engine=auto")
+    if config.executor.name == "flower":
+        if callbacks:
+            raise UserError("executor=flower runs no callbacks, got some: its clients are on other hosts")
+        from ser_fl.federation.flower.launch import launch
+
+        return launch(config, on_round)
     devices_of(config.executor.accelerator)  # refuses hardware that is not there before anything is written
-    run, progress = open_run(config)
-    with threads_limited_to(config.executor.threads), exact_arithmetic():
+    with open_run(config) as (run, progress), threads_limited_to(config.executor.threads), exact_arithmetic():
         prepared = prepare(config, on_features)
-        check_prepared(config, run, prepared, progress)
-        begun_in = progress.precision if progress else None
-        classes = len(prepared.store.classes)
-        config = with_precision(config, begun_in) if begun_in else resolve_precision(config, classes)
-        with open_executor(make_clients(config, prepared, callbacks), cohort_of(config, prepared)) as executor:
-            run.root.mkdir(parents=True, exist_ok=True)  # only now: what is refused leaves no empty run behind
-            _run(config, run, prepared, progress or first_progress(config, prepared), executor, on_round, on_profile)
+        holdings = prepared.holdings()
+        check_holdings(config, run, holdings, progress)
+        config = settle_precision(config, holdings, progress)
+        scorer = local_scorer(config, prepared)
+        with open_executor(make_clients(config, prepared, callbacks), cohort_of(config, holdings)) as executor:
+            conduct(config, run, holdings, progress, executor, scorer, on_round, on_profile, interruption)
     return run
 
 
-def _run(
+def conduct(
     config: Config,
     run: RunFolder,
-    prepared: Prepared,
-    progress: Progress,
+    holdings: Holdings,
+    progress: Progress | None,
     executor: Executor,
+    scorer: Scorer,
     on_round: OnRound,
-    on_profile: OnProfile,
+    on_profile: OnProfile = lambda profile: None,
+    interruption: Interruption | None = None,
 ) -> None:
-    """The rounds that are left, and the test of the selected model."""
+    """The rounds that are left, and the test of the selected model, wherever the clients are.
+
+    Args:
+        config: with its precision settled.
+        run: the run folder, which nobody else writes to.
+        holdings: what the server knows of the data.
+        progress: the checkpoint to go on from; None begins.
+        executor: trains clients.
+        scorer: scores models.
+        on_round: told of every committed round.
+        on_profile: told where the time of the rounds went, with `profile=true`.
+        interruption: whose signals a round in flight is sheltered from.
+    """
+    start = first_progress(config, holdings)
+    if progress is not None:
+        check_fits(run.checkpoint, progress, start, holdings.client_ids)
+    progress = progress or start
     settings, profile = dump(config), RunProfile(config)
     tracker = open_tracker(
         **settings["tracking"], run=run, name=config.experiment, config=settings, state=progress.tracking
     )
     try:
         if progress.round == 0:
-            devices = [str(device) for device in devices_of(config.executor.accelerator)]
-            environment = describe_environment(seed=config.seed, threads=config.executor.threads, devices=devices)
-            write_json(run.environment, environment)
-            content = {"schema": CONFIG_SCHEMA, **settings}
-            write_bytes(run.config, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
+            write_settings(run, config)
         for path in (run.rounds, run.clients):
             run.cut_back(path, progress.lengths.get(path.name, 0))
-        scorer = Scorer(config, Evaluator(prepared.store, prepared.standardisation), box_of(prepared))
         federation = Federation(
             config=config,
-            client_ids=tuple(prepared.clients),
+            client_ids=holdings.client_ids,
             executor=executor,
             scorer=scorer,
-            validation=holders(prepared.store.utterances, prepared.split.validation),
             run=run,
             tracker=tracker,
             profile=profile,
+            interruption=interruption or Interruption(),
         )
         try:
             stopped = federation.run_rounds(progress, on_round)
@@ -117,90 +148,192 @@ def _run(
             if (record := profile.record()) is not None:
                 run.write_profile(record)
                 on_profile(record)
-        conclude(config, prepared, scorer, progress, run, tracker, stopped)
+        conclude(config, holdings, scorer, progress, run, tracker, stopped)
     finally:
         tracker.finish()
 
 
+def write_settings(run: RunFolder, config: Config) -> None:
+    """What a run is and what it is computed with: ``environment.json`` and ``config.yaml``."""
+    devices = [str(device) for device in devices_of(config.executor.accelerator)]
+    environment = describe_environment(seed=config.seed, threads=config.executor.threads, devices=devices)
+    write_json(run.environment, environment)
+    content = {"schema": CONFIG_SCHEMA, **recorded(dump(config))}
+    write_bytes(run.config, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
+
+
+def settle_precision(config: Config, holdings: Holdings, progress: Progress | None) -> Config:
+    """The precision that a resumed run began in, or else the configured one, measured where that is "auto"."""
+    begun_in = progress.precision if progress else None
+    return with_precision(config, begun_in) if begun_in else resolve_precision(config, len(holdings.classes))
+
+
+def local_scorer(config: Config, prepared: Prepared) -> LocalScorer:
+    """Of all data on this machine."""
+    utterances, split = prepared.store.utterances, prepared.split
+    return LocalScorer(
+        config,
+        Evaluator(prepared.store, prepared.standardisation),
+        box_of(prepared.standardisation),
+        {"validation": holders(utterances, split.validation), "test": holders(utterances, split.test)},
+    )
+
+
 def make_clients(config: Config, prepared: Prepared, callbacks: Sequence[pl.Callback] = ()) -> Clients:
-    """The clients of an experiment."""
+    """The clients of an experiment, on this machine."""
     watch = open_watch(config, rest="client")
     return Clients(
         config=config,
         store=prepared.store,
         indices=prepared.clients,
         standardisation=prepared.standardisation,
-        objective=Objective(
-            config.objective, config.augmentation, box_of(prepared), config.precision == "bf16-mixed", watch
-        ),
+        objective=objective_of(config, prepared.standardisation, watch),
         device=devices_of(config.executor.accelerator)[0],
         callbacks=callbacks,
         watch=watch,
     )
 
 
-def box_of(prepared: Prepared) -> Box:
+def objective_of(config: Config, standardisation: Standardisation, watch: Watch = UNWATCHED) -> Objective:
+    """What clients minimise."""
+    is_bf16 = config.precision == "bf16-mixed"
+    return Objective(config.objective, config.augmentation, box_of(standardisation), is_bf16, watch)
+
+
+def box_of(standardisation: Standardisation) -> Box:
     """Where features and attacks on them stay."""
-    return Box.of(prepared.standardisation.lower_F1, prepared.standardisation.upper_F1)
+    return Box.of(standardisation.lower_F1, standardisation.upper_F1)
 
 
-def cohort_of(config: Config, prepared: Prepared) -> int:
+def cohort_of(config: Config, holdings: Holdings) -> int:
     """Clients of a round."""
-    return cohort_size(len(prepared.clients), config.federation.fraction_train)
+    return cohort_size(len(holdings.client_ids), config.federation.fraction_train)
 
 
-def check_prepared(config: Config, run: RunFolder, prepared: Prepared, progress: Progress | None) -> None:
+def check_holdings(config: Config, run: RunFolder, holdings: Holdings, progress: Progress | None) -> None:
     """Refuse what no round could put right, before anything is written.
 
     Raises:
         UserError: `federation.min_clients` is above the clients of a round, or a resumed run's data have changed.
     """
-    settings, num_clients = config.federation, len(prepared.clients)
-    size = cohort_of(config, prepared)
+    settings, size = config.federation, cohort_of(config, holdings)
     if settings.min_clients > size:
         raise UserError(
             f"federation.min_clients must be at most {size}, the clients of a round (federation.fraction_train="
-            f"{settings.fraction_train:g} of {num_clients}), got {settings.min_clients}"
+            f"{settings.fraction_train:g} of {len(holdings.client_ids)}), got {settings.min_clients}"
         )
-    if progress is not None and progress.data_digest != data_digest(prepared):
+    if progress is not None and progress.data_digest != holdings.digest:
         raise UserError(f"{run.root} was trained on other data than {config.data.name} holds now: start a new run")
 
 
-def data_digest(prepared: Prepared) -> str:
-    """Of utterances, labels, split, clients and standardisation: a resumed run must find the data that it left."""
-    utterances = [(u.utterance_id, u.emotion, u.speaker) for u in prepared.store.utterances]
-    digest = blake2b(repr((utterances, prepared.split, prepared.clients)).encode(), digest_size=16)
-    for tensor in prepared.standardisation.state_dict().values():
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
+def recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as ``config.yaml`` holds them: without absolute folders, which this machine remembers (`ser_fl.places`).
+
+    The run folder itself is left out: a repetition is a run of its own.
+    """
+    data = {key: remember(settings["data"][key]) for key in ("root", "cache_dir") if settings["data"][key]}
+    run_dir = settings["run_dir"] if settings["run_dir"] and not is_private(settings["run_dir"]) else None
+    return {**settings, "run_dir": run_dir, "data": {**settings["data"], **data}}
 
 
-def open_run(config: Config) -> tuple[RunFolder, Progress | None]:
-    """The run folder, and the checkpoint in it that a resumed run goes on from."""
+@contextmanager
+def open_run(config: Config) -> Iterator[tuple[RunFolder, Progress | None]]:
+    """The run folder, which nobody else writes to inside, and the checkpoint that a resumed run goes on from.
+
+    Raises:
+        UserError: the folder holds a run and ``resume`` is false, another process writes to it, something in it leads
+            out of it, or its checkpoint is of another run or damaged.
+    """
     folder = Path(config.run_dir).expanduser() if config.run_dir else None
     if folder is None and config.resume:
         folder = newest_run(config)
-    if folder is None:
-        folder = Path("runs") / config.experiment / f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{config.seed}"
-    run = RunFolder(folder)
-    progress = load_checkpoint(run.checkpoint, checkpoint_key(config)) if config.resume else None
-    if not config.resume and run.config.exists():
-        raise UserError(f"{folder} holds a run already: add resume=true to go on with it, or choose another run_dir")
-    return run, progress
+    with ExitStack() as stack:
+        if folder is None:
+            folder = _claim_first(stack, dated_folders(Path("runs") / config.experiment, config.seed, datetime.now()))
+        else:
+            stack.enter_context(claimed(folder))
+        run = RunFolder(folder)
+        run.refuse_links_out()
+        if not config.resume and run.config.exists():
+            raise UserError(
+                f"{folder} holds a run already: add resume=true to go on with it, or choose another run_dir"
+            )
+        yield run, load_checkpoint(run.checkpoint, checkpoint_key(config)) if config.resume else None
+
+
+def _claim_first(stack: ExitStack, folders: Iterable[Path]) -> Path:
+    """The first that is not there yet."""
+    for folder in folders:
+        with suppress(FileExistsError):
+            stack.enter_context(claimed(folder, new=True))
+            return folder
+    raise AssertionError("there is no end of names")
+
+
+def dated_folders(parent: Path, seed: int, now: datetime) -> Iterator[Path]:
+    """Names for a run that begins now, ``<date-time>-<seed>`` or ``<date-time>.<count>-<seed>``, without an end.
+
+    All of them sort behind the runs of this seed that are there already, whatever became of the clock since.
+    """
+    stamp, count = max([(f"{now:{_STAMP}}", 0), *(_order(folder) for folder in parent.glob(f"*-{seed}"))])
+    while True:
+        yield parent / (f"{stamp}.{count + 1}-{seed}" if count else f"{stamp}-{seed}")
+        count += 1
+
+
+def _order(folder: Path) -> tuple[str, int]:
+    """Date and count of a run folder, in the order that they were made in; of other names nothing."""
+    named = _DATED.fullmatch(folder.name)
+    return (named[1], int(named[2] or 1)) if named else ("", 0)
 
 
 def newest_run(config: Config) -> Path | None:
     """The newest run folder with a checkpoint of this configuration, for ``resume=true`` without ``run_dir``."""
     folders = (Path("runs") / config.experiment).glob(f"*-{config.seed}")
     key = checkpoint_key(config)
-    return max((folder for folder in folders if is_checkpoint_of(RunFolder(folder).checkpoint, key)), default=None)
+    there = (folder for folder in folders if is_checkpoint_of(RunFolder(folder).checkpoint, key))
+    return max(there, default=None, key=lambda folder: (_order(folder), folder))
 
 
-def first_progress(config: Config, prepared: Prepared) -> Progress:
+def check_fits(folder: Path, progress: Progress, start: Progress, client_ids: Sequence[str]) -> None:
+    """Refuse a checkpoint whose tensors are not those of this run's model.
+
+    Raises:
+        UserError: an owner, a name, a shape or a type differs; it is named.
+    """
+    server, shared = progress.server, start.server.models.get(GLOBAL)
+    for what, models in (("model", server.models), ("best model", progress.best)):
+        if list(models) != sorted(start.server.models):
+            raise UserError(f"the checkpoint in {folder} has a {what} of other clients: start a new run")
+        for owner, state in models.items():
+            _check_state(folder, f"{what} of {owner}", state, start.server.models[owner])
+    if unknown := set(server.optimiser_states) - set(client_ids):
+        raise UserError(f"the checkpoint in {folder} has the optimiser of an unknown client {min(unknown)!r}")
+    for what, state, expected in (
+        ("velocity", server.velocity, start.server.velocity),
+        ("average over rounds", server.average, (shared or {}) if server.num_averaged else {}),
+    ):
+        _check_state(folder, what, state, expected)
+
+
+def _check_state(folder: Path, what: str, state: State, expected: State) -> None:
+    """Same names, shapes and types."""
+
+    def form(states: State, name: str) -> str:
+        return f"{tuple(states[name].shape)} {states[name].dtype}" if name in states else "nothing"
+
+    for name in sorted({*state, *expected}):
+        if (found := form(state, name)) != (wanted := form(expected, name)):
+            raise UserError(
+                f"the checkpoint in {folder} does not fit this run: {what} has {found} for {name}, expected {wanted}"
+            )
+
+
+def first_progress(config: Config, holdings: Holdings) -> Progress:
     """Before the first round: initial weights drawn from the seed."""
     server = Server.start(
-        build_network(config.model, len(prepared.store.classes), seed=config.seed),
-        tuple(prepared.clients),
+        build_network(config.model, len(holdings.classes), seed=config.seed),
+        holdings.client_ids,
         local_only=config.federation.name == "local_only",
         momentum=config.federation.server_momentum,
         decay=config.federation.weight_average,
@@ -211,13 +344,13 @@ def first_progress(config: Config, prepared: Prepared) -> Progress:
         best=dict(server.models),
         best_round=0,
         best_score=-1.0,
-        data_digest=data_digest(prepared),
+        data_digest=holdings.digest,
     )
 
 
 def conclude(
     config: Config,
-    prepared: Prepared,
+    holdings: Holdings,
     scorer: Scorer,
     progress: Progress,
     run: RunFolder,
@@ -228,13 +361,16 @@ def conclude(
 
     With `federation=local_only` the test figures are over all clients' models, and the model that is saved is the
     first client's, beside everybody's own.
+
+    Raises:
+        RoundFailed: a holder of test utterances gave no figures.
     """
-    network = build_network(config.model, len(prepared.store.classes), seed=config.seed)
+    network = build_network(config.model, len(holdings.classes), seed=config.seed)
     network.load_state_dict(progress.best.get(GLOBAL) or next(iter(progress.best.values())))
     bundle = EmotionModel(
         network,
-        prepared.standardisation,
-        classes=prepared.store.classes,
+        holdings.standardisation,
+        classes=holdings.classes,
         model=config.model,
         frontend=config.frontend,
         synthetic=config.data.name == "builtin",
@@ -242,28 +378,31 @@ def conclude(
     save_model(run.root, bundle)
     if GLOBAL not in progress.best:
         save_local_models(run.root, progress.best)
-    content = summary(config, prepared, scorer, progress, stopped)
+    tested = scorer.score(progress.best, "test")
+    if tested.failures:
+        reasons = "\n".join(f"{failure.client_id}: {failure.error}" for failure in tested.failures)
+        raise RoundFailed(
+            f"all rounds are done, but {len(tested.failures)} of {len(holdings.sizes['test'])} holders of test "
+            f"utterances gave no figures; the same command with resume=true asks again:\n{reasons}"
+        )
+    content = summary(config, holdings, tested, progress, stopped)
     write_json(run.summary, content)
     tracker.log_summary(content)
 
 
-def summary(config: Config, prepared: Prepared, scorer: Scorer, progress: Progress, stopped: str) -> dict[str, Any]:
+def summary(config: Config, holdings: Holdings, tested: Scored, progress: Progress, stopped: str) -> dict[str, Any]:
     """Content of ``summary.json``."""
-    utterances = prepared.store.utterances
-    by_speaker = scorer.by_holder(progress.best, holders(utterances, prepared.split.test))
-    pooled = total(by_speaker)
-    test = scores(pooled)
-    parts = {"train": prepared.split.train, "validation": prepared.split.validation, "test": prepared.split.test}
+    test = scores(tested.total)
     return {
         "schema": SUMMARY_SCHEMA,
         "experiment": config.experiment,
         "synthetic": config.data.name == "builtin",
-        "classes": list(prepared.store.classes),
+        "classes": list(holdings.classes),
         "split": config.split.name,
-        "split_speakers": {name: sorted({utterances[i].speaker for i in part}) for name, part in parts.items()},
-        "split_sizes": {name: len(part) for name, part in parts.items()},
-        "skipped": [{"id": file.utterance_id, "reason": file.reason} for file in prepared.skipped],
-        "num_clients": len(prepared.clients),
+        "split_speakers": {part: holdings.speakers(part) for part in PARTS},
+        "split_sizes": {part: holdings.num_utterances(part) for part in PARTS},
+        "skipped": [{"id": file.utterance_id, "reason": file.reason} for file in holdings.skipped],
+        "num_clients": len(holdings.client_ids),
         "num_rounds": progress.round,
         "selected_round": progress.best_round,
         "selection_score": progress.best_score,
@@ -272,8 +411,8 @@ def summary(config: Config, prepared: Prepared, scorer: Scorer, progress: Progre
             "uar": test.uar,
             "accuracy": test.accuracy,
             "macro_f1": test.macro_f1,
-            "confusion": pooled.tolist(),
+            "confusion": tested.total.tolist(),
             "per_class_recall": list(test.per_class_recall),
-            "per_speaker_uar": {speaker: scores(confusion).uar for speaker, confusion in by_speaker.items()},
+            "per_speaker_uar": {speaker: scores(confusion).uar for speaker, confusion in tested.by_holder.items()},
         },
     }

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ser_fl.config import Config, dump
-from ser_fl.data.partition import Indices
 from ser_fl.errors import RoundFailed
 from ser_fl.federation.aggregation import weighted_loss
 from ser_fl.federation.arrivals import Arrivals
@@ -18,42 +17,60 @@ from ser_fl.federation.profile import RunProfile
 from ser_fl.federation.schedule import learning_rate, sample_cohort
 from ser_fl.federation.scoring import Scorer
 from ser_fl.federation.server import Server
+from ser_fl.interruption import Interruption
 from ser_fl.metrics import scores
 from ser_fl.records import ClientRecord, RoundRecord, RunFolder
 from ser_fl.tracking import Tracker
 
+_WHERE_CLIENTS_ARE = (
+    "name",
+    "engine",
+    "workers",
+    "superlink",
+    "root_certificates",
+    "num_nodes",
+    "wait_s",
+    "deadline_s",
+    "client_cpus",
+    "client_gpus",
+)
 OnRound = Callable[[RoundRecord], None]
 """Told of every committed round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Federation:
-    """A server's view of its clients, and of the holders of the validation utterances."""
+    """A server's view of its clients, and of whoever scores its models."""
 
     config: Config
     client_ids: tuple[str, ...]
     executor: Executor
     scorer: Scorer
-    validation: dict[str, Indices]
     run: RunFolder
     tracker: Tracker
     profile: RunProfile
+    interruption: Interruption = field(default_factory=Interruption)
 
     def run_rounds(self, progress: Progress, on_round: OnRound) -> str:
         """Run the rounds that are left, and say why there are no more."""
-        watch = self.profile.watch
         while (reason := self.why_stop(progress)) is None:
-            watch.restart()
-            started, server, number = time.perf_counter(), progress.server, progress.round + 1
-            cohort = self.cohort(number)
-            arrivals = self.train(server, cohort, number)
-            with watch.part("evaluation"):
-                record = self.measure(server, cohort, arrivals, started)
-            with watch.part("records"):
-                self.commit(progress, record, arrivals.records)
-            self.profile.add(number, arrivals.nanoseconds)
-            on_round(record)
+            with self.interruption.round():
+                self.run_round(progress, on_round)
         return reason
+
+    def run_round(self, progress: Progress, on_round: OnRound) -> None:
+        """The next round, up to its commit."""
+        watch = self.profile.watch
+        watch.restart()
+        started, server, number = time.perf_counter(), progress.server, progress.round + 1
+        cohort = self.cohort(number)
+        arrivals = self.train(server, cohort, number)
+        with watch.part("evaluation"):
+            record = self.measure(server, cohort, arrivals, started)
+        with watch.part("records"):
+            self.commit(progress, record, arrivals.records)
+        self.profile.add(number, arrivals.nanoseconds)
+        on_round(record)
 
     def why_stop(self, progress: Progress) -> str | None:
         """All rounds done, or the validation plateau; None while there is something left to do."""
@@ -66,7 +83,14 @@ class Federation:
 
     def train(self, server: Server, cohort: tuple[str, ...], number: int) -> Arrivals:
         """Broadcast, client updates, aggregation: the server has the round's model afterwards."""
-        arrivals = Arrivals(round=number, reference=server.model_for(cohort[0]), gathered=server.gather())
+        arrivals = Arrivals(
+            round=number,
+            reference=server.model_for(cohort[0]),
+            gathered=server.gather(),
+            folders=tuple(
+                folder for folder in (self.config.data.root, self.config.data.cache_dir, str(self.run.root)) if folder
+            ),
+        )
         watch = self.profile.watch
         with watch.part("waiting"):
             for client_id, outcome in self.executor.run(self.task(server, client, number) for client in cohort):
@@ -102,11 +126,14 @@ class Federation:
 
     def measure(self, server: Server, cohort: tuple[str, ...], arrivals: Arrivals, started: float) -> RoundRecord:
         """Score the new models on the validation part; under attack too in rounds that measure it and in the last."""
-        validation = scores(self.scorer.confusion(server.judged, self.validation))
+        scored = self.scorer.score(server.judged, "validation")
+        validation = scores(scored.total)
         number, every = arrivals.round, self.config.selection.robust_every
-        robust = None
+        failures, robust = [*arrivals.failures, *scored.failures], None
         if every and (number % every == 0 or number == self.config.federation.num_rounds):
-            robust = scores(self.scorer.robust_confusion(server.judged, self.validation)).uar
+            attacked = self.scorer.score(server.judged, "validation", attacked=True)
+            robust = scores(attacked.total).uar
+            failures += attacked.failures
         return RoundRecord(
             round=number,
             cohort=cohort,
@@ -116,7 +143,7 @@ class Federation:
             macro_f1=validation.macro_f1,
             learning_rate=learning_rate(self.config.optimiser, number),
             robust_uar=robust,
-            failures=tuple(arrivals.failures),
+            failures=tuple(failures),
             seconds=time.perf_counter() - started,
         )
 
@@ -127,7 +154,8 @@ class Federation:
         with self.profile.watch.part("tracking"):
             self.tracker.log_round(record, clients)
         progress.round = record.round
-        progress.select(record.robust_uar if self.config.selection.by == "robust" else record.uar)
+        score = record.robust_uar if self.config.selection.by == "robust" else record.uar
+        progress.select(score if record.is_fully_scored else None)
         progress.lengths = {path.name: path.stat().st_size for path in (self.run.rounds, self.run.clients)}
         progress.tracking = self.tracker.state()
         save_checkpoint(self.run.checkpoint, progress, checkpoint_key(self.config))
@@ -141,7 +169,7 @@ def checkpoint_key(config: Config) -> dict[str, object]:
     settings = dump(config)
     for free in ("run_dir", "resume", "tracking", "experiment", "profile"):
         del settings[free]
-    for stage, free_there in (("data", ("root", "cache_dir")), ("executor", ("name", "engine", "workers"))):
+    for stage, free_there in (("data", ("root", "cache_dir")), ("executor", _WHERE_CLIENTS_ARE)):
         for name in free_there:
             del settings[stage][name]
     return settings

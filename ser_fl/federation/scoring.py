@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor, nn
@@ -14,32 +15,56 @@ from torch import Tensor, nn
 from ser_fl.attacks.budget import Box
 from ser_fl.attacks.gradient import own_starts, pgd
 from ser_fl.config import Config
-from ser_fl.data.partition import Indices
+from ser_fl.data.partition import Indices, Part
 from ser_fl.devices import devices_of
 from ser_fl.evaluation.scoring import Evaluator, Perturb
 from ser_fl.metrics import Confusion
 from ser_fl.models.catalogue import build_network
 from ser_fl.randomness import generator
-from ser_fl.records import State
+from ser_fl.records import ClientFailure, State
 
 
 @dataclass(frozen=True, slots=True)
-class Scorer:
-    """Scores the models of a server on any part."""
+class Scored:
+    """Confusion matrices of the holders of a part."""
 
-    config: Config
-    evaluator: Evaluator
-    box: Box
+    by_holder: dict[str, Confusion]
+    """By speaker; summed over models where clients keep their own."""
+    failures: tuple[ClientFailure, ...] = ()
+    """Holders that gave none. Without them figures are of other utterances, not to be compared with other rounds'."""
 
-    def by_holder(
-        self, models: Mapping[str, State], holders: Mapping[str, Indices], perturb: Perturb | None = None
-    ) -> dict[str, Confusion]:
-        """Confusion matrix of each holder, summed over models where clients keep their own.
+    @property
+    def total(self) -> Confusion:
+        """Sum of the holders' matrices."""
+        return np.asarray(np.sum(list(self.by_holder.values()), axis=0), dtype=np.float64)
+
+
+class Scorer(Protocol):
+    """Asks the holders of a part how well a server's models do."""
+
+    def score(self, models: Mapping[str, State], part: Part, *, attacked: bool = False) -> Scored:
+        """Score the models on a part, under the selection attack where asked for.
 
         A client's own model (`federation=local_only`) is scored on its own speaker's utterances where this part has
         some, and on everybody's otherwise.
         """
-        num_classes = len(self.evaluator.store.classes)
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LocalScorer:
+    """A `Scorer` for all data that are on this machine."""
+
+    config: Config
+    evaluator: Evaluator
+    box: Box
+    holders: Mapping[Part, Mapping[str, Indices]]
+    """Of each part that is scored, each speaker's utterances."""
+
+    def score(self, models: Mapping[str, State], part: Part, *, attacked: bool = False) -> Scored:
+        """Confusion matrices of all holders of the part."""
+        num_classes, holders = len(self.evaluator.store.classes), self.holders[part]
+        perturb: Perturb | None = self.selection_attack if attacked else None
         summed = {holder: np.zeros((num_classes, num_classes)) for holder in holders}
         (device, *_) = devices_of(self.config.executor.accelerator)
         network = build_network(self.config.model, num_classes, seed=self.config.seed).to(device)
@@ -48,15 +73,7 @@ class Scorer:
             scored = {owner: holders[owner]} if owner in holders else holders
             for holder, confusion in self.evaluator.confusions(network, scored, perturb).items():
                 summed[holder] += confusion
-        return summed
-
-    def confusion(self, models: Mapping[str, State], holders: Mapping[str, Indices]) -> Confusion:
-        """Summed over all holders."""
-        return total(self.by_holder(models, holders))
-
-    def robust_confusion(self, models: Mapping[str, State], holders: Mapping[str, Indices]) -> Confusion:
-        """Summed over all holders, under the selection attack."""
-        return total(self.by_holder(models, holders, self.selection_attack))
+        return Scored(summed)
 
     def selection_attack(
         self, network: nn.Module, features_BFL: Tensor, labels_B: Tensor, ids: tuple[str, ...]
@@ -74,8 +91,3 @@ class Scorer:
             box=self.box,
             start_BFL=own_starts(features_BFL, selection.epsilon, streams),
         )
-
-
-def total(confusions: Mapping[str, Confusion]) -> Confusion:
-    """Sum of the holders' matrices."""
-    return np.asarray(np.sum(list(confusions.values()), axis=0), dtype=np.float64)

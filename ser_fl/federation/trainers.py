@@ -17,6 +17,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 
 from ser_fl.config import Config
 from ser_fl.data.datamodule import ClientDataModule
@@ -118,13 +119,13 @@ def quiet_trainer(
     """A Lightning Trainer for one client and round: no files, no bars, one device, no cluster detection."""
     assert config.precision != "auto"
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    return pl.Trainer(
+    trainer = pl.Trainer(
         max_epochs=config.federation.local_epochs,
         accelerator=device.type,
         devices=[device.index or 0] if device.type == "cuda" else 1,
         precision=config.precision,
         callbacks=list(callbacks),
-        plugins=[LightningEnvironment()],  # under SLURM the round loop owns signals and requeueing, not each Trainer
+        plugins=[LightningEnvironment()],  # under SLURM the round loop is the job's one task, not each Trainer
         profiler=profiler,
         logger=False,
         enable_checkpointing=False,
@@ -133,3 +134,12 @@ def quiet_trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
+    trainer._signal_connector = _NoSignals(trainer)
+    return trainer
+
+
+class _NoSignals(_SignalConnector):
+    """Leaves signals to the round loop, under SLURM too; Lightning's own SIGTERM ends the fit, and the process."""
+
+    def register_signal_handlers(self) -> None:
+        pass

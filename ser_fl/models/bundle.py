@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from ser_fl.config import FrontendConfig, ModelConfig
 from ser_fl.data.frontend import LogMel, Standardisation
 from ser_fl.errors import UserError, shown, unknown_name
-from ser_fl.forms import conform
 from ser_fl.models.catalogue import build_network
 from ser_fl.records import MODEL_SCHEMA, RunFolder, State, write_bytes, write_json
 
 _FRONTEND: TypeAdapter[FrontendConfig] = TypeAdapter(FrontendConfig)
 _MODEL: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
+_CLASSES: TypeAdapter[tuple[str, ...]] = TypeAdapter(tuple[str, ...])
+_LONGEST_CLIP = 1 << 28
+"""Samples, over an hour and a half at 48 kHz: more is no clip but a damaged description."""
 
 
 class EmotionModel(nn.Module):
@@ -101,6 +103,7 @@ def load_model(folder: Path | str | RunFolder, *, client_id: str | None = None) 
             none of that client.
     """
     run = folder if isinstance(folder, RunFolder) else RunFolder(Path(folder))
+    run.refuse_links_out()
     weights = run.weights if client_id is None else _weights_of(run, client_id)
     card: Any = run.read_json(run.model)
     schema = card.get("schema") if isinstance(card, dict) else None
@@ -108,42 +111,52 @@ def load_model(folder: Path | str | RunFolder, *, client_id: str | None = None) 
         raise UserError(f"{run.model} has schema {shown(schema)}, this version reads {MODEL_SCHEMA}: train it again")
     try:
         model, frontend = _MODEL.validate_python(card["model"]), _FRONTEND.validate_python(card["frontend"])
-        columns = card["standardisation"].items()
-        if odd := [name for name, values in columns if len(values) != frontend.num_mels]:
-            raise ValueError(f"{odd[0]} must have {frontend.num_mels} entries, one a mel bin")
+        classes = _CLASSES.validate_python(card["classes"])
+        columns = {name: _column(name, values) for name, values in card["standardisation"].items()}
+        state = load_tensors(weights.read_bytes())
+        _check_sizes(model, frontend, len(classes), state, columns)
         standardisation = Standardisation(*(torch.zeros(frontend.num_mels) for _ in range(4)))
-        standardisation.load_state_dict({name: _column(name, values) for name, values in columns})
-        classes = conform(tuple[str, ...], card["classes"], "classes")
-        tensors = load_tensors(weights.read_bytes())
-        with torch.device("meta"):  # no memory for sizes that the weights do not have
-            _check_shapes(build_network(model, len(classes), seed=0), tensors)
+        standardisation.load_state_dict(columns)
         network = build_network(model, len(classes), seed=0)
-        network.load_state_dict(tensors)
+        network.load_state_dict(state)
+        bundle = EmotionModel(
+            network,
+            standardisation,
+            classes=classes,
+            model=model,
+            frontend=frontend,
+            synthetic=bool(card.get("synthetic", False)),
+        )
     except FileNotFoundError:
         raise UserError(f"{run.root} has no {weights.name}: only its records were kept, train it again") from None
     except (KeyError, TypeError, AttributeError, ValueError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the model in {run.root} cannot be loaded: {reason}") from None
-    bundle = EmotionModel(
-        network,
-        standardisation,
-        classes=classes,
-        model=model,
-        frontend=frontend,
-        synthetic=bool(card.get("synthetic", False)),
-    )
     return bundle.eval()
 
 
-def _check_shapes(network: nn.Module, tensors: State) -> None:
-    """Raise `ValueError` where weights are not of a network, or not finite."""
-    for name, expected in network.state_dict().items():
-        given = tensors.get(name)
-        if given is None or given.shape != expected.shape:
-            shape = "missing" if given is None else f"of shape {tuple(given.shape)}"
-            raise ValueError(f"{name} is {shape}, expected {tuple(expected.shape)}")
-        if not torch.isfinite(given).all():
-            raise ValueError(f"{name} is not finite")
+def _check_sizes(
+    model: ModelConfig, frontend: FrontendConfig, num_classes: int, state: State, columns: Mapping[str, Tensor]
+) -> None:
+    """What is described against what is there, before memory is taken for a model of the described size.
+
+    Raises:
+        ValueError: a tensor is missing, too many, or of another shape or type; it is named.
+    """
+    with torch.device("meta"):
+        described = build_network(model, num_classes, seed=0).state_dict()
+    for name in sorted({*described, *state}):
+        wanted, found = (
+            f"{tuple(tensors[name].shape)} {tensors[name].dtype}" if name in tensors else "nothing"
+            for tensors in (described, state)
+        )
+        if found != wanted:
+            raise ValueError(f"its weights have {found} for {name}, model.json describes {wanted}")
+    for name, column_F1 in columns.items():
+        if len(column_F1) != frontend.num_mels:
+            raise ValueError(f"{name} has {len(column_F1)} values for {frontend.num_mels} mel bins")
+    if frontend.window_samples > frontend.num_samples or frontend.num_samples > _LONGEST_CLIP:
+        raise ValueError(f"clips of {frontend.num_samples} samples")
 
 
 def _weights_of(run: RunFolder, client_id: str) -> Path:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ser_fl.discretion import public_path
 from ser_fl.errors import UserError
 from ser_fl.records import RunFolder, TransferMatrix, write_bytes
 from ser_fl.report.doubts import doubts_panel
@@ -17,6 +18,7 @@ from ser_fl.report.labels import labels_of
 from ser_fl.report.markup import to_html
 from ser_fl.report.replications import replication_table
 from ser_fl.report.runs import RunRecords, read_run
+from ser_fl.report.spread import spread_table
 from ser_fl.report.tables import attack_table, four_way, summary_table, training_table
 from ser_fl.report.transfer import pair_table, read_matrices, transfer_tables
 
@@ -118,6 +120,8 @@ def _sections(
         for matrix in matrices:
             yield from map(to_html, (*transfer_tables(matrix), pair_table(matrix)))
     yield "<h2>Without attack</h2>"
+    if (spread := spread_table(runs)) is not None:
+        yield to_html(spread)
     yield to_html(summary_table(runs))
     yield from _images(figures, "confusion")
     yield from _images(figures, "speakers")
@@ -143,8 +147,9 @@ def _missing(runs: Sequence[RunRecords]) -> Iterator[str]:
     """A sentence for every part that was left out, with the command that makes it."""
     sentences = []
     for run in runs:
-        folder = shlex.quote(str(run.root))
-        train = f"ser-fl train --config {shlex.quote(str(RunFolder(run.root).config))}"
+        root = Path(public_path(run.root))
+        folder = shlex.quote(str(root))
+        train = f"ser-fl train --config {shlex.quote(str(RunFolder(root).config))}"
         benchmark = f"ser-fl benchmark run={folder}"
         parts = (
             (run.rounds and run.test, "The training has not finished", f"{train} run_dir={folder} resume=true"),
@@ -162,7 +167,7 @@ def _missing(runs: Sequence[RunRecords]) -> Iterator[str]:
 def _origin(label: str, run: RunRecords) -> str:
     """Settings, commit, versions and command of a run, as a table."""
     facts: dict[str, Any] = {
-        "run folder": run.root,
+        "run folder": public_path(run.root),
         "experiment": run.name,
         "corpus": run.corpus,
         "split": run.split,

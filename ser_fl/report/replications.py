@@ -60,6 +60,10 @@ class Replication:
         summed = _summed([record.confusion for record in records])
         return scores(summed).uar, half_width_of_uar(summed)
 
+    def deviation(self, records: Sequence[AttackRecord]) -> float | None:
+        """Standard deviation of UAR over seeds (n - 1); None over folds, whose utterances differ."""
+        return None if self.by_fold else statistics.stdev([record.robust_uar for record in records])
+
 
 def replications(runs: Sequence[RunRecords]) -> list[Replication]:
     """The given runs, sorted into experiments; those of one run as well."""
@@ -70,11 +74,11 @@ def replications(runs: Sequence[RunRecords]) -> list[Replication]:
 
 
 def replication_table(runs: Sequence[RunRecords]) -> Table | None:
-    """Robust UAR in per cent of experiments that were repeated; None where none was.
+    """Robust UAR in per cent of experiments that were repeated and attacked; None where none was.
 
     Rows: training and test-time defence. Columns: clean, each attack at the reference budgets, the worst case.
     """
-    repeated = [group for group in replications(runs) if len(group.runs) > 1]
+    repeated = [group for group in replications(runs) if len(group.runs) > 1 and any(run.attacks for run in group.runs)]
     if not repeated:
         return None
     everybody = [run for group in repeated for run in group.runs]
@@ -92,7 +96,7 @@ def replication_table(runs: Sequence[RunRecords]) -> Table | None:
         rows=tuple(rows),
         caption=(
             f"{provenance(everybody)} Each figure with half of its 95 % interval: of the mean over seeds (Student's t),"
-            " or, over folds, of the UAR of the summed confusion matrix."
+            " or, over folds, of the UAR of the summed confusion matrix; sd: deviation of the seeds (n - 1)."
             f" {wording.GREY_BOX} Grey-box: the attacker does not know of the defence; no evidence of robustness."
         ),
         num_labels=2,
@@ -157,8 +161,10 @@ def _cell(group: Replication, records: Sequence[AttackRecord]) -> str:
     figure = group.figure(records)
     if figure is None:
         return MISSING
+    deviation = group.deviation(records)
+    spread = "" if deviation is None else f" (sd {wording.percent(deviation)})"
     mark = f" {wording.GREY_BOX}" if wording.is_grey_box(records[0]) else ""
-    return f"{wording.percent(figure[0])} ± {wording.percent(figure[1])}{mark}"
+    return f"{wording.percent(figure[0])} ± {wording.percent(figure[1])}{spread}{mark}"
 
 
 def _labels(groups: Sequence[Replication]) -> list[str]:

@@ -108,6 +108,7 @@ def read_run(folder: Path) -> RunRecords:
         raise UserError(
             f"{folder} is not a run folder (it has no config.yaml): give the folder that `ser-fl train` made"
         )
+    run.refuse_links_out()
     summary = _read_summary(run)
     return RunRecords(
         root=folder,

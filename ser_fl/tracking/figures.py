@@ -43,9 +43,12 @@ def attack_metrics(records: Sequence[AttackRecord]) -> dict[str, float]:
 
 
 def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
-    """Selected round and test figures by key: ``test/uar``, ``test/recall/{class}`` and so on."""
+    """Selected round and test figures by key: ``test/uar``, ``test/recall/{class}`` and so on.
+
+    ``selection_score`` is the validation score that the round was selected by, and what a sweep may choose by.
+    """
     test = summary["test"]
-    metrics = {"selected_round": summary["selected_round"]}
+    metrics = {key: summary.get(key) for key in ("selected_round", "selection_score")}
     metrics |= {f"test/{key}": test[key] for key in ("uar", "accuracy", "macro_f1")}
     recall_by_class = zip(summary["classes"], test["per_class_recall"], strict=True)
     metrics |= {f"test/recall/{name}": recall for name, recall in recall_by_class}

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_SECRET_WORDS = ("key", "token", "password", "secret")
+from ser_fl.discretion import is_private, is_secret, last_name
 
 
 def public_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration without secrets, and with folders of this machine cut to their last name."""
     public: dict[str, Any] = {}
     for key, value in config.items():
-        if any(key.lower() == word or key.lower().endswith(f"_{word}") for word in _SECRET_WORDS):
+        if is_secret(key):
             continue
         if isinstance(value, Mapping):
             public[key] = public_config(value)
@@ -27,9 +27,8 @@ def public_config(config: Mapping[str, Any]) -> dict[str, Any]:
 def _public_value(value: Any) -> Any:
     if isinstance(value, Mapping):
         return public_config(value)
-    is_folder = isinstance(value, Path) or (isinstance(value, str) and Path(value).expanduser().is_absolute())
-    return _last_name(value) if is_folder else value
+    return _last_name(value) if isinstance(value, (str, Path)) and is_private(value) else value
 
 
 def _last_name(value: Any) -> Any:
-    return Path(value).name if isinstance(value, (str, Path)) else value
+    return last_name(value) if isinstance(value, (str, Path)) else value

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, Protocol
 
+from ser_fl.discretion import public_text
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.records import AttackRecord, ClientRecord, RoundRecord, RunFolder
 from ser_fl.tracking.backend import Backend
 from ser_fl.tracking.public import public_config
 from ser_fl.tracking.tensor_board import TensorBoard
-from ser_fl.tracking.weights_and_biases import WeightsAndBiases, resolve_mode
+from ser_fl.tracking.weights_and_biases import WeightsAndBiases, resolve_mode, run_begun_in, run_of_sweep_agent
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,9 @@ def open_tracker(
     of the same id beside the first, and ``wandb sync`` of both, oldest first, gives the one run. Rounds that were
     logged after the last checkpoint appear twice, with the same figures.
 
+    Under an agent of a W&B sweep the run is the agent's, with its id, project and entity, whatever the settings and
+    ``state`` say.
+
     Args:
         backend: "wandb", "tensorboard" or "none".
         mode: W&B only. "online", "offline", or "auto": what ``WANDB_MODE`` says; where that is not set, online if an
@@ -74,8 +78,12 @@ def open_tracker(
             raise UserError("tracking.backend=tensorboard needs the extra `tracking`: pip install 'ser-fl[tracking]'")
         return _Guarded(lambda: TensorBoard(run), kept)
     resolved = resolve_mode(mode)
-    run_id = str(kept.setdefault("wandb_id", uuid.uuid4().hex[:12]))
-    settings = {"project": project, "entity": entity, "group": group, "name": name, "id": run_id, "mode": resolved}
+    settings: dict[str, Any] = {"group": group, "name": name, "mode": resolved}
+    if (run_id := run_of_sweep_agent()) is not None:
+        kept["wandb_id"] = run_id
+    else:
+        run_id = kept.setdefault("wandb_id", run_begun_in(run) or uuid.uuid4().hex[:12])
+        settings |= {"project": project, "entity": entity, "id": str(run_id)}
     return _Guarded(lambda: WeightsAndBiases(run, settings, public_config(config)), kept)
 
 
@@ -101,7 +109,7 @@ class _Guarded:
 
     def _give_up(self, error: Exception) -> None:
         self._backend = None
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = public_text(" ".join(f"{type(error).__name__}: {error}".split()))
         logger.warning("tracking failed and is off for the rest of this run, its folder has everything (%s)", reason)
 
     def log_round(self, record: RoundRecord, clients: Sequence[ClientRecord]) -> None:

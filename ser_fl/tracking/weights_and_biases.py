@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import netrc
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from ser_fl.discretion import public_text
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.records import AttackRecord, ClientRecord, RoundRecord, RunFolder
 from ser_fl.tracking.figures import attack_metrics, round_metrics, summary_metrics
@@ -24,6 +26,8 @@ FINISH_TIMEOUT_S = 120
 """How long the end of a run may wait for uploads; what is left can be sent with ``wandb sync``."""
 FLUSH_INTERVAL_S = 1.0
 """What a killed run can lose of its offline file; wandb's own 15 s would be many rounds."""
+_RUN_NAME = re.compile(r"^(offline-)?run-(?P<time>\d+_\d+)-(?P<id>[^-]+)")
+"""Of a folder; where two start in one second, a number follows."""
 WANDB_MODES = ("online", "offline", "shared", "disabled")
 
 
@@ -43,6 +47,17 @@ def resolve_mode(mode: str) -> str:
     return mode
 
 
+def run_of_sweep_agent() -> str | None:
+    """Id of the run that ``wandb agent`` started this process for; None where none did."""
+    return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+
+
+def run_begun_in(run: RunFolder) -> str | None:
+    """Id of the W&B run that was begun in a run folder before it had a checkpoint to say so."""
+    begun = [found for folder in run.root.glob("wandb/*run-*") if (found := _RUN_NAME.search(folder.name))]
+    return max(begun, key=lambda found: found["time"])["id"] if begun else None
+
+
 def _has_wandb_key() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
@@ -55,6 +70,18 @@ def _has_wandb_key() -> bool:
     return bool(entry and entry[2])
 
 
+class _Discreet(logging.Filter):
+    """Takes the folders of this machine out of what wandb logs to a file in the run folder."""
+
+    def __init__(self, run: RunFolder) -> None:
+        super().__init__()
+        self._run = run
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = public_text(record.getMessage(), [self._run.root]), ()
+        return True
+
+
 class WeightsAndBiases:
     """One W&B run."""
 
@@ -65,7 +92,11 @@ class WeightsAndBiases:
         self._wandb = wandb
         self._folder = run
         self._online = settings["mode"] == "online"
+        self._discreet = _Discreet(run)
+        logging.getLogger("wandb").addFilter(self._discreet)  # the first lines come before there is a file to watch
         self._run = self._open(settings, config)
+        for handler in logging.getLogger("wandb").handlers:
+            handler.addFilter(self._discreet)
         self._run.define_metric("round")
         self._run.define_metric("*", step_metric="round")
         if self._online:
@@ -78,7 +109,7 @@ class WeightsAndBiases:
         except Exception as error:
             if not self._online:
                 raise
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = public_text(" ".join(f"{type(error).__name__}: {error}".split()))
             logger.warning("W&B cannot be reached, this run is tracked offline: `wandb sync` sends it (%s)", reason)
             self._online = False
             return self._init({**settings, "mode": "offline"}, config)
@@ -141,3 +172,4 @@ class WeightsAndBiases:
 
     def finish(self) -> None:
         self._run.finish()
+        logging.getLogger("wandb").removeFilter(self._discreet)

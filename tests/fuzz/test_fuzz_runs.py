@@ -19,7 +19,7 @@ from ser_fl.composition import compose, compose_benchmark
 from ser_fl.config import Config
 from ser_fl.evaluation.benchmark import benchmark_run
 from ser_fl.evaluation.kept import Archive, Folder
-from ser_fl.federation.checkpoint import tracked_run
+from ser_fl.federation.checkpoint import Progress, tracked_run
 from ser_fl.federation.experiment import open_run
 from ser_fl.records import RunFolder
 from ser_fl.report.page import render_page
@@ -235,13 +235,19 @@ def test_figures(explore: Callable[..., None], num_cases: int, real_run: Run, tm
     explore(damages(real_run, ["rounds.jsonl", "summary.json", "attacks.json", "adversarial/example.json"]), draw_one)
 
 
+def progress_of(config: Config) -> Progress | None:
+    """What a run that is resumed goes on from."""
+    with open_run(config) as (_, progress):
+        return progress
+
+
 @cases_of("models and checkpoints", quick=40)
 def test_models_and_checkpoints(explore: Callable[..., None], num_cases: int, real_run: Run, tmp_path: Path) -> None:
     damaged = Damaged(real_run, tmp_path / "run")
     names = [name for name in real_run.files if name.startswith(("model", "checkpoint", "attacks/"))]
     settings = ["experiment=debug", "data.utterances_per_emotion=2", "federation.batch_size=4", "resume=true"]
     config = compose([*settings, f"data.cache_dir={real_run.config.data.cache_dir}", f"run_dir={tmp_path / 'run'}"])
-    assert open_run(config)[1] is not None
+    assert progress_of(config) is not None
 
     def read(folder: Path) -> None:
         model = result_or_line(load, folder)
@@ -249,16 +255,15 @@ def test_models_and_checkpoints(explore: Callable[..., None], num_cases: int, re
             with torch.inference_mode():
                 logits_BC = model(torch.zeros(1, model.frontend_config.num_mels, model.frontend_config.num_frames))
             assert logits_BC.shape == (1, len(model.classes))
-        opened = result_or_line(open_run, config)
-        if opened is not None and opened[1] is not None:
-            progress = opened[1]
+        progress = result_or_line(progress_of, config)
+        if progress is not None:
             assert type(progress.round) is int and progress.round >= 0
             assert all(type(size) is int and size >= 0 for size in progress.lengths.values())
         result_or_line(tracked_run, RunFolder(folder).checkpoint)
         archive = Archive(RunFolder(folder).outcomes)
         result_or_line(archive.knows, "nobody's")
         for challenge in RunFolder(folder).outcomes.glob("*"):
-            result_or_line(Folder(challenge, torch.device("cpu")).outcomes)
+            result_or_line(Folder(challenge, torch.device("cpu"), (1, 1)).outcomes)
 
     def read_one(damage: tuple[str, bytes | None]) -> None:
         damaged.with_file(*damage, read)
@@ -270,5 +275,5 @@ def test_the_whole_run_is_read(real_run: Run) -> None:
     assert {"attacks.json", "checkpoint/latest.json", "adversarial/example.json"} <= set(real_run.files)
     assert len(report_on(real_run.folder)) > 1000
     assert load(real_run.folder).classes
-    opened = open_run(real_run.config)
-    assert opened[1] is not None and opened[1].round == 2
+    progress = progress_of(real_run.config)
+    assert progress is not None and progress.round == 2

@@ -57,7 +57,13 @@ def _table(root: Path) -> Path:
 
 
 def _below(folder: Path, written: str, place: str) -> Path:
-    """The file a row names; links below the folder may lead elsewhere, the written path may not."""
+    """The file a row names. The written path may not leave the folder.
+
+    Links in the folder may, since on clusters a corpus is often a folder of links: whoever owns the folder made them,
+    while a table comes from anywhere.
+    """
+    if any(not character.isprintable() for character in written):
+        raise UserError(f"{place} names {written!r}: a path of printable characters is wanted")
     relative = os.path.relpath(folder / written.replace("\\", "/"), folder)
     if relative == ".." or relative.startswith("../"):
         raise UserError(f"{place} names {written}, outside the manifest's folder: move or link the audio below it")

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 
 import torch
 
@@ -14,6 +14,7 @@ from ser_fl.federation.aggregation import Outcome
 from ser_fl.federation.client import ClientTask
 from ser_fl.federation.executors.shared import Block, Layout, end_of, lay_out
 from ser_fl.federation.executors.worker import Message, Order, Ready, Reply, work
+from ser_fl.interruption import LEFT_TO_THE_PARENT
 from ser_fl.records import ClientUpdate, State
 
 _SPAWN = get_context("spawn")
@@ -50,7 +51,7 @@ class Employed:
         self.connection, theirs = _SPAWN.Pipe()
         blocks = (parcel, model.block, self._mailbox)
         self.process = _SPAWN.Process(target=work, args=(theirs, *blocks, device), name="ser_fl worker", daemon=True)
-        with _interrupts_held_back():
+        with _signals_held_back():
             self.process.start()
         theirs.close()  # so that its end is the end of the connection
 
@@ -107,9 +108,12 @@ class Employed:
 
 
 @contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Processes that are started inside do not see Ctrl-C before they have decided to ignore it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _signals_held_back() -> Iterator[None]:
+    """Processes that are started inside see no signal that is their parent's before they have decided to ignore it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_THE_PARENT)
+    # It comes with the first worker, lets signals through in this process as it does so, and would die of SIGUSR1.
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_THE_PARENT)
     try:
         yield
     finally:

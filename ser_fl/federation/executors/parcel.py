@@ -80,7 +80,7 @@ def pack(clients: Clients) -> bytes:
 
 def unpack(parcel: bytes | memoryview) -> Clients:
     """The clients; arithmetic is from now on as it was in the process that packed them."""
-    clients, arithmetic = pickle.loads(parcel)
+    clients, arithmetic = pickle.loads(parcel)  # from our own process, over memory that no other can reach
     assert isinstance(clients, Clients) and isinstance(arithmetic, Arithmetic)
     arithmetic.adopt()
     return clients

@@ -18,6 +18,7 @@ from ser_fl.federation.client import Clients, ClientTask
 from ser_fl.federation.executors.executor import attempt
 from ser_fl.federation.executors.parcel import unpack
 from ser_fl.federation.executors.shared import Block, Layout, end_of
+from ser_fl.interruption import LEFT_TO_THE_PARENT
 from ser_fl.records import ClientUpdate
 
 
@@ -62,8 +63,9 @@ def work(connection: Connection, parcel: Block, models: Block, mailbox: Block, d
         mailbox: where an optimiser's state comes and an update goes.
         device: where its clients train.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent answers it
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    for number in LEFT_TO_THE_PARENT:  # which ends its workers, or lets them finish the round
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_THE_PARENT)
     Thread(target=_end_with_parent, daemon=True).start()
     keep_freed_memory()
     try:

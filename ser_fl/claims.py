@@ -1,0 +1,89 @@
+"""One writer a run folder: a lock that the kernel frees with its process, however that ends.
+
+The lock is `flock` on ``.lock`` in the folder, which is gone with its owner; one that a killed process left behind is a
+file that nobody holds. On NFS the kernel makes of it a lock of the server, which holds between hosts, unless the share
+is mounted with ``nolock`` or ``local_lock``: then between the processes of each host only. Where a file system has no
+locks at all (Lustre without ``-o flock``), a warning says so, and nothing is locked.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ser_fl.errors import UserError
+
+LOCK = ".lock"
+_LOG = logging.getLogger(__name__)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@contextmanager
+def claimed(folder: Path, *, new: bool = False) -> Iterator[None]:
+    """Nobody else who asks writes to the folder inside. It is made where it is not there, and gone if it stays empty.
+
+    Raises:
+        UserError: another process is writing to it.
+        FileExistsError: it is there and should be ``new``.
+    """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=not new)
+    lock = folder / LOCK
+    handle = _locked(lock)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)  # still held: whoever opened it meanwhile finds that it is no longer there
+        os.close(handle)
+        with suppress(OSError):  # something came of it
+            for place in made:
+                place.rmdir()
+
+
+def _locked(lock: Path) -> int:
+    """An open and locked file of this name."""
+    while True:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        except FileNotFoundError:  # its last owner has just cleared the folder away
+            continue
+        try:
+            hold(handle)
+            if is_still(lock, handle):
+                return handle
+        except BlockingIOError:
+            os.close(handle)
+            raise UserError(
+                f"{lock.parent} is being written by another process: wait for its end, or take another folder"
+            ) from None
+        os.close(handle)
+
+
+def hold(handle: int, *, wait: bool = False) -> None:
+    """Lock an open file until it is closed, where the file system can.
+
+    Raises:
+        BlockingIOError: somebody else holds it, and we do not ``wait``.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        _LOG.warning("this file system has no locks (%s): start no two runs in one folder", error.strerror)
+
+
+def is_still(path: Path, handle: int) -> bool:
+    """Whether an open file still has its name."""
+    try:
+        there, held = path.stat(), os.fstat(handle)
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)

@@ -1,0 +1,192 @@
+"""A long-running process of ours: started in a group of its own, logged to a file, stopped with all it started."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from ser_fl.errors import DaemonStopped, UserError
+
+LOOK_S = 0.2
+"""How often a daemon is looked at."""
+_GRACE_S = 8.0
+_LEFTOVER_S = 20.0
+_TAIL_LINES = 12
+_LOG_BYTES = 20_000_000
+
+
+class StateFolder:
+    """What a daemon keeps while it runs, and its claim on it: one daemon a folder."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        self.root = root.absolute()
+        self.name = name
+        self.home = self.root / "flwr"
+        """FLWR_HOME."""
+        self.pid = self.root / f"{name}.pid"
+        self.lock: int | None = None
+
+    def claim(self) -> None:
+        """Take the folder; parts of a killed daemon are given time to end.
+
+        Raises:
+            UserError: a daemon runs on it.
+        """
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.root.chmod(0o700)
+        lock = os.open(self.pid, os.O_RDWR | os.O_CREAT, 0o600)
+        deadline = time.monotonic() + _LEFTOVER_S
+        while True:
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip()
+            if _runs(holder) or time.monotonic() > deadline:
+                os.close(lock)
+                raise UserError(f"a {self.name} runs on {self.root} already (process {holder}): stop it first")
+            time.sleep(LOOK_S)
+        os.truncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        self.lock = lock
+
+    def release(self) -> None:
+        """Give the folder back."""
+        if self.lock is not None:
+            os.truncate(self.lock, 0)
+            os.close(self.lock)
+            self.lock = None
+
+    def new_secret(self) -> Path:
+        """A file with fresh random bytes, by which a daemon and its SuperExec know each other."""
+        file = self.root / "superexec.secret"
+        file.unlink(missing_ok=True)
+        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "wb") as opened:
+            opened.write(secrets.token_bytes(32))
+        return file
+
+
+class Daemon:
+    """One of Flower's programs as a process.
+
+    It lives in a process group of its own, so that Ctrl-C reaches only us, and all it started ends with it; and it
+    holds the lock of its state folder, so that a daemon that outlives us for a moment still counts.
+    """
+
+    def __init__(self, program: str, arguments: Sequence[str], state: StateFolder, environment: Mapping[str, str]):
+        self.program = program
+        self.log = state.root / f"{program}.log"
+        self._asked = False
+        assert state.lock is not None, "the folder is claimed first"
+        if self.log.exists() and self.log.stat().st_size > _LOG_BYTES:
+            self.log.replace(self.log.with_suffix(".log.1"))
+        with self.log.open("ab") as log:
+            self._begin = log.tell()
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "ser_fl.deployment.launch", str(os.getpid()), program, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=dict(environment),
+                start_new_session=True,
+                pass_fds=(state.lock,),
+            )
+
+    @property
+    def runs(self) -> bool:
+        """Whether its process does."""
+        return self.process.poll() is None
+
+    @property
+    def said(self) -> str:
+        """What it has logged since it was started."""
+        with self.log.open("rb") as log:
+            log.seek(self._begin)
+            return log.read().decode("utf-8", "replace")
+
+    def require(self) -> None:
+        """Check that it runs.
+
+        Raises:
+            DaemonStopped: it does not; with its last words.
+        """
+        if not self.runs:
+            raise self.stopped()
+
+    def stopped(self) -> DaemonStopped:
+        """The error for a process that has ended by itself."""
+        tail = "\n".join(self.said.rstrip().splitlines()[-_TAIL_LINES:])
+        return DaemonStopped(
+            f"the {self.program} has ended (exit code {self.process.poll()}), {self.log} ends:\n{tail}"
+        )
+
+    def ask_to_stop(self) -> None:
+        """Tell it and all it started to end; once, since a second signal cuts Flower's clean-up short."""
+        if not self._asked:
+            self._asked = True
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGTERM)
+
+    def stop(self) -> None:
+        """End it and all it started, by force where it takes too long."""
+        self.ask_to_stop()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(_GRACE_S)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def stop_all(daemons: Sequence[Daemon]) -> None:
+    """End daemons side by side."""
+    for daemon in daemons:
+        daemon.ask_to_stop()
+    for daemon in daemons:
+        daemon.stop()
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def require_free(host: str, port: int) -> None:
+    """Check that a daemon can listen there.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if not 0 < port < 65536:
+        raise UserError(f"--port must be between 1 and 65535, got {port}")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise UserError(f"cannot listen on {host} port {port} ({error.strerror}): choose --host and --port") from None
+
+
+def _runs(pid: str) -> bool:
+    if not pid.isdecimal():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

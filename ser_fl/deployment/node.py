@@ -1,0 +1,254 @@
+"""A node of a federation: Flower's SuperNode beside the recordings, and the SuperExec that runs the client's part."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from ser_fl.deployment.connection import answers, split_address
+from ser_fl.deployment.daemon import LOOK_S, Daemon, StateFolder, free_port, require_free, stop_all
+from ser_fl.deployment.flower import NOTHING_OUTGOING, Outgoing, flower_environment, require_flower
+from ser_fl.deployment.keys import KeyFolder, require_private, require_valid
+from ser_fl.errors import DaemonStopped, UserError
+from ser_fl.records import write_bytes
+
+_ACCEPTED = re.compile(r"SuperNode ID: (\d+)\n")
+_REFUSED = "[code: 2004]"
+"""The key is unknown, or its node counts as online already."""
+_TRIES = 3
+_LOOPBACK = "127.0.0.1"
+_PROBE_S = 5.0
+
+
+def _ignore(_: str) -> None:
+    """Tell nobody."""
+
+
+class Node:
+    """A SuperNode that names its corpus folder and speakers to its client, and to nobody else.
+
+    It calls the link, never the other way round. Its own port is for its own parts on 127.0.0.1, in the clear there.
+    While the link is away it goes on calling.
+    """
+
+    def __init__(
+        self,
+        keys: Path,
+        name: str,
+        *,
+        link: str,
+        data: Path | None = None,
+        speakers: Sequence[str] = (),
+        cache: Path | None = None,
+        port: int | None = None,
+        state: Path | None = None,
+        outgoing: Outgoing = NOTHING_OUTGOING,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Say what to start.
+
+        Args:
+            keys: folder with ca.crt and nodes/`name`, from `ser_fl.deployment.keys.make_keys`.
+            name: of the node.
+            link: host:port of the link.
+            data: folder of the corpus (default: none is named, for the built-in corpus).
+            speakers: those that the node hosts (default: none is named).
+            cache: folder for prepared features (default: none is named).
+            port: of its own on 127.0.0.1 (default: a free one).
+            state: folder that outlives the node (default: state/`name` in `keys`).
+            outgoing: what Flower may do on the internet.
+            environment: variables for the processes, beside this process's own.
+        """
+        self.keys = KeyFolder(keys.absolute())
+        self.name = name
+        self.link = link
+        self.config = node_config(data, speakers, cache)
+        """What its client is told (`node_config` of Flower)."""
+        self.port = port
+        self.state = StateFolder(state or self.keys.state(name), "node")
+        self.outgoing = outgoing
+        self.environment = flower_environment(self.state.home, outgoing, environment)
+        self._last_id = self.state.root / "node.id"
+        self._daemons: list[Daemon] = []
+
+    def start(self, *, timeout_s: float | None = None, tell: Callable[[str], None] = _ignore) -> None:
+        """Start, and wait until the link has accepted it.
+
+        Args:
+            timeout_s: longest wait (default: for ever, as the link may come later).
+            tell: called with a line where the link does not answer yet.
+
+        Raises:
+            UserError: it cannot be started as it stands, or the link is another's, or refuses its key.
+            DaemonStopped: Flower ended by itself, or was not accepted in time.
+        """
+        self.begin()
+        try:
+            if not answers(self.link, self.keys.ca):
+                tell(f"{self.link} does not answer yet: waiting for the link")
+            self.wait_until_accepted(timeout_s)
+        except BaseException:
+            self.stop()
+            raise
+
+    def begin(self) -> None:
+        """Start without waiting, as several nodes at once are.
+
+        Raises:
+            UserError: it cannot be started as it stands.
+        """
+        require_flower()
+        split_address(self.link)
+        require_private(self.keys.node(self.name), made_by=f"`ser-fl federation keys DIR --nodes {self.name}` makes it")
+        require_valid(self.keys.ca)
+        self.state.claim()
+        try:
+            self._start_daemons()
+        except BaseException:
+            self.stop()
+            raise
+
+    def wait_until_accepted(self, timeout_s: float | None = None) -> None:
+        """Wait until the link has accepted it; what can be raised is as for `start`."""
+        began = probed = time.monotonic()
+        tries = 0
+        while not (accepted := _ACCEPTED.search(self._daemons[0].said)):
+            supernode, superexec = self._daemons
+            if not supernode.runs:
+                tries += 1
+                if tries > _TRIES or not self._may_rejoin(supernode):
+                    raise self._refusal(supernode)
+                self._stop_daemons()
+                self._start_daemons()
+                continue
+            superexec.require()
+            now = time.monotonic()
+            if timeout_s is not None and now - began > timeout_s:
+                raise DaemonStopped(f"{self.link} has not accepted {self.name} after {timeout_s:.0f} s")
+            if now - probed > _PROBE_S:
+                answers(self.link, self.keys.ca)  # that it is another's is not told by the SuperNode
+                probed = now
+            time.sleep(LOOK_S)
+        write_bytes(self._last_id, accepted[1].encode())
+
+    def watch(self, tell: Callable[[str], None] = _ignore) -> None:
+        """Stay, and start again what ends by itself, as a SuperNode may while the link is away.
+
+        Args:
+            tell: called with what has ended before it is started again, and once the link has accepted it.
+
+        Raises:
+            UserError: the link refuses its key now.
+            DaemonStopped: it ends by itself again before the link accepts it.
+        """
+        while True:
+            for daemon in self._daemons:
+                if not daemon.runs:
+                    tell(f"{daemon.stopped()}\n{self.name} is started again")
+                    self._stop_daemons()
+                    self._start_daemons()
+                    self.wait_until_accepted()
+                    tell(f"ready again: {self.name} is accepted by {self.link}")
+                    break
+            time.sleep(LOOK_S)
+
+    def stop(self) -> None:
+        """End all it started; its state stays."""
+        self._stop_daemons()
+        self.state.release()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _stop_daemons(self) -> None:
+        stop_all(self._daemons)
+        self._daemons.clear()
+
+    def _start_daemons(self) -> None:
+        if self.port is not None:
+            require_free(_LOOPBACK, self.port)
+        port = self.port or free_port()
+        secret = ["--superexec-auth-secret-file", str(self.state.new_secret())]
+        supernode = [
+            *("--root-certificates", str(self.keys.ca)),
+            *("--superlink", self.link),
+            *("--auth-supernode-private-key", str(self.keys.node(self.name))),
+            *("--node-config", str(self._write_config())),
+            *("--host", _LOOPBACK, "--port", str(port)),
+            *("--isolation", "process"),
+            *secret,
+        ]
+        superexec = ["--insecure", *("--runtime-api-address", f"{_LOOPBACK}:{port}"), *secret]
+        if self.outgoing.install_dependencies:
+            supernode.append("--allow-runtime-dependency-installation")
+            superexec.append("--allow-runtime-dependency-installation")
+        for program, arguments in (("supernode", supernode), ("superexec", superexec)):
+            self._daemons.append(Daemon(program, arguments, self.state, self.environment))
+
+    def _write_config(self) -> Path:
+        """A file, since Flower's own quoting on the command line cannot hold every path."""
+        import tomli_w
+
+        file = self.state.root / "node.toml"
+        write_bytes(file, tomli_w.dumps(self.config).encode())
+        return file
+
+    def _may_rejoin(self, supernode: Daemon) -> bool:
+        """Whether a refused key is one that the link still counts as online, and no longer does."""
+        if _REFUSED not in supernode.said or not self._last_id.exists():
+            return False
+        command = [sys.executable, "-m", "ser_fl.deployment.rejoin", self.link]
+        command += [str(self.keys.ca), str(self.keys.node(self.name)), self._last_id.read_text(encoding="ascii")]
+        done = subprocess.run(command, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True)
+        return done.returncode == 0
+
+    def _refusal(self, supernode: Daemon) -> Exception:
+        """Why a SuperNode ended before it was accepted."""
+        if _REFUSED in supernode.said:
+            return UserError(
+                f"the link does not know this node's key: {self.keys.public(self.name)} must be in nodes/ of the"
+                " link's folder when the link starts (or another SuperNode runs with the same key)"
+            )
+        answers(self.link, self.keys.ca)
+        return supernode.stopped()
+
+
+def node_config(data: Path | None, speakers: Sequence[str], cache: Path | None) -> dict[str, str]:
+    """The settings that a node names to its client.
+
+    Raises:
+        UserError: a folder is missing, or a name cannot be written down.
+    """
+    config = {}
+    if data is not None:
+        if not data.expanduser().is_dir():
+            raise UserError(f"--data is no folder: {data}")
+        config["data-root"] = _absolute(data)
+    if speakers:
+        if any(not speaker or "," in speaker for speaker in speakers):
+            raise UserError(f"--speakers takes names with commas between them, got {','.join(speakers)!r}")
+        config["speakers"] = ",".join(speakers)
+    if cache is not None:
+        config["cache-dir"] = _absolute(cache)
+    for value in config.values():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{value!a} is not UTF-8: Flower cannot hand it on, choose another name") from None
+    return config
+
+
+def _absolute(path: Path) -> str:
+    return str(path.expanduser().absolute())

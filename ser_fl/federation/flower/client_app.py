@@ -1,0 +1,202 @@
+"""The ClientApp: one host of some speakers, which answers a server's questions about them and trains its models."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from ser_fl.config import Config
+from ser_fl.data.frontend import Standardisation
+from ser_fl.data.partition import holders
+from ser_fl.data.prepared import open_configured_corpus
+from ser_fl.data.share import Host, Share, facts_of, open_hosted, open_share
+from ser_fl.devices import devices_of, exact_arithmetic
+from ser_fl.discretion import public_text
+from ser_fl.environment import threads_limited_to
+from ser_fl.evaluation.scoring import Evaluator
+from ser_fl.federation.client import Clients, ClientTask
+from ser_fl.federation.executors.executor import attempt
+from ser_fl.federation.experiment import box_of, objective_of
+from ser_fl.federation.flower.run_config import configured
+from ser_fl.federation.flower.wire import put, put_json, take, take_json
+from ser_fl.federation.scoring import LocalScorer
+
+_LOG = logging.getLogger(__name__)
+_LONGEST_REASON = 10_000
+"""Characters of an error that are told, from its end."""
+
+Answer = Callable[["Question"], RecordDict]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A server's message, and the host that answers it."""
+
+    host: Host
+    records: RecordDict
+    content: dict[str, Any]
+
+    @property
+    def config(self) -> Config:
+        """The experiment, on the host's own files."""
+        return self.host.config_of(self.content["config"])
+
+    @property
+    def share(self) -> Share:
+        """The host's data for it."""
+        return _open_share(self.host, json.dumps(self.content["config"]), tuple(self.content["classes"]))
+
+    @property
+    def standardisation(self) -> Standardisation:
+        """Of all hosts' features."""
+        values = take(self.records, "standardisation")
+        return Standardisation(*(values[f"{name}_F1"] for name in ("mean", "deviation", "lower", "upper")))
+
+
+@lru_cache(maxsize=64)  # for processes that answer more than one question: a simulation's
+def _open_share(host: Host, settings: str, classes: tuple[str, ...]) -> Share:
+    return open_share(host.config_of(json.loads(settings)), host, classes)
+
+
+def speakers(question: Question) -> RecordDict:
+    """Who is here: names, sexes and emotions of the speakers."""
+    corpus = open_hosted(question.config, question.host)
+    for skipped in corpus.skipped:
+        _LOG.warning("left out %s: %s", skipped.utterance_id, skipped.reason)
+    return _answer({"speakers": [asdict(facts) for facts in facts_of(corpus)], "skipped": len(corpus.skipped)})
+
+
+def enrol(question: Question) -> RecordDict:
+    """What standardisation, the split and a resumed run need: sums over features, counts and digests."""
+    share = question.share
+    answer, statistics = RecordDict(), share.statistics()
+    for client, sums in statistics.items():
+        tensors = {"sum_F": sums.sum_F, "sum_of_squares_F": sums.sum_of_squares_F, "maximum_F": sums.maximum_F}
+        put(answer, f"statistics/{client}", tensors)
+    put_json(
+        answer,
+        {
+            "clients": {client: len(held) for client, held in share.clients.items()},
+            "frames": {client: sums.count for client, sums in statistics.items()},
+            "sizes": share.sizes(),
+            "digests": share.digests(),
+        },
+    )
+    return answer
+
+
+def train(question: Question) -> RecordDict:
+    """The local epochs of the clients that are here."""
+    config, share, content = question.config, question.share, question.content
+    standardisation = question.standardisation
+    clients = Clients(
+        config=config,
+        store=share.store,
+        indices=share.clients,
+        standardisation=standardisation,
+        objective=objective_of(config, standardisation),
+        device=devices_of(config.executor.accelerator)[0],
+    )
+    answer, figures = RecordDict(), dict[str, dict[str, Any]]()
+    for client_id in content["clients"]:
+        task = ClientTask(
+            round=content["round"],
+            client_id=client_id,
+            state=take(question.records, "model"),
+            learning_rate=content["learning_rate"],
+            optimiser_state=take(question.records, key)
+            if (key := f"optimiser/{client_id}") in question.records
+            else {},
+        )
+        outcome = attempt(clients.update, task)
+        if isinstance(outcome, str):
+            _LOG.error("client %s failed in round %d:\n%s", client_id, task.round, outcome)
+            figures[client_id] = {"error": _public(outcome, question.host)}
+            continue
+        put(answer, f"update/{client_id}", outcome.state)
+        put(answer, f"optimiser/{client_id}", outcome.optimiser_state)
+        names = ("num_examples", "train_loss", "seconds", "update_norm")
+        figures[client_id] = {name: getattr(outcome, name) for name in names}
+    put_json(answer, {"updates": figures})
+    return answer
+
+
+def score(question: Question) -> RecordDict:
+    """Confusion matrices of the speakers here."""
+    config, share, content = question.config, question.share, question.content
+    standardisation, part = question.standardisation, content["part"]
+    scorer = LocalScorer(
+        config,
+        Evaluator(share.store, standardisation),
+        box_of(standardisation),
+        {part: holders(share.store.utterances, getattr(share.split, part))},
+    )
+    scored = scorer.score({"global": take(question.records, "model")}, part, attacked=content["attacked"])
+    return _answer({"confusions": {holder: matrix.astype(int).tolist() for holder, matrix in scored.by_holder.items()}})
+
+
+def _answer(content: Mapping[str, Any]) -> RecordDict:
+    answer = RecordDict()
+    put_json(answer, content)
+    return answer
+
+
+def make_client_app(host_of: Callable[[Context], Host]) -> ClientApp:
+    """A ClientApp for the hosts that a context tells of."""
+    app = ClientApp()
+
+    def answering(answer: Answer) -> Callable[[Message, Context], Message]:
+        def respond(message: Message, context: Context) -> Message:
+            host = Host()
+            try:
+                host = host_of(context)
+                content = take_json(message.content)
+                question = Question(host=host, records=message.content, content=content)
+                threads = content["config"]["executor"]["threads"]
+                with threads_limited_to(threads), exact_arithmetic():
+                    return Message(answer(question), reply_to=message)
+            except Exception as error:
+                _LOG.exception("this host could not answer")
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                return Message(_answer({"error": _public(reason, host)}), reply_to=message)
+
+        return respond
+
+    app.query("speakers")(answering(speakers))
+    app.query("enrol")(answering(enrol))
+    app.train()(answering(train))
+    app.evaluate()(answering(score))
+    return app
+
+
+def _public(text: str, host: Host) -> str:
+    """An error's text without the folders of this host, which are nobody else's business."""
+    return public_text(text, [folder for folder in (host.root, host.cache_dir) if folder])[-_LONGEST_REASON:]
+
+
+def host_of_node(context: Context) -> Host:
+    """As the node was started: ``data-root``, ``cache-dir`` and ``speakers`` of its configuration.
+
+    A node of a simulation by `flwr run` is started with a number alone. It reads the corpus that the run names, and
+    holds every n-th speaker.
+    """
+    given = {key: str(value) for key, value in context.node_config.items()}
+    if "partition-id" in given and "data-root" not in given:
+        config = configured(context.run_config)
+        speakers = sorted({utterance.speaker for utterance in open_configured_corpus(config).utterances})
+        own = speakers[int(given["partition-id"]) :: int(given["num-partitions"])]
+        return Host(config.data.root, config.data.cache_dir, tuple(own))
+    names = (name.strip() for name in given.get("speakers", "").split(","))
+    return Host(given.get("data-root"), given.get("cache-dir"), tuple(name for name in names if name))
+
+
+torch.set_num_threads(1)  # until a message says how many
+app = make_client_app(host_of_node)

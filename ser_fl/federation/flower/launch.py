@@ -1,0 +1,32 @@
+"""Starting an experiment on Flower: in its simulation, or on a SuperLink."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+from ser_fl.config import Config
+from ser_fl.errors import UserError
+from ser_fl.federation.flower.quiet import QUIET
+from ser_fl.federation.rounds import OnRound
+from ser_fl.records import RunFolder
+
+
+def launch(config: Config, on_round: OnRound) -> RunFolder:
+    """Run an experiment on Flower.
+
+    Raises:
+        UserError: Flower is not installed, or the settings, the nodes or their data do not fit.
+        RoundFailed: too few clients came back in a round.
+    """
+    if find_spec("flwr") is None:
+        raise UserError("executor=flower needs the extra `flower`: pip install 'ser-fl[flower]'")
+    for switch, off in QUIET.items():
+        os.environ.setdefault(switch, off)  # read by Flower when it is imported
+    if config.executor.superlink is None:
+        from ser_fl.federation.flower.simulation import simulate
+
+        return simulate(config, on_round)
+    from ser_fl.federation.flower.submission import submit
+
+    return submit(config)

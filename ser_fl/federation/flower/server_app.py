@@ -1,0 +1,60 @@
+"""The ServerApp: the round loop of one machine, with its clients at Flower's nodes."""
+
+from __future__ import annotations
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from ser_fl.config import Config
+from ser_fl.devices import exact_arithmetic
+from ser_fl.environment import threads_limited_to
+from ser_fl.errors import UserError
+from ser_fl.federation.experiment import check_holdings, conduct, open_run
+from ser_fl.federation.flower.exchange import Exchange
+from ser_fl.federation.flower.nodes import Nodes
+from ser_fl.federation.flower.reach import FlowerExecutor, FlowerScorer
+from ser_fl.federation.flower.run_config import configured
+from ser_fl.federation.precision import with_precision
+from ser_fl.federation.rounds import OnRound
+from ser_fl.records import RoundRecord, RunFolder
+
+
+def serve(config: Config, grid: Grid, on_round: OnRound) -> RunFolder:
+    """Run an experiment, or go on with one, on whatever nodes a grid reaches, and return its run folder.
+
+    `precision=auto` is float32 here: nodes differ, and no one of them can be measured for all.
+
+    Raises:
+        UserError: the settings, the nodes or their data do not fit.
+        RoundFailed: too few clients came back in a round, or a holder of test utterances gave no figures.
+    """
+    executor = config.executor
+    with open_run(config) as (run, progress), threads_limited_to(executor.threads), exact_arithmetic():
+        if config.precision == "auto":
+            config = with_precision(config, (progress and progress.precision) or "32-true")
+        nodes = Nodes(Exchange(grid, executor.deadline_s), config)
+        holdings = nodes.enrol(executor.num_nodes or 1, executor.wait_s)
+        check_holdings(config, run, holdings, progress)
+        standardisation = holdings.standardisation
+        clients, scorer = FlowerExecutor(nodes, standardisation), FlowerScorer(nodes, standardisation)
+        conduct(config, run, holdings, progress, clients, scorer, on_round)
+    return run
+
+
+app = ServerApp()
+"""For a SuperLink: the experiment is in the run's configuration, as ``config`` (JSON) or ``settings`` (overrides)."""
+
+
+@app.main()
+def _main(grid: Grid, context: Context) -> None:
+    try:
+        config = configured(context.run_config)
+
+        def on_round(record: RoundRecord) -> None:
+            print(record.line(config.experiment), flush=True)
+
+        run = serve(config, grid, on_round)
+        print(f"run folder: {run.root}", flush=True)
+    except UserError as error:
+        print(f"ser-fl: {' '.join(str(error).split())}", flush=True)
+        raise
