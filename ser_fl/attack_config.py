@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from ser_fl.config import Amount, Count, Epsilon, one_line, stage
+from ser_fl.errors import shown
 
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
 """One name need not be in brackets."""
@@ -15,7 +16,7 @@ Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isi
 
 def _check_epsilons(given: object) -> object:
     if isinstance(given, str) and given != "auto":
-        raise ValueError(f"epsilons must be auto or a list of numbers, got {given!r}")
+        raise ValueError(f"epsilons must be auto or a list of numbers, got {shown(given)}")
     return given
 
 
@@ -25,7 +26,7 @@ Epsilons = Annotated[tuple[Epsilon, ...] | Literal["auto"], BeforeValidator(_che
 def _check_samples(given: object) -> object:
     if given == "exact" or (type(given) is int and given >= 1):
         return given
-    raise ValueError(f"eot_samples must be exact or a whole number from 1 up, got {given!r}")
+    raise ValueError(f"eot_samples must be exact or a whole number from 1 up, got {shown(given)}")
 
 
 Samples = Annotated[Count | Literal["exact"], BeforeValidator(_check_samples)]

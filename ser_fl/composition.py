@@ -9,8 +9,14 @@ from typing import Any
 
 from ser_fl.attack_config import BenchmarkConfig, TransferConfig, parse_benchmark, parse_transfer
 from ser_fl.config import CONFIG_SCHEMA, Config, parse
-from ser_fl.errors import UserError, unknown_name
+from ser_fl.errors import UserError, one_line, shown, unknown_name
 from ser_fl.places import is_place, recall
+
+_LONGEST_OVERRIDE = 10_000
+_LARGEST_FILE = 1 << 20
+_MOST_VALUES = 100_000
+"""Of a file, aliases counted as often as they would be written out: a run's config.yaml has a hundred."""
+_DEEPEST = 50
 
 
 def configs_dir() -> Path:
@@ -80,12 +86,19 @@ def _from_defaults(name: str, overrides: Sequence[str], *, example: str) -> dict
     file = configs_dir() / f"{name}.yaml"
     known = [str(setting) for setting in OmegaConf.load(file)]
     for override in overrides:
-        key, separator, _ = override.partition("=")
-        if not separator:
-            raise UserError(f"{override!r} is not a setting: write key=value, such as {example}")
+        key, _ = _key_and_value(override, example)
         if key.split(".")[0] not in known:
             raise unknown_name("setting", key, known)
     return _from_file(file, overrides)
+
+
+def _key_and_value(override: str, example: str) -> tuple[str, str]:
+    key, separator, value = override.partition("=")
+    if not separator:
+        raise UserError(f"{shown(override)} is not a setting: write key=value, such as {example}")
+    if len(override) > _LONGEST_OVERRIDE:
+        raise UserError(f"the value of {shown(key)} has {len(value)} characters, expected {_LONGEST_OVERRIDE} at most")
+    return key, value
 
 
 def _from_groups(overrides: Sequence[str]) -> dict[str, Any]:
@@ -102,7 +115,7 @@ def _from_groups(overrides: Sequence[str]) -> dict[str, Any]:
         with initialize_config_dir(config_dir=str(configs_dir().resolve()), version_base="1.3"):
             composed = hydra_compose("train", overrides=[_for_hydra(override) for override in overrides])
         settings: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
         if several := re.match(r"Ambiguous value for argument '(.+?)'", str(error)):
             raise UserError(f"{several[1]} has several values: write [...] around a list, or -m for a sweep") from None
         key = re.search(r"full_key: (\S+)", str(error.__cause__ or error))
@@ -129,8 +142,10 @@ def _unknown_here(key: str, overrides: Sequence[str]) -> UserError:
     """Error for a setting that the chosen group entry lacks, such as ``model.hidden`` of a VGG."""
     node: Any = _from_groups([override for override in overrides if not override.startswith(f"{key}=")])
     *parents, _ = key.split(".")
-    for parent in parents:
-        node = node[parent]
+    for place, parent in enumerate(parents):
+        node = node.get(parent) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            return UserError(f"{'.'.join(parents[: place + 1])} holds one value and no settings, got {shown(key)}")
     return unknown_name("setting", key, [".".join([*parents, str(name)]) for name in node])
 
 
@@ -141,28 +156,33 @@ def _from_file(config_file: Path, overrides: Sequence[str]) -> dict[str, Any]:
 
     if not config_file.is_file():
         raise UserError(f"no such configuration: {config_file}")
+    for override in overrides:
+        _key_and_value(override, "seed=2")
     free = dict(override.split("=", 1) for override in overrides if override.partition("=")[0] in FREE_TEXT)
     try:
+        refuse_bombs(config_file)
         base = OmegaConf.load(config_file)  # by a safe loader: it makes no objects
         _refuse_interpolation(config_file, OmegaConf.to_container(base))
         merged = OmegaConf.merge(base, OmegaConf.from_dotlist([o for o in overrides if o.split("=")[0] not in free]))
         for key, value in free.items():
             OmegaConf.update(merged, key, None if value == "null" else value)
         settings = OmegaConf.to_container(merged, resolve=True)
-    except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+    except UserError:
+        raise
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{config_file} cannot be read: {_first_line(error)}") from None
     if not isinstance(settings, dict):
         raise UserError(f"{config_file} is not a configuration: it holds a {type(settings).__name__}")
     schema = settings.pop("schema", CONFIG_SCHEMA)
     if schema != CONFIG_SCHEMA:
-        raise UserError(f"{config_file} has schema {schema!r}, this version reads {CONFIG_SCHEMA}: train again")
+        raise UserError(f"{config_file} has schema {shown(schema)}, this version reads {CONFIG_SCHEMA}: train again")
     return _recalled({str(key): value for key, value in settings.items()})
 
 
 def _refuse_interpolation(config_file: Path, value: Any) -> None:
     """A file holds values alone: ``${oc.env:...}`` would take a secret of this machine into the records."""
     if isinstance(value, str) and "${" in value:
-        raise UserError(f"{config_file} has {value!r}: write the value itself")
+        raise UserError(f"{config_file} has {shown(value)}: write the value itself")
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     for item in items:
         _refuse_interpolation(config_file, item)
@@ -191,11 +211,9 @@ def _check_names(overrides: Sequence[str]) -> None:
 
     known_groups = groups()
     for override in overrides:
-        key, separator, value = override.partition("=")
-        if not separator:
-            raise UserError(f"{override!r} is not a setting: write key=value, such as seed=2")
+        key, value = _key_and_value(override, "seed=2")
         if key in known_groups:
-            if value not in known_groups[key] and re.fullmatch(r"[\w.-]+", value):
+            if value.strip("'\"") not in known_groups[key]:
                 raise unknown_name(key, value, known_groups[key])
         elif "." in key and (group := key.partition(".")[0].lstrip("+~")) in known_groups:
             settings = _settings_of(group)
@@ -214,6 +232,34 @@ def _settings_of(group: str) -> set[str]:
     return {str(name) for file in files for name in OmegaConf.load(file) if name != "defaults"}
 
 
+def refuse_bombs(file: Path) -> None:
+    """Raise `UserError` for YAML that would fill the memory: large, deep, or small with aliases of aliases."""
+    import yaml
+
+    if (size := file.stat().st_size) > _LARGEST_FILE:
+        raise UserError(f"{file} has {size} bytes: that is no configuration")
+    num_values, of_anchors, opened = 0, dict[str, int](), list[tuple[str, int]]()
+    for event in yaml.parse(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader):
+        anchor = str(getattr(event, "anchor", None))
+        if isinstance(event, yaml.AliasEvent):
+            num_values += of_anchors.get(anchor, 0)
+        elif isinstance(event, yaml.CollectionStartEvent):
+            opened.append((anchor, num_values))
+            of_anchors[anchor] = _MOST_VALUES + 1  # of a value that holds itself
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = opened.pop()
+            of_anchors[anchor] = num_values - before
+        elif isinstance(event, yaml.ScalarEvent):
+            num_values += 1
+            of_anchors[anchor] = 1
+        if num_values > _MOST_VALUES or len(opened) > _DEEPEST:
+            raise UserError(
+                f"{file} holds more than {_MOST_VALUES} values, one that holds itself, or lists more than {_DEEPEST} "
+                "deep: that is no configuration"
+            )
+
+
 def _first_line(error: BaseException) -> str:
-    cause = error.__cause__ or error
-    return " ".join(str(cause).strip().split("\n")[0].split())
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return one_line(str(error.__cause__ or error).strip().split("\n")[0], 300)

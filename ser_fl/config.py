@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from ser_fl.errors import UserError, unknown_name
+from ser_fl.errors import UserError, shown, unknown_name
 
 CONFIG_SCHEMA = 1
 """Version of a run's ``config.yaml``."""
@@ -23,8 +23,8 @@ stage = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-Amount = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, lt=2**63)]
+Amount = Annotated[int, Field(ge=0, lt=2**63)]
 Epsilon = NonNegative
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Speaker = Annotated[str, BeforeValidator(lambda given: str(given) if type(given) is int else given)]
@@ -37,7 +37,7 @@ Precision = Literal["32-true", "bf16-mixed"]
 def _check_workers(given: object) -> object:
     if given == "auto" or (type(given) is int and given >= 1):
         return given
-    raise ValueError(f"executor.workers must be auto or a whole number from 1 up, got {given!r}")
+    raise ValueError(f"executor.workers must be auto or a whole number from 1 up, got {shown(given)}")
 
 
 Workers = Annotated[Count | Literal["auto"], BeforeValidator(_check_workers)]
@@ -70,13 +70,13 @@ class FrontendConfig:
     """Log-mel spectrogram of clips repeated to one length."""
 
     name: str
-    sample_rate_hz: Annotated[int, Field(ge=4000)]
-    window_samples: Annotated[int, Field(ge=16)]
+    sample_rate_hz: Annotated[int, Field(ge=4000, le=768_000)]
+    window_samples: Annotated[int, Field(ge=16, le=1 << 16)]
     hop_samples: Count
-    num_mels: Annotated[int, Field(ge=8)]
+    num_mels: Annotated[int, Field(ge=8, le=4096)]
     fmin_hz: Annotated[float, Field(ge=0)]
     fmax_hz: Positive
-    duration_s: Positive
+    duration_s: Annotated[float, Field(gt=0, le=3600)]
     """Clips shorter than this are repeated, longer ones cut."""
     log_offset: Positive
     """The logarithm is taken of the mel magnitude plus this."""
@@ -110,7 +110,7 @@ class SplitConfig:
     name: Literal["within_speaker", "speaker_independent", "published"]
     """within_speaker: the paper's, a share of every speaker's utterances. speaker_independent: no speaker in two parts.
     published: the corpus's or the manifest's own split column."""
-    seed: int
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]
     """Draws the split; its own setting, so that runs of several seeds share one split."""
     test_fraction: Share
     """within_speaker: share of every speaker's utterances that is the pooled test set."""
@@ -129,7 +129,7 @@ class SplitConfig:
         for setting in ("test_speakers", "validation_speakers", "fold"):
             if self.name != "speaker_independent" and getattr(self, setting):
                 raise ValueError(
-                    f"split.{setting} goes with split=speaker_independent, got {getattr(self, setting)!r} with "
+                    f"split.{setting} goes with split=speaker_independent, got {shown(getattr(self, setting))} with "
                     f"split={self.name}"
                 )
 
@@ -480,11 +480,11 @@ def one_line(error: ValidationError, settings: Mapping[str, Any]) -> UserError:
         tags = re.findall(r"'(\w+)'", str(problem["ctx"]["expected_tags"]))
         return unknown_name("model", str(problem["ctx"]["tag"]), tags)
     if problem["type"] == "too_short" and problem["ctx"]["min_length"] == 1:
-        return UserError(f"{key} must name one at least, got {given!r}")
+        return UserError(f"{key} must name one at least, got {shown(given)}")
     if problem["type"] == "literal_error":
         return unknown_name(key, str(given), re.findall(r"'([^']+)'", problem["ctx"]["expected"]))
     wanted = problem["msg"].removeprefix("Input should be ")
-    return UserError(f"{key} must be {wanted}, got {given!r}")
+    return UserError(f"{key} must be {wanted}, got {shown(given)}")
 
 
 def _siblings(path: Sequence[str], settings: Mapping[str, Any], wrong: str) -> list[str]:

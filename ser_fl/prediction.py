@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ser_fl.data.audio import read_audio
+from ser_fl.errors import UserError
 from ser_fl.models.bundle import load_model
 from ser_fl.records import RunFolder
 
@@ -51,7 +52,11 @@ def predict(
     bundle = load_model(run)
     predictions = []
     for file in map(Path, [files] if isinstance(files, (str, Path)) else files):
-        clip_T = bundle.frontend.clip(*read_audio(file, channel))
+        recording_T, rate_hz = read_audio(file, channel)
+        try:
+            clip_T = bundle.frontend.clip(recording_T, rate_hz)
+        except UserError as error:
+            raise UserError(f"cannot use {file}: {error}") from None
         with torch.inference_mode():
             probabilities = bundle.from_waveform(clip_T[None]).softmax(dim=1)[0].tolist()
         by_emotion = dict(zip(bundle.classes, probabilities, strict=True))

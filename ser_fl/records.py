@@ -13,12 +13,13 @@ import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import quote, unquote
 
-from ser_fl.errors import UserError
+from ser_fl.errors import UserError, shown
+from ser_fl.forms import conform, parse_json, record_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -268,11 +269,6 @@ def _jsonable(value: Any) -> Any:
     return value
 
 
-def _frozen(value: Any) -> Any:
-    """Tuples in place of JSON's lists."""
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
-
-
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole: to a temporary neighbour, flushed to disk, then renamed into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -416,11 +412,21 @@ class RunFolder:
             os.truncate(path, min(num_bytes, path.stat().st_size))
 
     def read_jsonl(self, path: Path) -> list[dict[str, Any]]:
-        """All whole lines of a ``.jsonl`` file; a last line that was cut off is left out."""
+        """All whole lines of a ``.jsonl`` file; a last line that was cut off is left out.
+
+        Raises:
+            UserError: a line is not a mapping in JSON.
+        """
         if not path.exists():
             return []
-        text = path.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        try:
+            text = path.read_text(encoding="utf-8")
+            lines = [parse_json(line) for line in text[: text.rfind("\n") + 1].split("\n")[:-1]]
+            if odd := [line for line in lines if not isinstance(line, dict)]:
+                raise ValueError(f"it must hold a mapping, got {shown(odd[0])}")
+        except ValueError as error:
+            raise UserError(f"{path} has a line that is not JSON ({error}): was it changed by hand?") from None
+        return lines
 
     def read_json(self, path: Path) -> Any:
         """Content of a JSON file of the folder.
@@ -429,10 +435,10 @@ class RunFolder:
             UserError: the file is missing or is not JSON.
         """
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return parse_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(f"{self.root} has no {path.name}: is it the folder of a finished run?") from None
-        except (ValueError, RecursionError) as error:  # not text, not JSON, or nested without end
+        except ValueError as error:
             raise UserError(f"{path} is not JSON ({error}): was it changed by hand?") from None
 
     def refuse_links_out(self) -> None:
@@ -498,22 +504,17 @@ def read_transfer(path: Path) -> TransferMatrix:
     content = RunFolder(path.parent).read_json(path)
     records = _records_in(path, content, TransferRecord, TRANSFER_SCHEMA, "ser-fl transfer")
     try:
-        about = {name: content[name] for name in ("models", "synthetic", "seconds")}
-    except KeyError as error:
+        return record_of(TransferMatrix, {**content, "records": [asdict(record) for record in records]})
+    except ValueError as error:
         raise UserError(f"{path} is incomplete ({error}): run `ser-fl transfer` again") from None
-    return TransferMatrix(records=tuple(records), **about)
 
 
 def _records_in(path: Path, content: Any, kind: type[_Record], schema: int, command: str) -> list[_Record]:
     """The records of a file of attacks; what a later version has added to them is left aside."""
     found = content.get("schema") if isinstance(content, dict) else None
     if found != schema:
-        raise UserError(f"{path} has schema {found!r}, this version reads {schema}: run `{command}` again")
-    names = {entry.name for entry in fields(kind)}
+        raise UserError(f"{path} has schema {shown(found)}, this version reads {schema}: run `{command}` again")
     try:
-        return [
-            kind(**{key: _frozen(value) for key, value in record.items() if key in names})
-            for record in content["records"]
-        ]
-    except (TypeError, KeyError, AttributeError) as error:
+        return [record_of(kind, record) for record in conform(tuple[Any, ...], content.get("records"), "records")]
+    except ValueError as error:
         raise UserError(f"{path} has an incomplete record ({error}): run `{command}` again") from None

@@ -214,12 +214,27 @@ def test_what_cannot_be_averaged_is_told_why(state: State, num_examples: int, me
     ("spoilt", "message"),
     [
         ({"train_loss": float("nan")}, "training loss is nan.*not finite"),
-        ({"update_norm": float("inf")}, "norm inf: not finite"),
+        ({"update_norm": float("inf")}, "norm is inf: not finite"),
         ({"optimiser_state": {"0.exp_avg": torch.tensor([float("inf")])}}, r"optimiser's 0\.exp_avg is not finite"),
         (
             {"state": {**REFERENCE, "weight": torch.zeros(2, 3, dtype=torch.float64)}},
             "type torch.float64, expected torch",
         ),
+        ({"state": None}, "state is of type NoneType, expected tensors by name"),
+        ({"state": {**REFERENCE, "weight": "zeros"}}, "weight is of type str, expected a tensor"),
+        ({"state": {**REFERENCE, "weight": torch.zeros(2, 3).to_sparse()}}, "weight is a torch.sparse_coo tensor"),
+        ({"state": {**REFERENCE, "weight": torch.zeros(2, 3, device="meta")}}, "weight is a meta tensor"),
+        ({"state": {**REFERENCE, 7: torch.zeros(1), None: torch.zeros(1)}}, r"other entries: \[7, None\]"),
+        ({"state": {**REFERENCE, "x" * 9999: torch.zeros(1)}}, r"other entries: \['xx.{,250}$"),
+        ({"optimiser_state": [1]}, "optimiser's state is of type list"),
+        ({"optimiser_state": {"step": 3}}, "optimiser's step is of type int"),
+        ({"train_loss": "0.5"}, "training loss is '0.5': not a number"),
+        ({"seconds": float("nan")}, "time in seconds is nan: not finite"),
+        ({"num_examples": 7.0}, r"num_examples is 7\.0, expected a whole number"),
+        ({"num_examples": True}, "num_examples is True, expected a whole number"),
+        ({"num_examples": 2**80}, "num_examples is 1208925819614629174706176, expected a whole number up to"),
+        ({"num_examples": -1}, r"no utterance \(num_examples=-1\)"),
+        ({"nanoseconds": {"fit": "long"}}, "nanoseconds are {'fit': 'long'}"),
     ],
 )
 def test_what_comes_with_the_weights_must_be_sound_too(spoilt: dict[str, Any], message: str) -> None:
@@ -331,3 +346,9 @@ def test_the_average_over_rounds_takes_counters_as_they_are() -> None:
     first, second = ({"weight": torch.ones(1), "batches": torch.tensor(count)} for count in (3, 8))
     average = averaged_over_rounds(averaged_over_rounds({}, first, 0, 0.9), second, 1, 0.9)
     assert average["batches"].item() == 8 and average["batches"].dtype == torch.int64
+
+
+def test_an_update_that_still_carries_gradients_leaves_none_in_the_model() -> None:
+    average = FedAvg()
+    average.add(update(1, {"weight": torch.ones(2, requires_grad=True)}))
+    assert not average.result()["weight"].requires_grad

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -166,3 +167,54 @@ def test_digest_follows_content_and_channel_not_the_name(tmp_path: Path) -> None
     assert first != content_digest(tmp_path / "c.wav", "first")
     with pytest.raises(UserError, match=r"gone\.wav: no such file"):
         content_digest(tmp_path / "gone.wav", "first")
+
+
+def test_a_header_that_announces_more_than_there_is_costs_no_memory(tmp_path: Path) -> None:
+    """2^36 - 1 samples, of which a float32 array would take 256 GB."""
+    path = tmp_path / "a.flac"
+    soundfile.write(path, pcm(), 16000)
+    content = bytearray(path.read_bytes())
+    content[21] |= 0x0F  # STREAMINFO: 36 bits of total samples
+    content[22:26] = b"\xff" * 4
+    path.write_bytes(content)
+    assert soundfile.info(path).frames == 2**36 - 1
+    with pytest.raises(UserError, match=r"cannot read .*a\.flac"):
+        read_audio(path)
+
+
+def test_long_recordings_are_read_in_blocks_to_the_same_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, channels in (("a.wav", 2), ("a.flac", 1)):
+        soundfile.write(tmp_path / name, pcm(1000, channels), 16000)
+        whole, _ = read_audio(tmp_path / name, "mean")
+        for size in (1, 7, 500, 1000, 2000):
+            with monkeypatch.context() as patch:
+                patch.setattr("ser_fl.data.audio._BLOCK_SAMPLES", size * channels)
+                assert torch.equal(read_audio(tmp_path / name, "mean")[0], whole)
+
+
+def test_formats_that_cannot_be_wound_are_read(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", pcm(320) / 32768, 8000, subtype="GSM610")
+    assert len(read_audio(tmp_path / "a.wav")[0]) >= 320  # in whole frames of the codec
+
+
+def test_what_is_no_recording_is_told_in_a_line(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "fast.wav", pcm(), 999_999)
+    (tmp_path / "a.raw").write_bytes(pcm().tobytes())
+    os.mkfifo(tmp_path / "pipe.wav")  # opening it would wait for whoever writes
+    (tmp_path / "folder.wav").mkdir()
+    for name, reason in (
+        ("fast.wav", "sampling rate beyond 1000 to 768000 Hz.*got 999999"),
+        ("a.raw", "no header that tells its sampling rate"),
+        ("pipe.wav", "a device or a pipe"),
+        ("folder.wav", "it is a folder"),
+        ("none.wav", "no such file"),
+        ("n" * 300 + ".wav", "no such file"),
+        ("nul\0.wav", "no such file"),
+    ):
+        with pytest.raises(UserError, match=reason) as raised:
+            read_audio(tmp_path / name)
+        assert "\n" not in str(raised.value)
+        assert probe_header(tmp_path / name) is not None
+        assert probe_audio(tmp_path / name, "first") is not None

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from functools import cache
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -397,3 +397,64 @@ def test_config_file_that_is_none(tmp_path: Path, content: str | None, message: 
 def test_a_benchmark_of_no_attack_is_told() -> None:
     with pytest.raises(UserError, match=r"^attacks must name one at least, got \[\]$"):
         compose_benchmark(["run=RUN", "attacks=[]"])
+
+
+def nested(depth: int) -> str:
+    return "[" * depth + "]" * depth
+
+
+LAUGHS = "a: &a [ha, ha]\n" + "".join(
+    f"{name}: &{name} [{f'*{before}, ' * 9}]\n" for before, name in pairwise("abcdefgh")
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (LAUGHS, "more than 100000 values"),
+        ("a: &a [*a]", "one that holds itself"),
+        (f"a: {nested(2000)}", "lists more than 50 deep"),
+        ("a: 1" + " " * (1 << 20), "bytes: that is no configuration"),
+        (f"seed: {'9' * 5000}", "cannot be read"),
+        ("seed: 2020-13-45", "cannot be read|is missing"),
+        ("seed: !!python/object/apply:os.getcwd []", "cannot be read"),
+    ],
+    ids=["laughs", "itself", "deep", "large", "digits", "date", "python"],
+)
+def test_files_that_would_break_the_reader_are_refused_in_a_line(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(UserError, match=message) as raised:
+        compose(config_file=tmp_path / "config.yaml")
+    assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (f"seed={'9' * 5000}", "Exceeds the limit"),
+        (f"seed=0x{'f' * 5000}", "seed must be a valid integer"),
+        ("model=[[]]", r"unknown model '\[\[\]\]'"),
+        (f"seed={nested(800)}", "."),
+        (f"seed={'{a:' * 400}1{'}' * 400}", "too deeply"),
+        (f"seed={'x' * 20_000}", "'seed' has 20000 characters"),
+        ("augmentation.mel_masks.name=1", "augmentation.mel_masks holds one value and no settings"),
+        ("seed=&a [*a]", "."),
+        ("experiment=two\nlines", "."),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_values_that_would_break_the_parser_are_refused_in_a_line(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        compose([override])
+    assert str(raised.value).isprintable() and len(str(raised.value)) <= 2000
+    with pytest.raises(UserError) as raised:
+        compose_benchmark(["run=x", override])
+    assert str(raised.value).isprintable() and len(str(raised.value)) <= 2000
+
+
+def test_whole_numbers_have_an_end() -> None:
+    """Python refuses to write numbers of thousands of digits: the run's config.yaml could not be written."""
+    with pytest.raises(UserError, match="seed must be less than 9223372036854775808, got a very long int"):
+        compose_benchmark(["run=x", f"seed=0x{'f' * 5000}"])
+    with pytest.raises(UserError, match=r"split\.seed must be"):
+        compose(["split.seed=1" + "0" * 99])

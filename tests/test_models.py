@@ -274,6 +274,13 @@ def change_card(folder: Path, change: Callable[[dict[str, Any]], object]) -> Non
         (lambda card: card["classes"].append("joy"), "cannot be loaded: its weights have .*, model.json describes"),
         (lambda card: card["model"].update(name="crn"), "cannot be loaded: .*crn"),
         (lambda card: card["model"].update(hidden=16), "cannot be loaded: its weights have .*, model.json describes"),
+        (lambda card: card["classes"].append(7), "cannot be loaded: .*string"),
+        (
+            lambda card: card["model"].update(hidden=1 << 20),
+            "cannot be loaded: its weights have .*, model.json describes",
+        ),
+        (lambda card: card["frontend"].update(num_mels=1 << 40), "cannot be loaded: .*num_mels"),
+        (lambda card: card["frontend"].update(duration_s=1e308), "cannot be loaded: .*duration_s"),
         (lambda card: card["frontend"].update(fmax_hz=9e9), "cannot be loaded: .*fmax_hz"),
         (lambda card: card["standardisation"]["mean_F1"].pop(), "cannot be loaded: .*mean_F1"),
         (lambda card: card["standardisation"].pop("lower_F1"), "cannot be loaded: .*lower_F1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -424,14 +425,14 @@ def test_page_of_an_unfinished_run_names_the_commands(tmp_path: Path) -> None:
         ("config.yaml", "a: [", "is not YAML"),
         ("config.yaml", "- a", "must hold a mapping"),
         ("summary.json", "{", "is not JSON"),
-        ("summary.json", '{"test": 5}', "must hold a mapping as test, got int"),
-        ("summary.json", '{"classes": "anger"}', "must hold a list as classes, got str"),
-        ("summary.json", '{"test": {"confusion": 5}}', r"must hold a list as test\.confusion, got int"),
-        ("summary.json", '{"test": {"confusion": [[1], 2]}}', r"must hold a list as test\.confusion\.1, got int"),
-        ("summary.json", '{"test": {"per_class_recall": {}}}', r"a list as test\.per_class_recall, got dict"),
-        ("summary.json", '{"test": {"per_speaker_uar": []}}', r"a mapping as test\.per_speaker_uar, got list"),
+        ("summary.json", '{"test": 5}', "must hold a mapping as test, got 5"),
+        ("summary.json", '{"classes": "anger"}', "must hold a list as classes, got 'anger'"),
+        ("summary.json", '{"test": {"confusion": 5}}', r"must hold a list as test\.confusion, got 5"),
+        ("summary.json", '{"test": {"confusion": [[1], 2]}}', r"must hold a list as test\.confusion\.1, got 2"),
+        ("summary.json", '{"test": {"per_class_recall": {}}}', r"a list as test\.per_class_recall, got {}"),
+        ("summary.json", '{"test": {"per_speaker_uar": []}}', r"a mapping as test\.per_speaker_uar, got \[\]"),
         ("rounds.jsonl", "{\n", "not JSON"),
-        ("rounds.jsonl", "5\n", "must hold a mapping, got int"),
+        ("rounds.jsonl", "5\n", "must hold a mapping, got 5"),
         ("attacks.json", '{"schema": 2, "records": []}', "schema 2"),
         ("attacks.json", '{"schema": 1, "records": [{"attack": "pgd"}]}', "incomplete record"),
         ("attacks.json", '{"schema": 1, "records": [], "checks": {"doubts": [1]}}', "incomplete checks"),
@@ -633,3 +634,38 @@ def test_the_attack_table_shows_what_was_measured_and_no_empty_columns(tmp_path:
     assert row["Robust UAR, 95 %"] == "12.5 to 30.0"
     assert (row["Gap to grey-box"], row["Gap, 95 %"]) == ("20.0", "10.0 to 25.0")
     assert "Median PESQ" not in row
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (
+            "summary.json",
+            '{"classes": ["a", "b"], "test": {"confusion": [[1, 2]]}}',
+            r"2 rows of 2 counts as test\.conf",
+        ),
+        ("summary.json", '{"test": {"confusion": [[1, "2"], [3, 4]]}}', r"number as test\.confusion\.0\.1, got '2'"),
+        ("summary.json", '{"test": {"uar": "high"}}', r"must hold a number as test\.uar, got 'high'"),
+        ("summary.json", '{"selected_round": [1]}', r"must hold a whole number as selected_round, got \[1\]"),
+        ("summary.json", '{"test": ' + "[" * 5000, "is not JSON .nested too deeply"),
+        ("summary.json", '{"experiment": "\\ud800"}', "is not JSON"),
+        ("rounds.jsonl", '{"round": 1, "uar": {}}\n', "must hold a number as uar, got {}"),
+        ("rounds.jsonl", "[" * 5000 + "\n", "nested too deeply"),
+        ("config.yaml", "a: &a [*a]", "holds itself"),
+        ("config.yaml", "a: 0x" + "f" * 5000, "is not YAML"),
+        ("attacks.json", '{"schema": 1, "records": {}}', "must hold a list as records, got {}"),
+        ("adversarial/example.json", json.dumps({**EXAMPLE, "clean": [[1.0]]}), "two spectrograms of one shape"),
+    ],
+)
+def test_odd_values_get_one_clear_line(tmp_path: Path, file: str, content: str, message: str) -> None:
+    path = make_run(tmp_path / "run", None, FOUR_WAY, example=EXAMPLE) / file
+    path.write_text(content)
+    with pytest.raises(UserError, match=message) as raised:
+        read_run(tmp_path / "run")
+    assert str(raised.value).isprintable() and len(str(raised.value)) <= 2000
+
+
+def test_labels_are_text_and_no_formulas(tmp_path: Path) -> None:
+    """Between two dollar signs matplotlib looks for mathematics."""
+    root = make_run(tmp_path / "run", None, FOUR_WAY, test={"uar": 0.5, "per_speaker_uar": {r"$\x$": 0.5}})
+    assert draw_figures([read_run(root)])["speakers"]

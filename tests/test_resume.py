@@ -450,3 +450,29 @@ def test_resume_without_a_folder_takes_the_newest_run_of_the_experiment_and_seed
     assert run.root.resolve() == newest
     assert watcher.fits == NUM_CLIENTS
     assert_same_run(run, finished[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"round": "two"}, "cannot be read .*round"),
+        ({"round": -1}, "cannot be read .*round"),
+        ({"lengths": {"rounds.jsonl": -5}}, r"cannot be read .*lengths\.`rounds\.jsonl`"),
+        ({"lengths": [1]}, "cannot be read .*lengths"),
+        ({"weight_average": {"decay": 0.5}}, "cannot be read .*weight_average"),
+        ({"files": {}}, "."),
+        ({"schema": "x" * 5000}, "has schema 'xxx.{,400}$"),
+    ],
+)
+def test_a_checkpoint_that_was_changed_is_told_in_a_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    server = Server({"global": {"weight": torch.ones(2)}})
+    progress = Progress(round=1, server=server, best=dict(server.models), best_round=1, best_score=0.5)
+    save_checkpoint(tmp_path, progress, {})
+    latest = tmp_path / "latest.json"
+    assert load_checkpoint(tmp_path, {}) is not None
+    latest.write_text(json.dumps(json.loads(latest.read_text()) | change))
+    with pytest.raises(UserError, match=message):
+        load_checkpoint(tmp_path, {})
+    latest.write_text("[" * 100_000)
+    with pytest.raises(UserError, match="cannot be read"):
+        load_checkpoint(tmp_path, {})

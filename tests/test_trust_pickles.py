@@ -195,8 +195,9 @@ def told(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 @pytest.mark.parametrize(
     ("section", "key", "value", "named"),
     [
-        ("frontend", "num_mels", 10**9, "mel bins"),
-        ("frontend", "duration_s", 1e12, "samples"),
+        ("frontend", "num_mels", 10**9, "num_mels"),
+        ("frontend", "num_mels", 100, "mel bins"),
+        ("frontend", "duration_s", 1e12, "duration_s"),
         (None, "classes", ["a", "b", "c"], "model.json describes"),
         (None, "classes", "ab", "tuple"),
         (None, "classes", [str(number) for number in range(10**6)], "model.json describes"),

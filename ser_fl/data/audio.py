@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
 
-from ser_fl.errors import UserError, unknown_name
+from ser_fl.errors import UserError, one_line, unknown_name
 from ser_fl.records import write_bytes
 
 if TYPE_CHECKING:
@@ -29,7 +31,10 @@ voice, which comb-filters it. "mean" suits channels that are copies or a true st
 """
 OVERSHOOT = 2.0
 """Floating-point files may overshoot full scale and are cut at it; beyond this factor they are on another scale."""
+RATES_HZ = (1_000, 768_000)
+"""Sampling rates outside are no recordings of speech, but headers that are damaged."""
 _STREAM_BYTES = 0x7FFFF000
+_BLOCK_SAMPLES = 1 << 25
 
 
 class UnusableAudio(UserError):
@@ -51,13 +56,11 @@ def probe_header(path: Path) -> str | None:
     A FLAC file that was cut off behind an intact header passes, and so does a file with unusable samples: `probe_audio`
     finds them. A WAV file is read as far as it goes.
     """
-    if not path.is_file():
-        return _reason(path, OSError())
     try:
-        header = soundfile.info(str(path))
-    except (soundfile.SoundFileError, OSError) as error:
-        return _reason(path, error)
-    return "it holds no samples" if header.frames <= 0 else None
+        with _open(path) as file:
+            return "it holds no samples" if file.frames <= 0 else None
+    except UnusableAudio as error:
+        return error.reason
 
 
 def probe_audio(path: Path, channel: str) -> str | None:
@@ -108,16 +111,14 @@ def read_audio(path: Path, channel: str = "first") -> tuple[Tensor, int]:
 def _read_samples(path: Path, channel: str) -> tuple[NDArray[np.float32], int]:
     """One channel of shape (T,), finite and at most `OVERSHOOT`, and its sampling rate in Hz."""
     check_channel(channel)
-    if not path.is_file():
-        raise _unusable(path, _reason(path, OSError()), verb="read")
-    try:
-        with soundfile.SoundFile(str(path)) as file:
-            samples, sample_rate_hz = file.read(dtype="float32", always_2d=True), int(file.samplerate)
-    except (soundfile.SoundFileError, OSError) as error:
-        raise _unusable(path, _reason(path, error), verb="read") from None
-    if len(samples) == 0:
+    with _open(path) as file:
+        sample_rate_hz = int(file.samplerate)
+        try:
+            samples_T = np.concatenate([_one_channel(block, channel, path) for block in _blocks(file)])
+        except (soundfile.SoundFileError, OSError) as error:
+            raise _unusable(path, _reason(error), verb="read") from None
+    if len(samples_T) == 0:
         raise _unusable(path, "it holds no samples", verb="read")
-    samples_T = _one_channel(samples, channel, path)
     peak = float(np.maximum(samples_T.max(), -samples_T.min()))
     if not np.isfinite(peak):
         raise _unusable(path, "some samples are no numbers (NaN or infinite); make the file again from its source")
@@ -125,6 +126,48 @@ def _read_samples(path: Path, channel: str) -> tuple[NDArray[np.float32], int]:
         found = f"samples reach {peak:g}, expected [-1, 1]"
         raise _unusable(path, "samples far beyond [-1, 1]; rescale the file", f"{found}; rescale the file")
     return samples_T, sample_rate_hz
+
+
+def _open(path: Path) -> soundfile.SoundFile:
+    """A file that has a header that can be read, and a rate in `RATES_HZ`."""
+    _check_file(path)
+    if path.suffix.lower() == ".raw":
+        raise _unusable(path, "a .raw file has no header that tells its sampling rate; make a WAV file of it")
+    try:
+        file = soundfile.SoundFile(str(path))
+    except (soundfile.SoundFileError, OSError) as error:
+        raise _unusable(path, _reason(error), verb="read") from None
+    low, high = RATES_HZ
+    if not low <= file.samplerate <= high:
+        file.close()
+        reason = f"its header tells a sampling rate beyond {low} to {high} Hz; make it again from its source"
+        raise _unusable(path, reason, f"{reason}, got {file.samplerate}")
+    return file
+
+
+def _check_file(path: Path) -> None:
+    """Raise `UnusableAudio` for what is no file; `os.path` takes names that are too long, too."""
+    if os.path.isfile(path):  # noqa: PTH113
+        return
+    if os.path.isdir(path):  # noqa: PTH112
+        raise _unusable(path, "it is a folder", verb="read")
+    is_there = os.path.exists(path)  # noqa: PTH110
+    reason = "it is a device or a pipe, whose end nobody knows" if is_there else "no such file"
+    raise _unusable(path, reason, verb="read")
+
+
+def _blocks(file: soundfile.SoundFile) -> Iterator[NDArray[np.float32]]:
+    """All samples in shape (T, channels), as many as there are: a header may announce any number.
+
+    A recording of less than half an hour is one block, since decoders of lossy formats may err where they go on.
+    """
+    largest, left = _BLOCK_SAMPLES // file.channels, max(file.frames, 0)
+    while True:
+        block = file.read(min(largest, left), dtype="float32", always_2d=True)
+        yield block
+        left -= len(block)
+        if len(block) < largest:
+            return
 
 
 def _unusable(path: Path, reason: str, detail: str | None = None, *, verb: str = "use") -> UnusableAudio:
@@ -174,22 +217,19 @@ def content_digest(path: Path, channel: str) -> bytes:
         UserError: the file cannot be read.
     """
     try:
-        content = path.read_bytes() if path.is_file() else None
+        _check_file(path)
+        content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read {path}: {_reason(path, error)}") from None
-    if content is None:
-        raise UserError(f"cannot read {path}: {_reason(path, OSError())}")
+        raise UserError(f"cannot read {path}: {_reason(error)}") from None
     return hashlib.blake2b(content, digest_size=16, person=channel.encode()).digest()
 
 
-def _reason(path: Path, error: Exception) -> str:
+def _reason(error: Exception) -> str:
     """One line on why a file could not be read."""
-    if not path.exists():
+    if isinstance(error, FileNotFoundError):
         return "no such file"
-    if not path.is_file():
-        return "it is a folder" if path.is_dir() else "it is a device or a pipe, whose end nobody knows"
     if isinstance(error, soundfile.LibsndfileError):
         return str(error.error_string).rstrip(".").lower()
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return one_line(str(error)) or type(error).__name__

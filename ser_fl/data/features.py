@@ -171,7 +171,11 @@ def _fill(
         batch = corpus.utterances[start : start + _BATCH]
         with torch.inference_mode():
             for index, utterance in enumerate(batch, start):
-                clip_T = frontend.clip(*corpus.read(utterance))
+                recording_T, rate_hz = corpus.read(utterance)
+                try:
+                    clip_T = frontend.clip(recording_T, rate_hz)
+                except UserError as error:
+                    raise UserError(f"cannot use {utterance.utterance_id}: {error}") from None
                 rows[index] = frontend(clip_T[None])[0].numpy()
         return len(batch)
 

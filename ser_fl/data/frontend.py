@@ -5,6 +5,7 @@ Legend: B batch, T samples, F mel bins, L frames, N utterances.
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -26,10 +27,20 @@ def repeat_to_length(waveform_T: Tensor, num_samples: int) -> Tensor:
     return repeated_T[:num_samples]
 
 
+_LARGEST_KERNEL = 1 << 25
+"""Coefficients: 256 MB in float64."""
+
+
 def resample(waveform_T: Tensor, from_hz: int, to_hz: int) -> Tensor:
-    """Resample by torchaudio's windowed sinc; the waveform itself where the rates are equal."""
+    """Resample by torchaudio's windowed sinc; the waveform itself where the rates are equal.
+
+    Raises:
+        UserError: the rates have so small a common divisor that the filter, one for each phase, would fill the memory.
+    """
     if from_hz == to_hz:
         return waveform_T
+    if from_hz * to_hz // math.gcd(from_hz, to_hz) ** 2 > _LARGEST_KERNEL:
+        raise UserError(f"{from_hz} Hz cannot be resampled to {to_hz} Hz: convert the recording to a usual rate first")
     from torchaudio.functional import resample as windowed_sinc
 
     resampled_T: Tensor = windowed_sinc(waveform_T, from_hz, to_hz)

@@ -7,35 +7,84 @@ from collections.abc import Sequence
 
 import torch
 
+from ser_fl.errors import LONGEST_VALUE, one_line, shown
 from ser_fl.records import ClientRecord, ClientUpdate, State
 
 Outcome = ClientUpdate | str
 """An update, or why there is none: the traceback of the client that raised, or how its process ended."""
 
 
-def find_problem(update: ClientUpdate, reference: State) -> str | None:
-    """Why an update cannot be averaged, or None.
+MOST_EXAMPLES = 2**31
+"""Utterances that one client can claim: with more, its weight and no data of others would make the average."""
 
-    Other names, shapes or types than the model's, anything that is not finite, or no utterance. An optimiser state that
-    is not finite is a reason too: it would come back with every later round.
+
+def find_problem(update: ClientUpdate, reference: State) -> str | None:
+    """Why an update cannot be averaged, or None; whatever a client sends, this is one line.
+
+    Other names, shapes, types or layouts than the model's, anything that is not finite, a figure that is no number, or
+    no utterance. An optimiser state that is not finite is a reason too: it would come back with every later round.
     """
-    if update.state.keys() != reference.keys():
-        return f"its state has other entries: {sorted(update.state.keys() ^ reference.keys())[:3]}"
-    for name, tensor in update.state.items():
-        if tensor.shape != reference[name].shape:
-            return f"{name} has shape {tuple(tensor.shape)}, expected {tuple(reference[name].shape)}"
-        if tensor.dtype != reference[name].dtype:
-            return f"{name} is of type {tensor.dtype}, expected {reference[name].dtype}"
-        if not torch.isfinite(tensor).all():
-            return f"{name} is not finite"
-    for name, tensor in update.optimiser_state.items():
-        if not torch.isfinite(tensor).all():
-            return f"its optimiser's {name} is not finite"
-    if not (math.isfinite(update.train_loss) and math.isfinite(update.update_norm)):
-        return f"its training loss is {update.train_loss:g}, its update's norm {update.update_norm:g}: not finite"
-    if update.num_examples < 1:
-        return "it trained on no utterance"
+    return (
+        _problem_of_state(update.state, reference)
+        or _problem_of_optimiser(update.optimiser_state)
+        or _problem_of_figures(update)
+    )
+
+
+def _problem_of_state(state: object, reference: State) -> str | None:
+    if not isinstance(state, dict):
+        return f"its state is of type {type(state).__name__}, expected tensors by name"
+    if state.keys() != reference.keys():
+        return f"its state has other entries: {shown(sorted(state.keys() ^ reference.keys(), key=str)[:3])}"
+    for name, expected in reference.items():
+        tensor = state[name]
+        if (problem := _problem_of_tensor(tensor)) is not None:
+            return f"{name} {problem}"
+        if tensor.shape != expected.shape:
+            return f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected.shape)}"
+        if tensor.dtype != expected.dtype:
+            return f"{name} is of type {tensor.dtype}, expected {expected.dtype}"
     return None
+
+
+def _problem_of_optimiser(state: object) -> str | None:
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        return f"its optimiser's state is of type {type(state).__name__}, expected tensors by name"
+    for name, tensor in state.items():
+        if (problem := _problem_of_tensor(tensor)) is not None:
+            return f"its optimiser's {one_line(name, LONGEST_VALUE)} {problem}"
+    return None
+
+
+def _problem_of_tensor(tensor: object) -> str | None:
+    """Why it is no plain tensor of finite numbers, or None."""
+    if not isinstance(tensor, torch.Tensor):
+        return f"is of type {type(tensor).__name__}, expected a tensor"
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        return f"is a {'meta' if tensor.is_meta else 'quantised' if tensor.is_quantized else tensor.layout} tensor"
+    return None if torch.isfinite(tensor).all() else "is not finite"
+
+
+def _problem_of_figures(update: ClientUpdate) -> str | None:
+    figures = {
+        "training loss": update.train_loss,
+        "update's norm": update.update_norm,
+        "time in seconds": update.seconds,
+    }
+    for name, figure in figures.items():
+        if type(figure) is not float or not math.isfinite(figure):
+            return f"its {name} is {shown(figure)}: {'not finite' if type(figure) is float else 'not a number'}"
+    if type(update.num_examples) is not int or update.num_examples > MOST_EXAMPLES:
+        return f"its num_examples is {shown(update.num_examples)}, expected a whole number up to {MOST_EXAMPLES}"
+    if update.num_examples < 1:
+        return f"it trained on no utterance (num_examples={shown(update.num_examples)})"
+    if not _is_times(update.nanoseconds):
+        return f"its nanoseconds are {shown(update.nanoseconds)}, expected whole numbers by part"
+    return None
+
+
+def _is_times(given: object) -> bool:
+    return isinstance(given, dict) and all(type(name) is str and type(time) is int for name, time in given.items())
 
 
 class FedAvg:
@@ -54,7 +103,7 @@ class FedAvg:
     def add(self, update: ClientUpdate) -> None:
         """Take a client in; all that are added have the same entries and shapes."""
         self._num_examples += update.num_examples
-        for name, tensor in update.state.items():
+        for name, tensor in ((name, tensor.detach()) for name, tensor in update.state.items()):
             if not tensor.is_floating_point():
                 self._sums[name] = torch.maximum(self._sums.get(name, tensor), tensor)
                 continue

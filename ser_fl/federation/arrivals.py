@@ -23,16 +23,15 @@ class Arrivals:
     records: list[ClientRecord] = field(default_factory=list)
     failures: list[ClientFailure] = field(default_factory=list)
     nanoseconds: list[dict[str, int]] = field(default_factory=list)
-    """By part, of every client that sent an update."""
+    """By part, of every client whose update is averaged."""
 
     def take(self, client_id: str, outcome: Outcome) -> None:
         """Hand an update on to the server, or note why there is none that can be averaged."""
-        if not isinstance(outcome, str):
-            self.nanoseconds.append(outcome.nanoseconds)
         problem = outcome if isinstance(outcome, str) else find_problem(outcome, self.reference)
         if isinstance(outcome, str) or problem is not None:
             self.failures.append(ClientFailure(client_id=client_id, error=public_text(str(problem), self.folders)))
         else:
+            self.nanoseconds.append(outcome.nanoseconds)
             self.gathered.add(outcome)
             self.records.append(client_record(self.round, outcome))
 

@@ -18,7 +18,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from ser_fl.config import Precision
-from ser_fl.errors import UserError
+from ser_fl.errors import UserError, shown
 from ser_fl.federation.server import GLOBAL, Server
 from ser_fl.records import State, write_bytes, write_json
 
@@ -152,7 +152,7 @@ def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> Progress | None:
     try:
         content = json.loads(latest.read_text(encoding="utf-8"))
         if content["schema"] != SCHEMA:
-            raise UserError(f"{latest} has schema {content['schema']!r}, this version reads {SCHEMA}")
+            raise UserError(f"{latest} has schema {shown(content['schema'])}, this version reads {SCHEMA}")
         if changed := _differences(content["config"], config):
             raise UserError(f"{folder.parent} was trained with another {changed[0]}: resume with the same settings")
         said = _LATEST.validate_python(content)

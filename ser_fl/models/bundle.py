@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ser_fl.config import FrontendConfig, ModelConfig
 from ser_fl.data.frontend import LogMel, Standardisation
-from ser_fl.errors import UserError, unknown_name
+from ser_fl.errors import UserError, shown, unknown_name
 from ser_fl.models.catalogue import build_network
 from ser_fl.records import MODEL_SCHEMA, RunFolder, State, write_bytes, write_json
 
@@ -108,7 +108,7 @@ def load_model(folder: Path | str | RunFolder, *, client_id: str | None = None) 
     card: Any = run.read_json(run.model)
     schema = card.get("schema") if isinstance(card, dict) else None
     if schema != MODEL_SCHEMA:
-        raise UserError(f"{run.model} has schema {schema!r}, this version reads {MODEL_SCHEMA}: train it again")
+        raise UserError(f"{run.model} has schema {shown(schema)}, this version reads {MODEL_SCHEMA}: train it again")
     try:
         model, frontend = _MODEL.validate_python(card["model"]), _FRONTEND.validate_python(card["frontend"])
         classes = _CLASSES.validate_python(card["classes"])

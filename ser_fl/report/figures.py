@@ -6,6 +6,7 @@ and Ito's, told apart with any colour vision; lines differ by marker as well.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ def robust_uar_curve(
     """
     over_snr = bool(records) and records[0].snr_db is not None
     for place, (label, series) in enumerate(_series(records, num_test).items()):
-        measured = sorted((record for record in series if record.robust_uar is not None), key=_budget)
+        measured = sorted((record for record in series if not math.isnan(record.robust_uar)), key=_budget)
         places, uars = [_budget(record) for record in measured], [record.robust_uar for record in measured]
         style = _line_style(series[0], place)
         if not over_snr:

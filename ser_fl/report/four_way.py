@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -147,7 +148,7 @@ def _cells(
 
 
 def _cell(record: AttackRecord | None) -> str:
-    if record is None or record.robust_uar is None:
+    if record is None or math.isnan(record.robust_uar):
         return MISSING
     mark = f" {wording.GREY_BOX}" if wording.is_grey_box(record) else ""
     return f"{wording.percent(record.robust_uar)}{mark}"
@@ -159,7 +160,7 @@ def _worst_cell(run: RunRecords, records: Sequence[AttackRecord]) -> str:
     measured = [
         record
         for record in records
-        if record.robust_uar is not None and (record.norm == "none" or (record.domain, record.norm) == first)
+        if not math.isnan(record.robust_uar) and (record.norm == "none" or (record.domain, record.norm) == first)
     ]
     # A subset's UAR is another figure than the test part's: it counts only where there is nothing else, or where it
     # alone is a worst case over attackers who know of the defence.

@@ -25,7 +25,7 @@ def adversary(run: RunRecords) -> str:
     words = [
         str(run.setting("objective.name")).upper(),
         "" if epsilon is None else f"ε {epsilon:.3g}",
-        _RECIPES.get(recipe, str(recipe or "")),
+        _RECIPES.get(str(recipe), str(recipe or "")),
     ]
     return " ".join(word for word in words if word)
 

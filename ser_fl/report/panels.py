@@ -24,6 +24,7 @@ Matrix = tuple[str, Sequence[Sequence[float]], Sequence[str]]
 """A confusion matrix to draw: title, counts of shape (C, C), classes."""
 
 _STYLE: Any = {
+    "text.parse_math": False,  # a label may hold dollar signs
     "font.size": 9.0,
     "axes.titlesize": 9.5,
     "axes.labelsize": 9.0,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
+from ser_fl.composition import refuse_bombs
 from ser_fl.errors import UserError
 from ser_fl.evaluation.checks.doubt import Examination, read_examination
+from ser_fl.forms import conform_known
 from ser_fl.records import AttackRecord, RunFolder
 from ser_fl.report.wording import CLEAN, NO_DEFENCE
 
@@ -19,9 +20,6 @@ _EXAMPLE_KEYS = {
     *("attack", "epsilon", "emotion", "hop_s"),
     *("predicted_clean", "predicted_adversarial", "clean", "adversarial"),
 }
-
-_PICTURE: TypeAdapter[list[list[float]]] = TypeAdapter(list[list[float]])
-_SECONDS: TypeAdapter[float] = TypeAdapter(float)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,60 +109,93 @@ def read_run(folder: Path) -> RunRecords:
             f"{folder} is not a run folder (it has no config.yaml): give the folder that `ser-fl train` made"
         )
     run.refuse_links_out()
+    summary = _read_summary(run)
     return RunRecords(
         root=folder,
         config=_read_config(run.config),
         environment=_read_mapping(run, run.environment),
-        summary=_read_summary(run),
+        summary=summary,
         rounds=_read_rounds(run),
-        attacks=tuple(run.read_attacks()),
+        attacks=_read_attacks(run, len(summary.get("classes") or ())),
         example=_read_example(run),
         examination=read_examination(run),
     )
 
 
+_SUMMARY: Mapping[str, Any] = {
+    **dict.fromkeys(("split", "stopped", "experiment"), str | None),
+    **dict.fromkeys(("selected_round", "num_clients", "num_rounds"), int | None),
+    "classes": tuple[str, ...] | None,
+    "test": dict[str, Any] | None,
+}
+_TEST: Mapping[str, Any] = {
+    **dict.fromkeys(("uar", "accuracy", "macro_f1"), float | None),
+    "confusion": tuple[tuple[float, ...], ...] | None,
+    "per_class_recall": tuple[float | None, ...] | None,
+    "per_speaker_uar": dict[str, float | None] | None,
+}
+_ROUND: Mapping[str, Any] = {
+    "round": int | None,
+    "failures": tuple[Any, ...] | None,
+    **dict.fromkeys(("train_loss", "uar", "accuracy", "macro_f1", "robust_uar", "seconds"), float | None),
+}
+_EXAMPLE: Mapping[str, Any] = {
+    **dict.fromkeys(("attack", "emotion", "predicted_clean", "predicted_adversarial"), str),
+    **dict.fromkeys(("clean", "adversarial"), tuple[tuple[float, ...], ...]),
+    "epsilon": float | None,
+    "hop_s": float,
+}
+
+
 def _read_summary(run: RunFolder) -> Mapping[str, Any]:
     """``summary.json``; what the report looks into must have the form it is written in."""
-    summary = _read_mapping(run, run.summary)
-    _check_forms(run.summary, summary, {"classes": list, "test": Mapping})
-    test = summary.get("test") or {}
-    _check_forms(run.summary, test, {"confusion": list, "per_class_recall": list, "per_speaker_uar": Mapping}, "test.")
-    for place, row in enumerate(test.get("confusion") or []):
-        _check_forms(run.summary, {str(place): row}, {str(place): list}, "test.confusion.")
-    return summary
+    summary = _in_form(run.summary, _read_mapping(run, run.summary), _SUMMARY)
+    test = _in_form(run.summary, summary.get("test") or {}, _TEST, "test.")
+    if confusion := test.get("confusion"):
+        _check_square(run.summary, "test.confusion", confusion, len(summary.get("classes") or confusion))
+    return {**summary, "test": test}
 
 
-def _check_forms(path: Path, content: Mapping[str, Any], forms: Mapping[str, type], prefix: str = "") -> None:
-    """Each value that is there is a list or a mapping, as expected."""
-    for key, form in forms.items():
-        value = content.get(key)
-        if value is not None and not isinstance(value, form):
-            wanted = "list" if form is list else "mapping"
-            raise UserError(
-                f"{path} must hold a {wanted} as {prefix}{key}, got {type(value).__name__}: was it changed by hand?"
-            )
+def _read_attacks(run: RunFolder, num_classes: int) -> tuple[AttackRecord, ...]:
+    records = tuple(run.read_attacks())
+    for record in records:
+        if record.confusion:
+            _check_square(run.attacks, "confusion", record.confusion, num_classes or len(record.confusion))
+    return records
+
+
+def _in_form(path: Path, content: Mapping[str, Any], forms: Mapping[str, Any], prefix: str = "") -> Mapping[str, Any]:
+    try:
+        return conform_known(content, forms, prefix)
+    except ValueError as error:
+        raise UserError(f"{path} {error}: was it changed by hand?") from None
+
+
+def _check_square(path: Path, name: str, matrix: Sequence[Sequence[float]], size: int) -> None:
+    if [len(row) for row in matrix] != [size] * size or any(not count >= 0 for row in matrix for count in row):
+        raise UserError(f"{path} must hold {size} rows of {size} counts as {name}: was it changed by hand?")
 
 
 def _read_example(run: RunFolder) -> Mapping[str, Any] | None:
     example = _read_mapping(run, run.spectrograms)
     if example and (missing := _EXAMPLE_KEYS - set(example)):
         raise UserError(f"{run.spectrograms} lacks {', '.join(sorted(missing))}: run `ser-fl benchmark` again")
+    example = _in_form(run.spectrograms, example, _EXAMPLE)
     if example:
-        try:
-            pictures = [_PICTURE.validate_python(example[name]) for name in ("clean", "adversarial")]
-            _SECONDS.validate_python(example["hop_s"])
-        except ValidationError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{run.spectrograms} is damaged ({reason}): run `ser-fl benchmark` again") from None
-        if len({len(picture) for picture in pictures}) > 1 or len({len(row) for rows in pictures for row in rows}) != 1:
-            raise UserError(f"{run.spectrograms} has pictures of several sizes: run `ser-fl benchmark` again")
+        shapes = [{len(line) for line in example[name]} for name in ("clean", "adversarial")]
+        if len(example["clean"]) != len(example["adversarial"]) or shapes[0] != shapes[1] or len(shapes[0]) != 1:
+            raise UserError(f"{run.spectrograms} must hold two spectrograms of one shape: was it changed by hand?")
     return example or None
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
     try:
+        refuse_bombs(path)
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        str(content)  # a number of thousands of digits cannot be written
+    except UserError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is not YAML ({reason}): was it changed by hand?") from None
     return _mapping(path, content)
@@ -181,8 +212,4 @@ def _mapping(path: Path, content: Any) -> Mapping[str, Any]:
 
 
 def _read_rounds(run: RunFolder) -> tuple[Mapping[str, Any], ...]:
-    try:
-        entries = run.read_jsonl(run.rounds)
-    except ValueError as error:
-        raise UserError(f"{run.rounds} has a line that is not JSON ({error}): was it changed by hand?") from None
-    return tuple(_mapping(run.rounds, entry) for entry in entries)
+    return tuple(_in_form(run.rounds, entry, _ROUND) for entry in run.read_jsonl(run.rounds))

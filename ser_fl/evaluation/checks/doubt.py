@@ -6,10 +6,11 @@ Nothing here loads torch, so that a report can read it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
 from ser_fl.errors import UserError
+from ser_fl.forms import record_of
 from ser_fl.records import AttackRecord, RunFolder, write_json
 
 HALF_A_POINT = 0.005
@@ -118,10 +119,9 @@ def read_examination(run: RunFolder) -> Examination | None:
     if checks is None:
         return None
     try:
-        return Examination(
-            doubts=tuple(Doubt(**doubt) for doubt in checks["doubts"]),
-            passed=tuple(map(str, checks["passed"])),
-            not_checked={str(name): str(reason) for name, reason in checks["not_checked"].items()},
-        )
-    except (TypeError, KeyError, AttributeError) as error:
+        examination = record_of(Examination, checks)
+        if missing := [part.name for part in fields(Examination) if part.name not in checks]:
+            raise ValueError(f"no {missing[0]}")
+        return examination
+    except ValueError as error:
         raise UserError(f"{run.attacks} has incomplete checks ({error}): run `ser-fl benchmark` again") from None
