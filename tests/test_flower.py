@@ -488,6 +488,7 @@ def test_tensors_cross_as_they_are() -> None:
         "sums": torch.arange(5, dtype=torch.float64),
         "empty": torch.empty(0, 3),
     }
+    state["tied"] = state["weight"]
     records = RecordDict()
     put(records, "state", state)
     back = take(records, "state", like=state)

@@ -32,6 +32,8 @@ THOROUGH = {
     "models and checkpoints": 600,
     "audio": 1400,
     "updates": 1000,
+    "answers of nodes": 800,
+    "questions to nodes": 200,
 }
 """Cases of each kind in `make test-slow`."""
 assert sum(THOROUGH.values()) >= 5000

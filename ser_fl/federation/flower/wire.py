@@ -41,7 +41,8 @@ def put(records: RecordDict, name: str, state: Mapping[str, Tensor]) -> None:
     for key, tensor in state.items():
         if tensor.dtype not in _TYPES:
             raise WireError(f"{key} is of type {tensor.dtype}, which does not cross")
-    content = save_tensors({key: tensor.detach().cpu().contiguous() for key, tensor in state.items()})
+    apart = {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in state.items()}
+    content = save_tensors(apart)  # which refuses tensors that share memory, as those of one model may
     records[name] = ArrayRecord({_STATE: Array("uint8", (len(content),), _SAFETENSORS, content)})
 
 
