@@ -205,6 +205,12 @@ def enrolled(answers: list[Answer]) -> tuple[Nodes, Holdings]:
     return nodes, nodes.enrol(1, 1.0)
 
 
+def check_lines(reason: str) -> None:
+    """A node's own words may be of several lines, such as a client's traceback."""
+    for line in reason.split("\n"):
+        check_line(line)
+
+
 @cases_of("answers of nodes", quick=40)
 def test_answers_of_nodes(explore: Callable[..., None], num_cases: int) -> None:
     """Enrolment, training and scoring go on with finite numbers of the right form, or say who gave none and why."""
@@ -225,7 +231,7 @@ def test_answers_of_nodes(explore: Callable[..., None], num_cases: int) -> None:
             arrivals.take(client_id, outcome)
         assert len(arrivals.records) + len(arrivals.failures) == len(SPEAKERS)
         for failure in arrivals.failures:
-            check_line(failure.error)
+            check_lines(failure.error)
         if arrivals.records:
             server.absorb(arrivals.gathered)
             assert all(torch.isfinite(tensor).all() for tensor in server.models[GLOBAL].values())
@@ -235,7 +241,7 @@ def test_answers_of_nodes(explore: Callable[..., None], num_cases: int) -> None:
         scored = FlowerScorer(nodes, holdings.standardisation).score({GLOBAL: state()}, "test")
         assert {*scored.by_holder, *(failure.client_id for failure in scored.failures)} == set(SPEAKERS)
         for failure in scored.failures:
-            check_line(failure.error)
+            check_lines(failure.error)
         assert all(matrix.shape == (2, 2) and matrix.sum() == 4 for matrix in scored.by_holder.values())
 
     def try_case(case: tuple[str, Any]) -> None:

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from ser_fl.data.partition import Part
+from ser_fl.errors import one_line
 from ser_fl.federation.flower.wire import WireError
 
 answer = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
@@ -24,6 +25,11 @@ class Refusal:
     """A node that could not answer says why."""
 
     error: Reason
+
+    @property
+    def reason(self) -> str:
+        """Its lines, fit for a terminal and a log, whatever the node sent."""
+        return "\n".join(filter(None, map(one_line, self.error.splitlines()))) or "it gives no reason"
 
 
 @answer

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from ser_fl.errors import one_line
+
 _SHORTEST_S, _LONGEST_S = 0.02, 0.5
 """Between two looks for answers: at first often, since a simulation answers in milliseconds."""
 
@@ -65,7 +67,7 @@ class Exchange:
             messages = list(self.grid.pull_messages(waiting))
         except (ValueError, TypeError, KeyError, AssertionError) as error:
             if len(waiting) == 1:
-                return {waiting[0]: f"its answer cannot be read: {type(error).__name__}: {error}"}
+                return {waiting[0]: one_line(f"its answer cannot be read: {type(error).__name__}: {error}")}
             return {key: answer for one in waiting for key, answer in self._pull([one]).items()}
         answers = {message.metadata.reply_to_message_id: _content(message) for message in messages}
         return {asked: answers[asked] for asked in waiting if asked in answers}
@@ -74,5 +76,5 @@ class Exchange:
 def _content(message: Message) -> Answer:
     if message.has_error():
         error = message.error
-        return f"Flower says {error.reason or 'nothing'} (code {error.code})"
+        return one_line(f"Flower says {error.reason or 'nothing'} (code {error.code})")
     return message.content

@@ -16,7 +16,7 @@ from ser_fl.data.frontend import FeatureStatistics, Standardisation
 from ser_fl.data.holdings import Holdings, Sizes, digest_of_all
 from ser_fl.data.partition import PARTS, check_parts, settle_split
 from ser_fl.data.utterance import SkippedFile
-from ser_fl.errors import UserError
+from ser_fl.errors import UserError, one_line
 from ser_fl.federation.flower.answers import Enrolled, Refusal, Speakers, checked
 from ser_fl.federation.flower.exchange import Exchange
 from ser_fl.federation.flower.wire import WireError, put_json, take, take_json
@@ -79,11 +79,11 @@ class Nodes:
                 content = take_json(records)
                 del content["protocol"]
                 if content.keys() == {"error"}:
-                    yield node, checked(Refusal, content).error
+                    yield node, checked(Refusal, content).reason
                 else:
                     yield node, Answer(checked(kind, content), records)
             except WireError as error:
-                yield node, f"its answer cannot be used: {error}"
+                yield node, one_line(f"its answer cannot be used: {error}")
 
     def enrol(self, num_nodes: int, patience_s: float) -> Holdings:
         """Wait for nodes, ask who is there and what they hold, and settle the experiment by it.

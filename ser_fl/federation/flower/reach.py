@@ -83,7 +83,7 @@ class FlowerExecutor:
         if figures is None:
             return "its node's answer does not name it"
         if isinstance(figures, Refusal):
-            return figures.error
+            return figures.reason
         if figures.num_examples > (held := self.nodes.num_examples[task.client_id]):
             return f"it says that it trained on {figures.num_examples} utterances, of {held}"
         try:

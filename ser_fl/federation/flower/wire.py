@@ -12,6 +12,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from ser_fl.errors import one_line, shown
 from ser_fl.records import State
 
 PROTOCOL = 2
@@ -29,7 +30,10 @@ _LONGEST_REASON = 200
 
 
 class WireError(ValueError):
-    """What arrived is not what was agreed on."""
+    """What arrived is not what was agreed on, told in one line: it may quote what arrived."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 def put(records: RecordDict, name: str, state: Mapping[str, Tensor]) -> None:
@@ -118,5 +122,7 @@ def take_json(records: RecordDict) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise WireError("its message is not a JSON object")
     if content.get("protocol") != PROTOCOL:
-        raise WireError(f"it speaks version {content.get('protocol')!r}, expected {PROTOCOL}: install the same ser-fl")
+        raise WireError(
+            f"it speaks version {shown(content.get('protocol'))}, expected {PROTOCOL}: install the same ser-fl"
+        )
     return content
