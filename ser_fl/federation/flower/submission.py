@@ -169,7 +169,10 @@ class _Flower:
         )
         with process:
             assert process.stdout is not None
-            yield from islice(process.stdout, shown, None)
+            try:
+                yield from islice(process.stdout, shown, None)
+            finally:
+                process.terminate()  # where we are interrupted
 
     def _status(self, run_id: str) -> str:
         """How far a run is; a SuperLink that does not answer at once is asked again."""
