@@ -91,21 +91,24 @@ class Federation:
             *changes,
         ]
 
-    def train(self, run: str, *changes: str) -> Command:
+    def train(self, run: str, *changes: str, under: tuple[str, ...] = ()) -> Command:
         """`ser-fl train` on this federation."""
-        return Command(self.home / run, self.settings(run, *changes))
+        return Command(self.home / run, self.settings(run, *changes), under)
 
 
 class Command:
     """`ser-fl train`, in a process of its own; what it prints goes to files."""
 
-    def __init__(self, run: Path, settings: list[str]) -> None:
+    def __init__(self, run: Path, settings: list[str], under: tuple[str, ...] = ()) -> None:
         self.run = RunFolder(run)
         self.files = [run.with_name(f"{run.name}.{name}") for name in ("out", "err")]
         environment = os.environ | {"PYTHONPATH": str(PACKAGE)}
         with self.files[0].open("wb") as output, self.files[1].open("wb") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "ser_fl", "train", *settings], stdout=output, stderr=errors, env=environment
+                [*under, sys.executable, "-m", "ser_fl", "train", *settings],
+                stdout=output,
+                stderr=errors,
+                env=environment,
             )
 
     @property
@@ -300,16 +303,17 @@ def processes_of(federation: Federation) -> list[int]:
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 def test_no_connection_leaves_the_machine(federation: Federation, tmp_path: Path) -> None:
     """Every connection and every message to an address, of all processes, while a run goes on."""
-    trace = tmp_path / "trace"
+    traces = [tmp_path / "daemons", tmp_path / "submitter"]
+    strace = ("strace", "-f", "-qq", "-e", "trace=connect,sendto,sendmsg,sendmmsg", "-o")
     attached = [argument for pid in processes_of(federation) for argument in ("-p", str(pid))]
-    strace = ["strace", "-f", "-qq", "-e", "trace=connect,sendto,sendmsg,sendmmsg", "-o", str(trace)]
-    watcher = subprocess.Popen([*strace, *attached], stderr=subprocess.PIPE, text=True)
+    watcher = subprocess.Popen([*strace, str(traces[0]), *attached], stderr=subprocess.PIPE, text=True)
     try:
-        command = federation.train("traced", "federation.num_rounds=1")
+        command = federation.train("traced", "federation.num_rounds=1", under=(*strace, str(traces[1])))
         command.require_success()
     finally:
         watcher.send_signal(signal.SIGINT)
         watcher.wait(_PATIENCE_S)
-    called = re.findall(r'(?:inet_addr\("|inet_pton\(AF_INET6, ")([^"]+)"', trace.read_text())
-    assert called, "nothing was traced"
-    assert {address for address in called if not ip_address(address).is_loopback} == set()
+    address = re.compile(r'(?:inet_addr\("|inet_pton\(AF_INET6, ")([^"]+)"')
+    called = {trace.name: set(address.findall(trace.read_text())) for trace in traces}
+    assert all(called.values()), "nothing was traced"
+    assert {address for found in called.values() for address in found if not ip_address(address).is_loopback} == set()

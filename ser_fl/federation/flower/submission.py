@@ -27,10 +27,13 @@ from ser_fl.records import RunFolder, write_bytes
 
 _LOOKS, _LOOK_S = 3, 2.0
 _CONNECTION = "ser_fl"
+_COURTESIES = ("Using SuperLink", "Displaying information")
+"""What Flower says before it says what is wrong."""
 APP: dict[str, Any] = {
     "project": {
         "name": "ser-fl",
         "version": version("ser-fl"),
+        "description": "The ser_fl that link and nodes have installed.",
         "license": "Apache-2.0",
         "dependencies": ["flwr>=1.41,<1.42"],
     },
@@ -203,7 +206,8 @@ class _Flower:
         except ValueError:
             said = {"success": False, "error-message": done.stderr or done.stdout}
         if not said.get("success"):
-            problem = " ".join(str(said.get("error-message", "no reason")).split())
+            lines = str(said.get("error-message", "no reason")).splitlines()
+            problem = " ".join(line.strip() for line in lines if not line.startswith(_COURTESIES))
             raise _Unanswered(f"flwr {arguments[0]}: {problem[-300:]}")
         return said
 
