@@ -53,12 +53,13 @@ def test_a_run_whose_link_is_killed_loses_nothing_while_its_nodes_stay_up(tmp_pa
 def test_moments_are_anywhere_in_a_run_and_some_behind_its_last_round() -> None:
     from kills.moments import Timeline, chance_of
 
-    timeline = Timeline((10.0, 12.0, 14.0, 16.0, 18.0, 20.0), 21.0)
+    timeline = Timeline((10.0, 12.0, 14.0, 16.0, 18.0, 20.0), 20.25, 21.0)
     moments = [timeline.moment(number, chance_of("local", 1, number)) for number in range(400)]
     assert moments == [timeline.moment(number, chance_of("local", 1, number)) for number in range(400)]
     begins = (0.0, *timeline.commits)
     seconds = [begins[moment.after_round] + moment.delay_s for moment in moments]
-    assert all(20 <= second <= 21 for second in seconds[3::4])
+    assert all(20 <= second <= 20.25 for second in seconds[3::8])
+    assert all(20 <= second <= 21 for second in seconds[7::8]) and max(seconds[7::8]) > 20.5
     others = [second for number, second in enumerate(seconds) if number % 4 != 3]
     assert min(others) < 1 and max(others) > 20 and 9 < sum(others) / len(others) < 12
     assert {moment.after_round for moment in moments} == set(range(7))

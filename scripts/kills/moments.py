@@ -17,13 +17,18 @@ class Timeline:
 
     commits: tuple[float, ...]
     """Of its rounds."""
+    summary: float
+    """When the summary was written."""
     end: float
     """When its command had ended."""
 
     def moment(self, number: int, chance: random.Random) -> Moment:
-        """A moment anywhere in the run, at uniform chance; one in four is after the last round's commit."""
+        """A moment anywhere in the run, at uniform chance.
+
+        One in four is behind the last round's commit, and every other one of these before the summary is there.
+        """
         is_tail = number % 4 == 3
-        seconds = chance.uniform(self.commits[-1] if is_tail else 0, self.end)
+        seconds = chance.uniform(self.commits[-1] if is_tail else 0, self.summary if number % 8 == 3 else self.end)
         after = bisect_right(self.commits, seconds)
         return Moment(after, seconds - (self.commits[after - 1] if after else 0))
 

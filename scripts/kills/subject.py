@@ -115,17 +115,19 @@ def undisturbed(run: Path, *settings: str) -> Timeline:
     file = run.with_name(f"{run.name}.timeline.json")
     if file.exists():
         content = json.loads(file.read_text(encoding="utf-8"))
-        return Timeline(tuple(content["commits"]), content["end"])
+        return Timeline(tuple(content["commits"]), content["summary"], content["end"])
     commits: list[float] = []
+    summary: list[float] = []
     with started(run, *settings, "resume=true") as command:
         while command.process.poll() is None:
             commits += [command.seconds] * (command.committed - len(commits))
+            summary += [command.seconds] * (command.run.summary.exists() and not summary)
             time.sleep(_LOOK_S)
         end = command.seconds
-    if command.process.returncode != 0 or len(set(commits)) != NUM_ROUNDS:
+    if command.process.returncode != 0 or len(set(commits)) != NUM_ROUNDS or not summary:
         raise SystemExit(f"the run that nobody disturbs has failed: see {command.output}")
-    write_json(file, {"commits": commits, "end": end})
-    return Timeline(tuple(commits), end)
+    write_json(file, {"commits": commits, "summary": summary[0], "end": end})
+    return Timeline(tuple(commits), summary[0], end)
 
 
 def differences(run: RunFolder, whole: RunFolder) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from multiprocessing import get_context
+from multiprocessing.forkserver import ensure_running
 from typing import Any
 
 _FORK_SERVER = get_context("forkserver")
@@ -35,6 +36,7 @@ def start_tasks_warm() -> None:
     from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResult
 
     _FORK_SERVER.set_forkserver_preload(list(_PRELOADED))
+    ensure_running()  # not with the first task, which would wait for the imports
     cold = SubprocessExecutor.launch
 
     def launch(executor: SubprocessExecutor, spec: ExecutionSpec) -> LaunchResult:

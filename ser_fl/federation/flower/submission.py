@@ -27,10 +27,13 @@ from ser_fl.records import RunFolder, write_bytes
 
 _LOOKS, _LOOK_S = 3, 2.0
 _CONNECTION = "ser_fl"
+_COURTESIES = ("Using SuperLink", "Displaying information")
+"""What Flower says before it says what is wrong."""
 APP: dict[str, Any] = {
     "project": {
         "name": "ser-fl",
         "version": version("ser-fl"),
+        "description": "The ser_fl that link and nodes have installed.",
         "license": "Apache-2.0",
         "dependencies": ["flwr>=1.41,<1.42"],
     },
@@ -66,7 +69,14 @@ def submit(config: Config) -> RunFolder:
         write_bytes(app / "pyproject.toml", tomli_w.dumps(APP).encode())
         write_bytes(app / "run.toml", tomli_w.dumps({"config": json.dumps(_sent(config, run))}).encode())
         flower = _Flower(home)
-        run_id = flower.start(app)
+        link = config.executor.superlink
+        try:
+            run_id = flower.start(app)
+        except _Unanswered as error:
+            raise UserError(
+                f"{link} does not take the run ({error}): it must be a link that runs,"
+                " and executor.root_certificates its ca.crt"
+            ) from None
         try:
             status, told = flower.follow(run_id)
         except KeyboardInterrupt:
@@ -74,7 +84,7 @@ def submit(config: Config) -> RunFolder:
             raise
         except _Unanswered as error:
             raise RoundFailed(
-                f"{config.executor.superlink} does not answer any more ({error}): start the link again;"
+                f"{link} does not answer any more ({error}): start the link again;"
                 f" the same command with resume=true goes on with {run}"
             ) from None
     if status != "finished:completed":
@@ -128,16 +138,8 @@ class _Flower:
         self._environment = {**os.environ, **QUIET, "FLWR_HOME": str(home)}
 
     def start(self, app: Path) -> str:
-        """Submit, and return the run's number there.
-
-        Raises:
-            UserError: the SuperLink does not take it.
-        """
-        try:
-            said = self._json("run", str(app), _CONNECTION, "--run-config", str(app / "run.toml"))
-        except _Unanswered as error:
-            raise UserError(f"the SuperLink could not be asked ({error})") from None
-        return str(said["run-id"])
+        """Submit, and return the run's number there."""
+        return str(self._json("run", str(app), _CONNECTION, "--run-config", str(app / "run.toml"))["run-id"])
 
     def follow(self, run_id: str) -> tuple[str, UserError | RoundFailed | None]:
         """Print what a run prints until it has ended; how it has, and the error that it tells of.
@@ -169,7 +171,10 @@ class _Flower:
         )
         with process:
             assert process.stdout is not None
-            yield from islice(process.stdout, shown, None)
+            try:
+                yield from islice(process.stdout, shown, None)
+            finally:
+                process.terminate()  # where we are interrupted
 
     def _status(self, run_id: str) -> str:
         """How far a run is; a SuperLink that does not answer at once is asked again."""
@@ -201,7 +206,8 @@ class _Flower:
         except ValueError:
             said = {"success": False, "error-message": done.stderr or done.stdout}
         if not said.get("success"):
-            problem = " ".join(str(said.get("error-message", "no reason")).split())
+            lines = str(said.get("error-message", "no reason")).splitlines()
+            problem = " ".join(line.strip() for line in lines if not line.startswith(_COURTESIES))
             raise _Unanswered(f"flwr {arguments[0]}: {problem[-300:]}")
         return said
 
