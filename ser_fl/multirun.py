@@ -77,7 +77,8 @@ def checked(jobs: Sequence[Job], *, has_folder: bool) -> list[Job]:
         jobs = _taken_up(jobs)
     taken: dict[Path, Job] = {}
     for job in jobs:
-        open_run(job.config)
+        with open_run(job.config):
+            pass  # what would be refused then is refused now
         if (other := taken.setdefault(folder(job), job)) is not job:
             raise UserError(
                 f"{' '.join(other.swept)} and {' '.join(job.swept)} would both go on in {folder(job)}, since their "

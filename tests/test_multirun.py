@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-import ser_fl.commands
 from ser_fl.cli import TRY_AGAIN, main
 from ser_fl.composition import compose
 from ser_fl.launcher import Cluster
@@ -90,16 +89,16 @@ def test_a_sweep_that_was_stopped_goes_on(
 ) -> None:
     """A signal in the second of three jobs: with resume=true the command does what is left, in the same folders."""
     told = 0
-    line = ser_fl.commands.round_line
+    line = RoundRecord.line
 
-    def signalling(name: str, record: RoundRecord) -> str:
+    def signalling(record: RoundRecord, name: str) -> str:
         nonlocal told
         told += 1
         if told == 3:
             os.kill(os.getpid(), signal.SIGUSR1)
-        return line(name, record)
+        return line(record, name)
 
-    monkeypatch.setattr("ser_fl.commands.round_line", signalling)
+    monkeypatch.setattr(RoundRecord, "line", signalling)
     arguments = ["train", "-m", *SMALL, cache, "seed=1,2,3"]
     assert main(arguments) == TRY_AGAIN
     assert "stopped by SIGUSR1; the same command with resume=true goes on" in capsys.readouterr().err
