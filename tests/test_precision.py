@@ -40,6 +40,7 @@ def test_auto_is_what_pays(monkeypatch: pytest.MonkeyPatch, ratio: float, bf16: 
 
 def test_what_is_given_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(precision, "speed_up")
+    monkeypatch.setattr(precision, "_has_bf16", lambda _: True)  # also on a processor that has none
     for given in ("32-true", "bf16-mixed"):
         assert resolve_precision(settings(f"precision={given}"), 5).precision == given
     with pytest.raises(NameError):

@@ -344,7 +344,7 @@ def next_client(mine: Workload, train: Callable[[ClientTask], object]) -> Measur
 def plain_loop(mine: Workload, written: Literal["same layout", "contiguous"]) -> PlainLoop:
     """The loop that does what this workload's clients do."""
     prepared = mine.prepared
-    num_classes, box = len(prepared.store.classes), box_of(prepared)
+    num_classes, box = len(prepared.store.classes), box_of(prepared.standardisation)
     return PlainLoop(mine.config, mine.examples(), num_classes, written=written, box=box)
 
 

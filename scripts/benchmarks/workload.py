@@ -24,15 +24,13 @@ from ser_fl.data.partition import Split
 from ser_fl.data.prepared import Prepared
 from ser_fl.data.utterance import EMOTIONS, Utterance
 from ser_fl.environment import threads_limited_to
-from ser_fl.evaluation.scoring import Evaluator
 from ser_fl.federation.client import Clients, ClientTask
 from ser_fl.federation.executors import open_executor
 from ser_fl.federation.executors.executor import Executor
-from ser_fl.federation.experiment import box_of, cohort_of, first_progress, make_clients
+from ser_fl.federation.experiment import cohort_of, first_progress, local_scorer, make_clients
 from ser_fl.federation.precision import resolve_precision
 from ser_fl.federation.profile import RunProfile
 from ser_fl.federation.rounds import Federation
-from ser_fl.federation.scoring import Scorer
 from ser_fl.federation.server import Server
 from ser_fl.records import RunFolder
 from ser_fl.tracking import open_tracker
@@ -100,12 +98,14 @@ class Workload:
     def tasks(self) -> list[ClientTask]:
         """Of a first round: what every client receives."""
         server = self.server()
-        with self.federation(open_executor(self.clients, cohort_of(self.config, self.prepared))) as federation:
+        with self.federation(
+            open_executor(self.clients, cohort_of(self.config, self.prepared.holdings()))
+        ) as federation:
             return [federation.task(server, client_id, 1) for client_id in federation.cohort(1)]
 
     def server(self) -> Server:
         """Before the first round."""
-        return first_progress(self.config, self.prepared).server
+        return first_progress(self.config, self.prepared.holdings()).server
 
     def examples(self) -> dict[str, Examples]:
         """Standardised features and labels by client, in memory: what a loop written by hand starts from."""
@@ -126,8 +126,7 @@ class Workload:
                 config=self.config,
                 client_ids=tuple(data.clients),
                 executor=executor,
-                scorer=Scorer(self.config, Evaluator(data.store, data.standardisation), box_of(data)),
-                validation={},
+                scorer=local_scorer(self.config, data),
                 run=run,
                 tracker=open_tracker(**dump(self.config)["tracking"], run=run, name="", config={}, state=None),
                 profile=RunProfile(self.config),
@@ -136,7 +135,7 @@ class Workload:
     @contextmanager
     def rounds(self) -> Iterator[Rounds]:
         """Rounds with the configured executor, whose workers have trained a round already when this is entered."""
-        executor = open_executor(self.clients, cohort_of(self.config, self.prepared))
+        executor = open_executor(self.clients, cohort_of(self.config, self.prepared.holdings()))
         with self.federation(executor) as federation:
             rounds = Rounds(federation, self.server())
             rounds.play()

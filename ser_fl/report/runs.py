@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ser_fl.composition import refuse_bombs
+from ser_fl.bombs import refuse_bombs
 from ser_fl.errors import UserError
 from ser_fl.evaluation.checks.doubt import Examination, read_examination
 from ser_fl.forms import conform_known

@@ -71,15 +71,22 @@ def _has_wandb_key() -> bool:
 
 
 class _Discreet(logging.Filter):
-    """Takes the folders of this machine out of what wandb logs to a file in the run folder."""
+    """Takes the folders of this machine out of what wandb logs to files in run folders.
 
-    def __init__(self, run: RunFolder) -> None:
+    One for all runs of a process: wandb's loggers and handlers outlive a run, and would pass the next one's lines
+    through the last one's filter.
+    """
+
+    def __init__(self) -> None:
         super().__init__()
-        self._run = run
+        self.runs: set[Path] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = public_text(record.getMessage(), [self._run.root]), ()
+        record.msg, record.args = public_text(record.getMessage(), self.runs), ()
         return True
+
+
+_DISCREET = _Discreet()
 
 
 class WeightsAndBiases:
@@ -92,11 +99,11 @@ class WeightsAndBiases:
         self._wandb = wandb
         self._folder = run
         self._online = settings["mode"] == "online"
-        self._discreet = _Discreet(run)
-        logging.getLogger("wandb").addFilter(self._discreet)  # the first lines come before there is a file to watch
+        _DISCREET.runs.add(run.root.absolute())
+        logging.getLogger("wandb").addFilter(_DISCREET)  # the first lines come before there is a file to watch
         self._run = self._open(settings, config)
         for handler in logging.getLogger("wandb").handlers:
-            handler.addFilter(self._discreet)
+            handler.addFilter(_DISCREET)
         self._run.define_metric("round")
         self._run.define_metric("*", step_metric="round")
         if self._online:
@@ -172,4 +179,3 @@ class WeightsAndBiases:
 
     def finish(self) -> None:
         self._run.finish()
-        logging.getLogger("wandb").removeFilter(self._discreet)
