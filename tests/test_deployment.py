@@ -32,7 +32,7 @@ from ser_fl.deployment.node import Node
 from ser_fl.errors import DaemonStopped, UserError
 
 pytestmark = [pytest.mark.slow, pytest.mark.flower]
-_PATIENCE_S = 120.0
+_PATIENCE_S = 300.0
 _MARK = "SER_FL_TEST_MARK"
 
 

@@ -148,10 +148,10 @@ def tasks(clients: Clients, number: int = 1, state: State | None = None) -> list
 
 
 def workers_of(parent: int) -> list[int]:
-    """Processes of a parent but for the tracker of multiprocessing's resources, which ends after it."""
+    """Processes that a parent has spawned to work for it; other tests' daemons may be its children too."""
     with suppress(FileNotFoundError):
         children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-        return [int(child) for child in children if "resource_tracker" not in command_of(int(child))]
+        return [int(child) for child in children if "spawn_main" in command_of(int(child))]
     return []
 
 
