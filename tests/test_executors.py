@@ -147,11 +147,17 @@ def tasks(clients: Clients, number: int = 1, state: State | None = None) -> list
     return [ClientTask(round=number, client_id=name, state=state, learning_rate=0.01) for name in COHORT]
 
 
+NO_WORKERS = ("resource_tracker", "ser_fl\0federation", "ser_fl.deployment")
+
+
 def workers_of(parent: int) -> list[int]:
-    """Processes that a parent has spawned to work for it; other tests' daemons may be its children too."""
+    """Processes of a parent but for the tracker of multiprocessing's resources, which ends after it, and the daemons
+    of other tests.
+    """
     with suppress(FileNotFoundError):
         children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-        return [int(child) for child in children if "spawn_main" in command_of(int(child))]
+        commands = {int(child): command_of(int(child)) for child in children}
+        return [child for child, command in commands.items() if not any(other in command for other in NO_WORKERS)]
     return []
 
 
