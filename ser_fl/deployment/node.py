@@ -22,6 +22,8 @@ _ACCEPTED = re.compile(r"SuperNode ID: (\d+)\n")
 _REFUSED = "[code: 2004]"
 """The key is unknown, or its node counts as online already."""
 _TRIES = 3
+_TRIES_AT_START, _REGISTRATION_S = 10, 10.0
+"""With a link that came up after the node: it answers before it has been told of all nodes."""
 _LOOPBACK = "127.0.0.1"
 _PROBE_S = 5.0
 
@@ -76,6 +78,7 @@ class Node:
         self.environment = flower_environment(self.state.home, outgoing, environment)
         self._last_id = self.state.root / "node.id"
         self._daemons: list[Daemon] = []
+        self._link_came_later = False
 
     def start(self, *, timeout_s: float | None = None, tell: Callable[[str], None] = _ignore) -> None:
         """Start, and wait until the link has accepted it.
@@ -91,6 +94,7 @@ class Node:
         self.begin()
         try:
             if not answers(self.link, self.keys.ca):
+                self._link_came_later = True
                 tell(f"{self.link} does not answer yet: waiting for the link")
             self.wait_until_accepted(timeout_s)
         except BaseException:
@@ -122,7 +126,8 @@ class Node:
             supernode, superexec = self._daemons
             if not supernode.runs:
                 tries += 1
-                if tries > _TRIES or not self._may_rejoin(supernode):
+                most = _TRIES_AT_START if self._link_came_later else _TRIES
+                if tries > most or not (self._may_rejoin(supernode) or self._may_be_early(supernode)):
                     raise self._refusal(supernode)
                 self._stop_daemons()
                 self._start_daemons()
@@ -213,6 +218,13 @@ class Node:
         command += [str(self.keys.ca), str(self.keys.node(self.name)), self._last_id.read_text(encoding="ascii")]
         done = subprocess.run(command, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True)
         return done.returncode == 0
+
+    def _may_be_early(self, supernode: Daemon) -> bool:
+        """Whether a refused key may be one that a link which has just come up was not told of yet; after a pause."""
+        if _REFUSED not in supernode.said or not self._link_came_later:
+            return False
+        time.sleep(_REGISTRATION_S)
+        return True
 
     def _refusal(self, supernode: Daemon) -> Exception:
         """Why a SuperNode ended before it was accepted."""
