@@ -437,7 +437,16 @@ def test_a_client_that_fails_does_not_tell_where_its_data_lie(home: Path, monkey
         return update(clients, task)
 
     monkeypatch.setattr(Clients, "update", broken)
-    run = on_flower(settings(home, "told", "executor=flower", "federation.num_rounds=1"), hosts(home, *SPEAKERS))
+    answers: list[str] = []
+
+    def listen(question: Message, answer: Message) -> Message | None:
+        answers.append(repr(answer.content))
+        return answer
+
+    config = settings(home, "told", "executor=flower", "federation.num_rounds=1")
+    run = on_flower(config, hosts(home, *SPEAKERS), listen)
+    assert any("cannot read" in said for said in answers)
+    assert not any(str(home) in said for said in answers), "it is cut before it is sent"
     (failure,) = untimed(run.rounds)[0]["failures"]
     assert "RuntimeError: cannot read" in failure["error"] and "features/x.npy" in failure["error"]
     assert str(home) not in failure["error"] and str(Path(__file__).parent) not in failure["error"]
@@ -497,3 +506,11 @@ def test_tensors_cross_as_they_are() -> None:
     assert state["weight"].abs().sum() > 0, "a copy"
     with pytest.raises(WireError, match=r"half is of type torch\.float16, which does not cross"):
         put(records, "other", {"half": torch.zeros(1, dtype=torch.float16)})
+
+
+@pytest.mark.parametrize("other", [torch.zeros(1, 3), torch.zeros(4), torch.zeros(3, dtype=torch.float64)])
+def test_tensors_of_another_form_than_agreed_on_are_refused(other: Tensor) -> None:
+    records = RecordDict()
+    put(records, "sums", {"sum": other})
+    with pytest.raises(WireError, match=r"sum (has shape|is of type) .*expected"):
+        take(records, "sums", like={"sum": torch.zeros(3)})
