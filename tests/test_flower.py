@@ -514,3 +514,18 @@ def test_tensors_of_another_form_than_agreed_on_are_refused(other: Tensor) -> No
     put(records, "sums", {"sum": other})
     with pytest.raises(WireError, match=r"sum (has shape|is of type) .*expected"):
         take(records, "sums", like={"sum": torch.zeros(3)})
+
+
+def test_a_run_is_not_given_to_another_machine_in_the_clear(home: Path) -> None:
+    changes = ("executor=flower", "executor.superlink=link.example.org:9092")
+    with pytest.raises(
+        UserError, match=r"executor\.superlink=link\.example\.org:9092 needs executor\.root_certificates"
+    ):
+        train(settings(home, "clear", *changes))
+
+
+def test_a_server_without_clients_of_its_own_can_be_profiled(home: Path) -> None:
+    config = settings(home, "profiled", "executor=flower", "profile=true", "federation.num_rounds=2")
+    run = on_flower(config, hosts(home, *SPEAKERS))
+    plain = on_flower(settings(home, "plain", "executor=flower", "federation.num_rounds=2"), hosts(home, *SPEAKERS))
+    assert run.profile.exists() and run.weights.read_bytes() == plain.weights.read_bytes()

@@ -82,7 +82,7 @@ def train(
             raise UserError("executor=flower runs no callbacks, got some: its clients are on other hosts")
         from ser_fl.federation.flower.launch import launch
 
-        return launch(config, on_round)
+        return launch(config, on_round, on_profile, interruption)
     devices_of(config.executor.accelerator)  # refuses hardware that is not there before anything is written
     with open_run(config) as (run, progress), threads_limited_to(config.executor.threads), exact_arithmetic():
         prepared = prepare(config, on_features)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Event
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -18,6 +19,10 @@ Answer = RecordDict | str
 """What a node said, or why it said nothing."""
 
 
+class GivenUp(BaseException):
+    """The process ends: no `Exception`, so that no client's failure is made of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Exchange:
     """Sends messages through a grid and collects what comes back."""
@@ -25,6 +30,8 @@ class Exchange:
     grid: Grid
     deadline_s: float
     """An answer that takes longer is not waited for, and dropped when it comes."""
+    given_up: Event = field(default_factory=Event)
+    """Set by another thread when nobody will answer any more."""
 
     def ask(self, message_type: str, questions: Mapping[int, RecordDict], number: int) -> Iterator[tuple[int, Answer]]:
         """Each node's answer, in the order in which they come.
@@ -53,8 +60,8 @@ class Exchange:
             if time.monotonic() - begun > self.deadline_s:
                 break
             pause = _SHORTEST_S if came else min(1.5 * pause, _LONGEST_S)
-            if waiting:
-                time.sleep(pause)
+            if waiting and self.given_up.wait(pause):
+                raise GivenUp
         for node in waiting.values():
             yield node, f"no answer within {self.deadline_s:g} s (executor.deadline_s)"
 

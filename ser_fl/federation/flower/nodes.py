@@ -18,7 +18,7 @@ from ser_fl.data.partition import PARTS, check_parts, settle_split
 from ser_fl.data.utterance import SkippedFile
 from ser_fl.errors import UserError, one_line
 from ser_fl.federation.flower.answers import Enrolled, Refusal, Speakers, checked
-from ser_fl.federation.flower.exchange import Exchange
+from ser_fl.federation.flower.exchange import Exchange, GivenUp
 from ser_fl.federation.flower.wire import WireError, put_json, take, take_json
 
 _LOOK_S = 0.5
@@ -132,7 +132,8 @@ class Nodes:
                     f"executor.num_nodes asks for {num_nodes} nodes, {len(nodes)} are connected after "
                     f"{patience_s:g} s (executor.wait_s): start the others, or ask for fewer"
                 )
-            time.sleep(_LOOK_S)
+            if self.exchange.given_up.wait(_LOOK_S):
+                raise GivenUp
         return nodes
 
     def _ask_all(self, message_type: str, nodes: Sequence[int], kind: type[T]) -> Iterator[tuple[int, Answer[T]]]:

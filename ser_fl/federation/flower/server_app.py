@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from threading import Event
+
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -16,14 +18,31 @@ from ser_fl.federation.flower.nodes import Nodes
 from ser_fl.federation.flower.reach import FlowerExecutor, FlowerScorer
 from ser_fl.federation.flower.run_config import configured
 from ser_fl.federation.precision import with_precision
+from ser_fl.federation.profile import OnProfile
 from ser_fl.federation.rounds import OnRound
+from ser_fl.interruption import Interruption
 from ser_fl.records import RoundRecord, RunFolder
 
 
-def serve(config: Config, grid: Grid, on_round: OnRound) -> RunFolder:
+def serve(
+    config: Config,
+    grid: Grid,
+    on_round: OnRound,
+    on_profile: OnProfile = lambda profile: None,
+    interruption: Interruption | None = None,
+    given_up: Event | None = None,
+) -> RunFolder:
     """Run an experiment, or go on with one, on whatever nodes a grid reaches, and return its run folder.
 
     `precision=auto` is float32 here: nodes differ, and no one of them can be measured for all.
+
+    Args:
+        config: what `ser_fl.compose` gives.
+        grid: reaches the nodes.
+        on_round: told of every committed round.
+        on_profile: told where the server's time went, with `profile=true`.
+        interruption: whose signals a round in flight is sheltered from.
+        given_up: set by another thread when nobody will answer any more.
 
     Raises:
         UserError: the settings, the nodes or their data do not fit.
@@ -33,12 +52,12 @@ def serve(config: Config, grid: Grid, on_round: OnRound) -> RunFolder:
     with open_run(config) as (run, progress), threads_limited_to(executor.threads), exact_arithmetic():
         if config.precision == "auto":
             config = with_precision(config, (progress and progress.precision) or "32-true")
-        nodes = Nodes(Exchange(grid, executor.deadline_s), config)
+        nodes = Nodes(Exchange(grid, executor.deadline_s, given_up or Event()), config)
         holdings = nodes.enrol(executor.num_nodes or 1, executor.wait_s)
         check_holdings(config, run, holdings, progress)
         standardisation = holdings.standardisation
         clients, scorer = FlowerExecutor(nodes, standardisation), FlowerScorer(nodes, standardisation)
-        conduct(config, run, holdings, progress, clients, scorer, on_round)
+        conduct(config, run, holdings, progress, clients, scorer, on_round, on_profile, interruption)
     return run
 
 

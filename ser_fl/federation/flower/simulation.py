@@ -6,6 +6,7 @@ import math
 import os
 import warnings
 from dataclasses import dataclass, replace
+from threading import Event
 from typing import Any
 
 from flwr.app import Context
@@ -17,7 +18,9 @@ from ser_fl.data.prepared import open_configured_corpus
 from ser_fl.data.share import Host
 from ser_fl.federation.flower.client_app import make_client_app
 from ser_fl.federation.flower.server_app import serve
+from ser_fl.federation.profile import OnProfile
 from ser_fl.federation.rounds import OnRound
+from ser_fl.interruption import Interruption
 from ser_fl.records import RunFolder
 
 
@@ -34,7 +37,9 @@ class SimulatedHosts:
         return Host(self.root, self.cache_dir, (self.speakers[int(context.node_config["partition-id"])],))
 
 
-def simulate(config: Config, on_round: OnRound) -> RunFolder:
+def simulate(
+    config: Config, on_round: OnRound, on_profile: OnProfile, interruption: Interruption | None = None
+) -> RunFolder:
     """Run an experiment on simulated nodes, each with `executor.client_cpus` cores and `executor.client_gpus` GPUs.
 
     Ray starts on this machine, with `executor.workers` clients at a time, or is the cluster of ``RAY_ADDRESS``.
@@ -42,29 +47,41 @@ def simulate(config: Config, on_round: OnRound) -> RunFolder:
     Raises:
         UserError: the settings or the data do not fit.
         RoundFailed: too few clients came back in a round.
+        Stopped: a signal that `interruption` listens to.
     """
     speakers = sorted({utterance.speaker for utterance in open_configured_corpus(config).utterances})
     hosts = SimulatedHosts(config.data.root, config.data.cache_dir, tuple(speakers))
     all_nodes = replace(config.executor, num_nodes=len(speakers))  # type: ignore[type-var]
     config = replace(config, executor=all_nodes)  # type: ignore[type-var]
-    runs: list[RunFolder] = []
+    outcome: list[RunFolder | BaseException] = []
+    given_up = Event()
 
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        runs.append(serve(config, grid, on_round))
+        # in a thread of its own, of which Flower hands on no more than an `Exception`
+        try:
+            outcome.append(serve(config, grid, on_round, on_profile, interruption, given_up))
+        except BaseException as error:
+            outcome.append(error)
 
     resources: dict[str, Any] = {"num_cpus": config.executor.client_cpus, "num_gpus": config.executor.client_gpus}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the coming end of `run_simulation`, every time
-        run_simulation(
-            server_app=app,
-            client_app=make_client_app(hosts),
-            num_supernodes=len(speakers),
-            backend_config={"client_resources": resources, "init_args": _ray_settings(config)},
-        )
-    return runs[0]
+        try:
+            run_simulation(
+                server_app=app,
+                client_app=make_client_app(hosts),
+                num_supernodes=len(speakers),
+                backend_config={"client_resources": resources, "init_args": _ray_settings(config)},
+            )
+        finally:
+            given_up.set()  # where we are interrupted: else the server would wait for answers until its deadline
+    (ended,) = outcome
+    if isinstance(ended, BaseException):
+        raise ended
+    return ended
 
 
 def _ray_settings(config: Config) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from ser_fl.records import RunFolder, write_bytes
 
 _LOOKS, _LOOK_S = 3, 2.0
 _CONNECTION = "ser_fl"
+_LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _COURTESIES = ("Using SuperLink", "Displaying information")
 """What Flower says before it says what is wrong."""
 APP: dict[str, Any] = {
@@ -79,14 +80,14 @@ def submit(config: Config) -> RunFolder:
             ) from None
         try:
             status, told = flower.follow(run_id)
-        except KeyboardInterrupt:
-            flower.stop(run_id)
-            raise
         except _Unanswered as error:
             raise RoundFailed(
                 f"{link} does not answer any more ({error}): start the link again;"
                 f" the same command with resume=true goes on with {run}"
             ) from None
+        except BaseException:  # Ctrl-C, or a signal: a run that went on there would hold the folder
+            flower.stop(run_id)
+            raise
     if status != "finished:completed":
         if told is not None:
             raise told
@@ -118,6 +119,11 @@ def _connection(config: Config) -> dict[str, Any]:
     """
     connection: dict[str, Any] = {"address": config.executor.superlink}
     if config.executor.root_certificates is None:
+        if str(config.executor.superlink).rpartition(":")[0] not in _LOOPBACK:
+            raise UserError(
+                f"executor.superlink={config.executor.superlink} needs executor.root_certificates=KEYS/ca.crt: "
+                "without it everything would cross in the clear"
+            )
         connection["insecure"] = True
     else:
         certificates = Path(config.executor.root_certificates).expanduser().absolute()
