@@ -71,7 +71,7 @@ def checked(jobs: Sequence[Job], *, has_folder: bool) -> list[Job]:
     With `resume=true` and no `run_dir`, each goes on in the newest run of its configuration.
     """
     with collection_paused():
-        from ser_fl.federation.experiment import open_run
+        from ser_fl.federation.opening import open_run
 
     if jobs[0].config.resume and not has_folder:
         jobs = _taken_up(jobs)
@@ -90,7 +90,7 @@ def checked(jobs: Sequence[Job], *, has_folder: bool) -> list[Job]:
 def _taken_up(jobs: Sequence[Job]) -> list[Job]:
     """The jobs in the newest runs of their configurations; those that have none join the others' group."""
     from ser_fl.composition import compose
-    from ser_fl.federation.experiment import newest_run
+    from ser_fl.federation.opening import newest_run
 
     runs = [newest_run(job.config) for job in jobs]
     groups = [compose(config_file=RunFolder(run).config).tracking.group for run in runs if run]

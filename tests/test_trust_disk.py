@@ -31,7 +31,7 @@ from ser_fl.cli import main
 from ser_fl.composition import compose
 from ser_fl.data.features import compute_features
 from ser_fl.errors import UserError
-from ser_fl.federation.experiment import dated_folders
+from ser_fl.federation.opening import dated_folders
 from ser_fl.records import ClientRecord, RunFolder, write_bytes
 
 BASE = ("experiment=debug", "tracking=none", "data.utterances_per_emotion=2", "federation.num_rounds=3")
@@ -392,7 +392,7 @@ def test_resume_takes_the_run_that_was_made_last_though_the_clock_went_back(
     monkeypatch.chdir(tmp_path)
     made: list[Path] = []
     for now in (NOW, NOW, NOW - timedelta(days=1)):
-        monkeypatch.setattr("ser_fl.federation.experiment.datetime", clock_at(now))
+        monkeypatch.setattr("ser_fl.federation.opening.datetime", clock_at(now))
         config = compose([*BASE, f"data.cache_dir={home / 'cache'}", "federation.num_rounds=1"])
         made.append(train(config).root)
     assert [folder.name for folder in made] == [f"2026-03-01_09-00-00{count}-1" for count in ("", ".2", ".3")]

@@ -7,7 +7,7 @@ the commit point. What is on disk before that rename is never touched, so a kill
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -200,3 +200,37 @@ def _by_owner(file: Path) -> dict[str, dict[str, State]]:
         kind, owner, name = key.split("/", 2)
         nested.setdefault(kind, {}).setdefault(owner, {})[name] = tensors[key]
     return nested
+
+
+def check_fits(folder: Path, progress: Progress, start: Progress, client_ids: Sequence[str]) -> None:
+    """Refuse a checkpoint whose tensors are not those of this run's model.
+
+    Raises:
+        UserError: an owner, a name, a shape or a type differs; it is named.
+    """
+    server, shared = progress.server, start.server.models.get(GLOBAL)
+    for what, models in (("model", server.models), ("best model", progress.best)):
+        if list(models) != sorted(start.server.models):
+            raise UserError(f"the checkpoint in {folder} has a {what} of other clients: start a new run")
+        for owner, state in models.items():
+            _check_state(folder, f"{what} of {owner}", state, start.server.models[owner])
+    if unknown := set(server.optimiser_states) - set(client_ids):
+        raise UserError(f"the checkpoint in {folder} has the optimiser of an unknown client {min(unknown)!r}")
+    for what, state, expected in (
+        ("velocity", server.velocity, start.server.velocity),
+        ("average over rounds", server.average, (shared or {}) if server.num_averaged else {}),
+    ):
+        _check_state(folder, what, state, expected)
+
+
+def _check_state(folder: Path, what: str, state: State, expected: State) -> None:
+    """Same names, shapes and types."""
+
+    def form(states: State, name: str) -> str:
+        return f"{tuple(states[name].shape)} {states[name].dtype}" if name in states else "nothing"
+
+    for name in sorted({*state, *expected}):
+        if (found := form(state, name)) != (wanted := form(expected, name)):
+            raise UserError(
+                f"the checkpoint in {folder} does not fit this run: {what} has {found} for {name}, expected {wanted}"
+            )

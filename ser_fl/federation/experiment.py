@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from datetime import datetime
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import yaml
 
 from ser_fl.attacks.budget import Box
-from ser_fl.claims import claimed
 from ser_fl.config import CONFIG_SCHEMA, Config, dump
 from ser_fl.data.features import OnFeatures
 from ser_fl.data.frontend import Standardisation
@@ -25,13 +20,14 @@ from ser_fl.discretion import is_private
 from ser_fl.environment import describe_environment, threads_limited_to
 from ser_fl.errors import RoundFailed, UserError
 from ser_fl.evaluation.scoring import Evaluator
-from ser_fl.federation.checkpoint import Progress, is_checkpoint_of, load_checkpoint
+from ser_fl.federation.checkpoint import Progress, check_fits
 from ser_fl.federation.client import Clients
 from ser_fl.federation.executors import Executor, open_executor
 from ser_fl.federation.objectives import Objective
+from ser_fl.federation.opening import open_run
 from ser_fl.federation.precision import resolve_precision, with_precision
 from ser_fl.federation.profile import OnProfile, RunProfile, open_watch
-from ser_fl.federation.rounds import Federation, OnRound, checkpoint_key
+from ser_fl.federation.rounds import Federation, OnRound
 from ser_fl.federation.schedule import cohort_size
 from ser_fl.federation.scoring import LocalScorer, Scored, Scorer
 from ser_fl.federation.server import GLOBAL, Server
@@ -41,12 +37,9 @@ from ser_fl.metrics import scores
 from ser_fl.models.bundle import EmotionModel, save_local_models, save_model
 from ser_fl.models.catalogue import build_network
 from ser_fl.places import remember
-from ser_fl.records import SUMMARY_SCHEMA, RunFolder, State, write_bytes, write_json
+from ser_fl.records import SUMMARY_SCHEMA, RunFolder, write_bytes, write_json
 from ser_fl.stopwatch import UNWATCHED, Watch
 from ser_fl.tracking import Tracker, open_tracker
-
-_STAMP = "%Y-%m-%d_%H-%M-%S"
-_DATED = re.compile(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:\.(\d+))?-.+")
 
 
 def train(
@@ -234,99 +227,6 @@ def recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
     data = {key: remember(settings["data"][key]) for key in ("root", "cache_dir") if settings["data"][key]}
     run_dir = settings["run_dir"] if settings["run_dir"] and not is_private(settings["run_dir"]) else None
     return {**settings, "run_dir": run_dir, "data": {**settings["data"], **data}}
-
-
-@contextmanager
-def open_run(config: Config) -> Iterator[tuple[RunFolder, Progress | None]]:
-    """The run folder, which nobody else writes to inside, and the checkpoint that a resumed run goes on from.
-
-    Raises:
-        UserError: the folder holds a run and ``resume`` is false, another process writes to it, something in it leads
-            out of it, or its checkpoint is of another run or damaged.
-    """
-    folder = Path(config.run_dir).expanduser() if config.run_dir else None
-    if folder is None and config.resume:
-        folder = newest_run(config)
-    with ExitStack() as stack:
-        if folder is None:
-            folder = _claim_first(stack, dated_folders(Path("runs") / config.experiment, config.seed, datetime.now()))
-        else:
-            stack.enter_context(claimed(folder))
-        run = RunFolder(folder)
-        run.refuse_links_out()
-        if not config.resume and run.config.exists():
-            raise UserError(
-                f"{folder} holds a run already: add resume=true to go on with it, or choose another run_dir"
-            )
-        yield run, load_checkpoint(run.checkpoint, checkpoint_key(config)) if config.resume else None
-
-
-def _claim_first(stack: ExitStack, folders: Iterable[Path]) -> Path:
-    """The first that is not there yet."""
-    for folder in folders:
-        with suppress(FileExistsError):
-            stack.enter_context(claimed(folder, new=True))
-            return folder
-    raise AssertionError("there is no end of names")
-
-
-def dated_folders(parent: Path, seed: int, now: datetime) -> Iterator[Path]:
-    """Names for a run that begins now, ``<date-time>-<seed>`` or ``<date-time>.<count>-<seed>``, without an end.
-
-    All of them sort behind the runs of this seed that are there already, whatever became of the clock since.
-    """
-    stamp, count = max([(f"{now:{_STAMP}}", 0), *(_order(folder) for folder in parent.glob(f"*-{seed}"))])
-    while True:
-        yield parent / (f"{stamp}.{count + 1}-{seed}" if count else f"{stamp}-{seed}")
-        count += 1
-
-
-def _order(folder: Path) -> tuple[str, int]:
-    """Date and count of a run folder, in the order that they were made in; of other names nothing."""
-    named = _DATED.fullmatch(folder.name)
-    return (named[1], int(named[2] or 1)) if named else ("", 0)
-
-
-def newest_run(config: Config) -> Path | None:
-    """The newest run folder with a checkpoint of this configuration, for ``resume=true`` without ``run_dir``."""
-    folders = (Path("runs") / config.experiment).glob(f"*-{config.seed}")
-    key = checkpoint_key(config)
-    there = (folder for folder in folders if is_checkpoint_of(RunFolder(folder).checkpoint, key))
-    return max(there, default=None, key=lambda folder: (_order(folder), folder))
-
-
-def check_fits(folder: Path, progress: Progress, start: Progress, client_ids: Sequence[str]) -> None:
-    """Refuse a checkpoint whose tensors are not those of this run's model.
-
-    Raises:
-        UserError: an owner, a name, a shape or a type differs; it is named.
-    """
-    server, shared = progress.server, start.server.models.get(GLOBAL)
-    for what, models in (("model", server.models), ("best model", progress.best)):
-        if list(models) != sorted(start.server.models):
-            raise UserError(f"the checkpoint in {folder} has a {what} of other clients: start a new run")
-        for owner, state in models.items():
-            _check_state(folder, f"{what} of {owner}", state, start.server.models[owner])
-    if unknown := set(server.optimiser_states) - set(client_ids):
-        raise UserError(f"the checkpoint in {folder} has the optimiser of an unknown client {min(unknown)!r}")
-    for what, state, expected in (
-        ("velocity", server.velocity, start.server.velocity),
-        ("average over rounds", server.average, (shared or {}) if server.num_averaged else {}),
-    ):
-        _check_state(folder, what, state, expected)
-
-
-def _check_state(folder: Path, what: str, state: State, expected: State) -> None:
-    """Same names, shapes and types."""
-
-    def form(states: State, name: str) -> str:
-        return f"{tuple(states[name].shape)} {states[name].dtype}" if name in states else "nothing"
-
-    for name in sorted({*state, *expected}):
-        if (found := form(state, name)) != (wanted := form(expected, name)):
-            raise UserError(
-                f"the checkpoint in {folder} does not fit this run: {what} has {found} for {name}, expected {wanted}"
-            )
 
 
 def first_progress(config: Config, holdings: Holdings) -> Progress:

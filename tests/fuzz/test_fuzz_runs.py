@@ -20,7 +20,7 @@ from ser_fl.config import Config
 from ser_fl.evaluation.benchmark import benchmark_run
 from ser_fl.evaluation.kept import Archive, Folder
 from ser_fl.federation.checkpoint import Progress, tracked_run
-from ser_fl.federation.experiment import open_run
+from ser_fl.federation.opening import open_run
 from ser_fl.records import RunFolder
 from ser_fl.report.page import render_page
 from ser_fl.report.panels import draw_figures

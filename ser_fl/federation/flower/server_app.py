@@ -11,12 +11,13 @@ from ser_fl.config import Config
 from ser_fl.devices import exact_arithmetic
 from ser_fl.environment import threads_limited_to
 from ser_fl.errors import RoundFailed, UserError
-from ser_fl.federation.experiment import check_holdings, conduct, open_run
+from ser_fl.federation.experiment import check_holdings, conduct
 from ser_fl.federation.flower.exchange import Exchange
 from ser_fl.federation.flower.last_words import last_words
 from ser_fl.federation.flower.nodes import Nodes
 from ser_fl.federation.flower.reach import FlowerExecutor, FlowerScorer
 from ser_fl.federation.flower.run_config import configured
+from ser_fl.federation.opening import open_run
 from ser_fl.federation.precision import with_precision
 from ser_fl.federation.profile import OnProfile
 from ser_fl.federation.rounds import OnRound

@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import datetime
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -20,9 +19,9 @@ import tomli_w
 
 from ser_fl.config import Config, dump
 from ser_fl.errors import RoundFailed, UserError
-from ser_fl.federation.experiment import dated_folders, newest_run
 from ser_fl.federation.flower.last_words import error_told_by
 from ser_fl.federation.flower.quiet import QUIET
+from ser_fl.federation.opening import given_folder, new_folders
 from ser_fl.records import RunFolder, write_bytes
 
 _LOOKS, _LOOK_S = 3, 2.0
@@ -96,11 +95,8 @@ def submit(config: Config) -> RunFolder:
 
 
 def _run_folder(config: Config) -> Path:
-    """As `ser_fl.federation.experiment.open_run` chooses it, but absolute: the link has a folder of its own."""
-    folder = Path(config.run_dir).expanduser() if config.run_dir else newest_run(config) if config.resume else None
-    if folder is None:
-        folder = next(dated_folders(Path("runs") / config.experiment, config.seed, datetime.now()))
-    return folder.absolute()
+    """As `open_run` chooses it, but absolute: the link has a folder of its own."""
+    return (given_folder(config) or next(new_folders(config))).absolute()
 
 
 def _sent(config: Config, run: Path) -> dict[str, Any]:
