@@ -15,7 +15,7 @@ import secrets
 from pathlib import Path
 
 from ser_fl.discretion import is_private, last_name
-from ser_fl.records import write_bytes
+from ser_fl.files import write_bytes
 
 _LOG = logging.getLogger(__name__)
 _MARK = "place:"

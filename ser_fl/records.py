@@ -6,19 +6,18 @@ The run folder is a contract (README, "The run folder"): files are written whole
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import stat
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import quote, unquote
 
 from ser_fl.errors import UserError, shown
+from ser_fl.files import jsonable, naming, write_bytes, write_json
 from ser_fl.forms import conform, parse_json, record_of
 
 if TYPE_CHECKING:
@@ -35,8 +34,6 @@ PROFILE_SCHEMA = 1
 TRANSFER_SCHEMA = 1
 """Version of ``transfer.json``."""
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says of a write that there is no room for: the disk, a quota, a limit of the process."""
 
 _Record = TypeVar("_Record", bound="AttackRecord")
 
@@ -258,50 +255,6 @@ class ProfileRecord:
     """All other rounds together."""
 
 
-def _jsonable(value: Any) -> Any:
-    """Replace NaN and infinities, which JSON lacks, by null."""
-    if isinstance(value, float) and not (value == value and abs(value) != float("inf")):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
-    return value
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole: to a temporary neighbour, flushed to disk, then renamed into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with naming(path):
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """What the system refuses inside names this file: a full disk names none, and a temporary file tells nobody."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole, indented; NaN and infinities become null."""
-    write_bytes(path, (json.dumps(_jsonable(content), indent=1, allow_nan=False) + "\n").encode())
-
-
 @dataclass(frozen=True, slots=True)
 class RunFolder:
     """The folder of one run: where each record lies, and how it is written and read."""
@@ -393,7 +346,7 @@ class RunFolder:
 
     def append(self, path: Path, records: Iterable[RoundRecord] | Iterable[ClientRecord]) -> None:
         """Append records to a ``.jsonl`` file and flush them to disk."""
-        lines = "".join(json.dumps(_jsonable(asdict(record)), allow_nan=False) + "\n" for record in records)
+        lines = "".join(json.dumps(jsonable(asdict(record)), allow_nan=False) + "\n" for record in records)
         before = path.stat().st_size if path.exists() else None
         with naming(path):
             try:

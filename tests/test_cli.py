@@ -30,7 +30,8 @@ from ser_fl.data.datamodule import load_examples
 from ser_fl.data.prepared import prepare
 from ser_fl.environment import describe_environment
 from ser_fl.evaluation.checks.doubt import read_examination
-from ser_fl.records import RunFolder, write_json
+from ser_fl.files import write_json
+from ser_fl.records import RunFolder
 
 COMMANDS = ("demo", "train", "benchmark", "transfer", "report", "predict", "corpus")
 SECRETS = {"WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567", "HF_TOKEN": "hf_VerySecretIndeed"}

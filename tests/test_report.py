@@ -23,7 +23,8 @@ from rich.console import Console
 
 from ser_fl.errors import UserError
 from ser_fl.evaluation.checks.doubt import Doubt, Examination, write_examination
-from ser_fl.records import AttackRecord, RoundRecord, RunFolder, write_json
+from ser_fl.files import write_json
+from ser_fl.records import AttackRecord, RoundRecord, RunFolder
 from ser_fl.report import wording
 from ser_fl.report.figures import loss_over_rounds, robust_uar_curve, speaker_bars, uar_over_rounds
 from ser_fl.report.groups import group_table

@@ -32,7 +32,8 @@ from ser_fl.composition import compose
 from ser_fl.data.features import compute_features
 from ser_fl.errors import UserError
 from ser_fl.federation.opening import dated_folders
-from ser_fl.records import ClientRecord, RunFolder, write_bytes
+from ser_fl.files import write_bytes
+from ser_fl.records import ClientRecord, RunFolder
 
 BASE = ("experiment=debug", "tracking=none", "data.utterances_per_emotion=2", "federation.num_rounds=3")
 RECORD = ClientRecord(

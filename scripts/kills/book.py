@@ -10,7 +10,7 @@ from typing import Any
 from kills.moments import NUM_ROUNDS, Kill, median
 from kills.subject import EPOCHS, SETTINGS
 from ser_fl.environment import describe_environment
-from ser_fl.records import write_json
+from ser_fl.files import write_json
 
 
 class Book:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from kills.moments import NUM_ROUNDS, Moment, Timeline, phase
-from ser_fl.records import RunFolder, write_json
+from ser_fl.files import write_json
+from ser_fl.records import RunFolder
 
 SETTINGS = (
     "experiment=debug",

@@ -17,7 +17,7 @@ import numpy as np
 import soundfile
 
 from ser_fl.errors import UserError, one_line, unknown_name
-from ser_fl.records import write_bytes
+from ser_fl.files import write_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

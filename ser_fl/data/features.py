@@ -27,7 +27,7 @@ from ser_fl.data.frontend import LogMel
 from ser_fl.data.utterance import Corpus, Utterance, classes_of
 from ser_fl.environment import threads_limited_to
 from ser_fl.errors import UserError
-from ser_fl.records import NO_ROOM, naming
+from ser_fl.files import NO_ROOM, naming
 
 CACHE_VERSION = 2
 """Raised whenever the same audio and settings would give other features."""

@@ -7,7 +7,7 @@ from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 
 from ser_fl.errors import UserError
-from ser_fl.records import write_bytes
+from ser_fl.files import write_bytes
 
 CONNECTION = "ser_fl"
 """Name of the connection: ``flwr run APP ser_fl``."""

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from ser_fl.deployment.flower import require_flower
 from ser_fl.errors import UserError
-from ser_fl.records import write_bytes
+from ser_fl.files import write_bytes
 
 if TYPE_CHECKING:
     from cryptography import x509

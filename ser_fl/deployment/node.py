@@ -16,7 +16,7 @@ from ser_fl.deployment.daemon import LOOK_S, Daemon, StateFolder, free_port, req
 from ser_fl.deployment.flower import NOTHING_OUTGOING, Outgoing, flower_environment, require_flower
 from ser_fl.deployment.keys import KeyFolder, require_private, require_valid
 from ser_fl.errors import DaemonStopped, UserError
-from ser_fl.records import write_bytes
+from ser_fl.files import write_bytes
 
 _ACCEPTED = re.compile(r"SuperNode ID: (\d+)\n")
 _REFUSED = "[code: 2004]"

@@ -45,8 +45,9 @@ from ser_fl.evaluation.scoring import evaluating
 from ser_fl.evaluation.units import ADAPTIVE, EOT_SAMPLES, plan
 from ser_fl.evaluation.waveform import DOMAIN as WAVEFORM
 from ser_fl.evaluation.waveform import Plan, benchmark_waveforms, plans_of
+from ser_fl.files import write_json
 from ser_fl.models.bundle import EmotionModel, load_model
-from ser_fl.records import AttackRecord, RunFolder, write_json
+from ser_fl.records import AttackRecord, RunFolder
 
 _AROUND = 0.05
 """Where the search for the epsilons of a curve begins, where nothing else is said."""

@@ -25,7 +25,7 @@ from torch import Tensor
 from ser_fl.attacks.catalogue import VERSION
 from ser_fl.defences import Defence
 from ser_fl.errors import UserError
-from ser_fl.records import write_bytes, write_json
+from ser_fl.files import write_bytes, write_json
 
 OUTCOME_SCHEMA = 3
 """Version of the files below ``attacks/``; those of another are left alone and made anew."""

@@ -32,8 +32,8 @@ from ser_fl.data.features import FeatureStore
 from ser_fl.data.prepared import open_configured_corpus
 from ser_fl.devices import send
 from ser_fl.evaluation.perception import pesq_of, stoi_of
+from ser_fl.files import write_json
 from ser_fl.models.bundle import EmotionModel
-from ser_fl.records import write_json
 
 Read = Callable[[str], tuple[Tensor, int]]
 """An utterance's recording by its id: shape (T,), and its sampling rate in Hz."""

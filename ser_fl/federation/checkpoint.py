@@ -20,7 +20,8 @@ from safetensors.torch import save as save_tensors
 from ser_fl.config import Precision
 from ser_fl.errors import UserError, shown
 from ser_fl.federation.server import GLOBAL, Server
-from ser_fl.records import State, write_bytes, write_json
+from ser_fl.files import write_bytes, write_json
+from ser_fl.records import State
 
 SCHEMA = 6
 

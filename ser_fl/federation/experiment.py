@@ -32,12 +32,13 @@ from ser_fl.federation.schedule import cohort_size
 from ser_fl.federation.scoring import LocalScorer, Scored, Scorer
 from ser_fl.federation.server import GLOBAL, Server
 from ser_fl.federation.trainers import has_installed_callbacks
+from ser_fl.files import write_bytes, write_json
 from ser_fl.interruption import Interruption
 from ser_fl.metrics import scores
 from ser_fl.models.bundle import EmotionModel, save_local_models, save_model
 from ser_fl.models.catalogue import build_network
 from ser_fl.places import remember
-from ser_fl.records import SUMMARY_SCHEMA, RunFolder, write_bytes, write_json
+from ser_fl.records import SUMMARY_SCHEMA, RunFolder
 from ser_fl.stopwatch import UNWATCHED, Watch
 from ser_fl.tracking import Tracker, open_tracker
 

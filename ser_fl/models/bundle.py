@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from ser_fl.config import FrontendConfig, ModelConfig
 from ser_fl.data.frontend import LogMel, Standardisation
 from ser_fl.errors import UserError, shown, unknown_name
+from ser_fl.files import write_bytes, write_json
 from ser_fl.models.catalogue import build_network
-from ser_fl.records import MODEL_SCHEMA, RunFolder, State, write_bytes, write_json
+from ser_fl.records import MODEL_SCHEMA, RunFolder, State
 
 _FRONTEND: TypeAdapter[FrontendConfig] = TypeAdapter(FrontendConfig)
 _MODEL: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)

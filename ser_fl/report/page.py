@@ -11,7 +11,8 @@ from typing import Any
 
 from ser_fl.discretion import public_path
 from ser_fl.errors import UserError
-from ser_fl.records import RunFolder, TransferMatrix, write_bytes
+from ser_fl.files import write_bytes
+from ser_fl.records import RunFolder, TransferMatrix
 from ser_fl.report.doubts import doubts_panel
 from ser_fl.report.groups import group_table
 from ser_fl.report.labels import labels_of

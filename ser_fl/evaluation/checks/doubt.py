@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
 from ser_fl.errors import UserError
+from ser_fl.files import write_json
 from ser_fl.forms import record_of
-from ser_fl.records import AttackRecord, RunFolder, write_json
+from ser_fl.records import AttackRecord, RunFolder
 
 HALF_A_POINT = 0.005
 """Of UAR: what may change without a doubt."""

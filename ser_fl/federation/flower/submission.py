@@ -22,7 +22,8 @@ from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.flower.last_words import error_told_by
 from ser_fl.federation.flower.quiet import QUIET
 from ser_fl.federation.opening import given_folder, new_folders
-from ser_fl.records import RunFolder, write_bytes
+from ser_fl.files import write_bytes
+from ser_fl.records import RunFolder
 
 _LOOKS, _LOOK_S = 3, 2.0
 _CONNECTION = "ser_fl"
