@@ -19,6 +19,7 @@ from importlib import import_module
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
+from ser_fl.deployment.overdue import send_overdue_replies
 from ser_fl.deployment.warm import start_tasks_warm
 
 _PROGRAMS = {
@@ -108,6 +109,8 @@ def main() -> None:
     _end_with(int(parent))
     if program == "superlink":
         _close_gate()
+    if program == "supernode":
+        send_overdue_replies()
     if program == "superexec":
         start_tasks_warm()
     sys.argv = [f"flower-{program}", *arguments]
