@@ -10,13 +10,13 @@ import torch
 from torch import Generator, Tensor
 
 from ser_fl.config import AugmentationConfig
-from ser_fl.data.augmentation import augment, equalise, mask_band, roll_in_time, warp_mel
+from ser_fl.data.augmentation import augment, equalise, mask_band, partners, roll_in_time, splice, warp_mel
 from ser_fl.randomness import generator
 
 NOTHING = AugmentationConfig(
     roll=False, time_masks=0, max_time_mask=20, mel_masks=0, max_mel_mask=8, label_smoothing=0.0
 )
-EVERYTHING = replace(NOTHING, roll=True, time_masks=2, mel_masks=2, max_mel_warp=0.1, max_equalisation=0.5)
+EVERYTHING = replace(NOTHING, roll=True, time_masks=2, mel_masks=2, max_mel_warp=0.1, max_equalisation=0.5, splice=0.5)
 
 
 def features(batch: int = 64, num_mels: int = 12, num_frames: int = 30) -> Tensor:
@@ -24,27 +24,34 @@ def features(batch: int = 64, num_mels: int = 12, num_frames: int = 30) -> Tenso
     return torch.rand(batch, num_mels, num_frames, generator=generator("features")) + 1
 
 
+def labels(batch: int = 64) -> Tensor:
+    """Of five classes, one of which has a single utterance."""
+    labels_B = torch.randint(4, (batch,), generator=generator("labels"))
+    labels_B[3] = 4
+    return labels_B
+
+
 def test_nothing_asked_for_is_nothing_done() -> None:
     stream = generator(0)
     before = stream.get_state()
-    assert torch.equal(augment(features(), NOTHING, stream), features())
+    assert torch.equal(augment(features(), labels(), NOTHING, stream), features())
     assert torch.equal(stream.get_state(), before)
 
 
 def test_the_given_features_stay_as_they_were() -> None:
     given = features()
-    augment(given, EVERYTHING, generator(0))
+    augment(given, labels(), EVERYTHING, generator(0))
     assert torch.equal(given, features())
 
 
 def test_draws_come_from_the_stream_alone() -> None:
     torch.manual_seed(1)
-    first = augment(features(), EVERYTHING, generator(7))
+    first = augment(features(), labels(), EVERYTHING, generator(7))
     torch.manual_seed(2)
     state = torch.get_rng_state()
-    assert torch.equal(augment(features(), EVERYTHING, generator(7)), first)
+    assert torch.equal(augment(features(), labels(), EVERYTHING, generator(7)), first)
     assert torch.equal(torch.get_rng_state(), state)
-    assert not torch.equal(augment(features(), EVERYTHING, generator(8)), first)
+    assert not torch.equal(augment(features(), labels(), EVERYTHING, generator(8)), first)
 
 
 def test_rotation_moves_whole_frames_in_a_circle_each_utterance_by_its_own() -> None:
@@ -90,7 +97,7 @@ def test_starts_of_a_mask_are_uniform_over_where_it_fits() -> None:
 
 def test_unmasked_cells_are_untouched() -> None:
     given = features()
-    masked = augment(given, replace(NOTHING, time_masks=2, mel_masks=1), generator(0))
+    masked = augment(given, labels(), replace(NOTHING, time_masks=2, mel_masks=1), generator(0))
     kept = masked != 0
     assert torch.equal(masked[kept], given[kept])
     assert 0 < kept.double().mean() < 1
@@ -104,7 +111,10 @@ def test_mask_longer_than_the_axis_masks_at_most_all_of_it() -> None:
 
 def test_more_masks_hide_more() -> None:
     hidden = [
-        (augment(features(400), replace(NOTHING, time_masks=count), generator(0)) == 0).double().mean().item()
+        (augment(features(400), labels(400), replace(NOTHING, time_masks=count), generator(0)) == 0)
+        .double()
+        .mean()
+        .item()
         for count in (0, 1, 2)
     ]
     assert hidden[0] == 0 < hidden[1] < hidden[2]
@@ -134,3 +144,38 @@ def test_an_equaliser_adds_one_smooth_bounded_curve_to_all_frames() -> None:
 @pytest.mark.parametrize("change", [warp_mel, equalise])
 def test_no_change_of_speaker_or_room_at_nothing(change: Callable[[Tensor, float, Generator], Tensor]) -> None:
     torch.testing.assert_close(change(features(), 0.0, generator(1)), features())
+
+
+def test_partners_are_others_of_the_same_label_each_taken_once() -> None:
+    labels_B, seen = labels(), set()
+    for seed in range(200):
+        partners_B = partners(labels_B, generator(seed))
+        assert torch.equal(labels_B[partners_B], labels_B)
+        assert sorted(partners_B.tolist()) == list(range(64))
+        assert [row for row, partner in enumerate(partners_B.tolist()) if row == partner] == [3]  # alone with its label
+        seen.add(partners_B[0].item())
+    assert seen == set((labels_B == labels_B[0]).nonzero().flatten().tolist()) - {0}
+
+
+def test_a_splice_begins_as_one_utterance_and_ends_as_another_of_its_label() -> None:
+    """Every cell of an utterance holds its row's number."""
+    labels_B = labels(3000)
+    rows_BFL = torch.arange(3000.0)[:, None, None].expand(3000, 2, 30)
+    spliced_BL = splice(rows_BFL, labels_B, 0.6, generator(0))[:, 0].long()
+    assert torch.equal(splice(rows_BFL, labels_B, 0.6, generator(0))[:, 1].long(), spliced_BL)
+    assert torch.equal(labels_B[spliced_BL], labels_B[:, None].expand(3000, 30))
+    own_BL = spliced_BL == torch.arange(3000)[:, None]
+    assert torch.equal(own_BL.cumprod(1).bool(), own_BL)  # own frames first, then the other's
+    assert all(len(set(row.tolist())) <= 2 for row in spliced_BL)
+    cuts = own_BL.sum(1)[own_BL.sum(1) < 30]
+    # 1,800 expected, 27 a standard deviation; 60 a cut, chi-square with 29 degrees of freedom.
+    assert abs(len(cuts) - 1800) < 110
+    assert ((cuts.bincount(minlength=30) - len(cuts) / 30) ** 2 / (len(cuts) / 30)).sum() < 58.3
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_share_of_splices(share: float) -> None:
+    config = replace(NOTHING, splice=share)
+    last_BF = augment(features(), labels(), config, generator(0))[:, :, -1]
+    kept_B = (last_BF == features()[:, :, -1]).all(1)
+    assert kept_B.sum() == (64 if share == 0 else 1)  # who is alone with its label has nobody to go on as

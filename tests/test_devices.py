@@ -37,7 +37,7 @@ from ser_fl.models.catalogue import build_network
 
 OTHER = torch.device("meta")
 AUGMENTED = AugmentationConfig(
-    roll=True, time_masks=2, max_time_mask=9, mel_masks=1, max_mel_mask=7, label_smoothing=0.1
+    roll=True, time_masks=2, max_time_mask=9, mel_masks=1, max_mel_mask=7, label_smoothing=0.1, splice=0.5
 )
 
 
@@ -178,8 +178,8 @@ def test_the_stand_in_notices_what_it_should() -> None:
 
 
 def test_augmentation_draws_on_the_cpu_and_stays_elsewhere() -> None:
-    features_BFL, _ = speech()
-    augmented = augment(features_BFL, AUGMENTED, torch.Generator())
+    features_BFL, labels_B = speech()
+    augmented = augment(features_BFL, labels_B, AUGMENTED, torch.Generator())
     assert augmented.device == OTHER and augmented.shape == features_BFL.shape
 
 
@@ -187,7 +187,7 @@ def test_augmentation_draws_on_the_cpu_and_stays_elsewhere() -> None:
 def test_a_training_step_elsewhere_meets_no_other_device_and_waits_for_nothing(name: str) -> None:
     network = elsewhere(name).train()
     features_BFL, labels_B = speech()
-    loss = functional.cross_entropy(network(augment(features_BFL, AUGMENTED, torch.Generator())), labels_B)
+    loss = functional.cross_entropy(network(augment(features_BFL, labels_B, AUGMENTED, torch.Generator())), labels_B)
     loss.backward()
     assert all(parameter.grad is not None and parameter.grad.device == OTHER for parameter in network.parameters())
 

@@ -12,14 +12,16 @@ from ser_fl.config import AugmentationConfig
 from ser_fl.devices import send
 
 
-def augment(features_BFL: Tensor, config: AugmentationConfig, stream: Generator) -> Tensor:
-    """Rotate in time, change speaker and room, and mask, each utterance of the batch with its own draw.
+def augment(features_BFL: Tensor, labels_B: Tensor, config: AugmentationConfig, stream: Generator) -> Tensor:
+    """Rotate in time, splice, change speaker and room, and mask, each utterance of the batch with its own draw.
 
     Masks as in SpecAugment (Park et al., arXiv 1904.08779), without time warping; masked cells become 0, the training
     mean of standardised features.
     """
     if config.roll:
         features_BFL = roll_in_time(features_BFL, stream)
+    if config.splice:
+        features_BFL = splice(features_BFL, labels_B, config.splice, stream)
     if config.max_mel_warp:
         features_BFL = warp_mel(features_BFL, config.max_mel_warp, stream)
     if config.max_equalisation:
@@ -39,6 +41,33 @@ def roll_in_time(features_BFL: Tensor, stream: Generator) -> Tensor:
     shift_B1 = torch.randint(num_frames, (len(features_BFL), 1), generator=stream)
     source_BL = (torch.arange(num_frames) - shift_B1) % num_frames
     return features_BFL.gather(2, send(source_BL, features_BFL.device)[:, None].expand_as(features_BFL))
+
+
+def splice(features_BFL: Tensor, labels_B: Tensor, share: float, stream: Generator) -> Tensor:
+    """Let a ``share`` of utterances go on, from a frame uniform in 0..L-1, as another of the batch with their emotion.
+
+    Emotion is in the whole of an utterance, so that the label stays true, and a batch of one speaker keeps its voice;
+    the mixes are far more than the utterances. One whose emotion is alone in the batch stays as it is.
+    """
+    num_frames = features_BFL.shape[2]
+    cut_B1 = torch.randint(num_frames, (len(features_BFL), 1), generator=stream)
+    taken_B1 = torch.rand((len(features_BFL), 1), generator=stream) < share
+    other_BL = send(taken_B1 & (torch.arange(num_frames) >= cut_B1), features_BFL.device)
+    others_BFL = features_BFL[partners(labels_B, stream)]
+    return torch.where(other_BL[:, None], others_BFL, features_BFL)
+
+
+def partners(labels_B: Tensor, stream: Generator) -> Tensor:
+    """For each row another one of its label, in a random circle of each label's rows, shape (B,)."""
+    shuffled_B = send(torch.randperm(len(labels_B), generator=stream), labels_B.device)
+    order_B = shuffled_B[labels_B[shuffled_B].argsort(stable=True)]
+    sorted_B = labels_B[order_B]
+    first_B = torch.searchsorted(sorted_B, sorted_B)
+    end_B = torch.searchsorted(sorted_B, sorted_B, right=True)
+    onward_B = torch.arange(1, len(labels_B) + 1, device=labels_B.device)
+    partners_B = torch.empty_like(order_B)
+    partners_B[order_B] = order_B[torch.where(onward_B < end_B, onward_B, first_B)]
+    return partners_B
 
 
 def warp_mel(features_BFL: Tensor, largest: float, stream: Generator) -> Tensor:

@@ -112,7 +112,7 @@ class Objective:
             return self.augmentation
         # mypy does not see that pydantic's dataclass is one.
         return replace(  # type: ignore[type-var]
-            self.augmentation, roll=False, time_masks=0, mel_masks=0, max_mel_warp=0.0, max_equalisation=0.0
+            self.augmentation, roll=False, splice=0.0, time_masks=0, mel_masks=0, max_mel_warp=0.0, max_equalisation=0.0
         )
 
     def start_round(
@@ -123,7 +123,8 @@ class Objective:
             return examples, len(examples)
         count = max(1, round(self.config.fraction * len(examples)))
         drawn = torch.randperm(len(examples), generator=stream)[:count]
-        clean_NFL, labels_N = augment(examples.features_NFL[drawn], self.augmentation, stream), examples.labels_N[drawn]
+        labels_N = examples.labels_N[drawn]
+        clean_NFL = augment(examples.features_NFL[drawn], labels_N, self.augmentation, stream)
         device = device_of(network)
         copies = [
             self.craft(network, send(features_BFL, device), send(labels_B, device), stream, self.epsilon(round_number))

@@ -97,7 +97,7 @@ class EmotionClassifier(pl.LightningModule):
         features_BFL, labels_B = batch
         if batch_idx % self.replays == 0:
             with self.watch.part("data"):
-                self._augmented_BFL = augment(features_BFL, self.augmentation, self.stream)
+                self._augmented_BFL = augment(features_BFL, labels_B, self.augmentation, self.stream)
         features_BFL = self._augmented_BFL
         if self.step_loss is not None:
             loss, logits_BC = self.step_loss(self.network, features_BFL, labels_B)
