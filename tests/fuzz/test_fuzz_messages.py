@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -45,7 +46,9 @@ def standardisation() -> Standardisation:
     return Standardisation(zeros, ones, -ones, ones)
 
 
+@cache
 def settings() -> Config:
+    """Composed once: that takes longer than what is tried with it."""
     return compose(["experiment=debug", "executor=flower", "tracking=none"])
 
 
