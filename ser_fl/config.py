@@ -304,6 +304,9 @@ class FederationConfig:
     weight_average: Share = 0.0
     """Decay of an average of the shared model over rounds, which is then what is validated, selected and kept, while
     clients go on from the last round's; 0: none. Not for local_only."""
+    local_batches: Count | None = None
+    """Minibatches of each local epoch, drawn anew every round; null: all. The fewer, the less a client goes its own way
+    before it is averaged (1 is FedSGD), for more rounds. A client's weight stays the number of its utterances."""
 
     def __post_init__(self) -> None:
         for setting, given in (("server_momentum", self.server_momentum), ("weight_average", self.weight_average)):

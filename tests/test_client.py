@@ -8,6 +8,7 @@ import signal
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from weakref import ReferenceType, ref
@@ -331,6 +332,31 @@ def test_free_takes_one_forward_and_one_backward_pass_a_replay(cache: Path, prec
         assert float(reached_BFL) > 0.2, "carried over from the replay, the minibatch and the epoch before"
 
 
+def test_few_batches_of_a_round_are_drawn_anew_and_weigh_as_all(cache: Path) -> None:
+    """Ten utterances in five batches, three of which are taken in each epoch."""
+    config = settings(cache, "federation.local_batches=3", "federation.batch_size=2", "federation.local_epochs=2")
+    prepared, met = prepare(config), list[Tensor]()
+    for number in range(1, 6):
+        passes = Passes()
+        sent = update(config, prepared, number, passes)
+        assert (passes.forward, passes.backward, sent.num_examples) == (6, 6, 10)
+        for epoch in (passes.clean[:3], passes.clean[3:]):
+            assert [len(batch) for batch in epoch] == [2, 2, 2]
+            assert len(torch.cat(epoch).unique(dim=0)) == 6
+        met += passes.clean
+    assert len(torch.cat(met).unique(dim=0)) == 10
+    orders = [torch.cat(met[first : first + 3]) for first in range(0, len(met), 3)]
+    assert all(not torch.equal(one, other) for one, other in pairwise(orders))
+
+
+def test_as_many_batches_as_there_are_is_all_of_them_to_the_bit(cache: Path) -> None:
+    prepared = prepare(settings(cache))
+    whole = update(settings(cache), prepared, 1)
+    for count in (3, 99):  # ten utterances in batches of four
+        assert_same_weights(update(settings(cache, f"federation.local_batches={count}"), prepared, 1), whole)
+    assert update(settings(cache, "federation.local_batches=2"), prepared, 1).update_norm != whole.update_norm
+
+
 def test_fast_takes_two_forward_passes_a_step(cache: Path) -> None:
     config, passes = settings(cache, "objective=fast", "federation.batch_size=2"), Passes()
     update(config, prepare(config), 1, passes)
@@ -378,8 +404,10 @@ def test_replays_without_a_perturbation_are_clean_training_on_the_replayed_batch
         ("precision=bf16-mixed", "objective=pgd", "objective.recipe=per_step", "objective.from_round=1"),
         ("objective=free", "federation.freeze_norm_from=1", "optimiser=sgd"),
         ("objective=pgd", "objective.from_round=1", "model=vgg15"),
+        ("federation.local_batches=2", "federation.local_epochs=2", "augmentation.splice=1"),
+        ("objective=free", "objective.replays=2", "federation.local_batches=4", "federation.batch_size=2"),
     ],
-    ids=["clean", "epochs", "bf16", "free", "copies"],
+    ids=["clean", "epochs", "bf16", "free", "copies", "few batches", "free, few batches"],
 )
 def test_the_loop_takes_the_trainers_steps(cache: Path, changed: tuple[str, ...]) -> None:
     """The same bits of weights, optimiser and loss, dropout included, with a Trainer and without."""

@@ -47,24 +47,28 @@ def load_examples(store: FeatureStore, indices: Indices, standardisation: Standa
 class _ShuffledBatches(IterableDataset[Batch]):
     """All examples once per iteration, in an order drawn from the stream, in batches of nearly equal size.
 
-    Nearly equal, because a last batch of one or two utterances would upset batch normalisation.
+    Nearly equal, because a last batch of one or two utterances would upset batch normalisation. With ``most``, an
+    iteration ends after so many batches.
     """
 
-    def __init__(self, examples: Examples, batch_size: int, stream: Generator) -> None:
+    def __init__(self, examples: Examples, batch_size: int, stream: Generator, most: int | None) -> None:
         self.examples = examples
         self.num_batches = -(-len(examples) // batch_size)
+        self.num_taken = min(self.num_batches, most or self.num_batches)
         self.stream = stream
 
     def __len__(self) -> int:
-        return self.num_batches
+        return self.num_taken
 
     def __iter__(self) -> Iterator[Batch]:
         for rows in self.shuffled():
             yield self.batch(rows)
 
     def shuffled(self) -> tuple[Tensor, ...]:
-        """The rows of each batch; larger batches first."""
-        return torch.randperm(len(self.examples), generator=self.stream).tensor_split(self.num_batches)
+        """The rows of each batch of an iteration; larger batches first."""
+        return torch.randperm(len(self.examples), generator=self.stream).tensor_split(self.num_batches)[
+            : self.num_taken
+        ]
 
     def batch(self, rows: Tensor) -> Batch:
         return self.examples.features_NFL[rows], self.examples.labels_N[rows]
@@ -77,10 +81,10 @@ class _ReplayedBatches(_ShuffledBatches):
     it stopped.
     """
 
-    def __init__(self, examples: Examples, batch_size: int, stream: Generator, replays: int) -> None:
-        super().__init__(examples, batch_size, stream)
+    def __init__(self, examples: Examples, batch_size: int, stream: Generator, most: int | None, replays: int) -> None:
+        super().__init__(examples, batch_size, stream, most)
         self.replays = replays
-        self.distinct_batches = max(1, (2 * self.num_batches + replays) // (2 * replays))
+        self.distinct_batches = max(1, (2 * self.num_taken + replays) // (2 * replays))
         self._to_come: list[Tensor] = []
 
     def __len__(self) -> int:
@@ -108,15 +112,16 @@ class ClientDataModule(pl.LightningDataModule):
         stream: Generator,
         client_id: str,
         round: int,
+        most: int | None = None,
         replays: int = 1,
     ) -> None:
         super().__init__()
         self.client_id = client_id
         self.round = round
         self.batches = (
-            _ShuffledBatches(examples, batch_size, stream)
+            _ShuffledBatches(examples, batch_size, stream, most)
             if replays == 1
-            else _ReplayedBatches(examples, batch_size, stream, replays)
+            else _ReplayedBatches(examples, batch_size, stream, most, replays)
         )
 
     def train_dataloader(self) -> DataLoader[Batch]:

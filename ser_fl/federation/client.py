@@ -100,6 +100,7 @@ class Clients:
             stream=stream,
             client_id=task.client_id,
             round=task.round,
+            most=self.config.federation.local_batches,
             replays=replays,
         )
         with seeded_streams(derive_seed(*keys), self.device), self.watch.part("trainer"):  # dropout draws from them
