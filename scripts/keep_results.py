@@ -18,6 +18,7 @@ KEPT = (
     "model.json",
     "model.safetensors",
     "attacks.json",
+    "transfer.json",
     "profile.json",
 )
 LARGEST = 5_000_000
