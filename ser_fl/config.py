@@ -22,7 +22,7 @@ stage = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-Part = Annotated[float, Field(ge=0, le=1)]
+Proportion = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, lt=2**63)]
 Amount = Annotated[int, Field(ge=0, lt=2**63)]
@@ -211,7 +211,7 @@ class AugmentationConfig:
     """Stretch or squeeze the mel axis by up to this share: another vocal tract."""
     max_equalisation: NonNegative = 0.0
     """Add a smooth curve over mel bins of up to this many standardised log-mel units: another microphone or room."""
-    splice: Part = 0.0
+    splice: Proportion = 0.0
     """Share of utterances that go on, from a random frame, as another of their batch with the same emotion."""
 
 

@@ -349,6 +349,14 @@ def test_few_batches_of_a_round_are_drawn_anew_and_weigh_as_all(cache: Path) -> 
     assert all(not torch.equal(one, other) for one, other in pairwise(orders))
 
 
+def test_replays_count_among_few_batches(cache: Path) -> None:
+    """As many steps as the batches would make without replays: two minibatches twice, of five in all."""
+    few = ("federation.local_batches=4", "federation.batch_size=2")
+    config, passes = settings(cache, "objective=free", "objective.replays=2", *few), Passes()
+    update(config, prepare(config), 1, passes)
+    assert (passes.forward, passes.backward) == (4, 4)
+
+
 def test_as_many_batches_as_there_are_is_all_of_them_to_the_bit(cache: Path) -> None:
     prepared = prepare(settings(cache))
     whole = update(settings(cache), prepared, 1)

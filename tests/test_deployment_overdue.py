@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode import start_client_internal as supernode
 from flwr.supernode.nodestate import NodeStateFactory
 
+from ser_fl.deployment import launch
 from ser_fl.deployment.overdue import send_overdue_replies
 
 pytestmark = pytest.mark.flower
@@ -25,11 +27,15 @@ class Node:
         self.store, self.state = factory.store(), NodeStateFactory(factory).state()
         self.sent: list[str] = []
 
+    def question(self) -> Message:
+        """What came from the link, for a task that has not taken it yet."""
+        asked = Message(RecordDict(), dst_node_id=1, message_type="query")
+        supernode._insert_message(asked, self.state, self.store)
+        return asked
+
     def reply(self) -> None:
         """What a task puts there in answer to a message of the run."""
-        asked = Message(RecordDict(), dst_node_id=1, message_type="query")
-        asked.metadata.__dict__["_message_id"] = asked.object_id
-        supernode._insert_message(Message(Error(1, "no matter what"), reply_to=asked), self.state, self.store)
+        supernode._insert_message(Message(Error(1, "no matter"), reply_to=self.question()), self.state, self.store)
 
     def pull(self) -> int | None:
         """Ask the link for a message: there is none."""
@@ -85,3 +91,25 @@ def test_a_reply_is_sent_although_no_message_came() -> None:
     node.push()
     assert node.sent == ["query"]
     assert node.pull() is None
+
+
+@pytest.mark.usefixtures("patched")
+def test_what_is_no_reply_that_waits_makes_nobody_wait_for_one() -> None:
+    """Flower would wait for ever: sending begins with waiting until there is a reply."""
+    node = Node()
+    node.question()
+    assert node.pull() is None
+    node.reply()
+    node.state.get_messages_legacy(is_reply=True)  # it is being sent
+    assert node.pull() is None
+
+
+def test_a_supernode_is_started_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    flowers, found = supernode._pull_and_store_message, list[object]()
+    monkeypatch.setattr(supernode, "_pull_and_store_message", flowers)
+    program = import_module("flwr.supernode.cli.flower_supernode")  # a function of that name hides it
+    monkeypatch.setattr(program, "flower_supernode", lambda: found.append(supernode._pull_and_store_message))
+    monkeypatch.setattr(launch, "_end_with", lambda parent: None)
+    monkeypatch.setattr("sys.argv", ["launch", "1", "supernode"])
+    launch.main()
+    assert len(found) == 1 and found[0] is not flowers

@@ -66,9 +66,8 @@ class _ShuffledBatches(IterableDataset[Batch]):
 
     def shuffled(self) -> tuple[Tensor, ...]:
         """The rows of each batch of an iteration; larger batches first."""
-        return torch.randperm(len(self.examples), generator=self.stream).tensor_split(self.num_batches)[
-            : self.num_taken
-        ]
+        batches = torch.randperm(len(self.examples), generator=self.stream).tensor_split(self.num_batches)
+        return batches[: self.num_taken]
 
     def batch(self, rows: Tensor) -> Batch:
         return self.examples.features_NFL[rows], self.examples.labels_N[rows]

@@ -8,13 +8,15 @@ a server that waits for all nodes waits for ever.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 
 
 def send_overdue_replies() -> None:
     """Let this process, a SuperNode, look for replies even when no message came."""
     from flwr.supernode import start_client_internal as supernode
-    from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 
     pull = supernode._pull_and_store_message
 
@@ -26,7 +28,7 @@ def send_overdue_replies() -> None:
     supernode._pull_and_store_message = pull_or_find_reply  # type: ignore[assignment]
 
 
-def overdue_run(state: Any) -> int | None:
+def overdue_run(state: InMemoryNodeState) -> int | None:
     """The run of a reply that nobody has sent yet, or None."""
     with state.lock_msg_store:
         waiting = (entry.message.metadata for entry in state.msg_store.values() if not entry.is_retrieved)
