@@ -277,6 +277,8 @@ class SelectionConfig:
     """Measure robust validation UAR every so many rounds; 0: never."""
     epsilon: Epsilon
     steps: Count
+    every: Count = 1
+    """Score the model on validation utterances every so many rounds, and after the last."""
 
 
 @stage
@@ -300,13 +302,23 @@ class FederationConfig:
     """From this round on, batch norm keeps the averaged statistics it received, while clients train too; 0: never.
     Else a client normalises by its own speaker while it trains and by the average of all when it is tested."""
     server_momentum: Share
-    """Momentum of the server over rounds (FedAvgM); 0 is FedAvg. Not for local_only, where nothing is averaged."""
+    """Momentum of the server over rounds (FedAvgM; 0 is FedAvg), or of its Adam (beta 1). Not for local_only, where
+    nothing is averaged."""
     weight_average: Share = 0.0
     """Decay of an average of the shared model over rounds, which is then what is validated, selected and kept, while
     clients go on from the last round's; 0: none. Not for local_only."""
     local_batches: Count | None = None
     """Minibatches of each local epoch, drawn anew every round; null: all. The fewer, the less a client goes its own way
     before it is averaged (1 is FedSGD), for more rounds. A client's weight stays the number of its utterances."""
+    server_optimiser: Literal["momentum", "adam"] = "momentum"
+    """adam: FedAdam, for updates whose scale differs from parameter to parameter. Not for local_only."""
+    server_learning_rate: Positive = 0.01
+    """adam only. `optimiser.schedule` then makes this rate smaller over rounds, and leaves the clients' as it is."""
+    server_second_momentum: Share = 0.99
+    """adam only: beta 2."""
+    server_tau: Positive = 1e-3
+    """adam only: added to the root of an update's mean square. For updates of clients that train for an epoch; with
+    `local_batches` of few, far below the size of a gradient."""
 
     def __post_init__(self) -> None:
         for setting, given in (("server_momentum", self.server_momentum), ("weight_average", self.weight_average)):
@@ -314,6 +326,11 @@ class FederationConfig:
                 raise ValueError(
                     f"federation.{setting} must be 0 with federation=local_only, which averages nothing, got {given:g}"
                 )
+        if self.name == "local_only" and self.server_optimiser != "momentum":
+            raise ValueError(
+                "federation.server_optimiser must be momentum (at 0) with federation=local_only, which averages "
+                f"nothing, got {self.server_optimiser}"
+            )
 
 
 @stage
@@ -421,10 +438,16 @@ class Config:
             self._check_flower()
         if self.selection.by == "robust" and self.selection.robust_every == 0:
             raise ValueError("selection.by=robust needs selection.robust_every of at least 1, got 0")
-        if self.selection.by == "robust" and 0 < self.federation.patience < self.selection.robust_every:
+        self._check_patience()
+
+    def _check_patience(self) -> None:
+        """No run stops before what it waits for was measured again."""
+        name = "robust_every" if self.selection.by == "robust" else "every"
+        every, what = getattr(self.selection, name), "robust UAR" if self.selection.by == "robust" else "UAR"
+        if 0 < self.federation.patience < every:
             raise ValueError(
-                f"federation.patience must be at least selection.robust_every ({self.selection.robust_every}), so that "
-                f"robust UAR is measured before the run stops, got {self.federation.patience}"
+                f"federation.patience must be at least selection.{name} ({every}), so that {what} is measured before "
+                f"the run stops, got {self.federation.patience}"
             )
 
     def _check_flower(self) -> None:

@@ -86,14 +86,15 @@ class ClientRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundRecord:
-    """A line of ``rounds.jsonl``: one round, scored on the validation part."""
+    """A line of ``rounds.jsonl``: one round, and how its model does on the validation part, where it was scored."""
 
     round: int
     cohort: tuple[str, ...]
     train_loss: float
-    uar: float
-    accuracy: float
-    macro_f1: float
+    uar: float | None
+    """None in rounds between those that are scored (`selection.every`), as accuracy and macro F1."""
+    accuracy: float | None
+    macro_f1: float | None
     seconds: float
     failures: tuple[ClientFailure, ...] = ()
     learning_rate: float
@@ -107,10 +108,11 @@ class RoundRecord:
 
     def line(self, experiment: str) -> str:
         """For whoever watches."""
+        scored = "" if self.uar is None else f"  validation UAR {self.uar:.3f}"
         robust = "" if self.robust_uar is None else f"  robust {self.robust_uar:.3f}"
         failed = "".join(f"  {failure.client_id} failed" for failure in self.failures)
         return (
-            f"{experiment}  round {self.round:3d}  validation UAR {self.uar:.3f}{robust}  "
+            f"{experiment}  round {self.round:3d}{scored}{robust}  "
             f"loss {self.train_loss:.3f}  {self.seconds:.1f} s{failed}"
         )
 

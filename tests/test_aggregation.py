@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ser_fl.federation.aggregation import FedAvg, averaged_over_rounds, find_problem, weighted_loss, with_momentum
+from ser_fl.federation.aggregation import FedAvg, averaged_over_rounds, find_problem, weighted_loss
 from ser_fl.federation.arrivals import Arrivals, client_record
 from ser_fl.federation.server import GLOBAL, Server
+from ser_fl.federation.server_steps import AdamStep, with_adam, with_momentum
 from ser_fl.records import ClientUpdate, State
 
 
@@ -329,6 +330,37 @@ def test_momentum_equals_torchs_sgd_on_the_pseudo_gradient() -> None:
         optimiser.step()
         state, velocity = with_momentum(state, average, velocity, 0.9)
         torch.testing.assert_close(state["weight"], parameter.detach())
+
+
+def adam_step(number: int, **changed: float) -> AdamStep:
+    settings = {"learning_rate": 0.1, "momentum": 0.9, "second_momentum": 0.99, "tau": 1e-3}
+    return AdamStep(number=number, **(settings | changed))
+
+
+def test_adam_equals_torchs_on_the_pseudo_gradient() -> None:
+    """FedAdam is Adam along received - average, whatever the size of its entries."""
+    stream = torch.Generator().manual_seed(5)
+    sizes = torch.tensor([1e-4, 1e-2, 1.0, 100.0])
+    parameter = nn.Parameter(torch.zeros(4))
+    optimiser = torch.optim.Adam([parameter], lr=0.1, betas=(0.9, 0.99), eps=1e-3)
+    state, mean, square = ({"weight": torch.zeros(4)} for _ in range(3))
+    for number in range(1, 9):
+        change = sizes * torch.randn(4, generator=stream)
+        parameter.grad = -change
+        optimiser.step()
+        average = {"weight": state["weight"] + change}
+        state, mean, square = with_adam(state, average, mean, square, adam_step(number))
+        torch.testing.assert_close(state["weight"], parameter.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_adams_first_step_of_worked_numbers_moves_parameters_and_not_statistics() -> None:
+    """Whatever way the clients went, by the learning rate: 4 / (4 + 4) of 0.1 at a tau as large as the update."""
+    server = Server.start(Tiny(), ["a"], local_only=False, momentum=0.9, adam=True)
+    server.absorb(arrivals_of(server, [update(7, tiny(4.0, running_mean=4.0))]).gathered, adam_step(1, tau=4.0))
+    assert server.models[GLOBAL]["weight"].flatten().tolist() == pytest.approx([0.05] * 6)
+    assert server.models[GLOBAL]["running_mean"].item() == 4.0
+    assert server.velocity["weight"].flatten().tolist() == pytest.approx([0.4] * 6)
+    assert server.spread["weight"].flatten().tolist() == pytest.approx([0.16] * 6)
 
 
 def test_the_average_over_rounds_of_worked_numbers_leaves_the_clients_models_alone() -> None:

@@ -218,6 +218,11 @@ def test_any_path_is_taken_as_it_is(root: str) -> None:
         ("federation.fraction_train", 0, r"federation\.fraction_train must be greater than 0"),
         ("federation", None, r"federation must be a dictionary"),
         ("federation.server_momentum", 1.0, r"federation\.server_momentum must be less than 1, got 1\.0"),
+        ("federation.server_optimiser", "yogi", r"unknown federation\.server_optimiser 'yogi'.*Known: adam, momentum"),
+        ("federation.server_learning_rate", 0, r"federation\.server_learning_rate must be greater than 0, got 0"),
+        ("federation.server_second_momentum", 1.0, r"server_second_momentum must be less than 1, got 1\.0"),
+        ("federation.server_tau", 0.0, r"federation\.server_tau must be greater than 0, got 0\.0"),
+        ("selection.every", 0, r"selection\.every must be greater than or equal to 1, got 0"),
         ("federation.freeze_norm_from", -1, r"federation\.freeze_norm_from must be greater than or equal to 0"),
         ("clients.by", "age", r"unknown clients\.by 'age'.*Known: dirichlet, iid, session, speaker"),
         ("clients.num_clients", 0, r"clients\.num_clients must be greater than or equal to 1"),
@@ -303,6 +308,11 @@ def test_local_only_has_no_server_that_could_gather_momentum() -> None:
         compose(["experiment=debug", "federation=local_only", "federation.server_momentum=0.9"])
 
 
+def test_local_only_has_no_server_that_could_take_adams_steps() -> None:
+    with pytest.raises(UserError, match=r"server_optimiser must be momentum.*with federation=local_only.*got adam"):
+        compose(["experiment=debug", "federation=local_only", "federation.server_optimiser=adam"])
+
+
 @pytest.mark.parametrize(
     ("drop", "message"),
     [
@@ -350,6 +360,11 @@ def test_speakers_that_look_like_numbers() -> None:
     """EmoDB's and CREMA-D's."""
     named = compose(["split=speaker_independent", "split.test_speakers=[10,03,1001]", "experiment=debug"]).split
     assert named.test_speakers == ("10", "03", "1001")
+
+
+def test_patience_that_ends_before_uar_is_measured() -> None:
+    with pytest.raises(UserError, match=r"patience must be at least selection\.every \(5\).*got 3"):
+        compose(["experiment=debug", "selection.every=5", "federation.patience=3"])
 
 
 def test_patience_that_ends_before_robust_uar_is_measured() -> None:

@@ -31,7 +31,7 @@ from ser_fl.federation.checkpoint import Progress, load_checkpoint
 from ser_fl.federation.client import Clients, ClientTask
 from ser_fl.federation.experiment import make_clients
 from ser_fl.federation.rounds import checkpoint_key
-from ser_fl.federation.schedule import learning_rate, sample_cohort
+from ser_fl.federation.schedule import adam_step, learning_rate, sample_cohort
 from ser_fl.federation.scoring import LocalScorer, Scored
 from ser_fl.federation.server import GLOBAL, Server
 from ser_fl.metrics import Confusion
@@ -344,10 +344,16 @@ def test_cosine_schedule_by_worked_numbers(home: Path) -> None:
     """0.1 * (0.1 + 0.9 * (1 + cos(pi * (round - 1) / 4)) / 2), and 0.01 from round 5 on."""
     changed = ("learning_rate=0.1", "schedule=cosine", "decay_rounds=4", "final_fraction=0.1")
     config = settings(home, "-", *(f"optimiser.{setting}" for setting in changed))
-    rates = [learning_rate(config.optimiser, number) for number in range(1, 8)]
+    rates = [learning_rate(config, number) for number in range(1, 8)]
     assert rates == pytest.approx([0.1, 0.0868198052, 0.055, 0.0231801948, 0.01, 0.01, 0.01])
-    constant = settings(home, "-", "optimiser.learning_rate=0.1").optimiser
+    constant = settings(home, "-", "optimiser.learning_rate=0.1")
     assert [learning_rate(constant, number) for number in (1, 50)] == [0.1, 0.1]
+    with_adam = ("federation.server_optimiser=adam", "federation.server_learning_rate=0.01")
+    config = settings(home, "-", *(f"optimiser.{setting}" for setting in changed), *with_adam)
+    steps = [step for number in range(1, 8) if (step := adam_step(config, number)) is not None]
+    assert [step.number for step in steps] == [*range(1, 8)]
+    assert [step.learning_rate for step in steps] == pytest.approx([rate / 10 for rate in rates])
+    assert {learning_rate(config, number) for number in range(1, 8)} == {0.1}
 
 
 @pytest.mark.parametrize(("keep", "steps"), [("true", [3, 3, 6, 6]), ("false", [3, 3, 3, 3])])
@@ -402,6 +408,24 @@ def test_a_run_that_learns_nothing_keeps_its_weights_and_stops_at_the_plateau(ho
     assert_same_state(load_file(run.weights), initial_state(config, prepare(config)), atol=1e-20)
 
 
+def test_fedsgd_with_adam_at_the_server_is_adam_in_one_place(home: Path) -> None:
+    """One step of every client on all it holds, and one step on all there is: gradients are means over utterances."""
+    same = ("experiment=debug", "tracking=none", "data.utterances_per_emotion=2", f"data.cache_dir={home / 'cache'}")
+    same += ("model.norm=group", "model.dropout=0", "augmentation=none", "federation.batch_size=1000")
+    same += ("federation.num_rounds=5", "federation.patience=0", "federation.weight_average=0.5", "selection.every=9")
+    plain = ("optimiser=sgd", "optimiser.learning_rate=1", "optimiser.momentum=0")
+    clients = ("clients.by=iid", "clients.num_clients=3")
+    apart = compose([*same, "federation=federated_sgd", *plain, *clients, f"run_dir={home / 'apart'}"])
+    rate = f"optimiser.learning_rate={apart.federation.server_learning_rate}"
+    together = compose([*same, "federation=centralised", rate, f"run_dir={home / 'together'}"])
+    found, expected = (load_file(train(config).weights) for config in (apart, together))
+    for state in (found, expected):  # no gradient but rounding: a softmax over frames does not see it
+        del state["attention.bias"]
+    assert_same_state(found, expected, atol=1e-4)
+    initial = initial_state(apart, prepare(apart))
+    assert max(float((tensor - initial[name]).abs().max()) for name, tensor in found.items()) > 5e-3
+
+
 def confusion_of(uar: float) -> Confusion:
     return np.array([[1000 * uar, 1000 - 1000 * uar], [1000 - 1000 * uar, 1000 * uar]])
 
@@ -430,6 +454,21 @@ def test_robust_selection_takes_the_round_with_the_best_robust_uar(home: Path, m
     assert summary["selected_round"] == 4
     assert summary["selection_score"] == pytest.approx(0.6)
     assert_same_state(load_file(run.weights), models[3])
+
+
+def test_only_scored_rounds_have_figures_and_are_selected(home: Path) -> None:
+    """Every second round and the last: the same rounds, clients and figures as where all are scored."""
+    every, each = (
+        train(settings(home, f"every {n}", "federation.num_rounds=5", f"selection.every={n}")) for n in (2, 1)
+    )
+    for name in ("uar", "accuracy", "macro_f1"):
+        figures = column(each, name)
+        assert column(every, name) == [None, figures[1], None, *figures[3:]]
+    assert column(every, "train_loss") == column(each, "train_loss")
+    scored = {number: uar for number, uar in enumerate(column(every, "uar"), start=1) if uar is not None}
+    summary = every.read_json(every.summary)
+    assert summary["selection_score"] == max(scored.values())
+    assert summary["selected_round"] == min(n for n, uar in scored.items() if uar == max(scored.values()))
 
 
 def test_a_round_that_not_all_holders_scored_is_not_selected(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

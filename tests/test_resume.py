@@ -194,11 +194,12 @@ def test_kill_9_at_random_moments_until_the_run_ends(home: Path, tmp_path: Path)
             "optimiser.momentum=0.9",
         ),
         ("objective.name=pgd", "objective.recipe=per_step", "objective.from_round=1"),
+        ("federation.server_optimiser=adam", "selection.every=2"),
         ("objective=trades", "objective.warm_up_rounds=3", "federation.weight_average=0.9"),
         ("selection.by=robust", "selection.robust_every=2", "model.norm=group", "federation.fraction_train=0.5"),
     ],
     ids=[
-        *("plain", "keeps optimiser", "no momentum, frozen norm", "local only", "adversarial"),
+        *("plain", "keeps optimiser", "no momentum, frozen norm", "local only", "adversarial", "Adam at the server"),
         *("trades, averaged over rounds", "robust selection"),
     ],
 )

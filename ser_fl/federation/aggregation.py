@@ -120,25 +120,6 @@ class FedAvg:
         }
 
 
-def with_momentum(received: State, average: State, velocity: State, momentum: float) -> tuple[State, State]:
-    """One step of the server with momentum (FedAvgM: Hsu et al., arXiv 1909.06335, section 4.2).
-
-    v' = momentum * v + (average - received), model = received + v'. momentum = 0 would be FedAvg.
-
-    Args:
-        received: the model that the clients started from.
-        average: what `FedAvg` made of their updates.
-        velocity: v, for the parameters alone; what it does not name (running statistics, counters) is taken from
-            ``average`` as it is. Empty for plain FedAvg.
-        momentum: share of the last velocity that is carried on, 0 <= momentum < 1.
-
-    Returns:
-        The new model and v'.
-    """
-    onward = {name: momentum * before + (average[name] - received[name]) for name, before in velocity.items()}
-    return average | {name: received[name] + step for name, step in onward.items()}, onward
-
-
 def averaged_over_rounds(average: State, model: State, num_averaged: int, decay: float) -> State:
     """One round more in the average of a model over rounds (weight averaging: Izmailov et al., arXiv 1803.05407).
 

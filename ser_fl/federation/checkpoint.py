@@ -23,7 +23,7 @@ from ser_fl.federation.server import GLOBAL, Server
 from ser_fl.files import write_bytes, write_json
 from ser_fl.records import State
 
-SCHEMA = 6
+SCHEMA = 7
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,6 +89,7 @@ def save_checkpoint(folder: Path, progress: Progress, config: Mapping[str, Any])
     for owner, state in progress.server.optimiser_states.items():
         tensors |= {f"optimiser/{owner}/{name}": tensor for name, tensor in state.items()}
     tensors |= {f"velocity/{GLOBAL}/{name}": tensor for name, tensor in progress.server.velocity.items()}
+    tensors |= {f"spread/{GLOBAL}/{name}": tensor for name, tensor in progress.server.spread.items()}
     tensors |= {f"average/{GLOBAL}/{name}": tensor for name, tensor in progress.server.average.items()}
     write_bytes(folder / current, save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}))
     # A run that was killed before its first commit may have left a file of this name.
@@ -174,6 +175,7 @@ def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> Progress | None:
             current.get("optimiser", {}),
             velocity=current.get("velocity", {}).get(GLOBAL, {}),
             momentum=said.server_momentum,
+            spread=current.get("spread", {}).get(GLOBAL, {}),
             average=current.get("average", {}).get(GLOBAL, {}),
             decay=said.weight_average.decay,
             num_averaged=said.weight_average.num_averaged,
@@ -219,6 +221,7 @@ def check_fits(folder: Path, progress: Progress, start: Progress, client_ids: Se
         raise UserError(f"the checkpoint in {folder} has the optimiser of an unknown client {min(unknown)!r}")
     for what, state, expected in (
         ("velocity", server.velocity, start.server.velocity),
+        ("spread", server.spread, start.server.spread),
         ("average over rounds", server.average, (shared or {}) if server.num_averaged else {}),
     ):
         _check_state(folder, what, state, expected)

@@ -237,6 +237,7 @@ def first_progress(config: Config, holdings: Holdings) -> Progress:
         holdings.client_ids,
         local_only=config.federation.name == "local_only",
         momentum=config.federation.server_momentum,
+        adam=config.federation.server_optimiser == "adam",
         decay=config.federation.weight_average,
     )
     return Progress(

@@ -14,7 +14,7 @@ from ser_fl.federation.checkpoint import Progress, save_checkpoint
 from ser_fl.federation.client import ClientTask
 from ser_fl.federation.executors import Executor
 from ser_fl.federation.profile import RunProfile
-from ser_fl.federation.schedule import learning_rate, sample_cohort
+from ser_fl.federation.schedule import adam_step, learning_rate, sample_cohort
 from ser_fl.federation.scoring import Scorer
 from ser_fl.federation.server import Server
 from ser_fl.interruption import Interruption
@@ -99,7 +99,7 @@ class Federation:
                 del outcome  # else it would be kept while the next client trains
         self.check_enough(arrivals)
         with watch.part("aggregation"):
-            server.absorb(arrivals.gathered)
+            server.absorb(arrivals.gathered, adam_step(self.config, number))
         return arrivals
 
     def cohort(self, number: int) -> tuple[str, ...]:
@@ -113,7 +113,7 @@ class Federation:
             round=number,
             client_id=client_id,
             state=server.model_for(client_id),
-            learning_rate=learning_rate(self.config.optimiser, number),
+            learning_rate=learning_rate(self.config, number),
             optimiser_state=server.optimiser_states.get(client_id, {}),
         )
 
@@ -125,12 +125,16 @@ class Federation:
             raise RoundFailed(f"round {arrivals.round} has {count} updates, needs {minimum}:\n{reasons}")
 
     def measure(self, server: Server, cohort: tuple[str, ...], arrivals: Arrivals, started: float) -> RoundRecord:
-        """Score the new models on the validation part; under attack too in rounds that measure it and in the last."""
-        scored = self.scorer.score(server.judged, "validation")
-        validation = scores(scored.total)
-        number, every = arrivals.round, self.config.selection.robust_every
-        failures, robust = [*arrivals.failures, *scored.failures], None
-        if every and (number % every == 0 or number == self.config.federation.num_rounds):
+        """Score the new models on the validation part in rounds that do, under attack in those that do; in the last
+        round in any case.
+        """
+        selection, number = self.config.selection, arrivals.round
+        validation, robust, failures = None, None, list(arrivals.failures)
+        if self.is_due(selection.every, number):
+            scored = self.scorer.score(server.judged, "validation")
+            validation = scores(scored.total)
+            failures += scored.failures
+        if selection.robust_every and self.is_due(selection.robust_every, number):
             attacked = self.scorer.score(server.judged, "validation", attacked=True)
             robust = scores(attacked.total).uar
             failures += attacked.failures
@@ -138,14 +142,18 @@ class Federation:
             round=number,
             cohort=cohort,
             train_loss=weighted_loss(arrivals.records),
-            uar=validation.uar,
-            accuracy=validation.accuracy,
-            macro_f1=validation.macro_f1,
-            learning_rate=learning_rate(self.config.optimiser, number),
+            uar=validation.uar if validation else None,
+            accuracy=validation.accuracy if validation else None,
+            macro_f1=validation.macro_f1 if validation else None,
+            learning_rate=learning_rate(self.config, number),
             robust_uar=robust,
             failures=tuple(failures),
             seconds=time.perf_counter() - started,
         )
+
+    def is_due(self, every: int, number: int) -> bool:
+        """Whether a round takes what every so many rounds take, and the last one."""
+        return number % every == 0 or number == self.config.federation.num_rounds
 
     def commit(self, progress: Progress, record: RoundRecord, clients: Sequence[ClientRecord]) -> None:
         """Append the round's records, select, then write the checkpoint, which makes the round count."""

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from ser_fl.config import FederationConfig, OptimiserConfig
+from ser_fl.config import Config, FederationConfig, OptimiserConfig
+from ser_fl.federation.server_steps import AdamStep
 from ser_fl.randomness import generator
 
 
@@ -23,13 +24,37 @@ def sample_cohort(client_ids: Sequence[str], fraction: float, seed: int, number:
     return tuple(client_ids[index] for index in sorted(drawn.tolist()))
 
 
-def learning_rate(optimiser: OptimiserConfig, number: int) -> float:
-    """Learning rate of a round: constant, or a cosine from the full rate to its final fraction at `decay_rounds`."""
+def scheduled_share(optimiser: OptimiserConfig, number: int) -> float:
+    """Share of a learning rate in a round: constant, or a cosine from 1 to its final fraction at `decay_rounds`."""
     if optimiser.schedule == "constant":
-        return optimiser.learning_rate
+        return 1.0
     done = min((number - 1) / optimiser.decay_rounds, 1.0)
     cosine = (1 + math.cos(math.pi * done)) / 2
-    return optimiser.learning_rate * (optimiser.final_fraction + (1 - optimiser.final_fraction) * cosine)
+    return optimiser.final_fraction + (1 - optimiser.final_fraction) * cosine
+
+
+def learning_rate(config: Config, number: int) -> float:
+    """Learning rate of a round's clients.
+
+    The full one under Adam at the server, whose own rate is what decreases: it takes a client's rate out of the updates
+    again.
+    """
+    rate = config.optimiser.learning_rate
+    return rate if config.federation.server_optimiser == "adam" else rate * scheduled_share(config.optimiser, number)
+
+
+def adam_step(config: Config, number: int) -> AdamStep | None:
+    """What the server does with a round's average, or None where that is not Adam's."""
+    settings = config.federation
+    if settings.server_optimiser != "adam":
+        return None
+    return AdamStep(
+        number=number,
+        learning_rate=settings.server_learning_rate * scheduled_share(config.optimiser, number),
+        momentum=settings.server_momentum,
+        second_momentum=settings.server_second_momentum,
+        tau=settings.server_tau,
+    )
 
 
 def norm_is_frozen(federation: FederationConfig, number: int) -> bool:

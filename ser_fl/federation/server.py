@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from ser_fl.federation.aggregation import FedAvg, averaged_over_rounds, with_momentum
+from ser_fl.federation.aggregation import FedAvg, averaged_over_rounds
+from ser_fl.federation.server_steps import AdamStep, with_adam, with_momentum
 from ser_fl.records import ClientUpdate, State
 
 GLOBAL = "global"
@@ -43,8 +44,11 @@ class Server:
     optimiser_states: dict[str, State] = field(default_factory=dict)
     """Of clients that keep their optimiser between rounds."""
     velocity: State = field(default_factory=dict)
-    """What the shared model's parameters carry on from round to round; empty without server momentum."""
+    """What the shared model's parameters carry on from round to round; empty where the average is the model."""
     momentum: float = 0.0
+    """Of FedAvgM; Adam's comes with each step."""
+    spread: State = field(default_factory=dict)
+    """Mean squares of the shared model's updates; empty without Adam at the server."""
     average: State = field(default_factory=dict)
     """Of the shared model over rounds; empty without one."""
     num_averaged: int = 0
@@ -53,15 +57,27 @@ class Server:
 
     @classmethod
     def start(
-        cls, initial: nn.Module, client_ids: Sequence[str], *, local_only: bool, momentum: float, decay: float = 0.0
+        cls,
+        initial: nn.Module,
+        client_ids: Sequence[str],
+        *,
+        local_only: bool,
+        momentum: float,
+        adam: bool = False,
+        decay: float = 0.0,
     ) -> Server:
         """All begin from the same weights, and from rest."""
         state = initial.state_dict()
         if local_only:
             return cls(dict.fromkeys(client_ids, state))
-        parameters = initial.named_parameters() if momentum else ()
-        velocity = {name: torch.zeros_like(parameter) for name, parameter in parameters}
-        return cls({GLOBAL: state}, velocity=velocity, momentum=momentum, decay=decay)
+        rest = {name: torch.zeros_like(parameter) for name, parameter in initial.named_parameters()}
+        return cls(
+            {GLOBAL: state},
+            velocity=rest if momentum or adam else {},
+            momentum=0.0 if adam else momentum,
+            spread=dict(rest) if adam else {},
+            decay=decay,
+        )
 
     @property
     def judged(self) -> dict[str, State]:
@@ -76,11 +92,14 @@ class Server:
         """Where the updates of a round go until `absorb`: a round that fails leaves the server as it was."""
         return Gathered(FedAvg() if GLOBAL in self.models else None)
 
-    def absorb(self, gathered: Gathered) -> None:
-        """FedAvg with the server's momentum, or each client's own model by itself."""
+    def absorb(self, gathered: Gathered, step: AdamStep | None = None) -> None:
+        """FedAvg, and from there the server's momentum or its Adam step; or each client's own model by itself."""
         if gathered.average is not None:
-            average = gathered.average.result()
-            moved, self.velocity = with_momentum(self.models[GLOBAL], average, self.velocity, self.momentum)
+            received, average = self.models[GLOBAL], gathered.average.result()
+            if step is not None:
+                moved, self.velocity, self.spread = with_adam(received, average, self.velocity, self.spread, step)
+            else:
+                moved, self.velocity = with_momentum(received, average, self.velocity, self.momentum)
             self.models[GLOBAL] = moved
             if self.decay:
                 self.average = averaged_over_rounds(self.average, moved, self.num_averaged, self.decay)
