@@ -155,7 +155,7 @@ class CRNNConfig:
     """Output channels of each convolution block."""
     hidden: Count
     """Units of the GRU in each direction."""
-    norm: Literal["batch", "group"]
+    norm: Literal["batch", "renorm", "group"]
     dropout: Share
 
 
@@ -164,7 +164,7 @@ class VGG15Config:
     """VGG-15 of the authors' code: 13 convolutions, global average pooling, two dense layers."""
 
     name: Literal["vgg15"]
-    norm: Literal["batch", "group"]
+    norm: Literal["batch", "renorm", "group"]
 
 
 @stage
@@ -172,7 +172,7 @@ class ResNetConfig:
     """The residual network of the authors' code."""
 
     name: Literal["resnet"]
-    norm: Literal["batch", "group"]
+    norm: Literal["batch", "renorm", "group"]
     dropout: Share
 
 

@@ -13,17 +13,10 @@ from ser_fl.config import CRNNConfig
 from ser_fl.devices import autocast
 from ser_fl.models.convolutions import ConvolutionBlocks, StemConvolution
 from ser_fl.models.gru import BidirectionalGRU
+from ser_fl.models.normalisation import normalisation
 
 _MEL_BANDS = 4
 """Bands of mel bins that the GRU sees, whatever the number of mel bins."""
-
-
-def normalisation(norm: str, channels: int) -> nn.Module:
-    """Batch norm, or group norm of up to 8 groups, which keeps no statistics that clients would have to share."""
-    if norm == "batch":
-        return nn.BatchNorm2d(channels)
-    groups = max(count for count in range(1, 9) if channels % count == 0)
-    return nn.GroupNorm(groups, channels)
 
 
 class CRNN(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ser_fl.config import ResNetConfig
-from ser_fl.models.crnn import normalisation
+from ser_fl.models.normalisation import normalisation
 
 
 class ResidualBlock(nn.Module):

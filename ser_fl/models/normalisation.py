@@ -1,0 +1,78 @@
+"""Normalisation between convolutions: by the batch, by the batch as it is tested, or by each utterance alone.
+
+Legend: B batch, K channels, H and W rows and columns of maps.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+_MOMENTUM = 0.02
+"""Share of a batch in the running statistics: they are those of some fifty batches, in FedSGD of as many rounds."""
+_SETTLED = 300
+"""Batches until the corrections may be as large as they ever may."""
+_LARGEST_SCALE = 3.0
+_LARGEST_SHIFT = 5.0
+
+
+def normalisation(norm: str, channels: int) -> nn.Module:
+    """Batch norm, batch renormalisation, or group norm of up to 8 groups, which keeps no statistics to be shared."""
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    if norm == "renorm":
+        return BatchRenorm2d(channels)
+    groups = max(count for count in range(1, 9) if channels % count == 0)
+    return nn.GroupNorm(groups, channels)
+
+
+class BatchRenorm2d(nn.BatchNorm2d):
+    """Batch norm that trains what is tested (batch renormalisation: Ioffe, arXiv 1702.03275, algorithm 1).
+
+    With a batch's mean m and deviation s, and the running ones M and S: y = weight * ((x - m) / s * r + d) + bias with
+    r = s / S and d = (m - M) / S. No gradient passes through r and d, and they are clipped to [1 / 3, 3] and [-5, 5],
+    as in the paper. Where nothing is clipped that is (x - M) / S, the output in evaluation, with batch norm's gradient.
+    Minibatches of one speaker, as federated clients have them, have statistics of their own, which batch norm takes
+    away in training and leaves in at a test.
+
+    Parameters, buffers and evaluation are those of `nn.BatchNorm2d`. Deviations: the bounds of r and d grow from 1 and
+    0, where it is batch norm, to the full ones over the first 300 batches and not over 40,000 and 25,000, and the
+    running statistics move by 0.02 a batch and not by 0.01: corpora of emotion are small, and so are their numbers of
+    batches.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, momentum=_MOMENTUM)
+
+    def forward(self, maps_BKHW: Tensor) -> Tensor:
+        """Maps of the same shape."""
+        if not self.training:
+            return super().forward(maps_BKHW)
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        with torch.no_grad():
+            mean_K, variance_K = _statistics(maps_BKHW, self.running_mean)
+            deviation_K = (self.running_var + self.eps).sqrt()
+            share = (self.num_batches_tracked / _SETTLED).clamp(max=1)
+            largest, furthest = 1 + share * (_LARGEST_SCALE - 1), share * _LARGEST_SHIFT
+            scale_K = ((variance_K + self.eps).sqrt() / deviation_K).clamp(1 / largest, largest)
+            shift_K = ((mean_K - self.running_mean) / deviation_K).clamp(-furthest, furthest)
+            self.num_batches_tracked.add_(1)
+        return functional.batch_norm(
+            maps_BKHW,
+            self.running_mean,
+            self.running_var,
+            self.weight * scale_K,
+            self.bias + self.weight * shift_K,
+            training=True,
+            momentum=_MOMENTUM,
+            eps=self.eps,
+        )
+
+
+def _statistics(maps_BKHW: Tensor, like_K: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel, by the kernel that batch norm takes: several times as fast on CPUs."""
+    mean_K, variance_K = torch.zeros_like(like_K), torch.zeros_like(like_K)
+    functional.batch_norm(maps_BKHW, mean_K, variance_K, training=True, momentum=1.0)
+    count = maps_BKHW.numel() // len(like_K)
+    return mean_K, variance_K * ((count - 1) / count)
