@@ -189,7 +189,8 @@ class OptimiserConfig:
     momentum: Share
     """sgd only."""
     schedule: Literal["constant", "cosine"]
-    """Over rounds: constant, or a cosine down to `final_fraction` of the rate at round `decay_rounds`."""
+    """Over rounds: constant, or a cosine down to `final_fraction` of the rate at round `decay_rounds`; of the server's
+    rate where it has one (`federation.server_optimiser=adam`)."""
     decay_rounds: Count
     final_fraction: Fraction
 
@@ -278,7 +279,8 @@ class SelectionConfig:
     epsilon: Epsilon
     steps: Count
     every: Count = 1
-    """Score the model on validation utterances every so many rounds, and after the last."""
+    """Score the model on validation utterances every so many rounds, and after the last of `federation.num_rounds`.
+    `federation.patience` ends after a round that is scored."""
 
 
 @stage
@@ -300,7 +302,8 @@ class FederationConfig:
     """Carry each client's optimiser state to its next round; FedAvg starts anew."""
     freeze_norm_from: Amount
     """From this round on, batch norm keeps the averaged statistics it received, while clients train too; 0: never.
-    Else a client normalises by its own speaker while it trains and by the average of all when it is tested."""
+    Else a client normalises by its own speaker while it trains and by the average of all when it is tested. Not of
+    `model.norm=renorm`, which trains what is tested, and of group norm, which has no statistics."""
     server_momentum: Share
     """Momentum of the server over rounds (FedAvgM; 0 is FedAvg), or of its Adam (beta 1). Not for local_only, where
     nothing is averaged."""
@@ -312,13 +315,13 @@ class FederationConfig:
     before it is averaged (1 is FedSGD), for more rounds. A client's weight stays the number of its utterances."""
     server_optimiser: Literal["momentum", "adam"] = "momentum"
     """adam: FedAdam, for updates whose scale differs from parameter to parameter. Not for local_only."""
-    server_learning_rate: Positive = 0.01
-    """adam only. `optimiser.schedule` then makes this rate smaller over rounds, and leaves the clients' as it is."""
-    server_second_momentum: Share = 0.99
-    """adam only: beta 2."""
-    server_tau: Positive = 1e-3
-    """adam only: added to the root of an update's mean square. For updates of clients that train for an epoch; with
-    `local_batches` of few, far below the size of a gradient."""
+    server_learning_rate: Positive | None = None
+    """Of adam, and null without it. `optimiser.schedule` is then of this rate, and leaves the clients' as it is."""
+    server_second_momentum: Share | None = None
+    """Of adam (beta 2), and null without it."""
+    server_tau: Positive | None = None
+    """Of adam, and null without it: added to the root of an update's mean square. For single gradients, where
+    `local_batches` is 1, it must be far smaller than for epochs."""
 
     def __post_init__(self) -> None:
         for setting, given in (("server_momentum", self.server_momentum), ("weight_average", self.weight_average)):
@@ -331,6 +334,18 @@ class FederationConfig:
                 "federation.server_optimiser must be momentum (at 0) with federation=local_only, which averages "
                 f"nothing, got {self.server_optimiser}"
             )
+        for setting in ("server_learning_rate", "server_second_momentum", "server_tau"):
+            given = getattr(self, setting)
+            if self.server_optimiser == "adam" and given is None:
+                raise ValueError(
+                    f"federation.{setting} is needed with federation.server_optimiser=adam: start from "
+                    "federation=federated_adam, or federated_sgd"
+                )
+            if self.server_optimiser != "adam" and given is not None:
+                raise ValueError(
+                    f"federation.{setting} goes with federation.server_optimiser=adam, got {given:g} with "
+                    f"{self.server_optimiser}"
+                )
 
 
 @stage

@@ -98,6 +98,9 @@ class RoundRecord:
     seconds: float
     failures: tuple[ClientFailure, ...] = ()
     learning_rate: float
+    """Of the clients."""
+    server_learning_rate: float | None = None
+    """Of Adam at the server."""
     robust_uar: float | None = None
     """UAR under the selection attack, in rounds that measure it."""
 

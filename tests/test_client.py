@@ -414,8 +414,9 @@ def test_replays_without_a_perturbation_are_clean_training_on_the_replayed_batch
         ("objective=pgd", "objective.from_round=1", "model=vgg15"),
         ("federation.local_batches=2", "federation.local_epochs=2", "augmentation.splice=1"),
         ("objective=free", "objective.replays=2", "federation.local_batches=4", "federation.batch_size=2"),
+        ("model.norm=renorm", "precision=bf16-mixed", "objective=free"),
     ],
-    ids=["clean", "epochs", "bf16", "free", "copies", "few batches", "free, few batches"],
+    ids=["clean", "epochs", "bf16", "free", "copies", "few batches", "free, few batches", "renormalised"],
 )
 def test_the_loop_takes_the_trainers_steps(cache: Path, changed: tuple[str, ...]) -> None:
     """The same bits of weights, optimiser and loss, dropout included, with a Trainer and without."""

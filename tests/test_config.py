@@ -314,6 +314,19 @@ def test_local_only_has_no_server_that_could_take_adams_steps() -> None:
 
 
 @pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ("federation.server_optimiser=adam", r"server_learning_rate is needed with .*federation=federated_adam"),
+        ("federation.server_learning_rate=0.1", r"goes with federation\.server_optimiser=adam, got 0\.1 with momentum"),
+        ("federation.server_tau=0.1", r"server_tau goes with federation\.server_optimiser=adam, got 0\.1"),
+    ],
+)
+def test_the_servers_rate_and_its_optimiser_go_together(changed: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        compose(["experiment=debug", changed])
+
+
+@pytest.mark.parametrize(
     ("drop", "message"),
     [
         (lambda settings: settings.pop("seed"), "setting seed is missing: start from a file of configs/"),

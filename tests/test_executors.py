@@ -406,6 +406,10 @@ def test_no_worker_outlives_an_exception_in_the_parent(clients: Clients) -> None
 
 STEPWISE = ("objective.recipe=per_step", "objective.from_round=1", "objective.fraction=1", "objective.steps=1")
 FREE = ("objective.name=free", "objective.random_start=false", "objective.replays=2")
+ADAM = (
+    *("federation.server_optimiser=adam", "federation.server_learning_rate=0.003"),
+    *("federation.server_second_momentum=0.99", "federation.server_tau=0.001"),
+)
 VARIANTS = {
     "plain": (),
     "masks, batches left over": ("augmentation.time_masks=2", "federation.batch_size=3", "federation.local_epochs=2"),
@@ -416,6 +420,7 @@ VARIANTS = {
     "local only": ("federation.name=local_only", "federation.server_momentum=0", "federation.keep_optimiser=true"),
     "keeps sgd": ("federation.keep_optimiser=true", "optimiser.name=sgd", "optimiser.momentum=0.9"),
     "cohorts, frozen norm": ("federation.fraction_train=0.6", "federation.freeze_norm_from=2"),
+    "Adam at the server": (*ADAM, "model.norm=renorm", "selection.every=2", "federation.weight_average=0.9"),
     "two threads": ("executor.threads=2",),
 }
 

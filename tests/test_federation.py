@@ -46,6 +46,10 @@ SMALL = (
     "optimiser.learning_rate=0.01",
     "federation.batch_size=4",
 )
+ADAM = (
+    *("federation.server_optimiser=adam", "federation.server_learning_rate=0.003"),
+    *("federation.server_second_momentum=0.99", "federation.server_tau=0.001"),
+)
 THREE_CLIENTS = ("clients.by=iid", "clients.num_clients=3", "federation.num_rounds=1")
 
 
@@ -348,12 +352,15 @@ def test_cosine_schedule_by_worked_numbers(home: Path) -> None:
     assert rates == pytest.approx([0.1, 0.0868198052, 0.055, 0.0231801948, 0.01, 0.01, 0.01])
     constant = settings(home, "-", "optimiser.learning_rate=0.1")
     assert [learning_rate(constant, number) for number in (1, 50)] == [0.1, 0.1]
-    with_adam = ("federation.server_optimiser=adam", "federation.server_learning_rate=0.01")
+    with_adam = (*ADAM, "federation.server_learning_rate=0.01")
     config = settings(home, "-", *(f"optimiser.{setting}" for setting in changed), *with_adam)
     steps = [step for number in range(1, 8) if (step := adam_step(config, number)) is not None]
     assert [step.number for step in steps] == [*range(1, 8)]
     assert [step.learning_rate for step in steps] == pytest.approx([rate / 10 for rate in rates])
     assert {learning_rate(config, number) for number in range(1, 8)} == {0.1}
+    run = train(settings(home, "scheduled", *ADAM, "optimiser.schedule=cosine", "optimiser.decay_rounds=2"))
+    assert column(run, "server_learning_rate") == pytest.approx([0.003, 0.003 * (0.01 + 0.99 / 2)])
+    assert column(run, "learning_rate") == [0.01, 0.01]
 
 
 @pytest.mark.parametrize(("keep", "steps"), [("true", [3, 3, 6, 6]), ("false", [3, 3, 3, 3])])
@@ -465,10 +472,28 @@ def test_only_scored_rounds_have_figures_and_are_selected(home: Path) -> None:
         figures = column(each, name)
         assert column(every, name) == [None, figures[1], None, *figures[3:]]
     assert column(every, "train_loss") == column(each, "train_loss")
+    assert column(every, "server_learning_rate") == [None] * 5
     scored = {number: uar for number, uar in enumerate(column(every, "uar"), start=1) if uar is not None}
     summary = every.read_json(every.summary)
     assert summary["selection_score"] == max(scored.values())
     assert summary["selected_round"] == min(n for n, uar in scored.items() if uar == max(scored.values()))
+
+
+def test_patience_ends_after_a_round_that_is_scored(home: Path) -> None:
+    """Round 2 is the best, as in a run that learns nothing; 5 rounds later nothing is known, 6 later there is."""
+    still = ("optimiser.learning_rate=1e-30", "model.norm=group", "federation.num_rounds=50", "federation.patience=5")
+    run = train(settings(home, "plateau, scored", *still, "selection.every=2"))
+    assert run.read_json(run.summary)["selected_round"] == 2
+    assert column(run, "round")[-1] == 8 and column(run, "uar")[-1] is not None
+
+
+def test_renormalisation_is_never_frozen(home: Path) -> None:
+    """Its statistics go on moving, to the bits of a run that freezes nothing."""
+    changed = ("model.norm=renorm", "federation.num_rounds=3")
+    frozen, free = (
+        train(settings(home, f"renorm {first}", *changed, f"federation.freeze_norm_from={first}")) for first in (2, 0)
+    )
+    assert_same_state(load_file(frozen.weights), load_file(free.weights))
 
 
 def test_a_round_that_not_all_holders_scored_is_not_selected(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ CRNN = CRNNConfig(name="crnn", channels=(8, 8, 8), hidden=8, norm="batch", dropo
 DEEP_CRNN = CRNNConfig(name="crnn", channels=(4, 8, 12, 16), hidden=8, norm="batch", dropout=0.5)
 VGG = VGG15Config(name="vgg15", norm="batch")
 RESNET = ResNetConfig(name="resnet", norm="batch", dropout=0.5)
+RENORMALISED = CRNNConfig(name="crnn", channels=(8, 8, 8), hidden=8, norm="renorm", dropout=0.5)
 GROUP_NORM = [
     CRNNConfig(name="crnn", channels=(6, 7, 9), hidden=8, norm="group", dropout=0.5),
     VGG15Config(name="vgg15", norm="group"),
@@ -45,7 +46,7 @@ def config_id(config: object) -> str:
     return "-".join(str(getattr(config, field)) for field in ("name", "norm", "channels") if hasattr(config, field))
 
 
-networks = pytest.mark.parametrize("config", [CRNN, DEEP_CRNN, VGG, RESNET], ids=config_id)
+networks = pytest.mark.parametrize("config", [CRNN, DEEP_CRNN, VGG, RESNET, RENORMALISED], ids=config_id)
 
 
 def features(batch: int = 3, num_mels: int = 64, num_frames: int = 40) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ser_fl.models.convolutions import ConvolutionBlocks, StemConvolution
+from ser_fl.models.normalisation import BatchRenorm2d
 
 SHAPES = [(64, 100), (64, 186), (64, 93), (66, 61), (79, 40), (65, 63), (5, 7)]
 
@@ -43,32 +44,33 @@ def test_the_stem_follows_autocast() -> None:
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
-def blocks(cls: type[nn.Sequential]) -> nn.Sequential:
+def blocks(cls: type[nn.Sequential], norm: type[nn.BatchNorm2d] = nn.BatchNorm2d) -> nn.Sequential:
     """Two convolutions, the second with a bias, whose norms have seen something and scale both ways."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
         layers = cls(
             StemConvolution(4),
-            nn.BatchNorm2d(4),
+            norm(4),
             nn.MaxPool2d(2),
             nn.ReLU(inplace=True),
             nn.Conv2d(4, 6, 3, padding=1),
-            nn.BatchNorm2d(6),
+            norm(6),
             nn.ReLU(inplace=True),
         ).double()
-        for norm in (layers[1], layers[5]):
-            nn.init.normal_(norm.weight)
-            nn.init.normal_(norm.bias)
+        for layer in (layers[1], layers[5]):
+            nn.init.normal_(layer.weight)
+            nn.init.normal_(layer.bias)
         layers(1 + 2 * torch.randn(4, 1, 24, 30, dtype=torch.float64))
     return layers
 
 
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, BatchRenorm2d])
 @pytest.mark.parametrize("mode", ["train", "eval", "frozen"])
-def test_blocks_are_a_sequence_of_their_layers(mode: str) -> None:
+def test_blocks_are_a_sequence_of_their_layers(mode: str, norm: type[nn.BatchNorm2d]) -> None:
     """Results, gradients by input and by every parameter, and running statistics; frozen: one norm in eval mode."""
     results: list[list[Tensor | None]] = []
     for cls in (ConvolutionBlocks, nn.Sequential):
-        layers = blocks(cls).train(mode != "eval")
+        layers = blocks(cls, norm).train(mode != "eval")
         if mode == "frozen":
             layers[5].eval()
         maps_B1FL = torch.randn(3, 1, 24, 30, dtype=torch.float64, generator=stream()).requires_grad_()

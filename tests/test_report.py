@@ -526,6 +526,14 @@ def test_training_curves_equal_the_rounds() -> None:
     assert ys(loss) == [1.0, 0.5, 0.25]
 
 
+def test_few_scored_rounds_among_many_are_seen_and_a_star_may_stand_on_robust_uar() -> None:
+    rounds: list[dict[str, Any]] = [{"round": number, "uar": None, "robust_uar": None} for number in range(1, 101)]
+    rounds[49]["uar"], rounds[59]["robust_uar"] = 0.5, 0.25
+    uar, _, star = uar_over_rounds(Figure().subplots(), rounds, label="run", selected_round=60).get_lines()
+    assert (xs(uar), ys(uar), uar.get_marker()) == ([50], [0.5], ".")
+    assert (xs(star), ys(star), star.get_marker()) == ([60], [0.25], "*")
+
+
 @pytest.mark.parametrize("draw", [uar_over_rounds, loss_over_rounds])
 def test_one_round_is_seen_and_rounds_are_whole(draw: Callable[..., Axes]) -> None:
     ax = draw(Figure().subplots(), [{"round": 1, "uar": 0.5, "train_loss": 1.0}], label="run")

@@ -180,6 +180,12 @@ def test_kill_9_at_random_moments_until_the_run_ends(home: Path, tmp_path: Path)
     assert_same_run(run, train(settings(home, tmp_path / "whole", *changed)))
 
 
+ADAM = (
+    *("federation.server_optimiser=adam", "federation.server_learning_rate=0.003"),
+    *("federation.server_second_momentum=0.99", "federation.server_tau=0.001"),
+)
+
+
 @pytest.mark.parametrize(
     "changed",
     [
@@ -194,7 +200,7 @@ def test_kill_9_at_random_moments_until_the_run_ends(home: Path, tmp_path: Path)
             "optimiser.momentum=0.9",
         ),
         ("objective.name=pgd", "objective.recipe=per_step", "objective.from_round=1"),
-        ("federation.server_optimiser=adam", "selection.every=2"),
+        (*ADAM, "model.norm=renorm", "selection.every=2"),
         ("objective=trades", "objective.warm_up_rounds=3", "federation.weight_average=0.9"),
         ("selection.by=robust", "selection.robust_every=2", "model.norm=group", "federation.fraction_train=0.5"),
     ],

@@ -74,10 +74,13 @@ class Federation:
 
     def why_stop(self, progress: Progress) -> str | None:
         """All rounds done, or the validation plateau; None while there is something left to do."""
-        settings = self.config.federation
+        settings, selection = self.config.federation, self.config.selection
         if progress.round >= settings.num_rounds:
             return f"all {settings.num_rounds} rounds done"
-        if settings.patience and progress.round - progress.best_round >= settings.patience:
+        was_scored = self.is_due(
+            selection.robust_every if selection.by == "robust" else selection.every, progress.round
+        )
+        if was_scored and settings.patience and progress.round - progress.best_round >= settings.patience:
             return f"no new best validation UAR for {settings.patience} rounds"
         return None
 
@@ -130,6 +133,7 @@ class Federation:
         """
         selection, number = self.config.selection, arrivals.round
         validation, robust, failures = None, None, list(arrivals.failures)
+        step = adam_step(self.config, number)
         if self.is_due(selection.every, number):
             scored = self.scorer.score(server.judged, "validation")
             validation = scores(scored.total)
@@ -146,6 +150,7 @@ class Federation:
             accuracy=validation.accuracy if validation else None,
             macro_f1=validation.macro_f1 if validation else None,
             learning_rate=learning_rate(self.config, number),
+            server_learning_rate=step.learning_rate if step else None,
             robust_uar=robust,
             failures=tuple(failures),
             seconds=time.perf_counter() - started,

@@ -46,8 +46,8 @@ def learning_rate(config: Config, number: int) -> float:
 def adam_step(config: Config, number: int) -> AdamStep | None:
     """What the server does with a round's average, or None where that is not Adam's."""
     settings = config.federation
-    if settings.server_optimiser != "adam":
-        return None
+    if settings.server_learning_rate is None or settings.server_second_momentum is None or settings.server_tau is None:
+        return None  # all of them are set, or none
     return AdamStep(
         number=number,
         learning_rate=settings.server_learning_rate * scheduled_share(config.optimiser, number),

@@ -52,7 +52,7 @@ def with_adam(
     (1 - second_momentum) * D^2, model = received + learning_rate * m^ / (sqrt(v^) + tau). Deviation: v begins at 0 and
     m^ and v^ are m' / (1 - momentum^n) and v' / (1 - second_momentum^n), as in Adam (Kingma and Ba, arXiv 1412.6980,
     algorithm 1); there v begins at tau^2 or above and nothing is corrected. So where clients take one step of plain SGD
-    (FedSGD), D is the gradient over all their batches, and a round is a step of Adam in one place.
+    (FedSGD), D is the mean of their gradients, weighted by what each holds, and a round is a step of Adam in one place.
 
     Args:
         received: the model that the clients started from.

@@ -16,6 +16,7 @@ from torch.nn import functional
 from ser_fl.config import AugmentationConfig, OptimiserConfig
 from ser_fl.data.augmentation import augment
 from ser_fl.data.datamodule import Batch
+from ser_fl.models.normalisation import BatchRenorm2d
 from ser_fl.stopwatch import UNWATCHED, Watch
 
 Harden = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -34,7 +35,8 @@ class EmotionClassifier(pl.LightningModule):
     With ``replays`` above 1 the data module gives every minibatch so many times in a row.
 
     With ``freeze_norm`` batch norm normalises by the running statistics it was given and leaves them as they are, while
-    its scale and shift are trained (the second stage of FixBN: Zhong et al., arXiv 2303.06530, section 5).
+    its scale and shift are trained (the second stage of FixBN: Zhong et al., arXiv 2303.06530, section 5). Batch
+    renormalisation goes on, since it trains what is tested.
     """
 
     def __init__(
@@ -89,7 +91,7 @@ class EmotionClassifier(pl.LightningModule):
         """The network is in training mode by now; what stands still leaves it again."""
         if self.freeze_norm:
             for module in self.network.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, BatchRenorm2d):
                     module.eval()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -49,7 +49,8 @@ class BatchRenorm2d(nn.BatchNorm2d):
         """Maps of the same shape."""
         if not self.training:
             return super().forward(maps_BKHW)
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None and self.momentum is not None
         with torch.no_grad():
             mean_K, variance_K = _statistics(maps_BKHW, self.running_mean)
             deviation_K = (self.running_var + self.eps).sqrt()
@@ -65,7 +66,7 @@ class BatchRenorm2d(nn.BatchNorm2d):
             self.weight * scale_K,
             self.bias + self.weight * shift_K,
             training=True,
-            momentum=_MOMENTUM,
+            momentum=self.momentum,
             eps=self.eps,
         )
 

@@ -77,14 +77,16 @@ def uar_over_rounds(
 ) -> Axes:
     """Validation UAR over rounds; robust UAR dashed where it was measured; a star on the selected round."""
     colour = COLOURS[place % len(COLOURS)]
-    ax.plot(*_over_rounds(rounds, "uar"), color=colour, linewidth=1.6, marker=_round_marker(rounds), label=label)
+    scored = [entry for entry in rounds if entry.get("uar") is not None]
+    ax.plot(*_over_rounds(scored, "uar"), color=colour, linewidth=1.6, marker=_round_marker(scored), label=label)
     robust = _over_rounds(rounds, "robust_uar")
     if robust[0]:
         ax.plot(*robust, color=colour, linewidth=1.2, linestyle="--", marker=".", label=f"{label}, robust UAR")
-    chosen = [entry for entry in rounds if entry.get("round") == selected_round and entry.get("uar") is not None]
-    if chosen:
+    chosen = [entry for entry in rounds if entry.get("round") == selected_round]
+    key = "uar" if _over_rounds(chosen, "uar")[0] else "robust_uar"
+    if _over_rounds(chosen, key)[0]:
         star: dict[str, Any] = {"marker": "*", "markersize": 12, "markerfacecolor": colour, "markeredgecolor": "black"}
-        ax.plot(*_over_rounds(chosen, "uar"), linestyle="none", label="selected round", zorder=5, **star)
+        ax.plot(*_over_rounds(chosen, key), linestyle="none", label="selected round", zorder=5, **star)
     _round_axis(ax)
     return _share_axis(ax, "validation UAR")
 
