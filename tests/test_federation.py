@@ -425,6 +425,7 @@ def test_fedsgd_with_adam_at_the_server_is_adam_in_one_place(home: Path) -> None
     apart = compose([*same, "federation=federated_sgd", *plain, *clients, f"run_dir={home / 'apart'}"])
     rate = f"optimiser.learning_rate={apart.federation.server_learning_rate}"
     together = compose([*same, "federation=centralised", rate, f"run_dir={home / 'together'}"])
+    assert apart.federation.local_batches == 1
     found, expected = (load_file(train(config).weights) for config in (apart, together))
     for state in (found, expected):  # no gradient but rounding: a softmax over frames does not see it
         del state["attention.bias"]
@@ -488,12 +489,14 @@ def test_patience_ends_after_a_round_that_is_scored(home: Path) -> None:
 
 
 def test_renormalisation_is_never_frozen(home: Path) -> None:
-    """Its statistics go on moving, to the bits of a run that freezes nothing."""
-    changed = ("model.norm=renorm", "federation.num_rounds=3")
+    """The model after the last round, and what clients trained on in each, is that of a run that freezes nothing."""
+    changed = ("model.norm=renorm", "federation.num_rounds=3", "selection.every=3")  # so that the last one is kept
     frozen, free = (
         train(settings(home, f"renorm {first}", *changed, f"federation.freeze_norm_from={first}")) for first in (2, 0)
     )
+    assert frozen.read_json(frozen.summary)["selected_round"] == 3
     assert_same_state(load_file(frozen.weights), load_file(free.weights))
+    assert column(frozen, "train_loss") == column(free, "train_loss")
 
 
 def test_a_round_that_not_all_holders_scored_is_not_selected(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
