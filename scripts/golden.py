@@ -65,7 +65,9 @@ def facts_of(run: Path) -> dict[str, Any]:
 
 def trained(run: Path, *settings: str) -> dict[str, Any]:
     """A training of the debug experiment, or of another that the settings name."""
-    chosen = settings if any(setting.startswith("experiment=") for setting in settings) else ("experiment=debug", *settings)
+    chosen = (
+        settings if any(setting.startswith("experiment=") for setting in settings) else ("experiment=debug", *settings)
+    )
     ser_fl("train", *chosen, *_TRAIN, f"run_dir={run}")
     return facts_of(run)
 

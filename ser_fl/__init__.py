@@ -6,21 +6,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ser_fl.composition import compose as compose
-    from ser_fl.evaluation.benchmark import benchmark as benchmark
-    from ser_fl.federation.experiment import train as train
-    from ser_fl.models.bundle import load_model as load
+    from ser_fl.config.compose import compose as compose
+    from ser_fl.federation.session import train as train
+    from ser_fl.models.emotion_model import load_model as load
     from ser_fl.prediction import predict as predict
+    from ser_fl.robustness.benchmark import benchmark as benchmark
 
 __version__ = "0.1.0"
 __all__ = ["benchmark", "compose", "load", "predict", "train"]
 
 _HOMES = {
-    "benchmark": ("ser_fl.evaluation.benchmark", "benchmark"),
-    "compose": ("ser_fl.composition", "compose"),
-    "load": ("ser_fl.models.bundle", "load_model"),
+    "benchmark": ("ser_fl.robustness.benchmark", "benchmark"),
+    "compose": ("ser_fl.config.compose", "compose"),
+    "load": ("ser_fl.models.emotion_model", "load_model"),
     "predict": ("ser_fl.prediction", "predict"),
-    "train": ("ser_fl.federation.experiment", "train"),
+    "train": ("ser_fl.federation.session", "train"),
 }
 
 
@@ -28,7 +28,7 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: ``import ser_fl`` costs nothing."""
     if name not in _HOMES:
         raise AttributeError(f"module 'ser_fl' has no attribute {name!r}")
-    from ser_fl.environment import collection_paused
+    from ser_fl.runs.environment import collection_paused
 
     module, attribute = _HOMES[name]
     with collection_paused():

@@ -2,6 +2,6 @@
 
 import sys
 
-from ser_fl.cli import main
+from ser_fl.cli.main import main
 
 sys.exit(main())

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ser_fl.federation.aggregation import FedAvg, averaged_over_rounds, find_problem, weighted_loss
-from ser_fl.federation.arrivals import Arrivals, client_record
+from ser_fl.federation.client_results import ClientResults, client_record
 from ser_fl.federation.server import GLOBAL, Server
-from ser_fl.federation.server_steps import AdamStep, with_adam, with_momentum
-from ser_fl.records import ClientUpdate, State
+from ser_fl.federation.server_optimiser import AdamStep, with_adam, with_momentum
+from ser_fl.runs.records import ClientUpdate, State
 
 
 def update(num_examples: int, state: State, client_id: str = "a", train_loss: float = 1.0) -> ClientUpdate:
@@ -247,29 +247,29 @@ def test_a_sound_update_has_no_problem() -> None:
     assert find_problem(update(1, {**REFERENCE}), REFERENCE) is None
 
 
-def arrivals_of(server: Server, updates: Sequence[ClientUpdate]) -> Arrivals:
+def arrivals_of(server: Server, updates: Sequence[ClientUpdate]) -> ClientResults:
     """What comes back in round 3, taken one after the other."""
     reference = server.model_for(updates[0].client_id)
-    arrivals = Arrivals(round=3, reference=reference, gathered=server.gather())
+    results = ClientResults(round=3, reference=reference, gathered=server.gather())
     for one in updates:
-        arrivals.take(one.client_id, one)
-    return arrivals
+        results.take(one.client_id, one)
+    return results
 
 
 def test_arrivals_are_sorted_into_figures_and_failures_and_only_what_is_sound_is_added() -> None:
     server = Server({GLOBAL: REFERENCE})
     sound = [update(size, with_weight(torch.full((2, 3), 1.0 * size)), client_id=str(size)) for size in (1, 3)]
     spoilt = update(9, with_weight(torch.full((2, 3), float("nan"))), client_id="c")
-    arrivals = arrivals_of(server, [sound[0]])
-    arrivals.take("b", "Traceback ...\nRuntimeError: microphone unplugged")
-    arrivals.take("c", spoilt)
-    arrivals.take("3", sound[1])
-    assert arrivals.records == [client_record(3, one) for one in sound]
-    assert [failure.client_id for failure in arrivals.failures] == ["b", "c"]
-    assert "microphone unplugged" in arrivals.failures[0].error
-    assert arrivals.failures[1].error == "weight is not finite"
+    results = arrivals_of(server, [sound[0]])
+    results.take("b", "Traceback ...\nRuntimeError: microphone unplugged")
+    results.take("c", spoilt)
+    results.take("3", sound[1])
+    assert results.records == [client_record(3, one) for one in sound]
+    assert [failure.client_id for failure in results.failures] == ["b", "c"]
+    assert "microphone unplugged" in results.failures[0].error
+    assert results.failures[1].error == "weight is not finite"
     assert torch.equal(server.models[GLOBAL]["weight"], REFERENCE["weight"]), "nothing counts before it is absorbed"
-    server.absorb(arrivals.gathered)
+    server.absorb(results.gathered)
     assert torch.equal(server.models[GLOBAL]["weight"], fedavg_of_a_list(sound)["weight"])
     assert server.models[GLOBAL]["weight"].tolist() == [[2.5] * 3] * 2
 
@@ -323,12 +323,12 @@ def test_momentum_equals_torchs_sgd_on_the_pseudo_gradient() -> None:
     stream = torch.Generator().manual_seed(5)
     parameter = nn.Parameter(torch.zeros(4))
     optimiser = torch.optim.SGD([parameter], lr=1.0, momentum=0.9)
-    state, velocity = {"weight": torch.zeros(4)}, {"weight": torch.zeros(4)}
+    state, exp_avg = {"weight": torch.zeros(4)}, {"weight": torch.zeros(4)}
     for _ in range(5):
         average = {"weight": torch.randn(4, generator=stream)}
         parameter.grad = parameter.detach() - average["weight"]
         optimiser.step()
-        state, velocity = with_momentum(state, average, velocity, 0.9)
+        state, exp_avg = with_momentum(state, average, exp_avg, 0.9)
         torch.testing.assert_close(state["weight"], parameter.detach())
 
 
@@ -359,8 +359,8 @@ def test_adams_first_step_of_worked_numbers_moves_parameters_and_not_statistics(
     server.absorb(arrivals_of(server, [update(7, tiny(4.0, running_mean=4.0))]).gathered, adam_step(1, tau=4.0))
     assert server.models[GLOBAL]["weight"].flatten().tolist() == pytest.approx([0.05] * 6)
     assert server.models[GLOBAL]["running_mean"].item() == 4.0
-    assert server.velocity["weight"].flatten().tolist() == pytest.approx([0.4] * 6)
-    assert server.spread["weight"].flatten().tolist() == pytest.approx([0.16] * 6)
+    assert server.exp_avg["weight"].flatten().tolist() == pytest.approx([0.4] * 6)
+    assert server.exp_avg_sq["weight"].flatten().tolist() == pytest.approx([0.16] * 6)
 
 
 def test_the_average_over_rounds_of_worked_numbers_leaves_the_clients_models_alone() -> None:

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ser_fl.attacks.budget import Box
-from ser_fl.attacks.catalogue import ATTACKS, AttackSettings, Crafted, build
-from ser_fl.attacks.estimator import Passes
+from ser_fl.attacks.art.estimator import Passes
 from ser_fl.attacks.expectation import expectation_of
-from ser_fl.attacks.gradient import attacked
 from ser_fl.attacks.losses import Loss, cross_entropy, margin
-from ser_fl.attacks.victim import Expectation, Victim
+from ser_fl.attacks.registry import ATTACKS, AttackSettings, Crafted, build
+from ser_fl.attacks.target import Expectation, Target
+from ser_fl.attacks.threat_model import Box
+from ser_fl.attacks.training_attacks import attacked
 from ser_fl.defences import (
     DEFENCES,
     Defence,
@@ -79,12 +79,12 @@ def known(defence: Defence | None = None, samples: int | None = None, seed: int 
     return expectation
 
 
-def victim(expectation: Expectation | None, keys: Sequence[str] = KEYS) -> Victim:
-    return Victim(network=NET, keys_B=keys, passes=Passes(), expectation=expectation)
+def target(expectation: Expectation | None, keys: Sequence[str] = KEYS) -> Target:
+    return Target(network=NET, keys_B=keys, passes=Passes(), expectation=expectation)
 
 
 with torch.no_grad():
-    LABELS = victim(known())(FEATURES).argmax(1)
+    LABELS = target(known())(FEATURES).argmax(1)
 
 
 def generate(expectation: Expectation | None, name: str = "pgd", batch_size: int = 4, **settings: float) -> Crafted:
@@ -115,7 +115,7 @@ def test_the_exact_answer_is_the_sum_over_all_patterns(name: str, loss: Loss) ->
     right_B = torch.stack([w * (one.argmax(1) == LABELS) for w, one in zip(weights, logits, strict=True)]).sum(0)
     mean_BC = torch.stack([w * one.log_softmax(1) for w, one in zip(weights, logits, strict=True)]).sum(0)
 
-    questioned = victim(known(build_defence(name)))
+    questioned = target(known(build_defence(name)))
     with attacked(NET):
         answer = questioned.answer(FEATURES, LABELS, loss, step=3)
     torch.testing.assert_close(answer.gradient, gradient, atol=1e-5, rtol=1e-4)
@@ -135,7 +135,7 @@ def test_without_a_defence_an_answer_is_plain_autograd() -> None:
     inputs = FEATURES.clone().requires_grad_()
     loss_B = F.cross_entropy(NET(inputs), LABELS, reduction="none")
     (gradient,) = torch.autograd.grad(loss_B.sum(), inputs)
-    questioned = victim(expectation_of(NoDefence(), seed=1, samples=None))
+    questioned = target(expectation_of(NoDefence(), seed=1, samples=None))
     with attacked(NET):
         answer = questioned.answer(FEATURES, LABELS, cross_entropy)
     torch.testing.assert_close(answer.gradient, gradient)
@@ -147,7 +147,7 @@ def test_without_a_defence_an_answer_is_plain_autograd() -> None:
 def many_draws(defence: Defence, samples: int, copies: int = 250) -> Tensor:
     """Losses of each utterance under many keys, and so under draws of their own: shape (copies, NUM)."""
     keys = [f"{copy}/{key}" for copy in range(copies) for key in KEYS]
-    questioned = victim(known(defence, samples), keys)
+    questioned = target(known(defence, samples), keys)
     loss, _ = questioned.score(FEATURES.repeat(copies, 1, 1), LABELS.repeat(copies), cross_entropy, step=3)
     return loss.unflatten(0, (copies, NUM))
 
@@ -155,15 +155,15 @@ def many_draws(defence: Defence, samples: int, copies: int = 250) -> Tensor:
 @pytest.mark.parametrize(("defence", "samples"), [(Randomisation(), 1), (Randomisation(), 5), (Unlisted(), 2)])
 def test_sampled_answers_are_unbiased(defence: Defence, samples: int) -> None:
     """The mean over many draws is the exact answer, within what their spread allows."""
-    exact, _ = victim(known()).score(FEATURES, LABELS, cross_entropy)
+    exact, _ = target(known()).score(FEATURES, LABELS, cross_entropy)
     drawn = many_draws(defence, samples)
     assert ((drawn.mean(0) - exact).abs() <= 4 * drawn.std(0) / len(drawn) ** 0.5).all()
     assert (drawn.std(0) > 0.01).all(), "draws must differ"
 
 
 def test_steps_draw_anew_without_bias() -> None:
-    exact, _ = victim(known()).score(FEATURES, LABELS, cross_entropy)
-    questioned = victim(known(samples=4))
+    exact, _ = target(known()).score(FEATURES, LABELS, cross_entropy)
+    questioned = target(known(samples=4))
     drawn = torch.stack([questioned.score(FEATURES, LABELS, cross_entropy, step=step)[0] for step in range(60)])
     assert ((drawn.mean(0) - exact).abs() <= 4 * drawn.std(0) / len(drawn) ** 0.5).all()
     assert (drawn.std(0) > 0.01).all()
@@ -233,7 +233,7 @@ def test_with_fixed_randomness_the_attack_succeeds() -> None:
 
 
 def test_the_adaptive_attack_beats_what_does_not_survive_the_randomisation() -> None:
-    judge = victim(known())
+    judge = target(known())
     clean = float(judge.right(FEATURES, LABELS).mean())
     settings = {"steps": 15, "restarts": 1}
     rates = [
@@ -247,9 +247,9 @@ def test_the_adaptive_attack_beats_what_does_not_survive_the_randomisation() -> 
 
 @pytest.mark.parametrize("name", ["pgd", "fgsm", "bim", "deepfool", "art:MomentumIterativeMethod"])
 def test_every_gradient_attack_takes_the_expectation_whatever_the_batch(name: str) -> None:
-    """ART's classes question the same victim, an utterance at a time."""
+    """ART's classes question the same target, an utterance at a time."""
     settings = {} if name == "fgsm" else {"steps": 4}
-    judge, expectation = victim(known()), known(samples=8)
+    judge, expectation = target(known()), known(samples=8)
     crafted = generate(expectation, name, epsilon=0.4, **settings)
     assert judge.right(crafted.adversarial_BFL, LABELS).mean() < judge.right(FEATURES, LABELS).mean()
     assert not torch.equal(crafted.adversarial_BFL, generate(None, name, epsilon=0.4, **settings).adversarial_BFL)
@@ -262,7 +262,7 @@ def test_arts_classes_are_attacked_in_expectation() -> None:
     """One step of ART's momentum method goes where the mean of log-probabilities falls."""
     crafted = generate(known(), "art:MomentumIterativeMethod", steps=1, step_size=0.3)
     inputs = FEATURES.clone().requires_grad_()
-    loss = F.cross_entropy(victim(known())(inputs), LABELS, reduction="sum")
+    loss = F.cross_entropy(target(known())(inputs), LABELS, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, inputs)
     clear = gradient.abs() > 1e-5
     assert torch.equal((crafted.adversarial_BFL - FEATURES).sign()[clear], gradient.sign()[clear])
@@ -354,10 +354,10 @@ def test_a_rounding_stops_a_plain_gradient_and_no_straight_through_one() -> None
         (expected,) = torch.autograd.grad(
             F.cross_entropy(NET(defence.transform(inputs, KEYS, seed=0, draw=0)), labels), inputs
         )
-        assert not victim(plain).answer(FEATURES, labels, cross_entropy).gradient.any()
+        assert not target(plain).answer(FEATURES, labels, cross_entropy).gradient.any()
         rounded = (FEATURES / 0.5).round() * 0.5
-        answer = victim(straight).answer(FEATURES, labels, cross_entropy)
-        at_rounded = victim(None).answer(rounded, labels, cross_entropy)
+        answer = target(straight).answer(FEATURES, labels, cross_entropy)
+        at_rounded = target(None).answer(rounded, labels, cross_entropy)
     assert not expected.any()
     torch.testing.assert_close(answer.gradient, at_rounded.gradient)
     torch.testing.assert_close(answer.loss_B, at_rounded.loss_B)
@@ -393,13 +393,13 @@ def test_a_median_is_differentiated_as_it_is() -> None:
     loss = F.cross_entropy(NET(defence.transform(inputs, KEYS, seed=0, draw=0)), labels, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, inputs)
     with attacked(NET):
-        answer = victim(known(defence)).answer(FEATURES, labels, cross_entropy)
+        answer = target(known(defence)).answer(FEATURES, labels, cross_entropy)
     torch.testing.assert_close(answer.gradient, gradient)
     assert gradient.any()
 
 
 def test_a_subset_of_a_victim_draws_as_the_whole() -> None:
-    whole, rows = victim(known(samples=6)), torch.tensor([5, 1])
+    whole, rows = target(known(samples=6)), torch.tensor([5, 1])
     loss, right = whole.score(FEATURES, LABELS, cross_entropy, step=4)
     some_loss, some_right = whole.subset(rows).score(FEATURES[rows], LABELS[rows], cross_entropy, step=4)
     torch.testing.assert_close(some_right, right[rows])
@@ -426,8 +426,8 @@ def test_a_larger_budget_that_starts_at_a_smaller_ones_result_loses_nothing(name
         expectation=expectation,
         start_BFL=smaller,
     ).adversarial_BFL
-    before, after = (victim(expectation).score(each, LABELS, cross_entropy) for each in (smaller, larger))
+    before, after = (target(expectation).score(each, LABELS, cross_entropy) for each in (smaller, larger))
     assert (after[1] <= before[1] + 1e-6).all()
-    assert (after[1] < victim(expectation).right(FEATURES, LABELS)).any()
+    assert (after[1] < target(expectation).right(FEATURES, LABELS)).any()
     if "step_size" in ATTACKS[name].settable:
         assert ((larger - smaller).abs().amax((1, 2)) <= 0.01 + 1e-6).all(), "one step from where the smaller one ended"

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ser_fl.attacks.any_art import PREFIX, attack_classes
-from ser_fl.attacks.budget import RELATIVE_TOLERANCE, Box, distance
-from ser_fl.attacks.catalogue import AttackSettings, Crafted, build
+from ser_fl.attacks.art.any_attack import PREFIX, attack_classes
+from ser_fl.attacks.registry import AttackSettings, Crafted, build
+from ser_fl.attacks.threat_model import RELATIVE_TOLERANCE, Box, distance
 from ser_fl.errors import UserError
 
 BINS, FRAMES, CLASSES = 6, 8, 3

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ser_fl.attacks.any_art import attack_classes
-from ser_fl.attacks.budget import Box, budget_of, distance, keep_within
-from ser_fl.attacks.catalogue import ATTACKS, AttackSettings, Crafted, build, resolve
-from ser_fl.attacks.gradient import bim, fgsm, pgd, random_start
+from ser_fl.attacks.art.any_attack import attack_classes
+from ser_fl.attacks.registry import ATTACKS, AttackSettings, Crafted, build, resolve
+from ser_fl.attacks.threat_model import Box, budget_of, distance, keep_within
+from ser_fl.attacks.training_attacks import bim, fgsm, pgd, random_start
 from ser_fl.errors import UserError
 from ser_fl.randomness import generator
 

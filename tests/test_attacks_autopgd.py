@@ -9,14 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ser_fl.attacks.art.estimator import Passes, import_art
+from ser_fl.attacks.art.evasion import AutoPGD
 from ser_fl.attacks.autopgd import autopgd, checkpoints, likeliest_wrong_classes
 from ser_fl.attacks.ball import Ball
-from ser_fl.attacks.budget import Box
-from ser_fl.attacks.catalogue import AttackSettings, Crafted, build
-from ser_fl.attacks.estimator import Passes, import_art
-from ser_fl.attacks.for_art import AutoPGD
-from ser_fl.attacks.found import Found
-from ser_fl.attacks.gradient import attacked, pgd
+from ser_fl.attacks.best_adversarial import BestAdversarial
 from ser_fl.attacks.losses import (
     Loss,
     cross_entropy,
@@ -24,7 +21,10 @@ from ser_fl.attacks.losses import (
     margin,
     targeted_difference_of_logits_ratio,
 )
-from ser_fl.attacks.victim import Victim
+from ser_fl.attacks.registry import AttackSettings, Crafted, build
+from ser_fl.attacks.target import Target
+from ser_fl.attacks.threat_model import Box
+from ser_fl.attacks.training_attacks import attacked, pgd
 from ser_fl.errors import UserError
 
 BINS, FRAMES, CLASSES = 6, 8, 5
@@ -73,10 +73,10 @@ def climb(
 ) -> tuple[Tensor, Passes]:
     passes = Passes()
     radius_B = radius if isinstance(radius, Tensor) else torch.full((len(features),), radius)
-    victim = Victim(network=model, keys_B=keys(len(features)), passes=passes)
+    target = Target(network=model, keys_B=keys(len(features)), passes=passes)
     with attacked(model):
         ball = Ball(features, radius_B, norm)  # type: ignore[arg-type]
-        return autopgd(victim, ball, labels, loss=loss, steps=steps, box=box, start=start), passes
+        return autopgd(target, ball, labels, loss=loss, steps=steps, box=box, start=start), passes
 
 
 def generate(name: str, model: nn.Module, features: Tensor, labels: Tensor, epsilon: float, **more: int) -> Crafted:
@@ -304,10 +304,10 @@ def test_a_defence_without_effect_changes_nothing_but_the_cost() -> None:
     model = convolutional()
     features, labels = utterances(model)
     bare, _ = climb(model, features, labels, 0.2, steps=30)
-    victim = Victim(network=model, keys_B=keys(8), passes=Passes(), expectation=Shifts(0.0))
+    target = Target(network=model, keys_B=keys(8), passes=Passes(), expectation=Shifts(0.0))
     with attacked(model):
         ball = Ball(features, torch.full((8,), 0.2), "inf")
-        defended = autopgd(victim, ball, labels, loss=cross_entropy, steps=30, box=BOX)
+        defended = autopgd(target, ball, labels, loss=cross_entropy, steps=30, box=BOX)
     assert torch.allclose(cross_entropy(model(defended), labels), cross_entropy(model(bare), labels), atol=1e-3)
 
 
@@ -315,10 +315,10 @@ def test_draws_change_at_checkpoints_only_and_what_is_judged_is_judged_alike() -
     model = convolutional()
     features, labels = utterances(model)
     defence = Shifts(0.3)
-    victim = Victim(network=model, keys_B=keys(8), passes=Passes(), expectation=defence)
+    target = Target(network=model, keys_B=keys(8), passes=Passes(), expectation=defence)
     with attacked(model):
         ball = Ball(features, torch.full((8,), 0.2), "inf")
-        found = autopgd(victim, ball, labels, loss=cross_entropy, steps=20, box=BOX, first_draws=3)
+        found = autopgd(target, ball, labels, loss=cross_entropy, steps=20, box=BOX, first_draws=3)
         marks = checkpoints(20)
         stretches = np.diff([0, *marks, 20])
         expected = [3]
@@ -327,15 +327,15 @@ def test_draws_change_at_checkpoints_only_and_what_is_judged_is_judged_alike() -
             # Judged under draws that no stretch has climbed; then both points are asked again under the new ones.
             expected += [0] if number == len(marks) else [0, 4 + number, 4 + number]
         assert defence.asked == expected
-        judged = Found.of(victim, found, labels, loss=cross_entropy)
-        clean = Found.of(victim, features, labels, loss=cross_entropy)
+        judged = BestAdversarial.of(target, found, labels, loss=cross_entropy)
+        clean = BestAdversarial.of(target, features, labels, loss=cross_entropy)
     assert (judged.right_B <= clean.right_B).all()
     assert judged.loss_B.mean() > clean.loss_B.mean()
 
 
 def test_the_better_of_two_is_recognised_less_and_then_has_the_larger_loss() -> None:
-    first = Found(torch.zeros(4, 2), torch.tensor([1.0, 0.5, 0.5, 0.0]), torch.tensor([9.0, 1.0, 1.0, 3.0]))
-    second = Found(torch.ones(4, 2), torch.tensor([0.5, 0.5, 1.0, 0.0]), torch.tensor([0.0, 2.0, 9.0, 3.0]))
+    first = BestAdversarial(torch.zeros(4, 2), torch.tensor([1.0, 0.5, 0.5, 0.0]), torch.tensor([9.0, 1.0, 1.0, 3.0]))
+    second = BestAdversarial(torch.ones(4, 2), torch.tensor([0.5, 0.5, 1.0, 0.0]), torch.tensor([0.0, 2.0, 9.0, 3.0]))
     best = first.or_better(second)
     assert best.inputs[:, 0].tolist() == [1.0, 1.0, 0.0, 0.0]
     assert best.right_B.tolist() == [0.5, 0.5, 0.5, 0.0]
@@ -377,6 +377,6 @@ def test_as_an_attack_of_arts_it_is_the_same_and_as_strong_as_arts_own(loss_type
 
 def test_probabilities_that_differ_by_rounding_are_alike() -> None:
     """Sums of the same weights in another order: the loss decides."""
-    first = Found(torch.zeros(1, 2), torch.tensor([0.3]), torch.tensor([1.0]))
-    second = Found(torch.ones(1, 2), torch.tensor([0.30000004]), torch.tensor([2.0]))
+    first = BestAdversarial(torch.zeros(1, 2), torch.tensor([0.3]), torch.tensor([1.0]))
+    second = BestAdversarial(torch.ones(1, 2), torch.tensor([0.30000004]), torch.tensor([2.0]))
     assert first.or_better(second).loss_B.tolist() == [2.0]

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ser_fl.attacks.art.estimator import Passes, clip_values_of, import_art
 from ser_fl.attacks.ball import Ball
-from ser_fl.attacks.budget import Box, keep_within
-from ser_fl.attacks.descent import descend
-from ser_fl.attacks.estimator import Passes, clip_values_of, import_art
-from ser_fl.attacks.gradient import attacked, pgd, random_start
 from ser_fl.attacks.losses import margin
-from ser_fl.attacks.victim import Victim
+from ser_fl.attacks.pgd import descend
+from ser_fl.attacks.target import Target
+from ser_fl.attacks.threat_model import Box, keep_within
+from ser_fl.attacks.training_attacks import attacked, pgd, random_start
 
 BINS, FRAMES, CLASSES = 6, 9, 3
 NONE = Box.unbounded()
@@ -32,8 +32,8 @@ def batch(num: int) -> tuple[nn.Module, Tensor, Tensor]:
     return model, features, model(2 * features).argmax(1)
 
 
-def victim(model: nn.Module, num: int) -> Victim:
-    return Victim(network=model, keys_B=[str(row) for row in range(num)], passes=Passes())
+def target(model: nn.Module, num: int) -> Target:
+    return Target(network=model, keys_B=[str(row) for row in range(num)], passes=Passes())
 
 
 def linear(num: int = 5) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
@@ -78,7 +78,7 @@ def test_sign_steps_equal_arts_pgd_and_training_to_the_last_bit(num: int, boxed:
     training = pgd(model, features, labels, epsilon=0.3, step_size=0.07, steps=6, box=box, start_BFL=start)
     with attacked(model):
         ball = Ball(features, torch.full((num,), 0.3), "inf")
-        ours = descend(victim(model, num), ball, labels, steps=6, step_size=0.07, starts=start, box=box)
+        ours = descend(target(model, num), ball, labels, steps=6, step_size=0.07, starts=start, box=box)
     assert not torch.equal(ours, start)
     np.testing.assert_array_equal(ours.numpy(), theirs)
     assert torch.equal(ours, training)
@@ -95,7 +95,7 @@ def test_a_linear_model_breaks_exactly_where_it_must_with_a_radius_for_each(norm
             radius_B = factor * critical_B
             ball = Ball(features, radius_B, norm)  # type: ignore[arg-type]
             found = descend(
-                victim(model, 5), ball, labels, steps=6, step_size=radius_B / 4, starts=None, box=NONE, loss=margin
+                target(model, 5), ball, labels, steps=6, step_size=radius_B / 4, starts=None, box=NONE, loss=margin
             )
             assert ((model(found).argmax(1) != labels) == broken).all()
             length_B = torch.linalg.vector_norm((found - features).flatten(1), ord=float(norm), dim=1)
@@ -114,7 +114,7 @@ def test_what_is_found_stays_in_ball_and_box_and_does_not_hang_on_the_batch(norm
     )
     settings = {"steps": 5, "box": box}
     with attacked(model):
-        whole = victim(model, 6)
+        whole = target(model, 6)
         found = descend(whole, ball, labels, step_size=radius_B / 3, starts=starts, **settings)  # type: ignore[arg-type]
         rows = torch.tensor([4, 1, 2])
         part = descend(
@@ -138,7 +138,7 @@ def test_any_shape_is_moved() -> None:
     labels = model(waves).argmax(1)
     with attacked(model):
         ball = Ball(waves, torch.full((4,), 20.0), "2")
-        found = descend(victim(model, 4), ball, labels, steps=10, step_size=5.0, starts=None, box=NONE)
+        found = descend(target(model, 4), ball, labels, steps=10, step_size=5.0, starts=None, box=NONE)
     assert (model(found).argmax(1) != labels).all()
 
 
@@ -149,7 +149,7 @@ def test_restarts_keep_the_best_and_drop_what_is_broken() -> None:
     with attacked(model):
         alone = []
         for start in starts:
-            found = descend(victim(model, 12), ball, labels, steps=2, step_size=0.02, starts=start, box=NONE)
+            found = descend(target(model, 12), ball, labels, steps=2, step_size=0.02, starts=start, box=NONE)
             with torch.no_grad():
                 alone.append(
                     (
@@ -158,7 +158,7 @@ def test_restarts_keep_the_best_and_drop_what_is_broken() -> None:
                         nn.CrossEntropyLoss(reduction="none")(model(found), labels),
                     )
                 )
-        questioned = victim(model, 12)
+        questioned = target(model, 12)
         best = descend(questioned, ball, labels, steps=2, step_size=0.02, starts=starts, box=NONE)
     first_broken = alone[0][1]
     broken = torch.stack([one[1] for one in alone]).any(0)
@@ -180,8 +180,8 @@ def test_an_incumbent_stays_where_nothing_better_is_found() -> None:
     ball = Ball(features, torch.full((5,), 0.1), "inf")
     with attacked(model):
         settings = {"steps": 1, "step_size": 0.01, "box": NONE}
-        kept = descend(victim(model, 5), ball, labels, starts=features, incumbent=strongest, **settings)  # type: ignore[arg-type]
-        left = descend(victim(model, 5), ball, labels, starts=strongest, incumbent=features, **settings)  # type: ignore[arg-type]
+        kept = descend(target(model, 5), ball, labels, starts=features, incumbent=strongest, **settings)  # type: ignore[arg-type]
+        left = descend(target(model, 5), ball, labels, starts=strongest, incumbent=features, **settings)  # type: ignore[arg-type]
     assert torch.equal(kept, strongest)
     torch.testing.assert_close(left, strongest)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from ser_fl.attacks.for_art import ExpectationOverTransformationPGD
+from ser_fl.attacks.art.evasion import ExpectationOverTransformationPGD
 
 SHAPE, CLASSES = (4, 10), 3
 

@@ -14,24 +14,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ser_fl.attacks.art.estimator import Passes, import_art
+from ser_fl.attacks.art.evasion import CarliniWagnerL2, CarliniWagnerLInf, FastMinimumNorm
 from ser_fl.attacks.ball import Ball
-from ser_fl.attacks.budget import Box
 from ser_fl.attacks.carlini_wagner import carlini_wagner_l2, carlini_wagner_linf
-from ser_fl.attacks.catalogue import AttackSettings, build
-from ser_fl.attacks.estimator import Passes, import_art
 from ser_fl.attacks.fmn import fast_minimum_norm
-from ser_fl.attacks.for_art import CarliniWagnerL2, CarliniWagnerLInf, FastMinimumNorm
-from ser_fl.attacks.gradient import attacked
-from ser_fl.attacks.nearest import SEGMENT_STEPS, Aim, Nearest
-from ser_fl.attacks.victim import Victim
+from ser_fl.attacks.minimum_norm import SEGMENT_STEPS, Aim, Nearest
+from ser_fl.attacks.registry import AttackSettings, build
+from ser_fl.attacks.target import Target
+from ser_fl.attacks.threat_model import Box
+from ser_fl.attacks.training_attacks import attacked
 
 CELLS, CLASSES = 48, 4
 Engine = Callable[..., Tensor]
 ENGINES: dict[str, tuple[Engine, int | float]] = {
     "cw_l2": (carlini_wagner_l2, 2),
     "cw_linf": (
-        lambda victim, clean, labels_B, **how: carlini_wagner_linf(
-            victim, clean, labels_B, **({"tau_B": clean.new_full((len(clean),), 1.0)} | how)
+        lambda target, clean, labels_B, **how: carlini_wagner_linf(
+            target, clean, labels_B, **({"tau_B": clean.new_full((len(clean),), 1.0)} | how)
         ),
         torch.inf,
     ),
@@ -67,8 +67,8 @@ def run(name: str, model: nn.Module, clean: Tensor, labels_B: Tensor, **how: Any
     """What an engine makes, and what it costs."""
     passes = Passes()
     with attacked(model):
-        victim = Victim(network=model, keys_B=[str(row) for row in range(len(clean))], passes=passes)
-        return ENGINES[name][0](victim, clean, labels_B, **how), passes
+        target = Target(network=model, keys_B=[str(row) for row in range(len(clean))], passes=passes)
+        return ENGINES[name][0](target, clean, labels_B, **how), passes
 
 
 def moved_by(clean: Tensor, made: Tensor, order: float) -> Tensor:
@@ -202,8 +202,8 @@ def test_cw_linf_looks_no_farther_than_its_first_bound() -> None:
     nearest_B = distances_to(model, clean, labels_B, torch.inf).amin(1)
     tau_B = nearest_B * torch.tensor([0.9, 1.2]).repeat(6)
     with attacked(model):
-        victim = Victim(network=model, keys_B=[str(row) for row in range(12)], passes=Passes())
-        made = carlini_wagner_linf(victim, clean, labels_B, tau_B=tau_B)
+        target = Target(network=model, keys_B=[str(row) for row in range(12)], passes=Passes())
+        made = carlini_wagner_linf(target, clean, labels_B, tau_B=tau_B)
     assert (moved_by(clean, made, torch.inf) <= tau_B + 1e-6).all()
     assert torch.equal(model(made).argmax(1) != labels_B, torch.tensor([False, True]).repeat(6))
     assert torch.equal(made[::2], clean[::2])
@@ -228,10 +228,10 @@ def test_against_randomness_more_than_half_of_the_draws_must_be_wrong(weight: fl
     labels_B = (model(clean if weight > 0.5 else -clean)).argmax(1)
     for name, (engine, _) in ENGINES.items():
         with attacked(model):
-            victim = Victim(
+            target = Target(
                 network=model, keys_B=[str(row) for row in range(8)], passes=Passes(), expectation=Flipping(weight)
             )
-            made = engine(victim, clean, labels_B)
+            made = engine(target, clean, labels_B)
         seen = made if weight > 0.5 else -made
         assert (model(seen).argmax(1) != labels_B).all(), name
 
@@ -245,9 +245,9 @@ def test_drawing_in_ends_within_a_thirty_second_of_the_boundary() -> None:
     clean = torch.zeros(1, 1)
     nearest = Nearest.none_yet(clean, "2")
     nearest.offer(torch.tensor([0]), torch.ones(1, 1), torch.ones(1), torch.tensor([True]))
-    victim = Victim(network=model, keys_B=["a"], passes=Passes())
+    target = Target(network=model, keys_B=["a"], passes=Passes())
     with attacked(model):
-        made = nearest.draw_in(Aim(victim=victim, labels_B=torch.tensor([0]), box=Box.unbounded()), 0)
+        made = nearest.draw_in(Aim(target=target, labels_B=torch.tensor([0]), box=Box.unbounded()), 0)
     assert 0.3 < made.item() <= 0.3 + 1 / 2**SEGMENT_STEPS
     assert nearest.distance_B.item() == pytest.approx(made.item())
 
@@ -386,7 +386,7 @@ FOR_ART = """
 import logging, sys
 logging.getLogger().addHandler(logging.FileHandler(sys.argv[1], mode="w"))
 logging.warning("before")
-import ser_fl.attacks.for_art
+import ser_fl.attacks.art.evasion
 logging.warning("after")
 """
 
@@ -410,8 +410,8 @@ def test_a_boundary_behind_a_steep_short_slope_is_found() -> None:
             return torch.stack([torch.zeros_like(lead_B), lead_B], dim=1)
 
     model, clean = Silence(), torch.zeros(1, 2)
-    victim = Victim(network=model, keys_B=["a"], passes=Passes())
+    target = Target(network=model, keys_B=["a"], passes=Passes())
     with attacked(model):
-        made = carlini_wagner_l2(victim, clean, torch.tensor([0]))
+        made = carlini_wagner_l2(target, clean, torch.tensor([0]))
     assert model(made).argmax(1).item() == 1
     assert 5 <= float(made.norm()) <= 5 * 1.25

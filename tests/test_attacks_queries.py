@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ser_fl.attacks.budget import Box
-from ser_fl.attacks.catalogue import ATTACKS, AttackSettings, Crafted, build
 from ser_fl.attacks.losses import margin
+from ser_fl.attacks.registry import ATTACKS, AttackSettings, Crafted, build
 from ser_fl.attacks.square import HALVINGS, window
 from ser_fl.attacks.suites import SUITES, expand, subsets_of
-from ser_fl.attacks.victim import Expectation
-from ser_fl.composition import compose_benchmark
+from ser_fl.attacks.target import Expectation
+from ser_fl.attacks.threat_model import Box
+from ser_fl.config.compose import compose_benchmark
 from ser_fl.errors import UserError
-from ser_fl.evaluation.benchmark import benchmark, with_suites
+from ser_fl.robustness.benchmark import benchmark, with_suites
 
 BINS, FRAMES, CLASSES = 6, 10, 4
 BOX = Box(torch.linspace(-2.0, -1.5, BINS)[:, None], torch.linspace(1.5, 2.5, BINS)[:, None])

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ser_fl.attacks.budget import Box
-from ser_fl.attacks.catalogue import ATTACKS, AttackSettings, build
-from ser_fl.attacks.estimator import Passes, clip_values_of, import_art
-from ser_fl.attacks.gradient import attacked, bim, fgsm, loss_gradient, pgd
+from ser_fl.attacks.art.estimator import Passes, clip_values_of, import_art
 from ser_fl.attacks.problem import Problem
+from ser_fl.attacks.registry import ATTACKS, AttackSettings, build
+from ser_fl.attacks.threat_model import Box
+from ser_fl.attacks.training_attacks import attacked, bim, fgsm, loss_gradient, pgd
 
 EPSILON = 0.1
 BOX = Box(torch.full((12, 1), -2.0), torch.full((12, 1), 2.0))
@@ -226,13 +226,13 @@ def test_a_decision_attack_gives_one_result_for_a_seed() -> None:
 
 LATE_IMPORT = """
 import logging, sys
-import ser_fl.attacks.gradient, ser_fl.attacks.catalogue
+import ser_fl.attacks.training_attacks, ser_fl.attacks.registry
 assert "art" not in sys.modules, "art is imported before an attack of it runs"
 logger = logging.getLogger("study")
 logger.setLevel(logging.INFO)
 logger.addHandler(logging.FileHandler(sys.argv[1], mode="w"))
 logger.info("before")
-from ser_fl.attacks.estimator import import_art
+from ser_fl.attacks.art.estimator import import_art
 import_art()
 assert "art" in sys.modules
 logger.info("after")

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ser_fl.attacks.estimator import Passes
-from ser_fl.attacks.gradient import attacked
+from ser_fl.attacks.art.estimator import Passes
 from ser_fl.attacks.losses import cross_entropy
-from ser_fl.attacks.masking import MaskingBall
+from ser_fl.attacks.psychoacoustic import MaskingBall
+from ser_fl.attacks.training_attacks import attacked
 from ser_fl.attacks.waveform import WAVEFORM_ATTACKS, WaveformBudget, WaveformProblem, attack_named, snr_db
 from ser_fl.attacks.waveform_input import Clips
-from ser_fl.composition import compose
+from ser_fl.config.compose import compose
 from ser_fl.data.frontend import FeatureStatistics, LogMel, Standardisation
 from ser_fl.data.synthetic import SyntheticCorpus
 from ser_fl.errors import UserError
@@ -91,7 +91,7 @@ def crafted(name: str, given: WaveformProblem) -> Tensor:
 
 
 def right(given: WaveformProblem, adversarial_BT: Tensor) -> list[float]:
-    return given.victim.right(adversarial_BT, given.labels_B).tolist()
+    return given.target.right(adversarial_BT, given.labels_B).tolist()
 
 
 @pytest.mark.parametrize("name", ["pgd", "apgd_ce", "apgd_dlr"])
@@ -254,8 +254,8 @@ def test_psychoacoustic_stays_under_the_threshold_and_raises_the_loss(speech: li
     ball = MaskingBall.around(given.clips)
     assert bool((ball.share_below(adversarial_BT) >= 0.99).all())
     assert bool((ball.excess(adversarial_BT - given.clips.waveform_BT) <= 1.01).all())
-    before_B, _ = given.victim.score(given.clips.waveform_BT, given.labels_B, cross_entropy)
-    after_B, _ = given.victim.score(adversarial_BT, given.labels_B, cross_entropy)
+    before_B, _ = given.target.score(given.clips.waveform_BT, given.labels_B, cross_entropy)
+    after_B, _ = given.target.score(adversarial_BT, given.labels_B, cross_entropy)
     assert bool((after_B > before_B).all())
     loud = real(speech[:2], WaveformBudget("snr_db", 20.0), steps=10)
     assert bool((ball.share_below(crafted("pgd", loud)) < 0.99).all())  # which pays no heed to it

@@ -173,8 +173,8 @@ def test_rounds_of_the_workload_average_what_clients_trained(small: Any) -> None
 def test_small_network_is_of_the_promised_size() -> None:
     from benchmarks.workload import SMALL
 
-    from ser_fl.composition import compose
-    from ser_fl.models.catalogue import build_network
+    from ser_fl.config.compose import compose
+    from ser_fl.models.registry import build_network
 
     network = build_network(compose(SMALL).model, 6, seed=1)
     assert sum(parameter.numel() for parameter in network.parameters()) == 132_743

@@ -21,22 +21,22 @@ from torch import Tensor, nn
 
 import ser_fl
 from ser_fl.attacks.attack import Attack, Entry
-from ser_fl.attacks.budget import Box
-from ser_fl.attacks.catalogue import build
 from ser_fl.attacks.problem import Problem
+from ser_fl.attacks.registry import build
 from ser_fl.attacks.settings import AttackSettings
-from ser_fl.commands import Bars, TimeLeft
+from ser_fl.attacks.threat_model import Box
+from ser_fl.cli.commands import Bars, TimeLeft
 from ser_fl.defences import Defence, NoDefence, Randomisation
 from ser_fl.defences.squeezing import Deterministic
 from ser_fl.errors import UserError
-from ser_fl.evaluation.challenge import Challenge, digest_of, digest_of_weights
-from ser_fl.evaluation.curves import epsilons_of_curve
-from ser_fl.evaluation.judgement import Bench, merged
-from ser_fl.evaluation.kept import Archive, Folder, Memory, adversarials
-from ser_fl.evaluation.pace import Pace
-from ser_fl.evaluation.robustness import benchmark_attacks
-from ser_fl.evaluation.units import plan
-from ser_fl.records import AttackRecord
+from ser_fl.robustness.attack_metrics import Bench, merged
+from ser_fl.robustness.curves import epsilons_of_curve
+from ser_fl.robustness.plan import plan
+from ser_fl.robustness.progress import BenchmarkProgress
+from ser_fl.robustness.result_cache import Archive, Folder, Memory, adversarials
+from ser_fl.robustness.runner import benchmark_attacks
+from ser_fl.robustness.test_set import TestSet, digest_of, digest_of_weights
+from ser_fl.runs.records import AttackRecord
 
 F, L = 4, 6
 NAMES = "abcdefgh"
@@ -92,7 +92,7 @@ class Lowered(Deterministic):
         return torch.stack([model(features_BFL).argmax(dim=1) for features_BFL in shown])
 
 
-def challenge_of(means: Sequence[float], labels: Sequence[int], **changes: Any) -> Challenge:
+def make_test_set(means: Sequence[float], labels: Sequence[int], **changes: Any) -> TestSet:
     """Utterances with one value in every cell."""
     settings: dict[str, Any] = {
         "model": Sign(),
@@ -103,7 +103,7 @@ def challenge_of(means: Sequence[float], labels: Sequence[int], **changes: Any) 
         "box": Box.unbounded(),
         "seed": 0,
     }
-    return Challenge(**(settings | changes))
+    return TestSet(**(settings | changes))
 
 
 def moving(
@@ -160,9 +160,9 @@ def test_an_adaptive_attack_is_made_against_its_defence_and_shown_to_it_alone() 
         return -0.3
 
     attack = moving("one", move, adaptive=True)
-    challenge = challenge_of([0.1, -0.1], [1, 0])
+    test_set = make_test_set([0.1, -0.1], [1, 0])
     defences: list[Defence] = [NoDefence(), Lowered(0.0, 0.05), Lowered(0.0, name="other")]
-    records = benchmark_attacks(challenge, [attack], defences, adaptive=[attack], eot_samples=None)
+    records = benchmark_attacks(test_set, [attack], defences, adaptive=[attack], eot_samples=None)
     assert knew == [None, None, [0.5, 0.5], [0.5, 0.5], [1.0], [1.0]]
     told = {(record.defence, record.knowledge, record.eot_samples) for record in records if record.attack == "one"}
     assert told == {
@@ -176,11 +176,11 @@ def test_an_adaptive_attack_is_made_against_its_defence_and_shown_to_it_alone() 
 def test_the_number_of_samples_is_the_attackers() -> None:
     attack = moving("one", by({}), adaptive=True)
     records = benchmark_attacks(
-        challenge_of([0.1, -0.1], [1, 0]), [], [Randomisation()], adaptive=[attack], eot_samples=5
+        make_test_set([0.1, -0.1], [1, 0]), [], [Randomisation()], adaptive=[attack], eot_samples=5
     )
     assert only(records, "one", "randomisation").eot_samples == 5
     exact = benchmark_attacks(
-        challenge_of([0.1, -0.1], [1, 0]), [], [Randomisation()], adaptive=[attack], eot_samples=None
+        make_test_set([0.1, -0.1], [1, 0]), [], [Randomisation()], adaptive=[attack], eot_samples=None
     )
     assert only(exact, "one", "randomisation").eot_samples == 84
 
@@ -190,10 +190,10 @@ def test_worst_case_of_a_randomised_defence_is_taken_per_utterance_and_run() -> 
 
     The undefended attack breaks "a" in run 2 only, the adaptive one "b" in run 2 only; both leave the rest.
     """
-    challenge = challenge_of([0.3, 0.3, -0.3], [1, 1, 0])
+    test_set = make_test_set([0.3, 0.3, -0.3], [1, 1, 0])
     undefended, adaptive = moving("one", by({"a": -0.2})), moving("two", by({"b": -0.2}), adaptive=True)
     defence = Lowered(0.0, 0.2)
-    records = benchmark_attacks(challenge, [undefended], [defence], adaptive=[adaptive], eot_samples=None)
+    records = benchmark_attacks(test_set, [undefended], [defence], adaptive=[adaptive], eot_samples=None)
     assert only(records, "one", "lowered").robust_uar == pytest.approx((0.75 + 1) / 2)
     assert only(records, "two", "lowered").robust_uar == pytest.approx((0.75 + 1) / 2)
     worst = only(records, "worst_case", "lowered")
@@ -203,42 +203,42 @@ def test_worst_case_of_a_randomised_defence_is_taken_per_utterance_and_run() -> 
 
 def test_outcomes_of_the_other_domain_are_left_aside() -> None:
     """They may lie in the same folder, and count for no record, no worst case and no gap here."""
-    challenge, keeper = challenge_of([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4), Memory()
+    test_set, cache = make_test_set([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4), Memory()
     one, two = moving("one", by({"a": -0.2})), moving("two", by({"b": -0.2}))
-    expected = benchmark_attacks(challenge, [one, two], [NoDefence()], open_keeper=lambda: keeper)
-    (first, *_) = keeper.outcomes().values()
+    expected = benchmark_attacks(test_set, [one, two], [NoDefence()], open_cache=lambda: cache)
+    (first, *_) = cache.outcomes().values()
     everybody = ((0,) * 8,)
-    keeper.keep_outcome("audio", replace(first, domain="waveform", attack="three", votes={"none": everybody}))
-    again = benchmark_attacks(challenge, [one, two], [NoDefence()], open_keeper=lambda: keeper)
+    cache.keep_outcome("audio", replace(first, domain="waveform", attack="three", votes={"none": everybody}))
+    again = benchmark_attacks(test_set, [one, two], [NoDefence()], open_cache=lambda: cache)
     assert timeless(again) == timeless(expected)
-    assert [record.attack for record in Bench(challenge, [NoDefence()], domain="waveform").records(
-        keeper.outcomes().values()
+    assert [record.attack for record in Bench(test_set, [NoDefence()], domain="waveform").records(
+        cache.outcomes().values()
     )] == ["clean", "three"]  # fmt: skip
 
 
 def test_an_attack_made_twice_is_no_worst_case() -> None:
     """As where a sweep and an attack by itself have left an outcome each."""
-    challenge, keeper = challenge_of([0.1] * 2, [1, 1]), Memory()
+    test_set, cache = make_test_set([0.1] * 2, [1, 1]), Memory()
     attack = moving("one", by({"a": -0.2}))
     for ids in ({"one": 2}, {"one": 1}):
-        records = benchmark_attacks(challenge, [attack], [NoDefence()], subsets=ids, open_keeper=lambda: keeper)
-    assert len(keeper.outcomes()) == 2
+        records = benchmark_attacks(test_set, [attack], [NoDefence()], subsets=ids, open_cache=lambda: cache)
+    assert len(cache.outcomes()) == 2
     assert {record.attack for record in records} == {"clean", "one"}
 
 
 def test_where_few_were_attacked_by_one_who_knows_there_is_a_worst_case_of_those() -> None:
     """The adaptive attack breaks whatever it sees, a utterance of each class; the other one breaks nothing."""
-    challenge = challenge_of([0.1] * 3 + [-0.1] * 3, [1] * 3 + [0] * 3)
+    test_set = make_test_set([0.1] * 3 + [-0.1] * 3, [1] * 3 + [0] * 3)
 
     def move(problem: Problem, key: str) -> float:
         return 0.0 if problem.expectation is None else -0.3 if key in "abc" else 0.3
 
     attack = moving("one", move, adaptive=True)
     records = benchmark_attacks(
-        challenge, [attack], [NoDefence(), Lowered(0.0)], adaptive=[attack], subsets={"adaptive": 2}
+        test_set, [attack], [NoDefence(), Lowered(0.0)], adaptive=[attack], subsets={"adaptive": 2}
     )
     everybody, aware = (
-        only(records, "worst_case", "lowered", num_examples=size).robust_uar for size in (len(challenge), 2)
+        only(records, "worst_case", "lowered", num_examples=size).robust_uar for size in (len(test_set), 2)
     )
     assert everybody == pytest.approx(2 / 3) and aware == 0.0
     assert only(records, "worst_case", "lowered", num_examples=2).library == "ser_fl"
@@ -247,13 +247,13 @@ def test_where_few_were_attacked_by_one_who_knows_there_is_a_worst_case_of_those
 
 def test_the_gap_between_attackers_is_measured_on_the_utterances_of_both() -> None:
     """The adaptive attack breaks "a" and "b" of four utterances in class 1, the other one none."""
-    challenge = challenge_of([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4)
+    test_set = make_test_set([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4)
 
     def move(problem: Problem, key: str) -> float:
         return -0.3 if problem.expectation is not None and key in "ab" else 0.0
 
     attack = moving("one", move, adaptive=True)
-    records = benchmark_attacks(challenge, [attack], [Lowered(0.0)], adaptive=[attack])
+    records = benchmark_attacks(test_set, [attack], [Lowered(0.0)], adaptive=[attack])
     gap = only(records, "one", "lowered", knowledge="adaptive").undefended_gap
     assert gap is not None
     assert gap[0] == pytest.approx(0.25)
@@ -262,10 +262,10 @@ def test_the_gap_between_attackers_is_measured_on_the_utterances_of_both() -> No
 
 
 def test_subsets_of_adaptive_attacks() -> None:
-    challenge = challenge_of([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4)
+    test_set = make_test_set([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4)
     one, two = (moving(name, by({}), adaptive=True) for name in ("one", "two"))
     subsets = {"adaptive": 4, "one": 2}
-    units = plan(challenge, [one, two], [Lowered(0.0)], adaptive=[one, two], subsets=subsets)
+    units = plan(test_set, [one, two], [Lowered(0.0)], adaptive=[one, two], subsets=subsets)
     assert [(unit.label, len(unit.part)) for unit in units] == [
         *(("one at 0.5", 2), ("one at 0.5, adaptive", 2), ("two at 0.5", 8), ("two at 0.5, adaptive", 4)),
     ]
@@ -288,7 +288,7 @@ def test_subsets_of_adaptive_attacks() -> None:
     ],
 )
 def test_mistakes_are_told(arguments: dict[str, Any], words: Sequence[str]) -> None:
-    features_NFL = challenge_of([0.1, -0.1], [1, 0]).features_NFL
+    features_NFL = make_test_set([0.1, -0.1], [1, 0]).features_NFL
     with pytest.raises(UserError) as caught:
         ser_fl.benchmark(Sign(), features_NFL, torch.tensor([1, 0]), **arguments)
     assert all(word in str(caught.value) for word in words), caught.value
@@ -337,32 +337,32 @@ def test_a_sweep_on_a_linear_model_is_known_in_full() -> None:
     What a smaller epsilon broke costs nothing at a larger one.
     """
     means = [0.1, 0.2, 0.4, 0.8, -0.1, -0.2, -0.4, -0.8]
-    challenge = challenge_of(means, [1] * 4 + [0] * 4)
+    test_set = make_test_set(means, [1] * 4 + [0] * 4)
     epsilons = (0.15, 0.25, 0.5, 1.0)
-    records = benchmark_attacks(challenge, bim(*epsilons), [NoDefence()])
+    records = benchmark_attacks(test_set, bim(*epsilons), [NoDefence()])
     swept = [only(records, "bim", epsilon=epsilon) for epsilon in epsilons]
     assert [record.robust_uar for record in swept] == [0.75, 0.5, 0.25, 0.0]
     assert [record.backward_passes for record in swept] == [4 * left for left in (8, 6, 4, 2)]
     assert [record.num_examples for record in swept] == [8] * 4
     assert [record.median_epsilon for record in swept] == [None, 0.25, 0.25, 0.25]
-    alone = [only(benchmark_attacks(challenge, bim(e), [NoDefence()]), "bim").backward_passes for e in epsilons]
+    alone = [only(benchmark_attacks(test_set, bim(e), [NoDefence()]), "bim").backward_passes for e in epsilons]
     assert sum(record.backward_passes for record in swept) < sum(alone)
-    by_itself = benchmark_attacks(challenge, bim(*epsilons), [NoDefence()], sweep=False)
+    by_itself = benchmark_attacks(test_set, bim(*epsilons), [NoDefence()], sweep=False)
     assert [only(by_itself, "bim", epsilon=epsilon).backward_passes for epsilon in epsilons] == alone
     assert [only(by_itself, "bim", epsilon=epsilon).robust_uar for epsilon in epsilons] == [0.75, 0.5, 0.25, 0.0]
 
 
 def test_robust_uar_never_rises_with_epsilon() -> None:
     """An attack that breaks other utterances at each epsilon, and by itself fewer at the larger."""
-    challenge = challenge_of([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4)
+    test_set = make_test_set([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4)
     small = moving("one", by({"a": -0.2, "b": -0.2}), epsilon=0.3, warm=True)
     large = moving("one", by({"c": -0.2}), epsilon=0.6, warm=True)
     defences: list[Defence] = [NoDefence(), Lowered(0.0, 0.05)]
-    swept = benchmark_attacks(challenge, [large, small], defences)
+    swept = benchmark_attacks(test_set, [large, small], defences)
     for defence in ("none", "lowered"):
         assert only(swept, "one", defence, epsilon=0.3).robust_uar == 0.75
         assert only(swept, "one", defence, epsilon=0.6).robust_uar == 0.625
-    cold = benchmark_attacks(challenge, [large, small], defences, sweep=False)
+    cold = benchmark_attacks(test_set, [large, small], defences, sweep=False)
     assert only(cold, "one", epsilon=0.6).robust_uar == 0.875
     assert [record.swept for record in swept if record.attack == "one"] == [False, False, True, True]
     assert not any(record.swept for record in cold)
@@ -370,22 +370,22 @@ def test_robust_uar_never_rises_with_epsilon() -> None:
 
 def test_a_single_step_is_no_part_of_a_sweep() -> None:
     """It always goes to the edge: what it broke at a smaller epsilon it need not break at a larger one."""
-    challenge = challenge_of([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4)
+    test_set = make_test_set([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4)
     small, large = moving("one", by({"a": -0.2, "b": -0.2}), epsilon=0.3), moving("one", by({"c": -0.2}), epsilon=0.6)
-    records = benchmark_attacks(challenge, [large, small], [NoDefence()])
+    records = benchmark_attacks(test_set, [large, small], [NoDefence()])
     assert [only(records, "one", epsilon=epsilon).robust_uar for epsilon in (0.3, 0.6)] == [0.75, 0.875]
 
 
 def test_a_leftover_is_no_subset_that_an_attacker_who_knows_has_seen() -> None:
     """With ``drop_broken`` the adaptive attack sees what the other one left: no gap is measured on that."""
-    challenge = challenge_of([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4)
+    test_set = make_test_set([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4)
 
     def move(problem: Problem, key: str) -> float:
         return {"a": -0.3}.get(key, 0.0) if problem.expectation is None else -0.3 if key == "b" else 0.0
 
     attack = moving("one", move, adaptive=True)
     for drop_broken in (False, True):
-        records = benchmark_attacks(challenge, [attack], [Lowered(0.0)], adaptive=[attack], drop_broken=drop_broken)
+        records = benchmark_attacks(test_set, [attack], [Lowered(0.0)], adaptive=[attack], drop_broken=drop_broken)
         adaptive = only(records, "one", "lowered", knowledge="adaptive")
         assert (adaptive.undefended_gap is None) is drop_broken
         assert adaptive.num_examples == 8 - drop_broken
@@ -394,11 +394,11 @@ def test_a_leftover_is_no_subset_that_an_attacker_who_knows_has_seen() -> None:
 
 def test_what_one_run_of_a_defence_still_recognises_is_attacked_again() -> None:
     """At the smaller epsilon "a" is lost in both runs and "b" in one: only "a" is carried on."""
-    challenge = challenge_of([0.3, 0.3, -0.3], [1, 1, 0])
+    test_set = make_test_set([0.3, 0.3, -0.3], [1, 1, 0])
     seen: list[tuple[str, ...]] = []
     small = moving("one", by({"a": -0.35, "b": -0.2}), epsilon=0.4, seen=seen, warm=True)
     large = moving("one", by({"b": 0.0}), epsilon=0.8, seen=seen, warm=True)
-    records = benchmark_attacks(challenge, [small, large], [Lowered(0.0, 0.2)])
+    records = benchmark_attacks(test_set, [small, large], [Lowered(0.0, 0.2)])
     assert seen == [("a", "b", "c"), ("b", "c")]
     # "b" moved by nothing is recognised in both runs, but the smaller epsilon has broken it in one.
     assert only(records, "one", "lowered", epsilon=0.8).robust_uar == pytest.approx((0.25 + 1) / 2)
@@ -413,8 +413,8 @@ def test_a_warm_attack_begins_where_the_smaller_epsilon_ended() -> None:
         return {0.1: -0.05, 0.2: -0.15}[problem.settings.epsilon]
 
     attacks = [moving("one", move, epsilon=epsilon, warm=True) for epsilon in (0.1, 0.2)]
-    challenge = challenge_of([1.0, 0.1, 0.9], [1, 1, 1], batch_size=8)
-    benchmark_attacks(challenge, attacks, [NoDefence()])
+    test_set = make_test_set([1.0, 0.1, 0.9], [1, 1, 1], batch_size=8)
+    benchmark_attacks(test_set, attacks, [NoDefence()])
     assert began[:3] == [None] * 3
     start_BFL = began[3]
     assert start_BFL is not None
@@ -424,24 +424,24 @@ def test_a_warm_attack_begins_where_the_smaller_epsilon_ended() -> None:
 def test_an_attack_on_the_whole_set_carries_nothing_on() -> None:
     seen: list[tuple[str, ...]] = []
     attacks = [moving("one", by({"a": -0.2}), epsilon=e, seen=seen, whole_set=True, warm=True) for e in (0.3, 0.6)]
-    benchmark_attacks(challenge_of([0.1, 0.1, -0.1], [1, 1, 0], batch_size=2), attacks, [NoDefence()])
+    benchmark_attacks(make_test_set([0.1, 0.1, -0.1], [1, 1, 0], batch_size=2), attacks, [NoDefence()])
     assert seen == [("a", "b", "c")] * 2
 
 
 def test_the_smallest_epsilon_of_a_minimal_attack_is_its_norm() -> None:
-    challenge = challenge_of([0.1, 0.2, 0.3, -0.1, -0.2], [1, 1, 1, 0, 1])  # the last one is wrong anyway
+    test_set = make_test_set([0.1, 0.2, 0.3, -0.1, -0.2], [1, 1, 1, 0, 1])  # the last one is wrong anyway
     attack = moving("near", by({"a": -0.11, "b": -0.21, "d": 0.13}), minimal=True)
-    record = only(benchmark_attacks(challenge, [attack], [NoDefence()]), "near")
+    record = only(benchmark_attacks(test_set, [attack], [NoDefence()]), "near")
     assert record.median_epsilon == pytest.approx(0.13)  # 0, 0.11, 0.13, 0.21, infinite
 
 
 def test_the_curve_goes_from_near_clean_to_chance() -> None:
     """Twenty distances a class from 0.1 to 2: UAR falls by 2.5 points at 0.1, and to a half at 1.0."""
     distances = [0.1 * rank for rank in range(1, 21)]
-    challenge = challenge_of(
+    test_set = make_test_set(
         [*distances, *(-d for d in distances)], [1] * 20 + [0] * 20, ids=tuple(map(str, range(40)))
     )
-    epsilons = epsilons_of_curve(challenge, around=0.08)
+    epsilons = epsilons_of_curve(test_set, around=0.08)
     assert len(epsilons) == 10
     assert list(epsilons) == sorted(epsilons)
     assert epsilons[0] == 0.08  # the largest of 0.08 * 2^k below 0.1
@@ -449,10 +449,10 @@ def test_the_curve_goes_from_near_clean_to_chance() -> None:
     ratios = [larger / smaller for smaller, larger in pairwise(epsilons)]
     assert max(ratios) == pytest.approx(min(ratios), rel=0.03)
     for around in (5.0, 0.001):
-        ends = epsilons_of_curve(challenge, around=around)
+        ends = epsilons_of_curve(test_set, around=around)
         assert 0.05 <= ends[0] < 0.1
         assert 1.0 <= ends[-1] < 2.0 + 1e-9
-    boxed = replace(challenge, box=Box(torch.full((F, 1), 0.1), torch.full((F, 1), 0.3)))
+    boxed = replace(test_set, box=Box(torch.full((F, 1), 0.1), torch.full((F, 1), 0.3)))
     assert epsilons_of_curve(boxed, around=0.08)[-1] <= 0.32  # nothing is gained beyond the box
 
 
@@ -481,21 +481,21 @@ def network() -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Linear(F * L, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
 
 
-def rough_challenge(model: nn.Module, **changes: Any) -> Challenge:
+def rough_challenge(model: nn.Module, **changes: Any) -> TestSet:
     """Noise that a network has its own opinion of."""
     features_NFL = torch.randn(8, F, L, generator=torch.Generator().manual_seed(3))
     labels_N = model(features_NFL).argmax(1)
-    return challenge_of([0.0] * 8, [0] * 8, model=model, features_NFL=features_NFL, labels_N=labels_N,
+    return make_test_set([0.0] * 8, [0] * 8, model=model, features_NFL=features_NFL, labels_N=labels_N,
                         num_classes=3, batch_size=3, **changes)  # fmt: skip
 
 
-def open_folder(path: Path, challenge: Challenge, *, keep: bool = False) -> Folder:
-    weights = digest_of_weights(challenge.model)
+def open_folder(path: Path, test_set: TestSet, *, keep: bool = False) -> Folder:
+    weights = digest_of_weights(test_set.model)
     return Archive(path).open(
-        digest_of(challenge),
+        digest_of(test_set),
         weights,
         device=torch.device("cpu"),
-        shape_FL=tuple(challenge.features_NFL.shape[1:]),
+        shape_FL=tuple(test_set.features_NFL.shape[1:]),
         keeps_adversarials=keep,
     )
 
@@ -508,17 +508,17 @@ def suite() -> dict[str, Any]:
 
 @pytest.mark.parametrize("calls", [1, 2, 4, 7, 11, 14])
 def test_a_killed_benchmark_goes_on_with_the_same_bits(calls: int, tmp_path: Path) -> None:
-    challenge = rough_challenge(network())
+    test_set = rough_challenge(network())
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    expected = benchmark_attacks(challenge, **suite(), open_keeper=lambda: open_folder(whole, challenge, keep=True))
+    expected = benchmark_attacks(test_set, **suite(), open_cache=lambda: open_folder(whole, test_set, keep=True))
     with pytest.raises(Killed):
         benchmark_attacks(
-            challenge,
+            test_set,
             **suite(),
-            open_keeper=lambda: open_folder(parts, challenge, keep=True),
+            open_cache=lambda: open_folder(parts, test_set, keep=True),
             on_attack=killed_after(calls),
         )
-    gone_on = benchmark_attacks(challenge, **suite(), open_keeper=lambda: open_folder(parts, challenge, keep=True))
+    gone_on = benchmark_attacks(test_set, **suite(), open_cache=lambda: open_folder(parts, test_set, keep=True))
     assert timeless(gone_on) == timeless(expected)
     made = [file.relative_to(whole) for file in whole.rglob("*.safetensors")]
     assert made and len(made) == len(list(parts.rglob("*.safetensors")))
@@ -529,12 +529,12 @@ def test_a_killed_benchmark_goes_on_with_the_same_bits(calls: int, tmp_path: Pat
 
 def test_no_batch_is_made_twice(tmp_path: Path) -> None:
     seen: list[tuple[str, ...]] = []
-    challenge = challenge_of([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4, batch_size=3)
+    test_set = make_test_set([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4, batch_size=3)
     attacks = [moving(name, by({}), seen=seen) for name in ("one", "two")]
 
     def run(**changes: Any) -> list[AttackRecord]:
         return benchmark_attacks(
-            challenge, attacks, [NoDefence()], open_keeper=lambda: open_folder(tmp_path, challenge), **changes
+            test_set, attacks, [NoDefence()], open_cache=lambda: open_folder(tmp_path, test_set), **changes
         )
 
     with pytest.raises(Killed):
@@ -550,16 +550,14 @@ def test_no_batch_is_made_twice(tmp_path: Path) -> None:
 def test_adversarials_go_when_no_larger_epsilon_waits_for_them(tmp_path: Path) -> None:
     """And a second benchmark that goes further makes what it needs of the smaller one again, not more."""
     seen: list[tuple[str, ...]] = []
-    challenge = challenge_of([0.1, 0.3, -0.3], [1, 1, 0])
+    test_set = make_test_set([0.1, 0.3, -0.3], [1, 1, 0])
 
     def run(*epsilons: float) -> list[AttackRecord]:
         attacks = [
             moving("one", lambda problem, key: -0.9 * problem.settings.epsilon, epsilon=e, seen=seen, warm=True)
             for e in epsilons
         ]
-        return benchmark_attacks(
-            challenge, attacks, [NoDefence()], open_keeper=lambda: open_folder(tmp_path, challenge)
-        )
+        return benchmark_attacks(test_set, attacks, [NoDefence()], open_cache=lambda: open_folder(tmp_path, test_set))
 
     run(0.2)
     assert list(tmp_path.rglob("*.safetensors")) == []
@@ -570,14 +568,12 @@ def test_adversarials_go_when_no_larger_epsilon_waits_for_them(tmp_path: Path) -
 
 
 def test_another_benchmark_adds_to_the_worst_case(tmp_path: Path) -> None:
-    challenge = challenge_of([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4)
+    test_set = make_test_set([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4)
     one, two = moving("one", by({"a": -0.2})), moving("two", by({"b": -0.2}))
-    together = benchmark_attacks(challenge, [one, two], [NoDefence()])
+    together = benchmark_attacks(test_set, [one, two], [NoDefence()])
 
     def run(attack: Attack) -> list[AttackRecord]:
-        return benchmark_attacks(
-            challenge, [attack], [NoDefence()], open_keeper=lambda: open_folder(tmp_path, challenge)
-        )
+        return benchmark_attacks(test_set, [attack], [NoDefence()], open_cache=lambda: open_folder(tmp_path, test_set))
 
     assert [record.attack for record in run(one)] == ["clean", "one"]
     assert timeless(run(two)) == timeless(together)
@@ -585,33 +581,33 @@ def test_another_benchmark_adds_to_the_worst_case(tmp_path: Path) -> None:
 
 
 def test_another_defence_is_shown_what_is_made_again(tmp_path: Path) -> None:
-    challenge = challenge_of([0.1, -0.1], [1, 0])
+    test_set = make_test_set([0.1, -0.1], [1, 0])
     attack = moving("one", by({"a": -0.2}))
     for defences in ([NoDefence()], [NoDefence(), Lowered(0.0)]):
-        records = benchmark_attacks(challenge, [attack], defences, open_keeper=lambda: open_folder(tmp_path, challenge))
+        records = benchmark_attacks(test_set, [attack], defences, open_cache=lambda: open_folder(tmp_path, test_set))
     assert {record.defence for record in records if record.attack == "one"} == {"none", "lowered"}
 
 
 @pytest.mark.parametrize("change", ["weights", "seed", "utterances", "box", "settings"])
 def test_what_depends_on_something_else_is_made_anew(change: str, tmp_path: Path) -> None:
     seen: list[tuple[str, ...]] = []
-    challenge = challenge_of([0.1, 0.3, -0.1], [1, 1, 0], model=Slope())
+    test_set = make_test_set([0.1, 0.3, -0.1], [1, 1, 0], model=Slope())
     attack = moving("one", by({}), seen=seen)
 
     def run() -> None:
-        benchmark_attacks(challenge, [attack], [NoDefence()], open_keeper=lambda: open_folder(tmp_path, challenge))
+        benchmark_attacks(test_set, [attack], [NoDefence()], open_cache=lambda: open_folder(tmp_path, test_set))
 
     run()
     run()
     assert len(seen) == 1
     if change == "weights":
-        challenge = replace(challenge, model=Slope(0.5))
+        test_set = replace(test_set, model=Slope(0.5))
     elif change == "seed":
-        challenge = replace(challenge, seed=1)
+        test_set = replace(test_set, seed=1)
     elif change == "utterances":
-        challenge = replace(challenge, features_NFL=challenge.features_NFL + 1e-3)
+        test_set = replace(test_set, features_NFL=test_set.features_NFL + 1e-3)
     elif change == "box":
-        challenge = replace(challenge, box=Box(torch.full((F, 1), -9.0), torch.full((F, 1), 9.0)))
+        test_set = replace(test_set, box=Box(torch.full((F, 1), -9.0), torch.full((F, 1), 9.0)))
     else:
         attack = replace(attack, settings=replace(attack.settings, steps=3))
     run()
@@ -619,9 +615,9 @@ def test_what_depends_on_something_else_is_made_anew(change: str, tmp_path: Path
 
 
 def test_files_that_are_not_whole_are_no_outcomes(tmp_path: Path) -> None:
-    challenge = challenge_of([0.1, -0.1], [1, 0])
-    folder = open_folder(tmp_path, challenge)
-    benchmark_attacks(challenge, [moving("one", by({}))], [NoDefence()], open_keeper=lambda: folder)
+    test_set = make_test_set([0.1, -0.1], [1, 0])
+    folder = open_folder(tmp_path, test_set)
+    benchmark_attacks(test_set, [moving("one", by({}))], [NoDefence()], open_cache=lambda: folder)
     ((key, outcome),) = folder.outcomes().items()
     assert folder.outcome(key) == outcome
     file = folder.root / f"{key}.json"
@@ -634,9 +630,9 @@ def test_files_that_are_not_whole_are_no_outcomes(tmp_path: Path) -> None:
 
 
 def test_records_of_two_benchmarks_are_told_apart() -> None:
-    challenge = challenge_of([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4)
-    first = benchmark_attacks(challenge, [moving("one", by({"a": -0.2})), moving("two", by({}))], [NoDefence()])
-    again = benchmark_attacks(challenge, [moving("one", by({"b": -0.2})), moving("three", by({}))], [NoDefence()])
+    test_set = make_test_set([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4)
+    first = benchmark_attacks(test_set, [moving("one", by({"a": -0.2})), moving("two", by({}))], [NoDefence()])
+    again = benchmark_attacks(test_set, [moving("one", by({"b": -0.2})), moving("three", by({}))], [NoDefence()])
     both = merged(first, again)
     assert [record.attack for record in both] == ["clean", "one", "two", "three", "worst_case"]
     assert only(both, "one") == only(again, "one")
@@ -649,34 +645,34 @@ def test_records_of_two_benchmarks_are_told_apart() -> None:
 
 def test_attacks_are_spared_what_earlier_ones_broke() -> None:
     """ "one" breaks a and b, "two" would break b and c: it is given what "one" left, and the worst case is the same."""
-    challenge = challenge_of([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4)
+    test_set = make_test_set([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4)
     seen: list[tuple[str, ...]] = []
     attacks = [moving("one", by({"a": -0.2, "b": -0.2})), moving("two", by({"b": -0.2, "c": -0.2}), seen=seen)]
-    spared = benchmark_attacks(challenge, attacks, [NoDefence()], drop_broken=True)
+    spared = benchmark_attacks(test_set, attacks, [NoDefence()], drop_broken=True)
     assert seen == [tuple("cdefgh")]
     assert (only(spared, "two").num_examples, only(spared, "two").robust_uar) == (6, 0.75)
-    whole = benchmark_attacks(challenge, attacks, [NoDefence()])
+    whole = benchmark_attacks(test_set, attacks, [NoDefence()])
     assert only(spared, "worst_case") == only(whole, "worst_case")
     assert only(spared, "worst_case").library == "ser_fl"
 
 
 def test_where_nothing_is_left_nothing_is_attacked() -> None:
     everything = {key: (-0.2 if key in "abcd" else 0.2) for key in NAMES}
-    challenge = challenge_of([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4)
+    test_set = make_test_set([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4)
     seen: list[tuple[str, ...]] = []
     attacks = [moving("one", by(everything)), moving("two", by({}), seen=seen)]
-    records = benchmark_attacks(challenge, attacks, [NoDefence()], drop_broken=True)
+    records = benchmark_attacks(test_set, attacks, [NoDefence()], drop_broken=True)
     assert seen == []
     assert [record.attack for record in records] == ["clean", "one", "worst_case"]
     assert only(records, "worst_case").robust_uar == 0.0
 
 
 def test_sparing_and_sweeping_together_keep_the_worst_case() -> None:
-    challenge = rough_challenge(network())
+    test_set = rough_challenge(network())
     pgd = [build(AttackSettings(name="pgd", epsilon=e, steps=2, restarts=1)) for e in (0.1, 0.3, 0.6)]
     arguments: dict[str, Any] = {"attacks": [*bim(0.1, 0.3, 0.6), *pgd], "defences": [NoDefence()]}
-    whole = benchmark_attacks(challenge, **arguments)
-    spared = benchmark_attacks(challenge, **arguments, drop_broken=True)
+    whole = benchmark_attacks(test_set, **arguments)
+    spared = benchmark_attacks(test_set, **arguments, drop_broken=True)
     for epsilon in (0.1, 0.3, 0.6):
         worst = [only(records, "worst_case", epsilon=epsilon).robust_uar for records in (whole, spared)]
         assert worst[0] == pytest.approx(worst[1])
@@ -688,14 +684,14 @@ def test_sparing_and_sweeping_together_keep_the_worst_case() -> None:
 
 
 def test_records_say_who_was_recognised() -> None:
-    challenge = challenge_of(
+    test_set = make_test_set(
         [0.1, 0.1, 0.1, -0.1],
         [1, 1, 1, 0],
         speakers=("ann", "ann", "ben", "ben"),
         sexes=("female", "female", "male", "male"),
         emotions=("calm", "anger"),
     )
-    records = benchmark_attacks(challenge, [moving("one", by({"a": -0.2}))], [NoDefence()])
+    records = benchmark_attacks(test_set, [moving("one", by({"a": -0.2}))], [NoDefence()])
     record = only(records, "one")
     assert record.speaker_uar == {"ann": 0.5, "ben": 1.0}
     assert record.sex_uar == {"female": 0.5, "male": 1.0}
@@ -703,7 +699,7 @@ def test_records_say_who_was_recognised() -> None:
     assert record.uar_interval is not None
     assert record.uar_interval[0] <= record.robust_uar <= record.uar_interval[1]
     assert only(records, "clean").speaker_uar == {"ann": 1.0, "ben": 1.0}
-    part = only(benchmark_attacks(challenge, [moving("one", by({}))], [NoDefence()], subsets={"one": 2}), "one")
+    part = only(benchmark_attacks(test_set, [moving("one", by({}))], [NoDefence()], subsets={"one": 2}), "one")
     assert sum(map(len, (part.speaker_uar, part.emotion_recall))) >= 2
 
 
@@ -711,10 +707,10 @@ def test_records_say_who_was_recognised() -> None:
 
 
 def test_progress_counts_the_whole_benchmark_and_the_seconds_left() -> None:
-    challenge = challenge_of([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4, batch_size=4)
+    test_set = make_test_set([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4, batch_size=4)
     told: list[tuple[str, int, int, float | None]] = []
     benchmark_attacks(
-        challenge,
+        test_set,
         bim(0.05, 0.06),
         [NoDefence()],
         on_attack=lambda name, done, total, seconds_left=None: told.append((name, done, total, seconds_left)),
@@ -731,10 +727,10 @@ def test_progress_counts_the_whole_benchmark_and_the_seconds_left() -> None:
 
 def test_time_left_follows_what_an_attack_has_cost() -> None:
     """bim costs 2 s an utterance; pgd has not run, and has 5 steps and 2 starts to bim's 4 steps and one."""
-    challenge = challenge_of([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4)
+    test_set = make_test_set([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4)
     pgd = build(AttackSettings(name="pgd", epsilon=0.1, steps=5, restarts=2))
-    first, second = units = plan(challenge, [*bim(0.1), pgd], [NoDefence()])
-    pace = Pace(units, lambda name, done, total, seconds_left=None: None)
+    first, second = units = plan(test_set, [*bim(0.1), pgd], [NoDefence()])
+    pace = BenchmarkProgress(units, lambda name, done, total, seconds_left=None: None)
     assert pace.seconds_left() is None
     pace.count(first, 6, 12.0)
     assert pace.seconds_left() == pytest.approx(2 * 2.0 + 8 * 2.0 * (5 * 2) / 4)
@@ -766,8 +762,8 @@ class Counted(Memory):
 
 
 def test_memory_holds_two_epsilons_of_a_sweep_at_most() -> None:
-    keeper = Counted()
-    challenge = challenge_of([9.0] * 4 + [-9.0] * 4, [1] * 4 + [0] * 4, batch_size=4)
-    benchmark_attacks(challenge, bim(0.1, 0.2, 0.3, 0.4, 0.5), [NoDefence()], open_keeper=lambda: keeper)
-    assert keeper.most == 4  # two batches an epsilon
-    assert math.isclose(len(keeper.outcomes()), 5)
+    cache = Counted()
+    test_set = make_test_set([9.0] * 4 + [-9.0] * 4, [1] * 4 + [0] * 4, batch_size=4)
+    benchmark_attacks(test_set, bim(0.1, 0.2, 0.3, 0.4, 0.5), [NoDefence()], open_cache=lambda: cache)
+    assert cache.most == 4  # two batches an epsilon
+    assert math.isclose(len(cache.outcomes()), 5)

@@ -18,29 +18,29 @@ import torch
 from torch import Tensor, nn
 
 from ser_fl.attacks.attack import Attack, Entry
-from ser_fl.attacks.budget import Box
-from ser_fl.attacks.catalogue import build
 from ser_fl.attacks.problem import Problem
+from ser_fl.attacks.registry import build
 from ser_fl.attacks.settings import AttackSettings
-from ser_fl.commands import print_examination
+from ser_fl.attacks.threat_model import Box
+from ser_fl.cli.commands import print_sanity_report
 from ser_fl.defences import NoDefence, Randomisation
 from ser_fl.errors import UserError
-from ser_fl.evaluation.challenge import Challenge
-from ser_fl.evaluation.checks import probes
-from ser_fl.evaluation.checks import records as checks
-from ser_fl.evaluation.checks.doubt import (
-    Doubt,
-    Examination,
-    NotChecked,
-    read_examination,
-    write_examination,
-)
-from ser_fl.evaluation.checks.examination import examine
-from ser_fl.evaluation.checks.probes import probe, strongest
-from ser_fl.evaluation.checks.records import doubts_of_records, examine_records
-from ser_fl.evaluation.robustness import benchmark_attacks
 from ser_fl.randomness import generator
-from ser_fl.records import AttackRecord, RunFolder
+from ser_fl.robustness.runner import benchmark_attacks
+from ser_fl.robustness.sanity_checks import probes
+from ser_fl.robustness.sanity_checks import records as checks
+from ser_fl.robustness.sanity_checks.probes import probe, strongest
+from ser_fl.robustness.sanity_checks.records import check_records, doubts_of_records
+from ser_fl.robustness.sanity_checks.report import (
+    Doubt,
+    NotChecked,
+    SanityReport,
+    read_sanity_report,
+    write_sanity_report,
+)
+from ser_fl.robustness.sanity_checks.run import check_benchmark
+from ser_fl.robustness.test_set import TestSet
+from ser_fl.runs.records import AttackRecord, RunFolder
 
 F, L = 2, 3
 SIDE = 2.0
@@ -122,7 +122,7 @@ def two_classes(lead_B: Tensor) -> Tensor:
     return torch.stack([-lead_B, lead_B], dim=1)
 
 
-def challenge_of(model: nn.Module, means: Sequence[float] = MEANS, **changes: Any) -> Challenge:
+def make_test_set(model: nn.Module, means: Sequence[float] = MEANS, **changes: Any) -> TestSet:
     """Utterances with one value in every cell, labelled by its sign."""
     values_N = torch.tensor(means)
     fields: dict[str, Any] = {
@@ -134,7 +134,7 @@ def challenge_of(model: nn.Module, means: Sequence[float] = MEANS, **changes: An
         "box": BOX,
         "seed": 0,
     }
-    return Challenge(**(fields | changes))
+    return TestSet(**(fields | changes))
 
 
 def attack_of(name: str = "pgd", epsilon: float = 0.3, **settings: Any) -> Attack:
@@ -155,9 +155,9 @@ def to_the_edge(problem: Problem) -> Tensor:
     return problem.features_BFL + steps_B[:, None, None]
 
 
-def benchmarked(challenge: Challenge, *attacks: Attack, defence: Any = None) -> list[AttackRecord]:
+def benchmarked(test_set: TestSet, *attacks: Attack, defence: Any = None) -> list[AttackRecord]:
     defences = [NoDefence()] if defence is None else [NoDefence(), defence]
-    return benchmark_attacks(challenge, attacks, defences, sweep=False)
+    return benchmark_attacks(test_set, attacks, defences, sweep=False)
 
 
 def found(records: Sequence[AttackRecord], check: str) -> Any:
@@ -202,10 +202,10 @@ HONEST = [
 
 
 def test_an_honest_benchmark_passes_every_check() -> None:
-    examination = examine_records(HONEST)
-    assert examination.doubts == ()
-    assert set(examination.passed) == set(checks.RECORD_CHECKS)
-    assert not examination.not_checked
+    sanity_report = check_records(HONEST)
+    assert sanity_report.doubts == ()
+    assert set(sanity_report.passed) == set(checks.RECORD_CHECKS)
+    assert not sanity_report.not_checked
 
 
 @pytest.mark.parametrize(
@@ -305,8 +305,8 @@ def test_snr_is_a_budget_that_grows_downwards() -> None:
 
 def test_undefined_scores_raise_no_error() -> None:
     nan = float("nan")
-    examination = examine_records([replace(each, robust_uar=nan, clean_uar=nan) for each in HONEST])
-    assert len(examination.passed) + len(examination.not_checked) + len(examination.failed) > 0
+    sanity_report = check_records([replace(each, robust_uar=nan, clean_uar=nan) for each in HONEST])
+    assert len(sanity_report.passed) + len(sanity_report.not_checked) + len(sanity_report.failed) > 0
 
 
 def test_attacks_that_may_have_had_no_chance_are_one_hint() -> None:
@@ -333,11 +333,11 @@ def test_a_longer_step_is_caught_by_no_ripple() -> None:
     """FGSM jumps over the ripple that BIM's small steps are caught in."""
     labels_N = torch.ones(3, dtype=torch.long)
     fgsm, caught = attack_of("fgsm", 0.8), attack_of("bim", 0.8, step_size=0.02)
-    challenge = challenge_of(Rippled(), [0.0, 0.002, 0.004], labels_N=labels_N)
-    doubt = only(found(benchmarked(challenge, fgsm, caught), checks.MANY_STEPS))
+    test_set = make_test_set(Rippled(), [0.0, 0.002, 0.004], labels_N=labels_N)
+    doubt = only(found(benchmarked(test_set, fgsm, caught), checks.MANY_STEPS))
     assert (doubt.attack, doubt.epsilon, doubt.severity) == ("fgsm", 0.8, "fails")
     assert "UAR 0.000" in doubt.words and "leaves 1.000" in doubt.words
-    free = replace(challenge, model=Sign(), features_NFL=challenge.features_NFL + 0.1)
+    free = replace(test_set, model=Sign(), features_NFL=test_set.features_NFL + 0.1)
     assert found(benchmarked(free, fgsm, caught), checks.MANY_STEPS) == []
 
 
@@ -354,29 +354,29 @@ def test_a_step_that_overshoots_lets_uar_rise() -> None:
         ("fgsm", {}, "hint"),
         ("bim", {"steps": 2, "step_size": 1.0}, "fails"),
     ):
-        challenge = challenge_of(Wave(), means, labels_N=torch.ones(3, dtype=torch.long))
+        test_set = make_test_set(Wave(), means, labels_N=torch.ones(3, dtype=torch.long))
         curve = [attack_of(name, epsilon, **settings) for epsilon in (0.4, 1.0)]
-        doubt = only(found(benchmarked(challenge, *curve), checks.FALLS))
+        doubt = only(found(benchmarked(test_set, *curve), checks.FALLS))
         assert (doubt.severity, doubt.epsilon) == (severity, 1.0)
-        assert found(benchmarked(replace(challenge, model=Sign()), *curve), checks.FALLS) == []
+        assert found(benchmarked(replace(test_set, model=Sign()), *curve), checks.FALLS) == []
 
 
 def test_whoever_needs_no_gradient_breaks_what_hides_it() -> None:
     """Square and noise against PGD, on an input that is rounded; and on one that is not."""
     square = attack_of("art:SquareAttack", 0.3, steps=20)
     attacks = [attack_of("pgd", restarts=0), square, crafted("noise_uniform", to_the_edge)]
-    hidden = benchmarked(challenge_of(Quantised()), *attacks)
+    hidden = benchmarked(make_test_set(Quantised()), *attacks)
     black, noise, idle = (only(found(hidden, check)) for check in (checks.WHITE_BOX, checks.NOISE, checks.SUCCESS))
     assert (black.attack, black.severity) == ("art:SquareAttack", "fails")
     assert (noise.attack, noise.severity) == ("pgd", "fails")
     assert (idle.attack, idle.severity) == ("pgd", "fails")
-    shown = benchmarked(challenge_of(Sign()), *attacks)
+    shown = benchmarked(make_test_set(Sign()), *attacks)
     for check in (checks.WHITE_BOX, checks.NOISE, checks.SUCCESS):
         assert found(shown, check) == []
 
 
 def test_a_randomised_defence_asks_for_an_attack_in_expectation() -> None:
-    records = benchmarked(challenge_of(Sign()), attack_of("fgsm"), defence=Randomisation())
+    records = benchmarked(make_test_set(Sign()), attack_of("fgsm"), defence=Randomisation())
     doubt = only(found(records, checks.EXPECTATION))
     assert doubt.defence == "randomisation" and "EOT" in doubt.words
     adaptive = replace(records[-1], attack="pgd", knowledge="adaptive", eot_samples=8)
@@ -391,63 +391,63 @@ def test_an_attack_that_helps_the_model_is_told() -> None:
         towards_B = 2.0 * problem.labels_B - 1
         return problem.features_BFL + problem.settings.epsilon * towards_B[:, None, None]
 
-    challenge = challenge_of(Sign(), labels_N=wrong_N)
-    assert only(found(benchmarked(challenge, crafted("helper", help_on)), checks.BELOW_CLEAN)).severity == "fails"
-    assert found(benchmarked(challenge, attack_of("pgd")), checks.BELOW_CLEAN) == []
+    test_set = make_test_set(Sign(), labels_N=wrong_N)
+    assert only(found(benchmarked(test_set, crafted("helper", help_on)), checks.BELOW_CLEAN)).severity == "fails"
+    assert found(benchmarked(test_set, attack_of("pgd")), checks.BELOW_CLEAN) == []
 
 
 def test_a_clean_uar_that_is_too_good_hints_at_a_leak() -> None:
-    challenge = challenge_of(Sign())
-    assert only(found(benchmarked(challenge), checks.PLAUSIBLE)).severity == "hint"
-    assert found(benchmarked(replace(challenge, labels_N=torch.tensor([0, 1] * 6))), checks.PLAUSIBLE) == []
+    test_set = make_test_set(Sign())
+    assert only(found(benchmarked(test_set), checks.PLAUSIBLE)).severity == "hint"
+    assert found(benchmarked(replace(test_set, labels_N=torch.tensor([0, 1] * 6))), checks.PLAUSIBLE) == []
 
 
 # Probes of the model.
 
 
-def probed(challenge: Challenge, *attacks: Attack, **settings: Any) -> Examination:
-    return probe(challenge, attacks or [attack_of(restarts=2)], **settings)
+def probed(test_set: TestSet, *attacks: Attack, **settings: Any) -> SanityReport:
+    return probe(test_set, attacks or [attack_of(restarts=2)], **settings)
 
 
 def test_an_honest_model_passes_every_probe() -> None:
-    examination = probed(challenge_of(Sign()))
-    assert examination.doubts == ()
-    assert set(examination.passed) == set(probes.PROBES)
+    sanity_report = probed(make_test_set(Sign()))
+    assert sanity_report.doubts == ()
+    assert set(sanity_report.passed) == set(probes.PROBES)
 
 
-def outside_the_box() -> Challenge:
-    return challenge_of(Sign(), [-2.5, -0.5, 0.5, 2.5])
+def outside_the_box() -> TestSet:
+    return make_test_set(Sign(), [-2.5, -0.5, 0.5, 2.5])
 
 
-TRIPPING: Mapping[str, tuple[Callable[[], Challenge], Callable[[], Attack], Sequence[str]]] = {
-    probes.SAME_ANSWER: (lambda: challenge_of(Random()), attack_of, ["draws random numbers", "12 utterances"]),
+TRIPPING: Mapping[str, tuple[Callable[[], TestSet], Callable[[], Attack], Sequence[str]]] = {
+    probes.SAME_ANSWER: (lambda: make_test_set(Random()), attack_of, ["draws random numbers", "12 utterances"]),
     probes.NOTHING_MOVES: (outside_the_box, attack_of, ["moves 2 of 4 utterances"]),
-    probes.CHANCE: (lambda: challenge_of(Masked()), lambda: attack_of(restarts=0), ["UAR 1.000", "0.500"]),
-    probes.GRADIENTS: (lambda: challenge_of(Masked()), attack_of, ["12 of 12", "for 12 of them"]),
+    probes.CHANCE: (lambda: make_test_set(Masked()), lambda: attack_of(restarts=0), ["UAR 1.000", "0.500"]),
+    probes.GRADIENTS: (lambda: make_test_set(Masked()), attack_of, ["12 of 12", "for 12 of them"]),
     probes.STEPS: (
-        lambda: challenge_of(Sign()),
+        lambda: make_test_set(Sign()),
         lambda: attack_of("bim", steps=2),
         ["4 steps of bim", "in place of 2"],
     ),
     probes.RESTARTS: (
-        lambda: challenge_of(Pits(), [0.0, 0.05, 0.1] * 8, labels_N=torch.ones(24, dtype=torch.long)),
+        lambda: make_test_set(Pits(), [0.0, 0.05, 0.1] * 8, labels_N=torch.ones(24, dtype=torch.long)),
         lambda: attack_of("pgd", 0.8, steps=5, step_size=0.005, restarts=2),
         ["4 restarts of pgd", "in place of 2"],
     ),
     probes.LEFT: (
-        lambda: challenge_of(Rippled(), [0.0, 0.002, 0.004], labels_N=torch.ones(3, dtype=torch.long)),
+        lambda: make_test_set(Rippled(), [0.0, 0.002, 0.004], labels_N=torch.ones(3, dtype=torch.long)),
         lambda: attack_of("bim", 0.8, step_size=0.02),
         ["Of 3 utterances that bim", "breaks 3 and", "UAR 1.000, then 0.000"],
     ),
-    probes.SAVED: (lambda: challenge_of(Batchwise()), attack_of, ["utterances of pgd", "5 at a time"]),
+    probes.SAVED: (lambda: make_test_set(Batchwise()), attack_of, ["utterances of pgd", "5 at a time"]),
 }
 
 
 @pytest.mark.parametrize("check", probes.PROBES)
 def test_a_model_that_is_built_to_trip_a_probe_does(check: str) -> None:
-    challenge, attack, words = TRIPPING[check]
+    test_set, attack, words = TRIPPING[check]
     torch.manual_seed(0)
-    doubts = [doubt for doubt in probed(challenge(), attack()).doubts if doubt.check == check]
+    doubts = [doubt for doubt in probed(test_set(), attack()).doubts if doubt.check == check]
     (doubt,) = doubts
     assert doubt.severity == "fails" and doubt.defence == "none"
     for word in words:
@@ -455,21 +455,23 @@ def test_a_model_that_is_built_to_trip_a_probe_does(check: str) -> None:
 
 
 def test_a_model_that_ignores_its_input_does_not_reach_chance() -> None:
-    challenge = challenge_of(Answers(torch.tensor([0] * 6 + [1] * 6)))
-    examination = probed(challenge)
-    assert probes.CHANCE in examination.failed and probes.GRADIENTS in examination.failed
-    assert probes.SAVED in examination.failed  # the labels are known in their order
+    test_set = make_test_set(Answers(torch.tensor([0] * 6 + [1] * 6)))
+    sanity_report = probed(test_set)
+    assert probes.CHANCE in sanity_report.failed and probes.GRADIENTS in sanity_report.failed
+    assert probes.SAVED in sanity_report.failed  # the labels are known in their order
 
 
 def test_noise_breaks_what_an_attack_without_gradients_left() -> None:
     (doubt,) = (
-        doubt for doubt in probed(challenge_of(Quantised()), attack_of(restarts=0)).doubts if doubt.check == probes.LEFT
+        doubt
+        for doubt in probed(make_test_set(Quantised()), attack_of(restarts=0)).doubts
+        if doubt.check == probes.LEFT
     )
     assert "FGSM breaks 0 and" in doubt.words and doubt.severity == "fails"
 
 
 def test_a_rounded_input_has_no_gradient_of_any_loss() -> None:
-    (doubt,) = (doubt for doubt in probed(challenge_of(Quantised())).doubts if doubt.check == probes.GRADIENTS)
+    (doubt,) = (doubt for doubt in probed(make_test_set(Quantised())).doubts if doubt.check == probes.GRADIENTS)
     assert "neither has the margin" in doubt.words
 
 
@@ -478,7 +480,7 @@ def test_a_gradient_that_is_not_finite_is_none() -> None:
         def forward(self, features_BFL: Tensor) -> Tensor:
             return super().forward(features_BFL) + 0 * (features_BFL * (features_BFL > 0)).sqrt().sum()
 
-    (doubt,) = (doubt for doubt in probed(challenge_of(Root())).doubts if doubt.check == probes.GRADIENTS)
+    (doubt,) = (doubt for doubt in probed(make_test_set(Root())).doubts if doubt.check == probes.GRADIENTS)
     assert "for 6 of 12 utterances" in doubt.words  # those below 0, where 0 * infinity is no number
 
 
@@ -487,24 +489,24 @@ def test_gradients_of_a_model_that_is_sure_of_some_are_a_hint() -> None:
         def forward(self, features_BFL: Tensor) -> Tensor:
             return 25 * super().forward(features_BFL)
 
-    (doubt,) = probed(challenge_of(Sure())).doubts
+    (doubt,) = probed(make_test_set(Sure())).doubts
     # The gradient falls as exp(-50 |mean|): to 1e-6 of that at 0.1 from 0.38 on.
     assert (doubt.check, doubt.severity) == (probes.GRADIENTS, "hint") and "6 of 12" in doubt.words
 
 
 def test_one_utterance_more_is_a_hint_with_both_figures() -> None:
     """Two steps of a quarter reach 0.15, four reach 0.3: of these utterances, one lies between the two."""
-    challenge = challenge_of(Sign(), [-0.9, -0.8, -0.2, 0.7, 0.8, 0.9])
-    doubt = next(doubt for doubt in probed(challenge, attack_of("bim", steps=2)).doubts if doubt.check == probes.STEPS)
+    test_set = make_test_set(Sign(), [-0.9, -0.8, -0.2, 0.7, 0.8, 0.9])
+    doubt = next(doubt for doubt in probed(test_set, attack_of("bim", steps=2)).doubts if doubt.check == probes.STEPS)
     assert (doubt.check, doubt.severity, doubt.attack, doubt.epsilon) == (probes.STEPS, "hint", "bim", 0.3)
     assert "from 1.000 to 0.833" in doubt.words and "1 more of 6" in doubt.words
 
 
 def test_no_iterated_attack_leaves_probes_out() -> None:
-    examination = probed(challenge_of(Sign()), attack_of("fgsm"))
-    assert set(examination.passed) == {probes.SAME_ANSWER, probes.GRADIENTS}
-    assert set(examination.not_checked) == set(probes.PROBES) - set(examination.passed)
-    assert "no restarts" in probed(challenge_of(Sign()), attack_of("bim")).not_checked[probes.RESTARTS]
+    sanity_report = probed(make_test_set(Sign()), attack_of("fgsm"))
+    assert set(sanity_report.passed) == {probes.SAME_ANSWER, probes.GRADIENTS}
+    assert set(sanity_report.not_checked) == set(probes.PROBES) - set(sanity_report.passed)
+    assert "no restarts" in probed(make_test_set(Sign()), attack_of("bim")).not_checked[probes.RESTARTS]
 
 
 def test_the_strongest_is_the_iterated_attack_that_harmed_most() -> None:
@@ -518,28 +520,28 @@ def test_the_strongest_is_the_iterated_attack_that_harmed_most() -> None:
 
 
 def test_probes_look_at_a_subset_and_leave_the_model_as_it_was() -> None:
-    challenge = challenge_of(Sign())
-    challenge.model.train()
+    test_set = make_test_set(Sign())
+    test_set.model.train()
     told: list[tuple[str, int, int]] = []
-    examination = probed(
-        challenge, attack_of("bim", steps=2), subset_size=6, on_check=lambda *given: told.append(given)
+    sanity_report = probed(
+        test_set, attack_of("bim", steps=2), subset_size=6, on_check=lambda *given: told.append(given)
     )
-    doubt = next(doubt for doubt in examination.doubts if doubt.check == probes.STEPS)
+    doubt = next(doubt for doubt in sanity_report.doubts if doubt.check == probes.STEPS)
     assert " of 6 utterances" in doubt.words
-    assert challenge.model.training
+    assert test_set.model.training
     assert told[0] == ("checks", 0, len(probes.PROBES)) and told[-1] == ("checks",) + (len(probes.PROBES),) * 2
 
 
 def test_probes_work_under_inference_mode_and_on_what_was_made_there() -> None:
     with torch.inference_mode():
-        examination = probed(challenge_of(Sign()))
-    assert examination.doubts == ()
+        sanity_report = probed(make_test_set(Sign()))
+    assert sanity_report.doubts == ()
 
 
 def test_one_examination_is_the_same_as_another() -> None:
-    challenge, attacks = challenge_of(Masked()), [attack_of("fgsm"), attack_of()]
-    records = benchmarked(challenge, *attacks)
-    first, again = (examine(challenge, attacks, records) for _ in range(2))
+    test_set, attacks = make_test_set(Masked()), [attack_of("fgsm"), attack_of()]
+    records = benchmarked(test_set, *attacks)
+    first, again = (check_benchmark(test_set, attacks, records) for _ in range(2))
     assert first == again
     assert set(first.failed) | set(first.hinted) | set(first.passed) | set(first.not_checked) == {
         *checks.RECORD_CHECKS,
@@ -549,7 +551,7 @@ def test_one_examination_is_the_same_as_another() -> None:
 
 # Where it lies, and who reads it.
 
-DOUBTED = Examination(
+DOUBTED = SanityReport(
     doubts=(
         Doubt(check="a < b", words="PGD leaves 0.3 & more.", attack="pgd", epsilon=0.1, defence="none"),
         Doubt(check="a < b", words="So does BIM [bold]."),
@@ -562,16 +564,16 @@ DOUBTED = Examination(
 
 def test_an_examination_comes_back_with_the_records_untouched(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    assert read_examination(run) is None
+    assert read_sanity_report(run) is None
     run.write_attacks(HONEST)
-    assert read_examination(run) is None
-    write_examination(run, DOUBTED)
-    assert read_examination(run) == DOUBTED
+    assert read_sanity_report(run) is None
+    write_sanity_report(run, DOUBTED)
+    assert read_sanity_report(run) == DOUBTED
     assert run.read_attacks() == HONEST
     content = json.loads(run.attacks.read_text())
     assert content["checks"]["doubts"][0]["words"] == "PGD leaves 0.3 & more."
     run.write_attacks(HONEST)  # another benchmark, without checks
-    assert read_examination(run) is None
+    assert read_sanity_report(run) is None
 
 
 @pytest.mark.parametrize("checks_given", [[], {"doubts": [{}], "passed": [], "not_checked": {}}, {"doubts": []}])
@@ -579,7 +581,7 @@ def test_checks_of_another_form_are_refused(tmp_path: Path, checks_given: Any) -
     run = RunFolder(tmp_path)
     run.attacks.write_text(json.dumps({"schema": 1, "records": [], "checks": checks_given}))
     with pytest.raises(UserError, match="incomplete checks"):
-        read_examination(run)
+        read_sanity_report(run)
 
 
 def test_the_headline_counts_checks_not_doubts() -> None:
@@ -590,15 +592,15 @@ def test_the_headline_counts_checks_not_doubts() -> None:
 def test_the_terminal_says_each_doubt_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = RunFolder(tmp_path)
     run.write_attacks([])
-    print_examination(run)
+    print_sanity_report(run)
     assert capsys.readouterr().out == ""
-    write_examination(run, DOUBTED)
-    print_examination(run)
+    write_sanity_report(run, DOUBTED)
+    print_sanity_report(run)
     printed = capsys.readouterr().out
     assert DOUBTED.headline in printed and "fails: a < b. PGD leaves 0.3 & more." in printed
     assert "fails: a < b. So does BIM [bold]." in printed and "hint: c. Perhaps." in printed
 
 
 def test_checks_of_records_load_no_torch() -> None:
-    program = "import ser_fl.evaluation.checks.records, sys; sys.exit('torch' in sys.modules)"
+    program = "import ser_fl.robustness.sanity_checks.records, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

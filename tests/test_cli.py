@@ -21,17 +21,17 @@ import torch
 import yaml
 
 import ser_fl
-from ser_fl.attacks.budget import Box
 from ser_fl.attacks.settings import AttackSettings
-from ser_fl.cli import main
-from ser_fl.composition import compose
+from ser_fl.attacks.threat_model import Box
+from ser_fl.cli.main import main
+from ser_fl.config.compose import compose
 from ser_fl.data.audio import read_audio
 from ser_fl.data.datamodule import load_examples
 from ser_fl.data.prepared import prepare
-from ser_fl.environment import describe_environment
-from ser_fl.evaluation.checks.doubt import read_examination
 from ser_fl.files import write_json
-from ser_fl.records import RunFolder
+from ser_fl.robustness.sanity_checks.report import read_sanity_report
+from ser_fl.runs.environment import describe_environment
+from ser_fl.runs.records import RunFolder
 
 COMMANDS = ("demo", "train", "benchmark", "transfer", "report", "predict", "corpus")
 SECRETS = {"WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567", "HF_TOKEN": "hf_VerySecretIndeed"}
@@ -407,7 +407,7 @@ def test_benchmark_examines_itself(
     places: Places, benchmarked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In the file, in the page and on standard output; and not where it is switched off."""
-    found = read_examination(RunFolder(benchmarked))
+    found = read_sanity_report(RunFolder(benchmarked))
     assert found is not None
     assert "every defence is attacked by one who knows of it" in found.failed  # randomisation, shown to FGSM and BIM
     assert {"epsilon 0 changes nothing", "saved adversarials give the same result"} <= set(found.passed)
@@ -418,7 +418,7 @@ def test_benchmark_examines_itself(
         capsys.readouterr()
         assert main(["benchmark", f"run={run}", "attacks=[bim]", "epsilons=[0.05]", "steps=2", setting]) == 0
         assert ("checks of the benchmark itself" in capsys.readouterr().out) is said
-        assert (read_examination(RunFolder(run)) is not None) is said
+        assert (read_sanity_report(RunFolder(run)) is not None) is said
 
 
 def test_the_python_benchmark_of_a_loaded_model_is_the_commands(places: Places, benchmarked: Path) -> None:
@@ -526,7 +526,7 @@ def test_incomplete_command_ends_with_2(arguments: list[str], capsys: pytest.Cap
 
 _HELP = """
 import sys
-from ser_fl.cli import main
+from ser_fl.cli.main import main
 for command in sys.argv[1:]:
     try:
         main([*command.split(), "--help"])

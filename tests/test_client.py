@@ -22,17 +22,17 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from ser_fl import train
-from ser_fl.composition import compose
-from ser_fl.config import Config
+from ser_fl.config.compose import compose
+from ser_fl.config.schema import Config
 from ser_fl.data.datamodule import Batch, load_examples
 from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.errors import UserError
 from ser_fl.federation.client import ClientTask
-from ser_fl.federation.experiment import make_clients
-from ser_fl.federation.objectives import Objective
-from ser_fl.federation.trainers import Trainers, has_installed_callbacks, quiet_trainer
-from ser_fl.models.catalogue import build_network
-from ser_fl.records import ClientUpdate
+from ser_fl.federation.session import make_clients
+from ser_fl.models.registry import build_network
+from ser_fl.runs.records import ClientUpdate
+from ser_fl.training.objectives import Objective
+from ser_fl.training.trainer import Trainers, has_installed_callbacks, quiet_trainer
 
 EPSILON = 0.5
 

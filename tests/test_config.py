@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from ser_fl import attack_config
-from ser_fl import config as schema
-from ser_fl.composition import compose, compose_benchmark, configs_dir, groups
-from ser_fl.config import Config, dump, parse
+from ser_fl.config import robustness as attack_config
+from ser_fl.config import schema
+from ser_fl.config.compose import compose, compose_benchmark, configs_dir, groups
+from ser_fl.config.schema import Config, dump, parse
 from ser_fl.errors import UserError
 
 ROOT = "data.root=corpus"

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from rich.console import Console
 
-from ser_fl.corpus_commands import check_corpus, describe_corpus, list_corpora
+from ser_fl.cli.corpus import check_corpus, describe_corpus, list_corpora
 from ser_fl.data.corpora import CORPORA
 from ser_fl.errors import UserError
 

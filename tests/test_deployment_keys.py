@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from ser_fl.cli import main
+from ser_fl.cli.main import main
 from ser_fl.deployment.keys import (
     KeyFolder,
     certified_hosts,

@@ -13,7 +13,7 @@ from flwr.supernode import start_client_internal as supernode
 from flwr.supernode.nodestate import NodeStateFactory
 
 from ser_fl.deployment import launch
-from ser_fl.deployment.overdue import send_overdue_replies
+from ser_fl.deployment.flwr_overdue_replies import send_overdue_replies
 
 pytestmark = pytest.mark.flower
 RUN = 7

@@ -19,21 +19,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ser_fl import devices
-from ser_fl.attacks.budget import Box
-from ser_fl.attacks.gradient import own_starts, pgd, random_start
-from ser_fl.attacks.seeding import seeded
-from ser_fl.composition import compose, compose_benchmark
-from ser_fl.config import AugmentationConfig, ExecutorConfig
+from ser_fl.attacks.art.seeding import seeded
+from ser_fl.attacks.threat_model import Box
+from ser_fl.attacks.training_attacks import own_starts, pgd, random_start
+from ser_fl.config.compose import compose, compose_benchmark
+from ser_fl.config.schema import AugmentationConfig, ExecutorConfig
 from ser_fl.data.augmentation import augment, roll_in_time
 from ser_fl.data.datamodule import ClientDataModule, Examples
 from ser_fl.defences import build_defence
 from ser_fl.devices import device_for, devices_of
 from ser_fl.errors import UserError
-from ser_fl.evaluation.benchmark import device_of_benchmark
-from ser_fl.evaluation.scoring import EVALUATION_BATCH, batches_of
 from ser_fl.federation.executors import count_workers
-from ser_fl.federation.objectives import Objective
-from ser_fl.models.catalogue import build_network
+from ser_fl.models.registry import build_network
+from ser_fl.robustness.benchmark import device_of_benchmark
+from ser_fl.robustness.evaluator import EVALUATION_BATCH, batches_of
+from ser_fl.training.objectives import Objective
 
 OTHER = torch.device("meta")
 AUGMENTED = AugmentationConfig(

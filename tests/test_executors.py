@@ -22,20 +22,20 @@ import yaml
 from torch import Tensor
 
 from ser_fl import train
-from ser_fl.composition import compose
-from ser_fl.config import Config, ExecutorConfig, dump
+from ser_fl.config.compose import compose
+from ser_fl.config.schema import Config, ExecutorConfig, dump
 from ser_fl.data.prepared import prepare
 from ser_fl.errors import UserError
 from ser_fl.federation.aggregation import Outcome
 from ser_fl.federation.client import Clients, ClientTask
 from ser_fl.federation.executors import Executor, count_workers
-from ser_fl.federation.executors.parcel import pack
+from ser_fl.federation.executors.payload import pack
 from ser_fl.federation.executors.processes import ProcessExecutor
 from ser_fl.federation.executors.serial import SerialExecutor
-from ser_fl.federation.executors.shared import Block, end_of, lay_out
-from ser_fl.federation.experiment import make_clients
-from ser_fl.models.catalogue import build_network
-from ser_fl.records import ClientUpdate, RunFolder, State
+from ser_fl.federation.executors.shared_memory import Block, end_of, lay_out
+from ser_fl.federation.session import make_clients
+from ser_fl.models.registry import build_network
+from ser_fl.runs.records import ClientUpdate, RunFolder, State
 
 SMALL = (
     "experiment=debug",

@@ -21,23 +21,23 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, recall_s
 from torch import Tensor
 
 from ser_fl import load, train
-from ser_fl.composition import compose
-from ser_fl.config import Config, dump
+from ser_fl.config.compose import compose
+from ser_fl.config.schema import Config, dump
 from ser_fl.data.datamodule import load_examples
 from ser_fl.data.partition import Part, holders
 from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.checkpoint import Progress, load_checkpoint
 from ser_fl.federation.client import Clients, ClientTask
-from ser_fl.federation.experiment import make_clients
 from ser_fl.federation.rounds import checkpoint_key
 from ser_fl.federation.schedule import adam_step, learning_rate, sample_cohort
 from ser_fl.federation.scoring import LocalScorer, Scored
 from ser_fl.federation.server import GLOBAL, Server
+from ser_fl.federation.session import make_clients
 from ser_fl.metrics import Confusion
 from ser_fl.metrics import confusion_matrix as our_confusion_matrix
-from ser_fl.models.catalogue import build_network
-from ser_fl.records import ClientFailure, ClientUpdate, RunFolder, State
+from ser_fl.models.registry import build_network
+from ser_fl.runs.records import ClientFailure, ClientUpdate, RunFolder, State
 
 SMALL = (
     "experiment=debug",

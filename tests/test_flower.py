@@ -21,20 +21,20 @@ from flower_grid import InProcessGrid, Tamper, as_they_are
 from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
 from torch import Tensor
 
-from ser_fl.composition import compose
-from ser_fl.config import Config, dump
+from ser_fl.config.compose import compose
+from ser_fl.config.schema import Config, dump
+from ser_fl.data.node_partition import Host
 from ser_fl.data.prepared import prepare
-from ser_fl.data.share import Host
 from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.checkpoint import load_checkpoint
 from ser_fl.federation.client import Clients, ClientTask
-from ser_fl.federation.experiment import train
 from ser_fl.federation.flower.client_app import app
-from ser_fl.federation.flower.last_words import error_told_by, last_words
+from ser_fl.federation.flower.error_reporting import error_line, error_told_by
+from ser_fl.federation.flower.serialisation import PROTOCOL, WireError, put, put_json, take, take_json
 from ser_fl.federation.flower.server_app import serve
-from ser_fl.federation.flower.wire import PROTOCOL, WireError, put, put_json, take, take_json
 from ser_fl.federation.rounds import checkpoint_key
-from ser_fl.records import ClientUpdate, RoundRecord, RunFolder, State
+from ser_fl.federation.session import train
+from ser_fl.runs.records import ClientUpdate, RoundRecord, RunFolder, State
 
 SPEAKERS = ("f01", "f02", "m01", "m02")
 BASE = (
@@ -465,7 +465,7 @@ def test_a_server_cannot_point_a_node_at_a_folder(home: Path, tmp_path: Path) ->
 
 
 def test_the_digest_of_the_data_does_not_depend_on_where_they_are(home: Path) -> None:
-    local = prepare(settings(home, "-")).holdings()
+    local = prepare(settings(home, "-")).client_manifest()
     config = settings(home, "digest", "executor=flower", "federation.num_rounds=1")
     run = on_flower(config, hosts(home, "f01,f02", "m01,m02"))
     progress = load_checkpoint(run.checkpoint, checkpoint_key(config))
@@ -484,7 +484,7 @@ def test_the_digest_of_the_data_does_not_depend_on_where_they_are(home: Path) ->
     ],
 )
 def test_errors_cross_as_a_line_of_the_log(error: UserError | RoundFailed, line: str) -> None:
-    assert last_words(error) == line
+    assert error_line(error) == line
     told = error_told_by(f"{line}\n")
     assert type(told) is type(error) and str(told) in line
     assert error_told_by(f"INFO {line}") is None

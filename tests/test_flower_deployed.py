@@ -22,15 +22,15 @@ import pytest
 from flower_grid import InProcessGrid
 from flwr.app import Message
 
-from ser_fl.composition import compose
+from ser_fl.config.compose import compose
 from ser_fl.deployment.daemon import free_port
 from ser_fl.deployment.keys import make_keys
 from ser_fl.deployment.link import Link
 from ser_fl.deployment.node import Node
 from ser_fl.federation.flower.client_app import app
+from ser_fl.federation.flower.serialisation import put_json, take_json
 from ser_fl.federation.flower.server_app import serve
-from ser_fl.federation.flower.wire import put_json, take_json
-from ser_fl.records import RunFolder
+from ser_fl.runs.records import RunFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.flower]
 

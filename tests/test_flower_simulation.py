@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from ser_fl.composition import compose
-from ser_fl.federation.experiment import train
-from ser_fl.records import RunFolder
+from ser_fl.config.compose import compose
+from ser_fl.federation.session import train
+from ser_fl.runs.records import RunFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.flower, pytest.mark.kill]
 SETTINGS = (

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from ser_fl.forms import conform, conform_known, parse_json, record_of
+from ser_fl.runs.validation import conform, conform_known, parse_json, record_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,19 +16,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ser_fl import load, train
-from ser_fl.attacks.budget import Box
-from ser_fl.attacks.gradient import pgd, random_start
-from ser_fl.composition import compose, compose_benchmark
-from ser_fl.config import Config, dump
+from ser_fl.attacks.threat_model import Box
+from ser_fl.attacks.training_attacks import pgd, random_start
+from ser_fl.config.compose import compose, compose_benchmark
+from ser_fl.config.schema import Config, dump
 from ser_fl.data.datamodule import load_examples
 from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.devices import exact_arithmetic
-from ser_fl.evaluation.benchmark import benchmark, benchmark_run
 from ser_fl.federation.client import ClientTask
-from ser_fl.federation.experiment import box_of, local_scorer, make_clients
 from ser_fl.federation.server import GLOBAL
-from ser_fl.models.catalogue import build_network
-from ser_fl.records import ClientUpdate, RunFolder, State
+from ser_fl.federation.session import box_of, local_scorer, make_clients
+from ser_fl.models.registry import build_network
+from ser_fl.robustness.benchmark import benchmark, benchmark_run
+from ser_fl.runs.records import ClientUpdate, RunFolder, State
 
 pytestmark = [
     pytest.mark.gpu,

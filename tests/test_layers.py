@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from ser_fl.composition import compose
+from ser_fl.config.compose import compose
 from ser_fl.data.prepared import prepare
-from ser_fl.environment import collection_paused
+from ser_fl.runs.environment import collection_paused
 
 HEAVY = (
     *("torch", "torchaudio", "lightning", "torchmetrics", "art", "wandb", "tensorboard", "hydra", "omegaconf"),
@@ -42,7 +42,14 @@ def newly_imported(*names: str) -> dict[str, set[str]]:
 
 
 def test_package_and_command_line_import_nothing_heavy() -> None:
-    names = ("ser_fl", "ser_fl.errors", "ser_fl.randomness", "ser_fl.records", "ser_fl.environment", "ser_fl.cli")
+    names = (
+        "ser_fl",
+        "ser_fl.errors",
+        "ser_fl.randomness",
+        "ser_fl.runs.records",
+        "ser_fl.runs.environment",
+        "ser_fl.cli.main",
+    )
     assert newly_imported(*names) == {name: set() for name in names}
 
 
@@ -51,13 +58,13 @@ def test_reports_and_settings_need_no_model() -> None:
         "ser_fl.report.tables",
         "ser_fl.report.four_way",
         "ser_fl.report.page",
-        "ser_fl.commands",
+        "ser_fl.cli.commands",
         "ser_fl.data.utterance",
-        "ser_fl.composition",
+        "ser_fl.config.compose",
         "ser_fl.metrics",
         "ser_fl.data.corpora",
     )
-    assert found.pop("ser_fl.composition") == {"pydantic"}  # Hydra with the first composition
+    assert found.pop("ser_fl.config.compose") == {"pydantic"}  # Hydra with the first composition
     assert found.pop("ser_fl.metrics") == {"numpy"}
     assert found.pop("ser_fl.data.corpora") <= {"soundfile"}
     assert set().union(*found.values()) == set()
@@ -65,7 +72,7 @@ def test_reports_and_settings_need_no_model() -> None:
 
 def test_libraries_wait_for_their_use() -> None:
     """Attacks wait for ART, tracking for W&B, settings for Hydra, figures for matplotlib."""
-    found = newly_imported("ser_fl.defences", "ser_fl.attacks.catalogue", "ser_fl.tracking", "ser_fl:predict")
+    found = newly_imported("ser_fl.defences", "ser_fl.attacks.registry", "ser_fl.tracking", "ser_fl:predict")
     later = {"art", "wandb", "tensorboard", "hydra", "omegaconf", "matplotlib", "lightning", "sklearn"}
     assert {name: libraries & later for name, libraries in found.items()} == {name: set() for name in found}
     assert "torch" in found["ser_fl.defences"]  # the probe sees what there is
@@ -91,7 +98,7 @@ class Finder:
 asked = []
 sys.meta_path.insert(0, Finder())
 from ser_fl import train
-from ser_fl.composition import compose
+from ser_fl.config.compose import compose
 from lightning.pytorch import Callback
 
 class FirstBatch(Callback):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ser_fl.attacks.masking import (
+from ser_fl.attacks.psychoacoustic import (
     LOUDEST_DB,
     QUIET_MARGIN_DB,
     MaskingBall,
@@ -21,7 +21,7 @@ from ser_fl.attacks.masking import (
     threshold_in_quiet_db,
 )
 from ser_fl.attacks.waveform_input import Clips
-from ser_fl.composition import compose
+from ser_fl.config.compose import compose
 from ser_fl.data.frontend import LogMel
 from ser_fl.data.synthetic import SyntheticCorpus
 

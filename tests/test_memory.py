@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from ser_fl import train
-from ser_fl.composition import compose
-from ser_fl.config import Config
-from ser_fl.records import RoundRecord
+from ser_fl.config.compose import compose
+from ser_fl.config.schema import Config
+from ser_fl.runs.records import RoundRecord
 
 HIDDEN = 13
 SMALL = (

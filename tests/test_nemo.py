@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 import ser_fl
-from ser_fl.composition import compose
+from ser_fl.config.compose import compose
 from ser_fl.data.corpora import CORPORA, FileCorpus, open_corpus
 from ser_fl.data.inspection import check
 from ser_fl.data.partition import assign_clients, split_corpus

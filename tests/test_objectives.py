@@ -16,14 +16,14 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from ser_fl.attacks.budget import Box
-from ser_fl.attacks.gradient import bim, divergence, fgsm, pgd, pgd_on_divergence, random_start
-from ser_fl.composition import compose
-from ser_fl.config import AugmentationConfig, ObjectiveConfig
+from ser_fl.attacks.threat_model import Box
+from ser_fl.attacks.training_attacks import bim, divergence, fgsm, pgd, pgd_on_divergence, random_start
+from ser_fl.config.compose import compose
+from ser_fl.config.schema import AugmentationConfig, ObjectiveConfig
 from ser_fl.data.augmentation import augment
 from ser_fl.data.datamodule import Examples
 from ser_fl.errors import UserError
-from ser_fl.federation.objectives import Objective
+from ser_fl.training.objectives import Objective
 
 NUM_MELS, NUM_FRAMES, NUM_CLASSES = 6, 5, 3
 EPSILON = 0.2

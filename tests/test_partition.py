@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from ser_fl.config import ClientsConfig, SplitConfig
+from ser_fl.config.schema import ClientsConfig, SplitConfig
 from ser_fl.data import partition
 from ser_fl.data.partition import BrokenPromise, Indices, Split, _fill_empty, assign_clients, holders, split_corpus
 from ser_fl.data.utterance import Utterance

@@ -9,13 +9,13 @@ import torch
 import yaml
 
 from ser_fl import train
-from ser_fl.attacks.gradient import pgd
-from ser_fl.composition import compose
-from ser_fl.config import Config
-from ser_fl.federation import precision
-from ser_fl.federation.precision import resolve_precision, speed_up
-from ser_fl.models.catalogue import build_network
-from ser_fl.records import RoundRecord
+from ser_fl.attacks.training_attacks import pgd
+from ser_fl.config.compose import compose
+from ser_fl.config.schema import Config
+from ser_fl.models.registry import build_network
+from ser_fl.runs.records import RoundRecord
+from ser_fl.training import precision
+from ser_fl.training.precision import resolve_precision, speed_up
 
 
 def settings(*changed: str) -> Config:

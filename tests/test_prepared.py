@@ -9,8 +9,8 @@ import pytest
 import soundfile
 import torch
 
-from ser_fl.composition import compose
-from ser_fl.config import Config
+from ser_fl.config.compose import compose
+from ser_fl.config.schema import Config
 from ser_fl.data import prepared
 from ser_fl.data.features import FeatureStore, compute_features
 from ser_fl.data.prepared import Prepared, prepare

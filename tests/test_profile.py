@@ -17,21 +17,22 @@ import yaml
 from lightning.pytorch.profilers import PassThroughProfiler
 
 from ser_fl import train
-from ser_fl.cli import main
-from ser_fl.composition import compose
-from ser_fl.config import Config, dump
+from ser_fl.cli.main import main
+from ser_fl.config.compose import compose
+from ser_fl.config.schema import Config, dump
 from ser_fl.data import datamodule
 from ser_fl.data.prepared import prepare
-from ser_fl.federation import client, objectives
+from ser_fl.federation import client
 from ser_fl.federation.client import ClientTask
-from ser_fl.federation.experiment import make_clients
-from ser_fl.federation.fit_profiler import FitProfiler
 from ser_fl.federation.profile import RunProfile, open_watch
+from ser_fl.federation.session import make_clients
 from ser_fl.models import classifier
-from ser_fl.models.catalogue import build_network
-from ser_fl.records import ProfileRecord, RunFolder
+from ser_fl.models.registry import build_network
 from ser_fl.report.time_spent import ALL_CLIENTS, ALL_ROUNDS, profile_table
+from ser_fl.runs.records import ProfileRecord, RunFolder
 from ser_fl.stopwatch import UNWATCHED, ClientPart, ServerPart, Stopwatch
+from ser_fl.training import objectives
+from ser_fl.training.fit_profiler import FitProfiler
 
 SMALL = (
     *("experiment=debug", "tracking=none", "data.utterances_per_emotion=2", "optimiser.learning_rate=0.01"),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ser_fl.errors import UserError
-from ser_fl.records import (
+from ser_fl.runs.records import (
     AttackRecord,
     ClientFailure,
     ClientRecord,

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ser_fl.records import AttackRecord
 from ser_fl.report.replications import (
     half_width_of_uar,
     half_width_over_seeds,
@@ -19,6 +18,7 @@ from ser_fl.report.replications import (
 )
 from ser_fl.report.runs import RunRecords
 from ser_fl.report.spread import spread_table
+from ser_fl.runs.records import AttackRecord
 
 CLASSES = 3
 

@@ -22,9 +22,7 @@ from matplotlib.patches import Rectangle
 from rich.console import Console
 
 from ser_fl.errors import UserError
-from ser_fl.evaluation.checks.doubt import Doubt, Examination, write_examination
 from ser_fl.files import write_json
-from ser_fl.records import AttackRecord, RoundRecord, RunFolder
 from ser_fl.report import wording
 from ser_fl.report.figures import loss_over_rounds, robust_uar_curve, speaker_bars, uar_over_rounds
 from ser_fl.report.groups import group_table
@@ -35,6 +33,8 @@ from ser_fl.report.page import write_report
 from ser_fl.report.panels import draw_figures
 from ser_fl.report.runs import RunRecords, read_run
 from ser_fl.report.tables import attack_table, four_way, summary_table, training_table
+from ser_fl.robustness.sanity_checks.report import Doubt, SanityReport, write_sanity_report
+from ser_fl.runs.records import AttackRecord, RoundRecord, RunFolder
 
 SETTINGS = dict(matplotlib.rcParams)
 CLASSES = ["anger", "neutral", "sadness"]
@@ -398,8 +398,8 @@ def test_page_says_what_the_benchmark_doubts(tmp_path: Path) -> None:
         Doubt(check="many steps beat one", words="FGSM leaves 0.3 <b>& more</b>."),
         Doubt(check="clean UAR is plausible", words="It is 0.95.", severity="hint"),
     )
-    found = Examination(doubts=doubts, passed=("attacks beat noise",), not_checked={"UAR falls": "one budget"})
-    write_examination(RunFolder(root), found)
+    found = SanityReport(doubts=doubts, passed=("attacks beat noise",), not_checked={"UAR falls": "one budget"})
+    write_sanity_report(RunFolder(root), found)
     write_report([root])
     text = (root / "report.html").read_text(encoding="utf-8")
     words = Page(text).words

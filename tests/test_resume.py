@@ -21,15 +21,15 @@ import torch
 import yaml
 
 from ser_fl import train
-from ser_fl.composition import compose
-from ser_fl.config import Config, dump
+from ser_fl.config.compose import compose
+from ser_fl.config.schema import Config, dump
 from ser_fl.data.prepared import prepare
 from ser_fl.errors import UserError
 from ser_fl.federation.checkpoint import Progress, load_checkpoint, save_checkpoint
 from ser_fl.federation.rounds import checkpoint_key
 from ser_fl.federation.server import Server
 from ser_fl.metrics import Scores
-from ser_fl.records import RunFolder
+from ser_fl.runs.records import RunFolder
 
 SMALL = (
     "experiment=debug",
@@ -319,9 +319,9 @@ def test_the_digest_of_the_data_tells_them_apart(home: Path) -> None:
         ("data.utterances_per_emotion=3",),
         ("frontend.log_offset=1e-6",),
     )
-    digests = [prepare(settings(home, "-", *base, *changed)).holdings().digest for changed in changes]
+    digests = [prepare(settings(home, "-", *base, *changed)).client_manifest().digest for changed in changes]
     assert len(set(digests)) == len(changes)
-    assert prepare(settings(home, "-", *base)).holdings().digest == digests[0]
+    assert prepare(settings(home, "-", *base)).client_manifest().digest == digests[0]
 
 
 @pytest.mark.slow

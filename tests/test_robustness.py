@@ -19,19 +19,19 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 from torch import Tensor, nn
 
 import ser_fl
-from ser_fl.attack_config import BenchmarkConfig
-from ser_fl.attacks.budget import Box
-from ser_fl.attacks.catalogue import Attack, Entry, build
 from ser_fl.attacks.problem import Problem
+from ser_fl.attacks.registry import Attack, Entry, build
 from ser_fl.attacks.settings import AttackSettings
-from ser_fl.composition import compose_benchmark
+from ser_fl.attacks.threat_model import Box
+from ser_fl.config.compose import compose_benchmark
+from ser_fl.config.robustness import BenchmarkConfig
 from ser_fl.defences import Classifier, NoDefence, Randomisation
 from ser_fl.errors import UserError
-from ser_fl.evaluation import benchmark as benchmark_module
-from ser_fl.evaluation.benchmark import benchmark_run
-from ser_fl.evaluation.challenge import Challenge, balanced_rows
-from ser_fl.evaluation.robustness import benchmark_attacks
-from ser_fl.records import AttackRecord, RunFolder
+from ser_fl.robustness import benchmark as benchmark_module
+from ser_fl.robustness.benchmark import benchmark_run
+from ser_fl.robustness.runner import benchmark_attacks
+from ser_fl.robustness.test_set import TestSet, balanced_rows
+from ser_fl.runs.records import AttackRecord, RunFolder
 
 F, L = 8, 12
 CELLS = F * L
@@ -127,8 +127,8 @@ def broken(name: str) -> Attack:
     )
 
 
-def sign_challenge(means: Sequence[float], labels: Sequence[int], ids: Sequence[str]) -> Challenge:
-    return Challenge(
+def sign_challenge(means: Sequence[float], labels: Sequence[int], ids: Sequence[str]) -> TestSet:
+    return TestSet(
         model=Sign(),
         features_NFL=flat(means),
         labels_N=torch.tensor(labels),
@@ -244,9 +244,9 @@ def test_minimal_norm_attack_succeeds_only_within_the_budget(
 
 def test_worst_case_is_what_withstood_every_attack() -> None:
     """a, b, c, d, e are right when clean. "one" breaks a and d; "two" breaks a and b, and puts f right."""
-    challenge = sign_challenge([0.1, 0.1, 0.1, -0.1, -0.1, 0.1], [1, 1, 1, 0, 0, 0], "abcdef")
+    test_set = sign_challenge([0.1, 0.1, 0.1, -0.1, -0.1, 0.1], [1, 1, 1, 0, 0, 0], "abcdef")
     attacks = [made("one", {"a": -0.3, "d": 0.3}), made("two", {"a": -0.3, "b": -0.3, "f": -0.3})]
-    records = benchmark_attacks(challenge, attacks, [NoDefence()])
+    records = benchmark_attacks(test_set, attacks, [NoDefence()])
     assert only(records, "one").robust_uar == pytest.approx((2 / 3 + 1 / 3) / 2)
     assert only(records, "two").robust_uar == pytest.approx((1 / 3 + 3 / 3) / 2)
     worst = only(records, "worst_case")
@@ -258,36 +258,36 @@ def test_worst_case_is_what_withstood_every_attack() -> None:
 
 
 def test_worst_case_is_taken_per_epsilon() -> None:
-    challenge = sign_challenge([0.1, -0.1], [1, 0], "ab")
+    test_set = sign_challenge([0.1, -0.1], [1, 0], "ab")
     weak, strong = made("one", {"a": -0.3}), made("one", {"a": -0.3, "b": 0.3}, epsilon=0.7)
-    records = benchmark_attacks(challenge, [weak, made("two", {}), strong], [NoDefence()])
+    records = benchmark_attacks(test_set, [weak, made("two", {}), strong], [NoDefence()])
     worst = only(records, "worst_case")  # at 0.7 there is one attack only, whose record says it all
     assert (worst.epsilon, worst.robust_uar) == (0.5, 0.5)
 
 
 def test_utterances_outside_a_subset_count_as_when_clean() -> None:
     ids = [f"u{index}" for index in range(6)]
-    challenge = sign_challenge([0.1] * 3 + [-0.1] * 3, [1] * 3 + [0] * 3, ids)
+    test_set = sign_challenge([0.1] * 3 + [-0.1] * 3, [1] * 3 + [0] * 3, ids)
     seen: list[str] = []
     everything = {key: -0.3 if index < 3 else 0.3 for index, key in enumerate(ids)}
     attacks = [made("slow", everything, seen=seen), made("idle", {})]
-    records = benchmark_attacks(challenge, attacks, [NoDefence()], subsets={"slow": 2})
+    records = benchmark_attacks(test_set, attacks, [NoDefence()], subsets={"slow": 2})
     assert len(seen) == 2
     assert (only(records, "slow").num_examples, only(records, "slow").robust_uar) == (2, 0.0)
     worst = only(records, "worst_case")
     assert (worst.num_examples, worst.robust_uar) == (6, pytest.approx(2 / 3))  # one of three broken in each class
     assert worst.library == "ser_fl (slow on 2 of 6 utterances)"
-    records = benchmark_attacks(challenge, attacks, [NoDefence()], subsets={"slow": 6, "absent": 2})
+    records = benchmark_attacks(test_set, attacks, [NoDefence()], subsets={"slow": 6, "absent": 2})
     assert only(records, "worst_case").library == "ser_fl"
 
 
 def test_worst_case_names_what_its_attackers_knew() -> None:
-    challenge = sign_challenge([0.1, -0.1], [1, 0], "ab")
+    test_set = sign_challenge([0.1, -0.1], [1, 0], "ab")
     score = made("score", {}, knowledge="score")
     usual = made("usual", {})
 
     def knowledge(*attacks: Attack) -> list[str]:
-        records = benchmark_attacks(challenge, attacks, [NoDefence()])
+        records = benchmark_attacks(test_set, attacks, [NoDefence()])
         return [record.knowledge for record in records if record.attack == "worst_case"]
 
     assert knowledge(usual, made("other", {})) == ["undefended"]
@@ -324,11 +324,11 @@ def test_subset_does_not_depend_on_the_order_of_utterances() -> None:
 
 def test_attacks_share_their_subset() -> None:
     ids = [f"u{index}" for index in range(12)]
-    challenge = sign_challenge([0.1] * 6 + [-0.1] * 6, [1] * 6 + [0] * 6, ids)
+    test_set = sign_challenge([0.1] * 6 + [-0.1] * 6, [1] * 6 + [0] * 6, ids)
     first: list[str] = []
     second: list[str] = []
     attacks = [made("one", {}, seen=first), made("two", {}, seen=second)]
-    benchmark_attacks(replace(challenge, batch_size=3), attacks, [NoDefence()], subsets={"one": 5, "two": 5})
+    benchmark_attacks(replace(test_set, batch_size=3), attacks, [NoDefence()], subsets={"one": 5, "two": 5})
     assert first == second
     assert len(first) == 5
 
@@ -409,9 +409,9 @@ def test_randomisation_is_the_mean_of_three_runs() -> None:
     assert len({tuple(run) for run in votes_RN.tolist()}) > 1  # a defence that draws the same thrice would hide much
     expected = np.mean([confusion_matrix(labels_N, run, labels=[0, 1]) for run in votes_RN], axis=0)
     uar = float(np.mean(np.diagonal(expected) / expected.sum(axis=1)))
-    challenge = replace(sign_challenge([0.0], [0], "a"), model=LeftEdge(), seed=4, ids=ids)
-    challenge = replace(challenge, features_NFL=features_NFL, labels_N=labels_N)
-    records = benchmark_attacks(challenge, [made("idle", {})], [NoDefence(), Randomisation()])
+    test_set = replace(sign_challenge([0.0], [0], "a"), model=LeftEdge(), seed=4, ids=ids)
+    test_set = replace(test_set, features_NFL=features_NFL, labels_N=labels_N)
+    records = benchmark_attacks(test_set, [made("idle", {})], [NoDefence(), Randomisation()])
     defended = only(records, "idle", "randomisation")
     assert np.allclose(defended.confusion, expected, atol=1e-12)
     assert defended.clean_uar == defended.robust_uar == pytest.approx(uar, abs=1e-12)
@@ -436,8 +436,8 @@ class Loaded:
 
 def test_runs_count_by_their_weight() -> None:
     """The first run is right of all three when clean and loses "a"; the second is right of "c" only, and loses none."""
-    challenge = sign_challenge([0.1, 0.1, -0.1], [1, 1, 0], "abc")
-    record = only(benchmark_attacks(challenge, [made("one", {"a": -0.3})], [Loaded()]), "one", "loaded")
+    test_set = sign_challenge([0.1, 0.1, -0.1], [1, 1, 0], "abc")
+    record = only(benchmark_attacks(test_set, [made("one", {"a": -0.3})], [Loaded()]), "one", "loaded")
     assert np.allclose(record.confusion, [[1.0, 0.0], [0.75 * 1 + 0.25 * 2, 0.75 * 1]], atol=1e-12)
     assert record.robust_uar == pytest.approx((1 + 0.75 / 2) / 2)
     assert record.clean_uar == pytest.approx((1 + 1.5 / 2) / 2)
@@ -461,40 +461,40 @@ class Thresholds:
 
 def test_mean_norm_is_over_the_successes_that_are_counted() -> None:
     """The first run loses "a", moved by 0.3; the second, a third as likely, has lost it anyway and loses "b" by 0.2."""
-    challenge = sign_challenge([0.1, 0.3], [1, 1], "ab")
+    test_set = sign_challenge([0.1, 0.3], [1, 1], "ab")
     attack = made("one", {"a": -0.3, "b": -0.2})
-    record = only(benchmark_attacks(challenge, [attack], [Thresholds()]), "one", "thresholds")
+    record = only(benchmark_attacks(test_set, [attack], [Thresholds()]), "one", "thresholds")
     assert record.attack_success_rate == pytest.approx((0.75 * 1 + 0.25 * 1) / (0.75 * 2 + 0.25 * 1))
     assert record.mean_l2 == pytest.approx((0.75 * 0.3 + 0.25 * 0.2) * math.sqrt(CELLS), rel=1e-5)
 
 
 def test_a_missing_box_is_told_before_anything_runs() -> None:
-    challenge = sign_challenge([0.1, -0.1], [1, 0], "ab")
+    test_set = sign_challenge([0.1, -0.1], [1, 0], "ab")
     seen: list[str] = []
     attacks = [made("slow", {}, seen=seen), build(AttackSettings(name="art:CarliniL2Method", epsilon=0.2))]
     with pytest.raises(UserError, match="art:CarliniL2Method needs a box"):
-        benchmark_attacks(challenge, attacks, [NoDefence()])
+        benchmark_attacks(test_set, attacks, [NoDefence()])
     assert seen == []
 
 
 def test_records_of_done_attacks_are_handed_out_on_the_way() -> None:
-    challenge = sign_challenge([0.1, -0.1], [1, 0], "ab")
+    test_set = sign_challenge([0.1, -0.1], [1, 0], "ab")
     handed: list[list[AttackRecord]] = []
     attacks = [made("one", {}), made("two", {}), broken("three")]
     with pytest.raises(UserError, match="three does not work"):
-        benchmark_attacks(challenge, attacks, [NoDefence()], on_records=handed.append)
+        benchmark_attacks(test_set, attacks, [NoDefence()], on_records=handed.append)
     assert [[record.attack for record in records] for records in handed] == [["clean", "one"], ["clean", "one", "two"]]
 
 
 def run_folder(path: Path, attacks: Sequence[Attack], monkeypatch: pytest.MonkeyPatch) -> BenchmarkConfig:
     """A benchmark of a run folder that needs no training, no corpus and no model on disk."""
-    challenge = sign_challenge([0.1, 0.2, -0.1, -0.2], [1, 1, 0, 0], "abcd")
+    test_set = sign_challenge([0.1, 0.2, -0.1, -0.2], [1, 1, 0, 0], "abcd")
     side = torch.full((F, 1), 2.0)
     standardisation = SimpleNamespace(lower_F1=-side, upper_F1=side)
     bundle = SimpleNamespace(
         network=Sign(), classes=("neutral", "angry"), standardisation=standardisation, to=lambda device: None
     )
-    utterances = [SimpleNamespace(utterance_id=key, speaker="s", sex=None) for key in challenge.ids]
+    utterances = [SimpleNamespace(utterance_id=key, speaker="s", sex=None) for key in test_set.ids]
     store = SimpleNamespace(classes=bundle.classes, utterances=utterances)
     split = SimpleNamespace(test=range(4))
     stand_ins: dict[str, Any] = {
@@ -503,7 +503,7 @@ def run_folder(path: Path, attacks: Sequence[Attack], monkeypatch: pytest.Monkey
         ),
         "load_model": bundle,
         "prepare": SimpleNamespace(store=store, split=split),
-        "load_examples": SimpleNamespace(features_NFL=challenge.features_NFL, labels_N=challenge.labels_N),
+        "load_examples": SimpleNamespace(features_NFL=test_set.features_NFL, labels_N=test_set.labels_N),
         "spectrogram_pair": {},
     }
     for name, result in stand_ins.items():

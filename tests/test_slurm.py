@@ -20,9 +20,9 @@ from pathlib import Path
 import pytest
 
 from ser_fl import train
-from ser_fl.cli import TRY_AGAIN
-from ser_fl.composition import compose
-from ser_fl.records import RunFolder
+from ser_fl.cli.main import TRY_AGAIN
+from ser_fl.config.compose import compose
+from ser_fl.runs.records import RunFolder
 
 PACKAGE = Path(__file__).parent.parent
 SCRIPT = PACKAGE / "scripts" / "slurm_train.sh"

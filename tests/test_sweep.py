@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from ser_fl.composition import compose, configs_dir, groups
-from ser_fl.config import dump
+from ser_fl.cli.launcher import MAX_NUM_TIMEOUT, Cluster, read_cluster, split_settings
+from ser_fl.cli.sweep import plan
+from ser_fl.config.compose import compose, configs_dir, groups
+from ser_fl.config.schema import dump
 from ser_fl.errors import UserError
-from ser_fl.launcher import MAX_NUM_TIMEOUT, Cluster, read_cluster, split_settings
-from ser_fl.sweep import plan
 
 DEBUG = "experiment=debug"
 

@@ -13,7 +13,7 @@ import torchaudio
 from numpy.typing import NDArray
 
 import ser_fl
-from ser_fl.composition import compose as compose_config
+from ser_fl.config.compose import compose as compose_config
 from ser_fl.data.synthetic import SyntheticCorpus
 from ser_fl.data.synthetic.corpus import SYNTHESISER_VERSION
 from ser_fl.data.synthetic.delivery import SYNTHETIC_EMOTIONS, Delivery
@@ -22,7 +22,7 @@ from ser_fl.data.synthetic.speakers import Speaker, make_speaker
 from ser_fl.data.synthetic.synthesiser import synthesise
 from ser_fl.data.utterance import EMOTIONS, Corpus
 from ser_fl.errors import UserError
-from ser_fl.records import RunFolder
+from ser_fl.runs.records import RunFolder
 
 SAMPLE_RATE_HZ = 16000
 RESULTS = Path(__file__).parents[1] / "results" / "builtin"

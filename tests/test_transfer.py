@@ -21,22 +21,22 @@ import yaml
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from ser_fl.attacks.catalogue import build
+from ser_fl.attacks.registry import build
 from ser_fl.attacks.settings import AttackSettings
-from ser_fl.cli import main
-from ser_fl.composition import compose, compose_benchmark, compose_transfer
+from ser_fl.cli.main import main
+from ser_fl.config.compose import compose, compose_benchmark, compose_transfer
 from ser_fl.data.frontend import Standardisation
 from ser_fl.data.prepared import prepare
 from ser_fl.defences import NoDefence, Randomisation
 from ser_fl.errors import UserError
-from ser_fl.evaluation.benchmark import benchmark_run
-from ser_fl.evaluation.transfer import TransferModel, carried_over, in_common, transfer_matrix, transfer_runs
-from ser_fl.federation.experiment import train
-from ser_fl.models.bundle import load_model, save_local_models
-from ser_fl.records import RunFolder, TransferMatrix, TransferRecord, read_transfer, write_transfer
+from ser_fl.federation.session import train
+from ser_fl.models.emotion_model import load_model, save_local_models
 from ser_fl.report.images import heat_table
 from ser_fl.report.page import write_report
 from ser_fl.report.transfer import pair_table, transfer_tables
+from ser_fl.robustness.benchmark import benchmark_run
+from ser_fl.robustness.transfer import TransferModel, carried_over, in_common, transfer_matrix, transfer_runs
+from ser_fl.runs.records import RunFolder, TransferMatrix, TransferRecord, read_transfer, write_transfer
 
 F, L = 4, 6
 ANYTHING = (-math.inf, math.inf)

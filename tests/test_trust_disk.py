@@ -26,14 +26,14 @@ from test_features import SMALL, NoiseCorpus, files, ids
 from test_resume import assert_same_run, committed_rounds
 
 from ser_fl import train
-from ser_fl.claims import LOCK, claimed
-from ser_fl.cli import main
-from ser_fl.composition import compose
+from ser_fl.cli.main import main
+from ser_fl.config.compose import compose
 from ser_fl.data.features import compute_features
 from ser_fl.errors import UserError
-from ser_fl.federation.opening import dated_folders
+from ser_fl.federation.run_setup import dated_folders
 from ser_fl.files import write_bytes
-from ser_fl.records import ClientRecord, RunFolder
+from ser_fl.runs.lock import LOCK, claimed
+from ser_fl.runs.records import ClientRecord, RunFolder
 
 BASE = ("experiment=debug", "tracking=none", "data.utterances_per_emotion=2", "federation.num_rounds=3")
 RECORD = ClientRecord(
@@ -119,7 +119,7 @@ def test_features_that_find_no_room_are_refused_before_they_are_made(tmp_path: P
 LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)), resource.RLIM_INFINITY))
-from ser_fl.cli import main
+from ser_fl.cli.main import main
 sys.exit(main())
 """
 
@@ -240,7 +240,7 @@ def test_a_read_only_folder_is_one_line_and_stays_as_it_is(whole: RunFolder, hom
 HOLD = """
 import sys
 from pathlib import Path
-from ser_fl.claims import claimed
+from ser_fl.runs.lock import claimed
 with claimed(Path(sys.argv[1])):
     print("claimed", flush=True)
     sys.stdin.read()
@@ -293,7 +293,7 @@ def test_the_claim_of_a_killed_process_is_free(tmp_path: Path) -> None:
 COUNT = """
 import sys, time
 from pathlib import Path
-from ser_fl.claims import claimed
+from ser_fl.runs.lock import claimed
 from ser_fl.errors import UserError
 folder, done = Path(sys.argv[1]), 0
 file = folder / "count"
@@ -393,7 +393,7 @@ def test_resume_takes_the_run_that_was_made_last_though_the_clock_went_back(
     monkeypatch.chdir(tmp_path)
     made: list[Path] = []
     for now in (NOW, NOW, NOW - timedelta(days=1)):
-        monkeypatch.setattr("ser_fl.federation.opening.datetime", clock_at(now))
+        monkeypatch.setattr("ser_fl.federation.run_setup.datetime", clock_at(now))
         config = compose([*BASE, f"data.cache_dir={home / 'cache'}", "federation.num_rounds=1"])
         made.append(train(config).root)
     assert [folder.name for folder in made] == [f"2026-03-01_09-00-00{count}-1" for count in ("", ".2", ".3")]

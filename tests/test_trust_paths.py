@@ -15,16 +15,16 @@ import yaml
 from test_cli import write_manifest
 from test_trust_pickles import FEW, Home, told
 
-from ser_fl.cli import main
-from ser_fl.composition import compose
+from ser_fl.cli.main import main
+from ser_fl.config.compose import compose
 from ser_fl.data.corpora import open_corpus
-from ser_fl.discretion import public_text
-from ser_fl.environment import describe_environment
 from ser_fl.errors import UserError
-from ser_fl.federation.arrivals import Arrivals
+from ser_fl.federation.client_results import ClientResults
 from ser_fl.federation.server import Gathered
-from ser_fl.places import is_place, recall, remember
-from ser_fl.records import RunFolder
+from ser_fl.runs.environment import describe_environment
+from ser_fl.runs.path_aliases import is_place, recall, remember
+from ser_fl.runs.records import RunFolder
+from ser_fl.runs.redaction import public_text
 
 PRIVATE = "tell tale-Institut"
 SECRET = "telltale0123456789abcdef0123456789abcdef"
@@ -156,9 +156,11 @@ def test_texts_are_cut_to_what_may_be_told(text: str, public: str, monkeypatch: 
 
 
 def test_what_a_failed_client_says_is_public(tmp_path: Path) -> None:
-    arrivals = Arrivals(round=1, reference={}, gathered=Gathered(None), folders=(str(tmp_path / PRIVATE / "corpus"),))
-    arrivals.take("ann", f"cannot read {tmp_path / PRIVATE / 'corpus' / 'audio' / 'a b.wav'}: no such file")
-    assert arrivals.failures[0].error == "cannot read corpus/audio/a b.wav: no such file"
+    results = ClientResults(
+        round=1, reference={}, gathered=Gathered(None), folders=(str(tmp_path / PRIVATE / "corpus"),)
+    )
+    results.take("ann", f"cannot read {tmp_path / PRIVATE / 'corpus' / 'audio' / 'a b.wav'}: no such file")
+    assert results.failures[0].error == "cannot read corpus/audio/a b.wav: no such file"
 
 
 def test_what_a_client_of_a_run_says_is_public(

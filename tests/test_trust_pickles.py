@@ -20,7 +20,7 @@ from safetensors.torch import save as save_tensors
 from test_cli import write_manifest
 
 import ser_fl
-from ser_fl.cli import main
+from ser_fl.cli.main import main
 
 FEW = ("curve_attacks=[]", "epsilons=[0.05]", "attacks=[fgsm]", "defences=[none]", "checks=false")
 
@@ -124,7 +124,7 @@ PLACES: dict[str, tuple[str, dict[str, int]]] = {
     "model": ("run/model.json", {PREDICT: REFUSED, BENCHMARK: REFUSED, TRANSFER: REFUSED}),
     "attacks": ("run/attacks.json", {REPORT: REFUSED, BENCHMARK: REFUSED}),
     "transfer": ("run/transfer.json", {REPORT: REFUSED, TRANSFER: ASIDE}),
-    "challenge": ("run/attacks/*/challenge.json", {BENCHMARK: ASIDE}),
+    "test_set": ("run/attacks/*/test_set.json", {BENCHMARK: ASIDE}),
     "outcome": ("run/attacks/*/*[0-9a-f].json", {BENCHMARK: ASIDE, AUDIO: ASIDE}),
     "batch": ("run/attacks/*/*/*.safetensors", {BENCHMARK: ASIDE}),
     "example": ("run/adversarial/example.json", {REPORT: REFUSED}),
@@ -158,8 +158,8 @@ def test_a_pickle_is_never_unpickled(
             monkeypatch.setenv("XDG_STATE_HOME", str(copy / "state"))
             victims = list(copy.glob(pattern))
             assert victims, pattern
-            for victim in victims:
-                victim.write_bytes(dump(Payload(marker)))
+            for target in victims:
+                target.write_bytes(dump(Payload(marker)))
             if place == "batch":  # is looked for where the outcome is not there
                 for file in copy.glob("run/attacks/*/*[0-9a-f].json"):
                     file.unlink()
@@ -267,7 +267,7 @@ def test_a_checkpoint_of_another_form_is_one_line(
     assert "checkpoint in" in told(capsys, *home.train(run, home.root / "corpus"), "resume=true")
 
 
-def test_only_the_parcel_between_our_own_processes_is_a_pickle() -> None:
+def test_only_the_payload_between_our_own_processes_is_a_pickle() -> None:
     """All loaders of the package: no new one may open the door again."""
     package = Path(ser_fl.__file__).parent
     unsafe = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -285,4 +285,4 @@ def test_only_the_parcel_between_our_own_processes_is_a_pickle() -> None:
                     call in ("np.load", "numpy.load") and "allow_pickle=False" not in safe
                 ):
                     found.append(f"{where}: {call}")
-    assert found == ["federation/executors/parcel.py: pickle"]
+    assert found == ["federation/executors/payload.py: pickle"]

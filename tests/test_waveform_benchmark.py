@@ -19,25 +19,25 @@ import yaml
 from test_attacks_waveform import LINES, MeanAbove, Plain, unstandardised, wave
 from torch import Tensor
 
-from ser_fl.attacks.budget import Box
-from ser_fl.cli import main
-from ser_fl.composition import compose, compose_benchmark
-from ser_fl.config import CONFIG_SCHEMA, dump
+from ser_fl.attacks.threat_model import Box
+from ser_fl.cli.main import main
+from ser_fl.config.compose import compose, compose_benchmark
+from ser_fl.config.schema import CONFIG_SCHEMA, dump
 from ser_fl.data.audio import read_audio
 from ser_fl.data.prepared import prepare
 from ser_fl.defences import Defence, NoDefence, Randomisation
 from ser_fl.errors import UserError
-from ser_fl.evaluation import perception
-from ser_fl.evaluation.benchmark import benchmark_run
-from ser_fl.evaluation.challenge import Challenge
-from ser_fl.evaluation.kept import Memory
-from ser_fl.evaluation.perception import pesq_of, stoi_of
-from ser_fl.evaluation.recordings import WavPairs
-from ser_fl.evaluation.shown import median_over_successes
-from ser_fl.evaluation.waveform import benchmark_waveforms, plans_of
-from ser_fl.models.bundle import EmotionModel, save_model
-from ser_fl.models.catalogue import build_network
-from ser_fl.records import AttackRecord, RunFolder
+from ser_fl.models.emotion_model import EmotionModel, save_model
+from ser_fl.models.registry import build_network
+from ser_fl.robustness import perception
+from ser_fl.robustness.benchmark import benchmark_run
+from ser_fl.robustness.perception import pesq_of, stoi_of
+from ser_fl.robustness.predictions import median_over_successes
+from ser_fl.robustness.recordings import WavPairs
+from ser_fl.robustness.result_cache import Memory
+from ser_fl.robustness.test_set import TestSet
+from ser_fl.robustness.waveform import benchmark_waveforms, plans_of
+from ser_fl.runs.records import AttackRecord, RunFolder
 
 STEP = 2.0**-15
 """One step of a 16-bit file."""
@@ -59,7 +59,7 @@ def heard(
     bundle: EmotionModel = SimpleNamespace(  # type: ignore[assignment]
         network=MeanAbove(level), frontend=Plain(), standardisation=unstandardised(LINES)
     )
-    challenge = Challenge(
+    test_set = TestSet(
         model=bundle.network,
         features_NFL=torch.zeros(len(labels), LINES, 100),
         labels_N=torch.tensor(labels),
@@ -71,7 +71,7 @@ def heard(
     )
     config = settings(*given)
     return benchmark_waveforms(
-        challenge, bundle, lambda key: (recordings[key], 16000), plans_of(config), defences, **named
+        test_set, bundle, lambda key: (recordings[key], 16000), plans_of(config), defences, **named
     )
 
 
@@ -138,7 +138,7 @@ def test_recordings_of_several_rates_go_in_their_own_groups() -> None:
     bundle: EmotionModel = SimpleNamespace(  # type: ignore[assignment]
         network=MeanAbove(), frontend=Plain(), standardisation=unstandardised(LINES)
     )
-    challenge = Challenge(
+    test_set = TestSet(
         model=bundle.network, features_NFL=torch.zeros(3, LINES, 100), labels_N=torch.tensor([1, 0, 1]),
         ids=("a", "b", "c"), num_classes=3, box=Box.unbounded(), seed=0,
     )  # fmt: skip
@@ -148,7 +148,7 @@ def test_recordings_of_several_rates_go_in_their_own_groups() -> None:
         return torch.full((400,), -0.2 if key == "b" else 0.2), rates[key]
 
     plans = plans_of(settings("attacks=[pgd]", "amplitudes=[0.3]"))
-    record = of(benchmark_waveforms(challenge, bundle, read, plans, [NoDefence()]), "pgd")
+    record = of(benchmark_waveforms(test_set, bundle, read, plans, [NoDefence()]), "pgd")
     assert record.confusion == ((0.0, 1.0, 0.0), (2.0, 0.0, 0.0), (0.0, 0.0, 0.0))
     assert set(seen) == set(rates)
 
@@ -257,13 +257,13 @@ def test_an_attacker_who_knows_of_the_defence_is_shown_to_it_alone() -> None:
 
 def test_what_is_done_is_not_done_again_and_the_worst_case_is_over_all() -> None:
     """A weak attack that comes later must not raise it."""
-    keeper, seen = Memory(), []
+    cache, seen = Memory(), []
 
     def run(*given: str) -> list[AttackRecord]:
         seen.clear()
         return heard(
             THREE, [1, 1, 1], "snr_dbs=[25,5]", *given,
-            open_keeper=lambda: keeper, on_attack=lambda name, *_: seen.append(name),
+            open_cache=lambda: cache, on_attack=lambda name, *_: seen.append(name),
         )  # fmt: skip
 
     strong = run("attacks=[pgd,apgd_ce]", "steps=9")
@@ -276,7 +276,7 @@ def test_what_is_done_is_not_done_again_and_the_worst_case_is_over_all() -> None
 
 
 def test_a_killed_benchmark_goes_on_at_the_budget_it_was_at() -> None:
-    keeper, seen = Memory(), []
+    cache, seen = Memory(), []
 
     def kill(name: str, *_: Any) -> None:
         seen.append(name)
@@ -285,9 +285,9 @@ def test_a_killed_benchmark_goes_on_at_the_budget_it_was_at() -> None:
 
     arguments = (THREE, [1, 1, 1], "attacks=[pgd]", "snr_dbs=[25,5]")
     with pytest.raises(KeyboardInterrupt):
-        heard(*arguments, open_keeper=lambda: keeper, on_attack=kill)
+        heard(*arguments, open_cache=lambda: cache, on_attack=kill)
     seen.clear()
-    again = heard(*arguments, open_keeper=lambda: keeper, on_attack=lambda name, *_: seen.append(name))
+    again = heard(*arguments, open_cache=lambda: cache, on_attack=lambda name, *_: seen.append(name))
     assert set(seen) == {"pgd at 5 dB"}
     assert [replace(one, seconds=0.0) for one in again] == [replace(one, seconds=0.0) for one in heard(*arguments)]
 

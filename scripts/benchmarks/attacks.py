@@ -24,14 +24,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.figures import Figure, alternately, ratio
+from ser_fl.attacks.art.estimator import clip_values_of, import_art
 from ser_fl.attacks.attack import Crafted
-from ser_fl.attacks.budget import Box
 from ser_fl.attacks.carlini_wagner import SEARCH_STEPS
-from ser_fl.attacks.catalogue import AttackSettings, build
-from ser_fl.attacks.estimator import clip_values_of, import_art
-from ser_fl.attacks.gradient import pgd
-from ser_fl.composition import compose
-from ser_fl.models.catalogue import build_network
+from ser_fl.attacks.registry import AttackSettings, build
+from ser_fl.attacks.threat_model import Box
+from ser_fl.attacks.training_attacks import pgd
+from ser_fl.config.compose import compose
+from ser_fl.models.registry import build_network
 
 BATCH, NUM_MELS, NUM_FRAMES, NUM_CLASSES = 16, 64, 188, 6
 STEPS = 10

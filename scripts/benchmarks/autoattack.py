@@ -27,12 +27,12 @@ from torch.nn import functional
 
 from benchmarks.attacks import BOX_WIDTH, NUM_CLASSES, NUM_MELS, SEED, Target, one_thread
 from benchmarks.figures import Figure
-from ser_fl.attacks.budget import Box
-from ser_fl.attacks.catalogue import AttackSettings, build
-from ser_fl.attacks.gradient import pgd
-from ser_fl.composition import compose
+from ser_fl.attacks.registry import AttackSettings, build
+from ser_fl.attacks.threat_model import Box
+from ser_fl.attacks.training_attacks import pgd
+from ser_fl.config.compose import compose
 from ser_fl.metrics import confusion_matrix, scores
-from ser_fl.models.catalogue import build_network
+from ser_fl.models.registry import build_network
 
 NUM_UTTERANCES, NUM_FRAMES = 180, 64
 TRAINED_AT, EPSILON = 0.05, 0.07

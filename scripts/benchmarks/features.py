@@ -16,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.figures import Figure, alternately
-from ser_fl.composition import compose
-from ser_fl.config import FrontendConfig
+from ser_fl.config.compose import compose
+from ser_fl.config.schema import FrontendConfig
 from ser_fl.data.corpora import FileCorpus, open_corpus
 from ser_fl.data.features import compute_features
 from ser_fl.data.frontend import LogMel
 from ser_fl.data.synthetic import SyntheticCorpus
-from ser_fl.environment import threads_limited_to
+from ser_fl.runs.environment import threads_limited_to
 
 NUM_CLIPS = 2000
 SHORTEST_S, LONGEST_S = 1.5, 5.0

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.plain_loop import PlainLoop
 from ser_fl.data.datamodule import Examples
-from ser_fl.environment import keep_freed_memory
-from ser_fl.records import State
+from ser_fl.runs.environment import keep_freed_memory
+from ser_fl.runs.records import State
 
 if TYPE_CHECKING:
     from flwr.app import Context, Message
@@ -106,7 +106,7 @@ def simulate(folder: str, num_rounds: str, workers: str, told: str) -> None:
     from flwr.serverapp.strategy import FedAvg
     from flwr.simulation import run_simulation
 
-    from ser_fl.models.catalogue import build_network
+    from ser_fl.models.registry import build_network
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
     config, num_classes, examples = pickle.loads((Path(folder) / "workload.pickle").read_bytes())

@@ -42,7 +42,7 @@ _SETTINGS = (
     "federation.local_epochs=1",
     "federation.patience=0",
 )
-_TRAIN = "import sys; from ser_fl import train; from ser_fl.composition import compose; train(compose(sys.argv[1:]))"
+_TRAIN = "import sys; from ser_fl import train; from ser_fl.config.compose import compose; train(compose(sys.argv[1:]))"
 
 
 def figures() -> Iterator[Figure]:

@@ -27,8 +27,8 @@ GROWTH_BAR = 1.02
 _RUN = """
 import json, os, sys, threading
 from pathlib import Path
-from ser_fl.composition import compose
-from ser_fl.federation.experiment import train
+from ser_fl.config.compose import compose
+from ser_fl.federation.session import train
 
 def status(name):
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))

@@ -15,25 +15,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ser_fl.composition import compose
-from ser_fl.config import Config, dump
+from ser_fl.config.compose import compose
+from ser_fl.config.schema import Config, dump
 from ser_fl.data.datamodule import Examples, load_examples
 from ser_fl.data.features import open_store
 from ser_fl.data.frontend import FeatureStatistics, Standardisation
 from ser_fl.data.partition import Split
 from ser_fl.data.prepared import Prepared
 from ser_fl.data.utterance import EMOTIONS, Utterance
-from ser_fl.environment import threads_limited_to
 from ser_fl.federation.client import Clients, ClientTask
 from ser_fl.federation.executors import open_executor
 from ser_fl.federation.executors.executor import Executor
-from ser_fl.federation.experiment import cohort_of, first_progress, local_scorer, make_clients
-from ser_fl.federation.precision import resolve_precision
 from ser_fl.federation.profile import RunProfile
 from ser_fl.federation.rounds import Federation
 from ser_fl.federation.server import Server
-from ser_fl.records import RunFolder
+from ser_fl.federation.session import cohort_of, first_progress, local_scorer, make_clients
+from ser_fl.runs.environment import threads_limited_to
+from ser_fl.runs.records import RunFolder
 from ser_fl.tracking import open_tracker
+from ser_fl.training.precision import resolve_precision
 
 SMALL = ("model=crnn", "model.hidden=40")
 """132,743 parameters: the default CRNN with 40 in place of 64 hidden units."""
@@ -99,13 +99,13 @@ class Workload:
         """Of a first round: what every client receives."""
         server = self.server()
         with self.federation(
-            open_executor(self.clients, cohort_of(self.config, self.prepared.holdings()))
+            open_executor(self.clients, cohort_of(self.config, self.prepared.client_manifest()))
         ) as federation:
             return [federation.task(server, client_id, 1) for client_id in federation.cohort(1)]
 
     def server(self) -> Server:
         """Before the first round."""
-        return first_progress(self.config, self.prepared.holdings()).server
+        return first_progress(self.config, self.prepared.client_manifest()).server
 
     def examples(self) -> dict[str, Examples]:
         """Standardised features and labels by client, in memory: what a loop written by hand starts from."""
@@ -135,7 +135,7 @@ class Workload:
     @contextmanager
     def rounds(self) -> Iterator[Rounds]:
         """Rounds with the configured executor, whose workers have trained a round already when this is entered."""
-        executor = open_executor(self.clients, cohort_of(self.config, self.prepared.holdings()))
+        executor = open_executor(self.clients, cohort_of(self.config, self.prepared.client_manifest()))
         with self.federation(executor) as federation:
             rounds = Rounds(federation, self.server())
             rounds.play()
@@ -154,9 +154,9 @@ class Rounds:
         """One round: broadcast, client updates, aggregation."""
         self.number += 1
         cohort = self.federation.cohort(self.number)
-        arrivals = self.federation.train(self.server, cohort, self.number)
-        if arrivals.failures:
-            raise RuntimeError(arrivals.failures[0].error)
+        results = self.federation.train(self.server, cohort, self.number)
+        if results.failures:
+            raise RuntimeError(results.failures[0].error)
 
 
 @contextmanager

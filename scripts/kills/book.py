@@ -9,8 +9,8 @@ from typing import Any
 
 from kills.moments import NUM_ROUNDS, Kill, median
 from kills.subject import EPOCHS, SETTINGS
-from ser_fl.environment import describe_environment
 from ser_fl.files import write_json
+from ser_fl.runs.environment import describe_environment
 
 
 class Book:

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ser_fl.attacks.budget import Box, Norm, budget_of, keep_within
-from ser_fl.attacks.estimator import Passes
-from ser_fl.attacks.gradient import attacked
+from ser_fl.attacks.art.estimator import Passes
+from ser_fl.attacks.art.seeding import seeded
 from ser_fl.attacks.problem import Problem
-from ser_fl.attacks.seeding import seeded
 from ser_fl.attacks.settings import AttackSettings
-from ser_fl.attacks.victim import Expectation
+from ser_fl.attacks.target import Expectation
+from ser_fl.attacks.threat_model import Box, Norm, budget_of, keep_within
+from ser_fl.attacks.training_attacks import attacked
 from ser_fl.devices import current, send
 from ser_fl.errors import UserError
 from ser_fl.randomness import derive_seed
@@ -48,7 +48,7 @@ class Entry:
     needs_box: bool = False
     """Refused without a box: ART would take the range of what it is given for one, or fail."""
     adaptive: bool = False
-    """Questions the model through `Problem.victim` alone, and attacks a defence in expectation a batch at a time. Other
+    """Questions the model through `Problem.target` alone, and attacks a defence in expectation a batch at a time. Other
     attacks that use gradients do so through `Problem.classifier`, an utterance at a time."""
     warm: bool = False
     """Can begin at `Problem.start_BFL`."""

@@ -26,8 +26,7 @@ import torch
 from torch import Tensor
 
 from ser_fl.attacks.ball import Ball, per_utterance
-from ser_fl.attacks.budget import Box
-from ser_fl.attacks.found import Found
+from ser_fl.attacks.best_adversarial import BestAdversarial
 from ser_fl.attacks.losses import (
     Loss,
     cross_entropy,
@@ -35,7 +34,8 @@ from ser_fl.attacks.losses import (
     targeted_difference_of_logits_ratio,
 )
 from ser_fl.attacks.problem import Problem
-from ser_fl.attacks.victim import Victim
+from ser_fl.attacks.target import Target
+from ser_fl.attacks.threat_model import Box
 from ser_fl.randomness import generator
 
 MOMENTUM = 0.75
@@ -77,7 +77,7 @@ class _Summit:
 
 
 def autopgd(
-    victim: Victim,
+    target: Target,
     ball: Ball,
     labels_B: Tensor,
     *,
@@ -87,10 +87,10 @@ def autopgd(
     start: Tensor | None = None,
     first_draws: int = 1,
 ) -> Tensor:
-    """One ascent for every utterance, to be used inside `ser_fl.attacks.gradient.attacked`.
+    """One ascent for every utterance, to be used inside `ser_fl.attacks.training_attacks.attacked`.
 
     Args:
-        victim: what is asked: one forward and one backward pass a step, and one forward pass at the end.
+        target: what is asked: one forward and one backward pass a step, and one forward pass at the end.
         ball: where the inputs stay.
         labels_B: true classes.
         loss: to be raised.
@@ -108,14 +108,14 @@ def autopgd(
         return box.clip(ball.project(moved))
 
     marks, last_mark, draws = checkpoints(steps), 0, first_draws
-    random = victim.expectation is not None
+    random = target.expectation is not None
     size_B = 2 * ball.radius_B
     current = before = inside(ball.clean if start is None else start)
-    answer = victim.answer(current, labels_B, loss, step=draws)
+    answer = target.answer(current, labels_B, loss, step=draws)
     gradient, loss_B = answer.gradient, answer.loss_B
-    found = Found(current, answer.right_B, loss_B)
+    found = BestAdversarial(current, answer.right_B, loss_B)
     summit = _Summit(current, gradient, loss_B)
-    judged: Found | None = None
+    judged: BestAdversarial | None = None
     rises_B, summit_at_mark_B = torch.zeros_like(size_B), loss_B
     halved_B = torch.ones_like(size_B, dtype=torch.bool)  # the paper's second condition needs a checkpoint before
     for step in range(1, steps + 1):
@@ -124,13 +124,13 @@ def autopgd(
             ahead = inside(current + MOMENTUM * (ahead - current) + (1 - MOMENTUM) * (current - before))
         before, current = current, ahead
         if step == steps:
-            loss_B, right_B = victim.score(current, labels_B, loss, step=draws)
-            found = found.or_better(Found(current, right_B, loss_B))
+            loss_B, right_B = target.score(current, labels_B, loss, step=draws)
+            found = found.or_better(BestAdversarial(current, right_B, loss_B))
             break
-        answer = victim.answer(current, labels_B, loss, step=draws)
+        answer = target.answer(current, labels_B, loss, step=draws)
         rises_B = rises_B + (answer.loss_B > loss_B)
         gradient, loss_B = answer.gradient, answer.loss_B
-        found = found.or_better(Found(current, answer.right_B, loss_B))
+        found = found.or_better(BestAdversarial(current, answer.right_B, loss_B))
         summit = summit.or_higher(_Summit(current, gradient, loss_B))
         if step not in marks:
             continue
@@ -142,25 +142,27 @@ def autopgd(
         gradient = torch.where(back, summit.gradient, gradient)
         loss_B = torch.where(halved_B, summit.loss_B, loss_B)
         if random:
-            judged = _judge(judged, victim, found.inputs, labels_B, loss)
+            judged = _judge(judged, target, found.inputs, labels_B, loss)
             draws += 1
-            answer = victim.answer(current, labels_B, loss, step=draws)
+            answer = target.answer(current, labels_B, loss, step=draws)
             gradient, loss_B = answer.gradient, answer.loss_B
-            found = Found(current, answer.right_B, loss_B)
-            summit_loss_B, _ = victim.score(summit.inputs, labels_B, loss, step=draws)
+            found = BestAdversarial(current, answer.right_B, loss_B)
+            summit_loss_B, _ = target.score(summit.inputs, labels_B, loss, step=draws)
             summit = replace(summit, loss_B=summit_loss_B)
         rises_B, summit_at_mark_B, last_mark = torch.zeros_like(rises_B), summit.loss_B, step
-    return _judge(judged, victim, found.inputs, labels_B, loss).inputs if random else found.inputs
+    return _judge(judged, target, found.inputs, labels_B, loss).inputs if random else found.inputs
 
 
-def _judge(judged: Found | None, victim: Victim, inputs: Tensor, labels_B: Tensor, loss: Loss) -> Found:
+def _judge(
+    judged: BestAdversarial | None, target: Target, inputs: Tensor, labels_B: Tensor, loss: Loss
+) -> BestAdversarial:
     """The better of what was found before and now, under draws that stay the same."""
-    found = Found.of(victim, inputs, labels_B, loss=loss)
+    found = BestAdversarial.of(target, inputs, labels_B, loss=loss)
     return found if judged is None else judged.or_better(found)
 
 
 def restarted(
-    victim: Victim,
+    target: Target,
     ball: Ball,
     labels_B: Tensor,
     *,
@@ -175,7 +177,7 @@ def restarted(
     recognised least, then the one with the largest margin, whatever its ascent has raised.
 
     Args:
-        victim: what is asked.
+        target: what is asked.
         ball: where the inputs stay.
         labels_B: true classes.
         losses: one an ascent, made for some of the utterances by their rows.
@@ -183,12 +185,12 @@ def restarted(
         steps: of an ascent, >= 1.
         box: the values that inputs may take.
     """
-    found = Found.of(victim, ball.clean, labels_B)
+    found = BestAdversarial.of(target, ball.clean, labels_B)
     rows_N = torch.arange(len(labels_B), device=labels_B.device)
     for number, loss in enumerate(losses):
         if not len(rows_N):
             break
-        part = victim.subset(rows_N)
+        part = target.subset(rows_N)
         made = autopgd(
             part,
             ball.subset(rows_N),
@@ -199,7 +201,7 @@ def restarted(
             start=starts(rows_N, number),
             first_draws=1 + number * (1 + len(checkpoints(steps))),
         )
-        best = found.subset(rows_N).or_better(Found.of(part, made, labels_B[rows_N]))
+        best = found.subset(rows_N).or_better(BestAdversarial.of(part, made, labels_B[rows_N]))
         found = found.put(rows_N, best)
         rows_N = found.unbroken()
     return found.inputs
@@ -228,7 +230,7 @@ def craft_apgd_dlr(problem: Problem) -> Tensor:
 def craft_apgd_t(problem: Problem) -> Tensor:
     """AutoPGD on the targeted difference of logits ratio: from each start to every wrong class, the likeliest first."""
     with torch.no_grad():
-        targets_BT = likeliest_wrong_classes(problem.victim(problem.features_BFL), problem.labels_B)
+        targets_BT = likeliest_wrong_classes(problem.target(problem.features_BFL), problem.labels_B)
 
     def towards(rank: int) -> Callable[[Tensor], Loss]:
         return lambda rows_N: targeted_difference_of_logits_ratio(targets_BT[rows_N, rank])
@@ -250,7 +252,7 @@ def _craft(problem: Problem, losses: Sequence[Callable[[Tensor], Loss]]) -> Tens
         return problem.ball.subset(rows_N).random(generator("apgd", problem.seed, key, number) for key in keys_N)
 
     return restarted(
-        problem.victim,
+        problem.target,
         problem.ball,
         problem.labels_B,
         losses=list(losses) * max(restarts, 1),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from ser_fl.attacks.budget import Norm
+from ser_fl.attacks.threat_model import Norm
 from ser_fl.devices import send
 
 _TINY = 1e-12

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from ser_fl.attacks.ball import Ball, per_utterance
-from ser_fl.attacks.budget import Box
-from ser_fl.attacks.nearest import Aim, Nearest, dual_size, size
-from ser_fl.attacks.victim import Victim
+from ser_fl.attacks.minimum_norm import Aim, Nearest, dual_size, size
+from ser_fl.attacks.target import Target
+from ser_fl.attacks.threat_model import Box
 
 STEP = 0.3
 """How far a first step of the L2 attack moves, as a share of the distance: the linear estimate, then the best."""
@@ -140,7 +140,7 @@ class _Search:
 
 
 def carlini_wagner_l2(
-    victim: Victim,
+    target: Target,
     clean: Tensor,
     labels_B: Tensor,
     *,
@@ -150,7 +150,7 @@ def carlini_wagner_l2(
     targeted: bool = False,
 ) -> Tensor:
     """Carlini and Wagner's L2 attack: the smallest ``|d|^2 + c * max(lead of the true class, 0)`` by Adam, inside
-    `ser_fl.attacks.gradient.attacked`.
+    `ser_fl.attacks.training_attacks.attacked`.
 
     As in the paper a binary search looks for the smallest constant c that is enough, an objective that stops falling
     ends a constant early, and the nearest adversarial input of all iterations is kept. Where we depart from it:
@@ -165,7 +165,7 @@ def carlini_wagner_l2(
     - What was found is drawn in along the segment to the clean input at the end.
 
     Args:
-        victim: what is attacked.
+        target: what is attacked.
         clean: shape (B, ...), inside the box.
         labels_B: true classes; target classes where targeted.
         box: the values that inputs may take; None for any.
@@ -178,7 +178,7 @@ def carlini_wagner_l2(
         missed (hit, if targeted) to begin with.
     """
     box = Box.unbounded() if box is None else box
-    rows_N, aim = Aim(victim=victim, labels_B=labels_B, box=box, targeted=targeted).set_out(clean, "2")
+    rows_N, aim = Aim(target=target, labels_B=labels_B, box=box, targeted=targeted).set_out(clean, "2")
     start = moved = clean[rows_N]
     nearest, going_N, part = Nearest.none_yet(start, "2"), torch.arange(len(rows_N), device=clean.device), aim
     adam, total, patience = _Adam.at_rest(start, together=True), steps * search_steps, max(2, steps // 5)
@@ -216,7 +216,7 @@ def carlini_wagner_l2(
 
 
 def carlini_wagner_linf(
-    victim: Victim,
+    target: Target,
     clean: Tensor,
     labels_B: Tensor,
     *,
@@ -226,7 +226,7 @@ def carlini_wagner_linf(
     targeted: bool = False,
 ) -> Tensor:
     """Carlini and Wagner's L-infinity attack: Adam on the classification loss within a bound tau that shrinks, inside
-    `ser_fl.attacks.gradient.attacked`.
+    `ser_fl.attacks.training_attacks.attacked`.
 
     As in the paper the bound falls to 0.9 of what was enough whenever something was found, and the search goes on
     from there. Where we depart from it: the bound is kept to by projection, not by the penalty ``sum(max(|d| - tau,
@@ -234,7 +234,7 @@ def carlini_wagner_linf(
     construction; and all bounds together have so many iterations, rather than each.
 
     Args:
-        victim: what is attacked.
+        target: what is attacked.
         clean: shape (B, ...), inside the box.
         labels_B: true classes; target classes where targeted.
         tau_B: the first bound, >= 0, in the units of the inputs: nothing beyond it is looked at.
@@ -247,7 +247,7 @@ def carlini_wagner_linf(
         where the label is missed (hit, if targeted) to begin with.
     """
     box = Box.unbounded() if box is None else box
-    rows_N, aim = Aim(victim=victim, labels_B=labels_B, box=box, targeted=targeted).set_out(clean, "inf")
+    rows_N, aim = Aim(target=target, labels_B=labels_B, box=box, targeted=targeted).set_out(clean, "inf")
     start = moved = clean[rows_N]
     nearest, every_N = Nearest.none_yet(start, "inf"), torch.arange(len(rows_N), device=clean.device)
     adam, tau_N = _Adam.at_rest(start, together=False), tau_B[rows_N]

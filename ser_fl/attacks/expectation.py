@@ -18,7 +18,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from ser_fl.attacks.victim import Expectation
+from ser_fl.attacks.target import Expectation
 from ser_fl.defences import Defence, NoDefence
 from ser_fl.errors import UserError
 from ser_fl.randomness import derive_seed

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ser_fl.attacks.ball import Ball, per_utterance
-from ser_fl.attacks.budget import Box, Norm
-from ser_fl.attacks.nearest import Aim, Nearest, dual_size, size
-from ser_fl.attacks.victim import Victim
+from ser_fl.attacks.minimum_norm import Aim, Nearest, dual_size, size
+from ser_fl.attacks.target import Target
+from ser_fl.attacks.threat_model import Box, Norm
 
 STEP, LAST_STEP = 0.5, 0.01
 """First and last size of a step, as shares of the radius."""
@@ -27,7 +27,7 @@ OVERSHOOT = 0.02
 
 
 def fast_minimum_norm(
-    victim: Victim,
+    target: Target,
     clean: Tensor,
     labels_B: Tensor,
     *,
@@ -37,7 +37,7 @@ def fast_minimum_norm(
     targeted: bool = False,
 ) -> Tensor:
     """The nearest adversarial inputs, by steps up the margin within a ball whose radius closes in on the boundary;
-    inside `ser_fl.attacks.gradient.attacked`.
+    inside `ser_fl.attacks.training_attacks.attacked`.
 
     The radius is where a linear model would have its boundary until something was found; from then on it shrinks
     where the input is adversarial and grows where it is not (algorithm 1 of the paper). Where we depart from it: a step
@@ -46,7 +46,7 @@ def fast_minimum_norm(
     On our CRNN 30 iterations end within a hundredth of where 500 do.
 
     Args:
-        victim: what is attacked.
+        target: what is attacked.
         clean: shape (B, ...), inside the box.
         labels_B: true classes; target classes where targeted.
         norm: the norm that is made small.
@@ -59,7 +59,7 @@ def fast_minimum_norm(
         missed (hit, if targeted) to begin with.
     """
     box = Box.unbounded() if box is None else box
-    rows_N, aim = Aim(victim=victim, labels_B=labels_B, box=box, targeted=targeted).set_out(clean, norm)
+    rows_N, aim = Aim(target=target, labels_B=labels_B, box=box, targeted=targeted).set_out(clean, norm)
     start = moved = clean[rows_N]
     nearest, every_N = Nearest.none_yet(start, norm), torch.arange(len(rows_N), device=clean.device)
     radius_N = clean.new_full((len(rows_N),), torch.inf)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ser_fl.attacks.descent import descend
-from ser_fl.attacks.estimator import clip_values_of, import_art
+from ser_fl.attacks.art.estimator import clip_values_of, import_art
+from ser_fl.attacks.pgd import descend
 from ser_fl.attacks.problem import Problem
 from ser_fl.randomness import generator
 
@@ -14,7 +14,7 @@ from ser_fl.randomness import generator
 def craft_fgsm(problem: Problem) -> Tensor:
     """One step of epsilon from the clean utterance."""
     return descend(
-        problem.victim,
+        problem.target,
         problem.ball,
         problem.labels_B,
         steps=1,
@@ -65,7 +65,7 @@ def _iterate(problem: Problem, starts: Tensor | None) -> Tensor:
     settings = problem.settings
     assert settings.steps is not None and settings.step_size is not None
     return descend(
-        problem.victim,
+        problem.target,
         problem.ball,
         problem.labels_B,
         steps=settings.steps,

@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ser_fl.attacks.art.estimator import import_art
 from ser_fl.attacks.carlini_wagner import carlini_wagner_l2, carlini_wagner_linf
-from ser_fl.attacks.estimator import import_art
 from ser_fl.attacks.fmn import fast_minimum_norm
 from ser_fl.attacks.problem import Problem
 
@@ -24,7 +24,7 @@ DEEPFOOL_OVERSHOOT = 0.02
 def craft_cw_l2(problem: Problem) -> Tensor:
     """Our C&W L2, where ART's class takes ten times as long and ends farther away."""
     return carlini_wagner_l2(
-        problem.victim,
+        problem.target,
         problem.features_BFL,
         problem.labels_B,
         box=problem.box,
@@ -35,7 +35,7 @@ def craft_cw_l2(problem: Problem) -> Tensor:
 def craft_cw_linf(problem: Problem) -> Tensor:
     """Our C&W L-infinity from the budget inwards: ART's class takes tens of thousands of passes an utterance."""
     return carlini_wagner_linf(
-        problem.victim,
+        problem.target,
         problem.features_BFL,
         problem.labels_B,
         tau_B=problem.ball.radius_B,
@@ -47,14 +47,14 @@ def craft_cw_linf(problem: Problem) -> Tensor:
 def craft_fmn(problem: Problem) -> Tensor:
     """FMN in L-infinity: the smallest epsilon of each utterance."""
     return fast_minimum_norm(
-        problem.victim, problem.features_BFL, problem.labels_B, norm="inf", box=problem.box, steps=_steps(problem)
+        problem.target, problem.features_BFL, problem.labels_B, norm="inf", box=problem.box, steps=_steps(problem)
     )
 
 
 def craft_fmn_l2(problem: Problem) -> Tensor:
     """FMN in L2."""
     return fast_minimum_norm(
-        problem.victim, problem.features_BFL, problem.labels_B, norm="2", box=problem.box, steps=_steps(problem)
+        problem.target, problem.features_BFL, problem.labels_B, norm="2", box=problem.box, steps=_steps(problem)
     )
 
 

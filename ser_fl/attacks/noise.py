@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
-from ser_fl.attacks.found import Found
+from ser_fl.attacks.best_adversarial import BestAdversarial
 from ser_fl.attacks.problem import Problem
 from ser_fl.devices import send
 from ser_fl.randomness import generator
@@ -36,7 +36,7 @@ def craft_noise_gaussian(problem: Problem) -> Tensor:
 def _worst_of_draws(problem: Problem, name: str, draw: Callable[[torch.Size, Generator], Tensor]) -> Tensor:
     """As many draws as steps for each utterance, by a stream of its own, until it is recognised no more."""
     streams = [generator(name, problem.seed, key) for key in problem.keys_B]
-    found = Found.of(problem.victim, problem.features_BFL, problem.labels_B)
+    found = BestAdversarial.of(problem.target, problem.features_BFL, problem.labels_B)
     for _ in range(problem.settings.steps or 0):
         rows_N = found.unbroken()
         if not len(rows_N):
@@ -44,6 +44,6 @@ def _worst_of_draws(problem: Problem, name: str, draw: Callable[[torch.Size, Gen
         part = problem.subset(rows_N)
         unit_NFL = torch.stack([draw(part.features_BFL.shape[1:], streams[row]) for row in rows_N.tolist()])
         noisy_NFL = part.features_BFL + problem.settings.epsilon * send(unit_NFL, part.features_BFL.device)
-        candidate = Found.of(part.victim, part.box.clip(noisy_NFL), part.labels_B)
+        candidate = BestAdversarial.of(part.target, part.box.clip(noisy_NFL), part.labels_B)
         found = found.put(rows_N, found.subset(rows_N).or_better(candidate))
     return found.inputs

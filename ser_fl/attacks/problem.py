@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ser_fl.attacks.art.estimator import Array, ClipValues, HiddenNetwork, Labels, Passes, classifier
 from ser_fl.attacks.ball import Ball
-from ser_fl.attacks.budget import Box
-from ser_fl.attacks.estimator import Array, ClipValues, HiddenNetwork, Labels, Passes, classifier
 from ser_fl.attacks.settings import AttackSettings
-from ser_fl.attacks.victim import Expectation, Victim
+from ser_fl.attacks.target import Expectation, Target
+from ser_fl.attacks.threat_model import Box
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -53,9 +53,9 @@ class Problem:
         )
 
     @property
-    def victim(self) -> Victim:
+    def target(self) -> Target:
         """What an attack of ours questions."""
-        return Victim(network=self.network, keys_B=self.keys_B, passes=self.passes, expectation=self.expectation)
+        return Target(network=self.network, keys_B=self.keys_B, passes=self.passes, expectation=self.expectation)
 
     @property
     def ball(self) -> Ball:
@@ -64,20 +64,20 @@ class Problem:
         return Ball(self.features_BFL, radius_B, "inf")
 
     def logits(self, features_BFL: Tensor) -> Tensor:
-        """Logits of features of these utterances, shape (B, C), counted as forward passes; see `Victim`."""
+        """Logits of features of these utterances, shape (B, C), counted as forward passes; see `Target`."""
         with torch.no_grad():
-            return self.victim(features_BFL)
+            return self.target(features_BFL)
 
     def right_when_clean(self) -> Tensor:
         """Indices of the utterances that the model gets right without an attack; ever, where it is randomised."""
-        return self.victim.right(self.features_BFL, self.labels_B).nonzero().flatten()
+        return self.target.right(self.features_BFL, self.labels_B).nonzero().flatten()
 
     def classifier(
         self, *, clip_values: ClipValues | None, to_features: Callable[[Tensor], Tensor] | None = None
     ) -> Any:
         """The model as an ART PyTorchClassifier, to be used while this problem is solved and never kept.
 
-        In expectation its logits are means of log-probabilities over the draws of a step, as `Victim` has them. Every
+        In expectation its logits are means of log-probabilities over the draws of a step, as `Target` has them. Every
         gradient draws anew, and what is asked for without one, such as the steps of a line search, meets the draws of
         the gradient before it. ART does not say whose images it shows, so that the problem is then one utterance's.
 
@@ -91,7 +91,7 @@ class Problem:
             to_features or (lambda same: same),
             self.passes,
             self.features_BFL.device,
-            self.victim.num_draws,
+            self.target.num_draws,
         )
         _, num_bins, num_frames = self.features_BFL.shape
         return classifier(hidden, clip_values, self.num_classes, (num_bins, num_frames))
@@ -99,7 +99,7 @@ class Problem:
     def _questioned(self, features_NFL: Tensor, step: int) -> Tensor:
         """Logits of any number of features, shape (N, C); all of the one utterance where draws depend on it."""
         keys_N = self.keys_B if self.expectation is None else [*self.keys_B] * len(features_NFL)
-        return replace(self.victim, keys_B=keys_N)(features_NFL, step)
+        return replace(self.target, keys_B=keys_N)(features_NFL, step)
 
     def inputs(self) -> Array:
         """Clean features as ART's images, shape (B, 1, F, L)."""

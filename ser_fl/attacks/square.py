@@ -21,7 +21,7 @@ from bisect import bisect_left
 import torch
 from torch import Tensor
 
-from ser_fl.attacks.found import Found
+from ser_fl.attacks.best_adversarial import BestAdversarial
 from ser_fl.attacks.problem import Problem
 from ser_fl.devices import send
 from ser_fl.randomness import generator
@@ -38,7 +38,7 @@ def craft_square(problem: Problem) -> Tensor:
     """Random search with as many queries as steps, until an utterance is recognised no more."""
     assert problem.settings.steps is not None
     rows_N = torch.arange(len(problem.keys_B), device=problem.features_BFL.device)
-    found = Found.of(problem.victim, problem.features_BFL, problem.labels_B)
+    found = BestAdversarial.of(problem.target, problem.features_BFL, problem.labels_B)
     queries = _Queries.drawn(problem, problem.settings.steps)
     for query in range(problem.settings.steps):
         if query % LOOK_EVERY == 0:
@@ -48,7 +48,7 @@ def craft_square(problem: Problem) -> Tensor:
                 break
         best = found.subset(rows_N)
         asked_NFL = chosen.stripes(part) if query == 0 else chosen.moved(best.inputs, part, query)
-        candidate = Found.of(part.victim, part.box.clip(asked_NFL), part.labels_B)
+        candidate = BestAdversarial.of(part.target, part.box.clip(asked_NFL), part.labels_B)
         found = found.put(rows_N, best.or_better(candidate))
     return found.inputs
 

@@ -65,7 +65,7 @@ def _ask(problem: Problem, perturbation_FL: Tensor) -> tuple[Tensor, Tensor]:
     enough = math.log(problem.num_classes)
     moved_NFL = problem.features_BFL + perturbation_FL
     shown_NFL = problem.box.clip(moved_NFL)
-    answer = problem.victim.answer(
+    answer = problem.target.answer(
         shown_NFL, problem.labels_B, lambda logits_BC, labels_B: cross_entropy(logits_BC, labels_B).clamp(max=enough)
     )
     gradient_FL = torch.where(shown_NFL == moved_NFL, answer.gradient, 0.0).sum(0)

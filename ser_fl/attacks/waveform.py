@@ -24,15 +24,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ser_fl.attacks.art.estimator import Passes
 from ser_fl.attacks.autopgd import restarted
 from ser_fl.attacks.ball import Ball
-from ser_fl.attacks.budget import Box, Norm
 from ser_fl.attacks.carlini_wagner import carlini_wagner_l2
-from ser_fl.attacks.descent import descend
-from ser_fl.attacks.estimator import Passes
 from ser_fl.attacks.losses import Loss, cross_entropy, difference_of_logits_ratio
-from ser_fl.attacks.masking import MaskingBall
-from ser_fl.attacks.victim import Expectation, Victim
+from ser_fl.attacks.pgd import descend
+from ser_fl.attacks.psychoacoustic import MaskingBall
+from ser_fl.attacks.target import Expectation, Target
+from ser_fl.attacks.threat_model import Box, Norm
 from ser_fl.attacks.waveform_input import ClipBall, Clips, WaveformToFeatures
 from ser_fl.data.frontend import LogMel, Standardisation
 from ser_fl.errors import UserError, unknown_name
@@ -89,7 +89,7 @@ def snr_db(clips: Clips, adversarial_BT: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WaveformProblem:
-    """Clips to be attacked, all on the model's device; to be used inside `ser_fl.attacks.gradient.attacked`."""
+    """Clips to be attacked, all on the model's device; to be used inside `ser_fl.attacks.training_attacks.attacked`."""
 
     network: nn.Module
     """Maps features_BFL to logits_BC."""
@@ -113,9 +113,9 @@ class WaveformProblem:
         return WaveformToFeatures(self.clips, self.frontend, self.standardisation)
 
     @property
-    def victim(self) -> Victim:
+    def target(self) -> Target:
         """The model from the recorded samples on."""
-        return Victim(
+        return Target(
             network=self.network,
             keys_B=self.keys_B,
             passes=self.passes,
@@ -167,7 +167,7 @@ def craft_pgd(problem: WaveformProblem) -> Tensor:
     ball, rows_B = problem.ball, torch.arange(len(problem.clips), device=problem.labels_B.device)
     starts = [_start(problem, ball, rows_B, number) for number in range(problem.restarts)]
     return descend(
-        problem.victim,
+        problem.target,
         ball,
         problem.labels_B,
         steps=problem.steps,
@@ -180,7 +180,7 @@ def craft_pgd(problem: WaveformProblem) -> Tensor:
 def craft_cw_l2(problem: WaveformProblem) -> Tensor:
     """Carlini and Wagner's L2 attack; what it does not break stays clean."""
     return carlini_wagner_l2(
-        problem.victim,
+        problem.target,
         problem.clips.waveform_BT,
         problem.labels_B,
         box=problem.box,
@@ -195,7 +195,7 @@ def _climb(problem: WaveformProblem, ball: Ball, loss: Loss) -> Tensor:
         return _start(problem, ball, rows_N, number) if problem.restarts else None
 
     return restarted(
-        problem.victim,
+        problem.target,
         ball,
         problem.labels_B,
         losses=[lambda rows_N: loss] * max(problem.restarts, 1),

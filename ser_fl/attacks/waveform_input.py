@@ -95,7 +95,7 @@ class Clips:
 
 
 class WaveformToFeatures:
-    """From recorded waveforms to standardised features inside the box: differentiable, the `ToFeatures` of a `Victim`.
+    """From recorded waveforms to standardised features inside the box: differentiable, the `ToFeatures` of a `Target`.
 
     Args:
         clips: whose waveforms are moved; where they may not be, theirs is what is heard.

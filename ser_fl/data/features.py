@@ -21,13 +21,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ser_fl.claims import hold
-from ser_fl.config import FrontendConfig
+from ser_fl.config.schema import FrontendConfig
 from ser_fl.data.frontend import LogMel
 from ser_fl.data.utterance import Corpus, Utterance, classes_of
-from ser_fl.environment import threads_limited_to
 from ser_fl.errors import UserError
 from ser_fl.files import NO_ROOM, naming
+from ser_fl.runs.environment import threads_limited_to
+from ser_fl.runs.lock import hold
 
 CACHE_VERSION = 2
 """Raised whenever the same audio and settings would give other features."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ser_fl.config import FrontendConfig
+from ser_fl.config.schema import FrontendConfig
 from ser_fl.errors import UserError
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from ser_fl.config import ClientsConfig, SplitConfig
+from ser_fl.config.schema import ClientsConfig, SplitConfig
 from ser_fl.data.utterance import Utterance
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.randomness import generator
@@ -275,10 +275,10 @@ def part_sizes(utterances: Sequence[Utterance], part: Indices) -> dict[str, int]
 def _check_disjoint(split: Split, utterances: Sequence[Utterance], *, by_speaker: bool) -> None:
     """No utterance in two parts and, where it is promised, no speaker."""
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
-    holdings = [{part: [utterances[i].utterance_id for i in indices] for part, indices in parts.items()}]
+    held_by = [{part: [utterances[i].utterance_id for i in indices] for part, indices in parts.items()}]
     if by_speaker:
-        holdings.append({part: sorted({utterances[i].speaker for i in indices}) for part, indices in parts.items()})
-    for held in holdings:
+        held_by.append({part: sorted({utterances[i].speaker for i in indices}) for part, indices in parts.items()})
+    for held in held_by:
         seen: dict[str, str] = {}
         for part, name in ((part, name) for part, names in held.items() for name in names):
             if name in seen:

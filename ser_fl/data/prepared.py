@@ -9,17 +9,17 @@ from pathlib import Path
 
 import torch
 
-from ser_fl.config import Config
+from ser_fl.config.schema import Config
+from ser_fl.data.client_manifest import ClientManifest, digest_of_all, digest_of_speakers
 from ser_fl.data.corpora import open_corpus
 from ser_fl.data.corpora.folder import expand_home
 from ser_fl.data.features import FeatureStore, OnFeatures, compute_features
 from ser_fl.data.frontend import FeatureStatistics, Standardisation
-from ser_fl.data.holdings import Holdings, digest_of_all, digest_of_speakers
 from ser_fl.data.partition import EVERYBODY, PARTS, Indices, Split, assign_clients, part_sizes, split_corpus
 from ser_fl.data.synthetic import SyntheticCorpus
 from ser_fl.data.utterance import Corpus, SkippedFile
 from ser_fl.errors import UserError
-from ser_fl.places import is_place
+from ser_fl.runs.path_aliases import is_place
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,10 +35,10 @@ class Prepared:
     skipped: tuple[SkippedFile, ...] = ()
     """Files that could not be used and were left out, with ``data.on_unreadable=skip``."""
 
-    def holdings(self) -> Holdings:
+    def client_manifest(self) -> ClientManifest:
         """What the server knows of it."""
         utterances, client_ids = self.store.utterances, tuple(self.clients)
-        return Holdings(
+        return ClientManifest(
             classes=self.store.classes,
             client_ids=client_ids,
             sizes={part: part_sizes(utterances, getattr(self.split, part)) for part in PARTS},

@@ -19,7 +19,7 @@ from importlib import import_module
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
-from ser_fl.deployment.overdue import send_overdue_replies
+from ser_fl.deployment.flwr_overdue_replies import send_overdue_replies
 from ser_fl.deployment.warm import start_tasks_warm
 
 _PROGRAMS = {

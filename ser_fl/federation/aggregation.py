@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from ser_fl.errors import LONGEST_VALUE, one_line, shown
-from ser_fl.records import ClientRecord, ClientUpdate, State
+from ser_fl.runs.records import ClientRecord, ClientUpdate, State
 
 Outcome = ClientUpdate | str
 """An update, or why there is none: the traceback of the client that raised, or how its process ended."""

@@ -17,11 +17,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from ser_fl.config import Precision
+from ser_fl.config.schema import Precision
 from ser_fl.errors import UserError, shown
 from ser_fl.federation.server import GLOBAL, Server
 from ser_fl.files import write_bytes, write_json
-from ser_fl.records import State
+from ser_fl.runs.records import State
 
 SCHEMA = 7
 
@@ -61,7 +61,7 @@ class Progress:
     best_round: int
     best_score: float
     data_digest: str = ""
-    """Of the data that the run is trained on (`Holdings.digest`)."""
+    """Of the data that the run is trained on (`ClientManifest.digest`)."""
     lengths: dict[str, int] = field(default_factory=dict)
     """Bytes of each ``.jsonl`` file at the commit."""
     precision: Precision | None = None
@@ -88,8 +88,8 @@ def save_checkpoint(folder: Path, progress: Progress, config: Mapping[str, Any])
     }
     for owner, state in progress.server.optimiser_states.items():
         tensors |= {f"optimiser/{owner}/{name}": tensor for name, tensor in state.items()}
-    tensors |= {f"velocity/{GLOBAL}/{name}": tensor for name, tensor in progress.server.velocity.items()}
-    tensors |= {f"spread/{GLOBAL}/{name}": tensor for name, tensor in progress.server.spread.items()}
+    tensors |= {f"exp_avg/{GLOBAL}/{name}": tensor for name, tensor in progress.server.exp_avg.items()}
+    tensors |= {f"exp_avg_sq/{GLOBAL}/{name}": tensor for name, tensor in progress.server.exp_avg_sq.items()}
     tensors |= {f"average/{GLOBAL}/{name}": tensor for name, tensor in progress.server.average.items()}
     write_bytes(folder / current, save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}))
     # A run that was killed before its first commit may have left a file of this name.
@@ -173,9 +173,9 @@ def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> Progress | None:
         server=Server(
             current["model"],
             current.get("optimiser", {}),
-            velocity=current.get("velocity", {}).get(GLOBAL, {}),
+            exp_avg=current.get("exp_avg", {}).get(GLOBAL, {}),
             momentum=said.server_momentum,
-            spread=current.get("spread", {}).get(GLOBAL, {}),
+            exp_avg_sq=current.get("exp_avg_sq", {}).get(GLOBAL, {}),
             average=current.get("average", {}).get(GLOBAL, {}),
             decay=said.weight_average.decay,
             num_averaged=said.weight_average.num_averaged,
@@ -220,8 +220,8 @@ def check_fits(folder: Path, progress: Progress, start: Progress, client_ids: Se
     if unknown := set(server.optimiser_states) - set(client_ids):
         raise UserError(f"the checkpoint in {folder} has the optimiser of an unknown client {min(unknown)!r}")
     for what, state, expected in (
-        ("velocity", server.velocity, start.server.velocity),
-        ("spread", server.spread, start.server.spread),
+        ("exp_avg", server.exp_avg, start.server.exp_avg),
+        ("exp_avg_sq", server.exp_avg_sq, start.server.exp_avg_sq),
         ("average over rounds", server.average, (shared or {}) if server.num_averaged else {}),
     ):
         _check_state(folder, what, state, expected)

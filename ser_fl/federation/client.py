@@ -10,22 +10,22 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from ser_fl.config import Config
+from ser_fl.config.schema import Config
 from ser_fl.data.datamodule import ClientDataModule, load_examples
 from ser_fl.data.features import FeatureStore
 from ser_fl.data.frontend import Standardisation
 from ser_fl.data.partition import Indices
 from ser_fl.devices import seeded_streams
-from ser_fl.federation.fit_profiler import FitProfiler
-from ser_fl.federation.loop import fit_in_loop
-from ser_fl.federation.objectives import Objective
 from ser_fl.federation.schedule import norm_is_frozen
-from ser_fl.federation.trainers import Trainers, has_installed_callbacks
-from ser_fl.models.catalogue import build_network
 from ser_fl.models.classifier import EmotionClassifier
+from ser_fl.models.registry import build_network
 from ser_fl.randomness import derive_seed, generator
-from ser_fl.records import ClientUpdate, State
+from ser_fl.runs.records import ClientUpdate, State
 from ser_fl.stopwatch import UNWATCHED, Watch
+from ser_fl.training.fit_profiler import FitProfiler
+from ser_fl.training.loop import fit_in_loop
+from ser_fl.training.objectives import Objective
+from ser_fl.training.trainer import Trainers, has_installed_callbacks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,8 @@ from typing import get_args
 
 import torch
 
-from ser_fl.config import Config
-from ser_fl.records import ProfileRecord, TimeSpent
+from ser_fl.config.schema import Config
+from ser_fl.runs.records import ProfileRecord, TimeSpent
 from ser_fl.stopwatch import UNWATCHED, ClientPart, Part, ServerPart, Stopwatch, Watch
 
 OnProfile = Callable[[ProfileRecord], None]

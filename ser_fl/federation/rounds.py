@@ -6,20 +6,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ser_fl.config import Config, dump
+from ser_fl.config.schema import Config, dump
 from ser_fl.errors import RoundFailed
 from ser_fl.federation.aggregation import weighted_loss
-from ser_fl.federation.arrivals import Arrivals
 from ser_fl.federation.checkpoint import Progress, save_checkpoint
 from ser_fl.federation.client import ClientTask
+from ser_fl.federation.client_results import ClientResults
 from ser_fl.federation.executors import Executor
 from ser_fl.federation.profile import RunProfile
 from ser_fl.federation.schedule import adam_step, learning_rate, sample_cohort
 from ser_fl.federation.scoring import Scorer
 from ser_fl.federation.server import Server
-from ser_fl.interruption import Interruption
 from ser_fl.metrics import scores
-from ser_fl.records import ClientRecord, RoundRecord, RunFolder
+from ser_fl.runs.preemption import Preemption
+from ser_fl.runs.records import ClientRecord, RoundRecord, RunFolder
 from ser_fl.tracking import Tracker
 
 _WHERE_CLIENTS_ARE = (
@@ -49,12 +49,12 @@ class Federation:
     run: RunFolder
     tracker: Tracker
     profile: RunProfile
-    interruption: Interruption = field(default_factory=Interruption)
+    preemption: Preemption = field(default_factory=Preemption)
 
     def run_rounds(self, progress: Progress, on_round: OnRound) -> str:
         """Run the rounds that are left, and say why there are no more."""
         while (reason := self.why_stop(progress)) is None:
-            with self.interruption.round():
+            with self.preemption.round():
                 self.run_round(progress, on_round)
         return reason
 
@@ -64,12 +64,12 @@ class Federation:
         watch.restart()
         started, server, number = time.perf_counter(), progress.server, progress.round + 1
         cohort = self.cohort(number)
-        arrivals = self.train(server, cohort, number)
+        results = self.train(server, cohort, number)
         with watch.part("evaluation"):
-            record = self.measure(server, cohort, arrivals, started)
+            record = self.measure(server, cohort, results, started)
         with watch.part("records"):
-            self.commit(progress, record, arrivals.records)
-        self.profile.add(number, arrivals.nanoseconds)
+            self.commit(progress, record, results.records)
+        self.profile.add(number, results.nanoseconds)
         on_round(record)
 
     def why_stop(self, progress: Progress) -> str | None:
@@ -84,9 +84,9 @@ class Federation:
             return f"no new best validation UAR for {settings.patience} rounds"
         return None
 
-    def train(self, server: Server, cohort: tuple[str, ...], number: int) -> Arrivals:
+    def train(self, server: Server, cohort: tuple[str, ...], number: int) -> ClientResults:
         """Broadcast, client updates, aggregation: the server has the round's model afterwards."""
-        arrivals = Arrivals(
+        results = ClientResults(
             round=number,
             reference=server.model_for(cohort[0]),
             gathered=server.gather(),
@@ -98,12 +98,12 @@ class Federation:
         with watch.part("waiting"):
             for client_id, outcome in self.executor.run(self.task(server, client, number) for client in cohort):
                 with watch.part("aggregation"):
-                    arrivals.take(client_id, outcome)
+                    results.take(client_id, outcome)
                 del outcome  # else it would be kept while the next client trains
-        self.check_enough(arrivals)
+        self.check_enough(results)
         with watch.part("aggregation"):
-            server.absorb(arrivals.gathered, adam_step(self.config, number))
-        return arrivals
+            server.absorb(results.gathered, adam_step(self.config, number))
+        return results
 
     def cohort(self, number: int) -> tuple[str, ...]:
         """Clients that take part in a round."""
@@ -120,19 +120,19 @@ class Federation:
             optimiser_state=server.optimiser_states.get(client_id, {}),
         )
 
-    def check_enough(self, arrivals: Arrivals) -> None:
+    def check_enough(self, results: ClientResults) -> None:
         """Stop the run where too few clients came back, with what they said."""
-        count, minimum = len(arrivals.records), self.config.federation.min_clients
+        count, minimum = len(results.records), self.config.federation.min_clients
         if count < minimum:
-            reasons = "\n".join(f"client {failure.client_id}: {failure.error}" for failure in arrivals.failures)
-            raise RoundFailed(f"round {arrivals.round} has {count} updates, needs {minimum}:\n{reasons}")
+            reasons = "\n".join(f"client {failure.client_id}: {failure.error}" for failure in results.failures)
+            raise RoundFailed(f"round {results.round} has {count} updates, needs {minimum}:\n{reasons}")
 
-    def measure(self, server: Server, cohort: tuple[str, ...], arrivals: Arrivals, started: float) -> RoundRecord:
+    def measure(self, server: Server, cohort: tuple[str, ...], results: ClientResults, started: float) -> RoundRecord:
         """Score the new models on the validation part in rounds that do, under attack in those that do; in the last
         round in any case.
         """
-        selection, number = self.config.selection, arrivals.round
-        validation, robust, failures = None, None, list(arrivals.failures)
+        selection, number = self.config.selection, results.round
+        validation, robust, failures = None, None, list(results.failures)
         step = adam_step(self.config, number)
         if self.is_due(selection.every, number):
             scored = self.scorer.score(server.judged, "validation")
@@ -145,7 +145,7 @@ class Federation:
         return RoundRecord(
             round=number,
             cohort=cohort,
-            train_loss=weighted_loss(arrivals.records),
+            train_loss=weighted_loss(results.records),
             uar=validation.uar if validation else None,
             accuracy=validation.accuracy if validation else None,
             macro_f1=validation.macro_f1 if validation else None,

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from ser_fl.config import Config, FederationConfig, OptimiserConfig
-from ser_fl.federation.server_steps import AdamStep
+from ser_fl.config.schema import Config, FederationConfig, OptimiserConfig
+from ser_fl.federation.server_optimiser import AdamStep
 from ser_fl.randomness import generator
 
 

@@ -12,16 +12,16 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor, nn
 
-from ser_fl.attacks.budget import Box
-from ser_fl.attacks.gradient import own_starts, pgd
-from ser_fl.config import Config
+from ser_fl.attacks.threat_model import Box
+from ser_fl.attacks.training_attacks import own_starts, pgd
+from ser_fl.config.schema import Config
 from ser_fl.data.partition import Indices, Part
 from ser_fl.devices import devices_of
-from ser_fl.evaluation.scoring import Evaluator, Perturb
 from ser_fl.metrics import Confusion
-from ser_fl.models.catalogue import build_network
+from ser_fl.models.registry import build_network
 from ser_fl.randomness import generator
-from ser_fl.records import ClientFailure, State
+from ser_fl.robustness.evaluator import Evaluator, Perturb
+from ser_fl.runs.records import ClientFailure, State
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from ser_fl.federation.aggregation import FedAvg, averaged_over_rounds
-from ser_fl.federation.server_steps import AdamStep, with_adam, with_momentum
-from ser_fl.records import ClientUpdate, State
+from ser_fl.federation.server_optimiser import AdamStep, with_adam, with_momentum
+from ser_fl.runs.records import ClientUpdate, State
 
 GLOBAL = "global"
 
@@ -43,11 +43,11 @@ class Server:
     models: dict[str, State]
     optimiser_states: dict[str, State] = field(default_factory=dict)
     """Of clients that keep their optimiser between rounds."""
-    velocity: State = field(default_factory=dict)
+    exp_avg: State = field(default_factory=dict)
     """What the shared model's parameters carry on from round to round; empty where the average is the model."""
     momentum: float = 0.0
     """Of FedAvgM; Adam's comes with each step."""
-    spread: State = field(default_factory=dict)
+    exp_avg_sq: State = field(default_factory=dict)
     """Mean squares of the shared model's updates; empty without Adam at the server."""
     average: State = field(default_factory=dict)
     """Of the shared model over rounds; empty without one."""
@@ -73,9 +73,9 @@ class Server:
         rest = {name: torch.zeros_like(parameter) for name, parameter in initial.named_parameters()}
         return cls(
             {GLOBAL: state},
-            velocity=rest if momentum or adam else {},
+            exp_avg=rest if momentum or adam else {},
             momentum=0.0 if adam else momentum,
-            spread=dict(rest) if adam else {},
+            exp_avg_sq=dict(rest) if adam else {},
             decay=decay,
         )
 
@@ -97,9 +97,9 @@ class Server:
         if gathered.average is not None:
             received, average = self.models[GLOBAL], gathered.average.result()
             if step is not None:
-                moved, self.velocity, self.spread = with_adam(received, average, self.velocity, self.spread, step)
+                moved, self.exp_avg, self.exp_avg_sq = with_adam(received, average, self.exp_avg, self.exp_avg_sq, step)
             else:
-                moved, self.velocity = with_momentum(received, average, self.velocity, self.momentum)
+                moved, self.exp_avg = with_momentum(received, average, self.exp_avg, self.momentum)
             self.models[GLOBAL] = moved
             if self.decay:
                 self.average = averaged_over_rounds(self.average, moved, self.num_averaged, self.decay)

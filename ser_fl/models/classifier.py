@@ -13,10 +13,10 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from ser_fl.config import AugmentationConfig, OptimiserConfig
+from ser_fl.config.schema import AugmentationConfig, OptimiserConfig
 from ser_fl.data.augmentation import augment
 from ser_fl.data.datamodule import Batch
-from ser_fl.models.normalisation import BatchRenorm2d
+from ser_fl.models.norms import BatchRenorm2d
 from ser_fl.stopwatch import UNWATCHED, Watch
 
 Harden = Callable[[nn.Module, Tensor, Tensor], Tensor]

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ser_fl.config import CRNNConfig
+from ser_fl.config.schema import CRNNConfig
 from ser_fl.devices import autocast
-from ser_fl.models.convolutions import ConvolutionBlocks, StemConvolution
-from ser_fl.models.gru import BidirectionalGRU
-from ser_fl.models.normalisation import normalisation
+from ser_fl.models.cpu_convolutions import ConvolutionBlocks, StemConvolution
+from ser_fl.models.cpu_gru import BidirectionalGRU
+from ser_fl.models.norms import normalisation
 
 _MEL_BANDS = 4
 """Bands of mel bins that the GRU sees, whatever the number of mel bins."""

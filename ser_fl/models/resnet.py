@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ser_fl.config import ResNetConfig
-from ser_fl.models.normalisation import normalisation
+from ser_fl.config.schema import ResNetConfig
+from ser_fl.models.norms import normalisation
 
 
 class ResidualBlock(nn.Module):

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ser_fl.config import VGG15Config
-from ser_fl.models.normalisation import normalisation
+from ser_fl.config.schema import VGG15Config
+from ser_fl.models.norms import normalisation
 
 _STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Channels and convolutions of each stage; each ends in max pooling by 2."""

@@ -10,8 +10,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ser_fl.records import AttackRecord
 from ser_fl.report import wording
+from ser_fl.runs.records import AttackRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ser_fl.records import AttackRecord
 from ser_fl.report import wording
 from ser_fl.report.labels import labels_of, provenance, training_epsilon
 from ser_fl.report.markup import MISSING, Table
 from ser_fl.report.runs import RunRecords
+from ser_fl.runs.records import AttackRecord
 
 _ORDER = ("fgsm", "bim", "pgd_paper", "pgd", "cw_l2", "cw_linf", "deepfool")
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from ser_fl.records import AttackRecord
 from ser_fl.report import wording
 from ser_fl.report.four_way import budget_key, reference_budgets
 from ser_fl.report.labels import labels_of, provenance
 from ser_fl.report.markup import Table
 from ser_fl.report.runs import RunRecords
+from ser_fl.runs.records import AttackRecord
 
 
 def group_table(runs: Sequence[RunRecords]) -> Table | None:

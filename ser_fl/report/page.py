@@ -9,19 +9,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ser_fl.discretion import public_path
 from ser_fl.errors import UserError
 from ser_fl.files import write_bytes
-from ser_fl.records import RunFolder, TransferMatrix
-from ser_fl.report.doubts import doubts_panel
 from ser_fl.report.groups import group_table
 from ser_fl.report.labels import labels_of
 from ser_fl.report.markup import to_html
 from ser_fl.report.replications import replication_table
 from ser_fl.report.runs import RunRecords, read_run
+from ser_fl.report.sanity_checks import doubts_panel
 from ser_fl.report.spread import spread_table
 from ser_fl.report.tables import attack_table, four_way, summary_table, training_table
 from ser_fl.report.transfer import pair_table, read_matrices, transfer_tables
+from ser_fl.runs.records import RunFolder, TransferMatrix
+from ser_fl.runs.redaction import public_path
 
 _CAPTIONS = {
     "training": "Validation UAR and training loss over rounds; the star is the selected round.",

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ser_fl.records import AttackRecord, TransferMatrix
 from ser_fl.report import figures, images, wording
 from ser_fl.report.four_way import budget_key, reference_budgets
 from ser_fl.report.labels import labels_of
 from ser_fl.report.runs import RunRecords
 from ser_fl.report.transfer import attack_of
+from ser_fl.runs.records import AttackRecord, TransferMatrix
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

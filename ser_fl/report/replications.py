@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ser_fl.records import AttackRecord
 from ser_fl.report import wording
 from ser_fl.report.four_way import Column, budget_key, columns_of, reference_budgets
 from ser_fl.report.labels import labels_of, provenance
 from ser_fl.report.markup import MISSING, Table
 from ser_fl.report.runs import RunRecords
+from ser_fl.runs.records import AttackRecord
 
 _FREE = {"seed", "run_dir", "resume", "tracking", "executor", "profile", "experiment"}
 """Settings in which repetitions may differ; and of the split its seed and its fold."""

@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
-from ser_fl.bombs import refuse_bombs
+from ser_fl.config.yaml_limits import refuse_bombs
 from ser_fl.errors import UserError
-from ser_fl.evaluation.checks.doubt import Examination, read_examination
-from ser_fl.forms import conform_known
-from ser_fl.records import AttackRecord, RunFolder
 from ser_fl.report.wording import CLEAN, NO_DEFENCE
+from ser_fl.robustness.sanity_checks.report import SanityReport, read_sanity_report
+from ser_fl.runs.records import AttackRecord, RunFolder
+from ser_fl.runs.validation import conform_known
 
 _EXAMPLE_KEYS = {
     *("attack", "epsilon", "emotion", "hop_s"),
@@ -34,7 +34,7 @@ class RunRecords:
     attacks: tuple[AttackRecord, ...]
     example: Mapping[str, Any] | None
     """A clean and adversarial log-mel pair (`RunFolder.spectrograms`)."""
-    examination: Examination | None = None
+    sanity_report: SanityReport | None = None
     """What the benchmark doubts of itself; None where it made no checks."""
 
     def setting(self, key: str) -> Any:
@@ -118,7 +118,7 @@ def read_run(folder: Path) -> RunRecords:
         rounds=_read_rounds(run),
         attacks=_read_attacks(run, len(summary.get("classes") or ())),
         example=_read_example(run),
-        examination=read_examination(run),
+        sanity_report=read_sanity_report(run),
     )
 
 

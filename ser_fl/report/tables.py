@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ser_fl.records import AttackRecord
 from ser_fl.report import wording
 from ser_fl.report.four_way import four_way
 from ser_fl.report.labels import labels_of, provenance
 from ser_fl.report.markup import MISSING, Table
 from ser_fl.report.runs import RunRecords
+from ser_fl.runs.records import AttackRecord
 
 __all__ = ["attack_table", "four_way", "summary_table", "training_table"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ser_fl.records import ProfileRecord, TimeSpent
 from ser_fl.report.markup import Table
+from ser_fl.runs.records import ProfileRecord, TimeSpent
 
 ALL_CLIENTS, ALL_ROUNDS = "= clients", "= rounds"
 """Rows of sums."""

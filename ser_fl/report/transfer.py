@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ser_fl.records import RunFolder, TransferMatrix, TransferRecord, read_transfer
 from ser_fl.report import wording
 from ser_fl.report.markup import Table
+from ser_fl.runs.records import RunFolder, TransferMatrix, TransferRecord, read_transfer
 
 
 def read_matrices(folders: Sequence[Path], files: Sequence[Path] = ()) -> list[TransferMatrix]:
@@ -49,7 +49,7 @@ def _square(matrix: TransferMatrix, defence: str) -> Table:
 
 _COLUMNS: tuple[tuple[str, Callable[[TransferRecord], str]], ...] = (
     ("Made on", lambda record: record.source),
-    ("Shown to", lambda record: record.target),
+    ("Predictions to", lambda record: record.target),
     ("Test-time defence", lambda record: wording.defence_name(record.defence)),
     ("Knowledge", lambda record: record.knowledge + (f" {wording.GREY_BOX}" if wording.is_grey_box(record) else "")),
     ("n", lambda record: wording.count(record.num_examples)),

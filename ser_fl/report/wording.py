@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ser_fl.records import AttackRecord
 from ser_fl.report.markup import MISSING
+from ser_fl.runs.records import AttackRecord
 
 CLEAN = "clean"
 """Name of the record without an attack."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from ser_fl.records import AttackRecord, ClientRecord, RoundRecord
+from ser_fl.runs.records import AttackRecord, ClientRecord, RoundRecord
 
 
 class Backend(Protocol):

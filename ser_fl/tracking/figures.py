@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ser_fl.records import AttackRecord, ClientRecord, RoundRecord
+from ser_fl.runs.records import AttackRecord, ClientRecord, RoundRecord
 
 
 def round_metrics(record: RoundRecord, clients: Sequence[ClientRecord]) -> dict[str, float]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ser_fl.discretion import is_private, is_secret, last_name
+from ser_fl.runs.redaction import is_private, is_secret, last_name
 
 
 def public_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, Protocol
 
-from ser_fl.discretion import public_text
 from ser_fl.errors import UserError, unknown_name
-from ser_fl.records import AttackRecord, ClientRecord, RoundRecord, RunFolder
+from ser_fl.runs.records import AttackRecord, ClientRecord, RoundRecord, RunFolder
+from ser_fl.runs.redaction import public_text
 from ser_fl.tracking.backend import Backend
 from ser_fl.tracking.public import public_config
 from ser_fl.tracking.tensor_board import TensorBoard

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ser_fl.discretion import public_text
 from ser_fl.errors import UserError, unknown_name
-from ser_fl.records import AttackRecord, ClientRecord, RoundRecord, RunFolder
+from ser_fl.runs.records import AttackRecord, ClientRecord, RoundRecord, RunFolder
+from ser_fl.runs.redaction import public_text
 from ser_fl.tracking.figures import attack_metrics, round_metrics, summary_metrics
 
 logger = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ import yaml
 from harness import cases_of, digest, result_or_line
 from hypothesis import strategies as st
 
-from ser_fl.attack_config import BenchmarkConfig
-from ser_fl.composition import compose, compose_benchmark, compose_transfer, groups
-from ser_fl.config import dump, parse
+from ser_fl.config.compose import compose, compose_benchmark, compose_transfer, groups
+from ser_fl.config.robustness import BenchmarkConfig
+from ser_fl.config.schema import dump, parse
 
 REAL = dump(compose(["experiment=debug", "objective=pgd"]))
 

@@ -15,19 +15,19 @@ from flwr.supercore.task_identity import TaskIdentity
 from harness import cases_of, check_line, result_or_line
 from hypothesis import strategies as st
 
-from ser_fl.composition import compose
-from ser_fl.config import Config
+from ser_fl.config.compose import compose
+from ser_fl.config.schema import Config
+from ser_fl.data.client_manifest import ClientManifest
 from ser_fl.data.frontend import Standardisation
-from ser_fl.data.holdings import Holdings
-from ser_fl.federation.arrivals import Arrivals
 from ser_fl.federation.client import ClientTask
+from ser_fl.federation.client_results import ClientResults
 from ser_fl.federation.flower.client_app import app
-from ser_fl.federation.flower.exchange import Answer
+from ser_fl.federation.flower.flower_executor import FlowerExecutor, FlowerScorer
+from ser_fl.federation.flower.messaging import Answer
 from ser_fl.federation.flower.nodes import Nodes, told_settings
-from ser_fl.federation.flower.reach import FlowerExecutor, FlowerScorer
-from ser_fl.federation.flower.wire import PROTOCOL, put, put_json
+from ser_fl.federation.flower.serialisation import PROTOCOL, put, put_json
 from ser_fl.federation.server import GLOBAL, Server
-from ser_fl.records import State
+from ser_fl.runs.records import State
 
 NODE, MELS = 5, 64
 SPEAKERS = ("f01", "m01")
@@ -203,7 +203,7 @@ def mangled(draw: st.DrawFn, honest: RecordDict) -> RecordDict:
     return records
 
 
-def enrolled(answers: list[Answer]) -> tuple[Nodes, Holdings]:
+def enrolled(answers: list[Answer]) -> tuple[Nodes, ClientManifest]:
     nodes = Nodes(Scripted([speakers_answer(), enrol_answer(), *answers]), settings())  # type: ignore[arg-type]
     return nodes, nodes.enrol(1, 1.0)
 
@@ -220,28 +220,28 @@ def test_answers_of_nodes(explore: Callable[..., None], num_cases: int) -> None:
 
     def enrol(case: tuple[RecordDict, RecordDict]) -> None:
         nodes = Nodes(Scripted(list(case)), settings())  # type: ignore[arg-type]
-        holdings = result_or_line(nodes.enrol, 1, 1.0)
-        if holdings is not None:
-            assert all(type(name) is str for name in holdings.client_ids)
-            assert all(not tensor.isnan().any() for tensor in holdings.standardisation.state_dict().values())
+        client_manifest = result_or_line(nodes.enrol, 1, 1.0)
+        if client_manifest is not None:
+            assert all(type(name) is str for name in client_manifest.client_ids)
+            assert all(not tensor.isnan().any() for tensor in client_manifest.standardisation.state_dict().values())
 
     def train(records: RecordDict) -> None:
-        nodes, holdings = enrolled([records])
+        nodes, client_manifest = enrolled([records])
         tasks = [ClientTask(round=1, client_id=name, state=state(), learning_rate=0.1) for name in SPEAKERS]
         server = Server({GLOBAL: state()})
-        arrivals = Arrivals(round=1, reference=state(), gathered=server.gather())
-        for client_id, outcome in FlowerExecutor(nodes, holdings.standardisation).run(tasks):
-            arrivals.take(client_id, outcome)
-        assert len(arrivals.records) + len(arrivals.failures) == len(SPEAKERS)
-        for failure in arrivals.failures:
+        results = ClientResults(round=1, reference=state(), gathered=server.gather())
+        for client_id, outcome in FlowerExecutor(nodes, client_manifest.standardisation).run(tasks):
+            results.take(client_id, outcome)
+        assert len(results.records) + len(results.failures) == len(SPEAKERS)
+        for failure in results.failures:
             check_lines(failure.error)
-        if arrivals.records:
-            server.absorb(arrivals.gathered)
+        if results.records:
+            server.absorb(results.gathered)
             assert all(torch.isfinite(tensor).all() for tensor in server.models[GLOBAL].values())
 
     def score(records: RecordDict) -> None:
-        nodes, holdings = enrolled([records, records])
-        scored = FlowerScorer(nodes, holdings.standardisation).score({GLOBAL: state()}, "test")
+        nodes, client_manifest = enrolled([records, records])
+        scored = FlowerScorer(nodes, client_manifest.standardisation).score({GLOBAL: state()}, "test")
         assert {*scored.by_holder, *(failure.client_id for failure in scored.failures)} == set(SPEAKERS)
         for failure in scored.failures:
             check_lines(failure.error)

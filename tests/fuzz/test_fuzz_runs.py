@@ -15,17 +15,17 @@ from harness import cases_of, digest, result_or_line
 from hypothesis import strategies as st
 
 from ser_fl import load, train
-from ser_fl.composition import compose, compose_benchmark
-from ser_fl.config import Config
-from ser_fl.evaluation.benchmark import benchmark_run
-from ser_fl.evaluation.kept import Archive, Folder
+from ser_fl.config.compose import compose, compose_benchmark
+from ser_fl.config.schema import Config
 from ser_fl.federation.checkpoint import Progress, tracked_run
-from ser_fl.federation.opening import open_run
-from ser_fl.records import RunFolder
+from ser_fl.federation.run_setup import open_run
 from ser_fl.report.page import render_page
 from ser_fl.report.panels import draw_figures
 from ser_fl.report.runs import read_run
 from ser_fl.report.tables import summary_table
+from ser_fl.robustness.benchmark import benchmark_run
+from ser_fl.robustness.result_cache import Archive, Folder
+from ser_fl.runs.records import RunFolder
 
 
 @dataclass(frozen=True)
@@ -262,8 +262,8 @@ def test_models_and_checkpoints(explore: Callable[..., None], num_cases: int, re
         result_or_line(tracked_run, RunFolder(folder).checkpoint)
         archive = Archive(RunFolder(folder).outcomes)
         result_or_line(archive.knows, "nobody's")
-        for challenge in RunFolder(folder).outcomes.glob("*"):
-            result_or_line(Folder(challenge, torch.device("cpu"), (1, 1)).outcomes)
+        for test_set in RunFolder(folder).outcomes.glob("*"):
+            result_or_line(Folder(test_set, torch.device("cpu"), (1, 1)).outcomes)
 
     def read_one(damage: tuple[str, bytes | None]) -> None:
         damaged.with_file(*damage, read)

@@ -12,9 +12,9 @@ from harness import cases_of, check_line
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ser_fl.federation.arrivals import Arrivals
+from ser_fl.federation.client_results import ClientResults
 from ser_fl.federation.server import GLOBAL, Server
-from ser_fl.records import ClientUpdate, State
+from ser_fl.runs.records import ClientUpdate, State
 
 HUGE = (1e308, -1e308, 3.4e38, -3.4e38, 1e-45, 0.0, 1.0)
 NOT_FINITE = (math.nan, math.inf, -math.inf)
@@ -118,19 +118,19 @@ def test_updates(explore: Callable[..., None], num_cases: int) -> None:
     def take(claims: list[Claim]) -> None:
         server = Server({GLOBAL: reference()})
         gathered = server.gather()
-        arrivals = Arrivals(round=1, reference=reference(), gathered=gathered)
+        results = ClientResults(round=1, reference=reference(), gathered=gathered)
         honest = Claim(reference(), 7, 0.5, 1.0, 1.0, {}, {})
         for place, claim in enumerate([honest, *claims]):
-            arrivals.take(f"client {place}", claim.update())
-        assert len(arrivals.records) + len(arrivals.failures) == len(claims) + 1
-        assert arrivals.records[0].num_examples == 7
-        for failure in arrivals.failures:
+            results.take(f"client {place}", claim.update())
+        assert len(results.records) + len(results.failures) == len(claims) + 1
+        assert results.records[0].num_examples == 7
+        for failure in results.failures:
             check_line(failure.error)
         server.absorb(gathered)
         for name, tensor in server.models[GLOBAL].items():
             assert (tensor.shape, tensor.dtype) == (reference()[name].shape, reference()[name].dtype)
             assert torch.isfinite(tensor).all(), name
-        for record in arrivals.records:
+        for record in results.records:
             assert type(record.num_examples) is int and all(
                 type(figure) is float and math.isfinite(figure)
                 for figure in (record.train_loss, record.update_norm, record.seconds)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from ser_fl.config import ExecutorConfig
+from ser_fl.config.schema import ExecutorConfig
 from ser_fl.devices import CPU, devices_of
 from ser_fl.federation.client import Clients
 from ser_fl.federation.executors.executor import Executor

@@ -9,7 +9,7 @@ from typing import Protocol, Self
 
 from ser_fl.federation.aggregation import Outcome
 from ser_fl.federation.client import ClientTask
-from ser_fl.records import ClientUpdate
+from ser_fl.runs.records import ClientUpdate
 
 
 class Executor(Protocol):

@@ -13,11 +13,11 @@ from ser_fl.devices import device_for, devices_of
 from ser_fl.errors import UserError
 from ser_fl.federation.aggregation import Outcome
 from ser_fl.federation.client import Clients, ClientTask
-from ser_fl.federation.executors.employment import Employed, SharedModel
-from ser_fl.federation.executors.parcel import pack
-from ser_fl.federation.executors.shared import Block
+from ser_fl.federation.executors.payload import pack
+from ser_fl.federation.executors.shared_memory import Block
 from ser_fl.federation.executors.worker import Ready
-from ser_fl.records import State
+from ser_fl.federation.executors.worker_handle import SharedModel, WorkerHandle
+from ser_fl.runs.records import State
 
 _LOG = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class ProcessExecutor:
         self._one_for_all = clients.config.federation.name != "local_only"
         self._model: SharedModel | None = None
         """What all workers receive, where it is one model."""
-        self._workers: list[Employed] = []
+        self._workers: list[WorkerHandle] = []
         self._has_started_any = False
 
     def run(self, tasks: Iterable[ClientTask]) -> Iterator[tuple[str, Outcome]]:
@@ -77,13 +77,13 @@ class ProcessExecutor:
         worker = next((worker for worker in idle if worker in self._workers), None) or self._employ(task.state)
         worker.give(task)
 
-    def _employ(self, state: State) -> Employed:
+    def _employ(self, state: State) -> WorkerHandle:
         """Start a worker that has room for models like this one."""
         model = self._model or SharedModel(state)
         if self._one_for_all:
             self._model = model
         number = min(set(range(self.num_workers)) - {worker.number for worker in self._workers})
-        worker = Employed(self._parcel, model, number, device_for(number, self._devices))
+        worker = WorkerHandle(self._parcel, model, number, device_for(number, self._devices))
         self._workers.append(worker)
         return worker
 
@@ -110,7 +110,7 @@ class ProcessExecutor:
         self._has_started_any = True
 
     def _replace(
-        self, worker: Employed, task: ClientTask, outcomes: dict[str, Outcome], deaths: dict[str, str]
+        self, worker: WorkerHandle, task: ClientTask, outcomes: dict[str, Outcome], deaths: dict[str, str]
     ) -> None:
         """Try the client of a worker that died on a new one, once."""
         end = worker.how_it_ended()
@@ -127,7 +127,7 @@ class ProcessExecutor:
         _LOG.warning("client %s is tried again: its worker process died (%s)", task.client_id, end)
         self._employ(task.state).give(task)
 
-    def _dismiss(self, workers: Iterable[Employed]) -> None:
+    def _dismiss(self, workers: Iterable[WorkerHandle]) -> None:
         """End workers at once, whatever they are doing."""
         for worker in list(workers):
             worker.end(patience_s=0)

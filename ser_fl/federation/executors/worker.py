@@ -13,13 +13,13 @@ from threading import Thread
 import torch
 
 from ser_fl.devices import current
-from ser_fl.environment import keep_freed_memory
 from ser_fl.federation.client import Clients, ClientTask
 from ser_fl.federation.executors.executor import attempt
-from ser_fl.federation.executors.parcel import unpack
-from ser_fl.federation.executors.shared import Block, Layout, end_of
-from ser_fl.interruption import LEFT_TO_THE_PARENT
-from ser_fl.records import ClientUpdate
+from ser_fl.federation.executors.payload import unpack
+from ser_fl.federation.executors.shared_memory import Block, Layout, end_of
+from ser_fl.runs.environment import keep_freed_memory
+from ser_fl.runs.preemption import LEFT_TO_THE_PARENT
+from ser_fl.runs.records import ClientUpdate
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,12 @@ Message = Ready | Reply | str
 """What a worker says: that it has started, then for each order a reply or why the client failed."""
 
 
-def work(connection: Connection, parcel: Block, models: Block, mailbox: Block, device: torch.device) -> None:
+def work(connection: Connection, payload: Block, models: Block, mailbox: Block, device: torch.device) -> None:
     """Life of a worker process, until its connection is closed or its parent is gone.
 
     Args:
         connection: orders come, messages go.
-        parcel: what `pack` made.
+        payload: what `pack` made.
         models: where received models lie; not written here.
         mailbox: where an optimiser's state comes and an update goes.
         device: where its clients train.
@@ -69,7 +69,7 @@ def work(connection: Connection, parcel: Block, models: Block, mailbox: Block, d
     Thread(target=_end_with_parent, daemon=True).start()
     keep_freed_memory()
     try:
-        clients = replace(unpack(memoryview(parcel.memory)), device=device)
+        clients = replace(unpack(memoryview(payload.memory)), device=device)
     except Exception as error:
         connection.send(Ready(f"{type(error).__name__}: {error}"))
         return

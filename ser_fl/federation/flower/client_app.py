@@ -13,21 +13,21 @@ import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from ser_fl.config import Config
+from ser_fl.config.schema import Config
 from ser_fl.data.frontend import Standardisation
+from ser_fl.data.node_partition import Host, Share, facts_of, open_hosted, open_share
 from ser_fl.data.partition import holders
 from ser_fl.data.prepared import open_configured_corpus
-from ser_fl.data.share import Host, Share, facts_of, open_hosted, open_share
 from ser_fl.devices import devices_of, exact_arithmetic
-from ser_fl.discretion import public_text
-from ser_fl.environment import threads_limited_to
-from ser_fl.evaluation.scoring import Evaluator
 from ser_fl.federation.client import Clients, ClientTask
 from ser_fl.federation.executors.executor import attempt
-from ser_fl.federation.experiment import box_of, objective_of
 from ser_fl.federation.flower.run_config import configured
-from ser_fl.federation.flower.wire import put, put_json, take, take_json
+from ser_fl.federation.flower.serialisation import put, put_json, take, take_json
 from ser_fl.federation.scoring import LocalScorer
+from ser_fl.federation.session import box_of, objective_of
+from ser_fl.robustness.evaluator import Evaluator
+from ser_fl.runs.environment import threads_limited_to
+from ser_fl.runs.redaction import public_text
 
 _LOG = logging.getLogger(__name__)
 _LONGEST_REASON = 10_000

@@ -5,24 +5,22 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 
-from ser_fl.config import Config
+from ser_fl.config.schema import Config
 from ser_fl.errors import UserError
-from ser_fl.federation.flower.quiet import QUIET
+from ser_fl.federation.flower.telemetry import QUIET
 from ser_fl.federation.profile import OnProfile
 from ser_fl.federation.rounds import OnRound
-from ser_fl.interruption import Interruption
-from ser_fl.records import RunFolder
+from ser_fl.runs.preemption import Preemption
+from ser_fl.runs.records import RunFolder
 
 
-def launch(
-    config: Config, on_round: OnRound, on_profile: OnProfile, interruption: Interruption | None = None
-) -> RunFolder:
+def launch(config: Config, on_round: OnRound, on_profile: OnProfile, preemption: Preemption | None = None) -> RunFolder:
     """Run an experiment on Flower.
 
     Raises:
         UserError: Flower is not installed, or the settings, the nodes or their data do not fit.
         RoundFailed: too few clients came back in a round.
-        Stopped: a signal that `interruption` listens to.
+        Stopped: a signal that `preemption` listens to.
     """
     if find_spec("flwr") is None:
         raise UserError("executor=flower needs the extra `flower`: pip install 'ser-fl[flower]'")
@@ -31,7 +29,7 @@ def launch(
     if config.executor.superlink is None:
         from ser_fl.federation.flower.simulation import simulate
 
-        return simulate(config, on_round, on_profile, interruption)
+        return simulate(config, on_round, on_profile, preemption)
     from ser_fl.federation.flower.submission import submit
 
     return submit(config)

@@ -11,15 +11,15 @@ from typing import Any, Generic, TypeVar
 import torch
 from flwr.app import RecordDict
 
-from ser_fl.config import Config, dump
+from ser_fl.config.schema import Config, dump
+from ser_fl.data.client_manifest import ClientManifest, Sizes, digest_of_all
 from ser_fl.data.frontend import FeatureStatistics, Standardisation
-from ser_fl.data.holdings import Holdings, Sizes, digest_of_all
 from ser_fl.data.partition import PARTS, check_parts, settle_split
 from ser_fl.data.utterance import SkippedFile
 from ser_fl.errors import UserError, one_line
-from ser_fl.federation.flower.answers import Enrolled, Refusal, Speakers, checked
-from ser_fl.federation.flower.exchange import Exchange, GivenUp
-from ser_fl.federation.flower.wire import WireError, put_json, take, take_json
+from ser_fl.federation.flower.messaging import Exchange, GivenUp
+from ser_fl.federation.flower.replies import Enrolled, Refusal, Speakers, checked
+from ser_fl.federation.flower.serialisation import WireError, put_json, take, take_json
 
 _LOOK_S = 0.5
 
@@ -85,7 +85,7 @@ class Nodes:
             except WireError as error:
                 yield node, one_line(f"its answer cannot be used: {error}")
 
-    def enrol(self, num_nodes: int, patience_s: float) -> Holdings:
+    def enrol(self, num_nodes: int, patience_s: float) -> ClientManifest:
         """Wait for nodes, ask who is there and what they hold, and settle the experiment by it.
 
         Raises:
@@ -146,7 +146,7 @@ class Nodes:
                 raise UserError(f"a node cannot take part: {answer}")
             yield node, answer
 
-    def _add_up(self, nodes: Sequence[int], skipped: tuple[SkippedFile, ...]) -> Holdings:
+    def _add_up(self, nodes: Sequence[int], skipped: tuple[SkippedFile, ...]) -> ClientManifest:
         statistics: dict[str, FeatureStatistics] = {}
         digests: dict[str, str] = {}
         self.sizes = {part: {} for part in PARTS}
@@ -168,7 +168,7 @@ class Nodes:
         client_ids = self._capped(sorted(statistics))
         sums = reduce(FeatureStatistics.merge, (statistics[client] for client in client_ids))
         standardisation = Standardisation.from_statistics(sums, self.config.frontend)
-        return Holdings(
+        return ClientManifest(
             classes=self.classes,
             client_ids=client_ids,
             sizes={part: dict(sorted(self.sizes[part].items())) for part in PARTS},

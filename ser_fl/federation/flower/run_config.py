@@ -6,8 +6,8 @@ import json
 import shlex
 from collections.abc import Mapping
 
-from ser_fl.composition import compose
-from ser_fl.config import Config, parse
+from ser_fl.config.compose import compose
+from ser_fl.config.schema import Config, parse
 
 
 def configured(run_config: Mapping[str, object]) -> Config:

@@ -7,22 +7,22 @@ from threading import Event
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from ser_fl.config import Config
+from ser_fl.config.schema import Config
 from ser_fl.devices import exact_arithmetic
-from ser_fl.environment import threads_limited_to
 from ser_fl.errors import RoundFailed, UserError
-from ser_fl.federation.experiment import check_holdings, conduct
-from ser_fl.federation.flower.exchange import Exchange
-from ser_fl.federation.flower.last_words import last_words
+from ser_fl.federation.flower.error_reporting import error_line
+from ser_fl.federation.flower.flower_executor import FlowerExecutor, FlowerScorer
+from ser_fl.federation.flower.messaging import Exchange
 from ser_fl.federation.flower.nodes import Nodes
-from ser_fl.federation.flower.reach import FlowerExecutor, FlowerScorer
 from ser_fl.federation.flower.run_config import configured
-from ser_fl.federation.opening import open_run
-from ser_fl.federation.precision import with_precision
 from ser_fl.federation.profile import OnProfile
 from ser_fl.federation.rounds import OnRound
-from ser_fl.interruption import Interruption
-from ser_fl.records import RoundRecord, RunFolder
+from ser_fl.federation.run_setup import open_run
+from ser_fl.federation.session import check_client_manifest, conduct
+from ser_fl.runs.environment import threads_limited_to
+from ser_fl.runs.preemption import Preemption
+from ser_fl.runs.records import RoundRecord, RunFolder
+from ser_fl.training.precision import with_precision
 
 
 def serve(
@@ -30,7 +30,7 @@ def serve(
     grid: Grid,
     on_round: OnRound,
     on_profile: OnProfile = lambda profile: None,
-    interruption: Interruption | None = None,
+    preemption: Preemption | None = None,
     given_up: Event | None = None,
 ) -> RunFolder:
     """Run an experiment, or go on with one, on whatever nodes a grid reaches, and return its run folder.
@@ -42,7 +42,7 @@ def serve(
         grid: reaches the nodes.
         on_round: told of every committed round.
         on_profile: told where the server's time went, with `profile=true`.
-        interruption: whose signals a round in flight is sheltered from.
+        preemption: whose signals a round in flight is sheltered from.
         given_up: set by another thread when nobody will answer any more.
 
     Raises:
@@ -54,11 +54,11 @@ def serve(
         if config.precision == "auto":
             config = with_precision(config, (progress and progress.precision) or "32-true")
         nodes = Nodes(Exchange(grid, executor.deadline_s, given_up or Event()), config)
-        holdings = nodes.enrol(executor.num_nodes or 1, executor.wait_s)
-        check_holdings(config, run, holdings, progress)
-        standardisation = holdings.standardisation
+        client_manifest = nodes.enrol(executor.num_nodes or 1, executor.wait_s)
+        check_client_manifest(config, run, client_manifest, progress)
+        standardisation = client_manifest.standardisation
         clients, scorer = FlowerExecutor(nodes, standardisation), FlowerScorer(nodes, standardisation)
-        conduct(config, run, holdings, progress, clients, scorer, on_round, on_profile, interruption)
+        conduct(config, run, client_manifest, progress, clients, scorer, on_round, on_profile, preemption)
     return run
 
 
@@ -79,5 +79,5 @@ def _main(grid: Grid, context: Context) -> None:
         run = serve(config, grid, on_round)
         print(f"run folder: {run.root}", flush=True)
     except (UserError, RoundFailed) as error:
-        print(last_words(error), flush=True)
+        print(error_line(error), flush=True)
         raise

@@ -13,15 +13,15 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
-from ser_fl.config import Config
+from ser_fl.config.schema import Config
+from ser_fl.data.node_partition import Host
 from ser_fl.data.prepared import open_configured_corpus
-from ser_fl.data.share import Host
 from ser_fl.federation.flower.client_app import make_client_app
 from ser_fl.federation.flower.server_app import serve
 from ser_fl.federation.profile import OnProfile
 from ser_fl.federation.rounds import OnRound
-from ser_fl.interruption import Interruption
-from ser_fl.records import RunFolder
+from ser_fl.runs.preemption import Preemption
+from ser_fl.runs.records import RunFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class SimulatedHosts:
 
 
 def simulate(
-    config: Config, on_round: OnRound, on_profile: OnProfile, interruption: Interruption | None = None
+    config: Config, on_round: OnRound, on_profile: OnProfile, preemption: Preemption | None = None
 ) -> RunFolder:
     """Run an experiment on simulated nodes, each with `executor.client_cpus` cores and `executor.client_gpus` GPUs.
 
@@ -47,7 +47,7 @@ def simulate(
     Raises:
         UserError: the settings or the data do not fit.
         RoundFailed: too few clients came back in a round.
-        Stopped: a signal that `interruption` listens to.
+        Stopped: a signal that `preemption` listens to.
     """
     speakers = sorted({utterance.speaker for utterance in open_configured_corpus(config).utterances})
     hosts = SimulatedHosts(config.data.root, config.data.cache_dir, tuple(speakers))
@@ -62,7 +62,7 @@ def simulate(
     def main(grid: Grid, context: Context) -> None:
         # in a thread of its own, of which Flower hands on no more than an `Exception`
         try:
-            outcome.append(serve(config, grid, on_round, on_profile, interruption, given_up))
+            outcome.append(serve(config, grid, on_round, on_profile, preemption, given_up))
         except BaseException as error:
             outcome.append(error)
 

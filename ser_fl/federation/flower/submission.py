@@ -17,13 +17,13 @@ from typing import Any
 
 import tomli_w
 
-from ser_fl.config import Config, dump
+from ser_fl.config.schema import Config, dump
 from ser_fl.errors import RoundFailed, UserError
-from ser_fl.federation.flower.last_words import error_told_by
-from ser_fl.federation.flower.quiet import QUIET
-from ser_fl.federation.opening import given_folder, new_folders
+from ser_fl.federation.flower.error_reporting import error_told_by
+from ser_fl.federation.flower.telemetry import QUIET
+from ser_fl.federation.run_setup import given_folder, new_folders
 from ser_fl.files import write_bytes
-from ser_fl.records import RunFolder
+from ser_fl.runs.records import RunFolder
 
 _LOOKS, _LOOK_S = 3, 2.0
 _CONNECTION = "ser_fl"

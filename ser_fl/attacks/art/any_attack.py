@@ -1,0 +1,209 @@
+"""Any evasion attack of ART by its class name, ``art:ClassName``, its keyword arguments filled from our settings."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from ser_fl.attacks.art.estimator import Array, ClipValues, Labels, clip_values_of, import_art, scalar_clip_values_of
+from ser_fl.attacks.art.seeding import seeded
+from ser_fl.attacks.problem import Problem
+from ser_fl.attacks.settings import AttackSettings
+from ser_fl.attacks.threat_model import Norm, budget_of
+from ser_fl.errors import UserError, unknown_name
+from ser_fl.randomness import derive_seed
+
+PREFIX = "art:"
+
+KNOWLEDGE = {
+    "SquareAttack": "score",
+    "ZooAttack": "score",
+    "SimBA": "score",
+    "PixelAttack": "score",
+    "ThresholdAttack": "score",
+    "VirtualAdversarialMethod": "score",
+    "HopSkipJump": "decision",
+    "BoundaryAttack": "decision",
+    "GeoDA": "decision",
+    "SignOPTAttack": "decision",
+    "SpatialTransformation": "decision",
+}
+"""Attacks that see no gradient; all others are "undefended"."""
+
+NO_RANDOMNESS = frozenset({"MomentumIterativeMethod", "NewtonFool", "ElasticNet"})
+"""Attacks that draw nothing and treat utterances apart: a batch at a time. All others go one utterance at a time, each
+with its own seed, so that the result does not depend on batches."""
+
+NEEDS_BOX = frozenset(
+    {
+        *("CarliniL0Method", "CarliniL2Method", "CarliniLInfMethod"),  # would take the utterance's range for one
+        *("HopSkipJump", "BoundaryAttack"),  # so would these
+        "SaliencyMapMethod",  # would step for ever where the class does not change
+        *("PixelAttack", "ShadowAttack", "SignOPTAttack", "SquareAttack", "ThresholdAttack"),  # fail
+    }
+)
+
+NEEDS_PROBABILITIES = frozenset({"SimBA", "VirtualAdversarialMethod"})
+"""Attacks that refuse logits."""
+
+NEEDS_ONE_HOT = frozenset({"SimBA"})
+"""Attacks that read true classes as rows of zeros with a one."""
+
+KNOWS_NO_ARRAY_BOUNDS = frozenset(
+    {"PixelAttack", "SaliencyMapMethod", "ThresholdAttack", "VirtualAdversarialMethod", "ZooAttack"}
+)
+"""Attacks that fail with bounds per mel bin: they are given the outermost ones, and what they return is clipped."""
+
+TAKES_LABELS_FOR_TARGETS = frozenset({"SaliencyMapMethod"})
+"""Attacks that lead to the class that they are told; told none, they draw a wrong one."""
+
+EPSILON_IS_L2 = frozenset({"VirtualAdversarialMethod"})
+"""Attacks whose epsilon is the L2 norm of the perturbation."""
+
+
+def attack_classes() -> dict[str, type[Any]]:
+    """ART's evasion attacks by name."""
+    import_art()
+    import art.attacks.evasion
+    from art.attacks.attack import EvasionAttack
+
+    found = vars(art.attacks.evasion).items()
+    return {name: value for name, value in found if inspect.isclass(value) and issubclass(value, EvasionAttack)}
+
+
+def attack_class(name: str) -> type[Any]:
+    """The class behind ``art:ClassName``.
+
+    Raises:
+        UserError: ART has no such evasion attack; those that it has are listed.
+    """
+    known = attack_classes()
+    class_name = name.removeprefix(PREFIX)
+    if class_name not in known:
+        raise unknown_name("attack", name, [PREFIX + each for each in known])
+    return known[class_name]
+
+
+def norm_of(name: str) -> Norm:
+    """Norm "inf" for attacks with an epsilon or a choice of norms, which are given ours; "2" for minimal-norm ones."""
+    if name.removeprefix(PREFIX) in EPSILON_IS_L2:
+        return "2"
+    accepted = _accepted(name)
+    return "inf" if {"eps", "norm"} & accepted.keys() or name.endswith("CarliniLInfMethod") else "2"
+
+
+def resolve(settings: AttackSettings) -> AttackSettings:
+    """Settings as the class will run: its own number of steps by default, and steps of a quarter of epsilon."""
+    accepted = _accepted(settings.name)
+    steps = accepted["max_iter"].default if "max_iter" in accepted else None
+    step_size = settings.epsilon / 4 if "eps_step" in accepted else None
+    return replace(
+        settings,
+        steps=steps if steps is None or settings.steps is None else settings.steps,
+        step_size=step_size if step_size is None or settings.step_size is None else settings.step_size,
+        restarts=None,
+    )
+
+
+def craft(problem: Problem) -> Tensor:
+    """Run the class on every utterance that is right when clean; what leaves box or budget counts as a failure.
+
+    Raises:
+        UserError: the class needs another kind of model or input, or a package that is not installed.
+    """
+    adversarial_BFL = problem.features_BFL.clone()
+    name = problem.settings.name
+    right = problem.right_when_clean()
+    if not len(right):
+        return adversarial_BFL
+    import_art()  # before anything is seeded, since what is imported for the first time draws numbers
+    alone = name.removeprefix(PREFIX) not in NO_RANDOMNESS
+    for part in right[:, None] if alone else right[None]:
+        chosen = problem.subset(part)
+        with seeded(derive_seed(name, problem.seed, *chosen.keys_B), problem.features_BFL.device):
+            adversarial_BFL[part] = chosen.box.clip(_generate(chosen))
+    return adversarial_BFL
+
+
+def craft_hopskipjump(problem: Problem) -> Tensor:
+    """``art:HopSkipJump`` (L-infinity): decisions alone, some 2,000 forward passes an utterance in 10 steps."""
+    return craft(replace(problem, settings=replace(problem.settings, name=f"{PREFIX}HopSkipJump")))
+
+
+def _generate(problem: Problem) -> Tensor:
+    name = problem.settings.name
+    _refuse_what_cannot_work(problem)
+    if name.removeprefix(PREFIX) in NEEDS_PROBABILITIES:
+        problem = replace(problem, network=nn.Sequential(problem.network, nn.Softmax(dim=1)))
+    try:
+        attack = attack_class(name)(problem.classifier(clip_values=_clip_values(problem)), **_keywords(problem))
+        return problem.features(attack.generate(problem.inputs(), _labels(problem)))
+    except ModuleNotFoundError as error:
+        package = (error.name or str(error)).partition(".")[0]
+        raise UserError(f"{name} needs the package {package}, which is not installed: pip install {package}") from error
+    except Exception as error:  # ART's classes were written for other models, and fail in ways of their own
+        reason = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+        raise UserError(f"{name} cannot attack log-mel features of this model ({reason[:200]})") from error
+
+
+def _refuse_what_cannot_work(problem: Problem) -> None:
+    """Say so where ART's own words would mislead, or where it would run without attacking anything."""
+    name = problem.settings.name
+    _, num_bins, num_frames = problem.features_BFL.shape
+    if name == f"{PREFIX}GeoDA" and num_bins != num_frames:
+        raise UserError(f"{name} needs square features, got {num_bins} mel bins x {num_frames} frames")
+    if name == f"{PREFIX}TargetedUniversalPerturbation":
+        raise UserError(f"{name} leads to a chosen class, where any wrong one will do: take art:UniversalPerturbation")
+    if "TensorFlow" in name:
+        raise UserError(f"{name} attacks models of TensorFlow only: take the class without that word in its name")
+
+
+def _clip_values(problem: Problem) -> ClipValues | None:
+    if problem.settings.name.removeprefix(PREFIX) in KNOWS_NO_ARRAY_BOUNDS:
+        return scalar_clip_values_of(problem.box)
+    return clip_values_of(problem.box)
+
+
+def _labels(problem: Problem) -> Labels | Array | None:
+    """True classes as this class reads them: indices of shape (B,), one-hot rows of shape (B, C), or none at all."""
+    class_name = problem.settings.name.removeprefix(PREFIX)
+    if class_name in TAKES_LABELS_FOR_TARGETS:
+        return None
+    if class_name in NEEDS_ONE_HOT:
+        return np.eye(problem.num_classes, dtype=np.float32)[problem.labels()]
+    return problem.labels()
+
+
+def _keywords(problem: Problem) -> dict[str, Any]:
+    """Our settings in the words of this class, as far as it knows them."""
+    settings = problem.settings
+    shape = tuple(problem.features_BFL.shape)
+    _, num_bins, num_frames = shape
+    # SquareAttack's first squares cover this share of the cells; its default is too large for what is not square.
+    largest_square = (min(num_bins, num_frames) - 1.5) ** 2 / (num_bins * num_frames)
+    words = {
+        "norm": "inf",
+        "eps": budget_of(settings.epsilon, norm_of(settings.name), shape),
+        "eps_step": settings.step_size,
+        "max_iter": settings.steps,
+        "batch_size": len(problem.keys_B),
+        "targeted": False,
+        "p_init": min(0.8, largest_square),
+        "attack": "px",  # SimBA's other basis needs square images
+        "use_resize": False,  # ZooAttack's resized images are square
+        "use_importance": False,  # and so are the patches that it looks at first
+        "nb_parallel": min(128, num_bins * num_frames),  # ZooAttack's cells at a time; 128 is its default
+        "finite_diff": 1e-2,  # VirtualAdversarialMethod's default of 1e-6 drowns in the rounding of float32
+        "attacker_params": {"verbose": False},  # UniversalPerturbation runs DeepFool
+        "verbose": False,
+    }
+    return {word: value for word, value in words.items() if word in _accepted(settings.name)}
+
+
+def _accepted(name: str) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(attack_class(name).__init__).parameters

@@ -1,0 +1,101 @@
+"""Projected gradient ascent of a loss on a target: FGSM, BIM and PGD for any inputs, either norm, and in expectation.
+
+In L-infinity and without an expectation it equals ART's FastGradientMethod, BasicIterativeMethod and
+ProjectedGradientDescentPyTorch, and `ser_fl.attacks.training_attacks`, to the last bit, given the same start and batch.
+
+Legend: B utterances, R restarts; whatever follows B is what is moved: mel bins and frames, or samples.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ser_fl.attacks.ball import Ball
+from ser_fl.attacks.best_adversarial import BestAdversarial
+from ser_fl.attacks.losses import Loss, cross_entropy
+from ser_fl.attacks.target import Target
+from ser_fl.attacks.threat_model import Box
+
+_FINAL = -1
+"""The step whose draws compare what restarts have found; no step of an attack has it."""
+
+
+def descend(
+    target: Target,
+    ball: Ball,
+    labels_B: Tensor,
+    *,
+    steps: int,
+    step_size: float | Tensor,
+    starts: Tensor | None,
+    box: Box,
+    loss: Loss = cross_entropy,
+    incumbent: Tensor | None = None,
+) -> Tensor:
+    """Projected gradient ascent (Madry et al. 2018, arXiv 1706.06083), to be used inside `gradient.attacked`.
+
+    Sign steps in an L-infinity ball, normalised steps in an L2 ball; each is clipped to the box, then brought back to
+    the ball. Of several restarts an utterance keeps the one in which it is least often recognised, under draws of the
+    defence that are common to all, and among equals the one of the largest loss. An utterance that is not recognised in
+    any of these draws is not started again.
+
+    Args:
+        target: what is questioned; one forward and backward pass an utterance, step and draw, and with more than one
+            candidate a forward pass for each to choose by.
+        ball: the budget, around inputs that lie inside the box.
+        labels_B: true classes.
+        steps: of each restart, >= 0. Each draws anew from the defence's randomness.
+        step_size: length of a step in the norm of the ball, or one an utterance, shape (B,).
+        starts: inputs inside the ball, one an utterance, shape (B, ...), or one an utterance and restart, shape
+            (R, B, ...); None for one start at the clean inputs.
+        box: the values that inputs may take.
+        loss: what is raised.
+        incumbent: inputs inside ball and box, shape (B, ...), that stay where no restart does better; None for none.
+
+    Returns:
+        The last iterate of the best restart, shape (B, ...), detached; inside ball and box, both up to one rounding.
+    """
+    if starts is None:
+        starts = ball.clean
+    if starts.dim() == ball.clean.dim():
+        starts = starts[None]
+    if not isinstance(step_size, Tensor):
+        step_size = ball.clean.new_full((len(labels_B),), step_size)
+    if len(starts) == 1 and incumbent is None:
+        return _ascend(target, ball, labels_B, starts[0], steps, step_size, box, loss, 0)
+    best, every_B = None, torch.arange(len(labels_B), device=labels_B.device)
+    if incumbent is not None:
+        best = BestAdversarial.of(target, box.clip(incumbent.detach().clone()), labels_B, loss=loss, step=_FINAL)
+    for restart, start in enumerate(starts):
+        rows = every_B if best is None or restart == 0 else best.unbroken()
+        if not len(rows):
+            break
+        part, labels_N = target.subset(rows), labels_B[rows]
+        found = _ascend(
+            part, ball.subset(rows), labels_N, start[rows], steps, step_size[rows], box, loss, restart * steps
+        )
+        candidate = BestAdversarial.of(part, found, labels_N, loss=loss, step=_FINAL)
+        best = candidate if best is None else best.put(rows, best.subset(rows).or_better(candidate))
+    assert best is not None, "there is one start at least"
+    return best.inputs
+
+
+def _ascend(
+    target: Target,
+    ball: Ball,
+    labels_B: Tensor,
+    start: Tensor,
+    steps: int,
+    step_size_B: Tensor,
+    box: Box,
+    loss: Loss,
+    first_step: int,
+) -> Tensor:
+    """One restart. The order of its operations is ART's: step, clip to the box, project onto the ball."""
+    stride = step_size_B.view(-1, *(1,) * (ball.clean.dim() - 1))
+    moved = box.clip(start.detach())
+    for step in range(first_step, first_step + steps):
+        gradient = target.answer(moved, labels_B, loss, step=step).gradient
+        moved = ball.project(box.clip(ball.steepest(gradient).mul_(stride).add_(moved)))
+    return moved

@@ -1,0 +1,250 @@
+"""FGSM, BIM and PGD on tensors, for adversarial training: one loop, L-infinity.
+
+Given the same start and batch they equal ART's FastGradientMethod, BasicIterativeMethod and
+ProjectedGradientDescentPyTorch to the last bit in float32. They differ in what they leave alone: no NumPy round trip,
+no hidden forward passes (a step is one forward and one backward), no gradient of a parameter, no change of mode. They
+can be called inside a training step, under ``no_grad`` and under ``inference_mode``.
+
+When to choose which: FGSM costs one gradient and is weak (and training on it alone may fail against iterated
+attacks); BIM iterates it from the clean utterance; PGD iterates it from a random start and is the strongest.
+
+Legend: B utterances, F mel bins, L frames, C classes. A model maps features_BFL to logits_BC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from ser_fl.attacks.threat_model import Box
+from ser_fl.devices import autocast, device_of, send
+from ser_fl.errors import UserError
+
+
+@contextmanager
+def attacked(model: nn.Module, *, low_precision: bool = False) -> Iterator[None]:
+    """Everything that a gradient attack needs of its surroundings, put back afterwards.
+
+    Inside, every module is in eval mode, no parameter asks for a gradient, gradients are enabled even under ``no_grad``
+    or ``inference_mode``, the model runs in float32 whatever autocast says outside, or, with ``low_precision``, in
+    bfloat16, and recurrent layers run without cuDNN, whose backward pass refuses eval mode.
+    Putting recurrent layers into training mode instead, as ART does, would switch their dropout on. Afterwards every
+    module has the mode that it had, each for itself: a frozen batch norm stays frozen.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for module, _ in modes:
+            module.training = False
+        for parameter in trained:
+            parameter.requires_grad_(False)  # layers with a backward pass of their own compute what is asked for
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(autocast(device_of(model), bf16=low_precision))
+            stack.enter_context(_recurrence_without_cudnn(model))
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _recurrence_without_cudnn(model: nn.Module) -> Iterator[None]:
+    """Turn cuDNN off while a recurrent layer runs, and only then, so that convolutions keep it.
+
+    The forward pass decides which kernel the backward pass uses, so that this is enough for both.
+    """
+    with ExitStack() as running, ExitStack() as hooks:
+
+        def switch_off(*_: Any) -> None:
+            running.enter_context(torch.backends.cudnn.flags(enabled=False))
+
+        def switch_back(*_: Any) -> None:
+            running.close()
+
+        for module in model.modules():
+            if isinstance(module, nn.RNNBase):
+                hooks.callback(module.register_forward_pre_hook(switch_off).remove)
+                hooks.callback(module.register_forward_hook(switch_back, always_call=True).remove)
+        yield
+
+
+def loss_gradient(model: nn.Module, features_BFL: Tensor, labels_B: Tensor) -> Tensor:
+    """Gradient of the batch's mean cross-entropy by its features, shape (B, F, L), inside `attacked`.
+
+    `torch.autograd.grad` touches no ``.grad``.
+    """
+    inputs_BFL = features_BFL.detach().requires_grad_()
+    loss = F.cross_entropy(model(inputs_BFL), labels_B)
+    (gradient_BFL,) = torch.autograd.grad(loss, inputs_BFL)
+    return gradient_BFL
+
+
+def divergence(logits_BC: Tensor, adversarial_BC: Tensor) -> Tensor:
+    """KL(p || p') of each utterance, shape (B,): how far adversarial predictions p' are from clean ones p."""
+    return F.kl_div(
+        F.log_softmax(adversarial_BC, dim=1), F.log_softmax(logits_BC, dim=1), reduction="none", log_target=True
+    ).sum(1)
+
+
+def random_start(features_BFL: Tensor, epsilon: float, generator: Generator) -> Tensor:
+    """Features moved by noise that is uniform in the L-infinity ball of radius epsilon, shape (B, F, L).
+
+    The noise is drawn on the generator's device, so that a generator on the CPU gives the same start everywhere.
+    """
+    return features_BFL.detach() + send(_noise(features_BFL.shape, epsilon, generator), features_BFL.device)
+
+
+def own_starts(features_BFL: Tensor, epsilon: float, generators: Iterable[Generator]) -> Tensor:
+    """`random_start` of every utterance by a generator of its own, so that it does not hang on the rest of the batch.
+
+    The generators are all on one device; their noise is sent in one copy.
+    """
+    noise_BFL = torch.cat([_noise((1, *features_BFL.shape[1:]), epsilon, generator) for generator in generators])
+    return features_BFL.detach() + send(noise_BFL, features_BFL.device)
+
+
+def _noise(shape: tuple[int, ...], epsilon: float, generator: Generator) -> Tensor:
+    """Uniform within epsilon, on the generator's device."""
+    unit = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float32)
+    return (2 * unit - 1) * epsilon
+
+
+def fgsm(
+    model: nn.Module,
+    features_BFL: Tensor,
+    labels_B: Tensor,
+    *,
+    epsilon: float,
+    box: Box | None = None,
+    start_BFL: Tensor | None = None,
+    low_precision: bool = False,
+) -> Tensor:
+    """Fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572): one step of epsilon.
+
+    With a random start it is the R+FGSM of Wong et al. 2020 (arXiv 2001.03994) at a step of epsilon; theirs of 1.25
+    epsilon is one step of `pgd`. Arguments, result and errors are those of `pgd`.
+    """
+    return _ascend(model, features_BFL, labels_B, epsilon, epsilon, 1, box, start_BFL, low_precision)
+
+
+def bim(
+    model: nn.Module,
+    features_BFL: Tensor,
+    labels_B: Tensor,
+    *,
+    epsilon: float,
+    step_size: float,
+    steps: int,
+    box: Box | None = None,
+    low_precision: bool = False,
+) -> Tensor:
+    """Basic iterative method (Kurakin et al. 2017, arXiv 1607.02533): PGD that starts at the clean utterance."""
+    return _ascend(model, features_BFL, labels_B, epsilon, step_size, steps, box, None, low_precision)
+
+
+def pgd(
+    model: nn.Module,
+    features_BFL: Tensor,
+    labels_B: Tensor,
+    *,
+    epsilon: float,
+    step_size: float,
+    steps: int,
+    box: Box | None = None,
+    start_BFL: Tensor | None = None,
+    low_precision: bool = False,
+) -> Tensor:
+    """Projected gradient descent (Madry et al. 2018, arXiv 1706.06083) in the L-infinity ball.
+
+    Args:
+        model: maps features_BFL to logits_BC; its modes and gradients are as before when this returns.
+        features_BFL: clean features, float32; clipped to the box before anything else.
+        labels_B: true classes, int64.
+        epsilon: radius of the ball, >= 0, in units of the features; 0 gives the clean features, clipped.
+        step_size: how far each step moves every cell, >= 0, same units.
+        steps: number of steps, >= 0, of one forward and one backward pass each.
+        box: the values that features may take; None for any.
+        start_BFL: where to start, inside the ball, such as `random_start` gives; None for the clean utterance.
+        low_precision: run the model in bfloat16, as while it is trained so; not for benchmarks.
+
+    Returns:
+        Adversarial features of shape (B, F, L), detached; within epsilon of the clipped clean ones and inside the box,
+        both up to one rounding to float32.
+
+    Raises:
+        UserError: epsilon, step_size or steps is below 0.
+    """
+    return _ascend(model, features_BFL, labels_B, epsilon, step_size, steps, box, start_BFL, low_precision)
+
+
+def pgd_on_divergence(
+    model: nn.Module,
+    features_BFL: Tensor,
+    *,
+    epsilon: float,
+    step_size: float,
+    steps: int,
+    box: Box | None = None,
+    start_BFL: Tensor,
+    low_precision: bool = False,
+) -> Tensor:
+    """PGD that raises the `divergence` from the model's own clean predictions (TRADES: arXiv 1901.08573, section 4).
+
+    It needs no labels, and a start away from the clean utterance, where the divergence has no gradient. Arguments,
+    result and errors are otherwise those of `pgd`.
+    """
+    return _ascend(model, features_BFL, None, epsilon, step_size, steps, box, start_BFL, low_precision)
+
+
+def _ascend(
+    model: nn.Module,
+    features_BFL: Tensor,
+    labels_B: Tensor | None,
+    epsilon: float,
+    step_size: float,
+    steps: int,
+    box: Box | None,
+    start_BFL: Tensor | None,
+    low_precision: bool,
+) -> Tensor:
+    """The loop of all. The order of its operations is ART's: step, clip to the box, project onto the ball.
+
+    Without labels it goes away from the clean predictions.
+    """
+    for name, value in (("epsilon", epsilon), ("step_size", step_size), ("steps", steps)):
+        if not value >= 0:
+            raise UserError(f"{name} must be >= 0, got {value}")
+    box = Box.unbounded() if box is None else box.to(features_BFL.device)
+    with attacked(model, low_precision=low_precision):
+        # Tensors made under inference_mode cannot take part in a gradient; their clones can.
+        clean_BFL = box.clip(features_BFL.detach().clone())
+        rise = _away_from(model, clean_BFL) if labels_B is None else partial(loss_gradient, labels_B=labels_B.clone())
+        adversarial_BFL = clean_BFL if start_BFL is None else box.clip(start_BFL.detach().clone())
+        for _ in range(steps):
+            step_BFL = rise(model, adversarial_BFL).sign().mul_(step_size)
+            moved_BFL = box.clip(step_BFL.add_(adversarial_BFL))
+            adversarial_BFL = moved_BFL.sub_(clean_BFL).clamp_(-epsilon, epsilon).add_(clean_BFL)
+    return adversarial_BFL
+
+
+def _away_from(model: nn.Module, clean_BFL: Tensor) -> Callable[[nn.Module, Tensor], Tensor]:
+    """Gradient of the batch's mean `divergence` from what the model says of clean utterances, by other features."""
+    with torch.no_grad():
+        clean_BC = model(clean_BFL)
+
+    def gradient(model: nn.Module, features_BFL: Tensor) -> Tensor:
+        inputs_BFL = features_BFL.detach().requires_grad_()
+        (gradient_BFL,) = torch.autograd.grad(divergence(clean_BC, model(inputs_BFL)).mean(), inputs_BFL)
+        return gradient_BFL
+
+    return gradient

@@ -1,0 +1,162 @@
+"""The typed schema of ``configs/benchmark.yaml`` and ``configs/transfer.yaml``: what is done to trained runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+
+from ser_fl.config.schema import Amount, Count, Epsilon, one_line, stage
+from ser_fl.errors import shown
+
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
+"""One name need not be in brackets."""
+
+
+def _check_epsilons(given: object) -> object:
+    if isinstance(given, str) and given != "auto":
+        raise ValueError(f"epsilons must be auto or a list of numbers, got {shown(given)}")
+    return given
+
+
+Epsilons = Annotated[tuple[Epsilon, ...] | Literal["auto"], BeforeValidator(_check_epsilons)]
+
+
+def _check_samples(given: object) -> object:
+    if given == "exact" or (type(given) is int and given >= 1):
+        return given
+    raise ValueError(f"eot_samples must be exact or a whole number from 1 up, got {shown(given)}")
+
+
+Samples = Annotated[Count | Literal["exact"], BeforeValidator(_check_samples)]
+
+
+@stage
+class BenchmarkConfig:
+    """Which attacks, at which budgets, shown to which defences, on a trained run."""
+
+    run: str
+    """The run folder."""
+    root: str | None
+    """Folder of the corpus, where it is no longer the one in the run's config.yaml."""
+    attacks: Annotated[Names, Field(min_length=1)]
+    """Names in the catalogue, art:ClassName, or a suite: quick, standard or thorough."""
+    epsilons: Epsilons
+    """L-infinity budgets in standardised log-mel units; empty: the epsilon that the run was trained with; auto: ten,
+    from where UAR is within 2 points of clean to where it is at most chance."""
+    defences: Annotated[tuple[str, ...], Field(min_length=1)]
+    adaptive: Names
+    """Attacks that are also made against every defence but "none", in expectation over its randomness."""
+    eot_samples: Samples
+    """Draws of the defence that an adaptive attack averages over in every step; exact: all that there are (84)."""
+    steps: Count | None
+    """Of every attack that has some; null: each attack's own default."""
+    restarts: Amount | None
+    curve_attacks: Names
+    """Attacks that are measured at `curve_epsilons` too, for the curve of robust UAR over epsilon."""
+    curve_epsilons: Epsilons
+    sweep: bool
+    """Whether an attack goes on at an epsilon where it was at a smaller one: cheaper, and robust UAR never rises with
+    epsilon. Without, each epsilon is attacked by itself."""
+    max_examples: Count | None
+    """Attack a balanced subset of the test utterances; null: all."""
+    subsets: dict[str, Count]
+    """Sizes of balanced subsets for attacks that are too slow for all, by name, and of all adaptive ones, by
+    "adaptive"; the smaller counts. They come before those that a suite asks for."""
+    drop_broken: bool
+    """Spare an attack the utterances that earlier ones broke at the same epsilon. The worst case is the same; figures
+    of an attack are then about what the earlier ones left."""
+    keep_adversarials: bool
+    """Keep the adversarial features below RUN/attacks, which otherwise go when they are no longer needed."""
+    fresh: bool
+    """Put the records of earlier benchmarks aside and begin anew; otherwise one that was killed goes on, and another
+    adds to them."""
+    batch_size: Count
+    seed: Amount
+    accelerator: Literal["cpu", "auto", "cuda"] | None = None
+    """Of the attacks and of what is shown to the defences; null: that of the run, or cpu where it is not here."""
+    domain: Literal["logmel", "waveform"] = "logmel"
+    """What attacks move: standardised features, within epsilons, or recorded samples, within snr_dbs or amplitudes."""
+    snr_dbs: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = ()
+    """domain=waveform: budgets as signal-to-noise ratios in dB; together with no amplitudes, empty is 60 to 0 by 10."""
+    amplitudes: tuple[Epsilon, ...] = ()
+    """domain=waveform: budgets as the largest change of a sample, full scale 1."""
+    write_audio: Amount = 0
+    """domain=waveform: of so many utterances, clean and adversarial WAV files go to the run's folder adversarial/."""
+    checks: bool = True
+    """Whether the benchmark examines its own figures: attacks some utterances once more, in other ways."""
+    checks_subset: Count = 64
+    """How many utterances the checks attack."""
+
+    def __post_init__(self) -> None:
+        budgets = {"logmel": "epsilons", "waveform": "snr_dbs"}
+        for setting, domain in _OF_ONE_DOMAIN.items():
+            given = getattr(self, setting)
+            if domain != self.domain and given and (setting, given) != ("curve_epsilons", "auto"):
+                shown = list(given) if isinstance(given, tuple) else str(given).lower()
+                instead = f"take {budgets[self.domain]}" if isinstance(given, (tuple, str)) else f"leave {setting} out"
+                raise ValueError(
+                    f"{setting} goes with domain={domain}, got {shown} with domain={self.domain}: {instead}, or "
+                    f"domain={domain}"
+                )
+
+
+_OF_ONE_DOMAIN = {
+    **dict.fromkeys(("epsilons", "curve_epsilons"), "logmel"),
+    **dict.fromkeys(("drop_broken", "keep_adversarials"), "logmel"),
+    **dict.fromkeys(("snr_dbs", "amplitudes", "write_audio"), "waveform"),
+}
+"""Settings that mean nothing in the other domain."""
+
+
+@stage
+class TransferConfig:
+    """Which attack is made on each of some runs and shown to all of them."""
+
+    runs: tuple[str, ...]
+    """Run folders; RUN:CLIENT is a client's own model, of a run with federation=local_only."""
+    root: str | None
+    """Folder of the corpus, where it is no longer the one in the runs' config.yaml."""
+    attack: str
+    """A name in the catalogue, or art:ClassName."""
+    epsilon: Epsilon
+    """L-infinity budget in the standardised log-mel units of the run that is attacked, whichever it is shown to."""
+    defences: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Of the run that it is shown to."""
+    steps: Count | None
+    """Null: the attack's own default, as with restarts."""
+    restarts: Amount | None
+    max_examples: Count | None
+    """A balanced subset of the utterances that two runs have in common; null: all."""
+    batch_size: Count
+    seed: Amount
+    accelerator: Literal["cpu", "auto", "cuda"]
+    out: str | None
+    """Folder that transfer.json is written to; null: the first run's."""
+
+    def __post_init__(self) -> None:
+        if len(self.runs) < 2:
+            raise ValueError(
+                f"ser-fl transfer needs two runs at least, got {len(self.runs)}: ser-fl transfer RUN RUN [RUN ...]"
+            )
+
+
+_BENCHMARK: TypeAdapter[BenchmarkConfig] = TypeAdapter(BenchmarkConfig)
+_TRANSFER: TypeAdapter[TransferConfig] = TypeAdapter(TransferConfig)
+
+
+def parse_benchmark(settings: Mapping[str, Any]) -> BenchmarkConfig:
+    """Check the settings of a benchmark; errors as in `parse`."""
+    try:
+        return _BENCHMARK.validate_python(dict(settings))
+    except ValidationError as error:
+        raise one_line(error, settings) from None
+
+
+def parse_transfer(settings: Mapping[str, Any]) -> TransferConfig:
+    """Check the settings of a transfer matrix; errors as in `parse`."""
+    try:
+        return _TRANSFER.validate_python(dict(settings))
+    except ValidationError as error:
+        raise one_line(error, settings) from None

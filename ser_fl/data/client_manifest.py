@@ -1,0 +1,55 @@
+"""What a server knows of the data of an experiment: names, counts and sums, and neither audio nor features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from ser_fl.data.frontend import Standardisation
+from ser_fl.data.partition import PARTS, Part, Split
+from ser_fl.data.utterance import SkippedFile, Utterance
+
+Sizes = dict[Part, dict[str, int]]
+"""Utterances of each part by speaker."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientManifest:
+    """Who holds how much of what."""
+
+    classes: tuple[str, ...]
+    client_ids: tuple[str, ...]
+    """In the order in which their updates are summed."""
+    sizes: Sizes
+    standardisation: Standardisation
+    digest: str
+    """Of utterances, labels, split, clients and standardisation: a resumed run must find the data that it left."""
+    skipped: tuple[SkippedFile, ...] = ()
+    """Files that could not be used and were left out, with ``data.on_unreadable=skip``."""
+
+    def num_utterances(self, part: Part) -> int:
+        """Of all speakers."""
+        return sum(self.sizes[part].values())
+
+    def speakers(self, part: Part) -> list[str]:
+        """Those who have utterances in it, by name."""
+        return sorted(self.sizes[part])
+
+
+def digest_of_speakers(utterances: Sequence[Utterance], split: Split) -> dict[str, str]:
+    """Of each speaker's utterances, labels and split: all that a server needs to see whether they have changed."""
+    digests = {utterance.speaker: blake2b(digest_size=16) for utterance in utterances}
+    parts: dict[int, Part] = {index: part for part in PARTS for index in getattr(split, part)}
+    for index, utterance in enumerate(utterances):
+        content = repr((utterance.utterance_id, utterance.emotion, parts.get(index)))
+        digests[utterance.speaker].update(content.encode())
+    return {speaker: digest.hexdigest() for speaker, digest in digests.items()}
+
+
+def digest_of_all(speakers: Mapping[str, str], client_ids: Sequence[str], standardisation: Standardisation) -> str:
+    """The same whoever holds which of the speakers."""
+    digest = blake2b(repr((sorted(speakers.items()), tuple(client_ids))).encode(), digest_size=16)
+    for tensor in standardisation.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,184 @@
+"""A trained model on disk: weights in safetensors, everything else that is needed to use them in JSON.
+
+Legend: B batch, T samples, F mel bins, L frames, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from ser_fl.config.schema import FrontendConfig, ModelConfig
+from ser_fl.data.frontend import LogMel, Standardisation
+from ser_fl.errors import UserError, shown, unknown_name
+from ser_fl.files import write_bytes, write_json
+from ser_fl.models.registry import build_network
+from ser_fl.runs.records import MODEL_SCHEMA, RunFolder, State
+
+_FRONTEND: TypeAdapter[FrontendConfig] = TypeAdapter(FrontendConfig)
+_MODEL: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
+_CLASSES: TypeAdapter[tuple[str, ...]] = TypeAdapter(tuple[str, ...])
+_LONGEST_CLIP = 1 << 28
+"""Samples, over an hour and a half at 48 kHz: more is no clip but a damaged description."""
+
+
+class EmotionModel(nn.Module):
+    """A trained classifier with its front end: what `ser_fl.load` gives.
+
+    Called with standardised log-mel features it is a plain torch classifier, the thing that is attacked;
+    `from_waveform` goes all the way from audio.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        standardisation: Standardisation,
+        *,
+        classes: tuple[str, ...],
+        model: ModelConfig,
+        frontend: FrontendConfig,
+        synthetic: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.standardisation = standardisation
+        self.frontend = LogMel(frontend)
+        self.classes = classes
+        self.model_config = model
+        self.frontend_config = frontend
+        self.synthetic = synthetic
+        """Whether it was trained on the built-in corpus, whose speech is synthetic."""
+
+    def forward(self, features_BFL: Tensor) -> Tensor:
+        """Logits of shape (B, C) from standardised features of shape (B, F, L)."""
+        logits_BC: Tensor = self.network(features_BFL)
+        return logits_BC
+
+    def from_waveform(self, waveform_BT: Tensor) -> Tensor:
+        """Logits of shape (B, C) from clips already at the front end's rate and length, differentiable throughout."""
+        logits_BC: Tensor = self(self.standardisation(self.frontend(waveform_BT)))
+        return logits_BC
+
+
+def save_model(folder: Path, bundle: EmotionModel) -> None:
+    """Write ``model.safetensors`` and ``model.json`` of a run."""
+    run = RunFolder(folder)
+    card = {
+        "schema": MODEL_SCHEMA,
+        "model": _MODEL.dump_python(bundle.model_config, mode="json"),
+        "classes": list(bundle.classes),
+        "synthetic": bundle.synthetic,
+        "frontend": _FRONTEND.dump_python(bundle.frontend_config, mode="json"),
+        "standardisation": {
+            name: tensor.flatten().tolist() for name, tensor in bundle.standardisation.state_dict().items()
+        },
+    }
+    write_bytes(run.weights, save_tensors(_contiguous(bundle.network.state_dict())))
+    write_json(run.model, card)
+
+
+def save_local_models(folder: Path, states: Mapping[str, State]) -> None:
+    """Write ``clients/<id>.safetensors`` of a run that averages nothing; ``model.json`` describes them all."""
+    run = RunFolder(folder)
+    for client_id, state in states.items():
+        write_bytes(run.weights_of(client_id), save_tensors(_contiguous(state)))
+
+
+def load_model(folder: Path | str | RunFolder, *, client_id: str | None = None) -> EmotionModel:
+    """The selected model of a run, in evaluation mode.
+
+    Args:
+        folder: The run folder, or what `ser_fl.train` gave.
+        client_id: the client whose own model it shall be, of a run with ``federation=local_only``.
+
+    Raises:
+        UserError: the folder holds no model, or one of another schema, or one that does not fit its description; or
+            none of that client.
+    """
+    run = folder if isinstance(folder, RunFolder) else RunFolder(Path(folder))
+    run.refuse_links_out()
+    weights = run.weights if client_id is None else _weights_of(run, client_id)
+    card: Any = run.read_json(run.model)
+    schema = card.get("schema") if isinstance(card, dict) else None
+    if schema != MODEL_SCHEMA:
+        raise UserError(f"{run.model} has schema {shown(schema)}, this version reads {MODEL_SCHEMA}: train it again")
+    try:
+        model, frontend = _MODEL.validate_python(card["model"]), _FRONTEND.validate_python(card["frontend"])
+        classes = _CLASSES.validate_python(card["classes"])
+        columns = {name: _column(name, values) for name, values in card["standardisation"].items()}
+        state = load_tensors(weights.read_bytes())
+        _check_sizes(model, frontend, len(classes), state, columns)
+        standardisation = Standardisation(*(torch.zeros(frontend.num_mels) for _ in range(4)))
+        standardisation.load_state_dict(columns)
+        network = build_network(model, len(classes), seed=0)
+        network.load_state_dict(state)
+        bundle = EmotionModel(
+            network,
+            standardisation,
+            classes=classes,
+            model=model,
+            frontend=frontend,
+            synthetic=bool(card.get("synthetic", False)),
+        )
+    except FileNotFoundError:
+        raise UserError(f"{run.root} has no {weights.name}: only its records were kept, train it again") from None
+    except (KeyError, TypeError, AttributeError, ValueError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the model in {run.root} cannot be loaded: {reason}") from None
+    return bundle.eval()
+
+
+def _check_sizes(
+    model: ModelConfig, frontend: FrontendConfig, num_classes: int, state: State, columns: Mapping[str, Tensor]
+) -> None:
+    """What is described against what is there, before memory is taken for a model of the described size.
+
+    Raises:
+        ValueError: a tensor is missing, too many, or of another shape or type; it is named.
+    """
+    with torch.device("meta"):
+        described = build_network(model, num_classes, seed=0).state_dict()
+    for name in sorted({*described, *state}):
+        wanted, found = (
+            f"{tuple(tensors[name].shape)} {tensors[name].dtype}" if name in tensors else "nothing"
+            for tensors in (described, state)
+        )
+        if found != wanted:
+            raise ValueError(f"its weights have {found} for {name}, model.json describes {wanted}")
+    for name, column_F1 in columns.items():
+        if len(column_F1) != frontend.num_mels:
+            raise ValueError(f"{name} has {len(column_F1)} values for {frontend.num_mels} mel bins")
+    if frontend.window_samples > frontend.num_samples or frontend.num_samples > _LONGEST_CLIP:
+        raise ValueError(f"clips of {frontend.num_samples} samples")
+
+
+def _weights_of(run: RunFolder, client_id: str) -> Path:
+    """The file of a client's own weights."""
+    known = run.local_clients
+    if not known:
+        raise UserError(
+            f"{run.root} keeps no client's own model, got {client_id!r}: only runs with federation=local_only do (an "
+            "older one writes them when it is resumed)"
+        )
+    if client_id not in known:
+        raise unknown_name("client", client_id, known)
+    return run.weights_of(client_id)
+
+
+def _column(name: str, values: list[float | None]) -> Tensor:
+    """JSON has no infinities: null is an open side of the box."""
+    open_side = float("-inf") if name.startswith("lower") else float("inf")
+    return torch.tensor([open_side if value is None else value for value in values]).reshape(-1, 1)
+
+
+def _contiguous(state: State) -> State:
+    """Safetensors stores the plain layout; loading into channels-last parameters restores theirs."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}

@@ -1,0 +1,24 @@
+"""Networks by name: an entry here and a dataclass in `ser_fl.config.schema` make a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ser_fl.config.schema import ModelConfig
+from ser_fl.models.crnn import CRNN
+from ser_fl.models.resnet import ResNet
+from ser_fl.models.vgg import VGG15
+from ser_fl.randomness import derive_seed
+
+NETWORKS: Mapping[str, Callable[[int, Any], nn.Module]] = {"crnn": CRNN, "vgg15": VGG15, "resnet": ResNet}
+
+
+def build_network(config: ModelConfig, num_classes: int, *, seed: int) -> nn.Module:
+    """A network with initial weights drawn from ``seed``; torch's global random state stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed("weights", seed))  # the CPU's: a GPU's would not be put back
+        return NETWORKS[config.name](num_classes, config)

@@ -1,0 +1,285 @@
+"""What a benchmark keeps of its work: what attacks did to every utterance, and what they have made so far.
+
+Everything is under a key that says what the result depends on, so that whoever asks for the same gets the same bits,
+whether they were made a moment ago, before a kill, or in an earlier benchmark.
+
+Legend: N utterances, B of a batch, F mel bins, L frames, R runs of a defence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from ser_fl.attacks.registry import VERSION
+from ser_fl.defences import Defence
+from ser_fl.errors import UserError
+from ser_fl.files import write_bytes, write_json
+
+OUTCOME_SCHEMA = 3
+"""Version of the files below ``attacks/``; those of another are left alone and made anew."""
+_TENSOR = "adversarial_BFL"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one attack did to each of its utterances: `ser_fl.robustness.attack_metrics` makes records of it."""
+
+    attack: str
+    library: str
+    knowledge: str
+    domain: str
+    norm: str
+    epsilon: float | None
+    """As it was set, in L-infinity; None for a budget that is no epsilon."""
+    budget: float | None
+    """Of the attack's own norm."""
+    snr_db: float | None
+    """The budget, where it is an SNR."""
+    steps: int | None
+    step_size: float | None
+    restarts: int | None
+    eot_samples: int
+    adaptive_to: str | None
+    """The defence that the attacker knew of."""
+    swept: bool
+    """Whether it went on from a smaller epsilon, what that one broke included."""
+    leftover: bool
+    """Whether it saw only what earlier attacks had not broken."""
+    minimal: bool
+    """Whether the attack looks for the nearest adversarial utterance."""
+    ids: tuple[str, ...]
+    """Of the utterances that were attacked, and of those that a smaller epsilon had broken already."""
+    l2_N: tuple[float, ...]
+    """Norms of the perturbations."""
+    linf_N: tuple[float, ...]
+    votes: dict[str, tuple[tuple[int, ...], ...]]
+    """By defence, what each run said of each utterance, (R, N)."""
+    written_votes: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+    """The same of recordings that went through a 16-bit file."""
+    measured: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
+    """More figures of each utterance, by the name of the record's median over successes; None where there is none."""
+    forward_passes: int
+    backward_passes: int
+    seconds: float
+    adversarials_kept: bool = False
+
+    def was_shown_to(self, defence: Defence) -> bool:
+        """Whether it says what all runs of this defence said."""
+        return len(self.votes.get(defence.name, ())) == len(defence.run_weights)
+
+    def votes_RN(self, defence: str) -> Tensor:
+        """What each run of a defence said, int64."""
+        return torch.tensor(self.votes[defence], dtype=torch.int64)
+
+    @property
+    def threat(self) -> tuple[str, float | None, float | None]:
+        """Norm, epsilon and SNR: what attacks must share to have a common worst case."""
+        return self.norm, self.epsilon, self.snr_db
+
+
+_OUTCOME: TypeAdapter[Outcome] = TypeAdapter(Outcome)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Made:
+    """Adversarial utterances, and what they cost."""
+
+    adversarial_NFL: Tensor
+    forward_passes: int = 0
+    backward_passes: int = 0
+    seconds: float = 0.0
+
+
+def key_of(settings: Mapping[str, Any]) -> str:
+    """One word for what an outcome depends on beside its test_set, the version of the attacks included."""
+    content = json.dumps({"version": VERSION, **settings}, sort_keys=True)
+    return hashlib.blake2b(content.encode(), digest_size=12).hexdigest()
+
+
+class ResultCache(Protocol):
+    """Where outcomes and adversarial batches are kept."""
+
+    @property
+    def keeps_adversarials(self) -> bool:
+        """Whether adversarial utterances are to stay when nobody needs them any more."""
+        ...
+
+    def outcome(self, key: str) -> Outcome | None:
+        """The outcome of that key, where there is one."""
+        ...
+
+    def keep_outcome(self, key: str, outcome: Outcome) -> None:
+        """Keep it, in place of one that there may be."""
+        ...
+
+    def outcomes(self) -> dict[str, Outcome]:
+        """All outcomes that are kept, by key."""
+        ...
+
+    def batch(self, key: str, ids: Sequence[str]) -> Made | None:
+        """What was made of exactly these utterances, where it was."""
+        ...
+
+    def keep_batch(self, key: str, ids: Sequence[str], made: Made) -> None:
+        """Keep what was made of these utterances."""
+        ...
+
+    def forget_batches(self, key: str) -> None:
+        """Drop all adversarial utterances of a key."""
+        ...
+
+
+@dataclass(slots=True)
+class Memory:
+    """Keeps everything until the benchmark ends."""
+
+    keeps_adversarials: bool = False
+    _outcomes: dict[str, Outcome] = field(default_factory=dict)
+    _batches: dict[str, dict[tuple[str, ...], Made]] = field(default_factory=dict)
+
+    def outcome(self, key: str) -> Outcome | None:
+        return self._outcomes.get(key)
+
+    def keep_outcome(self, key: str, outcome: Outcome) -> None:
+        self._outcomes[key] = outcome
+
+    def outcomes(self) -> dict[str, Outcome]:
+        return dict(self._outcomes)
+
+    def batch(self, key: str, ids: Sequence[str]) -> Made | None:
+        return self._batches.get(key, {}).get(tuple(ids))
+
+    def keep_batch(self, key: str, ids: Sequence[str], made: Made) -> None:
+        self._batches.setdefault(key, {})[tuple(ids)] = made
+
+    def forget_batches(self, key: str) -> None:
+        self._batches.pop(key, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """Keeps everything on disk: ``KEY.json`` an outcome, ``KEY/*.safetensors`` its batches, each written whole."""
+
+    root: Path
+    device: torch.device
+    """Where batches go when they are read."""
+    shape_FL: tuple[int, ...]
+    """Of an utterance: batches of others are made anew."""
+    keeps_adversarials: bool = False
+
+    def outcome(self, key: str) -> Outcome | None:
+        return _read_outcome(self.root / f"{key}.json")
+
+    def keep_outcome(self, key: str, outcome: Outcome) -> None:
+        content = {"schema": OUTCOME_SCHEMA, **asdict(outcome)}
+        write_bytes(self.root / f"{key}.json", (json.dumps(content) + "\n").encode())
+
+    def outcomes(self) -> dict[str, Outcome]:
+        read = {file.stem: _read_outcome(file) for file in sorted(self.root.glob("*.json"))}
+        return {key: outcome for key, outcome in read.items() if outcome is not None}
+
+    def batch(self, key: str, ids: Sequence[str]) -> Made | None:
+        try:
+            with safe_open(self._file(key, ids), framework="pt", device=str(self.device)) as file:
+                cost = json.loads(file.metadata()["cost"])
+                made = Made(adversarial_NFL=file.get_tensor(_TENSOR), **cost)
+        except (FileNotFoundError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+        fits = made.adversarial_NFL.shape == (len(ids), *self.shape_FL) and made.adversarial_NFL.dtype == torch.float32
+        return made if fits else None
+
+    def keep_batch(self, key: str, ids: Sequence[str], made: Made) -> None:
+        cost = {name: getattr(made, name) for name in ("forward_passes", "backward_passes", "seconds")}
+        metadata = {"ids": json.dumps(list(ids)), "cost": json.dumps(cost)}
+        tensors = {_TENSOR: made.adversarial_NFL.detach().cpu().contiguous()}
+        write_bytes(self._file(key, ids), save_tensors(tensors, metadata=metadata))
+
+    def forget_batches(self, key: str) -> None:
+        shutil.rmtree(self.root / key, ignore_errors=True)
+
+    def _file(self, key: str, ids: Sequence[str]) -> Path:
+        name = hashlib.blake2b(json.dumps(list(ids)).encode(), digest_size=8).hexdigest()
+        return self.root / key / f"{name}.safetensors"
+
+
+def adversarials(folder: Path) -> dict[str, Tensor]:
+    """Adversarial features of shape (F, L) by utterance id, from what `keep_adversarials` left.
+
+    Args:
+        folder: one of ``RUN/attacks/*/*/``; the ``.json`` of the same name says which attack made them.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    found: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                ids = json.loads(file.metadata()["ids"])
+                found |= dict(zip(ids, file.get_tensor(_TENSOR), strict=True))
+        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{path} cannot be read ({reason}): run `ser-fl benchmark` again") from None
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """``RUN/attacks``: a folder for every set of utterances, seed and device that a model was attacked with."""
+
+    root: Path
+
+    def knows(self, weights: str) -> bool:
+        """Whether a model of this digest was attacked, whatever else the folder knows."""
+        return any(_read(file).get("weights") == weights for file in self.root.glob("*/test_set.json"))
+
+    def open(
+        self, digest: str, weights: str, *, device: torch.device, shape_FL: tuple[int, ...], keeps_adversarials: bool
+    ) -> Folder:
+        """The folder of a test_set, made where it is not there."""
+        root = self.root / digest
+        if _read(root / "test_set.json").get("weights") != weights:
+            write_json(root / "test_set.json", {"weights": weights})
+        return Folder(root, device, shape_FL, keeps_adversarials)
+
+    def clear(self) -> None:
+        """Drop everything."""
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Content of a JSON file; empty where it is missing or damaged: what it was made of is there to make it anew."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _read_outcome(file: Path) -> Outcome | None:
+    content = _read(file)
+    if content.pop("schema", None) != OUTCOME_SCHEMA or content.keys() != {entry.name for entry in fields(Outcome)}:
+        return None
+    try:
+        outcome = _OUTCOME.validate_python(content)
+    except ValidationError:
+        return None
+    return outcome if _has_one_figure_an_utterance(outcome) else None
+
+
+def _has_one_figure_an_utterance(outcome: Outcome) -> bool:
+    votes = (runs for kind in (outcome.votes, outcome.written_votes) for runs in kind.values())
+    rows = (outcome.l2_N, outcome.linf_N, *outcome.measured.values(), *(run for runs in votes for run in runs))
+    return all(len(row) == len(outcome.ids) for row in rows)

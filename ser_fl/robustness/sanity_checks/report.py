@@ -1,0 +1,128 @@
+"""What the checks of a benchmark found, and where it lies on disk: under "checks" in a run's ``attacks.json``.
+
+Nothing here loads torch, so that a report can read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, Self
+
+from ser_fl.errors import UserError
+from ser_fl.files import write_json
+from ser_fl.runs.records import AttackRecord, RunFolder
+from ser_fl.runs.validation import record_of
+
+HALF_A_POINT = 0.005
+"""Of UAR: what may change without a doubt."""
+
+Severity = Literal["fails", "hint"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doubt:
+    """One reason not to believe a figure of the benchmark."""
+
+    check: str
+    """What does not hold, as the check is called."""
+    words: str
+    """The figures, and what to do, in a sentence or two."""
+    severity: Severity = "fails"
+    """A check "fails" where the figures contradict each other; a "hint" may have an honest reason."""
+    defence: str | None = None
+    attack: str | None = None
+    epsilon: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NotChecked:
+    """A check that had nothing to look at."""
+
+    reason: str
+
+
+Outcome = Sequence[Doubt] | NotChecked
+"""What one check found; no doubt at all where it passed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SanityReport:
+    """What all checks found together."""
+
+    doubts: tuple[Doubt, ...] = ()
+    passed: tuple[str, ...] = ()
+    """Checks that found no fault."""
+    not_checked: Mapping[str, str] = field(default_factory=dict)
+    """Checks that had nothing to look at, and what they would have needed."""
+
+    @classmethod
+    def of(cls, outcomes: Mapping[str, Outcome]) -> Self:
+        """From the outcome of each check by its name."""
+        looked = {name: outcome for name, outcome in outcomes.items() if not isinstance(outcome, NotChecked)}
+        return cls(
+            doubts=tuple(doubt for outcome in looked.values() for doubt in outcome),
+            passed=tuple(name for name, outcome in looked.items() if not outcome),
+            not_checked={name: outcome.reason for name, outcome in outcomes.items() if isinstance(outcome, NotChecked)},
+        )
+
+    def __add__(self, other: SanityReport) -> SanityReport:
+        """Both, where each made checks of its own."""
+        return SanityReport(
+            doubts=self.doubts + other.doubts,
+            passed=self.passed + other.passed,
+            not_checked={**self.not_checked, **other.not_checked},
+        )
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """Checks with a doubt that is more than a hint, each once."""
+        return tuple(dict.fromkeys(doubt.check for doubt in self.doubts if doubt.severity == "fails"))
+
+    @property
+    def hinted(self) -> tuple[str, ...]:
+        """Checks with hints alone, each once."""
+        return tuple(dict.fromkeys(doubt.check for doubt in self.doubts if doubt.check not in self.failed))
+
+    @property
+    def headline(self) -> str:
+        """How many checks there were and what became of them, in one line."""
+        num_checks = len(self.failed) + len(self.hinted) + len(self.passed)
+        parts = [
+            f"{len(self.failed)} {'fails' if len(self.failed) == 1 else 'fail'}",
+            f"{len(self.hinted)} with a hint",
+            f"{len(self.passed)} passed",
+        ]
+        skipped = f"; {len(self.not_checked)} had nothing to look at" if self.not_checked else ""
+        return f"{num_checks} checks of the benchmark itself: {', '.join(parts)}{skipped}"
+
+
+def at(record: AttackRecord) -> str:
+    """The budget of a record, as sentences name it."""
+    if record.epsilon is not None:
+        return f"at epsilon {record.epsilon:.4g}"
+    return "without a budget" if record.snr_db is None else f"at an SNR of {record.snr_db:g} dB"
+
+
+def write_sanity_report(run: RunFolder, sanity_report: SanityReport) -> None:
+    """Add an sanity_report to the records of ``attacks.json``, which is there already."""
+    write_json(run.attacks, {**run.read_json(run.attacks), "checks": asdict(sanity_report)})
+
+
+def read_sanity_report(run: RunFolder) -> SanityReport | None:
+    """The sanity_report in ``attacks.json``; None where there is none.
+
+    Raises:
+        UserError: it has another form.
+    """
+    content: Any = run.read_json(run.attacks) if run.attacks.exists() else None
+    checks = content.get("checks") if isinstance(content, Mapping) else None
+    if checks is None:
+        return None
+    try:
+        sanity_report = record_of(SanityReport, checks)
+        if missing := [part.name for part in fields(SanityReport) if part.name not in checks]:
+            raise ValueError(f"no {missing[0]}")
+        return sanity_report
+    except ValueError as error:
+        raise UserError(f"{run.attacks} has incomplete checks ({error}): run `ser-fl benchmark` again") from None
