@@ -12,7 +12,7 @@ import torch
 from ser_fl.data.audio import read_audio
 from ser_fl.errors import UserError
 from ser_fl.models.emotion_model import load_model
-from ser_fl.runs.records import RunFolder
+from ser_fl.runs.folder import RunFolder
 
 SYNTHETIC_NOTE = (
     "note: this model was trained on SYNTHETIC speech (the built-in corpus); it knows nothing of real speech"

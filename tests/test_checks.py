@@ -40,7 +40,8 @@ from ser_fl.robustness.sanity_checks.report import (
 )
 from ser_fl.robustness.sanity_checks.run import check_benchmark
 from ser_fl.robustness.test_set import TestSet
-from ser_fl.runs.records import AttackRecord, RunFolder
+from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.records import AttackRecord
 
 F, L = 2, 3
 SIDE = 2.0

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ser_fl.cli.demo import run_demo
-from ser_fl.runs.records import AttackRecord, RunFolder
+from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.records import AttackRecord
 
 RUNS = {"demo_fl": "Federated", "demo_fl_pgd": "Federated + adversarial training"}
 DEFENCES = {"none": "no randomisation", "randomisation": "randomisation"}

@@ -35,7 +35,8 @@ from ser_fl.federation.executors.serial import SerialExecutor
 from ser_fl.federation.executors.shared_memory import Block, end_of, lay_out
 from ser_fl.federation.session import make_clients
 from ser_fl.models.registry import build_network
-from ser_fl.runs.records import ClientUpdate, RunFolder, State
+from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.records import ClientUpdate, State
 
 SMALL = (
     "experiment=debug",

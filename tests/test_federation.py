@@ -37,7 +37,8 @@ from ser_fl.federation.session import make_clients
 from ser_fl.metrics import Confusion
 from ser_fl.metrics import confusion_matrix as our_confusion_matrix
 from ser_fl.models.registry import build_network
-from ser_fl.runs.records import ClientFailure, ClientUpdate, RunFolder, State
+from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.records import ClientFailure, ClientUpdate, State
 
 SMALL = (
     "experiment=debug",

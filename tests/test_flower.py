@@ -34,7 +34,8 @@ from ser_fl.federation.flower.serialisation import PROTOCOL, WireError, put, put
 from ser_fl.federation.flower.server_app import serve
 from ser_fl.federation.rounds import checkpoint_key
 from ser_fl.federation.session import train
-from ser_fl.runs.records import ClientUpdate, RoundRecord, RunFolder, State
+from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.records import ClientUpdate, RoundRecord, State
 
 SPEAKERS = ("f01", "f02", "m01", "m02")
 BASE = (

@@ -13,7 +13,7 @@ import pytest
 
 from ser_fl.config.compose import compose
 from ser_fl.federation.session import train
-from ser_fl.runs.records import RunFolder
+from ser_fl.runs.folder import RunFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.flower, pytest.mark.kill]
 SETTINGS = (

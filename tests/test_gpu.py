@@ -28,7 +28,8 @@ from ser_fl.federation.server import GLOBAL
 from ser_fl.federation.session import box_of, local_scorer, make_clients
 from ser_fl.models.registry import build_network
 from ser_fl.robustness.benchmark import benchmark, benchmark_run
-from ser_fl.runs.records import ClientUpdate, RunFolder, State
+from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.records import ClientUpdate, State
 
 pytestmark = [
     pytest.mark.gpu,

@@ -105,7 +105,7 @@ def test_what_is_lost_is_seen(kill: Any, changed: dict[str, Any], problem: str) 
 def test_runs_are_compared_by_all_they_leave_but_seconds(tmp_path: Path) -> None:
     from kills.subject import differences, left_over
 
-    from ser_fl.runs.records import RunFolder
+    from ser_fl.runs.folder import RunFolder
 
     whole, run = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "run")
     whole.checkpoint.mkdir(parents=True)

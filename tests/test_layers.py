@@ -46,6 +46,7 @@ def test_package_and_command_line_import_nothing_heavy() -> None:
         "ser_fl",
         "ser_fl.errors",
         "ser_fl.randomness",
+        "ser_fl.runs.folder",
         "ser_fl.runs.records",
         "ser_fl.runs.environment",
         "ser_fl.cli.main",

@@ -17,7 +17,8 @@ from ser_fl.cli.main import TRY_AGAIN, main
 from ser_fl.cli.multirun import ClusterJob, submit
 from ser_fl.cli.sweep import plan
 from ser_fl.config.compose import compose
-from ser_fl.runs.records import RoundRecord, RunFolder
+from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.records import RoundRecord
 
 SMALL = ("experiment=debug", "data.utterances_per_emotion=2", "federation.batch_size=4")
 LOCAL = ("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10")

@@ -16,7 +16,7 @@ from ser_fl.data.frontend import Standardisation
 from ser_fl.models.emotion_model import EmotionModel, load_model, save_model
 from ser_fl.models.registry import build_network
 from ser_fl.prediction import SYNTHETIC_NOTE, predict
-from ser_fl.runs.records import RunFolder
+from ser_fl.runs.folder import RunFolder
 
 
 def write_run(root: Path, *, synthetic: bool = False) -> Path:

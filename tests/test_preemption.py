@@ -19,8 +19,8 @@ import pytest
 from ser_fl import train
 from ser_fl.cli.main import TRY_AGAIN, main
 from ser_fl.config.compose import compose
+from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.preemption import LEFT_TO_THE_PARENT, Preemption, Stopped
-from ser_fl.runs.records import RunFolder
 
 PACKAGE = Path(__file__).parent.parent
 SMALL = (

@@ -29,7 +29,8 @@ from ser_fl.federation.session import make_clients
 from ser_fl.models import classifier
 from ser_fl.models.registry import build_network
 from ser_fl.report.time_spent import ALL_CLIENTS, ALL_ROUNDS, profile_table
-from ser_fl.runs.records import ProfileRecord, RunFolder
+from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.records import ProfileRecord
 from ser_fl.stopwatch import UNWATCHED, ClientPart, ServerPart, Stopwatch
 from ser_fl.training import objectives
 from ser_fl.training.fit_profiler import FitProfiler

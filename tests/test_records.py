@@ -11,15 +11,9 @@ from typing import Any
 import pytest
 
 from ser_fl.errors import UserError
-from ser_fl.runs.records import (
-    AttackRecord,
-    ClientFailure,
-    ClientRecord,
-    RoundRecord,
-    RunFolder,
-    write_bytes,
-    write_json,
-)
+from ser_fl.files import write_bytes, write_json
+from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.records import AttackRecord, ClientFailure, ClientRecord, RoundRecord
 
 CLIENT_FIELDS = {
     *("round", "client_id", "num_examples", "train_loss", "seconds", "update_norm", "bytes_down", "bytes_up"),

@@ -34,7 +34,8 @@ from ser_fl.report.panels import draw_figures
 from ser_fl.report.runs import RunRecords, read_run
 from ser_fl.report.tables import attack_table, four_way, summary_table, training_table
 from ser_fl.robustness.sanity_checks.report import Doubt, SanityReport, write_sanity_report
-from ser_fl.runs.records import AttackRecord, RoundRecord, RunFolder
+from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.records import AttackRecord, RoundRecord
 
 SETTINGS = dict(matplotlib.rcParams)
 CLASSES = ["anger", "neutral", "sadness"]

@@ -29,7 +29,7 @@ from ser_fl.federation.checkpoint import Progress, load_checkpoint, save_checkpo
 from ser_fl.federation.rounds import checkpoint_key
 from ser_fl.federation.server import Server
 from ser_fl.metrics import Scores
-from ser_fl.runs.records import RunFolder
+from ser_fl.runs.folder import RunFolder
 
 SMALL = (
     "experiment=debug",

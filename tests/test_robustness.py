@@ -31,7 +31,8 @@ from ser_fl.robustness import benchmark as benchmark_module
 from ser_fl.robustness.benchmark import benchmark_run
 from ser_fl.robustness.runner import benchmark_attacks
 from ser_fl.robustness.test_set import TestSet, balanced_rows
-from ser_fl.runs.records import AttackRecord, RunFolder
+from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.records import AttackRecord
 
 F, L = 8, 12
 CELLS = F * L

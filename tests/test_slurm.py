@@ -22,7 +22,7 @@ import pytest
 from ser_fl import train
 from ser_fl.cli.main import TRY_AGAIN
 from ser_fl.config.compose import compose
-from ser_fl.runs.records import RunFolder
+from ser_fl.runs.folder import RunFolder
 
 PACKAGE = Path(__file__).parent.parent
 SCRIPT = PACKAGE / "scripts" / "slurm_train.sh"

@@ -22,7 +22,7 @@ from ser_fl.data.synthetic.speakers import Speaker, make_speaker
 from ser_fl.data.synthetic.synthesiser import synthesise
 from ser_fl.data.utterance import EMOTIONS, Corpus
 from ser_fl.errors import UserError
-from ser_fl.runs.records import RunFolder
+from ser_fl.runs.folder import RunFolder
 
 SAMPLE_RATE_HZ = 16000
 RESULTS = Path(__file__).parents[1] / "results" / "builtin"

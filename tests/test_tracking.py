@@ -21,7 +21,8 @@ import pytest
 import ser_fl.tracking.tracker
 import ser_fl.tracking.weights_and_biases
 from ser_fl.errors import UserError
-from ser_fl.runs.records import AttackRecord, ClientFailure, ClientRecord, RoundRecord, RunFolder
+from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.records import AttackRecord, ClientFailure, ClientRecord, RoundRecord
 from ser_fl.tracking import Tracker, open_tracker
 from ser_fl.tracking.figures import attack_metrics, summary_metrics
 from ser_fl.tracking.public import public_config
@@ -280,7 +281,8 @@ def test_a_killed_run_keeps_its_rounds(run: RunFolder) -> None:
     code = """
 import os, signal, sys, time
 from pathlib import Path
-from ser_fl.runs.records import RoundRecord, RunFolder
+from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.records import RoundRecord
 from ser_fl.tracking import open_tracker
 
 tracker = open_tracker(backend="wandb", mode="offline", project="test", entity=None, group=None,
@@ -303,7 +305,7 @@ def test_under_an_agent_of_a_sweep_the_run_is_the_agents(run: RunFolder, state: 
     code = """
 import json, sys
 from pathlib import Path
-from ser_fl.runs.records import RunFolder
+from ser_fl.runs.folder import RunFolder
 from ser_fl.tracking import open_tracker
 
 tracker = open_tracker(backend="wandb", mode="offline", project="ours", entity="us", group=None, name="a run",

@@ -32,8 +32,9 @@ from ser_fl.data.features import compute_features
 from ser_fl.errors import UserError
 from ser_fl.federation.run_setup import dated_folders
 from ser_fl.files import write_bytes
+from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.lock import LOCK, claimed
-from ser_fl.runs.records import ClientRecord, RunFolder
+from ser_fl.runs.records import ClientRecord
 
 BASE = ("experiment=debug", "tracking=none", "data.utterances_per_emotion=2", "federation.num_rounds=3")
 RECORD = ClientRecord(

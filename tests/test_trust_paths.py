@@ -22,8 +22,8 @@ from ser_fl.errors import UserError
 from ser_fl.federation.client_results import ClientResults
 from ser_fl.federation.server import Gathered
 from ser_fl.runs.environment import describe_environment
+from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.path_aliases import is_place, recall, remember
-from ser_fl.runs.records import RunFolder
 from ser_fl.runs.redaction import public_text
 
 PRIVATE = "tell tale-Institut"

@@ -37,7 +37,8 @@ from ser_fl.robustness.recordings import WavPairs
 from ser_fl.robustness.result_cache import Memory
 from ser_fl.robustness.test_set import TestSet
 from ser_fl.robustness.waveform import benchmark_waveforms, plans_of
-from ser_fl.runs.records import AttackRecord, RunFolder
+from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.records import AttackRecord
 
 STEP = 2.0**-15
 """One step of a 16-bit file."""

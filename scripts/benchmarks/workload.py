@@ -31,7 +31,7 @@ from ser_fl.federation.rounds import Federation
 from ser_fl.federation.server import Server
 from ser_fl.federation.session import cohort_of, first_progress, local_scorer, make_clients
 from ser_fl.runs.environment import threads_limited_to
-from ser_fl.runs.records import RunFolder
+from ser_fl.runs.folder import RunFolder
 from ser_fl.tracking import open_tracker
 from ser_fl.training.precision import resolve_precision
 

@@ -16,7 +16,7 @@ from kills.moments import Kill, chance_of
 from kills.subject import EPOCHS, OFFLINE, PATIENCE_S, differences, left_over, started, undisturbed, wandb_ids
 from ser_fl.deployment.daemon import free_port
 from ser_fl.deployment.keys import make_keys
-from ser_fl.runs.records import RunFolder
+from ser_fl.runs.folder import RunFolder
 
 SPEAKERS = ("f01", "f02", "m01")
 _LOOK_S = 0.2

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kills.moments import Kill, chance_of
 from kills.subject import EPOCHS, OFFLINE, differences, left_over, started, undisturbed, wandb_ids
-from ser_fl.runs.records import RunFolder
+from ser_fl.runs.folder import RunFolder
 
 _EXECUTORS = {"serial": (), "processes": ("executor=processes", "executor.workers=2")}
 

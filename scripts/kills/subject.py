@@ -15,7 +15,7 @@ from typing import Any
 
 from kills.moments import NUM_ROUNDS, Moment, Timeline, phase
 from ser_fl.files import write_json
-from ser_fl.runs.records import RunFolder
+from ser_fl.runs.folder import RunFolder
 
 SETTINGS = (
     "experiment=debug",

@@ -24,8 +24,8 @@ from rich.text import Text
 
 from ser_fl.errors import UserError
 from ser_fl.runs.environment import collection_paused, keep_freed_memory
+from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.preemption import Preemption
-from ser_fl.runs.records import RunFolder
 
 if TYPE_CHECKING:
     from ser_fl.config.robustness import BenchmarkConfig

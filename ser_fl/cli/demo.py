@@ -14,7 +14,8 @@ from queue import Empty
 from typing import TYPE_CHECKING
 
 from ser_fl.cli.commands import Bars, bars, console, print_summary
-from ser_fl.runs.records import RoundRecord, RunFolder
+from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.records import RoundRecord
 
 if TYPE_CHECKING:
     from queue import Queue

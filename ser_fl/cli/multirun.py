@@ -16,8 +16,8 @@ from ser_fl.cli.sweep import Job, name_of_now, placed, plan
 from ser_fl.config.schema import Config, dump, parse
 from ser_fl.errors import RoundFailed, UserError
 from ser_fl.runs.environment import collection_paused
+from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.preemption import Preemption, Stopped
-from ser_fl.runs.records import RunFolder
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission

@@ -18,8 +18,9 @@ from ser_fl.federation.schedule import adam_step, learning_rate, sample_cohort
 from ser_fl.federation.scoring import Scorer
 from ser_fl.federation.server import Server
 from ser_fl.metrics import scores
+from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.preemption import Preemption
-from ser_fl.runs.records import ClientRecord, RoundRecord, RunFolder
+from ser_fl.runs.records import ClientRecord, RoundRecord
 from ser_fl.tracking import Tracker
 
 _WHERE_CLIENTS_ARE = (

@@ -12,8 +12,8 @@ from ser_fl.config.schema import Config
 from ser_fl.errors import UserError
 from ser_fl.federation.checkpoint import Progress, is_checkpoint_of, load_checkpoint
 from ser_fl.federation.rounds import checkpoint_key
+from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.lock import claimed
-from ser_fl.runs.records import RunFolder
 
 _STAMP = "%Y-%m-%d_%H-%M-%S"
 _DATED = re.compile(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:\.(\d+))?-.+")

@@ -32,9 +32,10 @@ from ser_fl.models.emotion_model import EmotionModel, save_local_models, save_mo
 from ser_fl.models.registry import build_network
 from ser_fl.robustness.evaluator import Evaluator
 from ser_fl.runs.environment import describe_environment, threads_limited_to
+from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.path_aliases import remember
 from ser_fl.runs.preemption import Preemption
-from ser_fl.runs.records import SUMMARY_SCHEMA, RunFolder
+from ser_fl.runs.records import SUMMARY_SCHEMA
 from ser_fl.runs.redaction import is_private
 from ser_fl.stopwatch import UNWATCHED, Watch
 from ser_fl.tracking import Tracker, open_tracker

@@ -21,7 +21,8 @@ from ser_fl.data.frontend import LogMel, Standardisation
 from ser_fl.errors import UserError, shown, unknown_name
 from ser_fl.files import write_bytes, write_json
 from ser_fl.models.registry import build_network
-from ser_fl.runs.records import MODEL_SCHEMA, RunFolder, State
+from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.records import MODEL_SCHEMA, State
 
 _FRONTEND: TypeAdapter[FrontendConfig] = TypeAdapter(FrontendConfig)
 _MODEL: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)

@@ -20,7 +20,8 @@ from ser_fl.report.sanity_checks import doubts_panel
 from ser_fl.report.spread import spread_table
 from ser_fl.report.tables import attack_table, four_way, summary_table, training_table
 from ser_fl.report.transfer import pair_table, read_matrices, transfer_tables
-from ser_fl.runs.records import RunFolder, TransferMatrix
+from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.records import TransferMatrix
 from ser_fl.runs.redaction import public_path
 
 _CAPTIONS = {

@@ -13,7 +13,8 @@ from ser_fl.config.yaml_limits import refuse_bombs
 from ser_fl.errors import UserError
 from ser_fl.report.wording import CLEAN, NO_DEFENCE
 from ser_fl.robustness.sanity_checks.report import SanityReport, read_sanity_report
-from ser_fl.runs.records import AttackRecord, RunFolder
+from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.records import AttackRecord
 from ser_fl.runs.validation import conform_known
 
 _EXAMPLE_KEYS = {

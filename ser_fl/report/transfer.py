@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ser_fl.report import wording
 from ser_fl.report.markup import Table
-from ser_fl.runs.records import RunFolder, TransferMatrix, TransferRecord, read_transfer
+from ser_fl.runs.folder import RunFolder, read_transfer
+from ser_fl.runs.records import TransferMatrix, TransferRecord
 
 
 def read_matrices(folders: Sequence[Path], files: Sequence[Path] = ()) -> list[TransferMatrix]:

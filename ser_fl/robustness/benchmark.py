@@ -46,8 +46,9 @@ from ser_fl.robustness.test_set import TestSet
 from ser_fl.robustness.waveform import DOMAIN as WAVEFORM
 from ser_fl.robustness.waveform import Plan, benchmark_waveforms, plans_of
 from ser_fl.runs.environment import threads_limited_to
+from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.lock import claimed
-from ser_fl.runs.records import AttackRecord, RunFolder
+from ser_fl.runs.records import AttackRecord
 
 _AROUND = 0.05
 """Where the search for the epsilons of a curve begins, where nothing else is said."""

@@ -6,7 +6,8 @@ from ser_fl.config.robustness import BenchmarkConfig
 from ser_fl.robustness.attack_metrics import merged
 from ser_fl.robustness.result_cache import Archive, Folder
 from ser_fl.robustness.test_set import TestSet, digest_of, digest_of_weights
-from ser_fl.runs.records import AttackRecord, RunFolder
+from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.records import AttackRecord
 
 BEFORE = "attacks.before.json"
 """Records that were put aside."""

@@ -49,7 +49,8 @@ from ser_fl.robustness.progress import OnAttack, silent
 from ser_fl.robustness.result_cache import Made
 from ser_fl.robustness.test_set import TestSet, balanced_rows
 from ser_fl.runs.environment import threads_limited_to
-from ser_fl.runs.records import AttackRecord, RunFolder, TransferMatrix, TransferRecord, write_transfer
+from ser_fl.runs.folder import RunFolder, write_transfer
+from ser_fl.runs.records import AttackRecord, TransferMatrix, TransferRecord
 from ser_fl.runs.redaction import public_path
 
 KNOWLEDGE = "transfer"

@@ -14,8 +14,8 @@ import re
 import secrets
 from pathlib import Path
 
-from ser_fl.runs.redaction import is_private, last_name
 from ser_fl.files import write_bytes
+from ser_fl.runs.redaction import is_private, last_name
 
 _LOG = logging.getLogger(__name__)
 _MARK = "place:"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ser_fl.runs.records import AttackRecord, ClientRecord, RoundRecord, RunFolder
+from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.records import AttackRecord, ClientRecord, RoundRecord
 from ser_fl.tracking.figures import attack_metrics, round_metrics, summary_metrics
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from importlib.util import find_spec
 from typing import Any, Protocol
 
 from ser_fl.errors import UserError, unknown_name
-from ser_fl.runs.records import AttackRecord, ClientRecord, RoundRecord, RunFolder
+from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.records import AttackRecord, ClientRecord, RoundRecord
 from ser_fl.runs.redaction import public_text
 from ser_fl.tracking.backend import Backend
 from ser_fl.tracking.public import public_config

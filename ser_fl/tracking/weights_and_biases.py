@@ -13,7 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ser_fl.errors import UserError, unknown_name
-from ser_fl.runs.records import AttackRecord, ClientRecord, RoundRecord, RunFolder
+from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.records import AttackRecord, ClientRecord, RoundRecord
 from ser_fl.runs.redaction import public_text
 from ser_fl.tracking.figures import attack_metrics, round_metrics, summary_metrics
 

@@ -25,7 +25,7 @@ from ser_fl.report.runs import read_run
 from ser_fl.report.tables import summary_table
 from ser_fl.robustness.benchmark import benchmark_run
 from ser_fl.robustness.result_cache import Archive, Folder
-from ser_fl.runs.records import RunFolder
+from ser_fl.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)

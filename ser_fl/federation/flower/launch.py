@@ -10,8 +10,8 @@ from ser_fl.errors import UserError
 from ser_fl.federation.flower.telemetry import QUIET
 from ser_fl.federation.profile import OnProfile
 from ser_fl.federation.rounds import OnRound
+from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.preemption import Preemption
-from ser_fl.runs.records import RunFolder
 
 
 def launch(config: Config, on_round: OnRound, on_profile: OnProfile, preemption: Preemption | None = None) -> RunFolder:

@@ -20,8 +20,9 @@ from ser_fl.federation.rounds import OnRound
 from ser_fl.federation.run_setup import open_run
 from ser_fl.federation.session import check_client_manifest, conduct
 from ser_fl.runs.environment import threads_limited_to
+from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.preemption import Preemption
-from ser_fl.runs.records import RoundRecord, RunFolder
+from ser_fl.runs.records import RoundRecord
 from ser_fl.training.precision import with_precision
 
 

@@ -20,8 +20,8 @@ from ser_fl.federation.flower.client_app import make_client_app
 from ser_fl.federation.flower.server_app import serve
 from ser_fl.federation.profile import OnProfile
 from ser_fl.federation.rounds import OnRound
+from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.preemption import Preemption
-from ser_fl.runs.records import RunFolder
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from ser_fl.federation.flower.error_reporting import error_told_by
 from ser_fl.federation.flower.telemetry import QUIET
 from ser_fl.federation.run_setup import given_folder, new_folders
 from ser_fl.files import write_bytes
-from ser_fl.runs.records import RunFolder
+from ser_fl.runs.folder import RunFolder
 
 _LOOKS, _LOOK_S = 3, 2.0
 _CONNECTION = "ser_fl"

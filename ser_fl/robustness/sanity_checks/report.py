@@ -11,7 +11,8 @@ from typing import Any, Literal, Self
 
 from ser_fl.errors import UserError
 from ser_fl.files import write_json
-from ser_fl.runs.records import AttackRecord, RunFolder
+from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.records import AttackRecord
 from ser_fl.runs.validation import record_of
 
 HALF_A_POINT = 0.005

@@ -1,0 +1,252 @@
+"""The run folder: where each record of a run lies, and how it is written and read.
+
+The folder is a contract (README, "The run folder"): files are written whole and renamed into place, the ``.jsonl``
+files are appended to and cut back on resume to the last checkpoint, which is the commit point.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote, unquote
+
+from ser_fl.errors import UserError, shown
+from ser_fl.files import jsonable, naming, write_bytes, write_json
+from ser_fl.runs.records import (
+    ATTACKS_SCHEMA,
+    PROFILE_SCHEMA,
+    TRANSFER_SCHEMA,
+    AttackRecord,
+    ClientRecord,
+    ProfileRecord,
+    RoundRecord,
+    TransferMatrix,
+    TransferRecord,
+)
+from ser_fl.runs.validation import conform, parse_json, record_of
+
+_Record = TypeVar("_Record", bound=AttackRecord)
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The folder of one run."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        return self.root / "environment.json"
+
+    @property
+    def rounds(self) -> Path:
+        return self.root / "rounds.jsonl"
+
+    @property
+    def clients(self) -> Path:
+        return self.root / "clients.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "summary.json"
+
+    @property
+    def weights(self) -> Path:
+        return self.root / "model.safetensors"
+
+    @property
+    def model(self) -> Path:
+        return self.root / "model.json"
+
+    @property
+    def local_models(self) -> Path:
+        """Folder of the clients' own weights, of a run that averages nothing (``federation=local_only``)."""
+        return self.root / "clients"
+
+    def weights_of(self, client_id: str) -> Path:
+        """A client's own weights; whatever a file's name cannot hold is percent-encoded."""
+        return self.local_models / f"{quote(client_id, safe=' ')}.safetensors"
+
+    @property
+    def local_clients(self) -> list[str]:
+        """Clients whose own weights are there."""
+        return sorted(
+            unquote(file.name.removesuffix(".safetensors")) for file in self.local_models.glob("*.safetensors")
+        )
+
+    @property
+    def attacks(self) -> Path:
+        return self.root / "attacks.json"
+
+    @property
+    def transfer(self) -> Path:
+        return self.root / "transfer.json"
+
+    @property
+    def outcomes(self) -> Path:
+        """What attacks did to every utterance, and what an unfinished benchmark has made so far."""
+        return self.root / "attacks"
+
+    @property
+    def profile(self) -> Path:
+        return self.root / "profile.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.root / "checkpoint"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def figures(self) -> Path:
+        return self.root / "figures"
+
+    @property
+    def adversarial(self) -> Path:
+        """Clean and adversarial WAV pairs, where asked for."""
+        return self.root / "adversarial"
+
+    @property
+    def spectrograms(self) -> Path:
+        """One clean and adversarial log-mel pair, for the report."""
+        return self.adversarial / "example.json"
+
+    def append(self, path: Path, records: Iterable[RoundRecord] | Iterable[ClientRecord]) -> None:
+        """Append records to a ``.jsonl`` file and flush them to disk."""
+        lines = "".join(json.dumps(jsonable(asdict(record)), allow_nan=False) + "\n" for record in records)
+        before = path.stat().st_size if path.exists() else None
+        with naming(path):
+            try:
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(lines)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError:  # a full disk may have taken half of it
+                with suppress(OSError):
+                    path.unlink() if before is None else os.truncate(path, before)
+                raise
+
+    def cut_back(self, path: Path, num_bytes: int) -> None:
+        """Drop what a killed run appended after its last checkpoint."""
+        if path.exists():
+            os.truncate(path, min(num_bytes, path.stat().st_size))
+
+    def read_jsonl(self, path: Path) -> list[dict[str, Any]]:
+        """All whole lines of a ``.jsonl`` file; a last line that was cut off is left out.
+
+        Raises:
+            UserError: a line is not a mapping in JSON.
+        """
+        if not path.exists():
+            return []
+        try:
+            text = path.read_text(encoding="utf-8")
+            lines = [parse_json(line) for line in text[: text.rfind("\n") + 1].split("\n")[:-1]]
+            if odd := [line for line in lines if not isinstance(line, dict)]:
+                raise ValueError(f"it must hold a mapping, got {shown(odd[0])}")
+        except ValueError as error:
+            raise UserError(f"{path} has a line that is not JSON ({error}): was it changed by hand?") from None
+        return lines
+
+    def read_json(self, path: Path) -> Any:
+        """Content of a JSON file of the folder.
+
+        Raises:
+            UserError: the file is missing or is not JSON.
+        """
+        try:
+            return parse_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"{self.root} has no {path.name}: is it the folder of a finished run?") from None
+        except ValueError as error:
+            raise UserError(f"{path} is not JSON ({error}): was it changed by hand?") from None
+
+    def refuse_links_out(self) -> None:
+        """Nothing in the folder may be a link to what lies outside, or a device: it may come from somebody else.
+
+        The folder itself may be reached by links, and what trackers keep in theirs is not ours to read.
+
+        Raises:
+            UserError: something is; it is named.
+        """
+        root = self.root.resolve()
+        for folder, subfolders, names in os.walk(root):
+            if Path(folder).parent == root and Path(folder).name in ("wandb", "tensorboard"):
+                subfolders.clear()
+                continue
+            for path in (Path(folder, name) for name in (*subfolders, *names)):
+                try:
+                    mode = path.lstat().st_mode
+                except FileNotFoundError:  # renamed into place meanwhile
+                    continue
+                shown = self.root / path.relative_to(root)
+                if stat.S_ISLNK(mode):
+                    if not path.resolve().is_relative_to(root):
+                        raise UserError(f"{shown} is a link out of the run folder: put the file itself in its place")
+                elif not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                    raise UserError(f"{shown} is neither a file nor a folder: remove it from the run folder")
+
+    def write_profile(self, record: ProfileRecord) -> None:
+        """Write ``profile.json``."""
+        write_json(self.profile, {"schema": PROFILE_SCHEMA, **asdict(record)})
+
+    def write_attacks(self, records: Iterable[AttackRecord]) -> None:
+        """Write ``attacks.json``."""
+        content = {"schema": ATTACKS_SCHEMA, "records": [asdict(record) for record in records]}
+        write_json(self.attacks, content)
+
+    def read_attacks(self) -> list[AttackRecord]:
+        """Records of ``attacks.json``; an empty list where there is none.
+
+        Raises:
+            UserError: the file is of another schema, or has an incomplete record.
+        """
+        if not self.attacks.exists():
+            return []
+        content = self.read_json(self.attacks)
+        return _records_in(self.attacks, content, AttackRecord, ATTACKS_SCHEMA, "ser-fl benchmark")
+
+
+def write_transfer(path: Path, matrix: TransferMatrix) -> None:
+    """Write ``transfer.json`` whole; one that is there already is put aside as ``transfer.before.json``."""
+    content = {"schema": TRANSFER_SCHEMA, **asdict(matrix)}
+    if path.exists():
+        write_bytes(path.with_suffix(".before.json"), path.read_bytes())
+    write_json(path, content)
+
+
+def read_transfer(path: Path) -> TransferMatrix:
+    """Read ``transfer.json``.
+
+    Raises:
+        UserError: the file is missing, damaged or of another schema.
+    """
+    content = RunFolder(path.parent).read_json(path)
+    records = _records_in(path, content, TransferRecord, TRANSFER_SCHEMA, "ser-fl transfer")
+    try:
+        return record_of(TransferMatrix, {**content, "records": [asdict(record) for record in records]})
+    except ValueError as error:
+        raise UserError(f"{path} is incomplete ({error}): run `ser-fl transfer` again") from None
+
+
+def _records_in(path: Path, content: Any, kind: type[_Record], schema: int, command: str) -> list[_Record]:
+    """The records of a file of attacks; what a later version has added to them is left aside."""
+    found = content.get("schema") if isinstance(content, dict) else None
+    if found != schema:
+        raise UserError(f"{path} has schema {shown(found)}, this version reads {schema}: run `{command}` again")
+    try:
+        return [record_of(kind, record) for record in conform(tuple[Any, ...], content.get("records"), "records")]
+    except ValueError as error:
+        raise UserError(f"{path} has an incomplete record ({error}): run `{command}` again") from None
