@@ -66,7 +66,15 @@ def test_cut_off_flac_passes_the_probe_and_fails_in_reading(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [(None, "no such file"), (b"", "format"), (b"version https://git-lfs", "format")]
+    ("content", "reason"),
+    [
+        (None, "no such file"),
+        (b"", "format"),
+        (b"no audio", "format"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 98350\n", "git lfs pull"),
+        (b"/annex/objects/SHA256E-s98350--00.wav\n", "git annex get"),
+        (b"\n<!DOCTYPE html><html>404</html>", "a web page"),
+    ],
 )
 def test_unreadable_files_are_named(tmp_path: Path, content: bytes | None, reason: str) -> None:
     path = tmp_path / "a.wav"
@@ -83,6 +91,24 @@ def test_file_without_samples(tmp_path: Path) -> None:
     assert probe_header(tmp_path / "a.wav") == probe_audio(tmp_path / "a.wav", "first") == "it holds no samples"
     with pytest.raises(UserError, match=r"a\.wav: it holds no samples"):
         read_audio(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("riff", [0, 36], ids=["no length at all", "the header's own"])
+def test_header_that_was_never_finished_is_told_from_silence(tmp_path: Path, riff: int) -> None:
+    """Programs that write to a pipe leave the lengths as they were before the first sample."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, pcm(), 16000, subtype="PCM_16")
+    content = bytearray(path.read_bytes())
+    assert content[36:40] == b"data"
+    content[4:8], content[40:44] = riff.to_bytes(4, "little"), bytes(4)
+    path.write_bytes(content)
+    for reason in (probe_header(path), probe_audio(path, "first")):
+        assert reason is not None and reason.startswith("its header tells a length of 0, but sound follows")
+    path.write_bytes(content[:44])
+    assert probe_header(path) == "it holds no samples"
+    content[4:8] = (len(content) - 8).to_bytes(4, "little")  # what follows is of the file: other chunks
+    path.write_bytes(content)
+    assert probe_header(path) == "it holds no samples"
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,14 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from ser_fl.data.corpora import CORPORA, open_corpus
+from ser_fl.data.corpora import CORPORA, CorpusInfo, named_files, open_corpus, register_corpus
 from ser_fl.data.corpora.folder import list_files
 from ser_fl.data.utterance import EMOTIONS, Utterance
 from ser_fl.errors import UserError
@@ -581,7 +582,7 @@ def test_unreadable_files_stop_or_are_skipped(tmp_path: Path, content: bytes) ->
     assert [file.utterance_id for file in corpus.skipped] == ["wav/03a02Fc.wav"]
     assert corpus.skipped[0].reason
     (tmp_path / "wav" / "03a01Fa.wav").write_bytes(content)
-    with pytest.raises(UserError, match=r"cannot read .*data\.root"):
+    with pytest.raises(UserError, match=r"cannot read .*(data\.root|git lfs pull)"):
         open_corpus("emodb", tmp_path, on_unreadable="skip")
 
 
@@ -624,6 +625,52 @@ def test_channel_reaches_reading_and_digest(tmp_path: Path) -> None:
     assert all(len(digest) == 16 for digest in digests)
 
 
+def test_files_that_cannot_be_resampled_are_skipped_too(tmp_path: Path) -> None:
+    """44,101 and 16,000 have no common divisor: the filter would have 700 million coefficients."""
+    write_audio(tmp_path / "03a01Fa.wav")
+    soundfile.write(tmp_path / "03a02Fc.wav", np.zeros(64), 44_101)
+    assert len(open_corpus("emodb", tmp_path, on_unreadable="skip").utterances) == 2, "no rate is asked for"
+    corpus = open_corpus("emodb", tmp_path, on_unreadable="skip", to_hz=16_000)
+    assert [utterance.utterance_id for utterance in corpus.utterances] == ["03a01Fa.wav"]
+    assert [(file.utterance_id, file.reason[:8]) for file in corpus.skipped] == [("03a02Fc.wav", "44101 Hz")]
+
+
+@pytest.fixture
+def own_corpora(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is forgotten after it."""
+    for name in CORPORA:
+        monkeypatch.setitem(CORPORA, name, CORPORA[name])
+    monkeypatch.setitem(CORPORA, "own", CORPORA["emodb"])
+    monkeypatch.delitem(CORPORA, "own")
+
+
+@pytest.mark.usefixtures("own_corpora")
+def test_own_corpus_is_a_declaration(tmp_path: Path) -> None:
+    info = CorpusInfo(
+        name="own",
+        title="our own",
+        licence="ours",
+        url="",
+        label_map={"JOY": "happiness", "mad": "anger"},
+        left_out=("odd",),
+        example="names such as s1-joy-hello-2.wav",
+        find=named_files(
+            r"(?P<speaker>s\d)-(?P<code>joy|mad|odd)-(?P<text>\w+)-(?P<take>\d)", sex=lambda speaker: None
+        ),
+    )
+    for name in ("S1-JOY-hello-1.wav", "s2-mad-hello-2.wav", "s2-odd-hello-2.wav", "b/s1-joy-hello-1.wav"):
+        write_audio(tmp_path / name, seed="joy" if "joy" in name.lower() else None)
+    register_corpus(info)
+    assert {u.utterance_id: (u.emotion, u.speaker, u.text) for u in open_corpus("own", tmp_path).utterances} == {
+        "S1-JOY-hello-1.wav": ("happiness", "s1", "hello"),
+        "s2-mad-hello-2.wav": ("anger", "s2", "hello"),
+    }, "the copy below b is taken once, and the code that is left out is not"
+    with pytest.raises(UserError, match="a corpus named 'nemo' already"):
+        register_corpus(replace(info, name="nemo"))
+    with pytest.raises(UserError, match="a corpus named 'builtin' already"):
+        register_corpus(replace(info, name="builtin"))
+
+
 @pytest.mark.parametrize("name", CORPORA)
 def test_registry_is_consistent(name: str) -> None:
     """Label maps stay in the vocabulary, and published counts add up to the published total."""
@@ -634,5 +681,5 @@ def test_registry_is_consistent(name: str) -> None:
     for table in (counts.per_emotion, counts.of_each_speaker):
         assert not table or set(table) == words
     for table in (counts.per_emotion, counts.per_speaker):
-        assert not table or sum(table.values()) == info.num_utterances
-    assert not counts.per_speaker or len(counts.per_speaker) == info.num_speakers
+        assert not table or sum(table.values()) == counts.num_utterances
+    assert not counts.per_speaker or len(counts.per_speaker) == counts.num_speakers

@@ -307,6 +307,6 @@ def test_bin_that_never_changes_gives_finite_features() -> None:
 
 
 def test_rates_without_a_common_divisor_would_fill_the_memory_and_are_refused() -> None:
-    with pytest.raises(UserError, match="16001 Hz cannot be resampled to 16000 Hz: convert the recording"):
+    with pytest.raises(UserError, match="16001 Hz cannot be resampled to 16000 Hz; convert the recording"):
         resample(torch.zeros(100), 16001, 16000)
     assert resample(torch.zeros(22255), 22255, 16000).shape == (16000,)

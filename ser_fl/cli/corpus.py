@@ -60,8 +60,8 @@ def describe_corpus(console: Console, name: str, root: str | None, channel: str)
 
 def _facts(info: CorpusInfo) -> Iterator[str]:
     """What `list_corpora` says of a corpus, a line each before wrapping."""
-    if info.num_utterances:
-        yield f"{info.num_utterances} utterances, {info.num_speakers} speakers"
+    if info.published_counts.num_utterances:
+        yield f"{info.published_counts.num_utterances} utterances, {info.published_counts.num_speakers} speakers"
     for owner, labels in (info.recognised_labels or {}).items():
         yield f"labels: as in the table; where all are codes of {owner}: {_in_words(labels)}"
     if info.label_map:

@@ -6,8 +6,10 @@ library and reads WAV, FLAC, OGG and MP3.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,14 +36,29 @@ OVERSHOOT = 2.0
 RATES_HZ = (1_000, 768_000)
 """Sampling rates outside are no recordings of speech, but headers that are damaged."""
 _STREAM_BYTES = 0x7FFFF000
+_HEADER_BYTES = 4096
 _BLOCK_SAMPLES = 1 << 25
+_LARGEST_KERNEL = 1 << 25
+"""Coefficients of a resampling filter: 256 MB in float64."""
+_NO_AUDIO = {
+    b"version https://git-lfs": "it is a Git LFS pointer, not the audio itself; fetch the audio with `git lfs pull`",
+    b"/annex/objects/": "it is a git-annex pointer, not the audio itself; fetch the audio with `git annex get`",
+    b"<": "it is a web page, not audio; download the file again",
+}
+"""What stands at the beginning of files that often lie in the place of audio, and what they are."""
 
 
 class UnusableAudio(UserError):
-    """A file that cannot be read, or whose samples cannot be used."""
+    """A file that cannot be read, or whose samples cannot be used.
 
-    reason: str = ""
-    """Why, without the file's name and its figures: files with one fault have one reason."""
+    Args:
+        message: One line for the user.
+        reason: Why, without the file's name and figures: files with one fault have one reason.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def check_channel(channel: str) -> None:
@@ -58,18 +75,30 @@ def probe_header(path: Path) -> str | None:
     """
     try:
         with _open(path) as file:
-            return "it holds no samples" if file.frames <= 0 else None
+            return _why_empty(path) if file.frames <= 0 else None
     except UnusableAudio as error:
         return error.reason
 
 
-def probe_audio(path: Path, channel: str) -> str | None:
-    """Why `read_audio` would refuse a file, or None; decodes the whole file."""
+def probe_audio(path: Path, channel: str, to_hz: int | None = None) -> str | None:
+    """Why a file cannot be read, or cannot be resampled to a rate in Hz, or None; decodes the whole file."""
     try:
-        _read_samples(path, channel)
+        _, sample_rate_hz = _read_samples(path, channel)
+        check_resampling(sample_rate_hz, to_hz or sample_rate_hz)
     except UnusableAudio as error:
         return error.reason
     return None
+
+
+def check_resampling(from_hz: int, to_hz: int) -> None:
+    """Refuse rates with so small a common divisor that the filter, one for each phase, would fill the memory.
+
+    Raises:
+        UnusableAudio: they are such rates.
+    """
+    if from_hz * to_hz // math.gcd(from_hz, to_hz) ** 2 > _LARGEST_KERNEL:
+        reason = f"{from_hz} Hz cannot be resampled to {to_hz} Hz; convert the recording to a usual rate first"
+        raise UnusableAudio(reason, reason)
 
 
 def missing_bytes(path: Path) -> int:
@@ -118,7 +147,7 @@ def _read_samples(path: Path, channel: str) -> tuple[NDArray[np.float32], int]:
         except (soundfile.SoundFileError, OSError) as error:
             raise _unusable(path, _reason(error), verb="read") from None
     if len(samples_T) == 0:
-        raise _unusable(path, "it holds no samples", verb="read")
+        raise _unusable(path, _why_empty(path), verb="read")
     peak = float(np.maximum(samples_T.max(), -samples_T.min()))
     if not np.isfinite(peak):
         raise _unusable(path, "some samples are no numbers (NaN or infinite); make the file again from its source")
@@ -136,7 +165,7 @@ def _open(path: Path) -> soundfile.SoundFile:
     try:
         file = soundfile.SoundFile(str(path))
     except (soundfile.SoundFileError, OSError) as error:
-        raise _unusable(path, _reason(error), verb="read") from None
+        raise _unusable(path, _why_no_audio(path) or _reason(error), verb="read") from None
     low, high = RATES_HZ
     if not low <= file.samplerate <= high:
         file.close()
@@ -170,10 +199,26 @@ def _blocks(file: soundfile.SoundFile) -> Iterator[NDArray[np.float32]]:
             return
 
 
+def _why_no_audio(path: Path) -> str | None:
+    """What lies in the place of audio, where it is one of the usual things."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        head = file.read(64).lstrip()
+        return next((reason for beginning, reason in _NO_AUDIO.items() if head.startswith(beginning)), None)
+    return None
+
+
+def _why_empty(path: Path) -> str:
+    """Why no sample was read: there is none, or a header that was never finished hides them."""
+    with path.open("rb") as file:
+        head, size = file.read(_HEADER_BYTES), file.seek(0, io.SEEK_END)
+    data = head.find(b"data\0\0\0\0", 12)
+    if head.startswith(b"RIFF") and data >= 0 and size > max(int.from_bytes(head[4:8], "little"), data) + 8:
+        return "its header tells a length of 0, but sound follows; write the header anew (sox --ignore-length IN OUT)"
+    return "it holds no samples"
+
+
 def _unusable(path: Path, reason: str, detail: str | None = None, *, verb: str = "use") -> UnusableAudio:
-    error = UnusableAudio(f"cannot {verb} {path}: {detail or reason}")
-    error.reason = reason
-    return error
+    return UnusableAudio(f"cannot {verb} {path}: {detail or reason}", reason)
 
 
 def _one_channel(samples: NDArray[np.float32], channel: str, path: Path) -> NDArray[np.float32]:

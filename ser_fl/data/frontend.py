@@ -5,7 +5,6 @@ Legend: B batch, T samples, F mel bins, L frames, N utterances.
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ser_fl.config.schema import FrontendConfig
+from ser_fl.data.audio import check_resampling
 from ser_fl.errors import UserError
 
 
@@ -27,20 +27,15 @@ def repeat_to_length(waveform_T: Tensor, num_samples: int) -> Tensor:
     return repeated_T[:num_samples]
 
 
-_LARGEST_KERNEL = 1 << 25
-"""Coefficients: 256 MB in float64."""
-
-
 def resample(waveform_T: Tensor, from_hz: int, to_hz: int) -> Tensor:
     """Resample by torchaudio's windowed sinc; the waveform itself where the rates are equal.
 
     Raises:
-        UserError: the rates have so small a common divisor that the filter, one for each phase, would fill the memory.
+        UserError: the rates have so small a common divisor that the filter would fill the memory.
     """
     if from_hz == to_hz:
         return waveform_T
-    if from_hz * to_hz // math.gcd(from_hz, to_hz) ** 2 > _LARGEST_KERNEL:
-        raise UserError(f"{from_hz} Hz cannot be resampled to {to_hz} Hz: convert the recording to a usual rate first")
+    check_resampling(from_hz, to_hz)
     from torchaudio.functional import resample as windowed_sinc
 
     resampled_T: Tensor = windowed_sinc(waveform_T, from_hz, to_hz)

@@ -60,7 +60,12 @@ def open_configured_corpus(config: Config) -> Corpus:
             "data.root=DIR (train) or root=DIR (benchmark, transfer)"
         )
     corpus = open_corpus(
-        data.name, Path(data.root), channel=data.channel, on_unreadable=data.on_unreadable, labels=data.labels or None
+        data.name,
+        Path(data.root),
+        channel=data.channel,
+        on_unreadable=data.on_unreadable,
+        labels=data.labels or None,
+        to_hz=config.frontend.sample_rate_hz,
     )
     for skipped in corpus.skipped:
         _LOG.warning("left out %s: %s", skipped.utterance_id, skipped.reason)

@@ -1,82 +1,18 @@
-"""Real corpora: a small reader each, one registry, one way to open them.
+"""Corpora of audio files: a declaration each, one registry, one way to open them."""
 
-Readers take the layouts the authors publish, in any nesting and case, as WAV or FLAC; copies of one utterance are taken
-once. What is not of the corpus is ignored.
-"""
+from ser_fl.data.corpora.file_corpus import FileCorpus
+from ser_fl.data.corpora.info import CorpusInfo, PublishedCounts, Recording, balanced_counts
+from ser_fl.data.corpora.named_files import named_files
+from ser_fl.data.corpora.registry import CORPORA, open_corpus, register_corpus
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from pathlib import Path
-
-from ser_fl.data.corpora import (
-    cremad,
-    emodb,
-    emovo,
-    emozionalmente,
-    iemocap,
-    manifest,
-    nemo,
-    ravdess,
-    savee,
-    tess,
-)
-from ser_fl.data.corpora.file_corpus import FileCorpus, build_corpus
-from ser_fl.data.corpora.folder import expand_home
-from ser_fl.data.corpora.info import CorpusInfo, PublishedCounts
-from ser_fl.data.utterance import SkippedFile
-from ser_fl.errors import UserError, unknown_name
-
-__all__ = ["CORPORA", "CorpusInfo", "FileCorpus", "PublishedCounts", "SkippedFile", "open_corpus"]
-
-_MODULES = (cremad, emodb, emovo, emozionalmente, iemocap, manifest, nemo, ravdess, savee, tess)
-CORPORA: Mapping[str, CorpusInfo] = {module.INFO.name: module.INFO for module in _MODULES}
-"""Every corpus with a reader, by name."""
-
-
-def open_corpus(
-    name: str,
-    root: Path,
-    *,
-    channel: str = "first",
-    on_unreadable: str = "stop",
-    labels: Mapping[str, str] | None = None,
-    root_name: str = "data.root",
-) -> FileCorpus:
-    """Open a corpus folder.
-
-    Args:
-        name: A name in `CORPORA`.
-        root: The corpus folder; for "manifest" also the table itself; a leading ``~`` is the home folder.
-        channel: "first", "second" or "mean", see `ser_fl.data.audio.CHANNELS`.
-        on_unreadable: "stop" at files that cannot be read, or "skip" those and the ones whose samples cannot be used,
-            and list them in `FileCorpus.skipped`; then every file is decoded here.
-        labels: Original code to word, instead of the corpus's own label map. Codes it lacks are left out; a manifest's
-            labels that it lacks stay as they are.
-        root_name: What the user calls the folder, for error messages.
-
-    Returns:
-        The corpus, its utterances sorted by id.
-
-    Raises:
-        UserError: the name or a setting is unknown, there is no such folder, nothing of the corpus is in it, two files
-            claim to be one utterance, a table is faulty, or a file cannot be read.
-    """
-    if name not in CORPORA:
-        raise unknown_name("corpus", name, CORPORA)
-    info, root = CORPORA[name], expand_home(root)
-    if not root.exists():
-        raise UserError(f"no such folder: {root}; set {root_name} to the folder of {info.title}")
-    if name != "manifest" and not root.is_dir():
-        raise UserError(f"{root} is a file: set {root_name} to the folder of {info.title}")
-    utterances, words = info.scan_with(root, labels)
-    folder = root.parent if root.is_file() else root
-    return build_corpus(
-        name,
-        folder,
-        utterances,
-        channel=channel,
-        on_unreadable=on_unreadable,
-        labels=words,
-        root_name=root_name,
-    )
+__all__ = [
+    "CORPORA",
+    "CorpusInfo",
+    "FileCorpus",
+    "PublishedCounts",
+    "Recording",
+    "balanced_counts",
+    "named_files",
+    "open_corpus",
+    "register_corpus",
+]

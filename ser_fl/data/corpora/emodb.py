@@ -5,31 +5,8 @@ Names such as ``03a04Wc.wav``: speaker, sentence, emotion (first letter of the G
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from pathlib import Path
-
-from ser_fl.data.corpora.folder import audio_files
-from ser_fl.data.corpora.info import CorpusInfo, PublishedCounts, Recording
-
-_NAME = re.compile(r"(\d\d)([ab]\d\d)([WLEAFTN])[a-z]?", re.IGNORECASE)
-_SEXES = dict.fromkeys(("03", "10", "11", "12", "15"), "male") | dict.fromkeys(("08", "09", "13", "14", "16"), "female")
-
-
-def find(root: Path) -> Iterator[Recording]:
-    """Utterances by name, in any nesting."""
-    for path in audio_files(root):
-        match = _NAME.fullmatch(path.stem)
-        if match and match[1] in _SEXES:
-            yield Recording(
-                path=path,
-                key=path.stem.lower(),
-                code=match[3].upper(),
-                speaker=match[1],
-                sex=_SEXES[match[1]],
-                text=match[2].lower(),
-            )
-
+from ser_fl.data.corpora.info import CorpusInfo, PublishedCounts
+from ser_fl.data.corpora.named_files import named_files
 
 INFO = CorpusInfo(
     name="emodb",
@@ -46,8 +23,13 @@ INFO = CorpusInfo(
         "N": "neutral",
     },
     example="names such as 03a04Wc.wav",
-    find=find,
+    find=named_files(
+        r"(?P<speaker>03|08|09|1[0-6])(?P<text>[ab]\d\d)(?P<code>[WLEAFTN])(?P<version>[a-z]?)",
+        sex=lambda speaker: "male" if speaker in ("03", "10", "11", "12", "15") else "female",
+    ),
     published_counts=PublishedCounts(
+        num_utterances=535,
+        num_speakers=10,
         per_emotion={
             "anger": 127,
             "boredom": 81,
@@ -70,6 +52,4 @@ INFO = CorpusInfo(
             "16": 71,
         },
     ),
-    num_speakers=10,
-    num_utterances=535,
 )

@@ -10,27 +10,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from ser_fl.data.corpora.folder import AudioIndex, list_files, read_table
+from ser_fl.data.corpora.folder import AudioIndex, file_named, list_files, read_table
 from ser_fl.data.corpora.info import CorpusInfo, PublishedCounts, Recording
 from ser_fl.data.corpora.labels import sex_of, split_of
 from ser_fl.errors import UserError
-
-_SAMPLE_COLUMNS = ("file_name", "actor", "emotion_expressed")
 
 
 def find(root: Path) -> Iterator[Recording]:
     """Utterances of the sample table, wherever it and the audio lie; ``audio/`` beside its folder comes first."""
     files = list_files(root)
-    samples = next((path for path in files if path.name.lower() == "samples.csv"), None)
+    samples = file_named("samples.csv", files)
     if samples is None:
         return
     sexes, splits, audio = _sexes(files), _splits(files), AudioIndex(files)
-    for _, row in read_table(samples, separator=",", required=_SAMPLE_COLUMNS):
+    for _, row in read_table(samples, separator=",", required=("file_name", "actor", "emotion_expressed")):
         name = Path(row["file_name"]).name
         yield Recording(
             path=audio.find(samples.parent.parent / "audio" / name),
             key=Path(name).stem.lower(),
-            code=row["emotion_expressed"].lower(),
+            code=row["emotion_expressed"],
             speaker=row["actor"],
             sex=sexes.get(row["actor"]),
             text=row.get("sentence") or None,
@@ -39,7 +37,7 @@ def find(root: Path) -> Iterator[Recording]:
 
 
 def _sexes(files: Iterable[Path]) -> Mapping[str, str | None]:
-    users = next((path for path in files if path.name.lower() == "users.csv"), None)
+    users = file_named("users.csv", files)
     if users is None:
         return {}
     rows = read_table(users, separator=",", required=("username", "gender"))
@@ -78,7 +76,5 @@ INFO = CorpusInfo(
     },
     example="metadata/samples.csv beside audio/",
     find=find,
-    published_counts=PublishedCounts(),
-    num_speakers=431,
-    num_utterances=6902,
+    published_counts=PublishedCounts(num_utterances=6902, num_speakers=431),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ON_UNREADABLE = ("stop", "skip")
 _AT_ONCE = 16
-"""Files that a thread takes at a time: a header is read in less than handing it over would take."""
+"""Files that a thread takes at a time: a header is read in less time than handing it over would take."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,30 +55,21 @@ class FileCorpus:
         return content_digest(_path(utterance), self.channel)
 
 
-def build_corpus(
-    name: str,
-    root: Path,
-    utterances: Sequence[Utterance],
-    *,
-    channel: str,
-    on_unreadable: str,
-    labels: Mapping[str, str],
-    root_name: str = "data.root",
-) -> FileCorpus:
-    """A corpus of the utterances whose files have a readable header, or with "skip" of those `read_audio` accepts.
+def keep_usable(corpus: FileCorpus, *, on_unreadable: str, to_hz: int | None, root_name: str) -> FileCorpus:
+    """The corpus of the utterances whose files have a readable header, or with "skip" of those that can be used.
 
     Raises:
         UserError: a file cannot be read and ``on_unreadable`` is "stop", or none can, or a setting is unknown.
     """
-    check_channel(channel)
+    check_channel(corpus.channel)
     if on_unreadable not in ON_UNREADABLE:
         raise unknown_name("data.on_unreadable", on_unreadable, ON_UNREADABLE)
-    skipped = _unusable(utterances, channel if on_unreadable == "skip" else None)
-    if skipped and (on_unreadable == "stop" or len(skipped) == len(utterances)):
-        raise _refusal(root, skipped, len(utterances), root_name)
+    skipped = _probe(corpus, on_unreadable, to_hz)
+    if skipped and (on_unreadable == "stop" or len(skipped) == len(corpus.utterances)):
+        raise _refusal(corpus.root, skipped, len(corpus.utterances), root_name)
     lost = {file.utterance_id for file in skipped}
-    kept = tuple(utterance for utterance in utterances if utterance.utterance_id not in lost)
-    return FileCorpus(name=name, root=root, utterances=kept, channel=channel, labels=labels, skipped=skipped)
+    kept = tuple(utterance for utterance in corpus.utterances if utterance.utterance_id not in lost)
+    return replace(corpus, utterances=kept, skipped=skipped)
 
 
 def _refusal(root: Path, unusable: Sequence[SkippedFile], num_files: int, root_name: str) -> UserError:
@@ -92,20 +83,19 @@ def _refusal(root: Path, unusable: Sequence[SkippedFile], num_files: int, root_n
     return UserError(f"cannot read {root / first.utterance_id}: {first.reason} ({count}){way_out}")
 
 
-def _unusable(utterances: Sequence[Utterance], channel: str | None) -> tuple[SkippedFile, ...]:
-    """Probe all files; on network file systems the wait is the cost, hence more threads than cores.
+def _probe(corpus: FileCorpus, on_unreadable: str, to_hz: int | None) -> tuple[SkippedFile, ...]:
+    """The files that cannot be used. On network file systems the wait is the cost, hence more threads than cores.
 
-    Only to leave files out are they decoded, for which the channel is needed: a run that stops at the first bad one
-    meets it in the front end anyway.
+    Only to leave files out are they decoded: a run that stops at the first bad one meets it in the front end anyway.
     """
-    probe = probe_header if channel is None else partial(probe_audio, channel=channel)
+    probe = probe_header if on_unreadable == "stop" else partial(probe_audio, channel=corpus.channel, to_hz=to_hz)
 
     def probe_some(start: int) -> list[str | None]:
-        return [probe(_path(utterance)) for utterance in utterances[start : start + _AT_ONCE]]
+        return [probe(_path(utterance)) for utterance in corpus.utterances[start : start + _AT_ONCE]]
 
     with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
-        reasons = list(chain.from_iterable(pool.map(probe_some, range(0, len(utterances), _AT_ONCE))))
-    pairs = zip(utterances, reasons, strict=True)
+        reasons = list(chain.from_iterable(pool.map(probe_some, range(0, len(corpus.utterances), _AT_ONCE))))
+    pairs = zip(corpus.utterances, reasons, strict=True)
     return tuple(SkippedFile(utterance.utterance_id, reason) for utterance, reason in pairs if reason is not None)
 
 

@@ -44,6 +44,11 @@ def audio_files(root: Path) -> list[Path]:
     return [path for path in list_files(root) if path.suffix.lower() in AUDIO_SUFFIXES]
 
 
+def file_named(name: str, files: Iterable[Path]) -> Path | None:
+    """The first file of that name, in any case."""
+    return next((path for path in files if path.name.lower() == name), None)
+
+
 class AudioIndex:
     """Finds the audio file that a table names: in its published place first, then anywhere."""
 

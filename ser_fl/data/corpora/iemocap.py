@@ -34,7 +34,7 @@ def find(root: Path) -> Iterator[Recording]:
             yield Recording(
                 path=audio.find(_published_path(table, turn)),
                 key=turn.lower(),
-                code=match[4].lower(),
+                code=match[4],
                 speaker=session + side,
                 sex="female" if side == "F" else "male",
                 session=session,
@@ -56,8 +56,8 @@ INFO = CorpusInfo(
     example="dialog/EmoEvaluation/Ses01F_impro01.txt",
     find=find,
     published_counts=PublishedCounts(
+        num_utterances=5531,
+        num_speakers=10,
         per_emotion={"anger": 1103, "happiness": 1636, "neutral": 1708, "sadness": 1084},
     ),
-    num_speakers=10,
-    num_utterances=5531,
 )

@@ -21,7 +21,7 @@ class Recording:
     key: str
     """The corpus's own name of the utterance: two files with one key are copies."""
     code: str
-    """Emotion as the corpus writes it, in the case of the label map; a manifest's in lower case."""
+    """Emotion as the corpus writes it, in any case."""
     speaker: str
     sex: str | None = None
     session: str | None = None
@@ -31,12 +31,16 @@ class Recording:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedCounts:
-    """Utterances as the corpus's authors report them, in words of the default label map; empty where not published."""
+    """What the corpus's authors report, in words of the default label map; empty or None where they do not."""
 
+    num_utterances: int | None = None
+    num_speakers: int | None = None
     per_emotion: Mapping[str, int] = field(default_factory=dict)
+    """Utterances of each emotion."""
     per_speaker: Mapping[str, int] = field(default_factory=dict)
+    """Utterances of each speaker."""
     of_each_speaker: Mapping[str, int] = field(default_factory=dict)
-    """Per emotion, for corpora in which every speaker recorded the same."""
+    """Utterances of each emotion by each speaker, for corpora in which every speaker recorded the same."""
 
 
 def balanced_counts(speakers: Sequence[str], of_each_speaker: Mapping[str, int]) -> PublishedCounts:
@@ -45,9 +49,12 @@ def balanced_counts(speakers: Sequence[str], of_each_speaker: Mapping[str, int])
     >>> balanced_counts(["f1", "m1"], {"anger": 14, "neutral": 7}).per_emotion
     {'anger': 28, 'neutral': 14}
     """
+    of_one = sum(of_each_speaker.values())
     return PublishedCounts(
+        num_utterances=of_one * len(speakers),
+        num_speakers=len(speakers),
         per_emotion={emotion: count * len(speakers) for emotion, count in of_each_speaker.items()},
-        per_speaker={speaker: sum(of_each_speaker.values()) for speaker in speakers},
+        per_speaker=dict.fromkeys(speakers, of_one),
         of_each_speaker=of_each_speaker,
     )
 
@@ -67,18 +74,13 @@ class CorpusInfo:
     example: str
     """What the reader looks for, for the error when there is none."""
     find: Callable[[Path], Iterable[Recording]]
+    """The reader: every recording below a folder."""
     recognised_labels: Mapping[str, Mapping[str, str]] | None = None
-    """For tables with labels of their own, in lower case, which stay as they are: label maps by the name of the corpus
-    they belong to, each for tables all of whose labels are in it."""
+    """For tables with labels of their own, which stay as they are: label maps by the name of the corpus they belong to,
+    each for tables all of whose labels are in it."""
     published_counts: PublishedCounts = field(default_factory=PublishedCounts)
-    num_speakers: int | None = None
-    num_utterances: int | None = None
 
-    def scan(self, root: Path) -> list[Utterance]:
-        """All utterances below a folder, with the default labels, sorted by id; see `scan_with`."""
-        return self.scan_with(root, None)[0]
-
-    def scan_with(self, root: Path, labels: Mapping[str, str] | None) -> tuple[list[Utterance], Mapping[str, str]]:
+    def scan(self, root: Path, labels: Mapping[str, str] | None = None) -> tuple[list[Utterance], Mapping[str, str]]:
         """All utterances below a folder, sorted by id, and the label map in force.
 
         Args:
@@ -92,31 +94,47 @@ class CorpusInfo:
         if not recordings:
             raise UserError(f"no utterance of {self.title} below {root}: looked for {self.example}")
         words = self._words(recordings, labels)
+        emotion_of = {code.lower(): word.strip() for code, word in words.items()}
         folder = root.parent if root.is_file() else root
-        utterances = [_utterance(recording, words, folder) for recording in recordings if recording.code in words]
+        utterances = [
+            Utterance(
+                utterance_id=Path(os.path.relpath(recording.path, folder)).as_posix(),
+                emotion=emotion_of[recording.code.lower()],
+                speaker=recording.speaker,
+                path=recording.path,
+                sex=recording.sex,
+                session=recording.session,
+                text=recording.text,
+                split=recording.split,
+            )
+            for recording in recordings
+            if recording.code.lower() in emotion_of
+        ]
         if not utterances:
             raise UserError(f"no utterance below {root} has one of the labels {', '.join(words)}: change data.labels")
         return sorted(utterances, key=lambda utterance: utterance.utterance_id), words
 
-    def _words(self, recordings: Iterable[Recording], labels: Mapping[str, str] | None) -> Mapping[str, str]:
+    def _words(self, recordings: Sequence[Recording], labels: Mapping[str, str] | None) -> Mapping[str, str]:
         """The label map in force, checked."""
-        first = {recording.code: recording.path for recording in reversed(list(recordings))}
         if blank := [code for code, word in (labels or {}).items() if not word.strip()]:
             raise UserError(f"data.labels: the word for {blank[0]!r} is blank; leave the code out instead")
         if self.recognised_labels is not None:
-            return self._own_words(set(first), labels)
+            return self._own_words(sorted({recording.code.lower() for recording in recordings}), labels)
         known = sorted({*self.label_map, *self.left_out})
         if unknown := [code for code in labels or () if code not in known]:
             raise UserError(f"data.labels: {self.title} has no code {unknown[0]!r}, its codes are {', '.join(known)}")
-        if unknown := [code for code in first if code not in known]:
-            where = first[unknown[0]]
-            raise UserError(f"unknown emotion {unknown[0]!r} of {where}: {self.title} has {', '.join(known)}")
-        return self.label_map if labels is None else _told_apart(labels)
+        known_lower = {code.lower() for code in known}
+        for recording in recordings:
+            if recording.code.lower() not in known_lower:
+                raise UserError(
+                    f"unknown emotion {recording.code!r} of {recording.path}: {self.title} has {', '.join(known)}"
+                )
+        return self.label_map if labels is None else _distinct(labels)
 
-    def _own_words(self, codes: set[str], labels: Mapping[str, str] | None) -> Mapping[str, str]:
+    def _own_words(self, codes: Sequence[str], labels: Mapping[str, str] | None) -> Mapping[str, str]:
         """The label map in force of a table with labels of its own."""
         if labels is None:
-            whole = [known for known in (self.recognised_labels or {}).values() if codes <= set(known)]
+            whole = [known for known in (self.recognised_labels or {}).values() if set(codes) <= set(known)]
             mapped = dict(whole[0]) if whole else {}
         else:
             mapped = {code.lower(): word for code, word in labels.items()}
@@ -124,18 +142,18 @@ class CorpusInfo:
                 raise UserError(f"data.labels: two of {', '.join(labels)} differ by case only, and case is ignored")
             if unknown := [code for code in mapped if code not in codes]:
                 raise UserError(
-                    f"data.labels: the table has no label {unknown[0]!r}, its labels are {', '.join(sorted(codes))}"
+                    f"data.labels: the table has no label {unknown[0]!r}, its labels are {', '.join(codes)}"
                 )
-        return _told_apart({code: mapped.get(code, code) for code in sorted(codes)})
+        return _distinct({code: mapped.get(code, code) for code in codes})
 
 
-def _told_apart(words: Mapping[str, str]) -> Mapping[str, str]:
+def _distinct(words: Mapping[str, str]) -> Mapping[str, str]:
     """The words themselves, unless two of them differ by case only and would become two classes."""
     spellings: dict[str, str] = {}
-    for word in words.values():
-        first = spellings.setdefault(word.strip().lower(), word.strip())
-        if first != word.strip():
-            raise UserError(f"the labels {first!r} and {word.strip()!r} differ by case only: use one in data.labels")
+    for word in map(str.strip, words.values()):
+        first = spellings.setdefault(word.lower(), word)
+        if first != word:
+            raise UserError(f"the labels {first!r} and {word!r} differ by case only: use one in data.labels")
     return words
 
 
@@ -148,22 +166,7 @@ def _once_each(recordings: Iterable[Recording]) -> list[Recording]:
     kept: dict[str, Recording] = {}
     for recording in recordings:
         first = kept.setdefault(recording.key, recording)
-        if first is recording:
-            continue
-        if (first.code, first.speaker) != (recording.code, recording.speaker):
+        if (first.code.lower(), first.speaker) != (recording.code.lower(), recording.speaker):
             raise both_claim(first.path, recording.path, recording.key)
         refuse_difference(first.path, recording.path, recording.key)
     return list(kept.values())
-
-
-def _utterance(recording: Recording, words: Mapping[str, str], folder: Path) -> Utterance:
-    return Utterance(
-        utterance_id=Path(os.path.relpath(recording.path, folder)).as_posix(),
-        emotion=words[recording.code].strip(),
-        speaker=recording.speaker,
-        path=recording.path,
-        sex=recording.sex,
-        session=recording.session,
-        text=recording.text,
-        split=recording.split,
-    )

@@ -38,7 +38,7 @@ def find(root: Path) -> Iterator[Recording]:
         yield Recording(
             path=path,
             key=path.as_posix(),
-            code=row["emotion"].lower(),
+            code=row["emotion"],
             speaker=row["speaker"],
             sex=sex_of(row.get("sex", "")),
             session=row.get("session") or None,

@@ -9,26 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ser_fl.data.corpora.folder import AudioIndex, list_files, read_table
+from ser_fl.data.corpora.folder import AudioIndex, file_named, list_files, read_table
 from ser_fl.data.corpora.info import CorpusInfo, PublishedCounts, Recording
 from ser_fl.data.corpora.labels import sex_of
-
-_COLUMNS = ("file_id", "emotion", "speaker_id")
 
 
 def find(root: Path) -> Iterator[Recording]:
     """Utterances of data.tsv, wherever it and the audio lie; ``samples/`` beside it comes first."""
     files = list_files(root)
-    table = next((path for path in files if path.name.lower() == "data.tsv"), None)
+    table = file_named("data.tsv", files)
     if table is None:
         return
     audio = AudioIndex(files)
-    for _, row in read_table(table, separator="\t", required=_COLUMNS, quoted=False):
+    for _, row in read_table(table, separator="\t", required=("file_id", "emotion", "speaker_id"), quoted=False):
         name = Path(row["file_id"]).name
         yield Recording(
             path=audio.find(table.parent / "samples" / name),
             key=Path(name).stem.lower(),
-            code=row["emotion"].lower(),
+            code=row["emotion"],
             speaker=row["speaker_id"],
             sex=sex_of(row.get("gender", "")),
             text=row.get("raw_text") or None,
@@ -51,6 +49,8 @@ INFO = CorpusInfo(
     example="data.tsv beside samples/",
     find=find,
     published_counts=PublishedCounts(
+        num_utterances=4481,
+        num_speakers=9,
         per_emotion={
             "anger": 749,
             "fear": 736,
@@ -60,6 +60,4 @@ INFO = CorpusInfo(
             "surprise": 669,
         },
     ),
-    num_speakers=9,
-    num_utterances=4481,
 )

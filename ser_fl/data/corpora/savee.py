@@ -13,23 +13,19 @@ from ser_fl.data.corpora.folder import audio_files
 from ser_fl.data.corpora.info import CorpusInfo, Recording, balanced_counts
 
 _SPEAKERS = ("DC", "JE", "JK", "KL")
-_NAME = re.compile(r"(?:(DC|JE|JK|KL)[-_]?)?(sa|su|[adfhn])(\d\d)", re.IGNORECASE)
+_NAME = re.compile(r"(?:(DC|JE|JK|KL)[-_]?)?((sa|su|[adfhn])\d\d)", re.IGNORECASE)
 
 
 def find(root: Path) -> Iterator[Recording]:
     """Utterances whose speaker is told by the name or by a folder above, the nearest first."""
     for path in audio_files(root):
-        if not (match := _NAME.fullmatch(path.stem)):
-            continue
-        folders = path.relative_to(root).parent.parts
-        names = (match[1] or "", *reversed(folders), root.resolve().name)
-        speaker = next((name.upper() for name in names if name.upper() in _SPEAKERS), None)
-        if speaker is not None:
-            code = match[2].lower()
-            sentence = f"{code}{match[3]}"
-            yield Recording(
-                path=path, key=f"{speaker}_{sentence}", code=code, speaker=speaker, sex="male", text=sentence
-            )
+        if match := _NAME.fullmatch(path.stem):
+            folders = path.relative_to(root).parent.parts
+            names = [name.upper() for name in (match[1] or "", *reversed(folders), root.resolve().name)]
+            speaker, sentence = next((name for name in names if name in _SPEAKERS), None), match[2].lower()
+            if speaker is not None:
+                key = f"{speaker}_{sentence}"
+                yield Recording(path=path, key=key, code=match[3], speaker=speaker, sex="male", text=sentence)
 
 
 INFO = CorpusInfo(
@@ -52,6 +48,4 @@ INFO = CorpusInfo(
         _SPEAKERS,
         dict.fromkeys(("anger", "disgust", "fear", "happiness", "sadness", "surprise"), 15) | {"neutral": 30},
     ),
-    num_speakers=4,
-    num_utterances=480,
 )

@@ -6,29 +6,8 @@ published names say OA for OAF. Public copies often hold the whole corpus twice,
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from pathlib import Path
-
-from ser_fl.data.corpora.folder import audio_files
-from ser_fl.data.corpora.info import CorpusInfo, Recording, balanced_counts
-
-_NAME = re.compile(
-    r"(OAF?|YAF?)_(.+)_(angry|disgust|fear|happy|neutral|sad|ps|surprised?|pleasant_surprised?)", re.IGNORECASE
-)
-
-
-def find(root: Path) -> Iterator[Recording]:
-    """Utterances by name, in any nesting."""
-    for path in audio_files(root):
-        if match := _NAME.fullmatch(path.stem):
-            speaker, word, code = match[1].upper()[:2] + "F", match[2].lower(), match[3].lower()
-            code = "ps" if "surprise" in code else code
-            word = word.removesuffix("_pleasant")
-            yield Recording(
-                path=path, key=f"{speaker}_{word}_{code}", code=code, speaker=speaker, sex="female", text=word
-            )
-
+from ser_fl.data.corpora.info import CorpusInfo, balanced_counts
+from ser_fl.data.corpora.named_files import named_files
 
 INFO = CorpusInfo(
     name="tess",
@@ -45,11 +24,15 @@ INFO = CorpusInfo(
         "sad": "sadness",
     },
     example="names such as OAF_back_angry.wav",
-    find=find,
+    find=named_files(
+        r"(?P<speaker>OA|YA)F?_(?P<text>.+?)_"
+        r"(?P<code>angry|disgust|fear|happy|neutral|sad|ps|(?:pleasant_)?surprised?)",
+        sex=lambda speaker: "female",
+        speaker=lambda initials: f"{initials.upper()}F",
+        code=lambda code: "ps" if "surprise" in code else code,
+    ),
     published_counts=balanced_counts(
         ["OAF", "YAF"],
         dict.fromkeys(("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"), 200),
     ),
-    num_speakers=2,
-    num_utterances=2800,
 )

@@ -66,11 +66,12 @@ def check(corpus: FileCorpus, info: CorpusInfo) -> list[Finding]:
 
 def _count_findings(corpus: FileCorpus, info: CorpusInfo) -> list[Finding]:
     """Differences from the published counts. None proves a fault: the folder may hold a subset on purpose."""
-    if info.num_utterances is None:
+    published = info.published_counts
+    if published.num_utterances is None:
         return []
     if dict(corpus.labels) != dict(info.label_map):
         return [Finding("counts", "the labels are not mapped as published: counts are not compared")]
-    utterances, published = corpus.utterances, info.published_counts
+    utterances = corpus.utterances
     speakers = Counter(utterance.speaker for utterance in utterances)
     emotions = Counter(utterance.emotion for utterance in utterances)
     pairs = Counter((utterance.speaker, utterance.emotion) for utterance in utterances)
@@ -81,8 +82,8 @@ def _count_findings(corpus: FileCorpus, info: CorpusInfo) -> list[Finding]:
         for emotion, n in published.of_each_speaker.items()
     ]
     return [
-        *_differences("utterances", [("", len(utterances), info.num_utterances)]),
-        *_differences("speakers", [("", len(speakers), info.num_speakers)]),
+        *_differences("utterances", [("", len(utterances), published.num_utterances)]),
+        *_differences("speakers", [("", len(speakers), published.num_speakers)]),
         *_differences(
             "utterances by emotion", [(name, emotions[name], n) for name, n in published.per_emotion.items()]
         ),
@@ -95,7 +96,7 @@ def not_published(info: CorpusInfo) -> tuple[str, ...]:
     """Which counts a corpus's authors did not publish, so that `check` cannot compare them."""
     counts = info.published_counts
     known = {
-        "of all utterances": info.num_utterances,
+        "of all utterances": counts.num_utterances,
         "by emotion": counts.per_emotion,
         "by speaker": counts.per_speaker,
         "by speaker and emotion": counts.of_each_speaker,
