@@ -221,7 +221,7 @@ def test_the_attacker_does_not_know_the_defences_draws(defence: Defence) -> None
 
 def test_with_fixed_randomness_the_attack_succeeds() -> None:
     """The first thing to try: against draws that are known, seen by the defence's own prediction."""
-    defence = Randomisation(runs=2)
+    defence = Randomisation(num_draws=2)
     expectation = expectation_of(defence, seed=9, samples=None, fixed=[1])
     crafted = generate(expectation)
     clean, votes = (defence.predict(NET, shown, KEYS, seed=9) for shown in (FEATURES, crafted.adversarial_BFL))

@@ -6,14 +6,13 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from ser_fl.data.corpora import CORPORA, CorpusInfo, named_files, open_corpus, register_corpus
+from ser_fl.data.corpora import CORPORA, CorpusInfo, named_files, open_corpus
 from ser_fl.data.corpora.folder import list_files
 from ser_fl.data.utterance import EMOTIONS, Utterance
 from ser_fl.errors import UserError
@@ -635,17 +634,7 @@ def test_files_that_cannot_be_resampled_are_skipped_too(tmp_path: Path) -> None:
     assert [(file.utterance_id, file.reason[:8]) for file in corpus.skipped] == [("03a02Fc.wav", "44101 Hz")]
 
 
-@pytest.fixture
-def own_corpora(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten after it."""
-    for name in CORPORA:
-        monkeypatch.setitem(CORPORA, name, CORPORA[name])
-    monkeypatch.setitem(CORPORA, "own", CORPORA["emodb"])
-    monkeypatch.delitem(CORPORA, "own")
-
-
-@pytest.mark.usefixtures("own_corpora")
-def test_own_corpus_is_a_declaration(tmp_path: Path) -> None:
+def test_own_corpus_is_a_declaration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = CorpusInfo(
         name="own",
         title="our own",
@@ -660,15 +649,11 @@ def test_own_corpus_is_a_declaration(tmp_path: Path) -> None:
     )
     for name in ("S1-JOY-hello-1.wav", "s2-mad-hello-2.wav", "s2-odd-hello-2.wav", "b/s1-joy-hello-1.wav"):
         write_audio(tmp_path / name, seed="joy" if "joy" in name.lower() else None)
-    register_corpus(info)
+    monkeypatch.setitem(CORPORA, "own", info)
     assert {u.utterance_id: (u.emotion, u.speaker, u.text) for u in open_corpus("own", tmp_path).utterances} == {
         "S1-JOY-hello-1.wav": ("happiness", "s1", "hello"),
         "s2-mad-hello-2.wav": ("anger", "s2", "hello"),
     }, "the copy below b is taken once, and the code that is left out is not"
-    with pytest.raises(UserError, match="a corpus named 'nemo' already"):
-        register_corpus(replace(info, name="nemo"))
-    with pytest.raises(UserError, match="a corpus named 'builtin' already"):
-        register_corpus(replace(info, name="builtin"))
 
 
 @pytest.mark.parametrize("name", CORPORA)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from fractions import Fraction
 from itertools import product
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from ser_fl.defences import (
     DEFENCES,
     Classifier,
+    Defence,
     ExpectedRandomisation,
     NoDefence,
     Randomisation,
@@ -30,6 +33,7 @@ from ser_fl.defences.randomisation import (
 )
 from ser_fl.errors import UserError
 from ser_fl.metrics import Confusion, confusion_matrix, scores
+from ser_fl.randomness import generator
 
 PAPER = (373, 64)
 SMALL = (30, 70)
@@ -196,7 +200,7 @@ def test_predictions_are_classes_by_run_without_gradient() -> None:
     assert not votes.requires_grad
     assert len({tuple(run.tolist()) for run in votes}) == 3, "runs must differ"
     assert not torch.equal(votes, Randomisation().predict(net, original, keys, seed=8))
-    first = Randomisation(runs=1).predict(net, original, keys, seed=7)
+    first = Randomisation(num_draws=1).predict(net, original, keys, seed=7)
     assert torch.equal(first, votes[:1])
 
 
@@ -208,7 +212,7 @@ def test_an_ensemble_of_one_is_one_draw() -> None:
         for row, key in enumerate(keys)
     ]
     assert torch.equal(alone[0], net(torch.cat(shown)).argmax(dim=-1))
-    assert torch.equal(alone, Randomisation(runs=1).predict(net, original, keys, seed=7))
+    assert torch.equal(alone, Randomisation(num_draws=1).predict(net, original, keys, seed=7))
 
 
 def test_an_ensemble_averages_probabilities_and_does_not_vote() -> None:
@@ -238,7 +242,7 @@ def test_expected_confusion_is_the_mean_over_draws() -> None:
     expected = expected_confusion(net, original, labels, 3)
     np.testing.assert_allclose(expected.sum(axis=1), 8, atol=1e-9)
     keys, runs = [f"{number}.wav" for number in range(24)], 400
-    votes = Randomisation(runs=runs).predict(net, original, keys, seed=11)
+    votes = Randomisation(num_draws=runs).predict(net, original, keys, seed=11)
     drawn = np.stack([confusion_matrix(labels.tolist(), run.tolist(), 3) for run in votes])
     standard_error = drawn.std(axis=0) / runs**0.5
     assert (standard_error > 0).sum() >= 6, "the draws must differ for this to say anything"
@@ -273,10 +277,54 @@ def test_defences_by_name() -> None:
         build_defence("randomization")
 
 
+class Jitter(Defence):
+    """As somebody would write it who has read the docstring of `ser_fl.defences.defence`."""
+
+    name = "jitter"
+
+    def __init__(self, num_draws: int, weights: tuple[float, ...] | None = None) -> None:
+        self.num_draws = num_draws
+        self.weights = weights
+
+    @property
+    def run_weights(self) -> tuple[float, ...]:
+        return self.weights or super().run_weights
+
+    def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int, draw: int) -> Tensor:
+        noise = [torch.randn(features_BFL.shape[1:], generator=generator(seed, key, draw)) for key in keys_B]
+        return features_BFL + torch.stack(noise).to(features_BFL)
+
+
+def test_own_defence_needs_a_name_and_a_transformation() -> None:
+    defence = build_defence(Jitter(3))
+    assert (defence.run_weights, defence.outcome_weights, defence.approximation) == ((1 / 3,) * 3, None, None)
+    original = torch.zeros(4, 8, 10)
+    votes = defence.predict(lambda features_BFL: features_BFL.mean(dim=2), original, "abcd", seed=5)
+    means = [defence.transform(original, "abcd", seed=5, draw=draw).mean(dim=2) for draw in range(3)]
+    assert torch.equal(votes, torch.stack(means).argmax(dim=2)), "each draw is scored by itself"
+    assert len({tuple(run) for run in votes.tolist()}) > 1
+    with pytest.raises(NotImplementedError, match="jitter lists no outcomes"):
+        defence.outcomes(original, [[0] * 4])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (Jitter, "a name or an object of a class derived from ser_fl.defences.Defence, got <class"),
+        (lambda features_BFL: features_BFL, "a name or an object of a class derived .* got <function"),
+        (Jitter(2, weights=(0.5, 0.6)), r"run_weights of defence 'jitter' must be 0 or more and sum to 1, got \(0\.5"),
+        (Jitter(2, weights=(1.5, -0.5)), "run_weights of defence 'jitter' must be 0 or more"),
+    ],
+)
+def test_what_is_no_defence_is_refused(given: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_defence(given)
+
+
 def test_zero_draws_are_refused() -> None:
-    with pytest.raises(UserError, match="runs must be 1 or more, got 0"):
-        Randomisation(runs=0)
-    with pytest.raises(UserError, match="num_draws must be 1 or more, got -1"):
+    with pytest.raises(UserError, match="num_draws of randomisation must be 1 or more, got 0"):
+        Randomisation(num_draws=0)
+    with pytest.raises(UserError, match="num_draws of randomisation_ensemble must be 1 or more, got -1"):
         RandomisationEnsemble(num_draws=-1)
 
 

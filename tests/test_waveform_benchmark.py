@@ -240,7 +240,12 @@ def test_an_attacker_who_knows_of_the_defence_is_shown_to_it_alone() -> None:
     """And both attackers have a worst case together, with an interval, as in the other domain."""
     given = ["attacks=[pgd]", "adaptive=[pgd]", "snr_dbs=[25]", "steps=8"]
     records = heard(
-        THREE, [1, 1, 1], *given, defences=[NoDefence(), Randomisation(runs=2)], eot_samples=4, subsets={"adaptive": 2}
+        THREE,
+        [1, 1, 1],
+        *given,
+        defences=[NoDefence(), Randomisation(num_draws=2)],
+        eot_samples=4,
+        subsets={"adaptive": 2},
     )
     told = [(one.attack, one.defence, one.knowledge, one.eot_samples, one.num_examples) for one in records]
     assert told == [

@@ -15,8 +15,8 @@ Legend: B utterances, F mel bins, L frames, C classes, R runs.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from ser_fl.defences.defence import Classifier, Defence
 from ser_fl.devices import send
 from ser_fl.errors import UserError
 from ser_fl.randomness import derive_seed
@@ -32,11 +33,10 @@ NUM_WIDTHS = 7
 """Widths L to L + 6."""
 NUM_HEIGHTS = 2
 """Heights F to F + 1."""
+NUM_PATTERNS = 84
+"""28 widths and places by 3 heights and places."""
 PAD_VALUE = 0.5
 """In the units of the features; the paper's, which keeps the value that its source used for images in [0, 1]."""
-
-Classifier = Callable[[Tensor], Tensor]
-"""Features of shape (B, F, L), any F and L, to logits of shape (B, C)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Pattern:
 
 @lru_cache(maxsize=16)
 def patterns(num_frames: int, num_bins: int) -> tuple[Pattern, ...]:
-    """Every pattern for features of L frames and F bins: 28 widths and places by 3 heights and places, 84 in all.
+    """The `NUM_PATTERNS` patterns for features of L frames and F bins.
 
     The width is uniform in L to L + 6 and the height uniform in F to F + 1; the offsets are then uniform in what is
     left to L + 7 and F + 2, upper ends excluded. So patterns differ in probability, from 1/196 for the narrowest to
@@ -96,13 +96,6 @@ def _resize(features_BFL: Tensor, height: int, width: int) -> Tensor:
     return interpolate(features_BFL[:, None], size=(height, width), mode="bilinear", align_corners=True)[:, 0]
 
 
-def _place(resized: Tensor, pattern: Pattern, num_frames: int, num_bins: int) -> Tensor:
-    right = num_frames + NUM_WIDTHS - pattern.width - pattern.left
-    bottom = num_bins + NUM_HEIGHTS - pattern.height - pattern.top
-    assert min(right, bottom) > 0, f"{pattern} is not one for {num_bins} bins and {num_frames} frames"
-    return pad(resized, (pattern.left, right, pattern.top, bottom), value=PAD_VALUE)
-
-
 def apply_pattern(features_BFL: Tensor, pattern: Pattern) -> Tensor:
     """Resize and pad all utterances alike; differentiable.
 
@@ -114,7 +107,11 @@ def apply_pattern(features_BFL: Tensor, pattern: Pattern) -> Tensor:
         Features of shape (B, F + 2, L + 7).
     """
     _, num_bins, num_frames = features_BFL.shape
-    return _place(_resize(features_BFL, pattern.height, pattern.width), pattern, num_frames, num_bins)
+    right = num_frames + NUM_WIDTHS - pattern.width - pattern.left
+    bottom = num_bins + NUM_HEIGHTS - pattern.height - pattern.top
+    assert min(right, bottom) > 0, f"{pattern} is not one for {num_bins} bins and {num_frames} frames"
+    resized = _resize(features_BFL, pattern.height, pattern.width)
+    return pad(resized, (pattern.left, right, pattern.top, bottom), value=PAD_VALUE)
 
 
 def apply_patterns(features_BFL: Tensor, patterns_N: Sequence[Pattern]) -> Tensor:
@@ -180,18 +177,23 @@ class _Placed(torch.autograd.Function):
         return (None, None, *gradients)
 
 
-class RandomPatterns:
-    """What defences by a random resize and pad have in common: outcomes that can be listed, the 84 `patterns`."""
+class _RandomPatterns(Defence):
+    """What defences by a random resize and pad have in common: outcomes that can be listed, the `patterns`."""
+
+    def __post_init__(self) -> None:
+        if self.num_draws < 1:
+            raise UserError(f"num_draws of {self.name} must be 1 or more, got {self.num_draws}")
+
+    def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int, draw: int) -> Tensor:
+        """What the classifier is shown in one draw, shape (B, F + 2, L + 7); differentiable."""
+        _, num_bins, num_frames = features_BFL.shape
+        drawn = [draw_pattern(seed, key, draw, num_frames=num_frames, num_bins=num_bins) for key in keys_B]
+        return apply_patterns(features_BFL, drawn)
 
     @property
     def outcome_weights(self) -> tuple[float, ...]:
         """Probabilities of the patterns, in their order; they depend on neither frames nor bins."""
         return tuple(pattern.probability for pattern in patterns(64, 64))
-
-    @property
-    def approximation(self) -> None:
-        """None is needed: a resize and a pad have gradients of their own."""
-        return None
 
     def outcomes(self, features_BFL: Tensor, numbers_KB: Sequence[Sequence[int]]) -> Tensor:
         """What the classifier is shown with patterns of these numbers, shape (K * B, F + 2, L + 7); differentiable."""
@@ -201,42 +203,16 @@ class RandomPatterns:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Randomisation(RandomPatterns):
+class Randomisation(_RandomPatterns):
     """The paper's defence: one random pattern per utterance and run, each run scored by itself."""
 
-    runs: int = 3
+    num_draws: int = 3
     """Runs whose confusion matrices are averaged; 3 in the paper."""
     name: str = "randomisation"
 
-    def __post_init__(self) -> None:
-        if self.runs < 1:
-            raise UserError(f"runs must be 1 or more, got {self.runs}: the paper averages 3")
-
-    @property
-    def num_draws(self) -> int:
-        """Forward passes per utterance in `predict`."""
-        return self.runs
-
-    @property
-    def run_weights(self) -> tuple[float, ...]:
-        """All runs count alike."""
-        return (1 / self.runs,) * self.runs
-
-    def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int, draw: int) -> Tensor:
-        """What the classifier is shown in one draw, shape (B, F + 2, L + 7); differentiable."""
-        _, num_bins, num_frames = features_BFL.shape
-        drawn = [draw_pattern(seed, key, draw, num_frames=num_frames, num_bins=num_bins) for key in keys_B]
-        return apply_patterns(features_BFL, drawn)
-
-    @torch.no_grad()
-    def predict(self, model: Classifier, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int) -> Tensor:
-        """Predicted classes, int64, shape (R, B) with R = `runs`."""
-        shown = (self.transform(features_BFL, keys_B, seed=seed, draw=run) for run in range(self.runs))
-        return torch.stack([model(features).argmax(dim=-1) for features in shown])
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RandomisationEnsemble(RandomPatterns):
+class RandomisationEnsemble(_RandomPatterns):
     """Ours: softmax probabilities averaged over several patterns per utterance, then one prediction.
 
     The average has less noise to hide behind than one draw, and is usually more accurate on clean speech. With one
@@ -247,18 +223,10 @@ class RandomisationEnsemble(RandomPatterns):
     """Patterns per utterance, and so forward passes per utterance."""
     name: str = "randomisation_ensemble"
 
-    def __post_init__(self) -> None:
-        if self.num_draws < 1:
-            raise UserError(f"num_draws must be 1 or more, got {self.num_draws}: the default is 10")
-
     @property
     def run_weights(self) -> tuple[float, ...]:
         """One prediction, one run."""
         return (1.0,)
-
-    def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int, draw: int) -> Tensor:
-        """What the classifier is shown in one draw, shape (B, F + 2, L + 7); differentiable."""
-        return Randomisation().transform(features_BFL, keys_B, seed=seed, draw=draw)
 
     @torch.no_grad()
     def predict(self, model: Classifier, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int) -> Tensor:
@@ -270,19 +238,16 @@ class RandomisationEnsemble(RandomPatterns):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExpectedRandomisation(RandomPatterns):
+class ExpectedRandomisation(_RandomPatterns):
     """The paper's defence in exact expectation: every pattern is a run, weighted by its probability.
 
     UAR is linear in the confusion matrix, so that the mean over independent draws an utterance, which is what
     `Randomisation` samples, is this weighted mean over patterns.
     """
 
+    num_draws: int = field(default=NUM_PATTERNS, init=False)
+    """One a pattern."""
     name: str = "randomisation_expected"
-
-    @property
-    def num_draws(self) -> int:
-        """Forward passes per utterance in `predict`: one a pattern."""
-        return len(self.outcome_weights)
 
     @property
     def run_weights(self) -> tuple[float, ...]:
@@ -290,12 +255,6 @@ class ExpectedRandomisation(RandomPatterns):
         return self.outcome_weights
 
     def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int, draw: int) -> Tensor:
-        """What the classifier is shown with pattern number ``draw``, shape (B, F + 2, L + 7); differentiable."""
+        """What the classifier is shown with pattern number ``draw``, whatever keys and seed; (B, F + 2, L + 7)."""
         _, num_bins, num_frames = features_BFL.shape
         return apply_pattern(features_BFL, patterns(num_frames, num_bins)[draw])
-
-    @torch.no_grad()
-    def predict(self, model: Classifier, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int) -> Tensor:
-        """Predicted classes, int64, shape (84, B); neither keys nor seed matter."""
-        shown = (self.transform(features_BFL, keys_B, seed=seed, draw=draw) for draw in range(self.num_draws))
-        return torch.stack([model(features).argmax(dim=-1) for features in shown])

@@ -5,7 +5,7 @@ depth), or less detail between neighbours (median smoothing). The paper compares
 an attack; here the squeezed prediction is the one that counts. Rounding has no useful gradient, which stops an attack
 that does not know of it and none that does.
 
-Legend: B utterances, F mel bins, L frames, K outcomes.
+Legend: B utterances, F mel bins, L frames.
 """
 
 from __future__ import annotations
@@ -14,50 +14,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ser_fl.defences.randomisation import Classifier
+from ser_fl.defences.defence import Deterministic
 from ser_fl.errors import UserError
-
-
-class Deterministic:
-    """What defences without randomness have in common: one draw, one run, one outcome."""
-
-    @property
-    def num_draws(self) -> int:
-        """Forward passes per utterance in `predict`."""
-        return 1
-
-    @property
-    def run_weights(self) -> tuple[float, ...]:
-        """One prediction, one run."""
-        return (1.0,)
-
-    @property
-    def outcome_weights(self) -> tuple[float, ...]:
-        """The one outcome is certain."""
-        return (1.0,)
-
-    @property
-    def approximation(self) -> Callable[[Tensor], Tensor] | None:
-        """None is needed where `transform` has a useful gradient."""
-        return None
-
-    def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int, draw: int) -> Tensor:
-        """What the classifier is shown, shape (B, F, L); neither keys, seed nor draw matter."""
-        raise NotImplementedError
-
-    def outcomes(self, features_BFL: Tensor, numbers_KB: Sequence[Sequence[int]]) -> Tensor:
-        """What the classifier is shown, K times over: shape (K * B, F, L)."""
-        shown_BFL = self.transform(features_BFL, [""] * len(features_BFL), seed=0, draw=0)
-        return shown_BFL.repeat(len(numbers_KB), 1, 1)
-
-    @torch.no_grad()
-    def predict(self, model: Classifier, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int) -> Tensor:
-        """Predicted classes, int64, shape (1, B)."""
-        return model(self.transform(features_BFL, keys_B, seed=seed, draw=0)).argmax(dim=-1)[None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

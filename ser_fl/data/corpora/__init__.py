@@ -3,7 +3,7 @@
 from ser_fl.data.corpora.file_corpus import FileCorpus
 from ser_fl.data.corpora.info import CorpusInfo, PublishedCounts, Recording, balanced_counts
 from ser_fl.data.corpora.named_files import named_files
-from ser_fl.data.corpora.registry import CORPORA, open_corpus, register_corpus
+from ser_fl.data.corpora.registry import CORPORA, open_corpus
 
 __all__ = [
     "CORPORA",
@@ -14,5 +14,4 @@ __all__ = [
     "balanced_counts",
     "named_files",
     "open_corpus",
-    "register_corpus",
 ]

@@ -17,19 +17,7 @@ from ser_fl.errors import UserError, unknown_name
 
 _MODULES = (cremad, emodb, emovo, emozionalmente, iemocap, manifest, nemo, ravdess, savee, tess)
 CORPORA: dict[str, CorpusInfo] = {module.INFO.name: module.INFO for module in _MODULES}
-"""Every corpus with a reader, by name."""
-
-
-def register_corpus(info: CorpusInfo) -> CorpusInfo:
-    """Add a corpus of your own: ``data=NAME`` then finds it, in this process.
-
-    Raises:
-        UserError: another corpus has the name.
-    """
-    if info.name == "builtin" or CORPORA.get(info.name, info) != info:
-        raise UserError(f"there is a corpus named {info.name!r} already: choose another name")
-    CORPORA[info.name] = info
-    return info
+"""Every corpus with a reader, by name: ``CORPORA["mine"] = CorpusInfo(...)`` makes ``data=mine`` known."""
 
 
 def open_corpus(

@@ -1,0 +1,126 @@
+"""What a test-time defence is: a transformation of features in front of a classifier, with or without randomness.
+
+A defence of your own derives from `Defence`, or from `Deterministic` where it draws nothing, and needs two members:
+
+    class Jitter(Defence):
+        name = "jitter"
+
+        def transform(self, features_BFL, keys_B, *, seed, draw):
+            noise = [torch.randn(features_BFL.shape[1:], generator=generator(seed, key, draw)) for key in keys_B]
+            return features_BFL + 0.1 * torch.stack(noise).to(features_BFL)
+
+Legend: B utterances, F mel bins, L frames, C classes, R runs, K outcomes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Classifier = Callable[[Tensor], Tensor]
+"""Features of shape (B, F, L), any F and L, to logits of shape (B, C)."""
+
+
+class Defence(ABC):
+    """A test-time defence; all its randomness comes from (seed, utterance key, draw).
+
+    All but `name` and `transform` have defaults: one draw an utterance, whose prediction is scored.
+    """
+
+    name: str
+    """Name in attack records; also in `DEFENCES`, for one that is asked for by name."""
+    num_draws: int = 1
+    """Forward passes per utterance in `predict`."""
+
+    @abstractmethod
+    def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int, draw: int) -> Tensor:
+        """What the classifier is shown in one draw; differentiable, or else there is an `approximation`.
+
+        Args:
+            features_BFL: standardised log-mel features of shape (B, F, L), on any device.
+            keys_B: utterance ids, which key the draws: what is drawn for one does not depend on the others.
+            seed: of the defence's draws. An attacker does not know them: give it another seed.
+            draw: number of the draw, from 0.
+
+        Returns:
+            Shape (B, F', L'): the classifier takes any size.
+        """
+
+    @property
+    def run_weights(self) -> tuple[float, ...]:
+        """How much each of the R runs of `predict` counts; they sum to 1. By default every draw is a run."""
+        return (1 / self.num_draws,) * self.num_draws
+
+    @property
+    def approximation(self) -> Callable[[Tensor], Tensor] | None:
+        """Maps features to nearly what `transform` shows of them, with a useful gradient; None where that has its own.
+
+        The backward pass of an adaptive attack goes through it (BPDA: arXiv 1802.00420, section 4.1).
+        """
+        return None
+
+    @property
+    def outcome_weights(self) -> tuple[float, ...] | None:
+        """Probability of each outcome of the randomness, in the order of their numbers; None where there is no list.
+
+        An adaptive attack can take the exact expectation over listed outcomes, and draws where there is no list. One
+        outcome of weight 1 is a defence without randomness.
+        """
+        return None
+
+    def outcomes(self, features_BFL: Tensor, numbers_KB: Sequence[Sequence[int]]) -> Tensor:
+        """What the classifier is shown with these outcomes, K for each utterance, as `transform` would with each.
+
+        Returns:
+            Shape (K * B, F', L'): all utterances with their first outcome, then with their second, and so on.
+
+        Raises:
+            NotImplementedError: outcomes are not listed.
+        """
+        raise NotImplementedError(f"{self.name} lists no outcomes")
+
+    @torch.no_grad()
+    def predict(self, model: Classifier, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int) -> Tensor:
+        """Predicted classes of every run, without gradients.
+
+        Args:
+            model: classifier in eval mode, on the device of the features.
+            features_BFL: shape (B, F, L); one batch, as it goes through the model in one forward pass per draw. The
+                result for an utterance does not depend on the others in the batch.
+            keys_B: utterance ids, which key the draws.
+            seed: seed of the evaluation.
+
+        Returns:
+            Shape (R, B), int64. The mean of the R runs' confusion matrices, by `run_weights`, is what is scored.
+        """
+        shown = (self.transform(features_BFL, keys_B, seed=seed, draw=draw) for draw in range(self.num_draws))
+        return torch.stack([model(features).argmax(dim=-1) for features in shown])
+
+
+class Deterministic(Defence):
+    """A defence without randomness: one outcome. Neither keys, seed nor draw matter to its `transform`."""
+
+    @property
+    def outcome_weights(self) -> tuple[float, ...]:
+        """The one outcome is certain."""
+        return (1.0,)
+
+    def outcomes(self, features_BFL: Tensor, numbers_KB: Sequence[Sequence[int]]) -> Tensor:
+        """What the classifier is shown, K times over: shape (K * B, F', L')."""
+        shown_BFL = self.transform(features_BFL, [""] * len(features_BFL), seed=0, draw=0)
+        return shown_BFL.repeat(len(numbers_KB), 1, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoDefence(Deterministic):
+    """The bare classifier."""
+
+    name: str = "none"
+
+    def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int, draw: int) -> Tensor:
+        """The features as they are."""
+        return features_BFL
