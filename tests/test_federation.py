@@ -24,8 +24,8 @@ from ser_fl import load, train
 from ser_fl.config.compose import compose
 from ser_fl.config.schema import Config, dump
 from ser_fl.data.datamodule import load_examples
-from ser_fl.data.partition import Part, holders
 from ser_fl.data.prepared import Prepared, prepare
+from ser_fl.data.splits import Part, holders
 from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.checkpoint import Progress, load_checkpoint
 from ser_fl.federation.client import Clients, ClientTask

@@ -20,8 +20,8 @@ from ser_fl.config.schema import Config, dump
 from ser_fl.data.datamodule import Examples, load_examples
 from ser_fl.data.features import open_store
 from ser_fl.data.frontend import FeatureStatistics, Standardisation
-from ser_fl.data.partition import Split
 from ser_fl.data.prepared import Prepared
+from ser_fl.data.splits import Split
 from ser_fl.data.utterance import EMOTIONS, Utterance
 from ser_fl.federation.client import Clients, ClientTask
 from ser_fl.federation.executors import open_executor

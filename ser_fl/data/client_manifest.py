@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from ser_fl.data.frontend import Standardisation
-from ser_fl.data.partition import PARTS, Part, Split
+from ser_fl.data.splits import Part, Split
 from ser_fl.data.utterance import SkippedFile, Utterance
 
 Sizes = dict[Part, dict[str, int]]
@@ -40,9 +40,9 @@ class ClientManifest:
 def digest_of_speakers(utterances: Sequence[Utterance], split: Split) -> dict[str, str]:
     """Of each speaker's utterances, labels and split: all that a server needs to see whether they have changed."""
     digests = {utterance.speaker: blake2b(digest_size=16) for utterance in utterances}
-    parts: dict[int, Part] = {index: part for part in PARTS for index in getattr(split, part)}
+    part_of = {index: part for part, indices in split.parts.items() for index in indices}
     for index, utterance in enumerate(utterances):
-        content = repr((utterance.utterance_id, utterance.emotion, parts.get(index)))
+        content = repr((utterance.utterance_id, utterance.emotion, part_of.get(index)))
         digests[utterance.speaker].update(content.encode())
     return {speaker: digest.hexdigest() for speaker, digest in digests.items()}
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ser_fl.data.features import FeatureStore
 from ser_fl.data.frontend import Standardisation
-from ser_fl.data.partition import Indices
+from ser_fl.data.splits import Indices
 from ser_fl.devices import send
 
 Batch = tuple[Tensor, Tensor]

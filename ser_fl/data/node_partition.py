@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ser_fl.config.schema import Config, parse
 from ser_fl.data.client_manifest import Sizes, digest_of_speakers
+from ser_fl.data.clients import natural_clients
 from ser_fl.data.features import FeatureStore, compute_features
 from ser_fl.data.frontend import FeatureStatistics
-from ser_fl.data.partition import PARTS, Indices, Split, assign_clients, part_sizes, split_share
 from ser_fl.data.prepared import cache_dir_of, open_configured_corpus
+from ser_fl.data.splits import Indices, Split, part_sizes, split_settled
 from ser_fl.data.utterance import Corpus, Utterance
 from ser_fl.errors import UserError, unknown_name
 
@@ -115,7 +116,7 @@ class Share:
 
     def sizes(self) -> Sizes:
         """Utterances of each part by speaker."""
-        return {part: part_sizes(self.store.utterances, getattr(self.split, part)) for part in PARTS}
+        return part_sizes(self.store.utterances, self.split)
 
     def digests(self) -> dict[str, str]:
         """Of each speaker's data."""
@@ -132,7 +133,6 @@ def open_share(config: Config, host: Host, classes: Sequence[str]) -> Share:
     """
     corpus = open_hosted(config, host)
     store = compute_features(corpus, config.frontend, cache_dir=cache_dir_of(config), classes=tuple(classes))
-    split = split_share(store.utterances, config.split)
-    uncapped = replace(config.clients, num_clients=None)  # type: ignore[type-var]  # the server caps over all hosts
-    clients = assign_clients(store.utterances, split.train, uncapped, seed=config.split.seed)
+    split = split_settled(store.utterances, config.split)
+    clients = natural_clients(store.utterances, split.train, config.clients)  # the server caps them over all nodes
     return Share(store=store, split=split, clients=clients)

@@ -11,11 +11,12 @@ import torch
 
 from ser_fl.config.schema import Config
 from ser_fl.data.client_manifest import ClientManifest, digest_of_all, digest_of_speakers
+from ser_fl.data.clients import EVERYBODY, assign_clients
 from ser_fl.data.corpora import open_corpus
 from ser_fl.data.corpora.folder import expand_home
 from ser_fl.data.features import FeatureStore, OnFeatures, compute_features
 from ser_fl.data.frontend import FeatureStatistics, Standardisation
-from ser_fl.data.partition import EVERYBODY, PARTS, Indices, Split, assign_clients, part_sizes, split_corpus
+from ser_fl.data.splits import Indices, Split, part_sizes, split_corpus
 from ser_fl.data.synthetic import SyntheticCorpus
 from ser_fl.data.utterance import Corpus, SkippedFile
 from ser_fl.errors import UserError
@@ -41,7 +42,7 @@ class Prepared:
         return ClientManifest(
             classes=self.store.classes,
             client_ids=client_ids,
-            sizes={part: part_sizes(utterances, getattr(self.split, part)) for part in PARTS},
+            sizes=part_sizes(utterances, self.split),
             standardisation=self.standardisation,
             digest=digest_of_all(digest_of_speakers(utterances, self.split), client_ids, self.standardisation),
             skipped=self.skipped,

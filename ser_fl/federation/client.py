@@ -14,7 +14,7 @@ from ser_fl.config.schema import Config
 from ser_fl.data.datamodule import ClientDataModule, load_examples
 from ser_fl.data.features import FeatureStore
 from ser_fl.data.frontend import Standardisation
-from ser_fl.data.partition import Indices
+from ser_fl.data.splits import Indices
 from ser_fl.devices import seeded_streams
 from ser_fl.federation.schedule import norm_is_frozen
 from ser_fl.models.classifier import EmotionClassifier

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ser_fl.attacks.threat_model import Box
 from ser_fl.attacks.training_attacks import own_starts, pgd
 from ser_fl.config.schema import Config
-from ser_fl.data.partition import Indices, Part
+from ser_fl.data.splits import Indices, Part
 from ser_fl.devices import devices_of
 from ser_fl.metrics import Confusion
 from ser_fl.models.registry import build_network

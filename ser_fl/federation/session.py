@@ -13,8 +13,8 @@ from ser_fl.config.schema import CONFIG_SCHEMA, Config, dump
 from ser_fl.data.client_manifest import ClientManifest
 from ser_fl.data.features import OnFeatures
 from ser_fl.data.frontend import Standardisation
-from ser_fl.data.partition import PARTS, holders
 from ser_fl.data.prepared import Prepared, prepare
+from ser_fl.data.splits import PARTS, holders
 from ser_fl.devices import devices_of, exact_arithmetic
 from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.checkpoint import Progress, check_fits

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ser_fl.data.datamodule import load_examples
 from ser_fl.data.features import FeatureStore
 from ser_fl.data.frontend import Standardisation
-from ser_fl.data.partition import Indices
+from ser_fl.data.splits import Indices
 from ser_fl.devices import device_of
 from ser_fl.metrics import Confusion, confusion_matrix
 

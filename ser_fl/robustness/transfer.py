@@ -33,8 +33,8 @@ from ser_fl.config.schema import Config
 from ser_fl.data.corpora.folder import expand_home
 from ser_fl.data.features import FeatureStore, OnFeatures, compute_features
 from ser_fl.data.frontend import Standardisation
-from ser_fl.data.partition import split_corpus
 from ser_fl.data.prepared import open_configured_corpus
+from ser_fl.data.splits import split_corpus
 from ser_fl.defences import Defence, build_defence
 from ser_fl.devices import CPU, devices_of, exact_arithmetic, send
 from ser_fl.errors import UserError

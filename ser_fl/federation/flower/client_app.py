@@ -16,8 +16,8 @@ from flwr.clientapp import ClientApp
 from ser_fl.config.schema import Config
 from ser_fl.data.frontend import Standardisation
 from ser_fl.data.node_partition import Host, Share, facts_of, open_hosted, open_share
-from ser_fl.data.partition import holders
 from ser_fl.data.prepared import open_configured_corpus
+from ser_fl.data.splits import holders
 from ser_fl.devices import devices_of, exact_arithmetic
 from ser_fl.federation.client import Clients, ClientTask
 from ser_fl.federation.executors.executor import attempt

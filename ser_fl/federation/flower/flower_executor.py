@@ -12,7 +12,7 @@ import numpy as np
 from flwr.app import RecordDict
 
 from ser_fl.data.frontend import Standardisation
-from ser_fl.data.partition import Part
+from ser_fl.data.splits import Part
 from ser_fl.federation.aggregation import Outcome
 from ser_fl.federation.client import ClientTask
 from ser_fl.federation.flower.nodes import Answer, Nodes

@@ -13,8 +13,9 @@ from flwr.app import RecordDict
 
 from ser_fl.config.schema import Config, dump
 from ser_fl.data.client_manifest import ClientManifest, Sizes, digest_of_all
+from ser_fl.data.clients import capped
 from ser_fl.data.frontend import FeatureStatistics, Standardisation
-from ser_fl.data.partition import PARTS, check_parts, settle_split
+from ser_fl.data.splits import PARTS, check_parts, settle_split
 from ser_fl.data.utterance import SkippedFile
 from ser_fl.errors import UserError, one_line
 from ser_fl.federation.flower.messaging import Exchange, GivenUp
@@ -165,7 +166,7 @@ class Nodes:
                 self.num_examples[client] = content.clients[client]
                 self._speaker_of[client] = client if client in own else own[0]
         check_parts({part: sum(self.sizes[part].values()) for part in PARTS}, self.config.split)
-        client_ids = self._capped(sorted(statistics))
+        client_ids = capped(sorted(statistics), self.config.clients)
         sums = reduce(FeatureStatistics.merge, (statistics[client] for client in client_ids))
         standardisation = Standardisation.from_statistics(sums, self.config.frontend)
         return ClientManifest(
@@ -186,14 +187,6 @@ class Nodes:
         except WireError as error:
             raise UserError(f"client {client!r} cannot take part: {error}") from None
         return FeatureStatistics(frames, **sums)
-
-    def _capped(self, names: Sequence[str]) -> tuple[str, ...]:
-        settings = self.config.clients
-        if settings.num_clients is not None and settings.num_clients > len(names):
-            raise UserError(
-                f"clients.num_clients must be at most {len(names)} (one a {settings.by}), got {settings.num_clients}"
-            )
-        return tuple(names[: settings.num_clients])
 
 
 _SUMS = ("sum_F", "sum_of_squares_F", "maximum_F")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from ser_fl.data.partition import Part
+from ser_fl.data.splits import Part
 from ser_fl.errors import one_line
 from ser_fl.federation.flower.serialisation import WireError
 
