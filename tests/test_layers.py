@@ -64,11 +64,20 @@ def test_reports_and_settings_need_no_model() -> None:
         "ser_fl.config.compose",
         "ser_fl.metrics",
         "ser_fl.data.corpora",
+        "ser_fl.data.inspection",
     )
     assert found.pop("ser_fl.config.compose") == {"pydantic"}  # Hydra with the first composition
     assert found.pop("ser_fl.metrics") == {"numpy"}
-    assert found.pop("ser_fl.data.corpora") <= {"soundfile"}
+    assert found.pop("ser_fl.data.corpora") <= {"soundfile"}  # neither torch nor what reads settings
     assert set().union(*found.values()) == set()
+
+
+def test_data_and_defences_need_no_lightning() -> None:
+    """Only the data module is Lightning's; a benchmark and a corpus check do not wait for it."""
+    names = ("prepared", "node_partition", "examples", "inspection", "augmentation")
+    found = newly_imported(*(f"ser_fl.data.{name}" for name in names), "ser_fl.defences", "ser_fl.data.datamodule")
+    assert "lightning" in found.pop("ser_fl.data.datamodule"), "the probe sees what there is"
+    assert set().union(*found.values()).isdisjoint({"lightning", "torchmetrics"})
 
 
 def test_libraries_wait_for_their_use() -> None:

@@ -6,42 +6,19 @@ Legend: N utterances, B batch, F mel bins, L frames.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import lightning.pytorch as pl
 import torch
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from ser_fl.data.features import FeatureStore
-from ser_fl.data.frontend import Standardisation
-from ser_fl.data.splits import Indices
+from ser_fl.data.examples import Examples, load_examples
 from ser_fl.devices import send
+
+__all__ = ["Batch", "ClientDataModule", "Examples", "load_examples"]
 
 Batch = tuple[Tensor, Tensor]
 """features_BFL, labels_B."""
-
-
-@dataclass(frozen=True, slots=True)
-class Examples:
-    """Standardised features and labels of some utterances."""
-
-    features_NFL: Tensor
-    labels_N: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels_N)
-
-    def to(self, device: torch.device) -> Examples:
-        """The same examples on a device."""
-        return Examples(send(self.features_NFL, device), send(self.labels_N, device))
-
-
-def load_examples(store: FeatureStore, indices: Indices, standardisation: Standardisation) -> Examples:
-    """Read utterances from the store and standardise them; nothing of it is kept."""
-    rows = torch.tensor(indices, dtype=torch.int64)
-    with torch.no_grad():
-        return Examples(standardisation(store.features_NFL[rows]), store.labels_N[rows])
 
 
 class _ShuffledBatches(IterableDataset[Batch]):

@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 
 from ser_fl.config.schema import Config
 from ser_fl.data.frontend import Standardisation
-from ser_fl.data.node_partition import Host, Share, facts_of, open_hosted, open_share
+from ser_fl.data.node_partition import Host, NodePartition, facts_of, open_node_corpus, open_partition
 from ser_fl.data.prepared import open_configured_corpus
 from ser_fl.data.splits import holders
 from ser_fl.devices import devices_of, exact_arithmetic
@@ -50,7 +50,7 @@ class Question:
         return self.host.config_of(self.content["config"])
 
     @property
-    def share(self) -> Share:
+    def share(self) -> NodePartition:
         """The host's data for it."""
         return _open_share(self.host, json.dumps(self.content["config"]), tuple(self.content["classes"]))
 
@@ -62,13 +62,13 @@ class Question:
 
 
 @lru_cache(maxsize=64)  # for processes that answer more than one question: a simulation's
-def _open_share(host: Host, settings: str, classes: tuple[str, ...]) -> Share:
-    return open_share(host.config_of(json.loads(settings)), host, classes)
+def _open_share(host: Host, settings: str, classes: tuple[str, ...]) -> NodePartition:
+    return open_partition(host.config_of(json.loads(settings)), host, classes)
 
 
 def speakers(question: Question) -> RecordDict:
     """Who is here: names, sexes and emotions of the speakers."""
-    corpus = open_hosted(question.config, question.host)
+    corpus = open_node_corpus(question.config, question.host)
     for skipped in corpus.skipped:
         _LOG.warning("left out %s: %s", skipped.utterance_id, skipped.reason)
     return _answer({"speakers": [asdict(facts) for facts in facts_of(corpus)], "skipped": len(corpus.skipped)})
