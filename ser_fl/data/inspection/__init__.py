@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
+from ser_fl.data.inspection.corpus_check import Finding, check, not_published
 from ser_fl.data.inspection.description import Description, DurationRow, describe
-from ser_fl.data.inspection.findings import Finding, check, not_published
 
 __all__ = ["Description", "DurationRow", "Finding", "check", "describe", "not_published"]

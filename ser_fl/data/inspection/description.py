@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from ser_fl.data.inspection.measurement import measure_all
 from ser_fl.data.utterance import Corpus, classes_of
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class DurationRow:
     """Durations in seconds of the utterances of one emotion."""
 
@@ -44,37 +44,22 @@ class Description:
 def describe(corpus: Corpus) -> Description:
     """Counts by speaker and emotion, durations by emotion, and sampling rates; reads every file once."""
     emotions = classes_of(corpus.utterances)
-    counts: dict[str, dict[str, int]] = {}
-    for utterance in sorted(corpus.utterances, key=lambda utterance: utterance.speaker):
-        row = counts.setdefault(utterance.speaker, dict.fromkeys(emotions, 0))
-        row[utterance.emotion] += 1
+    counts = {speaker: dict.fromkeys(emotions, 0) for speaker in sorted({u.speaker for u in corpus.utterances})}
+    for utterance in corpus.utterances:
+        counts[utterance.speaker][utterance.emotion] += 1
     measurements = measure_all(corpus)
-    failed = [m.utterance.utterance_id for m in measurements if m.error is not None]
     readable = [measurement for measurement in measurements if measurement.error is None]
-    by_emotion: dict[str, list[float]] = defaultdict(list)
-    for measurement in readable:
-        by_emotion[measurement.utterance.emotion].append(measurement.duration_s)
-    rows = [_duration_row(emotion, by_emotion[emotion]) for emotion in emotions if by_emotion[emotion]]
-    if readable:
-        rows.append(_duration_row("all", [measurement.duration_s for measurement in readable]))
+    rows = []
+    for emotion in (*emotions, None):
+        durations_s = [m.duration_s for m in readable if emotion in (None, m.utterance.emotion)]
+        if durations_s:
+            percentiles = np.percentile(durations_s, [0, 5, 50, 95, 100]).tolist()
+            rows.append(DurationRow(emotion or "all", len(durations_s), float(np.sum(durations_s)), *percentiles))
+    failed = [m.utterance.utterance_id for m in measurements if m.error is not None]
     return Description(
         emotions=emotions,
         counts=counts,
         durations=tuple(rows),
         sample_rates_hz=dict(sorted(Counter(measurement.sample_rate_hz for measurement in readable).items())),
         unreadable=tuple(sorted([*failed, *(file.utterance_id for file in corpus.skipped)])),
-    )
-
-
-def _duration_row(emotion: str, durations_s: Sequence[float]) -> DurationRow:
-    shortest, p05, median, p95, longest = (float(value) for value in np.percentile(durations_s, [0, 5, 50, 95, 100]))
-    return DurationRow(
-        emotion=emotion,
-        num_utterances=len(durations_s),
-        total_s=float(np.sum(durations_s)),
-        shortest_s=shortest,
-        p05_s=p05,
-        median_s=median,
-        p95_s=p95,
-        longest_s=longest,
     )

@@ -15,8 +15,6 @@ from ser_fl.data.utterance import Corpus, Utterance
 from ser_fl.errors import UserError
 
 FULL_SCALE = 0.999
-CLIPPED_RUN = 4
-"""So many samples in a row at full scale, on one side, are clipping; a peak normalised to full scale has fewer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +27,9 @@ class Measurement:
     num_samples: int = 0
     sample_rate_hz: int = 1
     peak: float = 0.0
-    clipped: bool = False
+    """Largest absolute sample."""
+    full_scale_run: int = 0
+    """Most samples in a row at full scale, on one side."""
     missing_bytes: int = 0
     """What a WAV file's header announces and the file lacks."""
     digest: bytes = b""
@@ -57,19 +57,13 @@ def _measure(corpus: Corpus, utterance: Utterance) -> Measurement:
         num_samples=len(samples_T),
         sample_rate_hz=sample_rate_hz,
         peak=float(np.abs(samples_T).max()),
-        clipped=_is_clipped(samples_T),
+        full_scale_run=max(_longest_run(samples_T >= FULL_SCALE), _longest_run(samples_T <= -FULL_SCALE)),
         missing_bytes=0 if utterance.path is None else missing_bytes(utterance.path),
         digest=hashlib.blake2b(samples_T.tobytes(), digest_size=16, person=str(sample_rate_hz).encode()).digest(),
     )
 
 
-def _is_clipped(samples_T: NDArray[np.float32]) -> bool:
-    """Whether `CLIPPED_RUN` samples in a row are at full scale, on one side."""
-    return any(_has_run(side_T >= FULL_SCALE, CLIPPED_RUN) for side_T in (samples_T, -samples_T))
-
-
-def _has_run(flags_T: NDArray[np.bool_], length: int) -> bool:
-    if np.count_nonzero(flags_T) < length:
-        return False
-    windows = np.lib.stride_tricks.sliding_window_view(flags_T, length)
-    return bool(windows.all(axis=1).any())
+def _longest_run(flags_T: NDArray[np.bool_]) -> int:
+    """Most flags in a row that are set."""
+    edges = np.flatnonzero(np.diff(flags_T, prepend=False, append=False))  # where runs begin and end, in turns
+    return int((edges[1::2] - edges[::2]).max(initial=0))

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ser_fl.data.corpora import CorpusInfo, FileCorpus
 from ser_fl.data.inspection.measurement import Measurement, measure_all
-from ser_fl.data.utterance import SkippedFile, Utterance, classes_of
+from ser_fl.data.utterance import Utterance, classes_of
 
 SILENT_PEAK = 1e-3
 """A file whose samples all stay below this (-60 dBFS) is silent."""
+CLIPPED_RUN = 4
+"""So many samples in a row at full scale, on one side, are clipping; a peak normalised to full scale has fewer."""
 EQUAL_LENGTH_SHARE = 0.02
 EQUAL_LENGTH_FILES = 5
 """Speech hardly ever has one length: so many files, and this share of all, may have been cut there."""
@@ -49,46 +51,18 @@ def check(corpus: FileCorpus, info: CorpusInfo) -> list[Finding]:
         off, suspiciously of one length, or of equal sound. Empty if all is well.
     """
     measurements = measure_all(corpus)
-    readable = [measurement for measurement in measurements if measurement.error is None]
+    readable = [m for m in measurements if m.error is None]
+    unreadable = [(m.error, m.utterance.utterance_id) for m in measurements if m.error is not None]
+    silent = f"silent (no sample reaches {SILENT_PEAK:g})"
     return [
         *_count_findings(corpus, info),
         *_missing_emotions(corpus.utterances),
-        *_unreadable(corpus, measurements),
-        *_faults(
-            "silent", f"silent (no sample reaches {SILENT_PEAK:g})", [m for m in readable if m.peak < SILENT_PEAK]
-        ),
-        *_faults("clipped", "clipped (flat at full scale)", [m for m in readable if m.clipped]),
+        *_unreadable([*((file.reason, file.utterance_id) for file in corpus.skipped), *unreadable]),
+        *_faults("silent", silent, [m for m in readable if m.peak < SILENT_PEAK]),
+        *_faults("clipped", "clipped (flat at full scale)", [m for m in readable if m.full_scale_run >= CLIPPED_RUN]),
         *_faults("cut_off", "cut off: their headers announce more", [m for m in readable if m.missing_bytes]),
         *_equal_lengths(readable),
         *_duplicates(readable),
-    ]
-
-
-def _count_findings(corpus: FileCorpus, info: CorpusInfo) -> list[Finding]:
-    """Differences from the published counts. None proves a fault: the folder may hold a subset on purpose."""
-    published = info.published_counts
-    if published.num_utterances is None:
-        return []
-    if dict(corpus.labels) != dict(info.label_map):
-        return [Finding("counts", "the labels are not mapped as published: counts are not compared")]
-    utterances = corpus.utterances
-    speakers = Counter(utterance.speaker for utterance in utterances)
-    emotions = Counter(utterance.emotion for utterance in utterances)
-    pairs = Counter((utterance.speaker, utterance.emotion) for utterance in utterances)
-    of_speakers = [(speaker, speakers[speaker], n) for speaker, n in published.per_speaker.items()]
-    of_pairs = [
-        (f"{speaker} {emotion}", pairs[speaker, emotion], n)
-        for speaker in sorted(speakers)
-        for emotion, n in published.of_each_speaker.items()
-    ]
-    return [
-        *_differences("utterances", [("", len(utterances), published.num_utterances)]),
-        *_differences("speakers", [("", len(speakers), published.num_speakers)]),
-        *_differences(
-            "utterances by emotion", [(name, emotions[name], n) for name, n in published.per_emotion.items()]
-        ),
-        *_differences("utterances by speaker", of_speakers),
-        *_differences("utterances by speaker and emotion", of_pairs),
     ]
 
 
@@ -104,54 +78,73 @@ def not_published(info: CorpusInfo) -> tuple[str, ...]:
     return tuple(name for name, published in known.items() if not published)
 
 
-def _differences(what: str, counts: Sequence[tuple[str, int, int | None]]) -> list[Finding]:
-    """One finding for all (name, found, published) that differ."""
-    different = [f"{name} {found} of {n}".strip() for name, found, n in counts if n is not None and found != n]
-    return [Finding("counts", f"{what} (found of published): {_some(different)}")] if different else []
+def _count_findings(corpus: FileCorpus, info: CorpusInfo) -> list[Finding]:
+    """Differences from the published counts. None proves a fault: the folder may hold a subset on purpose."""
+    published, utterances = info.published_counts, corpus.utterances
+    if published.num_utterances is None:
+        return []
+    if dict(corpus.labels) != dict(info.label_map):
+        return [Finding("counts", "the labels are not mapped as published: counts are not compared")]
+    speakers = Counter(utterance.speaker for utterance in utterances)
+    of_each = {f"{name} {emotion}": n for name in sorted(speakers) for emotion, n in published.of_each_speaker.items()}
+    compared: dict[str, tuple[Mapping[str, int], Mapping[str, int | None]]] = {
+        "utterances": ({"": len(utterances)}, {"": published.num_utterances}),
+        "speakers": ({"": len(speakers)}, {"": published.num_speakers}),
+        "utterances by emotion": (Counter(utterance.emotion for utterance in utterances), {**published.per_emotion}),
+        "utterances by speaker": (speakers, {**published.per_speaker}),
+        "utterances by speaker and emotion": (Counter(f"{u.speaker} {u.emotion}" for u in utterances), {**of_each}),
+    }
+    findings = []
+    for what, (found, expected) in compared.items():
+        different = [
+            (name, found.get(name, 0), n) for name, n in expected.items() if n not in (None, found.get(name, 0))
+        ]
+        if different:
+            shown = _some([f"{name} {count} of {n}".strip() for name, count, n in different])
+            findings.append(Finding("counts", f"{what} (found of published): {shown}"))
+    return findings
 
 
 def _missing_emotions(utterances: tuple[Utterance, ...]) -> list[Finding]:
     """Speakers who lack an emotion that others have: a client without that class."""
     emotions = classes_of(utterances)
-    had: dict[str, set[str]] = defaultdict(set)
+    had: dict[str, set[str]] = {}
     for utterance in utterances:
-        had[utterance.speaker].add(utterance.emotion)
-    lacking = {
-        speaker: [emotion for emotion in emotions if emotion not in had[speaker]]
+        had.setdefault(utterance.speaker, set()).add(utterance.emotion)
+    lacking = [
+        f"{speaker} ({', '.join(emotion for emotion in emotions if emotion not in had[speaker])})"
         for speaker in sorted(had)
         if len(had[speaker]) < len(emotions)
-    }
-    if not lacking:
-        return []
-    shown = _some([f"{speaker} ({', '.join(missing)})" for speaker, missing in lacking.items()])
-    return [Finding("missing", f"{len(lacking)} of {len(had)} speakers lack an emotion: {shown}")]
+    ]
+    text = f"{len(lacking)} of {len(had)} speakers lack an emotion: {_some(lacking)}"
+    return [Finding("missing", text)] if lacking else []
 
 
-def _unreadable(corpus: FileCorpus, measurements: Iterable[Measurement]) -> list[Finding]:
-    """One finding for all files that cannot be used for the same reason."""
-    failed = [SkippedFile(m.utterance.utterance_id, m.error) for m in measurements if m.error is not None]
-    ids: dict[str, list[str]] = defaultdict(list)
-    for file in (*corpus.skipped, *failed):
-        ids[file.reason].append(file.utterance_id)
-    return [Finding("unreadable", _unreadable_text(reason, names), tuple(names)) for reason, names in ids.items()]
-
-
-def _unreadable_text(reason: str, ids: Sequence[str]) -> str:
-    return f"{ids[0]}: {reason}" if len(ids) == 1 else f"{len(ids)} files: {reason}: {_some(ids)}"
+def _unreadable(files: Iterable[tuple[str, str]]) -> list[Finding]:
+    """One finding for all files that cannot be used for the same reason, from pairs of reason and utterance id."""
+    groups: dict[str, list[str]] = {}
+    for reason, utterance_id in files:
+        groups.setdefault(reason, []).append(utterance_id)
+    return [
+        Finding(
+            "unreadable",
+            f"{ids[0]}: {reason}" if len(ids) == 1 else f"{len(ids)} files: {reason}: {_some(ids)}",
+            tuple(ids),
+        )
+        for reason, ids in groups.items()
+    ]
 
 
 def _faults(kind: str, adjective: str, measurements: Sequence[Measurement]) -> list[Finding]:
-    if not measurements:
-        return []
-    ids = _ids(measurements)
-    return [Finding(kind, f"{len(ids)} files are {adjective}: {_some(ids)}", tuple(ids))]
+    ids = [measurement.utterance.utterance_id for measurement in measurements]
+    return [Finding(kind, f"{len(ids)} files are {adjective}: {_some(ids)}", tuple(ids))] if ids else []
 
 
 def _equal_lengths(measurements: Sequence[Measurement]) -> list[Finding]:
     """Lengths that far more files have than lengths nearby, to the sample."""
-    groups: dict[float, list[Measurement]] = defaultdict(list)
+    groups: dict[float, list[Measurement]] = {}
     for measurement in measurements:
-        groups[measurement.duration_s].append(measurement)
+        groups.setdefault(measurement.duration_s, []).append(measurement)
     lengths_s = sorted(groups)
     counts = [len(groups[length_s]) for length_s in lengths_s]
     least = max(EQUAL_LENGTH_FILES, EQUAL_LENGTH_SHARE * len(measurements))
@@ -166,19 +159,15 @@ def _equal_lengths(measurements: Sequence[Measurement]) -> list[Finding]:
 
 def _duplicates(measurements: Iterable[Measurement]) -> list[Finding]:
     """Groups of files with the same samples; silent ones apart, whose sameness says nothing."""
-    groups: dict[bytes, list[Measurement]] = defaultdict(list)
+    groups: dict[bytes, list[str]] = {}
     for measurement in measurements:
         if measurement.peak >= SILENT_PEAK:
-            groups[measurement.digest].append(measurement)
+            groups.setdefault(measurement.digest, []).append(measurement.utterance.utterance_id)
     return [
-        Finding("duplicate", f"{len(group)} files hold the same audio: {_some(_ids(group))}", tuple(_ids(group)))
-        for group in groups.values()
-        if len(group) > 1
+        Finding("duplicate", f"{len(ids)} files hold the same audio: {_some(ids)}", tuple(ids))
+        for ids in groups.values()
+        if len(ids) > 1
     ]
-
-
-def _ids(measurements: Iterable[Measurement]) -> list[str]:
-    return [measurement.utterance.utterance_id for measurement in measurements]
 
 
 def _some(names: Sequence[str]) -> str:
