@@ -13,11 +13,11 @@ import torchaudio
 from numpy.typing import NDArray
 
 import ser_fl
-from ser_fl.config.compose import compose as compose_config
+from ser_fl.config.compose import compose
 from ser_fl.data.synthetic import SyntheticCorpus
+from ser_fl.data.synthetic.articulation import SENTENCES, articulate
 from ser_fl.data.synthetic.corpus import SYNTHESISER_VERSION
 from ser_fl.data.synthetic.delivery import SYNTHETIC_EMOTIONS, Delivery
-from ser_fl.data.synthetic.score import SENTENCES, compose
 from ser_fl.data.synthetic.speakers import Speaker, make_speaker
 from ser_fl.data.synthetic.synthesiser import synthesise
 from ser_fl.data.utterance import EMOTIONS, Corpus
@@ -80,7 +80,7 @@ def bands_db(waveform_T: torch.Tensor) -> NDArray[np.float64]:
 
 def speak(speaker: Speaker, delivery: Delivery = NEUTRAL, seed: int = 0) -> NDArray[np.float32]:
     rng = np.random.default_rng(seed)
-    return synthesise(compose(SENTENCES[0], speaker, delivery, rng), speaker, delivery, SAMPLE_RATE_HZ, rng)
+    return synthesise(articulate(SENTENCES[0], speaker, delivery, rng), speaker, delivery, SAMPLE_RATE_HZ, rng)
 
 
 def test_is_a_corpus_and_says_that_it_is_synthetic() -> None:
@@ -252,7 +252,7 @@ GOOD_MODEL = (
 @pytest.mark.slow
 def test_good_model_is_neither_poor_nor_perfect(tmp_path: Path) -> None:
     """Within speakers: below 0.75 nothing could be compared on this corpus, and above 0.95 neither."""
-    run = ser_fl.train(compose_config([*GOOD_MODEL, f"run_dir={tmp_path / 'run'}"]))
+    run = ser_fl.train(compose([*GOOD_MODEL, f"run_dir={tmp_path / 'run'}"]))
     assert 0.75 <= run.read_json(run.summary)["test"]["uar"] <= 0.95
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ser_fl.data.synthetic.articulation import SENTENCES, articulate
 from ser_fl.data.synthetic.delivery import SYNTHETIC_EMOTIONS, draw_delivery
-from ser_fl.data.synthetic.score import SENTENCES, compose
 from ser_fl.data.synthetic.speakers import Speaker, make_speaker
 from ser_fl.data.synthetic.synthesiser import synthesise
 from ser_fl.data.utterance import SkippedFile, Utterance
@@ -77,8 +77,8 @@ class SyntheticCorpus:
         rng = np.random.default_rng(derive_seed("utterance", self.seed, utterance.utterance_id))
         delivery = draw_delivery(utterance.emotion, speaker, self.seed, rng)
         sentence = SENTENCES[_sentence_index(int(utterance.utterance_id[-2:]))]
-        score = compose(sentence, speaker, delivery, rng)
-        waveform_T = synthesise(score, speaker, delivery, self.sample_rate_hz, rng)
+        curves = articulate(sentence, speaker, delivery, rng)
+        waveform_T = synthesise(curves, speaker, delivery, self.sample_rate_hz, rng)
         return torch.from_numpy(waveform_T), self.sample_rate_hz
 
     def content_digest(self, utterance: Utterance) -> bytes:

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from ser_fl.data.synthetic.articulation import CONTROL_S, MALE_TRACT_CM, Articulation, Curve
 from ser_fl.data.synthetic.delivery import Delivery
-from ser_fl.data.synthetic.score import CONTROL_S, MALE_TRACT_CM, Score
 from ser_fl.data.synthetic.speakers import Speaker
 
 FRAME_S = 0.032
@@ -33,17 +33,17 @@ _PULSE_POINTS = 1024
 
 
 def synthesise(
-    score: Score, speaker: Speaker, delivery: Delivery, sample_rate_hz: int, rng: np.random.Generator
+    curves: Articulation, speaker: Speaker, delivery: Delivery, sample_rate_hz: int, rng: np.random.Generator
 ) -> NDArray[np.float32]:
     """Waveform of shape (T,), peak at most `PEAK`, with the gain and the noise of a room."""
-    source_T = _source(score, speaker, delivery, sample_rate_hz, rng)
+    source_T = _source(curves, speaker, delivery, sample_rate_hz, rng)
     hop = round(FRAME_S * sample_rate_hz / 2)
     window = np.sin(np.pi * (np.arange(2 * hop) + 0.5) / (2 * hop)).astype(np.float32)
     padded = np.pad(source_T, (hop, hop + -len(source_T) % hop))
     spectrum_KQ = np.fft.rfft(sliding_window_view(padded, 2 * hop)[::hop] * window)
     hz_Q = np.fft.rfftfreq(2 * hop, 1 / sample_rate_hz).astype(np.float64)
     at_K = np.arange(len(spectrum_KQ)) * hop / (CONTROL_S * sample_rate_hz)
-    spectrum_KQ *= _response(score, speaker, delivery, hz_Q, at_K)
+    spectrum_KQ *= _response(curves, speaker, delivery, hz_Q, at_K)
     gain_db = LEVEL_DBFS + delivery.level_db + rng.normal(0.0, ROOM_GAIN_SD_DB)
     room_Q = _tilt(hz_Q, rng.normal(0.0, ROOM_TILT_SD_DB)) * 10 ** (gain_db / 20)
     spectrum_KQ *= room_Q.astype(np.float32)
@@ -55,12 +55,12 @@ def synthesise(
 
 
 def _source(
-    score: Score, speaker: Speaker, delivery: Delivery, sample_rate_hz: int, rng: np.random.Generator
+    curves: Articulation, speaker: Speaker, delivery: Delivery, sample_rate_hz: int, rng: np.random.Generator
 ) -> NDArray[np.float32]:
     """Pulses and noise of shape (T,) before any filter; RMS 1 in an average vowel."""
-    control_L = np.arange(len(score.f0_hz))
+    control_L = np.arange(len(curves.f0_hz))
     at_T = np.arange(int(len(control_L) * CONTROL_S * sample_rate_hz)) / (CONTROL_S * sample_rate_hz)
-    cycles_T = np.interp(at_T, control_L, np.cumsum(score.f0_hz) * CONTROL_S)
+    cycles_T = np.interp(at_T, control_L, np.cumsum(curves.f0_hz) * CONTROL_S)
     cycle_T = cycles_T.astype(np.int32)
     num_cycles = int(cycle_T[-1]) + 1
     jitter_pct = np.clip(speaker.jitter_pct + delivery.jitter_pct, 0.1, 5.0)
@@ -71,8 +71,8 @@ def _source(
     pulse_T = _pulse(speaker.open_quotient)[np.minimum(point_T, _PULSE_POINTS)] * loudness[cycle_T]
     noise_T = _white_noise(len(at_T), rng)
     breath = 10 ** ((speaker.breath_db + delivery.breath_db) / 20)
-    voicing_T = np.interp(at_T, control_L, score.voicing).astype(np.float32)
-    hiss_T = np.interp(at_T, control_L, score.noise).astype(np.float32)
+    voicing_T = np.interp(at_T, control_L, curves.voicing).astype(np.float32)
+    hiss_T = np.interp(at_T, control_L, curves.noise).astype(np.float32)
     source_T: NDArray[np.float32] = voicing_T * pulse_T + (hiss_T + np.float32(breath) * voicing_T) * noise_T
     return source_T
 
@@ -94,32 +94,32 @@ def _pulse(open_quotient: float) -> NDArray[np.float32]:
 
 
 def _response(
-    score: Score, speaker: Speaker, delivery: Delivery, hz_Q: NDArray[np.float64], at_K: NDArray[np.float64]
+    curves: Articulation, speaker: Speaker, delivery: Delivery, hz_Q: Curve, at_K: Curve
 ) -> NDArray[np.complex64]:
     """What the mouth does to each frame, (K, Q): formants and tilt in voiced frames, a consonant's band elsewhere.
 
     `at_K` is the middle of each frame, counted in control points.
     """
-    control_L = np.arange(len(score.f0_hz))
+    control_L = np.arange(len(curves.f0_hz))
 
-    def column(curve_L: NDArray[np.float64]) -> NDArray[np.float32]:
+    def column(curve_L: Curve) -> NDArray[np.float32]:
         return np.interp(at_K, control_L, curve_L).astype(np.float32)[:, None]
 
     damping_KQ = np.ones((len(at_K), len(hz_Q)), np.complex64)
-    for formant_hz_L, bandwidth_hz in zip(score.formants_hz.T, _MOVING_BANDWIDTHS_HZ, strict=True):
+    for formant_hz_L, bandwidth_hz in zip(curves.formants_hz.T, _MOVING_BANDWIDTHS_HZ, strict=True):
         damping_KQ *= _resonance(hz_Q, column(formant_hz_L), bandwidth_hz)
     voice_KQ = _fixed_response(speaker, delivery, hz_Q) / damping_KQ
     # A pulse train falls by 6 dB per octave: vowels of equal voicing shall be about equally loud.
     weight_Q = (1 / np.maximum(hz_Q, 100.0) ** 2).astype(np.float32)
     power_K = (voice_KQ.real**2 + voice_KQ.imag**2) @ (weight_Q / weight_Q.sum())
-    hiss_K1 = column(score.noise).clip(0.0, 1.0)
+    hiss_K1 = column(curves.noise).clip(0.0, 1.0)
     voice_KQ *= (1 - hiss_K1) / np.sqrt(power_K)[:, None]
     octaves_Q = np.log2(np.maximum(hz_Q, 50.0)).astype(np.float32)
-    voice_KQ += _CONSONANT_GAIN * hiss_K1 * np.exp(-3 * (octaves_Q - np.log2(column(score.noise_hz))) ** 2)
+    voice_KQ += _CONSONANT_GAIN * hiss_K1 * np.exp(-3 * (octaves_Q - np.log2(column(curves.noise_hz))) ** 2)
     return voice_KQ
 
 
-def _fixed_response(speaker: Speaker, delivery: Delivery, hz_Q: NDArray[np.float64]) -> NDArray[np.complex64]:
+def _fixed_response(speaker: Speaker, delivery: Delivery, hz_Q: Curve) -> NDArray[np.complex64]:
     """Tilt, and the formants above the third, which hardly move, (Q,)."""
     scale = MALE_TRACT_CM / speaker.tract_cm
     formants_hz = (scale * np.arange(3500.0, hz_Q[-1] / scale + 1000.0, 1000.0)).astype(np.float32)
@@ -128,14 +128,12 @@ def _fixed_response(speaker: Speaker, delivery: Delivery, hz_Q: NDArray[np.float
     return response_Q
 
 
-def _tilt(hz_Q: NDArray[np.float64], db_per_octave: float) -> NDArray[np.float64]:
+def _tilt(hz_Q: Curve, db_per_octave: float) -> Curve:
     """Gain 1 up to 500 Hz, then a straight line over log frequency, (Q,)."""
     return (np.maximum(hz_Q, 500.0) / 500.0) ** (db_per_octave / 6.02)
 
 
-def _resonance(
-    hz_Q: NDArray[np.float64], formant_hz: NDArray[np.float32], bandwidth_hz: float
-) -> NDArray[np.complex64]:
+def _resonance(hz_Q: Curve, formant_hz: NDArray[np.float32], bandwidth_hz: float) -> NDArray[np.complex64]:
     """What a second-order resonance with gain 1 at 0 Hz divides by; a column of formants gives a row for each."""
     ratio = (hz_Q.astype(np.float32) / formant_hz).astype(np.float32)
     result = np.empty(ratio.shape, np.complex64)
@@ -144,7 +142,7 @@ def _resonance(
     return result
 
 
-def _room_noise(num_frames: int, hz_Q: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.complex64]:
+def _room_noise(num_frames: int, hz_Q: Curve, rng: np.random.Generator) -> NDArray[np.complex64]:
     """Stationary coloured noise, (K, Q)."""
     colour_Q = np.maximum(hz_Q, 60.0) ** -rng.uniform(0.3, 0.8)
     amplitude = 10 ** (rng.uniform(*ROOM_NOISE_DBFS) / 20) * np.sqrt(len(hz_Q) - 1)  # RMS 1 after windows and overlap
