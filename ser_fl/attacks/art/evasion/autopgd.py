@@ -29,12 +29,9 @@ class AutoPGD(BallAttack):
         norm: np.inf, "inf", 2 or "2".
         eps: radius of the ball, in the units of the inputs.
         max_iter: steps.
-        targeted: towards the labels rather than away from them.
         nb_random_init: random starts; 0 starts once, at the input.
         loss_type: a key of `LOSSES`.
-        batch_size: inputs at a time.
-        seed: of the random starts.
-        verbose: show a bar of the batches.
+        given: ``targeted``, ``batch_size``, ``seed`` and ``verbose``, as of `BallAttack`.
     """
 
     parameters: ClassVar[Mapping[str, Parameter]] = {

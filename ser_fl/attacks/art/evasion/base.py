@@ -42,7 +42,8 @@ class TensorAttack(EvasionAttack):  # type: ignore[misc]
 
     Args:
         classifier: a PyTorchClassifier whose model gives logits.
-        given: the `parameters` by name; those of ART's that are missing here are unknown.
+        given: the `parameters` by name. ``targeted``: towards the labels rather than away from them; ``batch_size``:
+            inputs at a time; ``verbose``: show a bar of the batches.
 
     Raises:
         ValueError: a parameter of another type, or out of its range.
@@ -73,8 +74,8 @@ class TensorAttack(EvasionAttack):  # type: ignore[misc]
 
     def __init__(self, classifier: Any, **given: Any) -> None:
         super().__init__(estimator=classifier)
-        for word in given.keys() - self.parameters.keys():
-            raise TypeError(f"{type(self).__name__} has no parameter {word!r}: it has {', '.join(self.parameters)}")
+        if unknown := self._unknown(given):
+            raise TypeError(unknown)
         self.set_params(**{word: parameter.default for word, parameter in self.parameters.items()} | given)
 
     def set_params(self, **given: Any) -> None:
@@ -83,11 +84,16 @@ class TensorAttack(EvasionAttack):  # type: ignore[misc]
         Raises:
             ValueError: an unknown parameter, another type, or out of range.
         """
-        for word in given.keys() - self.parameters.keys():
-            raise ValueError(f"{type(self).__name__} has no parameter {word!r}: it has {', '.join(self.parameters)}")
+        if unknown := self._unknown(given):
+            raise ValueError(unknown)
         checked = {word: self.parameters[word].checked(word, value) for word, value in given.items()}
         for word, value in checked.items():
             setattr(self, word, value)
+
+    def _unknown(self, given: Mapping[str, Any]) -> str:
+        """What is wrong with the names of parameters; nothing where nothing is."""
+        unknown = ", ".join(repr(word) for word in given if word not in self.parameters)
+        return unknown and f"{type(self).__name__} has no parameter {unknown}: it has {', '.join(self.parameters)}"
 
     def generate(self, x: Array, y: npt.NDArray[Any] | None = None, **kwargs: Any) -> Array:
         """Adversarial inputs, float32, in the shape of x; the inputs themselves, clipped, where nothing was found.
@@ -160,7 +166,8 @@ class BallAttack(TensorAttack):
 
     Args:
         estimator: a PyTorchClassifier whose model gives logits.
-        given: the `parameters` by name.
+        given: the `parameters` by name. ``norm``: np.inf, "inf", 2 or "2"; ``eps``: radius of the ball, in the units of
+            the inputs; ``max_iter``: steps of each start; ``seed``: of the starts.
     """
 
     parameters: ClassVar[Mapping[str, Parameter]] = {

@@ -40,11 +40,8 @@ class ExpectationOverTransformationPGD(BallAttack):
         eps: radius of the ball, in the units of the inputs.
         eps_step: length of a step, >= 0, in the same units.
         max_iter: steps.
-        targeted: towards the labels rather than away from them.
         num_random_init: random starts; 0 starts once, at the input.
-        batch_size: inputs at a time.
-        seed: of starts and draws.
-        verbose: show a bar of the batches.
+        given: ``targeted``, ``batch_size``, ``seed`` (of starts and draws) and ``verbose``, as of `BallAttack`.
     """
 
     parameters: ClassVar[Mapping[str, Parameter]] = {

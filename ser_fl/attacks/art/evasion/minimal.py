@@ -24,9 +24,7 @@ class CarliniWagnerL2(TensorAttack):
         classifier: an ART PyTorchClassifier whose model gives logits.
         max_iter: iterations for each constant, at most.
         binary_search_steps: constants that are tried.
-        targeted: towards the labels rather than away from them.
-        batch_size: inputs at a time.
-        verbose: show a bar of the batches.
+        given: ``targeted``, ``batch_size`` and ``verbose``, as of `TensorAttack`.
     """
 
     parameters: ClassVar[Mapping[str, Parameter]] = {
@@ -55,9 +53,7 @@ class CarliniWagnerLInf(TensorAttack):
         classifier: an ART PyTorchClassifier whose model gives logits.
         initial_tau: the largest change of a value that is looked at, >= 0.
         max_iter: iterations, for all bounds together.
-        targeted: towards the labels rather than away from them.
-        batch_size: inputs at a time.
-        verbose: show a bar of the batches.
+        given: ``targeted``, ``batch_size`` and ``verbose``, as of `TensorAttack`.
     """
 
     parameters: ClassVar[Mapping[str, Parameter]] = {
@@ -85,9 +81,7 @@ class FastMinimumNorm(TensorAttack):
         classifier: an ART PyTorchClassifier whose model gives logits.
         norm: the norm that is made small, np.inf, "inf", 2 or "2".
         max_iter: iterations.
-        targeted: towards the labels rather than away from them.
-        batch_size: inputs at a time.
-        verbose: show a bar of the batches.
+        given: ``targeted``, ``batch_size`` and ``verbose``, as of `TensorAttack`.
     """
 
     parameters: ClassVar[Mapping[str, Parameter]] = {
