@@ -125,3 +125,11 @@ def test_what_needed_help_does_attack(name: str, problem: tuple[nn.Module, Tenso
 def test_a_missing_box_is_told(name: str, problem: tuple[nn.Module, Tensor, Tensor]) -> None:
     with pytest.raises(UserError, match=f"art:{name} needs a box"):
         generate(name, problem, box=None)
+
+
+def test_cw_l2_goes_by_batches_and_does_not_depend_on_them(problem: tuple[nn.Module, Tensor, Tensor]) -> None:
+    """By batches it takes a quarter of the time; each input has its own constant and its own length of steps."""
+    at_once = generate("CarliniL2Method", problem, batch_size=3)
+    one_by_one = generate("CarliniL2Method", problem, batch_size=1)
+    assert (at_once.adversarial_BFL != problem[1]).any()
+    torch.testing.assert_close(at_once.adversarial_BFL, one_by_one.adversarial_BFL, rtol=0, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Expectation over transformation in ART's dress, on ART's own classifier."""
+"""Expectation over transformation in ART's dress, on ART's own classifier; see test_attacks_art_users for all."""
 
 from __future__ import annotations
 
@@ -92,18 +92,3 @@ def test_it_leaves_the_model_and_the_global_random_states_alone() -> None:
     assert all(module.training for module in estimator.model.modules())
     assert all(parameter.grad is None for parameter in estimator.model.parameters())
     np.testing.assert_array_equal(attack.generate(x, labels), first)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"samples": 0}, "samples must be >= 1, got 0"),
-        ({"eps": -0.5}, "eps must be >= 0 and finite, got -0.5"),
-        ({"eps_step": -0.1}, "eps_step must be >= 0, got -0.1"),
-        ({"norm": 1}, "norm must be inf or 2, got 1"),
-        ({"num_random_init": -1}, "num_random_init must be >= 0, got -1"),
-    ],
-)
-def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ExpectationOverTransformationPGD(classifier(), rolled, **settings)

@@ -366,22 +366,6 @@ def test_a_classifier_is_left_as_it_was() -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_parameters_for_art_are_checked_and_can_be_set() -> None:
-    model, clean, _ = linear_problem((6, 8))
-    classifier = art_classifier(model, (6, 8))
-    attack = CarliniWagnerL2(classifier)
-    attack.set_params(max_iter=7, batch_size=2)
-    assert "max_iter=7" in repr(attack)
-    with pytest.raises(ValueError, match="max_iter must be >= 1, got 0"):
-        attack.set_params(max_iter=0)
-    with pytest.raises(ValueError, match=r"norm must be .* got 1"):
-        FastMinimumNorm(classifier, norm=1)
-    with pytest.raises(ValueError, match="initial_tau must be >= 0, got -1"):
-        CarliniWagnerLInf(classifier, initial_tau=-1)
-    with pytest.raises(ValueError, match="CarliniWagnerL2 knows no mask"):
-        CarliniWagnerL2(classifier).generate(clean.numpy(), mask=np.ones((6, 8)))
-
-
 FOR_ART = """
 import logging, sys
 logging.getLogger().addHandler(logging.FileHandler(sys.argv[1], mode="w"))

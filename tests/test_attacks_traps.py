@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ser_fl.attacks.art import any_attack
 from ser_fl.attacks.art.estimator import Passes, clip_values_of, import_art
 from ser_fl.attacks.problem import Problem
 from ser_fl.attacks.registry import ATTACKS, AttackSettings, build
@@ -213,15 +215,29 @@ def test_global_random_states_neither_change_nor_matter(name: str, model: Crnn, 
     assert torch.equal(*results)
 
 
-def test_a_decision_attack_gives_one_result_for_a_seed() -> None:
-    """ART's HopSkipJump takes its start from the operating system's randomness."""
+@pytest.mark.parametrize("name", ["HopSkipJump", "BoundaryAttack"])
+def test_a_decision_attack_gives_one_result_for_a_seed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ART's take their start from the operating system. Where they no longer do, `art.random_states` is needless."""
+    import_art()
+    from art.attacks.evasion import boundary, hop_skip_jump
+
     torch.manual_seed(0)
     linear = nn.Sequential(nn.Flatten(), nn.Linear(12 * 9, 3))
     features = torch.randn(2, 12, 9).clamp(-2, 2)
     labels = linear(features).argmax(1)
-    one, two = (generate("art:HopSkipJump", linear, (features, labels)) for _ in range(2))
-    assert torch.equal(one, two)
-    assert np.random.RandomState.__module__ == "numpy.random.mtrand"
+
+    def made() -> Tensor:
+        attack = build(AttackSettings(name=f"art:{name}", epsilon=2.0, steps=2))
+        crafted = attack.generate(
+            linear, features, labels, box=BOX, num_classes=3, keys_B=["a", "b"], seed=1, batch_size=2
+        )
+        assert hop_skip_jump.np is np and boundary.np is np
+        return crafted.adversarial_BFL
+
+    assert torch.equal(made(), made())
+    assert not torch.equal(made(), features)
+    monkeypatch.setattr(any_attack, "random_states_from_the_global_one", contextlib.nullcontext)
+    assert not torch.equal(made(), made())
 
 
 LATE_IMPORT = """

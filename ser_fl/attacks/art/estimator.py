@@ -1,8 +1,8 @@
 """Our model as an ART classifier, for as long as one attack runs.
 
 ART switches modes, wipes gradients, runs recurrent layers in training mode and moves the model to its own idea of a
-device. It is therefore given `HiddenNetwork`, a module without parameters or children, whose backward pass
-differentiates by the input alone: there is nothing for ART to change. Nothing here is stored or pickled.
+device. It is therefore given `HiddenNetwork`, a module without parameters or children: there is nothing for ART to
+change. Nothing here is stored or pickled.
 
 Legend: B utterances, F mel bins, L frames, C classes. ART sees features as one-channel images, (B, 1, F, L).
 """
@@ -13,7 +13,6 @@ import logging
 import logging.config
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -66,38 +65,16 @@ class HiddenNetwork(nn.Module):
 
     def forward(self, inputs_B1FL: Tensor) -> Tensor:
         """Logits of shape (B, C), on the device of the inputs."""
-        if torch.is_grad_enabled() and inputs_B1FL.requires_grad:
-            self._step += 1
-            return _InputGradientOnly.apply(inputs_B1FL, self)  # type: ignore[no-any-return]
-        return self.run(inputs_B1FL)
-
-    def run(self, inputs_B1FL: Tensor) -> Tensor:
-        """The forward pass itself."""
+        differentiated = torch.is_grad_enabled() and inputs_B1FL.requires_grad
+        self._step += differentiated
         features_BFL = self._to_features(inputs_B1FL.squeeze(1).float().to(self._device))
-        return self._answer(features_BFL, self._step).to(inputs_B1FL.device)
+        logits_BC = self._answer(features_BFL, self._step).to(inputs_B1FL.device)
+        if differentiated:
+            logits_BC.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
+        return logits_BC
 
-    def count_backward(self, num_utterances: int) -> None:
-        self._passes.backward += num_utterances * self._draws
-
-
-class _InputGradientOnly(torch.autograd.Function):
-    """The network as one operation, whose only gradient is the input's: ``backward()`` reaches no parameter."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs_B1FL: Tensor, hidden: HiddenNetwork) -> Tensor:
-        with torch.enable_grad():
-            ctx.inputs = inputs_B1FL.detach().requires_grad_()
-            ctx.logits = hidden.run(ctx.inputs)
-        ctx.hidden = hidden
-        return ctx.logits.detach()  # type: ignore[no-any-return]
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient_BC: Tensor) -> tuple[Tensor, None]:
-        ctx.hidden.count_backward(len(gradient_BC))
-        # Kept, since ART goes backward once per class; it is freed with the logits.
-        (gradient_B1FL,) = torch.autograd.grad(ctx.logits, ctx.inputs, gradient_BC, retain_graph=True)
-        return gradient_B1FL, None
+    def _count_backward(self, gradient_BC: Tensor) -> None:
+        self._passes.backward += len(gradient_BC) * self._draws
 
 
 def import_art() -> None:
@@ -113,31 +90,8 @@ def import_art() -> None:
     logging.getLogger("art").setLevel(logging.ERROR)
 
 
-@cache
-def _classifier_class() -> type[Any]:
-    """ART's PyTorchClassifier with one method made affordable."""
-    import_art()
-    from art.estimators.classification import PyTorchClassifier
-
-    class InputClassifier(PyTorchClassifier):  # type: ignore[misc]
-        def class_gradient(self, x: Array, label: Any = None, training_mode: bool = False, **kwargs: Any) -> Array:
-            """Gradient of each utterance's own logit by one backward pass, where ART takes one per class.
-
-            In eval mode utterances do not see each other, so that the result is the same.
-            """
-            if not isinstance(label, np.ndarray):
-                return super().class_gradient(x, label=label, training_mode=training_mode, **kwargs)  # type: ignore[no-any-return]
-            inputs = torch.from_numpy(x).to(self.device).requires_grad_()
-            chosen_B = torch.from_numpy(label.astype(np.int64)).to(self.device)
-            logits_BC = self._model(inputs)[-1]
-            (gradient,) = torch.autograd.grad(logits_BC.gather(1, chosen_B[:, None]).sum(), inputs)
-            return gradient.cpu().numpy()[:, None]
-
-    return InputClassifier
-
-
 def classifier(hidden: HiddenNetwork, clip_values: ClipValues | None, num_classes: int, shape: tuple[int, int]) -> Any:
-    """An ART PyTorchClassifier over a hidden network.
+    """An ART PyTorchClassifier over a hidden network, with one method made affordable.
 
     Args:
         hidden: the network.
@@ -145,7 +99,10 @@ def classifier(hidden: HiddenNetwork, clip_values: ClipValues | None, num_classe
         num_classes: C.
         shape: (F, L).
     """
-    return _classifier_class()(
+    import_art()
+    from art.estimators.classification import PyTorchClassifier
+
+    estimator = PyTorchClassifier(
         model=hidden,
         loss=nn.CrossEntropyLoss(),
         input_shape=(1, *shape),
@@ -154,6 +111,22 @@ def classifier(hidden: HiddenNetwork, clip_values: ClipValues | None, num_classe
         preprocessing=None,
         device_type="gpu" if hidden._device.type == "cuda" else "cpu",
     )
+    by_class = estimator.class_gradient
+
+    def class_gradient(x: Array, label: Any = None, **kwargs: Any) -> Any:
+        """Gradient of each utterance's own logit by one backward pass, where ART takes one per class.
+
+        In eval mode utterances do not see each other, so that the result is the same.
+        """
+        if not isinstance(label, np.ndarray):
+            return by_class(x, label=label, **kwargs)
+        inputs = torch.from_numpy(x).to(estimator.device).requires_grad_()
+        chosen_B1 = torch.from_numpy(label.astype(np.int64)).to(estimator.device)[:, None]
+        (gradient,) = torch.autograd.grad(hidden(inputs).gather(1, chosen_B1).sum(), inputs)
+        return gradient.cpu().numpy()[:, None]
+
+    estimator.class_gradient = class_gradient
+    return estimator
 
 
 def clip_values_of(box: Box) -> tuple[Array, Array] | None:

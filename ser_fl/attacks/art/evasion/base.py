@@ -1,11 +1,14 @@
-"""What our attacks share as attacks of ART: batches, labels, the box, and a model that is left as it was.
+"""What our attacks share as attacks of ART: parameters, batches, labels, masks, the box, a model left as it was.
 
-Legend: B inputs; whatever follows B is their shape.
+Legend: B inputs, N some of them; whatever follows is their shape.
 """
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,14 +17,193 @@ import torch
 from torch import Tensor, nn
 
 from ser_fl.attacks.art.estimator import Array, Passes, import_art
+from ser_fl.attacks.art.evasion.parameters import Parameter, choice, flag, real, refused, whole
 from ser_fl.attacks.ball import Ball
-from ser_fl.attacks.target import Expectation, Target
+from ser_fl.attacks.losses import Loss
+from ser_fl.attacks.target import Answer, Expectation, Target
 from ser_fl.attacks.threat_model import Box, Norm
 from ser_fl.attacks.training_attacks import attacked
+from ser_fl.randomness import generator
 
 import_art()  # before anything else does, which would close log files
 from art.attacks.attack import EvasionAttack  # noqa: E402
 from art.estimators.classification import PyTorchClassifier  # noqa: E402
+from tqdm.auto import tqdm  # noqa: E402
+
+NORMS: dict[Any, Norm] = {np.inf: "inf", "inf": "inf", 2: "2", "2": "2"}
+"""Ours, under the names that ART's users give them."""
+
+
+class TensorAttack(EvasionAttack):  # type: ignore[misc]
+    """An attack of ours on a PyTorchClassifier whose model gives logits.
+
+    Unlike ART's own, they differentiate recurrent layers in evaluation mode, touch no gradient of a parameter, and take
+    ``clip_values=None`` to mean that there is no box, rather than the range of whatever they are given.
+
+    Args:
+        classifier: a PyTorchClassifier whose model gives logits.
+        given: the `parameters` by name. ``targeted``: towards the labels rather than away from them; ``batch_size``:
+            inputs at a time; ``verbose``: show a bar of the batches.
+
+    Raises:
+        ValueError: a parameter of another type, or out of its range.
+        TypeError: an unknown parameter.
+    """
+
+    parameters: ClassVar[Mapping[str, Parameter]] = {
+        "targeted": flag(False),
+        "batch_size": whole(64, least=1),
+        "verbose": flag(True),
+        "summary_writer": refused(False, "our attacks write no summaries"),
+    }
+    """What may be given and set, by name."""
+    _estimator_requirements = (PyTorchClassifier,)
+    summary_writer = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """What ART, `help` and editors ask a class for."""
+        super().__init_subclass__(**kwargs)
+        cls.attack_params = list(cls.parameters)
+        own = inspect.signature(cls.__init__).parameters
+        words = [
+            inspect.Parameter(word, inspect.Parameter.KEYWORD_ONLY, default=parameter.default)
+            for word, parameter in cls.parameters.items()
+            if word not in own
+        ]
+        cls.__signature__ = inspect.Signature([*list(own.values())[1:-1], *words])
+
+    def __init__(self, classifier: Any, **given: Any) -> None:
+        super().__init__(estimator=classifier)
+        if unknown := self._unknown(given):
+            raise TypeError(unknown)
+        self.set_params(**{word: parameter.default for word, parameter in self.parameters.items()} | given)
+
+    def set_params(self, **given: Any) -> None:
+        """Set some parameters, or none where one of them is refused.
+
+        Raises:
+            ValueError: an unknown parameter, another type, or out of range.
+        """
+        if unknown := self._unknown(given):
+            raise ValueError(unknown)
+        checked = {word: self.parameters[word].checked(word, value) for word, value in given.items()}
+        for word, value in checked.items():
+            setattr(self, word, value)
+
+    def _unknown(self, given: Mapping[str, Any]) -> str:
+        """What is wrong with the names of parameters; nothing where nothing is."""
+        unknown = ", ".join(repr(word) for word in given if word not in self.parameters)
+        return unknown and f"{type(self).__name__} has no parameter {unknown}: it has {', '.join(self.parameters)}"
+
+    def generate(self, x: Array, y: npt.NDArray[Any] | None = None, **kwargs: Any) -> Array:
+        """Adversarial inputs, float32, in the shape of x; the inputs themselves, clipped, where nothing was found.
+
+        Args:
+            x: inputs, shape (B, ...).
+            y: true classes (target classes, if targeted), indices of shape (B,) or one-hot of shape (B, C). None for
+                those that the model predicts.
+            kwargs: ``mask``, of bool or float, which broadcasts to x: where it is 0 nothing is changed.
+
+        Raises:
+            ValueError: a targeted attack without targets, labels or a mask that do not fit, or a word that is not
+                known.
+            NotImplementedError: the estimator preprocesses with NumPy, which no gradient passes.
+        """
+        mask = kwargs.pop("mask", None)
+        if kwargs:
+            raise ValueError(f"{type(self).__name__} knows no {', '.join(kwargs)}")
+        if y is None and self.targeted:
+            raise ValueError("Target labels `y` need to be provided for a targeted attack.")
+        if not self.estimator.all_framework_preprocessing:
+            raise NotImplementedError("the estimator preprocesses with NumPy: take preprocessors of PyTorch")
+        made = np.array(x, dtype=np.float32)
+        labels = None if y is None else _indices(np.asarray(y), len(made), self.estimator.nb_classes)
+        movable = None if mask is None else _movable(np.asarray(mask), made.shape)
+        network, device = _Classified(self.estimator), self.estimator.device
+        box, firsts = self._box(device), range(0, len(made), self.batch_size)
+        with attacked(network):
+            for first in tqdm(firsts, desc=type(self).__name__, disable=not self.verbose):
+                rows = slice(first, first + self.batch_size)
+                clean = box.clip(torch.from_numpy(made[rows]).to(device))
+                front = None if movable is None else _Masked(torch.from_numpy(movable[rows]).to(device), clean)
+                target = self._target(
+                    network=network,
+                    keys_B=[str(first + row) for row in range(len(clean))],
+                    passes=Passes(),
+                    to_features=front,
+                    expectation=self._expectation(),
+                )
+                if labels is None:
+                    with torch.no_grad():
+                        labels_B = network(clean).argmax(1)
+                else:
+                    labels_B = torch.from_numpy(labels[rows]).to(device)
+                found = self._craft(target, clean, labels_B, box)
+                made[rows] = (found if front is None else front(found)).cpu().numpy()
+        return made
+
+    @abstractmethod
+    def _craft(self, target: Target, clean: Tensor, labels_B: Tensor, box: Box) -> Tensor:
+        """Adversarial inputs of one batch."""
+
+    def _target(self, **parts: Any) -> Target:
+        """The model as the attack questions it."""
+        return Target(**parts)
+
+    def _expectation(self) -> Expectation | None:
+        """What the attacker knows of randomness in front of the model."""
+        return None
+
+    def _box(self, device: torch.device) -> Box:
+        if self.estimator.clip_values is None:
+            return Box.unbounded()
+        lower, upper = (torch.as_tensor(side, dtype=torch.float32) for side in self.estimator.clip_values)
+        return Box(lower, upper).to(device)
+
+
+class BallAttack(TensorAttack):
+    """An attack of ours that stays in a ball, from random starts that are keyed by (seed, row, start).
+
+    Args:
+        estimator: a PyTorchClassifier whose model gives logits.
+        given: the `parameters` by name. ``norm``: np.inf, "inf", 2 or "2"; ``eps``: radius of the ball, in the units of
+            the inputs; ``max_iter``: steps of each start; ``seed``: of the starts.
+    """
+
+    parameters: ClassVar[Mapping[str, Parameter]] = {
+        **TensorAttack.parameters,
+        "batch_size": whole(32, least=1),
+        "norm": choice(np.inf, NORMS),
+        "eps": real(0.3),
+        "max_iter": whole(100, least=1),
+        "seed": whole(0, least=0),
+    }
+
+    def __init__(self, estimator: Any, **given: Any) -> None:
+        super().__init__(estimator, **given)
+
+    def _target(self, **parts: Any) -> Target:
+        return (_Towards if self.targeted else Target)(**parts)
+
+    def _ball(self, clean: Tensor) -> Ball:
+        return Ball(clean, clean.new_full((len(clean),), self.eps), NORMS[self.norm])
+
+    def _start(self, target: Target, ball: Ball, name: str, number: int) -> Tensor:
+        """Where a start of these inputs begins; where a mask forbids it, at the clean value."""
+        start = ball.random(generator(name, self.seed, key, number) for key in target.keys_B)
+        return start if target.to_features is None else target.to_features(start)
+
+
+class _Towards(Target):
+    """A model whose labels are targets: an input that is not taken for its target yet stands for one recognised."""
+
+    def score(self, inputs: Tensor, labels_B: Tensor, loss: Loss, *, step: int = 0) -> tuple[Tensor, Tensor]:
+        loss_B, hit_B = Target.score(self, inputs, labels_B, loss, step=step)
+        return -loss_B, 1 - hit_B
+
+    def answer(self, inputs: Tensor, labels_B: Tensor, loss: Loss, *, step: int = 0) -> Answer:
+        away = Target.answer(self, inputs, labels_B, loss, step=step)
+        return replace(away, loss_B=-away.loss_B, gradient=-away.gradient, right_B=1 - away.right_B)
 
 
 class _Classified(nn.Module):
@@ -38,120 +220,39 @@ class _Classified(nn.Module):
         return logits_BC
 
 
-class TensorAttack(EvasionAttack):  # type: ignore[misc]
-    """An attack of ours on a PyTorchClassifier whose model gives logits.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Masked:
+    """Shows the model what is moved where a mask allows it, and the clean input elsewhere."""
 
-    Unlike ART's own, they differentiate recurrent layers in evaluation mode, touch no gradient of a parameter, and take
-    ``clip_values=None`` to mean that there is no box, rather than the range of whatever they are given.
-    """
+    movable: Tensor
+    clean: Tensor
 
-    attack_params: ClassVar[list[str]] = [*EvasionAttack.attack_params, "targeted", "batch_size"]
-    _least: ClassVar[dict[str, int]] = {}
-    """The smallest value of whole numbers that may be less than 1."""
-    _estimator_requirements = (PyTorchClassifier,)
+    def __call__(self, inputs: Tensor) -> Tensor:
+        return torch.where(self.movable, inputs, self.clean)
 
-    def __init__(self, classifier: Any, *, targeted: bool = False, batch_size: int = 64) -> None:
-        super().__init__(estimator=classifier)
-        self.targeted = targeted
-        self.batch_size = batch_size
-
-    def generate(self, x: Array, y: npt.NDArray[Any] | None = None, **kwargs: Any) -> Array:
-        """Adversarial inputs, float32, in the shape of x; the inputs themselves, clipped, where nothing was found.
-
-        Args:
-            x: inputs, shape (B, ...).
-            y: true classes (target classes, if targeted), indices of shape (B,) or one-hot of shape (B, C). None for
-                those that the model predicts.
-            kwargs: none are known.
-
-        Raises:
-            ValueError: a targeted attack without targets, or a word that is not known.
-            NotImplementedError: the estimator preprocesses with NumPy, which no gradient passes.
-        """
-        if kwargs:
-            raise ValueError(f"{type(self).__name__} knows no {', '.join(kwargs)}")
-        if y is None and self.targeted:
-            raise ValueError("Target labels `y` need to be provided for a targeted attack.")
-        if not self.estimator.all_framework_preprocessing:
-            raise NotImplementedError("the estimator preprocesses with NumPy: take preprocessors of PyTorch")
-        network, device = _Classified(self.estimator), self.estimator.device
-        made = []
-        with attacked(network):
-            for first in range(0, len(x), self.batch_size):
-                inputs = torch.from_numpy(x[first : first + self.batch_size].astype(np.float32)).to(device)
-                target = Target(
-                    network=network,
-                    keys_B=[str(first + row) for row in range(len(inputs))],
-                    passes=Passes(),
-                    expectation=self._expectation(),
-                )
-                if y is None:
-                    with torch.no_grad():
-                        labels_B = network(inputs).argmax(1)
-                else:
-                    labels_B = torch.from_numpy(_indices(y)[first : first + self.batch_size]).to(device)
-                box = self._box(device)
-                made.append(self._craft(target, box.clip(inputs), labels_B, box).cpu().numpy())
-        return np.concatenate(made) if made else x.astype(np.float32)
-
-    @abstractmethod
-    def _craft(self, target: Target, clean: Tensor, labels_B: Tensor, box: Box) -> Tensor:
-        """Adversarial inputs of one batch."""
-
-    def _expectation(self) -> Expectation | None:
-        """What the attacker knows of randomness in front of the model."""
-        return None
-
-    def _box(self, device: torch.device) -> Box:
-        if self.estimator.clip_values is None:
-            return Box.unbounded()
-        lower, upper = (torch.as_tensor(side, dtype=torch.float32) for side in self.estimator.clip_values)
-        return Box(lower, upper).to(device)
-
-    def _check_params(self) -> None:
-        super()._check_params()
-        for word in self.attack_params:
-            value, least = getattr(self, word, None), self._least.get(word, 1)
-            if type(value) is int and value < least:
-                raise ValueError(f"{word} must be >= {least}, got {value}")
+    def subset(self, rows_N: Tensor) -> _Masked:
+        return _Masked(self.movable[rows_N], self.clean[rows_N])
 
 
-class BallAttack(TensorAttack):
-    """An attack of ours that stays in a ball, from random starts that are keyed by (seed, row, start).
-
-    Args:
-        estimator: a PyTorchClassifier whose model gives logits.
-        norm: np.inf, "inf", 2 or "2".
-        eps: radius of the ball, in the units of the inputs, >= 0.
-        max_iter: steps of each start.
-        batch_size: inputs at a time.
-        seed: of the starts.
-    """
-
-    attack_params: ClassVar[list[str]] = [
-        *EvasionAttack.attack_params,
-        *("batch_size", "norm", "eps", "max_iter", "seed"),
-    ]
-    _least: ClassVar[dict[str, int]] = {"seed": 0, "nb_random_init": 0, "num_random_init": 0}
-
-    def __init__(
-        self, estimator: Any, *, norm: float | str, eps: float, max_iter: int, batch_size: int, seed: int
-    ) -> None:
-        super().__init__(estimator, batch_size=batch_size)
-        self.norm, self.eps, self.max_iter, self.seed = norm, float(eps), max_iter, seed
-
-    def _ball(self, clean: Tensor) -> Ball:
-        norm: Norm = "2" if self.norm in (2, "2") else "inf"
-        return Ball(clean, clean.new_full((len(clean),), self.eps), norm)
-
-    def _check_params(self) -> None:
-        super()._check_params()
-        if getattr(self, "norm", 2) not in (np.inf, "inf", 2, "2"):
-            raise ValueError(f"norm must be inf or 2, got {self.norm!r}")
-        if not 0 <= getattr(self, "eps", 0.0) < np.inf:
-            raise ValueError(f"eps must be >= 0 and finite, got {self.eps}")
+def _movable(mask: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """A mask as ART's users give it, in the shape of the inputs: True where they may change."""
+    if not (mask.dtype == bool or np.issubdtype(mask.dtype, np.floating)):
+        raise ValueError(f"mask must be of bool or float, got {mask.dtype}")
+    if not (mask >= 0).all():
+        raise ValueError("mask must be >= 0, got a negative number or none")
+    try:
+        return np.broadcast_to(mask != 0, shape).copy()
+    except ValueError:
+        raise ValueError(f"mask must broadcast to inputs of shape {shape}, got shape {mask.shape}") from None
 
 
-def _indices(y: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+def _indices(y: npt.NDArray[Any], num_inputs: int, num_classes: int) -> npt.NDArray[np.int64]:
     """Classes as indices, whichever way ART's users give them."""
-    return (y.argmax(axis=1) if y.ndim == 2 and y.shape[1] > 1 else y.reshape(-1)).astype(np.int64)
+    if y.shape not in ((num_inputs,), (num_inputs, 1), (num_inputs, num_classes)):
+        raise ValueError(
+            f"y must be {num_inputs} indices or one-hot rows of {num_classes} classes, got shape {y.shape}"
+        )
+    labels = (y.argmax(axis=1) if y.size > num_inputs else y.reshape(-1)).astype(np.int64)
+    if not ((labels >= 0) & (labels < num_classes)).all():
+        raise ValueError(f"y must be in [0, {num_classes}), got {labels.min()} to {labels.max()}")
+    return labels

@@ -8,7 +8,7 @@ Legend: B inputs, K draws; whatever follows B is an input: features, samples or 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from ser_fl.attacks.art.evasion.base import BallAttack
+from ser_fl.attacks.art.evasion.parameters import Parameter, function, real, whole
 from ser_fl.attacks.pgd import descend
 from ser_fl.attacks.target import Expectation, Target
 from ser_fl.attacks.threat_model import Box
@@ -40,43 +41,26 @@ class ExpectationOverTransformationPGD(BallAttack):
         eps_step: length of a step, >= 0, in the same units.
         max_iter: steps.
         num_random_init: random starts; 0 starts once, at the input.
-        batch_size: inputs at a time.
-        seed: of starts and draws.
+        given: ``targeted``, ``batch_size``, ``seed`` (of starts and draws) and ``verbose``, as of `BallAttack`.
     """
 
-    attack_params: ClassVar[list[str]] = [
-        *BallAttack.attack_params,
-        *("transform", "samples", "eps_step", "num_random_init"),
-    ]
+    parameters: ClassVar[Mapping[str, Parameter]] = {
+        **BallAttack.parameters,
+        "transform": function(),
+        "samples": whole(16, least=1),
+        "eps_step": real(0.1),
+        "num_random_init": whole(0, least=0),
+    }
 
-    def __init__(
-        self,
-        estimator: Any,
-        transform: Transform,
-        *,
-        samples: int = 16,
-        norm: float | str = "inf",
-        eps: float = 0.3,
-        eps_step: float = 0.1,
-        max_iter: int = 100,
-        num_random_init: int = 0,
-        batch_size: int = 32,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(estimator, norm=norm, eps=eps, max_iter=max_iter, batch_size=batch_size, seed=seed)
-        self.transform, self.samples, self.eps_step = transform, samples, float(eps_step)
-        self.num_random_init = num_random_init
-        self._check_params()
+    def __init__(self, estimator: Any, transform: Transform, **given: Any) -> None:
+        super().__init__(estimator, transform=transform, **given)
 
     def _expectation(self) -> Expectation:
         return _OverTransform(self.transform, self.seed, self.samples)
 
     def _craft(self, target: Target, clean: Tensor, labels_B: Tensor, box: Box) -> Tensor:
         ball = self._ball(clean)
-        starts = [
-            ball.random(generator("eot", self.seed, key, restart) for key in target.keys_B)
-            for restart in range(self.num_random_init)
-        ]
+        starts = [self._start(target, ball, "eot", restart) for restart in range(self.num_random_init)]
         return descend(
             target,
             ball,
@@ -86,11 +70,6 @@ class ExpectationOverTransformationPGD(BallAttack):
             starts=torch.stack(starts) if starts else None,
             box=box,
         )
-
-    def _check_params(self) -> None:
-        super()._check_params()
-        if not getattr(self, "eps_step", 0.0) >= 0:
-            raise ValueError(f"eps_step must be >= 0, got {self.eps_step}")
 
 
 @dataclass(frozen=True, slots=True)
