@@ -257,9 +257,8 @@ def run_report(arguments: Namespace) -> None:
     from ser_fl.report.four_way import four_way
     from ser_fl.report.markup import print_table, to_markdown
     from ser_fl.report.page import write_report
-    from ser_fl.report.replications import replication_table
+    from ser_fl.report.replications import replication_table, spread_table
     from ser_fl.report.runs import read_run
-    from ser_fl.report.spread import spread_table
     from ser_fl.report.tables import summary_table
     from ser_fl.report.transfer import read_matrices, transfer_tables
 

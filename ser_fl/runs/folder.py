@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote, unquote
 
 from ser_fl.errors import UserError, shown
@@ -27,11 +27,8 @@ from ser_fl.runs.records import (
     ProfileRecord,
     RoundRecord,
     TransferMatrix,
-    TransferRecord,
 )
-from ser_fl.runs.validation import conform, parse_json, record_of
-
-_Record = TypeVar("_Record", bound=AttackRecord)
+from ser_fl.runs.validation import parse_json, record_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +213,13 @@ class RunFolder:
         if not self.attacks.exists():
             return []
         content = self.read_json(self.attacks)
-        return _records_in(self.attacks, content, AttackRecord, ATTACKS_SCHEMA, "ser-fl benchmark")
+        _check_schema(self.attacks, content, ATTACKS_SCHEMA, "ser-fl benchmark")
+        try:
+            return list(record_of(tuple[AttackRecord, ...], content.get("records"), "records"))
+        except ValueError as error:
+            raise UserError(
+                f"{self.attacks} has an incomplete record ({error}): run `ser-fl benchmark` again"
+            ) from None
 
 
 def write_transfer(path: Path, matrix: TransferMatrix) -> None:
@@ -234,19 +237,19 @@ def read_transfer(path: Path) -> TransferMatrix:
         UserError: the file is missing, damaged or of another schema.
     """
     content = RunFolder(path.parent).read_json(path)
-    records = _records_in(path, content, TransferRecord, TRANSFER_SCHEMA, "ser-fl transfer")
+    _check_schema(path, content, TRANSFER_SCHEMA, "ser-fl transfer")
     try:
-        return record_of(TransferMatrix, {**content, "records": [asdict(record) for record in records]})
+        matrix = record_of(TransferMatrix, content)
     except ValueError as error:
         raise UserError(f"{path} is incomplete ({error}): run `ser-fl transfer` again") from None
+    there = {(record.defence, record.source, record.target) for record in matrix.records}
+    pairs = [(source, target) for source in matrix.models for target in matrix.models]
+    if not there or any((defence, *pair) not in there for defence, _, _ in there for pair in pairs):
+        raise UserError(f"{path} is incomplete (some pairs of models have no record): run `ser-fl transfer` again")
+    return matrix
 
 
-def _records_in(path: Path, content: Any, kind: type[_Record], schema: int, command: str) -> list[_Record]:
-    """The records of a file of attacks; what a later version has added to them is left aside."""
+def _check_schema(path: Path, content: Any, schema: int, command: str) -> None:
     found = content.get("schema") if isinstance(content, dict) else None
     if found != schema:
         raise UserError(f"{path} has schema {shown(found)}, this version reads {schema}: run `{command}` again")
-    try:
-        return [record_of(kind, record) for record in conform(tuple[Any, ...], content.get("records"), "records")]
-    except ValueError as error:
-        raise UserError(f"{path} has an incomplete record ({error}): run `{command}` again") from None
