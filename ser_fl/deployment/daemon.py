@@ -92,7 +92,7 @@ class Daemon:
         with self.log.open("ab") as log:
             self._begin = log.tell()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "ser_fl.deployment.launch", str(os.getpid()), program, *arguments],
+                [sys.executable, "-m", "ser_fl.deployment.program", str(os.getpid()), program, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

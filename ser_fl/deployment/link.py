@@ -24,7 +24,7 @@ class Link:
     """A SuperLink with TLS that knows the nodes whose public keys are in the folder, and nobody else.
 
     It has its own SuperExec, and a state folder with Flower's data base, so that after a crash it goes on with the
-    same nodes. Runs are submitted, and keys registered, from its own machine only (`ser_fl.deployment.launch`).
+    same nodes. Runs are submitted, and keys registered, from its own machine only (`ser_fl.deployment.flwr_gate`).
     """
 
     def __init__(
