@@ -190,9 +190,8 @@ def track_attacks(run: RunFolder, records: list[AttackRecord]) -> None:
     if not state:
         return
     settings = dump(compose(config_file=run.config))
-    tracking = settings["tracking"]
     try:
-        tracker = open_tracker(**tracking, run=run, name=settings["experiment"], config=settings, state=state)
+        tracker = open_tracker(settings, run, state)
     except UserError as error:
         console.print(f"[yellow]attacks are not tracked:[/yellow] {error}", highlight=False)
         return
