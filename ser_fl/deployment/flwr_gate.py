@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
+from unittest.mock import patch
 
 _STREAMS_S = 2
 """How long a stopping SuperLink waits for streams of logs."""
@@ -67,4 +68,4 @@ def close_gate() -> None:
         settings |= {"proxy_headers": False, "access_log": False, "timeout_graceful_shutdown": _STREAMS_S}
         run(Gate(app), **settings)
 
-    uvicorn.run = run_gated  # type: ignore[assignment]
+    patch.object(uvicorn, "run", run_gated).start()

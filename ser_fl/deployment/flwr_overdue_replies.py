@@ -11,6 +11,7 @@ for a message is replaced in the SuperNode's process. The hook may go when
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 if TYPE_CHECKING:
     from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
@@ -27,7 +28,7 @@ def send_overdue_replies() -> None:
         run_id = pull(state, *arguments, **settings)
         return overdue_run(state) if run_id is None else run_id
 
-    supernode._pull_and_store_message = pull_or_find_reply  # type: ignore[assignment]
+    patch.object(supernode, "_pull_and_store_message", pull_or_find_reply).start()
 
 
 def overdue_run(state: InMemoryNodeState) -> int | None:

@@ -14,6 +14,7 @@ from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.forkserver import ensure_running
 from typing import Any
+from unittest.mock import patch
 
 _FORK_SERVER = get_context("forkserver")
 _PARTS = {
@@ -57,7 +58,7 @@ def start_tasks_warm() -> None:
         _FORK_SERVER.Process(target=become, args=(arguments,), daemon=True).start()
         return LaunchResult.accepted()
 
-    SubprocessExecutor.launch = launch  # type: ignore[method-assign,assignment]
+    patch.object(SubprocessExecutor, "launch", launch).start()
 
 
 def become(arguments: Sequence[str]) -> None:

@@ -31,44 +31,43 @@ from ser_fl.runs.records import (
 from ser_fl.runs.validation import parse_json, record_of
 
 
+class _Below:
+    """A path below the run folder."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, run: RunFolder, owner: type) -> Path:
+        return run.root / self._name
+
+
 @dataclass(frozen=True, slots=True)
 class RunFolder:
     """The folder of one run."""
 
     root: Path
 
-    @property
-    def config(self) -> Path:
-        return self.root / "config.yaml"
-
-    @property
-    def environment(self) -> Path:
-        return self.root / "environment.json"
-
-    @property
-    def rounds(self) -> Path:
-        return self.root / "rounds.jsonl"
-
-    @property
-    def clients(self) -> Path:
-        return self.root / "clients.jsonl"
-
-    @property
-    def summary(self) -> Path:
-        return self.root / "summary.json"
-
-    @property
-    def weights(self) -> Path:
-        return self.root / "model.safetensors"
-
-    @property
-    def model(self) -> Path:
-        return self.root / "model.json"
-
-    @property
-    def local_models(self) -> Path:
-        """Folder of the clients' own weights, of a run that averages nothing (``federation=local_only``)."""
-        return self.root / "clients"
+    config = _Below("config.yaml")
+    environment = _Below("environment.json")
+    rounds = _Below("rounds.jsonl")
+    clients = _Below("clients.jsonl")
+    summary = _Below("summary.json")
+    weights = _Below("model.safetensors")
+    model = _Below("model.json")
+    local_models = _Below("clients")
+    """Folder of the clients' own weights, of a run that averages nothing (``federation=local_only``)."""
+    attacks = _Below("attacks.json")
+    transfer = _Below("transfer.json")
+    outcomes = _Below("attacks")
+    """Folder of what attacks did to every utterance, and of what an unfinished benchmark has made so far."""
+    profile = _Below("profile.json")
+    checkpoint = _Below("checkpoint")
+    report = _Below("report.html")
+    figures = _Below("figures")
+    adversarial = _Below("adversarial")
+    """Folder of clean and adversarial WAV pairs, where asked for."""
+    spectrograms = _Below("adversarial/example.json")
+    """One clean and adversarial log-mel pair, for the report."""
 
     def weights_of(self, client_id: str) -> Path:
         """A client's own weights; whatever a file's name cannot hold is percent-encoded."""
@@ -80,45 +79,6 @@ class RunFolder:
         return sorted(
             unquote(file.name.removesuffix(".safetensors")) for file in self.local_models.glob("*.safetensors")
         )
-
-    @property
-    def attacks(self) -> Path:
-        return self.root / "attacks.json"
-
-    @property
-    def transfer(self) -> Path:
-        return self.root / "transfer.json"
-
-    @property
-    def outcomes(self) -> Path:
-        """What attacks did to every utterance, and what an unfinished benchmark has made so far."""
-        return self.root / "attacks"
-
-    @property
-    def profile(self) -> Path:
-        return self.root / "profile.json"
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.root / "checkpoint"
-
-    @property
-    def report(self) -> Path:
-        return self.root / "report.html"
-
-    @property
-    def figures(self) -> Path:
-        return self.root / "figures"
-
-    @property
-    def adversarial(self) -> Path:
-        """Clean and adversarial WAV pairs, where asked for."""
-        return self.root / "adversarial"
-
-    @property
-    def spectrograms(self) -> Path:
-        """One clean and adversarial log-mel pair, for the report."""
-        return self.adversarial / "example.json"
 
     def append(self, path: Path, records: Iterable[RoundRecord] | Iterable[ClientRecord]) -> None:
         """Append records to a ``.jsonl`` file and flush them to disk."""
