@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and the folders of the user's own that some lie in."""
 
 from __future__ import annotations
 
@@ -57,3 +57,17 @@ def naming(path: Path) -> Iterator[None]:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON whole, indented; NaN and infinities become null."""
     write_bytes(path, (json.dumps(jsonable(content), indent=1, allow_nan=False) + "\n").encode())
+
+
+def user_folder(variable: str, below_home: str) -> Path:
+    """The folder ``ser_fl`` below what an XDG variable names, or else below a folder of the user's home.
+
+    A user without a home, as in some containers, gets one below the folder for temporary files.
+    """
+    if named := os.environ.get(variable):
+        return Path(named) / "ser_fl"
+    try:
+        home = Path.home()
+    except RuntimeError:
+        home = Path(tempfile.gettempdir()) / f"ser_fl-{os.getuid()}"
+    return home / below_home / "ser_fl"

@@ -17,12 +17,13 @@ from typing import Any
 
 import pytest
 
-from ser_fl.deployment import flower, keys
+from ser_fl.deployment import certificates, flower
 from ser_fl.deployment.connection import answers, join_address, split_address, write_connection
 from ser_fl.deployment.daemon import StateFolder, free_port
 from ser_fl.deployment.flower import Outgoing, flower_environment
-from ser_fl.deployment.keys import KeyFolder, make_keys
-from ser_fl.deployment.launch import Gate
+from ser_fl.deployment.flwr_gate import Gate
+from ser_fl.deployment.key_folder import KeyFolder
+from ser_fl.deployment.keys import make_keys
 from ser_fl.deployment.link import Link
 from ser_fl.deployment.node import Node, node_config
 from ser_fl.errors import UserError
@@ -158,7 +159,7 @@ def test_flower_reads_the_settings_of_a_node_as_they_were_given(folder: Path, tm
     data = tmp_path / name
     data.mkdir()
     node = Node(
-        folder, "site0", link="h:1", data=data, speakers=["A", name], cache=data / "c", state=tmp_path / "state"
+        folder, "site0", link="h:1", config=node_config(data, ["A", name], data / "c"), state=tmp_path / "state"
     )
     node.state.claim()
     read = parse_config_args([str(node._write_config())])
@@ -220,7 +221,7 @@ def test_a_link_that_cannot_start_as_it_stands_is_refused(folder: Path, monkeypa
     with pytest.raises(UserError, match=r"no public key \(NAME\.pub\)"):
         Link(folder).start()
     with monkeypatch.context() as later:
-        later.setattr(keys, "datetime", _InTwoYears)
+        later.setattr(certificates, "datetime", _InTwoYears)
         with pytest.raises(UserError, match=r"server\.pem ended 36[5-7] days ago"):
             Link(folder).start()
     KeyFolder(folder).ca.write_text("damaged")
@@ -230,10 +231,10 @@ def test_a_link_that_cannot_start_as_it_stands_is_refused(folder: Path, monkeypa
         Node(folder, "site0", link="localhost:9092").start()
 
 
-class _InTwoYears(keys.datetime):
+class _InTwoYears(certificates.datetime):
     @classmethod
     def now(cls, tz: Any = None) -> Any:
-        return super().now(tz) + keys.timedelta(days=2 * 365)
+        return super().now(tz) + certificates.timedelta(days=2 * 365)
 
 
 @contextmanager

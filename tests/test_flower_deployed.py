@@ -26,7 +26,7 @@ from ser_fl.config.compose import compose
 from ser_fl.deployment.daemon import free_port
 from ser_fl.deployment.keys import make_keys
 from ser_fl.deployment.link import Link
-from ser_fl.deployment.node import Node
+from ser_fl.deployment.node import Node, node_config
 from ser_fl.federation.flower.client_app import app
 from ser_fl.federation.flower.serialisation import put_json, take_json
 from ser_fl.federation.flower.server_app import serve
@@ -59,8 +59,8 @@ class Federation:
         self.nodes: dict[str, Node] = {}
 
     def begin(self, name: str, environment: dict[str, str] | None = None) -> None:
-        speaker = {"speakers": [name], "cache": self.cache}
-        node = Node(self.home / "keys", name, link=self.link.address, environment=environment, **speaker)  # type: ignore[arg-type]
+        config = node_config(speakers=[name], cache=self.cache)
+        node = Node(self.home / "keys", name, link=self.link.address, config=config, environment=environment)
         node.begin()
         self.nodes[name] = node
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ser_fl.errors import UserError
-from ser_fl.files import write_bytes, write_json
+from ser_fl.files import user_folder, write_bytes, write_json
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import AttackRecord, ClientFailure, ClientRecord, RoundRecord
 
@@ -232,3 +232,14 @@ def test_bytes_that_are_no_text_are_told(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_bytes(b"\xff\xfe{")
     with pytest.raises(UserError, match="is not JSON"):
         RunFolder(tmp_path).read_json(RunFolder(tmp_path).summary)
+
+
+def test_a_user_has_folders_with_and_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_folder("XDG_CACHE_HOME", ".cache") == tmp_path / ".cache" / "ser_fl"
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a user of a container, who has no entry
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    assert user_folder("XDG_CACHE_HOME", ".cache").is_relative_to(tmp_path / "tmp")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "named"))
+    assert user_folder("XDG_CACHE_HOME", ".cache") == tmp_path / "named" / "ser_fl"

@@ -15,9 +15,9 @@ from ser_fl.report.replications import (
     half_width_over_seeds,
     replication_table,
     replications,
+    spread_table,
 )
-from ser_fl.report.runs import RunRecords
-from ser_fl.report.spread import spread_table
+from ser_fl.report.runs import RunRecords, Summary, TestScores
 from ser_fl.runs.records import AttackRecord
 
 CLASSES = 3
@@ -68,10 +68,9 @@ def run(name: str, *records: AttackRecord, seed: int = 1, fold: int = 0, objecti
             "objective": {"name": objective, "epsilon": 0.05, "recipe": "per_step"},
         },
         environment={},
-        summary={"classes": ["a", "b", "c"]},
+        summary=Summary(classes=("a", "b", "c")),
         rounds=(),
         attacks=records,
-        example=None,
     )
 
 
@@ -177,7 +176,7 @@ def test_the_worst_case_of_a_defence_is_that_of_attackers_who_know_of_it() -> No
                 record("worst_case", (7, 7, 7), TEN, defence="randomisation", **grey),
                 aware,
             ),
-            summary={**one.summary, "test": {"confusion": [[30]]}},
+            summary=replace(one.summary, test=TestScores(confusion=((30.0,),))),
         )
         for one in three_seeds()
     ]
@@ -189,11 +188,9 @@ def test_the_worst_case_of_a_defence_is_that_of_attackers_who_know_of_it() -> No
 
 def test_test_scores_over_seeds() -> None:
     """UAR of 0.3, 0.4 and 0.6; runs that repeat nothing, have not finished or are folds are in no row."""
-    scores = [{"uar": uar, "accuracy": 0.5, "macro_f1": 0.25} for uar in (0.3, 0.4, 0.6)]
-    seeds = [
-        replace(run(f"s{number}", seed=number), summary={"test": test}) for number, test in enumerate(scores, start=1)
-    ]
-    alone = replace(run("alone", objective="pgd"), summary={"test": scores[0]})
+    finished = [Summary(test=TestScores(uar=uar, accuracy=0.5, macro_f1=0.25)) for uar in (0.3, 0.4, 0.6)]
+    seeds = [replace(run(f"s{number}", seed=number), summary=one) for number, one in enumerate(finished, start=1)]
+    alone = replace(run("alone", objective="pgd"), summary=finished[0])
     table = spread_table([*seeds, alone, run("unfinished", seed=9)])
     assert table is not None
     assert [row[1:] for row in table.rows] == [

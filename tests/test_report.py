@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 import pytest
 import yaml
+from jinja2 import Environment, PackageLoader
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -25,17 +26,17 @@ from ser_fl.errors import UserError
 from ser_fl.files import write_json
 from ser_fl.report import wording
 from ser_fl.report.figures import loss_over_rounds, robust_uar_curve, speaker_bars, uar_over_rounds
-from ser_fl.report.groups import group_table
 from ser_fl.report.images import confusion_matrix, spectrogram_pair
 from ser_fl.report.labels import labels_of
-from ser_fl.report.markup import Table, print_table, to_html, to_markdown
+from ser_fl.report.markup import Table, print_table, to_markdown
 from ser_fl.report.page import write_report
 from ser_fl.report.panels import draw_figures
-from ser_fl.report.runs import RunRecords, read_run
-from ser_fl.report.tables import attack_table, four_way, summary_table, training_table
+from ser_fl.report.runs import Example, Round, RunRecords, read_run
+from ser_fl.report.tables import attack_table, four_way, group_table, summary_table, training_table
 from ser_fl.robustness.sanity_checks.report import Doubt, SanityReport, write_sanity_report
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import AttackRecord, RoundRecord
+from ser_fl.runs.validation import record_of
 
 SETTINGS = dict(matplotlib.rcParams)
 CLASSES = ["anger", "neutral", "sadness"]
@@ -327,8 +328,13 @@ def test_markdown_escapes_markup_and_keeps_words_readable() -> None:
     assert lines[7] == r"\[red\]10 \< 20\[/red\]"
 
 
+def shown_as_html(table: Table) -> str:
+    templates = Environment(loader=PackageLoader("ser_fl.report"), autoescape=True)
+    return str(templates.from_string("{% from 'table.html.j2' import show %}{{ show(table) }}").render(table=table))
+
+
 def test_html_escapes_everything() -> None:
-    page = Page(to_html(NASTY))
+    page = Page(shown_as_html(NASTY))
     assert set(page.tags) == {"div", "table", "caption", "strong", "thead", "tr", "th", "tbody", "td", "br", "p"}
     assert "<script>alert(1)</script>|_a_" in page.words
 
@@ -438,7 +444,7 @@ def test_page_of_an_unfinished_run_names_the_commands(tmp_path: Path) -> None:
         ("attacks.json", '{"schema": 2, "records": []}', "schema 2"),
         ("attacks.json", '{"schema": 1, "records": [{"attack": "pgd"}]}', "incomplete record"),
         ("attacks.json", '{"schema": 1, "records": [], "checks": {"doubts": [1]}}', "incomplete checks"),
-        ("adversarial/example.json", '{"clean": []}', "lacks adversarial, attack"),
+        ("adversarial/example.json", '{"clean": []}', "lacks attack"),
     ],
 )
 def test_bad_folders_get_one_clear_line(tmp_path: Path, file: str, content: str | None, message: str) -> None:
@@ -513,10 +519,10 @@ def test_domains_norms_and_units_have_figures_of_their_own(tmp_path: Path) -> No
 
 
 def test_training_curves_equal_the_rounds() -> None:
-    rounds: list[dict[str, Any]] = [
-        {"round": 1, "uar": 0.5, "train_loss": 1.0, "robust_uar": None},
-        {"round": 2, "uar": 0.75, "train_loss": 0.5, "robust_uar": 0.25},
-        {"round": 3, "uar": None, "train_loss": 0.25, "robust_uar": None},
+    rounds = [
+        Round(round=1, uar=0.5, train_loss=1.0),
+        Round(round=2, uar=0.75, train_loss=0.5, robust_uar=0.25),
+        Round(round=3, train_loss=0.25),
     ]
     upper, lower = Figure().subplots(2)
     uar, robust, star = uar_over_rounds(upper, rounds, label="run", selected_round=2).get_lines()
@@ -528,8 +534,8 @@ def test_training_curves_equal_the_rounds() -> None:
 
 
 def test_few_scored_rounds_among_many_are_seen_and_a_star_may_stand_on_robust_uar() -> None:
-    rounds: list[dict[str, Any]] = [{"round": number, "uar": None, "robust_uar": None} for number in range(1, 101)]
-    rounds[49]["uar"], rounds[59]["robust_uar"] = 0.5, 0.25
+    rounds = [Round(round=number) for number in range(1, 101)]
+    rounds[49], rounds[59] = Round(round=50, uar=0.5), Round(round=60, robust_uar=0.25)
     uar, _, star = uar_over_rounds(Figure().subplots(), rounds, label="run", selected_round=60).get_lines()
     assert (xs(uar), ys(uar), uar.get_marker()) == ([50], [0.5], ".")
     assert (xs(star), ys(star), star.get_marker()) == ([60], [0.25], "*")
@@ -537,13 +543,13 @@ def test_few_scored_rounds_among_many_are_seen_and_a_star_may_stand_on_robust_ua
 
 @pytest.mark.parametrize("draw", [uar_over_rounds, loss_over_rounds])
 def test_one_round_is_seen_and_rounds_are_whole(draw: Callable[..., Axes]) -> None:
-    ax = draw(Figure().subplots(), [{"round": 1, "uar": 0.5, "train_loss": 1.0}], label="run")
+    ax = draw(Figure().subplots(), [Round(round=1, uar=0.5, train_loss=1.0)], label="run")
     (line,) = ax.get_lines()
     assert (xs(line), line.get_marker()) == ([1], ".")
     low, high = ax.get_xlim()
     assert (low, high) == (0.5, 1.5)
     assert [tick for tick in ax.get_xticks() if low <= tick <= high] == [1]
-    rounds = [{"round": number, "uar": 0.5, "train_loss": 1.0} for number in range(1, 101)]
+    rounds = [Round(round=number, uar=0.5, train_loss=1.0) for number in range(1, 101)]
     draw(ax, rounds, label="long")
     assert ax.get_lines()[1].get_marker() == "", "a hundred dots would be a thick line"
     low, high = ax.get_xlim()
@@ -569,7 +575,7 @@ def test_speakers_are_sorted_and_the_unscored_left_out() -> None:
 
 
 def test_spectrogram_pair_shows_the_difference_in_seconds() -> None:
-    clean_ax, adversarial_ax, difference_ax = spectrogram_pair(Figure().subplots(3), EXAMPLE)
+    clean_ax, adversarial_ax, difference_ax = spectrogram_pair(Figure().subplots(3), record_of(Example, EXAMPLE))
     np.testing.assert_array_equal(np.asarray(clean_ax.images[0].get_array()), EXAMPLE["clean"])
     expected = [[0.05, 0.05, -0.05, 0.0], [0.0, -0.05, 0.0, 0.05]]
     np.testing.assert_allclose(np.asarray(difference_ax.images[0].get_array()), expected, atol=1e-12)

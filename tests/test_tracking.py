@@ -23,9 +23,10 @@ import ser_fl.tracking.weights_and_biases
 from ser_fl.errors import UserError
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import AttackRecord, ClientFailure, ClientRecord, RoundRecord
+from ser_fl.runs.redaction import public_config
 from ser_fl.tracking import Tracker, open_tracker
-from ser_fl.tracking.figures import attack_metrics, summary_metrics
-from ser_fl.tracking.public import public_config
+from ser_fl.tracking.metric_names import attack_metrics, summary_metrics
+from ser_fl.tracking.weights_and_biases import resolve_mode
 
 WANDB_VARIABLES = (
     *("API_KEY", "MODE", "BASE_URL", "PROJECT", "ENTITY", "RUN_ID", "RUN_GROUP", "DIR", "NAME"),
@@ -94,7 +95,7 @@ def run(tmp_path: Path) -> RunFolder:
 def open_for(run: RunFolder, state: dict[str, Any] | None = None, **settings: Any) -> Tracker:
     given: dict[str, Any] = {"backend": "wandb", "mode": "auto", "project": "test", "entity": None, "group": "study"}
     config = {"seed": 1, "data": {"name": "nemo", "root": "/home/someone/corpora/nemo"}}
-    return open_tracker(**(given | settings), run=run, name="a run", config=config, state=state)
+    return open_tracker({"experiment": "a run", "tracking": given | settings, **config}, run, state)
 
 
 def round_record(number: int) -> RoundRecord:
@@ -285,8 +286,8 @@ from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import RoundRecord
 from ser_fl.tracking import open_tracker
 
-tracker = open_tracker(backend="wandb", mode="offline", project="test", entity=None, group=None,
-                       run=RunFolder(Path(sys.argv[1])), name="a run", config={}, state=None)
+where = {"backend": "wandb", "mode": "offline", "project": "test", "entity": None, "group": None}
+tracker = open_tracker({"experiment": "a run", "tracking": where}, RunFolder(Path(sys.argv[1])))
 tracker.log_round(RoundRecord(round=1, cohort=(), train_loss=1.0, uar=0.5, accuracy=0.5, macro_f1=0.5, seconds=1.0,
                               learning_rate=0.1), [])
 time.sleep(2.5)
@@ -308,8 +309,9 @@ from pathlib import Path
 from ser_fl.runs.folder import RunFolder
 from ser_fl.tracking import open_tracker
 
-tracker = open_tracker(backend="wandb", mode="offline", project="ours", entity="us", group=None, name="a run",
-                       run=RunFolder(Path(sys.argv[1])), config={"seed": 1}, state=json.loads(sys.argv[2]))
+where = {"backend": "wandb", "mode": "offline", "project": "ours", "entity": "us", "group": None}
+settings = {"experiment": "a run", "tracking": where, "seed": 1}
+tracker = open_tracker(settings, RunFolder(Path(sys.argv[1])), json.loads(sys.argv[2]))
 tracker.finish()
 print(json.dumps(tracker.state()))
 """
@@ -575,3 +577,43 @@ def test_importing_tracking_imports_no_tracker() -> None:
     code = "import sys, ser_fl.tracking; print(sorted({'wandb', 'torch', 'tensorboard'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("word", "mode"), [("dryrun", "offline"), ("run", "online"), ("offline", "offline"), ("auto", "online")]
+)
+def test_wandb_mode_may_be_in_the_words_of_before(word: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", word)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert resolve_mode("auto") == mode
+
+
+def test_a_user_without_a_home_is_tracked_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NETRC")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a user of a container, who has no entry
+    assert resolve_mode("auto") == "offline"
+
+
+def test_a_server_that_cannot_be_reached_leaves_an_offline_run(run: RunFolder) -> None:
+    """In a process of its own, with W&B's own `init`: what failed online must not hold the id."""
+    code = """
+import sys
+from pathlib import Path
+import ser_fl.tracking.weights_and_biases as backend
+from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.records import RoundRecord
+from ser_fl.tracking import open_tracker
+
+backend.INIT_TIMEOUT_S = 1
+where = {"backend": "wandb", "mode": "online", "project": "test", "entity": None, "group": None}
+tracker = open_tracker({"experiment": "a run", "tracking": where}, RunFolder(Path(sys.argv[1])))
+tracker.log_round(RoundRecord(round=1, cohort=(), train_loss=1.0, uar=0.5, accuracy=0.5, macro_f1=0.5, seconds=1.0,
+                              learning_rate=0.1), [])
+tracker.finish()
+"""
+    environment = {**os.environ, "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    environment.pop("WANDB_SERVICE", None)  # of the tests' own process
+    done = subprocess.run([sys.executable, "-c", code, str(run.root)], env=environment, capture_output=True, text=True)
+    assert "this run is tracked offline" in done.stderr and "is in use" not in done.stderr
+    (records,) = offline_runs(run)
+    assert [row["round"] for row in history(records)] == [1]

@@ -518,5 +518,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "transfer.json").read_text())
     del content["records"][0]["carried_uar"]
     (tmp_path / "transfer.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"incomplete record.*carried_uar"):
+    with pytest.raises(UserError, match=r"incomplete.*carried_uar"):
+        read_transfer(tmp_path / "transfer.json")
+    del content["records"][0]
+    (tmp_path / "transfer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="some pairs of models"):
         read_transfer(tmp_path / "transfer.json")

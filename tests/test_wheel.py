@@ -44,12 +44,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_wheel_holds_every_module_and_configuration(wheel: Path) -> None:
+def test_wheel_holds_every_module_template_and_configuration(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "ser_fl").rglob("*.py")}
+    templates = {f"ser_fl/report/templates/{name}" for name in ("report.html.j2", "table.html.j2", "report.css")}
     settings = {f"ser_fl/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert {"ser_fl/configs/train.yaml", "ser_fl/configs/experiment/debug.yaml"} <= settings
-    assert modules | settings <= names
+    assert modules | templates | settings <= names
     assert not [name for name in names if name.startswith(("tests/", "results/", "runs/"))]
 
 

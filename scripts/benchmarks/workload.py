@@ -128,7 +128,7 @@ class Workload:
                 executor=executor,
                 scorer=local_scorer(self.config, data),
                 run=run,
-                tracker=open_tracker(**dump(self.config)["tracking"], run=run, name="", config={}, state=None),
+                tracker=open_tracker(dump(self.config), run),
                 profile=RunProfile(self.config),
             )
 

@@ -190,9 +190,8 @@ def track_attacks(run: RunFolder, records: list[AttackRecord]) -> None:
     if not state:
         return
     settings = dump(compose(config_file=run.config))
-    tracking = settings["tracking"]
     try:
-        tracker = open_tracker(**tracking, run=run, name=settings["experiment"], config=settings, state=state)
+        tracker = open_tracker(settings, run, state)
     except UserError as error:
         console.print(f"[yellow]attacks are not tracked:[/yellow] {error}", highlight=False)
         return
@@ -257,9 +256,8 @@ def run_report(arguments: Namespace) -> None:
     from ser_fl.report.four_way import four_way
     from ser_fl.report.markup import print_table, to_markdown
     from ser_fl.report.page import write_report
-    from ser_fl.report.replications import replication_table
+    from ser_fl.report.replications import replication_table, spread_table
     from ser_fl.report.runs import read_run
-    from ser_fl.report.spread import spread_table
     from ser_fl.report.tables import summary_table
     from ser_fl.report.transfer import read_matrices, transfer_tables
 

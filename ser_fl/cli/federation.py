@@ -16,9 +16,10 @@ from rich.console import Console
 
 from ser_fl.deployment.connection import CONNECTION
 from ser_fl.deployment.flower import Outgoing
-from ser_fl.deployment.keys import KeyFolder, handed_out, make_keys
+from ser_fl.deployment.key_folder import KeyFolder
+from ser_fl.deployment.keys import handed_out, make_keys
 from ser_fl.deployment.link import Link
-from ser_fl.deployment.node import Node
+from ser_fl.deployment.node import Node, node_config
 
 _SWITCHES = ("FLWR_HOME", "FLWR_TELEMETRY_ENABLED", "FLWR_DISABLE_UPDATE_CHECK")
 
@@ -52,9 +53,7 @@ def run_node(console: Console, arguments: Namespace) -> None:
         arguments.folder,
         arguments.name,
         link=arguments.link,
-        data=arguments.data,
-        speakers=arguments.speakers,
-        cache=arguments.cache,
+        config=node_config(arguments.data, arguments.speakers, arguments.cache),
         port=arguments.port,
         state=arguments.state,
         outgoing=_outgoing(arguments),

@@ -25,7 +25,7 @@ from ser_fl.config.schema import FrontendConfig
 from ser_fl.data.frontend import LogMel
 from ser_fl.data.utterance import Corpus, Utterance, classes_of
 from ser_fl.errors import UserError
-from ser_fl.files import NO_ROOM, naming
+from ser_fl.files import NO_ROOM, naming, user_folder
 from ser_fl.runs.environment import threads_limited_to
 from ser_fl.runs.lock import hold
 
@@ -73,7 +73,7 @@ def open_store(
 
 def default_cache_dir() -> Path:
     """$XDG_CACHE_HOME/ser_fl, or ~/.cache/ser_fl."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ser_fl"
+    return user_folder("XDG_CACHE_HOME", ".cache")
 
 
 def compute_features(

@@ -10,9 +10,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Self
 
 from ser_fl.errors import DaemonStopped, UserError
 
@@ -92,7 +93,7 @@ class Daemon:
         with self.log.open("ab") as log:
             self._begin = log.tell()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "ser_fl.deployment.launch", str(os.getpid()), program, *arguments],
+                [sys.executable, "-m", "ser_fl.deployment.program", str(os.getpid()), program, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -146,12 +147,50 @@ class Daemon:
         self.process.wait()
 
 
-def stop_all(daemons: Sequence[Daemon]) -> None:
-    """End daemons side by side."""
-    for daemon in daemons:
-        daemon.ask_to_stop()
-    for daemon in daemons:
-        daemon.stop()
+class Daemons:
+    """The daemons of one state folder: started one after the other, stopped together.
+
+    As a context it is started on entry and stopped on exit.
+    """
+
+    def __init__(self, state: StateFolder, environment: Mapping[str, str]) -> None:
+        self.state = state
+        self.environment = environment
+        self._daemons: list[Daemon] = []
+
+    def start(self) -> None:
+        """Start them."""
+        raise NotImplementedError
+
+    def _start_daemon(self, program: str, arguments: Sequence[str]) -> None:
+        self._daemons.append(Daemon(program, arguments, self.state, self.environment))
+
+    def _stop_daemons(self) -> None:
+        for daemon in self._daemons:
+            daemon.ask_to_stop()
+        for daemon in self._daemons:
+            daemon.stop()
+        self._daemons.clear()
+
+    def stop(self) -> None:
+        """End all that were started; their state stays."""
+        self._stop_daemons()
+        self.state.release()
+
+    @contextmanager
+    def _stopped_if_it_fails(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.stop()
+            raise
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
 
 def free_port() -> int:
@@ -185,8 +224,6 @@ def _runs(pid: str) -> bool:
         return False
     try:
         os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:
+        return isinstance(error, PermissionError)
     return True

@@ -1,14 +1,17 @@
 """A SuperNode that sends every reply, also one that it did not wait for.
 
-Flower's SuperNode waits for a reply after each message that it received whole, and takes the first that comes. Where
-the link ends while it receives a message, it forgets that message, but the task that it had begun for it still replies:
-to the next run's first message, as it believes. From then on every reply lies there until one more message comes, and
-a server that waits for all nodes waits for ever.
+The SuperNode of Flower 1.41 waits for a reply after each message that it received whole, and takes the first that
+comes. If the link ends while it receives a message, it forgets that message, but the task that it had begun still
+replies. The SuperNode takes that for the reply to the next run's first message. From then on every reply lies there
+until one more message comes, and a server that waits for all nodes waits for ever. So the function by which it asks
+for a message is replaced in the SuperNode's process. The hook may go when
+`test_flower_leaves_a_reply_that_it_did_not_wait_for` fails.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 if TYPE_CHECKING:
     from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
@@ -25,7 +28,7 @@ def send_overdue_replies() -> None:
         run_id = pull(state, *arguments, **settings)
         return overdue_run(state) if run_id is None else run_id
 
-    supernode._pull_and_store_message = pull_or_find_reply  # type: ignore[assignment]
+    patch.object(supernode, "_pull_and_store_message", pull_or_find_reply).start()
 
 
 def overdue_run(state: InMemoryNodeState) -> int | None:

@@ -8,23 +8,22 @@ import time
 from collections.abc import Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from ser_fl.deployment.connection import answers, join_address, write_connection
-from ser_fl.deployment.daemon import LOOK_S, Daemon, StateFolder, require_free, stop_all
+from ser_fl.deployment.daemon import LOOK_S, Daemons, StateFolder, require_free
 from ser_fl.deployment.flower import NOTHING_OUTGOING, Outgoing, flower_environment, require_flower
-from ser_fl.deployment.keys import KeyFolder, certified_hosts, require_private, require_valid
+from ser_fl.deployment.key_folder import KeyFolder, require_private
 from ser_fl.errors import DaemonStopped, UserError
 
 _START_S = 180.0
 
 
-class Link:
+class Link(Daemons):
     """A SuperLink with TLS that knows the nodes whose public keys are in the folder, and nobody else.
 
     It has its own SuperExec, and a state folder with Flower's data base, so that after a crash it goes on with the
-    same nodes. Runs are submitted, and keys registered, from its own machine only (`ser_fl.deployment.launch`).
+    same nodes. Runs are submitted, and keys registered, from its own machine only (`ser_fl.deployment.flwr_gate`). Its
+    ``environment`` is also that of a ``flwr`` command that is to find it.
     """
 
     def __init__(
@@ -52,10 +51,8 @@ class Link:
         self.port = port
         self.address = join_address(_reached_at(host), port)
         """Where this machine finds it."""
-        self.state = StateFolder(state or self.keys.state("link"), "link")
-        self.environment = flower_environment(self.state.home, outgoing, environment)
-        """For its processes, and for a ``flwr`` that is to find it."""
-        self._daemons: list[Daemon] = []
+        folder = StateFolder(state or self.keys.state("link"), "link")
+        super().__init__(folder, flower_environment(folder.home, outgoing, environment))
 
     def start(self) -> None:
         """Start, wait until it answers, and let it know the nodes.
@@ -67,7 +64,7 @@ class Link:
         require_flower()
         self._check()
         self.state.claim()
-        try:
+        with self._stopped_if_it_fails():
             require_free(self.host, self.port)
             write_connection(self.state.home, self.address, self.keys.ca)
             secret = ["--superexec-auth-secret-file", str(self.state.new_secret())]
@@ -75,9 +72,6 @@ class Link:
             self._wait_until_healthy()
             self._register_nodes()
             self._start_superexec(secret)  # last: it would take up what the link was killed in
-        except BaseException:
-            self.stop()
-            raise
 
     def watch(self) -> None:
         """Stay until a part ends by itself.
@@ -90,23 +84,10 @@ class Link:
                 daemon.require()
             time.sleep(LOOK_S)
 
-    def stop(self) -> None:
-        """End all it started; its state stays."""
-        stop_all(self._daemons[::-1])
-        self._daemons.clear()
-        self.state.release()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
     def _check(self) -> None:
-        """What can be told before anything is started."""
+        """Whatever can be told before anything is started."""
+        from ser_fl.deployment.certificates import certified_hosts, require_valid
+
         require_private(self.keys.server_key, made_by="`ser-fl federation keys` makes it for the link's machine")
         for certificate in (self.keys.ca, self.keys.server):
             require_valid(certificate)
@@ -129,7 +110,7 @@ class Link:
             *("--isolation", "process"),
             *secret,
         ]
-        self._daemons.append(Daemon("superlink", superlink, self.state, self.environment))
+        self._start_daemon("superlink", superlink)
 
     def _start_superexec(self, secret: Sequence[str]) -> None:
         superexec = [
@@ -139,7 +120,7 @@ class Link:
         ]
         if self.environment["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "0":
             superexec.append("--allow-runtime-dependency-installation")
-        self._daemons.append(Daemon("superexec", superexec, self.state, self.environment))
+        self._start_daemon("superexec", superexec)
 
     def _wait_until_healthy(self) -> None:
         deadline = time.monotonic() + _START_S

@@ -8,13 +8,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from ser_fl.deployment.connection import answers, split_address
-from ser_fl.deployment.daemon import LOOK_S, Daemon, StateFolder, free_port, require_free, stop_all
+from ser_fl.deployment.daemon import LOOK_S, Daemon, Daemons, StateFolder, free_port, require_free
 from ser_fl.deployment.flower import NOTHING_OUTGOING, Outgoing, flower_environment, require_flower
-from ser_fl.deployment.keys import KeyFolder, require_private, require_valid
+from ser_fl.deployment.key_folder import KeyFolder, require_private
 from ser_fl.errors import DaemonStopped, UserError
 from ser_fl.files import write_bytes
 
@@ -28,11 +26,7 @@ _LOOPBACK = "127.0.0.1"
 _PROBE_S = 5.0
 
 
-def _ignore(_: str) -> None:
-    """Tell nobody."""
-
-
-class Node:
+class Node(Daemons):
     """A SuperNode that names its corpus folder and speakers to its client, and to nobody else.
 
     It calls the link, never the other way round. Its own port is for its own parts on 127.0.0.1, in the clear there.
@@ -45,9 +39,7 @@ class Node:
         name: str,
         *,
         link: str,
-        data: Path | None = None,
-        speakers: Sequence[str] = (),
-        cache: Path | None = None,
+        config: Mapping[str, str] | None = None,
         port: int | None = None,
         state: Path | None = None,
         outgoing: Outgoing = NOTHING_OUTGOING,
@@ -59,9 +51,7 @@ class Node:
             keys: folder with ca.crt and nodes/`name`, from `ser_fl.deployment.keys.make_keys`.
             name: of the node.
             link: host:port of the link.
-            data: folder of the corpus (default: none is named, for the built-in corpus).
-            speakers: those that the node hosts (default: none is named).
-            cache: folder for prepared features (default: none is named).
+            config: what its client is told, from `node_config` (default: nothing, for the built-in corpus).
             port: of its own on 127.0.0.1 (default: a free one).
             state: folder that outlives the node (default: state/`name` in `keys`).
             outgoing: what Flower may do on the internet.
@@ -70,17 +60,15 @@ class Node:
         self.keys = KeyFolder(keys.absolute())
         self.name = name
         self.link = link
-        self.config = node_config(data, speakers, cache)
-        """What its client is told (`node_config` of Flower)."""
+        self.config = dict(config or {})
         self.port = port
-        self.state = StateFolder(state or self.keys.state(name), "node")
         self.outgoing = outgoing
-        self.environment = flower_environment(self.state.home, outgoing, environment)
+        folder = StateFolder(state or self.keys.state(name), "node")
+        super().__init__(folder, flower_environment(folder.home, outgoing, environment))
         self._last_id = self.state.root / "node.id"
-        self._daemons: list[Daemon] = []
         self._link_came_later = False
 
-    def start(self, *, timeout_s: float | None = None, tell: Callable[[str], None] = _ignore) -> None:
+    def start(self, *, timeout_s: float | None = None, tell: Callable[[str], None] = lambda line: None) -> None:
         """Start, and wait until the link has accepted it.
 
         Args:
@@ -92,14 +80,11 @@ class Node:
             DaemonStopped: Flower ended by itself, or was not accepted in time.
         """
         self.begin()
-        try:
+        with self._stopped_if_it_fails():
             if not answers(self.link, self.keys.ca):
                 self._link_came_later = True
                 tell(f"{self.link} does not answer yet: waiting for the link")
             self.wait_until_accepted(timeout_s)
-        except BaseException:
-            self.stop()
-            raise
 
     def begin(self) -> None:
         """Start without waiting, as several nodes at once are.
@@ -108,15 +93,14 @@ class Node:
             UserError: it cannot be started as it stands.
         """
         require_flower()
+        from ser_fl.deployment.certificates import require_valid
+
         split_address(self.link)
         require_private(self.keys.node(self.name), made_by=f"`ser-fl federation keys DIR --nodes {self.name}` makes it")
         require_valid(self.keys.ca)
         self.state.claim()
-        try:
+        with self._stopped_if_it_fails():
             self._start_daemons()
-        except BaseException:
-            self.stop()
-            raise
 
     def wait_until_accepted(self, timeout_s: float | None = None) -> None:
         """Wait until the link has accepted it; what can be raised is as for `start`."""
@@ -142,7 +126,7 @@ class Node:
             time.sleep(LOOK_S)
         write_bytes(self._last_id, accepted[1].encode())
 
-    def watch(self, tell: Callable[[str], None] = _ignore) -> None:
+    def watch(self, tell: Callable[[str], None] = lambda line: None) -> None:
         """Stay, and start again what ends by itself, as a SuperNode may while the link is away.
 
         Args:
@@ -163,24 +147,6 @@ class Node:
                     break
             time.sleep(LOOK_S)
 
-    def stop(self) -> None:
-        """End all it started; its state stays."""
-        self._stop_daemons()
-        self.state.release()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def _stop_daemons(self) -> None:
-        stop_all(self._daemons)
-        self._daemons.clear()
-
     def _start_daemons(self) -> None:
         if self.port is not None:
             require_free(_LOOPBACK, self.port)
@@ -199,8 +165,8 @@ class Node:
         if self.outgoing.install_dependencies:
             supernode.append("--allow-runtime-dependency-installation")
             superexec.append("--allow-runtime-dependency-installation")
-        for program, arguments in (("supernode", supernode), ("superexec", superexec)):
-            self._daemons.append(Daemon(program, arguments, self.state, self.environment))
+        self._start_daemon("supernode", supernode)
+        self._start_daemon("superexec", superexec)
 
     def _write_config(self) -> Path:
         """A file, since Flower's own quoting on the command line cannot hold every path."""
@@ -237,30 +203,28 @@ class Node:
         return supernode.stopped()
 
 
-def node_config(data: Path | None, speakers: Sequence[str], cache: Path | None) -> dict[str, str]:
-    """The settings that a node names to its client.
+def node_config(data: Path | None = None, speakers: Sequence[str] = (), cache: Path | None = None) -> dict[str, str]:
+    """The settings that a node names to its client; what is not given is not named.
+
+    Args:
+        data: folder of the corpus.
+        speakers: those that the node hosts.
+        cache: folder for prepared features.
 
     Raises:
         UserError: a folder is missing, or a name cannot be written down.
     """
-    config = {}
-    if data is not None:
-        if not data.expanduser().is_dir():
-            raise UserError(f"--data is no folder: {data}")
-        config["data-root"] = _absolute(data)
+    if data is not None and not data.expanduser().is_dir():
+        raise UserError(f"--data is no folder: {data}")
+    if any(not speaker or "," in speaker for speaker in speakers):
+        raise UserError(f"--speakers takes names with commas between them, got {','.join(speakers)!r}")
+    folders = {"data-root": data, "cache-dir": cache}
+    config = {name: str(folder.expanduser().absolute()) for name, folder in folders.items() if folder is not None}
     if speakers:
-        if any(not speaker or "," in speaker for speaker in speakers):
-            raise UserError(f"--speakers takes names with commas between them, got {','.join(speakers)!r}")
         config["speakers"] = ",".join(speakers)
-    if cache is not None:
-        config["cache-dir"] = _absolute(cache)
     for value in config.values():
         try:
             value.encode()
         except UnicodeEncodeError:
             raise UserError(f"{value!a} is not UTF-8: Flower cannot hand it on, choose another name") from None
     return config
-
-
-def _absolute(path: Path) -> str:
-    return str(path.expanduser().absolute())

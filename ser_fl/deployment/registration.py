@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ser_fl.deployment.keys import KeyFolder
+from ser_fl.deployment.key_folder import KeyFolder
 from ser_fl.errors import UserError
 
 if TYPE_CHECKING:

@@ -119,9 +119,7 @@ def conduct(
         check_fits(run.checkpoint, progress, start, client_manifest.client_ids)
     progress = progress or start
     settings, profile = dump(config), RunProfile(config)
-    tracker = open_tracker(
-        **settings["tracking"], run=run, name=config.experiment, config=settings, state=progress.tracking
-    )
+    tracker = open_tracker(settings, run, progress.tracking)
     try:
         if progress.round == 0:
             write_settings(run, config)

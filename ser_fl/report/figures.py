@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ser_fl.report import wording
+from ser_fl.report.runs import Round
 from ser_fl.runs.records import AttackRecord
 
 if TYPE_CHECKING:
@@ -45,10 +46,8 @@ def robust_uar_curve(
         measured = sorted((record for record in series if not math.isnan(record.robust_uar)), key=_budget)
         places, uars = [_budget(record) for record in measured], [record.robust_uar for record in measured]
         style = _line_style(series[0], place)
-        if not over_snr:
-            ax.plot([0.0, *places], [series[0].clean_uar, *uars], label=label, **style)
-        else:
-            ax.plot(places, uars, label=label, **style)
+        start = ([], []) if over_snr else ([0.0], [series[0].clean_uar])
+        ax.plot([*start[0], *places], [*start[1], *uars], label=label, **style)
         if measured and all(record.uar_interval for record in measured):
             low, high = zip(*(record.uar_interval for record in measured if record.uar_interval), strict=True)
             ax.fill_between(places, low, high, color=style["color"], alpha=0.12, linewidth=0)
@@ -73,16 +72,16 @@ def _budget(record: AttackRecord) -> float:
 
 
 def uar_over_rounds(
-    ax: Axes, rounds: Sequence[Mapping[str, Any]], *, label: str, selected_round: int | None = None, place: int = 0
+    ax: Axes, rounds: Sequence[Round], *, label: str, selected_round: int | None = None, place: int = 0
 ) -> Axes:
     """Validation UAR over rounds; robust UAR dashed where it was measured; a star on the selected round."""
     colour = COLOURS[place % len(COLOURS)]
-    scored = [entry for entry in rounds if entry.get("uar") is not None]
+    scored = [entry for entry in rounds if entry.uar is not None]
     ax.plot(*_over_rounds(scored, "uar"), color=colour, linewidth=1.6, marker=_round_marker(scored), label=label)
     robust = _over_rounds(rounds, "robust_uar")
     if robust[0]:
         ax.plot(*robust, color=colour, linewidth=1.2, linestyle="--", marker=".", label=f"{label}, robust UAR")
-    chosen = [entry for entry in rounds if entry.get("round") == selected_round]
+    chosen = [entry for entry in rounds if entry.round == selected_round]
     key = "uar" if _over_rounds(chosen, "uar")[0] else "robust_uar"
     if _over_rounds(chosen, key)[0]:
         star: dict[str, Any] = {"marker": "*", "markersize": 12, "markerfacecolor": colour, "markeredgecolor": "black"}
@@ -91,7 +90,7 @@ def uar_over_rounds(
     return _share_axis(ax, "validation UAR")
 
 
-def loss_over_rounds(ax: Axes, rounds: Sequence[Mapping[str, Any]], *, label: str, place: int = 0) -> Axes:
+def loss_over_rounds(ax: Axes, rounds: Sequence[Round], *, label: str, place: int = 0) -> Axes:
     """Training loss, averaged over the cohort, over rounds."""
     style: dict[str, Any] = {"color": COLOURS[place % len(COLOURS)], "linewidth": 1.6, "marker": _round_marker(rounds)}
     ax.plot(*_over_rounds(rounds, "train_loss"), label=label, **style)
@@ -153,12 +152,12 @@ def _epsilon_label(records: Sequence[AttackRecord]) -> str:
     return f"{norm}epsilon ({unit})"
 
 
-def _over_rounds(rounds: Iterable[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    measured = [(entry["round"], entry[key]) for entry in rounds if entry.get(key) is not None]
-    return [number for number, _ in measured], [value for _, value in measured]
+def _over_rounds(rounds: Iterable[Round], key: str) -> tuple[list[int], list[float]]:
+    measured = [entry for entry in rounds if getattr(entry, key) is not None]
+    return [entry.round for entry in measured], [getattr(entry, key) for entry in measured]
 
 
-def _round_marker(rounds: Sequence[Mapping[str, Any]]) -> str:
+def _round_marker(rounds: Sequence[Round]) -> str:
     """A dot a round where they are few: a line through one point cannot be seen."""
     return "." if len(rounds) <= _FEW_ROUNDS else ""
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from ser_fl.report import wording
 from ser_fl.report.labels import labels_of, provenance, training_epsilon
@@ -44,10 +45,23 @@ class Column:
             lines.append(f"n = {self.subset}")
         return "\n".join(line for line in lines if line)
 
+    @classmethod
+    def of(cls, run: RunRecords, record: AttackRecord) -> Self:
+        """The column that a record of a run stands in."""
+        return cls(
+            attack=record.attack,
+            knowledge=record.knowledge,
+            domain=record.domain,
+            norm=record.norm,
+            budget=wording.budget(record),
+            effort=wording.effort(record),
+            subset=run.subset(record),
+        )
+
     def record_of(self, run: RunRecords, defence: str) -> AttackRecord | None:
-        """What a run recorded of this attack under a defence."""
-        here = (record for record in _attacks(run) if record.defence == defence)
-        return next((record for record in here if _column(run, record) == self), None)
+        """What a run recorded of this attack under a defence, last."""
+        here = [record for record in run.attacked if record.defence == defence and Column.of(run, record) == self]
+        return here[-1] if here else None
 
 
 def four_way(runs: Sequence[RunRecords]) -> Table:
@@ -58,12 +72,17 @@ def four_way(runs: Sequence[RunRecords]) -> Table:
     attack, written "≤ x", since the worst case per utterance is at most that.
     """
     budgets = reference_budgets(runs)
-    shown = [[record for record in _attacks(run) if budget_key(record) in budgets] for run in runs]
-    columns = _columns(runs, shown)
+    columns = columns_of(runs, budgets)
     header = ("Training", "Test-time defence", "Clean", *(column.heading for column in columns), "Worst case")
     rows = [
-        (label, wording.defence_name(defence), *_cells(run, records, defence, columns))
-        for label, run, records in zip(labels_of(runs), runs, shown, strict=True)
+        (
+            label,
+            wording.defence_name(defence),
+            wording.percent(run.clean_uar(defence)),
+            *(_cell(column.record_of(run, defence)) for column in columns),
+            _worst_cell(run, defence, budgets),
+        )
+        for label, run in zip(labels_of(runs), runs, strict=True)
         for defence in run.defences
     ]
     return Table(
@@ -84,7 +103,7 @@ def reference_budgets(runs: Sequence[RunRecords]) -> set[tuple[str, str, str]]:
     trained = {f"ε {epsilon:.3g}" for run in runs if (epsilon := training_epsilon(run)) is not None}
     groups: dict[tuple[str, str], Counter[str]] = {}
     sizes: dict[str, float] = {}
-    for record in (record for run in runs for record in _attacks(run)):
+    for record in (record for run in runs for record in run.attacked):
         key = budget_key(record)
         groups.setdefault(key[:2], Counter())[key[2]] += 1
         # A lower SNR is the larger budget.
@@ -98,11 +117,13 @@ def reference_budgets(runs: Sequence[RunRecords]) -> set[tuple[str, str, str]]:
 
 def columns_of(runs: Sequence[RunRecords], budgets: set[tuple[str, str, str]]) -> list[Column]:
     """Every attack of some runs at some budgets, in the order of the tables; worst cases are none."""
-    return _columns(runs, [[record for record in _attacks(run) if budget_key(record) in budgets] for run in runs])
-
-
-def _attacks(run: RunRecords) -> Iterable[AttackRecord]:
-    return (record for record in run.attacks if record.attack != wording.CLEAN)
+    columns = {
+        Column.of(run, record)
+        for run in runs
+        for record in run.attacked
+        if record.attack != wording.WORST_CASE and budget_key(record) in budgets
+    }
+    return sorted(columns, key=_rank)
 
 
 def budget_key(record: AttackRecord) -> tuple[str, str, str]:
@@ -110,41 +131,10 @@ def budget_key(record: AttackRecord) -> tuple[str, str, str]:
     return record.domain, record.norm, wording.budget(record)
 
 
-def _column(run: RunRecords, record: AttackRecord) -> Column:
-    return Column(
-        attack=record.attack,
-        knowledge=record.knowledge,
-        domain=record.domain,
-        norm=record.norm,
-        budget=wording.budget(record),
-        effort=wording.effort(record),
-        subset=run.subset(record),
-    )
-
-
-def _columns(runs: Sequence[RunRecords], shown: Sequence[Sequence[AttackRecord]]) -> list[Column]:
-    columns = dict.fromkeys(
-        _column(run, record)
-        for run, records in zip(runs, shown, strict=True)
-        for record in records
-        if record.attack != wording.WORST_CASE
-    )
-    return sorted(columns, key=_rank)
-
-
 def _rank(column: Column) -> tuple[bool, bool, int, str, str]:
     """Order of columns: log-mel before waveform, attacks on the undefended model first, then by strength."""
     place = _ORDER.index(column.attack) if column.attack in _ORDER else len(_ORDER)
     return column.domain != "logmel", column.knowledge != "undefended", place, column.attack, column.budget
-
-
-def _cells(
-    run: RunRecords, records: Sequence[AttackRecord], defence: str, columns: Sequence[Column]
-) -> tuple[str, ...]:
-    here = [record for record in records if record.defence == defence]
-    by_column = {_column(run, record): record for record in here}
-    cells = [_cell(by_column.get(column)) for column in columns]
-    return (wording.percent(run.clean_uar(defence)), *cells, _worst_cell(run, here))
 
 
 def _cell(record: AttackRecord | None) -> str:
@@ -154,7 +144,8 @@ def _cell(record: AttackRecord | None) -> str:
     return f"{wording.percent(record.robust_uar)}{mark}"
 
 
-def _worst_cell(run: RunRecords, records: Sequence[AttackRecord]) -> str:
+def _worst_cell(run: RunRecords, defence: str, budgets: set[tuple[str, str, str]]) -> str:
+    records = [record for record in run.attacked if record.defence == defence and budget_key(record) in budgets]
     threats = {(record.domain, record.norm) for record in records if record.norm != "none"}
     first = min(threats, key=lambda threat: (threat[0] != "logmel", threat[1] != "inf"), default=None)
     measured = [
@@ -176,7 +167,7 @@ def _worst_cell(run: RunRecords, records: Sequence[AttackRecord]) -> str:
 
 def _reading(runs: Sequence[RunRecords], columns: Sequence[Column]) -> str:
     """What a reader must know before quoting a figure of the table."""
-    records = [record for run in runs for record in _attacks(run)]
+    records = [record for run in runs for record in run.attacked]
     if not records:
         return "No attack was recorded yet."
     sentences = [

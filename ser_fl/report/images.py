@@ -5,12 +5,13 @@ Legend: C classes, F mel bins, L frames.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ser_fl.report import wording
+from ser_fl.report.runs import Example
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,35 +51,47 @@ def heat_table(ax: Axes, shares: Sequence[Sequence[float]], names: Sequence[str]
     return ax
 
 
-def spectrogram(ax: Axes, logmel_FL: Sequence[Sequence[float]], *, hop_s: float, limits: tuple[float, float]) -> Axes:
-    """A log-mel spectrogram of shape (F, L), natural log of magnitudes, over time; colours between the two limits."""
-    values_FL = np.asarray(logmel_FL, dtype=np.float64)
-    _image(ax, values_FL, hop_s, cmap="viridis", limits=limits)
-    return _colour_bar(ax, "log-mel magnitude\n(natural log)")
+def spectrogram_pair(axes: Sequence[Axes], example: Example) -> Sequence[Axes]:
+    """Clean and adversarial log-mel spectrogram of one utterance and their difference, on three axes.
 
-
-def spectrogram_difference(ax: Axes, difference_FL: Sequence[Sequence[float]], *, hop_s: float) -> Axes:
-    """A perturbation of shape (F, L) over time; white is no change."""
-    values_FL = np.asarray(difference_FL, dtype=np.float64)
-    largest = float(np.abs(values_FL).max()) or 1.0
-    _image(ax, values_FL, hop_s, cmap="PuOr_r", limits=(-largest, largest))
-    return _colour_bar(ax, "difference\n(natural log)")
-
-
-def spectrogram_pair(axes: Sequence[Axes], example: Mapping[str, Any]) -> Sequence[Axes]:
-    """Clean and adversarial log-mel spectrogram of one utterance and their difference, on three axes."""
-    clean_FL = np.asarray(example["clean"], dtype=np.float64)
-    adversarial_FL = np.asarray(example["adversarial"], dtype=np.float64)
+    The first two share their colours; in the third white is no change.
+    """
+    clean_FL, adversarial_FL = (np.asarray(values) for values in (example.clean, example.adversarial))
+    difference_FL = adversarial_FL - clean_FL
     limits = (float(min(clean_FL.min(), adversarial_FL.min())), float(max(clean_FL.max(), adversarial_FL.max())))
-    hop_s = float(example["hop_s"])
-    spectrogram(axes[0], clean_FL.tolist(), hop_s=hop_s, limits=limits)
-    axes[0].set_title(f"clean: heard as {example['predicted_clean']} (true: {example['emotion']})")
-    spectrogram(axes[1], adversarial_FL.tolist(), hop_s=hop_s, limits=limits)
-    attack = f"{wording.attack_name(str(example['attack']))}, ε {wording.number(example['epsilon'], '.3g')}"
-    axes[1].set_title(f"adversarial ({attack}): heard as {example['predicted_adversarial']}")
-    spectrogram_difference(axes[2], (adversarial_FL - clean_FL).tolist(), hop_s=hop_s)
+    largest = float(np.abs(difference_FL).max()) or 1.0
+    attack = f"{wording.attack_name(example.attack)}, ε {wording.number(example.epsilon, '.3g')}"
+    titles = (
+        f"clean: heard as {example.predicted_clean} (true: {example.emotion})",
+        f"adversarial ({attack}): heard as {example.predicted_adversarial}",
+    )
+    for ax, values_FL, title in zip(axes, (clean_FL, adversarial_FL), titles, strict=False):
+        _spectrogram(ax, values_FL, example.hop_s, limits, "viridis", "log-mel magnitude\n(natural log)")
+        ax.set_title(title)
+    _spectrogram(axes[2], difference_FL, example.hop_s, (-largest, largest), "PuOr_r", "difference\n(natural log)")
     axes[2].set_title("adversarial − clean")
     return axes
+
+
+def _spectrogram(
+    ax: Axes, values_FL: Any, hop_s: float, limits: tuple[float, float], colours: str, quantity: str
+) -> None:
+    """Values of shape (F, L) over time, their colours between two limits, with a bar that says what they are."""
+    num_bins, num_frames = values_FL.shape
+    image = ax.imshow(
+        values_FL,
+        origin="lower",
+        aspect="auto",
+        extent=(0.0, num_frames * hop_s, -0.5, num_bins - 0.5),
+        cmap=colours,
+        vmin=limits[0],
+        vmax=limits[1],
+        interpolation="nearest",
+    )
+    ax.set_xlabel("time (s)")
+    ax.set_ylabel("mel bin")
+    ax.grid(visible=False)
+    ax.figure.colorbar(image, ax=ax, label=quantity, pad=0.01)
 
 
 def _name_both_sides(ax: Axes, names: Sequence[str]) -> None:
@@ -89,26 +102,3 @@ def _name_both_sides(ax: Axes, names: Sequence[str]) -> None:
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     ax.grid(visible=False)
-
-
-def _image(ax: Axes, values_FL: Any, hop_s: float, *, cmap: str, limits: tuple[float, float]) -> None:
-    num_bins, num_frames = values_FL.shape
-    extent = (0.0, num_frames * hop_s, -0.5, num_bins - 0.5)
-    ax.imshow(
-        values_FL,
-        origin="lower",
-        aspect="auto",
-        extent=extent,
-        cmap=cmap,
-        vmin=limits[0],
-        vmax=limits[1],
-        interpolation="nearest",
-    )
-    ax.set_xlabel("time (s)")
-    ax.set_ylabel("mel bin")
-    ax.grid(visible=False)
-
-
-def _colour_bar(ax: Axes, name: str) -> Axes:
-    ax.figure.colorbar(ax.images[0], ax=ax, label=name, pad=0.01)
-    return ax

@@ -1,8 +1,7 @@
-"""A table of plain text, and the three ways it is shown: in the terminal, in Markdown, in HTML."""
+"""A table of plain text, shown in the terminal or in Markdown; ``templates/table.html.j2`` shows it in HTML."""
 
 from __future__ import annotations
 
-import html
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -41,20 +40,15 @@ def to_markdown(table: Table) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def to_html(table: Table) -> str:
-    """The table as an HTML fragment."""
-    head = "".join(f'<th scope="col">{_html(cell)}</th>' for cell in table.header)
-    body = "\n".join(_html_row(row, table.num_labels) for row in table.rows)
-    title = f"<strong>{_html(table.title)}</strong>"
-    caption = f'<p class="note">{_html(table.caption)}</p>' if table.caption else ""
-    return (
-        f'<div class="table"><table><caption>{title}</caption>\n<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{body}\n</tbody></table></div>\n{caption}"
-    )
+def print_table(table: Table, console: Console) -> None:
+    """Print the table; one that is too wide for the terminal runs over its edge, so that no column is lost."""
+    shown = _to_rich(table)
+    least = console.measure(shown).minimum
+    console.print(shown, width=max(console.width, least), crop=False)
 
 
-def to_rich(table: Table) -> RichTable:
-    """The table for the terminal: the labels of a row share one column, to spare room for figures."""
+def _to_rich(table: Table) -> RichTable:
+    """The labels of a row share one column, to spare room for figures."""
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -68,7 +62,8 @@ def to_rich(table: Table) -> RichTable:
         pad_edge=False,
         collapse_padding=True,
     )
-    header, *rows = (_labels_joined(row, table.num_labels) for row in (table.header, *table.rows))
+    labels = table.num_labels
+    header, *rows = ((", ".join(row[:labels]), *row[labels:]) for row in (table.header, *table.rows))
     for column, cell in enumerate(header):
         # In a narrow terminal cells go on in the next line; without the least width, rich would cut figures short.
         words = [word for row in (header, *rows) for word in row[column].split()]
@@ -80,26 +75,5 @@ def to_rich(table: Table) -> RichTable:
     return shown
 
 
-def print_table(table: Table, console: Console) -> None:
-    """Print the table; one that is too wide for the terminal runs over its edge, so that no column is lost."""
-    shown = to_rich(table)
-    least = console.measure(shown).minimum
-    console.print(shown, width=max(console.width, least), crop=False)
-
-
-def _labels_joined(row: tuple[str, ...], num_labels: int) -> tuple[str, ...]:
-    return ", ".join(row[:num_labels]), *row[num_labels:]
-
-
 def _markdown(text: str) -> str:
     return _MARKDOWN.sub(r"\\\g<0>", text).replace("\n", "<br>")
-
-
-def _html(text: str) -> str:
-    return html.escape(text).replace("\n", "<br>")
-
-
-def _html_row(row: tuple[str, ...], num_labels: int) -> str:
-    labels = "".join(f'<th scope="row">{_html(cell)}</th>' for cell in row[:num_labels])
-    figures = "".join(f"<td>{_html(cell)}</td>" for cell in row[num_labels:])
-    return f"<tr>{labels}{figures}</tr>"

@@ -1,59 +1,27 @@
-"""report.html: one self-contained page from the files of one or more run folders."""
+"""report.html: one self-contained page from the files of one or more run folders, laid out by ``templates/``."""
 
 from __future__ import annotations
 
-import base64
-import html
 import shlex
+from base64 import b64encode
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ser_fl.errors import UserError
 from ser_fl.files import write_bytes
-from ser_fl.report.groups import group_table
 from ser_fl.report.labels import labels_of
-from ser_fl.report.markup import to_html
-from ser_fl.report.replications import replication_table
+from ser_fl.report.replications import replication_table, spread_table
 from ser_fl.report.runs import RunRecords, read_run
-from ser_fl.report.sanity_checks import doubts_panel
-from ser_fl.report.spread import spread_table
-from ser_fl.report.tables import attack_table, four_way, summary_table, training_table
+from ser_fl.report.tables import attack_table, four_way, group_table, summary_table, training_table
 from ser_fl.report.transfer import pair_table, read_matrices, transfer_tables
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import TransferMatrix
 from ser_fl.runs.redaction import public_path
 
-_CAPTIONS = {
-    "training": "Validation UAR and training loss over rounds; the star is the selected round.",
-    "robust_uar": "Robust UAR over the budget; over epsilon each line starts at the clean UAR of the utterances that"
-    " attack saw. Shades: 95 % intervals over utterances."
-    " Dashed: grey-box, the attacker does not know of the test-time defence, which is no evidence of robustness.",
-    "confusion": "Confusion matrices of the test part without defence: colour is the share of the true class, the"
-    " number counts utterances.",
-    "speakers": "Clean UAR of each test speaker.",
-    "transfer": "Robust UAR in per cent of each model on what was made against another; darker is lower. Framed: the"
-    " white-box figures.",
-    "spectrogram": "An utterance as the model hears it, its adversarial copy, and what the attack added.",
-}
-
-_CSS = """
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-.table { overflow-x: auto; } table { border-collapse: collapse; font-size: .88rem; margin: .6rem 0 .3rem; }
-caption { text-align: left; padding-bottom: .4rem; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; vertical-align: top; }
-thead th { border-bottom: 2px solid #555; text-align: left; vertical-align: bottom; }
-th[scope=row] { text-align: left; font-weight: normal; } td { text-align: right; font-variant-numeric: tabular-nums; }
-td.words { text-align: left; overflow-wrap: anywhere; }
-.note, figcaption { color: #555; font-size: .85rem; max-width: 50rem; }
-.synthetic { background: #fff3cd; border: 1px solid #e0c36a; padding: .5rem .8rem; }
-.doubts { border: 1px solid #ccc; border-left: 4px solid #2e7d32; padding: .3rem .9rem; margin: .9rem 0; }
-.doubts.fails { border-left-color: #b3261e; } .doubts.hint { border-left-color: #b8860b; }
-figure { margin: 1rem 0 1.6rem; } img { max-width: 100%; height: auto; }
-code { background: #f3f3f3; padding: .1rem .3rem; }
-"""
+_KINDS = ("robust_uar", "spectrogram", "transfer", "confusion", "speakers", "training")
+"""How names of figures begin."""
 
 
 def write_report(folders: Sequence[Path], output: Path | None = None, *, transfers: Sequence[Path] = ()) -> Path:
@@ -90,84 +58,52 @@ def render_page(
     runs: Sequence[RunRecords], figures: Mapping[str, bytes], matrices: Sequence[TransferMatrix] = ()
 ) -> str:
     """The page as HTML: needs no network, no script and no other file."""
-    title = "ser_fl: " + " / ".join(dict.fromkeys(run.name for run in runs))
-    body = "\n".join(_sections(runs, figures, matrices))
-    return (
-        '<!DOCTYPE html>\n<html lang="en-GB"><head><meta charset="utf-8">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_CSS}</style></head>\n"
-        f"<body>\n<h1>{html.escape(title)}</h1>\n{body}\n</body></html>\n"
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    templates = Environment(
+        loader=PackageLoader("ser_fl.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    drawn = defaultdict[str, list[str]](list)
+    for name, png in figures.items():
+        drawn[next(kind for kind in _KINDS if name.startswith(kind))].append(b64encode(png).decode())
+    labelled = list(zip(labels_of(runs), runs, strict=True))
+    attacked = any(run.attacks for run in runs)
+    return templates.get_template("report.html.j2").render(
+        title="ser_fl: " + " / ".join(dict.fromkeys(run.name for run in runs)),
+        synthetic=any(run.synthetic for run in runs) or any(matrix.synthetic for matrix in matrices),
+        figures=drawn,
+        replications=replication_table(runs),
+        four_way=four_way(runs),
+        attacks=attack_table(runs) if attacked else None,
+        groups=group_table(runs),
+        sanity_reports=[(label, run.sanity_report) for label, run in labelled if run.attacks and run.sanity_report],
+        transfers=[table for matrix in matrices for table in (*transfer_tables(matrix), pair_table(matrix))],
+        spread=spread_table(runs),
+        summary=summary_table(runs),
+        training=training_table(runs),
+        missing=[part for run in runs for part in _missing(run)],
+        origins=[(label, _origin(run)) for label, run in labelled],
     )
 
 
-def _sections(
-    runs: Sequence[RunRecords], figures: Mapping[str, bytes], matrices: Sequence[TransferMatrix]
-) -> Iterator[str]:
-    if any(run.synthetic for run in runs) or any(matrix.synthetic for matrix in matrices):
-        yield '<p class="synthetic"><strong>SYNTHETIC speech</strong>: figures of the built-in corpus show that the'
-        yield "method runs, and are no evidence about real speech.</p>"
-    yield "<h2>Under attack</h2>"
-    if (repeated := replication_table(runs)) is not None:
-        yield to_html(repeated)
-    yield to_html(four_way(runs))
-    yield from _images(figures, "robust_uar")
-    if any(run.attacks for run in runs):
-        yield to_html(attack_table(runs))
-        if (groups := group_table(runs)) is not None:
-            yield to_html(groups)
-        yield from doubts_panel(runs)
-    yield from _images(figures, "spectrogram")
-    if matrices:
-        yield "<h2>From one model to another</h2>"
-        yield from _images(figures, "transfer")
-        for matrix in matrices:
-            yield from map(to_html, (*transfer_tables(matrix), pair_table(matrix)))
-    yield "<h2>Without attack</h2>"
-    if (spread := spread_table(runs)) is not None:
-        yield to_html(spread)
-    yield to_html(summary_table(runs))
-    yield from _images(figures, "confusion")
-    yield from _images(figures, "speakers")
-    yield "<h2>Training</h2>"
-    yield to_html(training_table(runs))
-    yield from _images(figures, "training")
-    yield from _missing(runs)
-    yield "<h2>Where this comes from</h2>"
-    for label, run in zip(labels_of(runs), runs, strict=True):
-        yield _origin(label, run)
-
-
-def _images(figures: Mapping[str, bytes], kind: str) -> Iterator[str]:
-    for name, png in figures.items():
-        if name.startswith(kind):
-            data = base64.b64encode(png).decode()
-            caption = html.escape(_CAPTIONS[kind])
-            yield f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption>'
-            yield "</figure>"
-
-
-def _missing(runs: Sequence[RunRecords]) -> Iterator[str]:
-    """A sentence for every part that was left out, with the command that makes it."""
-    sentences = []
-    for run in runs:
-        root = Path(public_path(run.root))
-        folder = shlex.quote(str(root))
+def _missing(run: RunRecords) -> Iterator[tuple[str, str, str]]:
+    """What was left out: name of the run, a sentence, and the command that makes it."""
+    root = Path(public_path(run.root))
+    folder = shlex.quote(str(root))
+    if not (run.rounds and run.finished):
         train = f"ser-fl train --config {shlex.quote(str(RunFolder(root).config))}"
-        benchmark = f"ser-fl benchmark run={folder}"
-        parts = (
-            (run.rounds and run.test, "The training has not finished", f"{train} run_dir={folder} resume=true"),
-            (run.attacks, "No attack was recorded", benchmark),
-            (run.example, "There is no spectrogram pair", benchmark),
-        )
-        sentences += [(run.name, what, command) for there, what, command in parts if not there]
-    if sentences:
-        yield "<h2>Not there yet</h2>\n<ul>"
-        for name, what, command in sentences:
-            yield f"<li>{html.escape(name)}: {what}; make it with <code>{html.escape(command)}</code>.</li>"
-        yield "</ul>"
+        yield run.name, "The training has not finished", f"{train} run_dir={folder} resume=true"
+    for there, what in ((run.attacks, "No attack was recorded"), (run.example, "There is no spectrogram pair")):
+        if not there:
+            yield run.name, what, f"ser-fl benchmark run={folder}"
 
 
-def _origin(label: str, run: RunRecords) -> str:
-    """Settings, commit, versions and command of a run, as a table."""
+def _origin(run: RunRecords) -> dict[str, str]:
+    """Settings, commit, versions and command of a run."""
     facts: dict[str, Any] = {
         "run folder": public_path(run.root),
         "experiment": run.name,
@@ -178,13 +114,7 @@ def _origin(label: str, run: RunRecords) -> str:
         "seed": run.setting("seed"),
         **run.environment,
     }
-    rows = "\n".join(
-        f'<tr><th scope="row">{html.escape(str(name).replace("_", " "))}</th>'
-        f'<td class="words">{html.escape(_in_words(value))}</td></tr>'
-        for name, value in facts.items()
-        if value not in (None, "", [], {})
-    )
-    return f'<h3>{html.escape(label)}</h3>\n<div class="table"><table><tbody>\n{rows}\n</tbody></table></div>'
+    return {str(name): _in_words(value) for name, value in facts.items() if value not in (None, "", [], {})}
 
 
 def _in_words(value: Any) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ser_fl.report import figures, images, wording
 from ser_fl.report.four_way import budget_key, reference_budgets
 from ser_fl.report.labels import labels_of
-from ser_fl.report.runs import RunRecords
+from ser_fl.report.runs import Example, RunRecords
 from ser_fl.report.transfer import attack_of
 from ser_fl.runs.records import AttackRecord, TransferMatrix
 
@@ -42,7 +41,9 @@ _DPI = 160
 
 def draw_figures(runs: Sequence[RunRecords], transferred: Sequence[TransferMatrix] = ()) -> dict[str, bytes]:
     """PNG of every figure the records allow, by file stem and in the order of the report."""
-    with _style():
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
         drawn: dict[str, Figure] = {}
         if any(run.rounds for run in runs):
             drawn["training"] = training_curves(runs)
@@ -50,7 +51,7 @@ def draw_figures(runs: Sequence[RunRecords], transferred: Sequence[TransferMatri
             drawn["_".join(("robust_uar", *threat))] = robust_uar(runs, threat)
         if matrices := _confusions(runs):
             drawn["confusion"] = confusions(matrices)
-        if speakers := [run for run in runs if run.test.get("per_speaker_uar")]:
+        if speakers := [run for run in runs if run.test.per_speaker_uar]:
             drawn["speakers"] = speaker_uars(speakers)
         for place, (label, run) in enumerate(zip(labels_of(runs), runs, strict=True)):
             if run.example:
@@ -67,7 +68,7 @@ def training_curves(runs: Sequence[RunRecords]) -> Figure:
     """Validation UAR above training loss, all runs on the same axes."""
     figure, ((upper,), (lower,)) = _grid(2, 1, width=6.6, height=2.2, sharex=True)
     for place, (label, run) in enumerate(zip(_one_line(labels_of(runs)), runs, strict=True)):
-        selected = run.summary.get("selected_round")
+        selected = run.summary.selected_round
         figures.uar_over_rounds(upper, run.rounds, label=label, selected_round=selected, place=place)
         figures.loss_over_rounds(lower, run.rounds, label=label, place=place)
     upper.set_xlabel("")
@@ -81,10 +82,9 @@ def robust_uar(runs: Sequence[RunRecords], threat: Threat) -> Figure:
     figure, grid = _grid(len(runs), len(defences), width=3.4, height=2.5, sharex=True, sharey=True)
     for label, run, row in zip(labels_of(runs), runs, grid, strict=True):
         for defence, ax in zip(defences, row, strict=True):
-            records = [record for record in _curve_records(run, threat) if record.defence == defence]
             figures.robust_uar_curve(
                 ax,
-                records,
+                [record for record in run.attacked if record.defence == defence and _threat(record) == threat],
                 num_classes=len(run.classes),
                 clean_uar=run.clean_uar(defence),
                 num_test=run.num_test_utterances,
@@ -112,11 +112,11 @@ def speaker_uars(runs: Sequence[RunRecords]) -> Figure:
     """UAR of every test speaker, a panel per run."""
     figure, grid = _grid(len(runs), 1, width=6.6, height=2.2)
     for label, run, (ax,) in zip(_one_line(labels_of(runs)), runs, grid, strict=True):
-        figures.speaker_bars(ax, run.test["per_speaker_uar"], overall_uar=run.test.get("uar")).set_title(label)
+        figures.speaker_bars(ax, run.test.per_speaker_uar, overall_uar=run.test.uar).set_title(label)
     return figure
 
 
-def spectrograms(label: str, example: Mapping[str, Any]) -> Figure:
+def spectrograms(label: str, example: Example) -> Figure:
     """A clean utterance, its adversarial copy and the difference."""
     figure, grid = _grid(3, 1, width=6.6, height=1.7, sharex=True)
     images.spectrogram_pair([ax for (ax,) in grid], example)
@@ -144,21 +144,17 @@ def transfers(matrix: TransferMatrix) -> Figure:
 def _threats(runs: Sequence[RunRecords]) -> list[Threat]:
     """Those with more than one budget, or all where none has."""
     points: dict[Threat, set[tuple[str, float | None, float | None]]] = {}
-    for record in (record for run in runs for record in run.attacks):
+    for record in (record for run in runs for record in run.attacked):
         if (threat := _threat(record)) is not None:
             points.setdefault(threat, set()).add((record.attack, record.epsilon, record.snr_db))
     return [threat for threat, measured in points.items() if len(measured) > 1] or list(points)
 
 
 def _threat(record: AttackRecord) -> Threat | None:
-    """What an attack's budget is; None for one without, and for no attack."""
-    if record.attack == wording.CLEAN or not (record.epsilon or record.snr_db is not None):
+    """What an attack's budget is; None for one without."""
+    if not (record.epsilon or record.snr_db is not None):
         return None
     return record.domain, f"l{record.norm}", *(() if record.snr_db is None else ("snr",))
-
-
-def _curve_records(run: RunRecords, threat: Threat) -> list[AttackRecord]:
-    return [record for record in run.attacks if _threat(record) == threat]
 
 
 def _confusions(runs: Sequence[RunRecords]) -> list[Matrix]:
@@ -166,13 +162,13 @@ def _confusions(runs: Sequence[RunRecords]) -> list[Matrix]:
     budgets = reference_budgets(runs)
     matrices: list[Matrix] = []
     for label, run in zip(labels_of(runs), runs, strict=True):
-        if run.classes and (clean := run.test.get("confusion")):
-            matrices.append((f"{label}\nclean, UAR {wording.percent(run.test.get('uar'))} %", clean, run.classes))
+        if run.classes and run.test.confusion:
+            title = f"{label}\nclean, UAR {wording.percent(run.test.uar)} %"
+            matrices.append((title, run.test.confusion, run.classes))
         attacked = [
             record
-            for record in run.attacks
-            if record.attack != wording.CLEAN
-            and record.defence == wording.NO_DEFENCE
+            for record in run.attacked
+            if record.defence == wording.NO_DEFENCE
             and record.confusion
             and budget_key(record) in budgets
             and run.subset(record) is None
@@ -210,14 +206,6 @@ def _legend_below(figure: Figure, axes: Iterable[Axes]) -> None:
 
 def _one_line(labels: Iterable[str]) -> list[str]:
     return [label.replace("\n", ", ") for label in labels]
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    import matplotlib
-
-    with matplotlib.rc_context(_STYLE):
-        yield
 
 
 def _png(figure: Figure) -> bytes:

@@ -103,6 +103,38 @@ def replication_table(runs: Sequence[RunRecords]) -> Table | None:
     )
 
 
+_SCORES = (("UAR", "uar"), ("Accuracy", "accuracy"), ("Macro F1", "macro_f1"))
+
+
+def spread_table(runs: Sequence[RunRecords]) -> Table | None:
+    """Test scores without attack over seeds, in per cent; None where no experiment has two finished runs.
+
+    A run that has not finished is left out. Folds are too: their test parts differ, and so do their scores.
+    """
+    finished = [run for run in runs if run.finished]
+    repeated = [group for group in replications(finished) if len(group.runs) > 1 and not group.by_fold]
+    if not repeated:
+        return None
+    rows = []
+    for label, group in zip(_labels(repeated), repeated, strict=True):
+        for name, key in _SCORES:
+            scores = [getattr(run.test, key) for run in group.runs]
+            values = [math.nan if score is None else score for score in scores]
+            figures = (statistics.mean(values), statistics.stdev(values), half_width_over_seeds(values))
+            each = ", ".join(map(wording.percent, values))
+            rows.append((label, name, *map(wording.percent, figures), each))
+    return Table(
+        title="Test scores in per cent over seeds",
+        header=("Training", "Score", "Mean", "Deviation", "95 % ±", "Each seed"),
+        rows=tuple(rows),
+        caption=(
+            f"{provenance([run for group in repeated for run in group.runs])} Deviation: of the seeds (n - 1). "
+            "95 % ±: half of Student's interval of the mean. Without attack and without test-time defence."
+        ),
+        num_labels=2,
+    )
+
+
 def half_width_over_seeds(values: Sequence[float]) -> float:
     """Half of Student's 95 % interval of a mean; a bootstrap of three or five runs would be far too narrow.
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -15,12 +15,62 @@ from ser_fl.report.wording import CLEAN, NO_DEFENCE
 from ser_fl.robustness.sanity_checks.report import SanityReport, read_sanity_report
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import AttackRecord
-from ser_fl.runs.validation import conform_known
+from ser_fl.runs.validation import Figure, record_of
 
-_EXAMPLE_KEYS = {
-    *("attack", "epsilon", "emotion", "hop_s"),
-    *("predicted_clean", "predicted_adversarial", "clean", "adversarial"),
-}
+_Form = TypeVar("_Form")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TestScores:
+    """Under "test" in ``summary.json``."""
+
+    uar: float | None = None
+    accuracy: float | None = None
+    macro_f1: float | None = None
+    confusion: tuple[tuple[Figure, ...], ...] = ()
+    """Rows true, columns predicted."""
+    per_class_recall: tuple[float | None, ...] = ()
+    per_speaker_uar: dict[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What a report takes from ``summary.json``."""
+
+    classes: tuple[str, ...] = ()
+    split: str | None = None
+    synthetic: bool = False
+    num_clients: int | None = None
+    selected_round: int | None = None
+    stopped: str | None = None
+    test: TestScores | None = None
+    """None before the run has finished."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """What a report takes from a line of ``rounds.jsonl``."""
+
+    round: int
+    train_loss: float | None = None
+    uar: float | None = None
+    robust_uar: float | None = None
+    seconds: float | None = None
+    failures: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """A clean and adversarial log-mel pair (`RunFolder.spectrograms`), both of shape (F, L)."""
+
+    attack: str
+    epsilon: float | None
+    emotion: str
+    predicted_clean: str
+    predicted_adversarial: str
+    clean: tuple[tuple[Figure, ...], ...]
+    adversarial: tuple[tuple[Figure, ...], ...]
+    hop_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +80,10 @@ class RunRecords:
     root: Path
     config: Mapping[str, Any]
     environment: Mapping[str, Any]
-    summary: Mapping[str, Any]
-    rounds: tuple[Mapping[str, Any], ...]
+    summary: Summary
+    rounds: tuple[Round, ...]
     attacks: tuple[AttackRecord, ...]
-    example: Mapping[str, Any] | None
-    """A clean and adversarial log-mel pair (`RunFolder.spectrograms`)."""
+    example: Example | None = None
     sanity_report: SanityReport | None = None
     """What the benchmark doubts of itself; None where it made no checks."""
 
@@ -50,13 +99,9 @@ class RunRecords:
         return str(self.setting("experiment") or self.root.name)
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        return tuple(str(emotion) for emotion in self.summary.get("classes") or ())
-
-    @property
     def synthetic(self) -> bool:
         """True where the speech was made by the built-in synthesiser."""
-        return self.setting("data.name") == "builtin" or bool(self.summary.get("synthetic"))
+        return self.setting("data.name") == "builtin" or self.summary.synthetic
 
     @property
     def corpus(self) -> str:
@@ -66,18 +111,30 @@ class RunRecords:
 
     @property
     def split(self) -> str:
-        return str(self.summary.get("split") or self.setting("split.name") or "unknown")
+        return str(self.summary.split or self.setting("split.name") or "unknown")
 
     @property
-    def test(self) -> Mapping[str, Any]:
-        """Scores on the test part; empty before the run has finished."""
-        return self.summary.get("test") or {}
+    def classes(self) -> tuple[str, ...]:
+        return self.summary.classes
+
+    @property
+    def test(self) -> TestScores:
+        """Scores on the test part; without figures before the run has finished."""
+        return self.summary.test or TestScores()
+
+    @property
+    def finished(self) -> bool:
+        return self.summary.test is not None
+
+    @property
+    def attacked(self) -> Iterator[AttackRecord]:
+        """Records of attacks: all but the clean scores."""
+        return (record for record in self.attacks if record.attack != CLEAN)
 
     @property
     def num_test_utterances(self) -> int | None:
         """Utterances of the test part, from the confusion matrix; None before the run has finished."""
-        confusion = self.test.get("confusion")
-        return round(sum(sum(row) for row in confusion)) if confusion else None
+        return round(sum(map(sum, self.test.confusion))) if self.test.confusion else None
 
     @property
     def defences(self) -> tuple[str, ...]:
@@ -90,7 +147,7 @@ class RunRecords:
         if records:
             best = max(records, key=lambda record: (record.num_examples, record.attack == CLEAN))
             return best.robust_uar if best.attack == CLEAN else best.clean_uar
-        return self.test.get("uar") if defence == NO_DEFENCE else None
+        return self.test.uar if defence == NO_DEFENCE else None
 
     def subset(self, record: AttackRecord) -> int | None:
         """Number of utterances of a record that saw only some of the test part; None where it saw all."""
@@ -110,83 +167,46 @@ def read_run(folder: Path) -> RunRecords:
             f"{folder} is not a run folder (it has no config.yaml): give the folder that `ser-fl train` made"
         )
     run.refuse_links_out()
-    summary = _read_summary(run)
+    summary = _form(run.summary, Summary, _read_mapping(run, run.summary))
+    attacks = tuple(run.read_attacks())
+    num_classes = len(summary.classes)
+    for path, name, matrix in (
+        (run.summary, "test.confusion", summary.test.confusion if summary.test else ()),
+        *((run.attacks, "confusion", record.confusion) for record in attacks),
+    ):
+        _check_square(path, name, matrix, num_classes or len(matrix))
     return RunRecords(
         root=folder,
         config=_read_config(run.config),
         environment=_read_mapping(run, run.environment),
         summary=summary,
-        rounds=_read_rounds(run),
-        attacks=_read_attacks(run, len(summary.get("classes") or ())),
+        rounds=tuple(_form(run.rounds, Round, entry) for entry in run.read_jsonl(run.rounds)),
+        attacks=attacks,
         example=_read_example(run),
         sanity_report=read_sanity_report(run),
     )
 
 
-_SUMMARY: Mapping[str, Any] = {
-    **dict.fromkeys(("split", "stopped", "experiment"), str | None),
-    **dict.fromkeys(("selected_round", "num_clients", "num_rounds"), int | None),
-    "classes": tuple[str, ...] | None,
-    "test": dict[str, Any] | None,
-}
-_TEST: Mapping[str, Any] = {
-    **dict.fromkeys(("uar", "accuracy", "macro_f1"), float | None),
-    "confusion": tuple[tuple[float, ...], ...] | None,
-    "per_class_recall": tuple[float | None, ...] | None,
-    "per_speaker_uar": dict[str, float | None] | None,
-}
-_ROUND: Mapping[str, Any] = {
-    "round": int | None,
-    "failures": tuple[Any, ...] | None,
-    **dict.fromkeys(("train_loss", "uar", "accuracy", "macro_f1", "robust_uar", "seconds"), float | None),
-}
-_EXAMPLE: Mapping[str, Any] = {
-    **dict.fromkeys(("attack", "emotion", "predicted_clean", "predicted_adversarial"), str),
-    **dict.fromkeys(("clean", "adversarial"), tuple[tuple[float, ...], ...]),
-    "epsilon": float | None,
-    "hop_s": float,
-}
-
-
-def _read_summary(run: RunFolder) -> Mapping[str, Any]:
-    """``summary.json``; what the report looks into must have the form it is written in."""
-    summary = _in_form(run.summary, _read_mapping(run, run.summary), _SUMMARY)
-    test = _in_form(run.summary, summary.get("test") or {}, _TEST, "test.")
-    if confusion := test.get("confusion"):
-        _check_square(run.summary, "test.confusion", confusion, len(summary.get("classes") or confusion))
-    return {**summary, "test": test}
-
-
-def _read_attacks(run: RunFolder, num_classes: int) -> tuple[AttackRecord, ...]:
-    records = tuple(run.read_attacks())
-    for record in records:
-        if record.confusion:
-            _check_square(run.attacks, "confusion", record.confusion, num_classes or len(record.confusion))
-    return records
-
-
-def _in_form(path: Path, content: Mapping[str, Any], forms: Mapping[str, Any], prefix: str = "") -> Mapping[str, Any]:
+def _form(path: Path, kind: type[_Form], content: Any) -> _Form:
     try:
-        return conform_known(content, forms, prefix)
+        return record_of(kind, content)
     except ValueError as error:
         raise UserError(f"{path} {error}: was it changed by hand?") from None
 
 
 def _check_square(path: Path, name: str, matrix: Sequence[Sequence[float]], size: int) -> None:
-    if [len(row) for row in matrix] != [size] * size or any(not count >= 0 for row in matrix for count in row):
+    if matrix and ([len(row) for row in matrix] != [size] * size or any(not n >= 0 for row in matrix for n in row)):
         raise UserError(f"{path} must hold {size} rows of {size} counts as {name}: was it changed by hand?")
 
 
-def _read_example(run: RunFolder) -> Mapping[str, Any] | None:
-    example = _read_mapping(run, run.spectrograms)
-    if example and (missing := _EXAMPLE_KEYS - set(example)):
-        raise UserError(f"{run.spectrograms} lacks {', '.join(sorted(missing))}: run `ser-fl benchmark` again")
-    example = _in_form(run.spectrograms, example, _EXAMPLE)
-    if example:
-        shapes = [{len(line) for line in example[name]} for name in ("clean", "adversarial")]
-        if len(example["clean"]) != len(example["adversarial"]) or shapes[0] != shapes[1] or len(shapes[0]) != 1:
-            raise UserError(f"{run.spectrograms} must hold two spectrograms of one shape: was it changed by hand?")
-    return example or None
+def _read_example(run: RunFolder) -> Example | None:
+    if not run.spectrograms.exists():
+        return None
+    example = _form(run.spectrograms, Example, run.read_json(run.spectrograms))
+    clean, adversarial = ([len(line) for line in lines] for lines in (example.clean, example.adversarial))
+    if clean != adversarial or len(set(clean)) != 1:
+        raise UserError(f"{run.spectrograms} must hold two spectrograms of one shape: was it changed by hand?")
+    return example
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
@@ -210,7 +230,3 @@ def _mapping(path: Path, content: Any) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise UserError(f"{path} must hold a mapping, got {type(content).__name__}: was it changed by hand?")
     return content
-
-
-def _read_rounds(run: RunFolder) -> tuple[Mapping[str, Any], ...]:
-    return tuple(_in_form(run.rounds, entry, _ROUND) for entry in run.read_jsonl(run.rounds))

@@ -1,4 +1,4 @@
-"""The tables of a report, from the records of runs: four-way, test scores, training, attacks.
+"""The tables of a report, from the records of runs: attacks, whom they hit, test scores, training.
 
 Shares are in per cent, UAR first; a dash stands for what was not measured.
 """
@@ -6,16 +6,15 @@ Shares are in per cent, UAR first; a dash stands for what was not measured.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from ser_fl.report import wording
-from ser_fl.report.four_way import four_way
+from ser_fl.report.four_way import budget_key, four_way, reference_budgets
 from ser_fl.report.labels import labels_of, provenance
 from ser_fl.report.markup import MISSING, Table
-from ser_fl.report.runs import RunRecords
+from ser_fl.report.runs import Round, RunRecords
 from ser_fl.runs.records import AttackRecord
 
-__all__ = ["attack_table", "four_way", "summary_table", "training_table"]
+__all__ = ["attack_table", "four_way", "group_table", "summary_table", "training_table"]
 
 _ATTACK_COLUMNS: tuple[tuple[str, Callable[[AttackRecord], str]], ...] = (
     ("Attack", lambda record: wording.attack_name(record.attack)),
@@ -85,15 +84,54 @@ def attack_table(runs: Sequence[RunRecords]) -> Table:
     )
 
 
+def group_table(runs: Sequence[RunRecords]) -> Table | None:
+    """Whom an attack hits: robust UAR by sex and speaker, robust recall by emotion; None where no record has groups.
+
+    Of each run and defence, without attack and in the worst case at the reference budgets.
+    """
+    budgets = reference_budgets(runs)
+    shown = [
+        (label, record)
+        for label, run in zip(labels_of(runs), runs, strict=True)
+        for record in run.attacks
+        if record.attack == wording.CLEAN
+        or (record.attack == wording.WORST_CASE and (budget_key(record) in budgets or record.norm == "none"))
+        if record.speaker_uar or record.emotion_recall
+    ]
+    if not any(record.attack == wording.WORST_CASE for _, record in shown):
+        return None
+    kinds = ("sex_uar", "speaker_uar", "emotion_recall")
+    groups = [
+        (kind, name) for kind in kinds for name in sorted({n for _, record in shown for n in getattr(record, kind)})
+    ]
+    rows = [
+        (
+            label,
+            wording.attack_name(record.attack),
+            wording.budget(record),
+            wording.defence_name(record.defence),
+            *(wording.percent(getattr(record, kind).get(name)) for kind, name in groups),
+        )
+        for label, record in shown
+    ]
+    return Table(
+        title="Whom attacks hit",
+        header=("Training", "Attack", "Budget", "Test-time defence", *(name for _, name in groups)),
+        rows=tuple(rows),
+        caption=f"{provenance(runs)} Robust UAR by sex and by speaker, robust recall by emotion, in per cent.",
+        num_labels=4,
+    )
+
+
 def summary_table(runs: Sequence[RunRecords]) -> Table:
     """Clean scores on the test part, one column a run: UAR, accuracy, macro F1, recalls, UAR by speaker."""
     emotions = list(dict.fromkeys(emotion for run in runs for emotion in run.classes))
-    speakers = sorted({speaker for run in runs for speaker in _speakers(run)})
+    speakers = sorted({speaker for run in runs for speaker in run.test.per_speaker_uar})
     facts: list[tuple[str, Callable[[RunRecords], str]]] = [
-        ("UAR", lambda run: wording.percent(run.test.get("uar"))),
-        ("Accuracy", lambda run: wording.percent(run.test.get("accuracy"))),
-        ("Macro F1", lambda run: wording.percent(run.test.get("macro_f1"))),
-        ("Selected round", lambda run: wording.count(run.summary.get("selected_round"))),
+        ("UAR", lambda run: wording.percent(run.test.uar)),
+        ("Accuracy", lambda run: wording.percent(run.test.accuracy)),
+        ("Macro F1", lambda run: wording.percent(run.test.macro_f1)),
+        ("Selected round", lambda run: wording.count(run.summary.selected_round)),
         ("Corpus", lambda run: run.corpus),
         ("Split", lambda run: run.split),
         ("Clients", _clients),
@@ -105,7 +143,8 @@ def summary_table(runs: Sequence[RunRecords]) -> Table:
         (f"Recall: {emotion}", *(wording.percent(_recalls(run).get(emotion)) for run in runs)) for emotion in emotions
     ]
     rows += [
-        (f"UAR of speaker {name}", *(wording.percent(_speakers(run).get(name)) for run in runs)) for name in speakers
+        (f"UAR of speaker {name}", *(wording.percent(run.test.per_speaker_uar.get(name)) for run in runs))
+        for name in speakers
     ]
     return Table(
         title="Test scores without attack",
@@ -119,14 +158,14 @@ def training_table(runs: Sequence[RunRecords]) -> Table:
     """How training went, one column a run: rounds, validation UAR, loss, time, clients left out."""
     facts: list[tuple[str, Callable[[RunRecords], str]]] = [
         ("Rounds", lambda run: wording.count(len(run.rounds))),
-        ("Selected round", lambda run: wording.count(run.summary.get("selected_round"))),
-        ("Validation UAR there", lambda run: wording.percent(_selected(run).get("uar"))),
-        ("Robust validation UAR there", lambda run: wording.percent(_selected(run).get("robust_uar"))),
+        ("Selected round", lambda run: wording.count(run.summary.selected_round)),
+        ("Validation UAR there", lambda run: wording.percent(_selected(run).uar)),
+        ("Robust validation UAR there", lambda run: wording.percent(_selected(run).robust_uar)),
         ("Best validation UAR", lambda run: wording.percent(max(_measured(run, "uar"), default=None))),
         ("Last training loss", lambda run: wording.number(next(reversed(_measured(run, "train_loss")), None), ".3f")),
         ("Minutes", lambda run: wording.number(sum(_measured(run, "seconds")) / 60, ".1f")),
-        ("Clients left out", lambda run: wording.count(sum(len(entry.get("failures") or ()) for entry in run.rounds))),
-        ("Stopped", lambda run: str(run.summary.get("stopped") or MISSING)),
+        ("Clients left out", lambda run: wording.count(sum(len(entry.failures) for entry in run.rounds))),
+        ("Stopped", lambda run: str(run.summary.stopped or MISSING)),
     ]
     return Table(
         title="Training",
@@ -136,24 +175,21 @@ def training_table(runs: Sequence[RunRecords]) -> Table:
     )
 
 
-def _selected(run: RunRecords) -> Mapping[str, Any]:
-    selected = run.summary.get("selected_round")
-    return next((entry for entry in run.rounds if entry.get("round") == selected), {})
+def _selected(run: RunRecords) -> Round:
+    """The selected round; one without figures where there is none."""
+    selected = run.summary.selected_round
+    return next((entry for entry in run.rounds if entry.round == selected), Round(round=0))
 
 
 def _measured(run: RunRecords, key: str) -> list[float]:
-    return [entry[key] for entry in run.rounds if entry.get(key) is not None]
+    return [value for entry in run.rounds if (value := getattr(entry, key)) is not None]
 
 
-def _recalls(run: RunRecords) -> Mapping[str, Any]:
-    return dict(zip(run.classes, run.test.get("per_class_recall") or (), strict=False))
-
-
-def _speakers(run: RunRecords) -> Mapping[str, Any]:
-    return run.test.get("per_speaker_uar") or {}
+def _recalls(run: RunRecords) -> Mapping[str, float | None]:
+    return dict(zip(run.classes, run.test.per_class_recall, strict=False))
 
 
 def _clients(run: RunRecords) -> str:
-    count = wording.count(run.summary.get("num_clients"))
+    count = wording.count(run.summary.num_clients)
     by = run.setting("clients.by")
     return f"{count}, by {by}" if by else count

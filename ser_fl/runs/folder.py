@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote, unquote
 
 from ser_fl.errors import UserError, shown
@@ -27,11 +27,18 @@ from ser_fl.runs.records import (
     ProfileRecord,
     RoundRecord,
     TransferMatrix,
-    TransferRecord,
 )
-from ser_fl.runs.validation import conform, parse_json, record_of
+from ser_fl.runs.validation import parse_json, record_of
 
-_Record = TypeVar("_Record", bound=AttackRecord)
+
+class _Below:
+    """A path below the run folder."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, run: RunFolder, owner: type) -> Path:
+        return run.root / self._name
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,38 +47,27 @@ class RunFolder:
 
     root: Path
 
-    @property
-    def config(self) -> Path:
-        return self.root / "config.yaml"
-
-    @property
-    def environment(self) -> Path:
-        return self.root / "environment.json"
-
-    @property
-    def rounds(self) -> Path:
-        return self.root / "rounds.jsonl"
-
-    @property
-    def clients(self) -> Path:
-        return self.root / "clients.jsonl"
-
-    @property
-    def summary(self) -> Path:
-        return self.root / "summary.json"
-
-    @property
-    def weights(self) -> Path:
-        return self.root / "model.safetensors"
-
-    @property
-    def model(self) -> Path:
-        return self.root / "model.json"
-
-    @property
-    def local_models(self) -> Path:
-        """Folder of the clients' own weights, of a run that averages nothing (``federation=local_only``)."""
-        return self.root / "clients"
+    config = _Below("config.yaml")
+    environment = _Below("environment.json")
+    rounds = _Below("rounds.jsonl")
+    clients = _Below("clients.jsonl")
+    summary = _Below("summary.json")
+    weights = _Below("model.safetensors")
+    model = _Below("model.json")
+    local_models = _Below("clients")
+    """Folder of the clients' own weights, of a run that averages nothing (``federation=local_only``)."""
+    attacks = _Below("attacks.json")
+    transfer = _Below("transfer.json")
+    outcomes = _Below("attacks")
+    """Folder of what attacks did to every utterance, and of what an unfinished benchmark has made so far."""
+    profile = _Below("profile.json")
+    checkpoint = _Below("checkpoint")
+    report = _Below("report.html")
+    figures = _Below("figures")
+    adversarial = _Below("adversarial")
+    """Folder of clean and adversarial WAV pairs, where asked for."""
+    spectrograms = _Below("adversarial/example.json")
+    """One clean and adversarial log-mel pair, for the report."""
 
     def weights_of(self, client_id: str) -> Path:
         """A client's own weights; whatever a file's name cannot hold is percent-encoded."""
@@ -83,45 +79,6 @@ class RunFolder:
         return sorted(
             unquote(file.name.removesuffix(".safetensors")) for file in self.local_models.glob("*.safetensors")
         )
-
-    @property
-    def attacks(self) -> Path:
-        return self.root / "attacks.json"
-
-    @property
-    def transfer(self) -> Path:
-        return self.root / "transfer.json"
-
-    @property
-    def outcomes(self) -> Path:
-        """What attacks did to every utterance, and what an unfinished benchmark has made so far."""
-        return self.root / "attacks"
-
-    @property
-    def profile(self) -> Path:
-        return self.root / "profile.json"
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.root / "checkpoint"
-
-    @property
-    def report(self) -> Path:
-        return self.root / "report.html"
-
-    @property
-    def figures(self) -> Path:
-        return self.root / "figures"
-
-    @property
-    def adversarial(self) -> Path:
-        """Clean and adversarial WAV pairs, where asked for."""
-        return self.root / "adversarial"
-
-    @property
-    def spectrograms(self) -> Path:
-        """One clean and adversarial log-mel pair, for the report."""
-        return self.adversarial / "example.json"
 
     def append(self, path: Path, records: Iterable[RoundRecord] | Iterable[ClientRecord]) -> None:
         """Append records to a ``.jsonl`` file and flush them to disk."""
@@ -216,7 +173,13 @@ class RunFolder:
         if not self.attacks.exists():
             return []
         content = self.read_json(self.attacks)
-        return _records_in(self.attacks, content, AttackRecord, ATTACKS_SCHEMA, "ser-fl benchmark")
+        _check_schema(self.attacks, content, ATTACKS_SCHEMA, "ser-fl benchmark")
+        try:
+            return list(record_of(tuple[AttackRecord, ...], content.get("records"), "records"))
+        except ValueError as error:
+            raise UserError(
+                f"{self.attacks} has an incomplete record ({error}): run `ser-fl benchmark` again"
+            ) from None
 
 
 def write_transfer(path: Path, matrix: TransferMatrix) -> None:
@@ -234,19 +197,19 @@ def read_transfer(path: Path) -> TransferMatrix:
         UserError: the file is missing, damaged or of another schema.
     """
     content = RunFolder(path.parent).read_json(path)
-    records = _records_in(path, content, TransferRecord, TRANSFER_SCHEMA, "ser-fl transfer")
+    _check_schema(path, content, TRANSFER_SCHEMA, "ser-fl transfer")
     try:
-        return record_of(TransferMatrix, {**content, "records": [asdict(record) for record in records]})
+        matrix = record_of(TransferMatrix, content)
     except ValueError as error:
         raise UserError(f"{path} is incomplete ({error}): run `ser-fl transfer` again") from None
+    there = {(record.defence, record.source, record.target) for record in matrix.records}
+    pairs = [(source, target) for source in matrix.models for target in matrix.models]
+    if not there or any((defence, *pair) not in there for defence, _, _ in there for pair in pairs):
+        raise UserError(f"{path} is incomplete (some pairs of models have no record): run `ser-fl transfer` again")
+    return matrix
 
 
-def _records_in(path: Path, content: Any, kind: type[_Record], schema: int, command: str) -> list[_Record]:
-    """The records of a file of attacks; what a later version has added to them is left aside."""
+def _check_schema(path: Path, content: Any, schema: int, command: str) -> None:
     found = content.get("schema") if isinstance(content, dict) else None
     if found != schema:
         raise UserError(f"{path} has schema {shown(found)}, this version reads {schema}: run `{command}` again")
-    try:
-        return [record_of(kind, record) for record in conform(tuple[Any, ...], content.get("records"), "records")]
-    except ValueError as error:
-        raise UserError(f"{path} has an incomplete record ({error}): run `{command}` again") from None

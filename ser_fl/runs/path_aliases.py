@@ -14,7 +14,7 @@ import re
 import secrets
 from pathlib import Path
 
-from ser_fl.files import write_bytes
+from ser_fl.files import user_folder, write_bytes
 from ser_fl.runs.redaction import is_private, last_name
 
 _LOG = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def recall(written: str) -> str | None:
 
 
 def _folder() -> Path:
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "ser_fl" / "places"
+    return user_folder("XDG_STATE_HOME", ".local/state") / "places"
 
 
 def _read(file: Path) -> str | None:

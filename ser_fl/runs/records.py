@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from ser_fl.runs.validation import Figure
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -127,38 +129,38 @@ class AttackRecord:
     eot_samples: int
     defence: str
     """Name of the test-time defence that the adversarial utterances were shown to; "none" without one."""
-    clean_uar: float
-    robust_uar: float
-    attack_success_rate: float
+    clean_uar: Figure
+    robust_uar: Figure
+    attack_success_rate: Figure
     """Over the utterances that were right when clean."""
-    mean_l2: float
+    mean_l2: Figure
     """Mean L2 norm of the perturbation over successful attacks, in the units of the domain; 0 where none was."""
-    max_linf: float
+    max_linf: Figure
     median_snr_db: float | None
     """Waveform domain: over successes."""
     num_examples: int
     forward_passes: int
     """Utterances that went forward through the model."""
     backward_passes: int
-    seconds: float
+    seconds: Figure
     seed: int
     device: str = "cpu"
     """Kind of device that the model and the attack ran on: "cpu" or "cuda"."""
-    confusion: tuple[tuple[float, ...], ...] = ()
+    confusion: tuple[tuple[Figure, ...], ...] = ()
     """Rows true, columns predicted, under attack and defence."""
     swept: bool = False
     """Whether the attack went on from a smaller epsilon: what that one broke counts as broken, and passes and seconds
     are those of this epsilon alone."""
-    uar_interval: tuple[float, float] | None = None
+    uar_interval: tuple[Figure, Figure] | None = None
     """95 % interval of `robust_uar` by bootstrap over utterances (`ser_fl.robustness.intervals`)."""
-    undefended_gap: tuple[float, float, float] | None = None
+    undefended_gap: tuple[Figure, Figure, Figure] | None = None
     """Of an adaptive attack: UAR under the same attack by an attacker who does not know of the defence, minus
     `robust_uar`, on the utterances of both, and its 95 % interval. None where that attack was not made."""
-    speaker_uar: dict[str, float] = field(default_factory=dict)
+    speaker_uar: dict[str, Figure] = field(default_factory=dict)
     """Robust UAR of each speaker, where speakers are known."""
-    sex_uar: dict[str, float] = field(default_factory=dict)
+    sex_uar: dict[str, Figure] = field(default_factory=dict)
     """Robust UAR of female and male speakers, where known."""
-    emotion_recall: dict[str, float] = field(default_factory=dict)
+    emotion_recall: dict[str, Figure] = field(default_factory=dict)
     """Robust recall of each emotion that occurs."""
     median_epsilon: float | None = None
     """Median over utterances (and runs) of the smallest epsilon that broke them: of the epsilons up to this record's
@@ -189,10 +191,10 @@ class TransferRecord(AttackRecord):
     """Name of the model that was attacked."""
     target: str
     """Name of the model that was shown what came of it."""
-    carried_uar: float
+    carried_uar: Figure
     """Of the target, on the source's clean utterances carried over without an attack: it differs from ``clean_uar``
     only by what the source's box cut off."""
-    max_db: float
+    max_db: Figure
     """Largest change of a log-mel cell that the target was shown, in dB."""
 
 
@@ -204,7 +206,7 @@ class TransferMatrix:
     """Names, as in the records, and where each lies: a run folder, with ":" and a client for a client's own model."""
     synthetic: bool
     """Whether the speech is of the built-in corpus."""
-    seconds: float
+    seconds: Figure
     """Wall time of everything but the features."""
     records: tuple[TransferRecord, ...]
     """For every defence each source with each target, in the order of the models."""

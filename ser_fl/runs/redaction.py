@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PureWindowsPath
+from typing import Any
 
 _SECRET_WORDS = ("key", "token", "password", "secret")
 _SHORTEST_SECRET = 8
@@ -58,3 +59,17 @@ def public_text(text: str, folders: Iterable[str | Path] = ()) -> str:
             text = re.sub(rf"(?<![\w./~-]){re.escape(path)}(?=$|[^\w.-])", last_name(path).replace("\\", r"\\"), text)
     text = _QUOTED.sub(lambda found: f"{found[1]}{last_name(found[2])}{found[1]}", text)
     return _WINDOWS.sub(lambda found: last_name(found[0]), _BARE.sub(lambda found: last_name(found[0]), text))
+
+
+def public_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without secrets, its folders of this machine cut to their last names."""
+    return {key: _public_value(value, key) for key, value in config.items() if not is_secret(key)}
+
+
+def _public_value(value: Any, key: str = "") -> Any:
+    if isinstance(value, Mapping):
+        return public_config(value)
+    if isinstance(value, (list, tuple)):
+        return [_public_value(item) for item in value]
+    is_folder = isinstance(value, (str, Path)) and (key == "root" or is_private(value))
+    return last_name(value) if is_folder else value

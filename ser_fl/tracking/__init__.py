@@ -3,9 +3,7 @@
 The run folder is the record; a tracker only shows it elsewhere while it grows, so nothing that goes wrong here may
 stop a training: the first failure is one warning, and tracking is then off for the rest of the run.
 
-One W&B run per experiment, written by the server process. Keys: ``server/uar``, ``client/{id}/train_loss``,
-``attack/{name}/eps_{e}/robust_uar``, ``test/uar``. The x axis is the logged ``round``, never W&B's own step, which
-only grows and would drop the rounds that a resumed run repeats.
+One W&B run per experiment, written by the server process. What figures are called there is in `metric_names`.
 """
 
 from ser_fl.tracking.tracker import Tracker, open_tracker

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import AttackRecord, ClientRecord, RoundRecord
-from ser_fl.tracking.figures import attack_metrics, round_metrics, summary_metrics
+from ser_fl.tracking.metric_names import attack_metrics, round_metrics, summary_metrics
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

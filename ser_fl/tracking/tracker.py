@@ -11,9 +11,7 @@ from typing import Any, Protocol
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import AttackRecord, ClientRecord, RoundRecord
-from ser_fl.runs.redaction import public_text
-from ser_fl.tracking.backend import Backend
-from ser_fl.tracking.public import public_config
+from ser_fl.runs.redaction import public_config, public_text
 from ser_fl.tracking.tensor_board import TensorBoard
 from ser_fl.tracking.weights_and_biases import WeightsAndBiases, resolve_mode, run_begun_in, run_of_sweep_agent
 
@@ -21,6 +19,26 @@ logger = logging.getLogger(__name__)
 
 BACKENDS = ("wandb", "tensorboard", "none")
 MODES = ("auto", "online", "offline")
+
+
+class Backend(Protocol):
+    """Somewhere to show a run."""
+
+    def log_round(self, record: RoundRecord, clients: Sequence[ClientRecord]) -> None:
+        """Figures of one round and of its clients."""
+        ...
+
+    def log_attacks(self, records: Sequence[AttackRecord]) -> None:
+        """Figures of attacks on the selected model."""
+        ...
+
+    def log_summary(self, summary: Mapping[str, Any]) -> None:
+        """The content of ``summary.json``."""
+        ...
+
+    def finish(self) -> None:
+        """Send what is left and close."""
+        ...
 
 
 class Tracker(Backend, Protocol):
@@ -31,18 +49,7 @@ class Tracker(Backend, Protocol):
         ...
 
 
-def open_tracker(
-    *,
-    backend: str,
-    mode: str,
-    project: str,
-    entity: str | None,
-    group: str | None,
-    run: RunFolder,
-    name: str,
-    config: Mapping[str, Any],
-    state: Mapping[str, Any] | None,
-) -> Tracker:
+def open_tracker(settings: Mapping[str, Any], run: RunFolder, state: Mapping[str, Any] | None = None) -> Tracker:
     """Open the tracker of a run.
 
     A resumed run goes on in the same W&B run. Offline it cannot append: it writes a second ``offline-run-*`` folder
@@ -53,20 +60,16 @@ def open_tracker(
     ``state`` say.
 
     Args:
-        backend: "wandb", "tensorboard" or "none".
-        mode: W&B only. "online", "offline", or "auto": what ``WANDB_MODE`` says; where that is not set, online if an
-            API key is found (``WANDB_API_KEY`` or netrc), else offline. Nothing ever asks for a key.
-        project: W&B project.
-        entity: W&B user or team; None is the key's own.
-        group: W&B group, such as a study of several seeds.
+        settings: the resolved configuration, as `ser_fl.config.schema.dump` gives it. "tracking" says where to show
+            the run, and "experiment" is its name. W&B gets all of it but secrets, folders cut to their last name.
         run: the run folder; files go to ``wandb/`` or ``tensorboard/`` in it.
-        name: name shown for the run.
-        config: the resolved configuration; secrets are left out and folders cut to their last name.
         state: what `Tracker.state` gave before the run was interrupted.
 
     Raises:
         UserError: an unknown backend or mode, online without a key, or TensorBoard without its package.
     """
+    tracking = settings["tracking"]
+    backend, mode = tracking["backend"], tracking["mode"]
     if backend not in BACKENDS:
         raise unknown_name("tracking backend", backend, BACKENDS)
     if mode not in MODES:
@@ -78,14 +81,13 @@ def open_tracker(
         if find_spec("tensorboard") is None:
             raise UserError("tracking.backend=tensorboard needs the extra `tracking`: pip install 'ser-fl[tracking]'")
         return _Guarded(lambda: TensorBoard(run), kept)
-    resolved = resolve_mode(mode)
-    settings: dict[str, Any] = {"group": group, "name": name, "mode": resolved}
+    given = {"group": tracking["group"], "name": settings["experiment"], "mode": resolve_mode(mode)}
     if (run_id := run_of_sweep_agent()) is not None:
         kept["wandb_id"] = run_id
     else:
         run_id = kept.setdefault("wandb_id", run_begun_in(run) or uuid.uuid4().hex[:12])
-        settings |= {"project": project, "entity": entity, "id": str(run_id)}
-    return _Guarded(lambda: WeightsAndBiases(run, settings, public_config(config)), kept)
+        given |= {"project": tracking["project"], "entity": tracking["entity"], "id": str(run_id)}
+    return _Guarded(lambda: WeightsAndBiases(run, given, public_config(settings)), kept)
 
 
 class _Guarded:

@@ -16,7 +16,15 @@ from ser_fl.errors import UserError, unknown_name
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import AttackRecord, ClientRecord, RoundRecord
 from ser_fl.runs.redaction import public_text
-from ser_fl.tracking.figures import attack_metrics, round_metrics, summary_metrics
+from ser_fl.tracking.metric_names import (
+    ATTACK_TABLE,
+    CONFUSION_TABLE,
+    RECALL_TABLE,
+    ROUND,
+    attack_metrics,
+    round_metrics,
+    summary_metrics,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +38,19 @@ FLUSH_INTERVAL_S = 1.0
 _RUN_NAME = re.compile(r"^(offline-)?run-(?P<time>\d+_\d+)-(?P<id>[^-]+)")
 """Of a folder; where two start in one second, a number follows."""
 WANDB_MODES = ("online", "offline", "shared", "disabled")
+_OLDER_MODES = {"dryrun": "offline", "run": "online"}
+"""W&B's words of before, which it still takes."""
 
 
 def resolve_mode(mode: str) -> str:
-    """Mode for wandb, found out here because wandb itself would prompt for a missing key."""
+    """W&B's mode for a setting. It is found out here because wandb itself would prompt for a missing key.
+
+    "auto" is what ``WANDB_MODE`` says; where that is not set, online if there is an API key (``WANDB_API_KEY`` or
+    netrc), else offline.
+    """
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE", mode)
+        mode = _OLDER_MODES.get(mode, mode)
     if mode == "auto":
         return "online" if _has_wandb_key() else "offline"
     if mode not in WANDB_MODES:
@@ -63,9 +78,9 @@ def _has_wandb_key() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
-    default = Path.home() / ("_netrc" if os.name == "nt" else ".netrc")
+    default = os.path.expanduser("~/_netrc" if os.name == "nt" else "~/.netrc")  # noqa: PTH111, raises nothing
     try:
-        entry = netrc.netrc(os.environ.get("NETRC", str(default))).authenticators(host)
+        entry = netrc.netrc(os.environ.get("NETRC", default)).authenticators(host)
     except (OSError, netrc.NetrcParseError):
         return False
     return bool(entry and entry[2])
@@ -105,8 +120,8 @@ class WeightsAndBiases:
         self._run = self._open(settings, config)
         for handler in logging.getLogger("wandb").handlers:
             handler.addFilter(_DISCREET)
-        self._run.define_metric("round")
-        self._run.define_metric("*", step_metric="round")
+        self._run.define_metric(ROUND)
+        self._run.define_metric("*", step_metric=ROUND)
         if self._online:
             logger.info("W&B run: %s", self._run.url)
 
@@ -120,6 +135,8 @@ class WeightsAndBiases:
             reason = public_text(" ".join(f"{type(error).__name__}: {error}".split()))
             logger.warning("W&B cannot be reached, this run is tracked offline: `wandb sync` sends it (%s)", reason)
             self._online = False
+            if self._wandb.run is None:  # a caller's own run would end with it
+                self._wandb.teardown()  # else the id counts as in use by what has just failed
             return self._init({**settings, "mode": "offline"}, config)
 
     def _init(self, settings: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
@@ -144,14 +161,14 @@ class WeightsAndBiases:
         )
 
     def log_round(self, record: RoundRecord, clients: Sequence[ClientRecord]) -> None:
-        self._run.log({"round": record.round, **round_metrics(record, clients)})
+        self._run.log({ROUND: record.round, **round_metrics(record, clients)})
 
     def log_attacks(self, records: Sequence[AttackRecord]) -> None:
         self._run.summary.update(attack_metrics(records))
         rows = [{key: value for key, value in asdict(record).items() if key != "confusion"} for record in records]
         if rows:
             table = self._wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
-            self._run.log({"attacks": table})
+            self._run.log({ATTACK_TABLE: table})
 
     def log_summary(self, summary: Mapping[str, Any]) -> None:
         self._run.summary.update(summary_metrics(summary))
@@ -164,7 +181,7 @@ class WeightsAndBiases:
         recall: list[Iterable[Any]] = list(zip(classes, test["per_class_recall"], strict=True))
         confusion_table = self._wandb.Table(columns=["true", "predicted", "count"], data=counts)
         recall_table = self._wandb.Table(columns=["class", "recall"], data=recall)
-        self._run.log({"test/confusion": confusion_table, "test/per_class_recall": recall_table})
+        self._run.log({CONFUSION_TABLE: confusion_table, RECALL_TABLE: recall_table})
         if self._online:
             self._upload_model()
 

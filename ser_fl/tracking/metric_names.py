@@ -1,4 +1,4 @@
-"""A run's figures by the keys that trackers show them under."""
+"""The names that figures have in W&B and TensorBoard: each function gives a record's figures by name."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ from typing import Any
 
 from ser_fl.runs.records import AttackRecord, ClientRecord, RoundRecord
 
+ROUND = "round"
+"""The x axis in W&B, whose own step only grows and would drop the rounds that a resumed run repeats."""
+ATTACK_TABLE, CONFUSION_TABLE, RECALL_TABLE = "attacks", "test/confusion", "test/per_class_recall"
+"""Tables, in W&B alone."""
+
 
 def round_metrics(record: RoundRecord, clients: Sequence[ClientRecord]) -> dict[str, float]:
-    """Every figure of a round by key: ``server/...`` and ``client/{id}/...``."""
+    """Every figure of a round: ``server/...`` and ``client/{id}/...``."""
     metrics = {f"server/{key}": value for key, value in _figures(record).items()}
     metrics["server/num_clients"] = len(record.cohort)
     metrics["server/num_failures"] = len(record.failures)
@@ -24,9 +29,9 @@ def _figures(record: RoundRecord | ClientRecord) -> dict[str, float]:
 
 
 def attack_metrics(records: Sequence[AttackRecord]) -> dict[str, float]:
-    """Robust UAR and success rate by key ``attack/{name}/eps_{e}[/{defence}][/{knowledge}]/...``.
+    """Robust UAR and success rate: ``attack/{name}/eps_{e}[/{defence}][/{knowledge}]/...``.
 
-    Defence and knowledge are named where they are not none and undefended. Of records that share a key (other
+    Defence and knowledge are named where they are not none and undefended. Of records that share a name (other
     steps, say) the strongest attack is kept; the W&B table has them all.
     """
     metrics = {}
@@ -43,7 +48,7 @@ def attack_metrics(records: Sequence[AttackRecord]) -> dict[str, float]:
 
 
 def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
-    """Selected round and test figures by key: ``test/uar``, ``test/recall/{class}`` and so on.
+    """Selected round and test figures: ``test/uar``, ``test/recall/{class}`` and so on.
 
     ``selection_score`` is the validation score that the round was selected by, and what a sweep may choose by.
     """

@@ -1,7 +1,9 @@
 """Task processes that start warm: forked from one that has imported what they need, at once instead of in seconds.
 
-Flower starts a new interpreter for every message, which imports torch and all else before it does anything: some
-seconds of a core a message. Python's own fork server keeps one process that has done that and is otherwise idle.
+The SuperExec of Flower 1.41 starts a new interpreter for every message, which imports torch and all else before it does
+anything: some seconds of a core. Its warm executor is for Kubernetes, and for other tasks. So this replaces
+`SubprocessExecutor.launch` in the SuperExec's process: Python's own fork server keeps one process that has imported all
+that. The hook may go when `test_flower_starts_an_interpreter_for_every_task` fails.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.forkserver import ensure_running
 from typing import Any
+from unittest.mock import patch
 
 _FORK_SERVER = get_context("forkserver")
 _PARTS = {
@@ -55,7 +58,7 @@ def start_tasks_warm() -> None:
         _FORK_SERVER.Process(target=become, args=(arguments,), daemon=True).start()
         return LaunchResult.accepted()
 
-    SubprocessExecutor.launch = launch  # type: ignore[method-assign,assignment]
+    patch.object(SubprocessExecutor, "launch", launch).start()
 
 
 def become(arguments: Sequence[str]) -> None:

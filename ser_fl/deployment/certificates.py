@@ -1,0 +1,157 @@
+"""The root certificate of a federation and the link's, which it signs; imported where the extra `flower` is."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from ser_fl.deployment.key_folder import KeyFolder, write_private
+from ser_fl.errors import UserError
+from ser_fl.files import write_bytes
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""Hosts of every server certificate: the link's own parts meet there."""
+_HOST = re.compile(r"[A-Za-z0-9*][A-Za-z0-9*_.-]*")
+
+
+def make_root(folder: KeyFolder, days: int) -> None:
+    """Write the root certificate and its key."""
+    key = _private_key(folder.ca_key)
+    name = _name("ser_fl federation CA")
+    certificate = _certificate(name, name, key, days, is_ca=True)
+    write_bytes(folder.ca, certificate.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+
+
+def make_server(folder: KeyFolder, hosts: Sequence[str], days: int) -> tuple[str, ...]:
+    """Write the link's certificate for some hosts, those of the one before and loopback, and return them all."""
+    before = certified_hosts(folder.server) if folder.server.exists() else ()
+    names = tuple(dict.fromkeys((*LOOPBACK, *before, *hosts)))
+    ca_key, key = _private_key(folder.ca_key), _private_key(folder.server_key)
+    signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())
+    certificate = (
+        _certificate(_name("ser_fl link"), _read(folder.ca).subject, key, days, is_ca=False)
+        .add_extension(x509.SubjectAlternativeName([general_name(name) for name in names]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(signer, critical=False)
+    )
+    write_bytes(folder.server, certificate.sign(ca_key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    return names
+
+
+def make_node_key(folder: KeyFolder, name: str) -> None:
+    """Write an EC P-384 key pair in OpenSSH format, as Flower reads it."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    write_private(folder.node(name), key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+    write_bytes(folder.public(name), public + b" " + name.encode() + b"\n")
+
+
+def certified_hosts(certificate: Path) -> tuple[str, ...]:
+    """Names and addresses that a server certificate is valid for."""
+    names = _read(certificate).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    addresses = map(str, names.get_values_for_type(x509.IPAddress))
+    return (*names.get_values_for_type(x509.DNSName), *addresses)
+
+
+def days_left(certificate: Path) -> float:
+    """Days until a certificate ends; negative once it has."""
+    return (_read(certificate).not_valid_after_utc - datetime.now(UTC)) / timedelta(days=1)
+
+
+def require_valid(certificate: Path) -> None:
+    """Refuse a certificate that is missing, damaged or over.
+
+    Raises:
+        UserError: it is, with the way out.
+    """
+    if (left := days_left(certificate)) < 0:
+        raise UserError(
+            f"{certificate} ended {math.ceil(-left)} days ago: `ser-fl federation keys DIR --host HOST` renews it"
+        )
+
+
+def general_name(host: str) -> x509.GeneralName:
+    """An address or a name of a host, as a certificate holds it.
+
+    Raises:
+        UserError: it is neither.
+    """
+    with suppress(ValueError):
+        return x509.IPAddress(ipaddress.ip_address(host))
+    if not _HOST.fullmatch(host):
+        raise UserError(f"--host takes a name or an IP address without a port, got {host!r}")
+    return x509.DNSName(host)
+
+
+def _certificate(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int, *, is_ca: bool
+) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)
+    usage = x509.KeyUsage(
+        digital_signature=not is_ca,
+        key_cert_sign=is_ca,
+        crl_sign=is_ca,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))  # clocks of machines differ
+        .not_valid_after(now + timedelta(days=days))
+        .add_extension(x509.BasicConstraints(ca=is_ca, path_length=0 if is_ca else None), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    )
+
+
+def _name(common_name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+
+
+def _private_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """The key that lies there, or a new one put there."""
+    if not path.exists():
+        new = ec.generate_private_key(ec.SECP256R1())
+        write_private(path, new.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        return new
+    try:
+        key = load_pem_private_key(path.read_bytes(), None)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is no private key that can be read ({error})") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise UserError(f"{path} is no elliptic-curve key: it was not made by `ser-fl federation keys`")
+    return key
+
+
+def _read(path: Path) -> x509.Certificate:
+    if not path.is_file():
+        raise UserError(f"{path} is missing: `ser-fl federation keys` makes it, then it goes to this machine")
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path} is no certificate ({error})") from None

@@ -1,0 +1,71 @@
+"""A gate before the SuperLink: other machines may ask what nodes ask, and only the link's own machine the rest.
+
+Flower 1.41 serves nodes, submitters and its own parts on one port, and lets whoever reaches it register keys and start
+runs, which is code on every node. It has no option for two addresses, and its extensions are of a package that is not
+public. So `uvicorn.run`, by which it serves, is replaced in the link's process. The hook may go when
+`test_flower_lets_any_machine_give_orders` fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any
+from unittest.mock import patch
+
+_STREAMS_S = 2
+"""How long a stopping SuperLink waits for streams of logs."""
+
+_Message = MutableMapping[str, Any]
+_Receive = Callable[[], Awaitable[_Message]]
+_Send = Callable[[_Message], Awaitable[None]]
+_App = Callable[[_Message, _Receive, _Send], Awaitable[None]]
+
+
+class Gate:
+    """An ASGI app that passes on what nodes may ask, and everything from this machine; the rest gets 403."""
+
+    def __init__(self, app: _App) -> None:
+        self.app = app
+
+    async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
+        if scope["type"] == "lifespan" or is_for_all(scope["path"]) or is_from_here(scope["client"], scope["server"]):
+            await self.app(scope, receive, send)
+        elif scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
+            await send({"type": "http.response.body", "body": b"only from the machine of the link\n"})
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+
+def is_for_all(path: str) -> bool:
+    """Whether a path is for nodes, whose keys Flower then checks, or tells health alone."""
+    return path == "/health" or path.startswith("/v1/fleet/")
+
+
+def is_from_here(client: tuple[str, int] | None, server: tuple[str, int | None] | None) -> bool:
+    """Whether a caller is on this machine: on loopback, or calling from the very address it calls."""
+    if client is None or server is None:
+        return False
+    caller, called = _address(client[0]), _address(server[0])
+    return caller.is_loopback or caller == called
+
+
+def _address(host: str) -> IPv4Address | IPv6Address:
+    address = ip_address(host)
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address
+
+
+def close_gate() -> None:
+    """Have uvicorn serve the app of this process behind the gate."""
+    import uvicorn
+
+    run = uvicorn.run
+
+    def run_gated(app: _App, **settings: Any) -> None:
+        # a caller's address is the socket's, whatever its headers say; a line for every poll would fill the disk
+        settings |= {"proxy_headers": False, "access_log": False, "timeout_graceful_shutdown": _STREAMS_S}
+        run(Gate(app), **settings)
+
+    patch.object(uvicorn, "run", run_gated).start()

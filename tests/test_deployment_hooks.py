@@ -1,0 +1,207 @@
+"""What is replaced inside Flower: each hook is needed still, works, and is in the program that it is for.
+
+A hook whose first test fails has become superfluous: it goes, with its file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from importlib import import_module
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from flwr.app import Error, Message, RecordDict
+from flwr.supercore.constant import ExecutorType, TaskType
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
+from flwr.supercore.superexec.executor.types import ExecutionSpec
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.main import create_app
+from flwr.supernode import start_client_internal as supernode
+from flwr.supernode.nodestate import NodeStateFactory
+
+from ser_fl.deployment import flwr_gate, flwr_warm_tasks, program
+from ser_fl.deployment.flwr_overdue_replies import send_overdue_replies
+
+pytestmark = pytest.mark.flower
+RUN = 7
+
+
+class Node:
+    """A SuperNode's store, and what it sends to a link that has no message for it."""
+
+    def __init__(self) -> None:
+        factory = ObjectStoreFactory()
+        self.store, self.state = factory.store(), NodeStateFactory(factory).state()
+        self.sent: list[str] = []
+
+    def question(self) -> Message:
+        """What came from the link, for a task that has not taken it yet."""
+        asked = Message(RecordDict(), dst_node_id=1, message_type="query")
+        supernode._insert_message(asked, self.state, self.store)
+        return asked
+
+    def reply(self) -> None:
+        """What a task puts there in answer to a message of the run."""
+        supernode._insert_message(Message(Error(1, "no matter"), reply_to=self.question()), self.state, self.store)
+
+    def pull(self) -> int | None:
+        """Ask the link for a message: there is none."""
+        nothing: Any = None
+        return supernode._pull_and_store_message(
+            state=self.state,
+            object_store=self.store,
+            node_config={},
+            receive=lambda: None,
+            get_run=nothing,
+            get_fab=nothing,
+            pull_object=nothing,
+            confirm_message_received=nothing,
+            trusted_entities=None,
+        )
+
+    def push(self) -> None:
+        """Send the replies that are there."""
+
+        def send(message: Message, *_: Any) -> tuple[set[str], str]:
+            self.sent.append(message.metadata.message_type)
+            return set(), ""
+
+        supernode._push_messages(state=self.state, object_store=self.store, send=send, push_object=lambda *_: None)
+
+
+@pytest.fixture(autouse=True)
+def in_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where messages are made."""
+    for name, number in {"_run_id": RUN, "_task_id": 1, "_node_id": 1}.items():
+        monkeypatch.setattr(TaskIdentity, name, number)
+
+
+@pytest.fixture
+def patched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supernode, "_pull_and_store_message", supernode._pull_and_store_message)
+    send_overdue_replies()
+
+
+def test_flower_leaves_a_reply_that_it_did_not_wait_for() -> None:
+    """Why there is `send_overdue_replies`: remove it when this fails."""
+    node = Node()
+    node.reply()
+    assert node.pull() is None
+
+
+@pytest.mark.usefixtures("patched")
+def test_a_reply_is_sent_although_no_message_came() -> None:
+    node = Node()
+    assert node.pull() is None
+    node.reply()
+    assert node.pull() == RUN
+    node.push()
+    assert node.sent == ["query"]
+    assert node.pull() is None
+
+
+@pytest.mark.usefixtures("patched")
+def test_what_is_no_reply_that_waits_makes_nobody_wait_for_one() -> None:
+    """Flower would wait for ever: sending begins with waiting until there is a reply."""
+    node = Node()
+    node.question()
+    assert node.pull() is None
+    node.reply()
+    node.state.get_messages_legacy(is_reply=True)  # it is being sent
+    assert node.pull() is None
+
+
+@pytest.mark.parametrize("path", ["/v1/control/register-node", "/v1/control/start-run", "/v1/runtime/acquire-task"])
+def test_flower_lets_any_machine_give_orders(path: str) -> None:
+    """Why there is `flwr_gate`."""
+    app = create_app()
+
+    async def status(served: Any) -> int:
+        elsewhere = httpx.ASGITransport(served, client=("203.0.113.8", 40000))
+        async with httpx.AsyncClient(transport=elsewhere, base_url="https://203.0.113.7") as client:
+            return (await client.post(path, content=b"")).status_code
+
+    assert asyncio.run(status(app)) != 403
+    assert asyncio.run(status(flwr_gate.Gate(app))) == 403
+
+
+def test_flower_serves_all_on_one_address() -> None:
+    """Why there is `flwr_gate`: by its own words the other addresses are gone."""
+    from flwr.superlink.cli.flower_superlink import _parse_args_run_superlink
+
+    words = {action.dest: str(action.help) for action in _parse_args_run_superlink()._actions}
+    assert words["control_api_address"].startswith("Deprecated") and words["fleet_api_address"].startswith("Deprecated")
+
+
+def test_flower_starts_an_interpreter_for_every_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Why there is `flwr_warm_tasks`."""
+    started: list[list[str]] = []
+    monkeypatch.setattr("subprocess.Popen", lambda words, **_: started.append(words))
+    assert set(ExecutorType) == {ExecutorType.SUBPROCESS, ExecutorType.KUBERNETES}
+    SubprocessExecutor().launch(_spec())
+    assert [words[0] for words in started] == ["flwr-clientapp"]
+
+
+def test_tasks_are_forked_with_the_words_that_flower_would_have_started_them_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr("subprocess.Popen", lambda words, **_: started.append(words))
+    monkeypatch.setattr(SubprocessExecutor, "launch", SubprocessExecutor.launch)
+    monkeypatch.setattr(flwr_warm_tasks, "ensure_running", lambda: None)
+
+    class Forked:
+        def __init__(self, *, target: object, args: tuple[list[str]], daemon: bool) -> None:
+            started.append(args[0])
+
+        def start(self) -> None:
+            """Nothing is."""
+
+    cold = SubprocessExecutor.launch
+    flwr_warm_tasks.start_tasks_warm()
+    monkeypatch.setattr(flwr_warm_tasks._FORK_SERVER, "Process", Forked)
+    settings: dict[str, Any]
+    for settings in ({}, {"insecure": False, "root_certificates_path": "ca.crt"}, {"parent_pid": 7}):
+        cold(SubprocessExecutor(), _spec(**settings))
+        SubprocessExecutor().launch(_spec(**settings))
+        assert started[-1] == started[-2]
+    SubprocessExecutor().launch(_spec(runtime_dependency_install=True))
+    assert "--allow-runtime-dependency-installation" in started[-1], "as Flower does it, in a new interpreter"
+
+
+def _spec(**changes: Any) -> ExecutionSpec:
+    values: dict[str, Any] = {
+        "task_type": TaskType.CLIENT_APP,
+        "runtime_api_address": "127.0.0.1:1",
+        "token": "t",
+        "insecure": True,
+        "root_certificates_path": None,
+        "runtime_dependency_install": False,
+        "parent_pid": None,
+        "suppress_output": False,
+        "task_id": 1,
+    }
+    return ExecutionSpec(**(values | changes))
+
+
+@pytest.mark.parametrize("name", ["superlink", "supernode", "superexec"])
+def test_each_program_is_started_with_its_hook(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    replaced = {
+        "superlink": lambda: uvicorn.run,
+        "supernode": lambda: supernode._pull_and_store_message,
+        "superexec": lambda: SubprocessExecutor.launch,
+    }[name]
+    monkeypatch.setattr(uvicorn, "run", uvicorn.run)
+    monkeypatch.setattr(supernode, "_pull_and_store_message", supernode._pull_and_store_message)
+    monkeypatch.setattr(SubprocessExecutor, "launch", SubprocessExecutor.launch)
+    monkeypatch.setattr(flwr_warm_tasks, "ensure_running", lambda: None)
+    monkeypatch.setattr(program, "_end_with", lambda parent: None)
+    flowers, found = replaced(), list[object]()
+    module = import_module(program._PROGRAMS[name][0])  # a function of that name hides it
+    monkeypatch.setattr(module, f"flower_{name}", lambda: found.append(replaced()))
+    monkeypatch.setattr("sys.argv", ["program", "1", name])
+    program.main()
+    assert len(found) == 1 and found[0] is not flowers
