@@ -94,6 +94,23 @@ def seeded_streams(seed: int, device: torch.device) -> Iterator[None]:
                 torch.mps.set_rng_state(mps_before)
 
 
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Inside, libraries that ask for no dtype make float32 tensors, whatever `torch.set_default_dtype` says outside.
+
+    The default is one for all threads: enter before threads start.
+    """
+    before = torch.get_default_dtype()
+    if before == torch.float32:
+        yield
+        return
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def autocast(device: torch.device, *, bf16: bool) -> AbstractContextManager[object]:
     """Inside, layers that can compute in bfloat16 do, or, with ``bf16=False``, none does, whatever is said outside."""
     if device.type not in AUTOCAST_DEVICES:

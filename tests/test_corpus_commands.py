@@ -91,6 +91,16 @@ def test_check_says_what_was_not_published(tmp_path: Path) -> None:
     assert "not published for EmoDB, so not compared: counts by speaker and emotion" in screen.words
 
 
+def test_rates_that_cannot_be_resampled_are_found(tmp_path: Path) -> None:
+    root = write_corpus(tmp_path, ("anger", "fear"))
+    soundfile.write(root / "anger0.wav", np.random.default_rng(1).uniform(-0.5, 0.5, 400), 44_101)
+    screen = Screen(200)
+    check_corpus(screen.console, "manifest", str(root), "first")
+    assert [line for line in screen.lines if line.startswith("unreadable")] == [
+        "unreadable: anger0.wav: 44101 Hz cannot be resampled to 16000 Hz; convert the recording to a usual rate first"
+    ]
+
+
 def test_second_channel_of_mono_files_is_one_line(tmp_path: Path) -> None:
     root = write_corpus(tmp_path, ("anger", "fear"))
     for command in (check_corpus, describe_corpus):

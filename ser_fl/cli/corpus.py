@@ -17,6 +17,8 @@ from ser_fl.errors import UserError, unknown_name
 
 _BAR = 24
 _SHOWN = 8
+_FRONT_END_HZ = 16_000
+"""The default front end's rate: what cannot be resampled to it is told."""
 
 
 def list_corpora(console: Console) -> None:
@@ -135,4 +137,4 @@ def _open(action: str, name: str, root: str | None, channel: str) -> Corpus:
         raise unknown_name("corpus", name, ["builtin", *CORPORA])
     if root is None:
         raise UserError(f"say where {CORPORA[name].title} lies: ser-fl corpus {action} {name} ROOT")
-    return open_corpus(name, Path(root), channel=channel, on_unreadable="skip", root_name="ROOT")
+    return open_corpus(name, Path(root), channel=channel, on_unreadable="skip", to_hz=_FRONT_END_HZ, root_name="ROOT")

@@ -1,4 +1,4 @@
-"""Batched augmentation of training features.
+"""Batched augmentation of training features: each utterance of a batch by its own draw.
 
 Legend: B batch, F mel bins, L frames.
 """
@@ -13,10 +13,16 @@ from ser_fl.devices import send
 
 
 def augment(features_BFL: Tensor, labels_B: Tensor, config: AugmentationConfig, stream: Generator) -> Tensor:
-    """Rotate in time, splice, change speaker and room, and mask, each utterance of the batch with its own draw.
+    """Features of the same shape after every augmentation that is on, in this order: time, speaker, room, masks.
 
-    Masks as in SpecAugment (Park et al., arXiv 1904.08779), without time warping; masked cells become 0, the training
-    mean of standardised features.
+    Masks are those of SpecAugment (Park et al., arXiv 1904.08779), without its time warping; masked cells become 0, the
+    training mean of standardised features.
+
+    Args:
+        features_BFL: standardised features.
+        labels_B: emotions, which `splice` pairs by.
+        config: which augmentations, and how strong.
+        stream: where all draws come from; on the CPU.
     """
     if config.roll:
         features_BFL = roll_in_time(features_BFL, stream)
@@ -35,6 +41,11 @@ def augment(features_BFL: Tensor, labels_B: Tensor, config: AugmentationConfig, 
     return features_BFL
 
 
+def uniform(rows: int, columns: int, stream: Generator) -> Tensor:
+    """Draws from [0, 1), float32 whatever the default dtype, on the CPU."""
+    return torch.rand((rows, columns), generator=stream, dtype=torch.float32)
+
+
 def roll_in_time(features_BFL: Tensor, stream: Generator) -> Tensor:
     """Rotate each utterance by a number of frames uniform in 0..L-1."""
     num_frames = features_BFL.shape[2]
@@ -44,21 +55,21 @@ def roll_in_time(features_BFL: Tensor, stream: Generator) -> Tensor:
 
 
 def splice(features_BFL: Tensor, labels_B: Tensor, share: float, stream: Generator) -> Tensor:
-    """Let a ``share`` of utterances go on, from a frame uniform in 0..L-1, as another of the batch with their emotion.
+    """Replace the end of a ``share`` of utterances by that of another of the batch with the same emotion.
 
-    Emotion is in the whole of an utterance, so that the label stays true, and a batch of one speaker keeps its voice;
-    the mixes are far more than the utterances. One whose emotion is alone in the batch stays as it is.
+    The place of the cut is uniform in 0..L-1. The label stays true, since the whole of an utterance shows its emotion,
+    and a batch of one speaker keeps its voice. An utterance whose emotion is alone in the batch stays as it is.
     """
     num_frames = features_BFL.shape[2]
     cut_B1 = torch.randint(num_frames, (len(features_BFL), 1), generator=stream)
-    taken_B1 = torch.rand((len(features_BFL), 1), generator=stream) < share
+    taken_B1 = uniform(len(features_BFL), 1, stream) < share
     other_BL = send(taken_B1 & (torch.arange(num_frames) >= cut_B1), features_BFL.device)
     others_BFL = features_BFL[partners(labels_B, stream)]
     return torch.where(other_BL[:, None], others_BFL, features_BFL)
 
 
 def partners(labels_B: Tensor, stream: Generator) -> Tensor:
-    """For each row another one of its label, in a random circle of each label's rows, shape (B,)."""
+    """For each row another row of the same label, shape (B,): the next one in a random circle of the label's rows."""
     shuffled_B = send(torch.randperm(len(labels_B), generator=stream), labels_B.device)
     order_B = shuffled_B[labels_B[shuffled_B].argsort(stable=True)]
     sorted_B = labels_B[order_B]
@@ -77,7 +88,7 @@ def warp_mel(features_BFL: Tensor, largest: float, stream: Generator) -> Tensor:
     factor, interpolated between its neighbours; above the highest bin that bin's value goes on.
     """
     size = features_BFL.shape[1]
-    factor_B1 = 1 + (2 * torch.rand((len(features_BFL), 1), generator=stream) - 1) * largest
+    factor_B1 = 1 + (2 * uniform(len(features_BFL), 1, stream) - 1) * largest
     place_BF = (torch.arange(size) * factor_B1).clamp(max=size - 1)
     below_BF = place_BF.floor().long()
     weight_BF1, below_BF1, above_BF1 = (
@@ -95,9 +106,9 @@ def equalise(features_BFL: Tensor, largest: float, stream: Generator) -> Tensor:
     gain, a tilt and a bend of the frequency response.
     """
     size = features_BFL.shape[1]
-    place_F = (torch.arange(size) + 0.5) / size
+    place_F = (torch.arange(size, dtype=torch.float32) + 0.5) / size
     curves_KF = torch.stack([torch.cos(torch.pi * order * place_F) for order in range(3)])
-    amplitude_BK = (2 * torch.rand((len(features_BFL), 3), generator=stream) - 1) * (largest / 3)
+    amplitude_BK = (2 * uniform(len(features_BFL), 3, stream) - 1) * (largest / 3)
     return features_BFL + send(amplitude_BK @ curves_KF, features_BFL.device)[..., None]
 
 
@@ -108,7 +119,7 @@ def mask_band(features_BFL: Tensor, axis: int, longest: int, stream: Generator) 
     """
     size, count = features_BFL.shape[axis], len(features_BFL)
     length_B1 = torch.randint(min(longest, size) + 1, (count, 1), generator=stream)
-    start_B1 = (torch.rand((count, 1), generator=stream) * (size - length_B1 + 1)).long()
+    start_B1 = (uniform(count, 1, stream) * (size - length_B1 + 1)).long()
     positions = torch.arange(size)
     masked = (positions >= start_B1) & (positions < start_B1 + length_B1)
     return features_BFL.masked_fill(send(masked, features_BFL.device).unsqueeze(3 - axis), 0.0)

@@ -24,6 +24,7 @@ from torch import Tensor
 from ser_fl.config.schema import FrontendConfig
 from ser_fl.data.frontend import LogMel
 from ser_fl.data.utterance import Corpus, Utterance, classes_of
+from ser_fl.devices import float32_by_default
 from ser_fl.errors import UserError
 from ser_fl.files import NO_ROOM, naming, user_folder
 from ser_fl.runs.environment import threads_limited_to
@@ -184,7 +185,7 @@ def _fill(
             hold(handle, wait=True)  # for as long as it is open, nobody sweeps it up
             rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
             _allocate(handle)
-        with threads_limited_to(1), ThreadPoolExecutor(os.cpu_count()) as pool:
+        with float32_by_default(), threads_limited_to(1), ThreadPoolExecutor(os.cpu_count()) as pool:
             done = 0
             for count in pool.map(partial(fill_batch, rows), range(0, total, _BATCH)):
                 done += count

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ser_fl.config.schema import FrontendConfig
 from ser_fl.data.audio import check_resampling
+from ser_fl.devices import float32_by_default
 from ser_fl.errors import UserError
 
 
@@ -38,7 +39,8 @@ def resample(waveform_T: Tensor, from_hz: int, to_hz: int) -> Tensor:
     check_resampling(from_hz, to_hz)
     from torchaudio.functional import resample as windowed_sinc
 
-    resampled_T: Tensor = windowed_sinc(waveform_T, from_hz, to_hz)
+    with float32_by_default():
+        resampled_T: Tensor = windowed_sinc(waveform_T, from_hz, to_hz)
     return resampled_T
 
 
@@ -66,7 +68,7 @@ class LogMel(nn.Module):
         self.sample_rate_hz = config.sample_rate_hz
         self.hop_samples = config.hop_samples
         self.log_offset = config.log_offset
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), float32_by_default():
             warnings.filterwarnings("ignore", message=".*all zero values.*")  # told below, as an error
             filters = melscale_fbanks(
                 config.window_samples // 2 + 1,
@@ -78,7 +80,7 @@ class LogMel(nn.Module):
                 mel_scale="slaney",
             )
         _refuse_empty(filters, config)
-        self.register_buffer("window", torch.hamming_window(config.window_samples))
+        self.register_buffer("window", torch.hamming_window(config.window_samples, dtype=torch.float32))
         self.register_buffer("filters", filters)  # shape (window // 2 + 1, F)
 
     def clip(self, waveform_T: Tensor, sample_rate_hz: int) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -89,6 +91,16 @@ def prepare(config: Config, on_features: OnFeatures | None = None) -> Prepared:
     clients = assign_clients(store.utterances, split.train, config.clients, seed=config.split.seed)
     if config.federation.name == "centralised":  # the same utterances, where the number of clients is capped too
         clients = {EVERYBODY: tuple(sorted(index for held in clients.values() for index in held))}
+    _warn_of_untrained_classes(store, split, clients)
     sums = (FeatureStatistics.of(store.features_NFL[torch.tensor(held)]) for held in clients.values())
     standardisation = Standardisation.from_statistics(reduce(FeatureStatistics.merge, sums), config.frontend)
     return Prepared(store=store, split=split, clients=clients, standardisation=standardisation, skipped=corpus.skipped)
+
+
+def _warn_of_untrained_classes(store: FeatureStore, split: Split, clients: Mapping[str, Indices]) -> None:
+    """Tell of emotions that are scored and in no client's data: a model can get none of them right."""
+    trained = {store.utterances[index].emotion for held in clients.values() for index in held}
+    for part in ("validation", "test"):
+        counts = Counter(store.utterances[index].emotion for index in getattr(split, part))
+        if untrained := [f"{emotion} ({counts[emotion]})" for emotion in sorted(counts) if emotion not in trained]:
+            _LOG.warning("no client trains on these emotions of the %s part: %s", part, ", ".join(untrained))

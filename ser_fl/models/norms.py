@@ -54,7 +54,7 @@ class BatchRenorm2d(nn.BatchNorm2d):
         with torch.no_grad():
             mean_K, variance_K = _statistics(maps_BKHW, self.running_mean)
             deviation_K = (self.running_var + self.eps).sqrt()
-            share = (self.num_batches_tracked / _SETTLED).clamp(max=1)
+            share = (self.num_batches_tracked.float() / _SETTLED).clamp(max=1)
             largest, furthest = 1 + share * (_LARGEST_SCALE - 1), share * _LARGEST_SHIFT
             scale_K = ((variance_K + self.eps).sqrt() / deviation_K).clamp(1 / largest, largest)
             shift_K = ((mean_K - self.running_mean) / deviation_K).clamp(-furthest, furthest)

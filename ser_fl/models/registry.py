@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ser_fl.config.schema import ModelConfig
+from ser_fl.devices import float32_by_default
 from ser_fl.models.crnn import CRNN
 from ser_fl.models.resnet import ResNet
 from ser_fl.models.vgg import VGG15
@@ -19,6 +20,6 @@ NETWORKS: Mapping[str, Callable[[int, Any], nn.Module]] = {"crnn": CRNN, "vgg15"
 
 def build_network(config: ModelConfig, num_classes: int, *, seed: int) -> nn.Module:
     """A network with initial weights drawn from ``seed``; torch's global random state stays as it was."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), float32_by_default():
         torch.default_generator.manual_seed(derive_seed("weights", seed))  # the CPU's: a GPU's would not be put back
         return NETWORKS[config.name](num_classes, config)
