@@ -24,12 +24,11 @@ from ser_fl.data.prepared import Prepared
 from ser_fl.data.splits import Split
 from ser_fl.data.utterance import EMOTIONS, Utterance
 from ser_fl.federation.client import Clients, ClientTask
-from ser_fl.federation.executors import open_executor
 from ser_fl.federation.executors.executor import Executor
+from ser_fl.federation.experiment import cohort_of, first_progress, local_scorer, make_clients, open_executor
 from ser_fl.federation.profile import RunProfile
 from ser_fl.federation.rounds import Federation
 from ser_fl.federation.server import Server
-from ser_fl.federation.session import cohort_of, first_progress, local_scorer, make_clients
 from ser_fl.runs.environment import threads_limited_to
 from ser_fl.runs.folder import RunFolder
 from ser_fl.tracking import open_tracker

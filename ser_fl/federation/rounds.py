@@ -6,15 +6,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ser_fl.config.schema import Config, dump
+from ser_fl.config.schema import Config
 from ser_fl.errors import RoundFailed
-from ser_fl.federation.aggregation import weighted_loss
-from ser_fl.federation.checkpoint import Progress, save_checkpoint
+from ser_fl.federation.checkpoint import Progress, checkpoint_key, save_checkpoint
 from ser_fl.federation.client import ClientTask
 from ser_fl.federation.client_results import ClientResults
-from ser_fl.federation.executors import Executor
-from ser_fl.federation.profile import RunProfile
-from ser_fl.federation.schedule import adam_step, learning_rate, sample_cohort
+from ser_fl.federation.executors.executor import Executor
+from ser_fl.federation.profile import OnProfile, RunProfile
+from ser_fl.federation.schedule import sample_cohort, scheduled_share
 from ser_fl.federation.scoring import Scorer
 from ser_fl.federation.server import Server
 from ser_fl.metrics import scores
@@ -23,20 +22,19 @@ from ser_fl.runs.preemption import Preemption
 from ser_fl.runs.records import ClientRecord, RoundRecord
 from ser_fl.tracking import Tracker
 
-_WHERE_CLIENTS_ARE = (
-    "name",
-    "engine",
-    "workers",
-    "superlink",
-    "root_certificates",
-    "num_nodes",
-    "wait_s",
-    "deadline_s",
-    "client_cpus",
-    "client_gpus",
-)
 OnRound = Callable[[RoundRecord], None]
-"""Told of every committed round."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hooks:
+    """Who watches a run, and who may end it."""
+
+    on_round: OnRound = lambda record: None
+    """Told of every committed round."""
+    on_profile: OnProfile = lambda profile: None
+    """Told where the time of the rounds went, with `profile=true`; of a run that is cut short too."""
+    preemption: Preemption = field(default_factory=Preemption)
+    """Whose signals a round in flight is sheltered from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,16 +48,16 @@ class Federation:
     run: RunFolder
     tracker: Tracker
     profile: RunProfile
-    preemption: Preemption = field(default_factory=Preemption)
+    hooks: Hooks = field(default_factory=Hooks)
 
-    def run_rounds(self, progress: Progress, on_round: OnRound) -> str:
+    def run_rounds(self, progress: Progress) -> str:
         """Run the rounds that are left, and say why there are no more."""
         while (reason := self.why_stop(progress)) is None:
-            with self.preemption.round():
-                self.run_round(progress, on_round)
+            with self.hooks.preemption.round():
+                self.run_round(progress)
         return reason
 
-    def run_round(self, progress: Progress, on_round: OnRound) -> None:
+    def run_round(self, progress: Progress) -> None:
         """The next round, up to its commit."""
         watch = self.profile.watch
         watch.restart()
@@ -71,7 +69,7 @@ class Federation:
         with watch.part("records"):
             self.commit(progress, record, results.records)
         self.profile.add(number, results.nanoseconds)
-        on_round(record)
+        self.hooks.on_round(record)
 
     def why_stop(self, progress: Progress) -> str | None:
         """All rounds done, or the validation plateau; None while there is something left to do."""
@@ -89,8 +87,8 @@ class Federation:
         """Broadcast, client updates, aggregation: the server has the round's model afterwards."""
         results = ClientResults(
             round=number,
-            reference=server.model_for(cohort[0]),
-            gathered=server.gather(),
+            reference=server.algorithm.model_for(cohort[0]),
+            server=server,
             folders=tuple(
                 folder for folder in (self.config.data.root, self.config.data.cache_dir, str(self.run.root)) if folder
             ),
@@ -103,7 +101,7 @@ class Federation:
                 del outcome  # else it would be kept while the next client trains
         self.check_enough(results)
         with watch.part("aggregation"):
-            server.absorb(results.gathered, adam_step(self.config, number))
+            server.finish(number)
         return results
 
     def cohort(self, number: int) -> tuple[str, ...]:
@@ -111,13 +109,19 @@ class Federation:
         fraction = self.config.federation.fraction_train
         return sample_cohort(self.client_ids, fraction, self.config.seed, number)
 
+    def learning_rate(self, server: Server, number: int) -> float:
+        """Of the clients: scheduled, unless the server has a rate of its own that is."""
+        optimiser = self.config.optimiser
+        is_scheduled = server.algorithm.learning_rate(number) is None
+        return optimiser.learning_rate * scheduled_share(optimiser, number) if is_scheduled else optimiser.learning_rate
+
     def task(self, server: Server, client_id: str, number: int) -> ClientTask:
         """What a client receives."""
         return ClientTask(
             round=number,
             client_id=client_id,
-            state=server.model_for(client_id),
-            learning_rate=learning_rate(self.config, number),
+            state=server.algorithm.model_for(client_id),
+            learning_rate=self.learning_rate(server, number),
             optimiser_state=server.optimiser_states.get(client_id, {}),
         )
 
@@ -134,7 +138,6 @@ class Federation:
         """
         selection, number = self.config.selection, results.round
         validation, robust, failures = None, None, list(results.failures)
-        step = adam_step(self.config, number)
         if self.is_due(selection.every, number):
             scored = self.scorer.score(server.judged, "validation")
             validation = scores(scored.total)
@@ -146,12 +149,12 @@ class Federation:
         return RoundRecord(
             round=number,
             cohort=cohort,
-            train_loss=weighted_loss(results.records),
+            train_loss=results.train_loss,
             uar=validation.uar if validation else None,
             accuracy=validation.accuracy if validation else None,
             macro_f1=validation.macro_f1 if validation else None,
-            learning_rate=learning_rate(self.config, number),
-            server_learning_rate=step.learning_rate if step else None,
+            learning_rate=self.learning_rate(server, number),
+            server_learning_rate=server.algorithm.learning_rate(number),
             robust_uar=robust,
             failures=tuple(failures),
             seconds=time.perf_counter() - started,
@@ -173,17 +176,3 @@ class Federation:
         progress.lengths = {path.name: path.stat().st_size for path in (self.run.rounds, self.run.clients)}
         progress.tracking = self.tracker.state()
         save_checkpoint(self.run.checkpoint, progress, checkpoint_key(self.config))
-
-
-def checkpoint_key(config: Config) -> dict[str, object]:
-    """The settings that a resumed run must share with the checkpoint: all that its bits depend on.
-
-    Not where clients run, nor what is watched: a run may go on with another executor, or with more workers.
-    """
-    settings = dump(config)
-    for free in ("run_dir", "resume", "tracking", "experiment", "profile"):
-        del settings[free]
-    for stage, free_there in (("data", ("root", "cache_dir")), ("executor", _WHERE_CLIENTS_ARE)):
-        for name in free_there:
-            del settings[stage][name]
-    return settings

@@ -1,4 +1,4 @@
-"""What a round is given by its number alone: who takes part, the learning rate, whether batch norm is frozen."""
+"""What a round is given by its number alone: who takes part, the share of a learning rate, whether norms are frozen."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ser_fl.config.schema import Config, FederationConfig, OptimiserConfig
-from ser_fl.federation.server_optimiser import AdamStep
+from ser_fl.config.schema import FederationConfig, OptimiserConfig
 from ser_fl.randomness import generator
 
 
@@ -31,30 +30,6 @@ def scheduled_share(optimiser: OptimiserConfig, number: int) -> float:
     done = min((number - 1) / optimiser.decay_rounds, 1.0)
     cosine = (1 + math.cos(math.pi * done)) / 2
     return optimiser.final_fraction + (1 - optimiser.final_fraction) * cosine
-
-
-def learning_rate(config: Config, number: int) -> float:
-    """Learning rate of a round's clients.
-
-    The full one under Adam at the server, whose own rate is what decreases: it takes a client's rate out of the updates
-    again.
-    """
-    rate = config.optimiser.learning_rate
-    return rate if config.federation.server_optimiser == "adam" else rate * scheduled_share(config.optimiser, number)
-
-
-def adam_step(config: Config, number: int) -> AdamStep | None:
-    """What the server does with a round's average, or None where that is not Adam's."""
-    settings = config.federation
-    if settings.server_learning_rate is None or settings.server_second_momentum is None or settings.server_tau is None:
-        return None  # all of them are set, or none
-    return AdamStep(
-        number=number,
-        learning_rate=settings.server_learning_rate * scheduled_share(config.optimiser, number),
-        momentum=settings.server_momentum,
-        second_momentum=settings.server_second_momentum,
-        tau=settings.server_tau,
-    )
 
 
 def norm_is_frozen(federation: FederationConfig, number: int) -> bool:
