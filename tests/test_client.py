@@ -204,7 +204,7 @@ class Meddler(pl.Callback):
 def test_every_client_has_a_trainer_that_is_as_good_as_new(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, meddler = settings(cache, "federation.local_epochs=2"), Meddler()
     prepared = prepare(config)
-    clients = make_clients(config, prepared, [meddler])
+    clients = make_clients(config, prepared, OwnObjects(callbacks=(meddler,)))
     state = dict(build_network(config.model, len(prepared.store.classes), seed=config.seed).state_dict())
     tasks = [ClientTask(round=1, client_id=name, state=state, learning_rate=0.01) for name in ("f01", "m01", "f01")]
     sent = [clients.update(task) for task in tasks]
