@@ -11,6 +11,7 @@ from pathlib import Path
 from ser_fl.config.schema import Config
 from ser_fl.errors import UserError
 from ser_fl.federation.checkpoint import Checkpoint, checkpoint_key, is_checkpoint_of, load_checkpoint
+from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.lock import claimed
 
 _STAMP = "%Y-%m-%d_%H-%M-%S"
