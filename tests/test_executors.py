@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -117,7 +117,7 @@ def clients(home: Path) -> Clients:
 
 @pytest.fixture(scope="module")
 def processes(clients: Clients) -> Iterator[ProcessExecutor]:
-    with ProcessExecutor(clients, 2) as executor:
+    with closing(ProcessExecutor(clients, 2)) as executor:
         yield executor
     assert workers_of(os.getpid()) == [], "a worker outlived its executor"
 
@@ -396,7 +396,7 @@ def test_no_worker_outlives_an_exception_in_the_parent(clients: Clients) -> None
         started.extend(set(workers_of(os.getpid())) - set(before))
         raise KilledAfter
 
-    with pytest.raises(KilledAfter), ProcessExecutor(clients, 2) as executor:
+    with pytest.raises(KilledAfter), closing(ProcessExecutor(clients, 2)) as executor:
         list(executor.run(ended_by_the_second()))
     assert len(started) == 1
     assert workers_of(os.getpid()) == before

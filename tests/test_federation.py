@@ -32,8 +32,7 @@ from ser_fl.federation.algorithm import GLOBAL, FedAvg, make_algorithm
 from ser_fl.federation.checkpoint import Progress, checkpoint_key, load_checkpoint
 from ser_fl.federation.client import Clients, ClientTask
 from ser_fl.federation.experiment import first_progress, make_clients
-from ser_fl.federation.rounds import Federation
-from ser_fl.federation.schedule import sample_cohort
+from ser_fl.federation.rounds import Federation, sample_cohort
 from ser_fl.federation.scoring import LocalScorer, Scored
 from ser_fl.federation.server import Server
 from ser_fl.metrics import Confusion

@@ -6,15 +6,15 @@ FedSGD is no class of its own: `federation.local_batches=1` makes it of `FedAvg`
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from ser_fl.config.schema import Config
+from ser_fl.config.schema import Config, OptimiserConfig
 from ser_fl.federation.aggregation import Aggregation, WeightedMean
-from ser_fl.federation.schedule import scheduled_share
 from ser_fl.runs.records import ClientUpdate, State
 
 GLOBAL = "global"
@@ -216,6 +216,15 @@ def make_algorithm(config: Config) -> Algorithm:
         schedule = partial(scheduled_share, config.optimiser)
         return FedAdam(rate, momentum=settings.server_momentum, second_momentum=second, tau=tau, schedule=schedule)
     return FedAvgM(settings.server_momentum) if settings.server_momentum else FedAvg()
+
+
+def scheduled_share(optimiser: OptimiserConfig, number: int) -> float:
+    """Share of a learning rate in a round: constant, or a cosine from 1 to its final fraction at `decay_rounds`."""
+    if optimiser.schedule == "constant":
+        return 1.0
+    done = min((number - 1) / optimiser.decay_rounds, 1.0)
+    cosine = (1 + math.cos(math.pi * done)) / 2
+    return optimiser.final_fraction + (1 - optimiser.final_fraction) * cosine
 
 
 def check_same_form(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

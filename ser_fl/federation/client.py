@@ -17,7 +17,6 @@ from ser_fl.data.features import FeatureStore
 from ser_fl.data.frontend import Standardisation
 from ser_fl.data.splits import Indices
 from ser_fl.devices import seeded_streams
-from ser_fl.federation.schedule import norm_is_frozen
 from ser_fl.models.classifier import EmotionClassifier
 from ser_fl.models.registry import NetworkSource, build_network
 from ser_fl.randomness import derive_seed, generator
@@ -101,7 +100,7 @@ class Clients:
             stream=stream,
             step_loss=training.loss,
             replays=training.replays,
-            freeze_norm=norm_is_frozen(self.config.federation, task.round),
+            freeze_norm=0 < self.config.federation.freeze_norm_from <= task.round,
             optimiser_state=_unflatten(task.optimiser_state),
             watch=self.watch,
         )

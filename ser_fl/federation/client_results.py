@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -59,58 +61,48 @@ def find_problem(update: ClientUpdate, reference: State) -> str | None:
     Other names, shapes, types or layouts than the model's, anything that is not finite, a figure that is no number, or
     no utterance. An optimiser state that is not finite is a reason too: it would come back with every later round.
     """
-    return (
-        _problem_of_state(update.state, reference)
-        or _problem_of_optimiser(update.optimiser_state)
-        or _problem_of_figures(update)
-    )
+    return next(_problems(update, reference), None)
 
 
-def _problem_of_state(state: object, reference: State) -> str | None:
+def _problems(update: ClientUpdate, reference: State) -> Iterator[str]:
+    state: Any = update.state  # whatever a client sent
+    optimiser: Any = update.optimiser_state
+    times, figures = update.nanoseconds, update.figures()
     if not isinstance(state, dict):
-        return f"its state is of type {type(state).__name__}, expected tensors by name"
+        yield f"its state is of type {type(state).__name__}, expected tensors by name"
+        return
     if state.keys() != reference.keys():
-        return f"its state has other entries: {shown(sorted(state.keys() ^ reference.keys(), key=str)[:3])}"
+        yield f"its state has other entries: {shown(sorted(state.keys() ^ reference.keys(), key=str)[:3])}"
+        return
     for name, expected in reference.items():
-        tensor = state[name]
-        if (problem := _problem_of_tensor(tensor)) is not None:
-            return f"{name} {problem}"
-        if tensor.shape != expected.shape:
-            return f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected.shape)}"
-        if tensor.dtype != expected.dtype:
-            return f"{name} is of type {tensor.dtype}, expected {expected.dtype}"
-    return None
-
-
-def _problem_of_optimiser(state: object) -> str | None:
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        return f"its optimiser's state is of type {type(state).__name__}, expected tensors by name"
-    for name, tensor in state.items():
-        if (problem := _problem_of_tensor(tensor)) is not None:
-            return f"its optimiser's {one_line(name, LONGEST_VALUE)} {problem}"
-    return None
-
-
-def _problem_of_tensor(tensor: object) -> str | None:
-    """Why it is no plain tensor of finite numbers, or None."""
-    if not isinstance(tensor, torch.Tensor):
-        return f"is of type {type(tensor).__name__}, expected a tensor"
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        return f"is a {'meta' if tensor.is_meta else 'quantised' if tensor.is_quantized else tensor.layout} tensor"
-    return None if torch.isfinite(tensor).all() else "is not finite"
-
-
-def _problem_of_figures(update: ClientUpdate) -> str | None:
-    measured = update.figures()
-    count = measured.pop("num_examples")
-    for name, figure in measured.items():
+        yield from _problems_of_tensor(name, state[name])
+        if state[name].shape != expected.shape:
+            yield f"{name} has shape {tuple(state[name].shape)}, expected {tuple(expected.shape)}"
+        if state[name].dtype != expected.dtype:
+            yield f"{name} is of type {state[name].dtype}, expected {expected.dtype}"
+    if not isinstance(optimiser, dict) or not all(isinstance(name, str) for name in optimiser):
+        yield f"its optimiser's state is of type {type(optimiser).__name__}, expected tensors by name"
+        return
+    for name, tensor in optimiser.items():
+        yield from _problems_of_tensor(f"its optimiser's {one_line(name, LONGEST_VALUE)}", tensor)
+    count = figures.pop("num_examples")
+    for name, figure in figures.items():
         if type(figure) is not float or not math.isfinite(figure):
-            return f"its {name} is {shown(figure)}: {'not finite' if type(figure) is float else 'not a number'}"
+            yield f"its {name} is {shown(figure)}: {'not finite' if type(figure) is float else 'not a number'}"
     if type(count) is not int or count > MOST_EXAMPLES:
-        return f"its num_examples is {shown(count)}, expected a whole number up to {MOST_EXAMPLES}"
-    if count < 1:
-        return f"it trained on no utterance (num_examples={shown(count)})"
-    times = update.nanoseconds
+        yield f"its num_examples is {shown(count)}, expected a whole number up to {MOST_EXAMPLES}"
+    elif count < 1:
+        yield f"it trained on no utterance (num_examples={shown(count)})"
     if not isinstance(times, dict) or not all(type(n) is str and type(t) is int for n, t in times.items()):
-        return f"its nanoseconds are {shown(times)}, expected whole numbers by part"
-    return None
+        yield f"its nanoseconds are {shown(times)}, expected whole numbers by part"
+
+
+def _problems_of_tensor(name: str, tensor: object) -> Iterator[str]:
+    """Why it is no plain tensor of finite numbers."""
+    if not isinstance(tensor, torch.Tensor):
+        yield f"{name} is of type {type(tensor).__name__}, expected a tensor"
+    elif tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        kind = "meta" if tensor.is_meta else "quantised" if tensor.is_quantized else tensor.layout
+        yield f"{name} is a {kind} tensor"
+    elif not torch.isfinite(tensor).all():
+        yield f"{name} is not finite"

@@ -65,7 +65,7 @@ def conduct(
     progress = first_progress(config, client_manifest, own)
     if checkpoint is not None:
         progress.go_on_from(checkpoint, client_manifest.client_ids)
-    settings, profile = dump(config), RunProfile(config)
+    settings, profile = dump(config), RunProfile(config) if config.profile else None
     tracker = open_tracker(settings, run, progress.tracking)
     try:
         if progress.round == 0:
@@ -85,7 +85,7 @@ def conduct(
         try:
             stopped = federation.run_rounds(progress)
         finally:
-            if (record := profile.record()) is not None:
+            if profile is not None and (record := profile.record()) is not None:
                 run.write_profile(record)
                 hooks.on_profile(record)
         tested = test(config, client_manifest, sites.scorer, progress, run, own)

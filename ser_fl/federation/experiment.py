@@ -25,12 +25,13 @@ from ser_fl.federation.client import Clients
 from ser_fl.federation.executors.executor import Executor, SerialExecutor
 from ser_fl.federation.executors.processes import ProcessExecutor, count_workers
 from ser_fl.federation.profile import open_watch
-from ser_fl.federation.schedule import cohort_size
+from ser_fl.federation.rounds import cohort_size
 from ser_fl.federation.scoring import LocalScorer
 from ser_fl.federation.server import RoundAverage, Server
 from ser_fl.models.registry import NetworkSource, build_network
 from ser_fl.robustness.evaluator import Evaluator
 from ser_fl.runs.folder import RunFolder
+from ser_fl.stopwatch import UNWATCHED
 from ser_fl.training.objectives import Objective, make_objective
 
 
@@ -111,7 +112,7 @@ def make_clients(config: Config, prepared: Prepared, own: OwnObjects = NOTHING) 
         device=devices_of(config.executor.accelerator)[0],
         own_network=own.network,
         callbacks=own.callbacks,
-        watch=open_watch(config, rest="client"),
+        watch=open_watch(config, rest="client") if config.profile else UNWATCHED,
     )
 
 
@@ -189,20 +190,16 @@ def check_network(config: Config, num_classes: int, own: OwnObjects) -> None:
         raise UserError(f"network {name} must give logits of shape {(2, num_classes)} for {shape}, got {given}")
 
 
-def cohort_of(config: Config, client_manifest: ClientManifest) -> int:
-    """Clients of a round."""
-    return cohort_size(len(client_manifest.client_ids), config.federation.fraction_train)
-
-
 def check_client_manifest(
     config: Config, run: RunFolder, client_manifest: ClientManifest, checkpoint: Checkpoint | None
-) -> None:
-    """Refuse what no round could put right, before anything is written.
+) -> int:
+    """Clients of a round; what no round could put right is refused before anything is written.
 
     Raises:
         UserError: `federation.min_clients` is above the clients of a round, or a resumed run's data have changed.
     """
-    settings, size = config.federation, cohort_of(config, client_manifest)
+    settings = config.federation
+    size = cohort_size(len(client_manifest.client_ids), settings.fraction_train)
     if settings.min_clients > size:
         raise UserError(
             f"federation.min_clients must be at most {size}, the clients of a round (federation.fraction_train="
@@ -210,3 +207,4 @@ def check_client_manifest(
         )
     if checkpoint is not None and checkpoint.committed.data_digest != client_manifest.digest:
         raise UserError(f"{run.root} was trained on other data than {config.data.name} holds now: start a new run")
+    return size

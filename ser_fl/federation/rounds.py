@@ -6,20 +6,24 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from ser_fl.config.schema import Config
 from ser_fl.errors import RoundFailed
+from ser_fl.federation.algorithm import scheduled_share
 from ser_fl.federation.checkpoint import Progress, checkpoint_key, save_checkpoint
 from ser_fl.federation.client import ClientTask
 from ser_fl.federation.client_results import ClientResults
 from ser_fl.federation.executors.executor import Executor
 from ser_fl.federation.profile import OnProfile, RunProfile
-from ser_fl.federation.schedule import sample_cohort, scheduled_share
 from ser_fl.federation.scoring import Scorer
 from ser_fl.federation.server import Server
 from ser_fl.metrics import scores
+from ser_fl.randomness import generator
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.preemption import Preemption
 from ser_fl.runs.records import ClientRecord, RoundRecord
+from ser_fl.stopwatch import UNWATCHED, Watch
 from ser_fl.tracking import Tracker
 
 OnRound = Callable[[RoundRecord], None]
@@ -47,8 +51,14 @@ class Federation:
     scorer: Scorer
     run: RunFolder
     tracker: Tracker
-    profile: RunProfile
+    profile: RunProfile | None = None
+    """Where the time goes, if anybody wants to know."""
     hooks: Hooks = field(default_factory=Hooks)
+
+    @property
+    def watch(self) -> Watch:
+        """The server's stopwatch."""
+        return UNWATCHED if self.profile is None else self.profile.watch
 
     def run_rounds(self, progress: Progress) -> str:
         """Run the rounds that are left, and say why there are no more."""
@@ -59,16 +69,16 @@ class Federation:
 
     def run_round(self, progress: Progress) -> None:
         """The next round, up to its commit."""
-        watch = self.profile.watch
-        watch.restart()
+        self.watch.restart()
         started, server, number = time.perf_counter(), progress.server, progress.round + 1
         cohort = self.cohort(number)
         results = self.train(server, cohort, number)
-        with watch.part("evaluation"):
+        with self.watch.part("evaluation"):
             record = self.measure(server, cohort, results, started)
-        with watch.part("records"):
+        with self.watch.part("records"):
             self.commit(progress, record, results.records)
-        self.profile.add(number, results.nanoseconds)
+        if self.profile is not None:
+            self.profile.add(number, results.nanoseconds)
         self.hooks.on_round(record)
 
     def why_stop(self, progress: Progress) -> str | None:
@@ -84,7 +94,11 @@ class Federation:
         return None
 
     def train(self, server: Server, cohort: tuple[str, ...], number: int) -> ClientResults:
-        """Broadcast, client updates, aggregation: the server has the round's model afterwards."""
+        """Broadcast, client updates, aggregation: the server has the round's model afterwards.
+
+        Raises:
+            RoundFailed: too few clients came back; it tells what the others said.
+        """
         results = ClientResults(
             round=number,
             reference=server.algorithm.model_for(cohort[0]),
@@ -93,21 +107,22 @@ class Federation:
                 folder for folder in (self.config.data.root, self.config.data.cache_dir, str(self.run.root)) if folder
             ),
         )
-        watch = self.profile.watch
-        with watch.part("waiting"):
+        with self.watch.part("waiting"):
             for client_id, outcome in self.executor.run(self.task(server, client, number) for client in cohort):
-                with watch.part("aggregation"):
+                with self.watch.part("aggregation"):
                     results.take(client_id, outcome)
                 del outcome  # else it would be kept while the next client trains
-        self.check_enough(results)
-        with watch.part("aggregation"):
+        count, minimum = len(results.records), self.config.federation.min_clients
+        if count < minimum:
+            reasons = "\n".join(f"client {failure.client_id}: {failure.error}" for failure in results.failures)
+            raise RoundFailed(f"round {number} has {count} updates, needs {minimum}:\n{reasons}")
+        with self.watch.part("aggregation"):
             server.finish(number)
         return results
 
     def cohort(self, number: int) -> tuple[str, ...]:
         """Clients that take part in a round."""
-        fraction = self.config.federation.fraction_train
-        return sample_cohort(self.client_ids, fraction, self.config.seed, number)
+        return sample_cohort(self.client_ids, self.config.federation.fraction_train, self.config.seed, number)
 
     def learning_rate(self, server: Server, number: int) -> float:
         """Of the clients: scheduled, unless the server has a rate of its own that is."""
@@ -124,13 +139,6 @@ class Federation:
             learning_rate=self.learning_rate(server, number),
             optimiser_state=server.optimiser_states.get(client_id, {}),
         )
-
-    def check_enough(self, results: ClientResults) -> None:
-        """Stop the run where too few clients came back, with what they said."""
-        count, minimum = len(results.records), self.config.federation.min_clients
-        if count < minimum:
-            reasons = "\n".join(f"client {failure.client_id}: {failure.error}" for failure in results.failures)
-            raise RoundFailed(f"round {results.round} has {count} updates, needs {minimum}:\n{reasons}")
 
     def measure(self, server: Server, cohort: tuple[str, ...], results: ClientResults, started: float) -> RoundRecord:
         """Score the new models on the validation part in rounds that do, under attack in those that do; in the last
@@ -168,7 +176,7 @@ class Federation:
         """Append the round's records, select, then write the checkpoint, which makes the round count."""
         self.run.append(self.run.rounds, [record])
         self.run.append(self.run.clients, clients)
-        with self.profile.watch.part("tracking"):
+        with self.watch.part("tracking"):
             self.tracker.log_round(record, clients)
         progress.round = record.round
         score = record.robust_uar if self.config.selection.by == "robust" else record.uar
@@ -176,3 +184,15 @@ class Federation:
         progress.lengths = {path.name: path.stat().st_size for path in (self.run.rounds, self.run.clients)}
         progress.tracking = self.tracker.state()
         save_checkpoint(self.run.checkpoint, progress, checkpoint_key(self.config))
+
+
+def cohort_size(num_clients: int, fraction: float) -> int:
+    """Clients of a round: a share of all, and at least one."""
+    return max(1, round(fraction * num_clients))
+
+
+def sample_cohort(client_ids: Sequence[str], fraction: float, seed: int, number: int) -> tuple[str, ...]:
+    """Clients of a round: a share of all, drawn without replacement by (seed, round); kept in their order."""
+    count = cohort_size(len(client_ids), fraction)
+    drawn = torch.randperm(len(client_ids), generator=generator(seed, "cohort", number))[:count]
+    return tuple(client_ids[index] for index in sorted(drawn.tolist()))

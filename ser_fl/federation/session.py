@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 
 import lightning.pytorch as pl
 
@@ -18,7 +19,6 @@ from ser_fl.federation.experiment import (
     OwnObjects,
     check_client_manifest,
     check_network,
-    cohort_of,
     local_scorer,
     make_clients,
     open_executor,
@@ -92,13 +92,13 @@ def train(
     with open_run(config) as (run, checkpoint), threads_limited_to(config.executor.threads), exact_arithmetic():
         prepared = prepare(config, on_features)
         client_manifest = prepared.client_manifest()
-        check_client_manifest(config, run, client_manifest, checkpoint)
+        cohort_size = check_client_manifest(config, run, client_manifest, checkpoint)
         check_network(config, len(client_manifest.classes), own)
         if checkpoint is not None and checkpoint.precision is not None:
             config = with_precision(config, checkpoint.precision)
         elif config.precision == "auto":
             config = resolve_precision(config, len(client_manifest.classes), own.network)
         clients, scorer = make_clients(config, prepared, own), local_scorer(config, prepared, own)
-        with open_executor(clients, cohort_of(config, client_manifest)) as executor:
+        with closing(open_executor(clients, cohort_size)) as executor:
             conduct(config, run, client_manifest, checkpoint, Sites(executor, scorer), own, hooks)
     return run

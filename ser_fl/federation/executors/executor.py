@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from types import TracebackType
-from typing import Self
 
 from ser_fl.federation.client import Clients, ClientTask
 from ser_fl.federation.client_results import Outcome
@@ -20,15 +18,7 @@ class Executor:
         raise NotImplementedError
 
     def close(self) -> None:
-        """End what it has started."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        """End what it has started: nothing is left running."""
 
 
 class SerialExecutor(Executor):

@@ -9,13 +9,14 @@ import os
 import pickle
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection
 from threading import Thread
-from typing import Self
+from typing import Any
 
 import torch
 
@@ -30,38 +31,18 @@ from ser_fl.runs.preemption import LEFT_TO_THE_PARENT
 from ser_fl.runs.records import State
 
 _SPAWN = get_context("spawn")
-_CUDNN = ("enabled", "benchmark", "deterministic", "allow_tf32")
 
 
-@dataclass(frozen=True, slots=True)
-class Arithmetic:
-    """Switches of torch that a result's bits depend on."""
-
-    threads: int
-    matmul_precision: str
-    deterministic: bool
-    warn_only: bool
-    cudnn: dict[str, bool]
-    """Of the library that a GPU's convolutions go through."""
-
-    @classmethod
-    def here(cls) -> Self:
-        """As they are in this process."""
-        return cls(
-            torch.get_num_threads(),
-            torch.get_float32_matmul_precision(),
-            torch.are_deterministic_algorithms_enabled(),
-            torch.is_deterministic_algorithms_warn_only_enabled(),
-            {name: getattr(torch.backends.cudnn, name) for name in _CUDNN},
-        )
-
-    def adopt(self) -> None:
-        """Set them in this process."""
-        torch.set_num_threads(self.threads)
-        torch.set_float32_matmul_precision(self.matmul_precision)
-        torch.use_deterministic_algorithms(self.deterministic, warn_only=self.warn_only)
-        for name, value in self.cudnn.items():
-            setattr(torch.backends.cudnn, name, value)
+_SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], None]], ...] = (
+    (torch.get_num_threads, torch.set_num_threads),
+    (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
+    *(
+        (partial(getattr, torch.backends.cudnn, name), partial(setattr, torch.backends.cudnn, name))
+        for name in ("enabled", "benchmark", "deterministic", "allow_tf32")
+    ),
+)
+"""How to read and set what a result's bits depend on in a process."""
 
 
 def pack(clients: Clients) -> bytes:
@@ -81,7 +62,7 @@ def pack(clients: Clients) -> bytes:
                 f"{what} {name} cannot be sent to a worker process ({error}): define it at the top of a module and let "
                 "it hold nothing open, or use executor=serial"
             ) from None
-    return pickle.dumps((clients, Arithmetic.here()))
+    return pickle.dumps((clients, [read() for read, _ in _SWITCHES]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,8 +192,9 @@ def work(connection: Connection, device: torch.device) -> None:
         connection.send(Ready(has_clients=False))
         payload = connection.recv_bytes()
         try:
-            clients, arithmetic = pickle.loads(payload)  # from our own parent, through a pipe that no other can reach
-            arithmetic.adopt()
+            clients, settings = pickle.loads(payload)  # from our own parent, through a pipe that no other can reach
+            for (_, adopt), setting in zip(_SWITCHES, settings, strict=True):
+                adopt(setting)
         except Exception as error:
             connection.send(Ready(has_clients=False, problem=f"{type(error).__name__}: {error}"))
             return
