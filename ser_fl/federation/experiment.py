@@ -14,8 +14,8 @@ from ser_fl.attacks.threat_model import Box
 from ser_fl.config.schema import Config
 from ser_fl.data.client_manifest import ClientManifest
 from ser_fl.data.frontend import Standardisation
-from ser_fl.data.splits import holders
 from ser_fl.data.prepared import Prepared
+from ser_fl.data.splits import holders
 from ser_fl.devices import devices_of
 from ser_fl.errors import UserError, one_line
 from ser_fl.federation.aggregation import Aggregation
