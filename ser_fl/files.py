@@ -97,3 +97,18 @@ def from_safetensors(content: bytes) -> dict[str, Tensor]:
 
     tensors = load(content)
     return {name: tensors[name] for name in sorted(tensors)}
+
+
+def check_same_form(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Same names, shapes and types.
+
+    Raises:
+        ValueError: they are not; the first name is given.
+    """
+
+    def form(tensors: Mapping[str, Tensor], name: str) -> str:
+        return f"{tuple(tensors[name].shape)} {tensors[name].dtype}" if name in tensors else "nothing"
+
+    for name in sorted({*state, *expected}):
+        if (found := form(state, name)) != (wanted := form(expected, name)):
+            raise ValueError(f"it has {found} for {name}, expected {wanted}")

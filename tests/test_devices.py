@@ -33,7 +33,7 @@ from ser_fl.federation.executors.processes import count_workers
 from ser_fl.models.registry import build_network
 from ser_fl.robustness.benchmark import device_of_benchmark
 from ser_fl.robustness.evaluator import EVALUATION_BATCH, batches_of
-from ser_fl.training.objectives import ClientRound, make_objective
+from ser_fl.training.objectives import OBJECTIVES, ClientRound
 from ser_fl.training.objectives.adversarial import PerStep
 
 OTHER = torch.device("meta")
@@ -207,7 +207,7 @@ def client_round(examples: Examples) -> ClientRound:
 @pytest.mark.parametrize("attack", ["fgsm", "bim", "pgd"])
 def test_attacks_while_training_stay_elsewhere(attack: str) -> None:
     config = compose(["experiment=debug", f"objective={attack}", "objective.recipe=per_step"])
-    objective = make_objective(config.objective)
+    objective = OBJECTIVES[config.objective.name](config.objective)
     assert isinstance(objective, PerStep)
     features_BFL, labels_B = speech()
     hardened = objective.harden(
@@ -221,7 +221,7 @@ def test_copies_are_made_where_the_network_is_and_fetched_at_the_end() -> None:
     config = compose(["experiment=debug", "objective=pgd"])
     held = Examples(torch.empty(80, 64, 60), torch.zeros(80, dtype=torch.int64))
     with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
-        make_objective(config.objective).start_round(client_round(held))
+        OBJECTIVES[config.objective.name](config.objective).start_round(client_round(held))
 
 
 def test_batches_are_sent_to_the_device() -> None:

@@ -23,7 +23,7 @@ from ser_fl.config.schema import AugmentationConfig, ObjectiveConfig
 from ser_fl.data.augmentation import augment
 from ser_fl.data.datamodule import Examples
 from ser_fl.errors import UserError
-from ser_fl.training.objectives import ClientRound, Objective, make_objective
+from ser_fl.training.objectives import OBJECTIVES, ClientRound, Objective
 from ser_fl.training.objectives.adversarial import Adversarial, PerStep
 from ser_fl.training.objectives.free import FreePerturbation
 
@@ -84,7 +84,7 @@ def objective(name: str = "pgd", **changed: Any) -> Objective:
         "step_size": None,
         "random_start": name == "pgd",
     }
-    return make_objective(ObjectiveConfig(**{**settings, **changed}))
+    return OBJECTIVES[name](ObjectiveConfig(**{**settings, **changed}))
 
 
 def given(network: nn.Module, examples: Examples | None = None, number: int = 2, **changed: Any) -> ClientRound:

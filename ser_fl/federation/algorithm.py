@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ser_fl.config.schema import Config, OptimiserConfig
 from ser_fl.federation.aggregation import Aggregation, WeightedMean
+from ser_fl.files import check_same_form
 from ser_fl.runs.records import ClientUpdate, State
 
 GLOBAL = "global"
@@ -225,21 +226,6 @@ def scheduled_share(optimiser: OptimiserConfig, number: int) -> float:
     done = min((number - 1) / optimiser.decay_rounds, 1.0)
     cosine = (1 + math.cos(math.pi * done)) / 2
     return optimiser.final_fraction + (1 - optimiser.final_fraction) * cosine
-
-
-def check_same_form(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Same names, shapes and types.
-
-    Raises:
-        ValueError: they are not; the first name is given.
-    """
-
-    def form(tensors: Mapping[str, Tensor], name: str) -> str:
-        return f"{tuple(tensors[name].shape)} {tensors[name].dtype}" if name in tensors else "nothing"
-
-    for name in sorted({*state, *expected}):
-        if (found := form(state, name)) != (wanted := form(expected, name)):
-            raise ValueError(f"it has {found} for {name}, expected {wanted}")
 
 
 def _flat(kind: str, states: Mapping[str, State]) -> State:

@@ -18,9 +18,8 @@ from safetensors import SafetensorError
 from ser_fl.config.resumable import fixed_settings
 from ser_fl.config.schema import Config, Precision, dump
 from ser_fl.errors import UserError, shown
-from ser_fl.federation.algorithm import check_same_form
 from ser_fl.federation.server import Server, below
-from ser_fl.files import from_safetensors, to_safetensors, write_bytes, write_json
+from ser_fl.files import check_same_form, from_safetensors, to_safetensors, write_bytes, write_json
 from ser_fl.runs.records import State
 
 SCHEMA = 8

@@ -32,7 +32,7 @@ from ser_fl.models.registry import NetworkSource, build_network
 from ser_fl.robustness.evaluator import Evaluator
 from ser_fl.runs.folder import RunFolder
 from ser_fl.stopwatch import UNWATCHED
-from ser_fl.training.objectives import Objective, make_objective
+from ser_fl.training.objectives import OBJECTIVES, Objective
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +107,7 @@ def make_clients(config: Config, prepared: Prepared, own: OwnObjects = NOTHING) 
         store=prepared.store,
         indices=prepared.clients,
         standardisation=prepared.standardisation,
-        objective=own.objective or make_objective(config.objective),
+        objective=own.objective or OBJECTIVES[config.objective.name](config.objective),
         box=box_of(prepared.standardisation),
         device=devices_of(config.executor.accelerator)[0],
         own_network=own.network,

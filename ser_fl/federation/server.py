@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ser_fl.federation.algorithm import GLOBAL, Algorithm, check_same_form
+from ser_fl.federation.algorithm import GLOBAL, Algorithm
+from ser_fl.files import check_same_form
 from ser_fl.runs.records import ClientUpdate, State
 
 

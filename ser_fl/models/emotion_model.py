@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ser_fl.config.schema import FrontendConfig, ModelConfig
 from ser_fl.data.frontend import LogMel, Standardisation
 from ser_fl.errors import UserError, shown, unknown_name
-from ser_fl.files import from_safetensors, to_safetensors, write_bytes, write_json
+from ser_fl.files import check_same_form, from_safetensors, to_safetensors, write_bytes, write_json
 from ser_fl.models.registry import NetworkSource, build_network
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import MODEL_SCHEMA, State
@@ -160,13 +160,10 @@ def _check_weights(model: ModelConfig, num_classes: int, state: State) -> None:
     """
     with torch.device("meta"):
         described = build_network(model, num_classes, seed=0).state_dict()
-    for name in sorted({*described, *state}):
-        wanted, found = (
-            f"{tuple(tensors[name].shape)} {tensors[name].dtype}" if name in tensors else "nothing"
-            for tensors in (described, state)
-        )
-        if found != wanted:
-            raise ValueError(f"its weights have {found} for {name}, model.json describes {wanted}")
+    try:
+        check_same_form(state, described)
+    except ValueError as error:
+        raise ValueError(f"its weights are not as model.json describes: {error}") from None
 
 
 def _check_sizes(frontend: FrontendConfig, columns: Mapping[str, Tensor]) -> None:

@@ -28,7 +28,7 @@ from ser_fl.federation.scoring import LocalScorer
 from ser_fl.robustness.evaluator import Evaluator
 from ser_fl.runs.environment import threads_limited_to
 from ser_fl.runs.redaction import public_text
-from ser_fl.training.objectives import make_objective
+from ser_fl.training.objectives import OBJECTIVES
 
 _LOG = logging.getLogger(__name__)
 _LONGEST_REASON = 10_000
@@ -103,7 +103,7 @@ def train(question: Question) -> RecordDict:
         store=share.store,
         indices=share.clients,
         standardisation=standardisation,
-        objective=make_objective(config.objective),
+        objective=OBJECTIVES[config.objective.name](config.objective),
         box=box_of(standardisation),
         device=devices_of(config.executor.accelerator)[0],
     )

@@ -12,10 +12,10 @@ from functools import partial
 from ser_fl.config.schema import ObjectiveConfig
 from ser_fl.training.objectives.adversarial import BIM, FGSM, PGD, Fast, PerRound, PerStep
 from ser_fl.training.objectives.free import Free
-from ser_fl.training.objectives.objective import ClientRound, LocalTraining, Objective
+from ser_fl.training.objectives.objective import ClientRound, Objective, TrainingPlan
 from ser_fl.training.objectives.trades import Trades
 
-__all__ = ["OBJECTIVES", "ClientRound", "LocalTraining", "Objective", "make_objective"]
+__all__ = ["OBJECTIVES", "ClientRound", "Objective", "TrainingPlan"]
 
 _RECIPES = {"per_round": PerRound, "per_step": PerStep}
 
@@ -34,8 +34,3 @@ OBJECTIVES: Mapping[str, Callable[[ObjectiveConfig], Objective]] = {
     "trades": Trades,
 }
 """By the name in the configuration: an entry here and a word in `ObjectiveConfig.name` make a new one."""
-
-
-def make_objective(config: ObjectiveConfig) -> Objective:
-    """The configured objective."""
-    return OBJECTIVES[config.name](config)

@@ -17,7 +17,7 @@ from ser_fl.config.schema import AugmentationConfig, ObjectiveConfig
 from ser_fl.data.augmentation import augment
 from ser_fl.data.datamodule import Examples
 from ser_fl.devices import CPU, device_of, send
-from ser_fl.training.objectives.objective import ClientRound, LocalTraining, Objective
+from ser_fl.training.objectives.objective import ClientRound, Objective, TrainingPlan
 
 _CRAFTING_BATCH = 32
 
@@ -99,14 +99,14 @@ class Adversarial(Objective):
         self.config = config
         self.attack = attack(config)
 
-    def start_round(self, given: ClientRound) -> LocalTraining:
+    def start_round(self, given: ClientRound) -> TrainingPlan:
         """What one client does in one round."""
         if given.number < self.config.from_round:
             return Objective().start_round(given)
         return self.start_adversarial_round(given, self.epsilon(given.number))
 
     @abstractmethod
-    def start_adversarial_round(self, given: ClientRound, epsilon: float) -> LocalTraining:
+    def start_adversarial_round(self, given: ClientRound, epsilon: float) -> TrainingPlan:
         """What one client does in a round that trains on adversarial utterances within epsilon."""
 
     def epsilon(self, round_number: int) -> float:
@@ -125,7 +125,7 @@ class PerRound(Adversarial):
     as the attack left it.
     """
 
-    def start_adversarial_round(self, given: ClientRound, epsilon: float) -> LocalTraining:
+    def start_adversarial_round(self, given: ClientRound, epsilon: float) -> TrainingPlan:
         """The drawn share and its copies."""
         count = max(1, round(self.config.fraction * len(given.examples)))
         drawn = torch.randperm(len(given.examples), generator=given.stream)[:count]
@@ -138,7 +138,7 @@ class PerRound(Adversarial):
                 torch.split(clean_NFL, _CRAFTING_BATCH), torch.split(labels_N, _CRAFTING_BATCH), strict=True
             )
         ]
-        return LocalTraining(
+        return TrainingPlan(
             examples=Examples(torch.cat([clean_NFL, torch.cat(copies).to(CPU)]), torch.cat([labels_N, labels_N])),
             num_examples=count,
             augmentation=_nothing_but_smoothing(given.augmentation),
@@ -152,7 +152,7 @@ class PerStep(Adversarial):
     Madry et al. (arXiv 1706.06083), with the batch split as in Kurakin et al. (arXiv 1611.01236).
     """
 
-    def start_adversarial_round(self, given: ClientRound, epsilon: float) -> LocalTraining:
+    def start_adversarial_round(self, given: ClientRound, epsilon: float) -> TrainingPlan:
         """All examples, hardened batch by batch."""
         return given.on_all(partial(self.hardened_loss, given, epsilon))
 

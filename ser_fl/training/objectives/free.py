@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ser_fl.attacks.threat_model import Box
 from ser_fl.training.objectives.adversarial import Adversarial
-from ser_fl.training.objectives.objective import ClientRound, LocalTraining
+from ser_fl.training.objectives.objective import ClientRound, TrainingPlan
 
 
 class Free(Adversarial):
@@ -29,7 +29,7 @@ class Free(Adversarial):
     round. Its steps are single ones: look for the collapse of `Fast`.
     """
 
-    def start_adversarial_round(self, given: ClientRound, epsilon: float) -> LocalTraining:
+    def start_adversarial_round(self, given: ClientRound, epsilon: float) -> TrainingPlan:
         """A perturbation of this round's own."""
         assert self.config.replays is not None, "checked with the configuration"
         perturbation = FreePerturbation(epsilon, self.attack.step_size(epsilon), given.box)

@@ -19,7 +19,7 @@ from ser_fl.stopwatch import UNWATCHED, Watch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LocalTraining:
+class TrainingPlan:
     """What the steps of a round are made of."""
 
     examples: Examples
@@ -51,9 +51,9 @@ class ClientRound:
     """Whether adversarial utterances are made in bfloat16, as the network is then trained."""
     watch: Watch = UNWATCHED
 
-    def on_all(self, loss: StepLoss, replays: int = 1) -> LocalTraining:
+    def on_all(self, loss: StepLoss, replays: int = 1) -> TrainingPlan:
         """Training on all that the client holds."""
-        return LocalTraining(
+        return TrainingPlan(
             examples=self.examples,
             num_examples=len(self.examples),
             augmentation=self.augmentation,
@@ -69,7 +69,7 @@ class Objective:
     clients and rounds, and is pickled for worker processes: what belongs to one round goes into the loss.
     """
 
-    def start_round(self, given: ClientRound) -> LocalTraining:
+    def start_round(self, given: ClientRound) -> TrainingPlan:
         """What one client does in one round."""
         return given.on_all(partial(self.loss, given))
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ser_fl.attacks.training_attacks import divergence, pgd_on_divergence, random_start
 from ser_fl.training.objectives.adversarial import Adversarial
-from ser_fl.training.objectives.objective import ClientRound, LocalTraining
+from ser_fl.training.objectives.objective import ClientRound, TrainingPlan
 
 _CLOSE = 0.02
 """Where the attack starts, as a share of epsilon: at x itself the divergence has no gradient. The authors start within
@@ -27,7 +27,7 @@ class Trades(Adversarial):
     KL(p(x) || p(x')), x' found by PGD on that divergence from a start close to x, and both sides trained.
     """
 
-    def start_adversarial_round(self, given: ClientRound, epsilon: float) -> LocalTraining:
+    def start_adversarial_round(self, given: ClientRound, epsilon: float) -> TrainingPlan:
         """All examples, clean; each step attacks its own."""
         return given.on_all(partial(self.trades_loss, given, epsilon))
 
