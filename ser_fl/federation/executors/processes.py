@@ -1,7 +1,9 @@
 """Clients side by side in worker processes, their outcomes in the order of the cohort.
 
 The processes are our own: a pool of `concurrent.futures` or loky breaks as a whole when one of its processes dies, does
-not say whose client it was, and takes seconds to start again.
+not say whose client it was, and takes seconds to start again. Their tensors go through pipes: for 133,000 parameters
+that takes 1.4 ms of a core, of a client-round of 79 ms. Memory that is shared by hand takes 0.2 ms, and 200 lines more;
+`torch.multiprocessing` takes /dev/shm, which containers keep small.
 """
 
 from __future__ import annotations
