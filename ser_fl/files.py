@@ -9,7 +9,10 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says of a write that there is no room for: the disk, a quota, a limit of the process."""
@@ -71,3 +74,41 @@ def user_folder(variable: str, below_home: str) -> Path:
     except RuntimeError:
         home = Path(tempfile.gettempdir()) / f"ser_fl-{os.getuid()}"
     return home / below_home / "ser_fl"
+
+
+def to_safetensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """Tensors by name, on any device, as bytes: each by itself and in the plain layout; the format has no other."""
+    import torch
+    from safetensors.torch import save
+
+    plain = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
+    return save(plain)
+
+
+def from_safetensors(content: bytes) -> dict[str, Tensor]:
+    """What `to_safetensors` was given, on the CPU, in the order of their names.
+
+    Raises:
+        safetensors.SafetensorError, KeyError: the bytes are damaged, or of a type that torch does not know.
+    """
+    from safetensors.torch import load
+
+    tensors = load(content)
+    return {name: tensors[name] for name in sorted(tensors)}
+
+
+def check_same_form(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Same names, shapes and types.
+
+    Raises:
+        ValueError: they are not; the first name is given.
+    """
+
+    def form(tensors: Mapping[str, Tensor], name: str) -> str:
+        return f"{tuple(tensors[name].shape)} {tensors[name].dtype}" if name in tensors else "nothing"
+
+    for name in sorted({*state, *expected}):
+        if (found := form(state, name)) != (wanted := form(expected, name)):
+            raise ValueError(f"it has {found} for {name}, expected {wanted}")

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ser_fl.federation.aggregation import FedAvg, averaged_over_rounds, find_problem, weighted_loss
-from ser_fl.federation.client_results import ClientResults, client_record
-from ser_fl.federation.server import GLOBAL, Server
-from ser_fl.federation.server_optimiser import AdamStep, with_adam, with_momentum
+from ser_fl.federation.aggregation import WeightedMean
+from ser_fl.federation.algorithm import GLOBAL, Algorithm, FedAdam, FedAvg, FedAvgM, LocalOnly
+from ser_fl.federation.client_results import ClientResults, find_problem
+from ser_fl.federation.server import RoundAverage, Server
 from ser_fl.runs.records import ClientUpdate, State
 
 
@@ -33,7 +33,7 @@ def update(num_examples: int, state: State, client_id: str = "a", train_loss: fl
 
 
 def fedavg(updates: Sequence[ClientUpdate]) -> State:
-    average = FedAvg()
+    average = WeightedMean()
     for one in updates:
         average.add(one)
     return average.result()
@@ -141,7 +141,7 @@ def test_a_running_sum_has_the_bits_of_the_sum_over_a_list() -> None:
 
 
 def test_a_running_sum_keeps_no_update() -> None:
-    average = FedAvg()
+    average = WeightedMean()
     states = [WeakSet(one.state.values()) for one in random_updates((3, 5)) if average.add(one) is None]
     gc.collect()
     assert [len(state) for state in states] == [0, 0]
@@ -214,8 +214,8 @@ def test_what_cannot_be_averaged_is_told_why(state: State, num_examples: int, me
 @pytest.mark.parametrize(
     ("spoilt", "message"),
     [
-        ({"train_loss": float("nan")}, "training loss is nan.*not finite"),
-        ({"update_norm": float("inf")}, "norm is inf: not finite"),
+        ({"train_loss": float("nan")}, "train_loss is nan: not finite"),
+        ({"update_norm": float("inf")}, "update_norm is inf: not finite"),
         ({"optimiser_state": {"0.exp_avg": torch.tensor([float("inf")])}}, r"optimiser's 0\.exp_avg is not finite"),
         (
             {"state": {**REFERENCE, "weight": torch.zeros(2, 3, dtype=torch.float64)}},
@@ -229,8 +229,8 @@ def test_what_cannot_be_averaged_is_told_why(state: State, num_examples: int, me
         ({"state": {**REFERENCE, "x" * 9999: torch.zeros(1)}}, r"other entries: \['xx.{,250}$"),
         ({"optimiser_state": [1]}, "optimiser's state is of type list"),
         ({"optimiser_state": {"step": 3}}, "optimiser's step is of type int"),
-        ({"train_loss": "0.5"}, "training loss is '0.5': not a number"),
-        ({"seconds": float("nan")}, "time in seconds is nan: not finite"),
+        ({"train_loss": "0.5"}, "train_loss is '0.5': not a number"),
+        ({"seconds": float("nan")}, "seconds is nan: not finite"),
         ({"num_examples": 7.0}, r"num_examples is 7\.0, expected a whole number"),
         ({"num_examples": True}, "num_examples is True, expected a whole number"),
         ({"num_examples": 2**80}, "num_examples is 1208925819614629174706176, expected a whole number up to"),
@@ -247,37 +247,62 @@ def test_a_sound_update_has_no_problem() -> None:
     assert find_problem(update(1, {**REFERENCE}), REFERENCE) is None
 
 
-def arrivals_of(server: Server, updates: Sequence[ClientUpdate]) -> ClientResults:
+def server_with(algorithm: Algorithm, network: nn.Module | None = None, client_ids: Sequence[str] = ("a",)) -> Server:
+    algorithm.start(network or Tiny(), client_ids)
+    return Server(algorithm)
+
+
+def results_of(server: Server, updates: Sequence[ClientUpdate]) -> ClientResults:
     """What comes back in round 3, taken one after the other."""
-    reference = server.model_for(updates[0].client_id)
-    results = ClientResults(round=3, reference=reference, gathered=server.gather())
+    reference = server.algorithm.model_for(updates[0].client_id)
+    results = ClientResults(round=3, reference=reference, server=server)
     for one in updates:
         results.take(one.client_id, one)
     return results
 
 
-def test_arrivals_are_sorted_into_figures_and_failures_and_only_what_is_sound_is_added() -> None:
-    server = Server({GLOBAL: REFERENCE})
+def test_results_are_sorted_into_figures_and_failures_and_only_what_is_sound_is_added() -> None:
+    server = Server(FedAvg())
+    server.algorithm.models = {GLOBAL: REFERENCE}
     sound = [update(size, with_weight(torch.full((2, 3), 1.0 * size)), client_id=str(size)) for size in (1, 3)]
     spoilt = update(9, with_weight(torch.full((2, 3), float("nan"))), client_id="c")
-    results = arrivals_of(server, [sound[0]])
+    results = results_of(server, [sound[0]])
     results.take("b", "Traceback ...\nRuntimeError: microphone unplugged")
     results.take("c", spoilt)
     results.take("3", sound[1])
-    assert results.records == [client_record(3, one) for one in sound]
+    assert [(record.round, record.client_id, record.num_examples) for record in results.records] == [
+        (3, "1", 1),
+        (3, "3", 3),
+    ]
+    assert {(record.bytes_down, record.bytes_up) for record in results.records} == {(6 * 4 + 8, 6 * 4 + 8)}
     assert [failure.client_id for failure in results.failures] == ["b", "c"]
     assert "microphone unplugged" in results.failures[0].error
     assert results.failures[1].error == "weight is not finite"
-    assert torch.equal(server.models[GLOBAL]["weight"], REFERENCE["weight"]), "nothing counts before it is absorbed"
-    server.absorb(results.gathered)
-    assert torch.equal(server.models[GLOBAL]["weight"], fedavg_of_a_list(sound)["weight"])
-    assert server.models[GLOBAL]["weight"].tolist() == [[2.5] * 3] * 2
+    models = server.algorithm.models
+    assert torch.equal(models[GLOBAL]["weight"], REFERENCE["weight"]), "nothing counts before the round is finished"
+    server.finish(3)
+    assert torch.equal(models[GLOBAL]["weight"], fedavg_of_a_list(sound)["weight"])
+    assert models[GLOBAL]["weight"].tolist() == [[2.5] * 3] * 2
 
 
 def test_training_loss_is_weighted_like_the_model() -> None:
     """(1 * 2.0 + 3 * 4.0) / 4 = 3.5."""
-    updates = [update(1, REFERENCE, train_loss=2.0), update(3, REFERENCE, train_loss=4.0)]
-    assert weighted_loss([client_record(1, one) for one in updates]) == pytest.approx(3.5)
+    updates = [update(1, tiny(0.0), train_loss=2.0), update(3, tiny(0.0), train_loss=4.0)]
+    assert results_of(server_with(FedAvg()), updates).train_loss == pytest.approx(3.5)
+
+
+def finish(server: Server, updates: Sequence[ClientUpdate], number: int = 3) -> None:
+    """A round in which these come back."""
+    results_of(server, updates)
+    server.finish(number)
+
+
+class Only(nn.Module):
+    """One parameter, called weight."""
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = parameter
 
 
 class Tiny(nn.Module):
@@ -294,28 +319,51 @@ def tiny(weight: float, running_mean: float = 0.0) -> State:
 
 
 def test_a_server_that_does_not_average_keeps_each_clients_model() -> None:
-    server = Server.start(Tiny(), ["a", "b"], local_only=True, momentum=0.0)
+    server = server_with(LocalOnly(), client_ids=("a", "b"))
     changed = tiny(1.0)
-    server.absorb(arrivals_of(server, [update(5, changed, client_id="b")]).gathered)
-    assert server.model_for("a")["weight"].tolist() == [[0.0] * 3] * 2
-    assert server.model_for("b") is changed
+    finish(server, [update(5, changed, client_id="b")])
+    assert server.algorithm.model_for("a")["weight"].tolist() == [[0.0] * 3] * 2
+    assert server.algorithm.model_for("b") is changed
 
 
 def test_a_server_gives_all_clients_the_average() -> None:
-    server = Server.start(Tiny(), ["a", "b"], local_only=False, momentum=0.0)
-    server.absorb(arrivals_of(server, [update(1, tiny(1.0)), update(3, tiny(5.0))]).gathered)
-    assert list(server.models) == [GLOBAL]
-    assert server.model_for("a")["weight"].tolist() == [[4.0] * 3] * 2
-    assert server.model_for("b")["weight"].tolist() == [[4.0] * 3] * 2
+    server = server_with(FedAvg(), client_ids=("a", "b"))
+    finish(server, [update(1, tiny(1.0)), update(3, tiny(5.0))])
+    assert list(server.algorithm.models) == [GLOBAL]
+    for client_id in ("a", "b"):
+        assert server.algorithm.model_for(client_id)["weight"].tolist() == [[4.0] * 3] * 2
+
+
+def test_an_aggregation_of_ones_own_begins_every_round_anew() -> None:
+    """The object itself takes in nothing: a copy of it does."""
+
+    class Last(WeightedMean):
+        def __init__(self) -> None:
+            self.taken: list[State] = []
+
+        def add(self, update: ClientUpdate) -> None:
+            self.taken.append(update.state)
+
+        def result(self) -> State:
+            assert len(self.taken) == 2
+            return self.taken[-1]
+
+    server, own = server_with(FedAvgM(0.5)), Last()
+    server.algorithm.aggregation = own
+    for last, expected in ((2.0, 2.0), (4.0, 5.0)):  # 2, then 4 and half of the step of 2 before
+        finish(server, [update(9, tiny(1.0)), update(1, tiny(last))])
+        assert server.algorithm.models[GLOBAL]["weight"].tolist() == [[expected] * 3] * 2
+    assert own.taken == [] and isinstance(FedAvg().aggregation, WeightedMean)
 
 
 def test_momentum_of_worked_numbers_moves_parameters_and_not_statistics() -> None:
     """Averages 1, 3, 3: v = 1, 0.5 * 1 + (3 - 1) = 2.5, 0.5 * 2.5 + (3 - 3.5) = 0.75; model 1, 3.5, 4.25."""
-    server = Server.start(Tiny(), ["a"], local_only=False, momentum=0.5)
+    server = server_with(FedAvgM(0.5))
     for average, expected in ((1.0, 1.0), (3.0, 3.5), (3.0, 4.25)):
-        server.absorb(arrivals_of(server, [update(7, tiny(average, running_mean=average))]).gathered)
-        assert server.models[GLOBAL]["weight"].tolist() == [[expected] * 3] * 2
-        assert server.models[GLOBAL]["running_mean"].item() == average
+        finish(server, [update(7, tiny(average, running_mean=average))])
+        model = server.algorithm.models[GLOBAL]
+        assert model["weight"].tolist() == [[expected] * 3] * 2
+        assert model["running_mean"].item() == average
 
 
 def test_momentum_equals_torchs_sgd_on_the_pseudo_gradient() -> None:
@@ -323,18 +371,14 @@ def test_momentum_equals_torchs_sgd_on_the_pseudo_gradient() -> None:
     stream = torch.Generator().manual_seed(5)
     parameter = nn.Parameter(torch.zeros(4))
     optimiser = torch.optim.SGD([parameter], lr=1.0, momentum=0.9)
-    state, exp_avg = {"weight": torch.zeros(4)}, {"weight": torch.zeros(4)}
-    for _ in range(5):
+    state, algorithm = {"weight": torch.zeros(4)}, FedAvgM(0.9)
+    algorithm.start(Only(parameter), ["a"])
+    for number in range(1, 6):
         average = {"weight": torch.randn(4, generator=stream)}
         parameter.grad = parameter.detach() - average["weight"]
         optimiser.step()
-        state, exp_avg = with_momentum(state, average, exp_avg, 0.9)
+        state = algorithm.step(state, average, number)
         torch.testing.assert_close(state["weight"], parameter.detach())
-
-
-def adam_step(number: int, **changed: float) -> AdamStep:
-    settings = {"learning_rate": 0.1, "momentum": 0.9, "second_momentum": 0.99, "tau": 1e-3}
-    return AdamStep(number=number, **(settings | changed))
 
 
 def test_adam_equals_torchs_on_the_pseudo_gradient() -> None:
@@ -343,44 +387,49 @@ def test_adam_equals_torchs_on_the_pseudo_gradient() -> None:
     sizes = torch.tensor([1e-4, 1e-2, 1.0, 100.0])
     parameter = nn.Parameter(torch.zeros(4))
     optimiser = torch.optim.Adam([parameter], lr=0.1, betas=(0.9, 0.99), eps=1e-3)
-    state, mean, square = ({"weight": torch.zeros(4)} for _ in range(3))
+    state, algorithm = {"weight": torch.zeros(4)}, FedAdam(0.1, momentum=0.9, second_momentum=0.99, tau=1e-3)
+    algorithm.start(Only(parameter), ["a"])
     for number in range(1, 9):
         change = sizes * torch.randn(4, generator=stream)
         parameter.grad = -change
         optimiser.step()
         average = {"weight": state["weight"] + change}
-        state, mean, square = with_adam(state, average, mean, square, adam_step(number))
+        state = algorithm.step(state, average, number)
         torch.testing.assert_close(state["weight"], parameter.detach(), rtol=1e-4, atol=1e-6)
 
 
 def test_adams_first_step_of_worked_numbers_moves_parameters_and_not_statistics() -> None:
     """Whatever way the clients went, by the learning rate: 4 / (4 + 4) of 0.1 at a tau as large as the update."""
-    server = Server.start(Tiny(), ["a"], local_only=False, momentum=0.9, adam=True)
-    server.absorb(arrivals_of(server, [update(7, tiny(4.0, running_mean=4.0))]).gathered, adam_step(1, tau=4.0))
-    assert server.models[GLOBAL]["weight"].flatten().tolist() == pytest.approx([0.05] * 6)
-    assert server.models[GLOBAL]["running_mean"].item() == 4.0
-    assert server.exp_avg["weight"].flatten().tolist() == pytest.approx([0.4] * 6)
-    assert server.exp_avg_sq["weight"].flatten().tolist() == pytest.approx([0.16] * 6)
+    server = server_with(FedAdam(0.1, momentum=0.9, second_momentum=0.99, tau=4.0))
+    finish(server, [update(7, tiny(4.0, running_mean=4.0))], number=1)
+    model, carried = server.algorithm.models[GLOBAL], server.algorithm.carried
+    assert model["weight"].flatten().tolist() == pytest.approx([0.05] * 6)
+    assert model["running_mean"].item() == 4.0
+    assert carried["exp_avg"]["weight"].flatten().tolist() == pytest.approx([0.4] * 6)
+    assert carried["exp_avg_sq"]["weight"].flatten().tolist() == pytest.approx([0.16] * 6)
 
 
 def test_the_average_over_rounds_of_worked_numbers_leaves_the_clients_models_alone() -> None:
     """Models 1, 3, 8 and decay 0.75: means 1, 2, 4 as long as 1 / n is above 1 / 4; then 4 + (12 - 4) / 4 = 6."""
-    server = Server.start(Tiny(), ["a"], local_only=False, momentum=0.0, decay=0.75)
-    assert server.judged is server.models
+    server = server_with(FedAvg())
+    server.average = RoundAverage(0.75, tiny(0.0))
+    assert server.judged is server.algorithm.models
     for model, expected in ((1.0, 1.0), (3.0, 2.0), (8.0, 4.0), (12.0, 6.0), (6.0, 6.0)):
-        server.absorb(arrivals_of(server, [update(7, tiny(model, running_mean=-model))]).gathered)
+        finish(server, [update(7, tiny(model, running_mean=-model))])
         assert server.judged[GLOBAL]["weight"].tolist() == [[expected] * 3] * 2
         assert server.judged[GLOBAL]["running_mean"].item() == -expected
-        assert server.model_for("a")["weight"].tolist() == [[model] * 3] * 2
+        assert server.algorithm.model_for("a")["weight"].tolist() == [[model] * 3] * 2
 
 
 def test_the_average_over_rounds_takes_counters_as_they_are() -> None:
     first, second = ({"weight": torch.ones(1), "batches": torch.tensor(count)} for count in (3, 8))
-    average = averaged_over_rounds(averaged_over_rounds({}, first, 0, 0.9), second, 1, 0.9)
-    assert average["batches"].item() == 8 and average["batches"].dtype == torch.int64
+    average = RoundAverage(0.9, {})
+    average.add(first)
+    average.add(second)
+    assert average.model["batches"].item() == 8 and average.model["batches"].dtype == torch.int64
 
 
 def test_an_update_that_still_carries_gradients_leaves_none_in_the_model() -> None:
-    average = FedAvg()
+    average = WeightedMean()
     average.add(update(1, {"weight": torch.ones(2, requires_grad=True)}))
     assert not average.result()["weight"].requires_grad

@@ -163,7 +163,7 @@ def test_rounds_of_the_workload_average_what_clients_trained(small: Any) -> None
         mine = workload(prepared, small)
         updates = [mine.clients.update(task).state for task in mine.tasks]
         with mine.rounds() as rounds:
-            model = rounds.server.model_for("c00")
+            model = rounds.server.algorithm.model_for("c00")
     for name in model:
         if model[name].is_floating_point():
             mean = torch.stack([state[name].double() for state in updates]).mean(0)
@@ -194,7 +194,7 @@ def test_flower_trains_the_same_federation(small: Any, tmp_path: Path) -> None:
         simulated = flower_peer.play(tmp_path, 2)
         with mine.rounds() as rounds:
             rounds.play()
-            model = rounds.server.model_for("c00")
+            model = rounds.server.algorithm.model_for("c00")
     assert len(simulated.later_s) == 1 and 0 < simulated.later_s[0] < simulated.first_s
     assert simulated.state.keys() == model.keys()
     for name in model.keys() - {"attention.bias"}:

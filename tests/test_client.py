@@ -28,10 +28,12 @@ from ser_fl.data.datamodule import Batch, load_examples
 from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.errors import UserError
 from ser_fl.federation.client import ClientTask
-from ser_fl.federation.session import make_clients
+from ser_fl.federation.experiment import OwnObjects, make_clients
 from ser_fl.models.registry import build_network
 from ser_fl.runs.records import ClientUpdate
-from ser_fl.training.objectives import Objective
+from ser_fl.training.objectives import ClientRound
+from ser_fl.training.objectives.adversarial import PerStep
+from ser_fl.training.objectives.free import Free
 from ser_fl.training.trainer import Trainers, has_installed_callbacks, quiet_trainer
 
 EPSILON = 0.5
@@ -64,7 +66,7 @@ def settings(cache: Path, *changed: str) -> Config:
 
 def update(config: Config, prepared: Prepared, number: int, *callbacks: pl.Callback) -> ClientUpdate:
     """Of client f01, from the initial weights."""
-    clients = make_clients(config, prepared, callbacks)
+    clients = make_clients(config, prepared, OwnObjects(callbacks=callbacks))
     state = dict(build_network(config.model, len(prepared.store.classes), seed=config.seed).state_dict())
     return clients.update(ClientTask(round=number, client_id="f01", state=state, learning_rate=0.01))
 
@@ -92,13 +94,13 @@ def test_per_round_trains_on_half_and_its_copies(cache: Path, name: str) -> None
 
 def test_per_step_hardens_every_batch_from_its_round_on(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hardened: list[int] = []
-    harden = Objective.harden
+    harden = PerStep.harden
 
-    def counted(self: Objective, network: nn.Module, features_BFL: Tensor, *rest: Any, **named: Any) -> Tensor:
+    def counted(self: PerStep, given: ClientRound, epsilon: float, features_BFL: Tensor, labels_B: Tensor) -> Tensor:
         hardened.append(len(features_BFL))
-        return harden(self, network, features_BFL, *rest, **named)
+        return harden(self, given, epsilon, features_BFL, labels_B)
 
-    monkeypatch.setattr(Objective, "harden", counted)
+    monkeypatch.setattr(PerStep, "harden", counted)
     config = settings(cache, "objective=pgd", "objective.recipe=per_step", "objective.from_round=3")
     prepared = prepare(config)
     assert update(config, prepared, 2).num_examples == 10 and hardened == []
@@ -202,7 +204,7 @@ class Meddler(pl.Callback):
 def test_every_client_has_a_trainer_that_is_as_good_as_new(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, meddler = settings(cache, "federation.local_epochs=2"), Meddler()
     prepared = prepare(config)
-    clients = make_clients(config, prepared, [meddler])
+    clients = make_clients(config, prepared, OwnObjects(callbacks=(meddler,)))
     state = dict(build_network(config.model, len(prepared.store.classes), seed=config.seed).state_dict())
     tasks = [ClientTask(round=1, client_id=name, state=state, learning_rate=0.01) for name in ("f01", "m01", "f01")]
     sent = [clients.update(task) for task in tasks]
@@ -321,7 +323,7 @@ def test_free_takes_one_forward_and_one_backward_pass_a_replay(cache: Path, prec
     assert len(torch.cat(minibatches).unique(dim=0)) == sum(map(len, minibatches)) == 8
     assert sent.num_examples == len(held) == 10
     assert torch.equal(passes.inputs[0], passes.clean[0])
-    box = make_clients(config, prepared).objective.box
+    box = make_clients(config, prepared).box
     assert box.upper_F1 is not None
     reached_BFL = torch.zeros(())
     for clean_BFL, inputs_BFL in zip(passes.clean[1:], passes.inputs[1:], strict=True):
@@ -400,7 +402,7 @@ def test_replays_without_a_perturbation_are_clean_training_on_the_replayed_batch
     for first in range(0, len(passes.inputs), 4):
         assert not torch.equal(passes.inputs[first], passes.clean[first])
         assert all(torch.equal(inputs, passes.inputs[first]) for inputs in passes.inputs[first : first + 4])
-    monkeypatch.setattr(Objective, "hardening", lambda *_: None)
+    monkeypatch.setattr(Free, "perturbed_loss", lambda self, given, perturbation, *step: self.loss(given, *step))
     assert_same_weights(free, update(config, prepared, 1))
 
 

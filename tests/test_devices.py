@@ -29,11 +29,12 @@ from ser_fl.data.datamodule import ClientDataModule, Examples
 from ser_fl.defences import build_defence
 from ser_fl.devices import device_for, devices_of
 from ser_fl.errors import UserError
-from ser_fl.federation.executors import count_workers
+from ser_fl.federation.executors.processes import count_workers
 from ser_fl.models.registry import build_network
 from ser_fl.robustness.benchmark import device_of_benchmark
 from ser_fl.robustness.evaluator import EVALUATION_BATCH, batches_of
-from ser_fl.training.objectives import Objective
+from ser_fl.training.objectives import OBJECTIVES, ClientRound
+from ser_fl.training.objectives.adversarial import PerStep
 
 OTHER = torch.device("meta")
 AUGMENTED = AugmentationConfig(
@@ -192,13 +193,25 @@ def test_a_training_step_elsewhere_meets_no_other_device_and_waits_for_nothing(n
     assert all(parameter.grad is not None and parameter.grad.device == OTHER for parameter in network.parameters())
 
 
+def client_round(examples: Examples) -> ClientRound:
+    return ClientRound(
+        number=2,
+        network=elsewhere("crnn_tiny"),
+        examples=examples,
+        stream=torch.Generator(),
+        augmentation=AUGMENTED,
+        box=Box.unbounded(),
+    )
+
+
 @pytest.mark.parametrize("attack", ["fgsm", "bim", "pgd"])
 def test_attacks_while_training_stay_elsewhere(attack: str) -> None:
     config = compose(["experiment=debug", f"objective={attack}", "objective.recipe=per_step"])
-    objective = Objective(config.objective, AUGMENTED, Box.unbounded())
+    objective = OBJECTIVES[config.objective.name](config.objective)
+    assert isinstance(objective, PerStep)
     features_BFL, labels_B = speech()
     hardened = objective.harden(
-        elsewhere("crnn_tiny"), features_BFL, labels_B, torch.Generator(), config.objective.epsilon
+        client_round(Examples(features_BFL, labels_B)), config.objective.epsilon, features_BFL, labels_B
     )
     assert hardened.device == OTHER and hardened.shape == features_BFL.shape
 
@@ -206,10 +219,9 @@ def test_attacks_while_training_stay_elsewhere(attack: str) -> None:
 def test_copies_are_made_where_the_network_is_and_fetched_at_the_end() -> None:
     """Only there does it wait for values, which these tensors have not."""
     config = compose(["experiment=debug", "objective=pgd"])
-    objective = Objective(config.objective, AUGMENTED, Box.unbounded())
     held = Examples(torch.empty(80, 64, 60), torch.zeros(80, dtype=torch.int64))
     with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
-        objective.start_round(elsewhere("crnn_tiny"), held, 2, torch.Generator())
+        OBJECTIVES[config.objective.name](config.objective).start_round(client_round(held))
 
 
 def test_batches_are_sent_to_the_device() -> None:

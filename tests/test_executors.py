@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -19,21 +19,19 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
-from torch import Tensor
 
 from ser_fl import train
 from ser_fl.config.compose import compose
 from ser_fl.config.schema import Config, ExecutorConfig, dump
 from ser_fl.data.prepared import prepare
 from ser_fl.errors import UserError
-from ser_fl.federation.aggregation import Outcome
 from ser_fl.federation.client import Clients, ClientTask
-from ser_fl.federation.executors import Executor, count_workers
-from ser_fl.federation.executors.payload import pack
-from ser_fl.federation.executors.processes import ProcessExecutor
-from ser_fl.federation.executors.serial import SerialExecutor
-from ser_fl.federation.executors.shared_memory import Block, end_of, lay_out
-from ser_fl.federation.session import make_clients
+from ser_fl.federation.client_results import Outcome
+from ser_fl.federation.executors.executor import Executor, SerialExecutor
+from ser_fl.federation.executors.processes import ProcessExecutor, count_workers
+from ser_fl.federation.executors.worker import pack
+from ser_fl.federation.experiment import OwnObjects, make_clients
+from ser_fl.files import from_safetensors, to_safetensors
 from ser_fl.models.registry import build_network
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import ClientUpdate, State
@@ -114,12 +112,12 @@ def clients(home: Path) -> Clients:
     """Five, with a callback that is told by files."""
     (home / "told").mkdir()
     config = settings(home, "-", "objective.name=pgd", "objective.recipe=per_step", "objective.from_round=2")
-    return make_clients(config, prepare(config), [Told(home / "told")])
+    return make_clients(config, prepare(config), OwnObjects(callbacks=(Told(home / "told"),)))
 
 
 @pytest.fixture(scope="module")
 def processes(clients: Clients) -> Iterator[ProcessExecutor]:
-    with ProcessExecutor(clients, 2) as executor:
+    with closing(ProcessExecutor(clients, 2)) as executor:
         yield executor
     assert workers_of(os.getpid()) == [], "a worker outlived its executor"
 
@@ -189,7 +187,7 @@ def assert_same_outcomes(actual: Mapping[str, Outcome], expected: Mapping[str, O
 
 
 def assert_same_update(actual: Outcome, expected: Outcome) -> None:
-    """In every bit and in its memory format; only times differ."""
+    """In every bit; only times differ."""
     assert isinstance(actual, ClientUpdate) and isinstance(expected, ClientUpdate), (actual, expected)
     figures = [replace(update, seconds=0, state={}, optimiser_state={}) for update in (actual, expected)]
     assert figures[0] == figures[1]
@@ -197,7 +195,6 @@ def assert_same_update(actual: Outcome, expected: Outcome) -> None:
         assert list(mine) == list(theirs)
         for name, tensor in mine.items():
             assert torch.equal(tensor, theirs[name]) and tensor.dtype == theirs[name].dtype
-            assert tensor.stride() == theirs[name].stride()
 
 
 def run(executor: Executor, given: Sequence[ClientTask]) -> dict[str, Outcome]:
@@ -399,7 +396,7 @@ def test_no_worker_outlives_an_exception_in_the_parent(clients: Clients) -> None
         started.extend(set(workers_of(os.getpid())) - set(before))
         raise KilledAfter
 
-    with pytest.raises(KilledAfter), ProcessExecutor(clients, 2) as executor:
+    with pytest.raises(KilledAfter), closing(ProcessExecutor(clients, 2)) as executor:
         list(executor.run(ended_by_the_second()))
     assert len(started) == 1
     assert workers_of(os.getpid()) == before
@@ -519,10 +516,11 @@ def test_workers_are_as_many_as_asked_for_or_as_have_cores_and_clients(
     assert count_workers(config, cohort) == expected
 
 
-def states() -> dict[str, Tensor]:
+def test_tensors_go_through_bytes_and_come_back() -> None:
+    """Values and types, of tensors that share memory too; the memory format is the plain one."""
     stream = torch.Generator().manual_seed(0)
     kernel = torch.randn(8, 4, 3, 3, generator=stream)
-    return {
+    given = {
         "weight": kernel.to(memory_format=torch.channels_last),
         "transposed": torch.randn(5, 7, generator=stream).t(),
         "count": torch.tensor(2**60 + 1),
@@ -530,24 +528,9 @@ def states() -> dict[str, Tensor]:
         "none": torch.zeros(0, 3),
         "wide": torch.randn(3, generator=stream, dtype=torch.float64),
         "half": torch.randn(5, generator=stream).bfloat16(),
+        "tied": kernel,
     }
-
-
-def test_shared_memory_gives_back_values_types_and_memory_formats() -> None:
-    first, second = states(), {"weight": torch.ones(3)}
-    block = Block(end_of(lay_out(first)) + 64)
-    layout = block.write(first)
-    behind = block.write(second, start=end_of(layout))
-    for given, read in ((first, block.read(layout)), (second, block.read(behind))):
-        assert list(read) == list(given)
-        for name, tensor in read.items():
-            assert torch.equal(tensor, given[name])
-            assert (tensor.dtype, tensor.stride()) == (given[name].dtype, given[name].stride())
-    block.write({"weight": torch.zeros(8, 4, 3, 3)})
-    assert block.read(layout)["weight"].abs().sum() == 0, "views see what is written next"
-
-
-def test_shared_memory_refuses_what_does_not_fit() -> None:
-    state = states()
-    with pytest.raises(ValueError, match="bytes do not fit into"):
-        Block(end_of(lay_out(state)) - 64).write(state)
+    back = from_safetensors(to_safetensors(given))
+    assert list(back) == sorted(given)
+    for name, tensor in back.items():
+        assert torch.equal(tensor, given[name]) and tensor.dtype == given[name].dtype and tensor.is_contiguous()

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 from weakref import ReferenceType, ref
 
 import lightning.pytorch as pl
@@ -27,13 +28,13 @@ from ser_fl.data.datamodule import load_examples
 from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.data.splits import Part, holders
 from ser_fl.errors import RoundFailed, UserError
-from ser_fl.federation.checkpoint import Progress, load_checkpoint
+from ser_fl.federation.algorithm import GLOBAL, FedAvg, make_algorithm
+from ser_fl.federation.checkpoint import Progress, checkpoint_key, load_checkpoint
 from ser_fl.federation.client import Clients, ClientTask
-from ser_fl.federation.rounds import checkpoint_key
-from ser_fl.federation.schedule import adam_step, learning_rate, sample_cohort
+from ser_fl.federation.experiment import first_progress, make_clients
+from ser_fl.federation.rounds import Federation, sample_cohort
 from ser_fl.federation.scoring import LocalScorer, Scored
-from ser_fl.federation.server import GLOBAL, Server
-from ser_fl.federation.session import make_clients
+from ser_fl.federation.server import Server
 from ser_fl.metrics import Confusion
 from ser_fl.metrics import confusion_matrix as our_confusion_matrix
 from ser_fl.models.registry import build_network
@@ -135,6 +136,15 @@ def task(number: int, client_id: str, state: State, config: Config, optimiser_st
 
 def initial_state(config: Config, prepared: Prepared) -> State:
     return dict(build_network(config.model, len(prepared.store.classes), seed=config.seed).state_dict())
+
+
+def server_of(run: RunFolder, config: Config) -> Server:
+    """As the last checkpoint has it."""
+    manifest = prepare(config).client_manifest()
+    progress, checkpoint = first_progress(config, manifest), load_checkpoint(run.checkpoint, checkpoint_key(config))
+    assert checkpoint is not None
+    progress.go_on_from(checkpoint, manifest.client_ids)
+    return progress.server
 
 
 def average(updates: list[ClientUpdate]) -> dict[str, Any]:
@@ -290,27 +300,26 @@ def test_local_only_never_averages(home: Path) -> None:
         home, "local", "federation.name=local_only", "federation.server_momentum=0", "federation.keep_optimiser=true"
     )
     run = train(config)
-    progress = load_checkpoint(run.checkpoint, checkpoint_key(config))
-    assert progress is not None
+    algorithm = server_of(run, config).algorithm
     prepared = prepare(config)
     clients, initial = make_clients(config, prepared), initial_state(config, prepared)
-    assert progress.server.models.keys() == {"f01", "m01"}
-    for name, model in progress.server.models.items():
+    assert algorithm.models.keys() == {"f01", "m01"}
+    for name, model in algorithm.models.items():
         first = clients.update(task(1, name, initial, config))
         second = clients.update(task(2, name, first.state, config, first.optimiser_state))
         assert_same_state(model, second.state)
-    one, other = progress.server.models.values()
+    one, other = algorithm.models.values()
     assert not torch.equal(one["output.weight"], other["output.weight"])
 
 
 def test_local_only_scores_each_model_on_its_own_speaker(home: Path) -> None:
     config = settings(home, "local scored", "federation.name=local_only", "federation.server_momentum=0")
     run, prepared = train(config), prepare(config)
-    progress = load_checkpoint(run.checkpoint, checkpoint_key(config))
-    assert progress is not None
+    checkpoint = load_checkpoint(run.checkpoint, checkpoint_key(config))
+    assert checkpoint is not None
     held = holders(prepared.store.utterances, prepared.split.test)
     expected = np.zeros((len(prepared.store.classes),) * 2)
-    for name, model in progress.best.items():
+    for name, model in checkpoint.best.items():
         network = build_network(config.model, len(prepared.store.classes), seed=1)
         network.load_state_dict(model)
         examples = load_examples(prepared.store, held[name], prepared.standardisation)
@@ -335,30 +344,36 @@ def test_what_is_validated_selected_and_kept_is_the_average_over_rounds(
     monkeypatch.setattr(LocalScorer, "score", watched)
     config = settings(home, "averaged", "federation.weight_average=0.9", "federation.num_rounds=3")
     run = train(config)
-    progress = load_checkpoint(run.checkpoint, checkpoint_key(config))
-    assert progress is not None and len(judged) == 3
-    average_state, last = progress.server.average, progress.server.models[GLOBAL]
+    server = server_of(run, config)
+    assert server.average is not None and len(judged) == 3
+    average_state, last = server.average.model, server.algorithm.models[GLOBAL]
     assert not torch.equal(average_state["output.weight"], last["output.weight"])
     assert_same_state(judged[-1], average_state)
-    progress.best_score = -1.0
+    progress = Progress(round=3, server=server, best={}, best_round=0, best_score=-1.0)
     progress.select(0.5)
     assert_same_state(progress.best[GLOBAL], average_state)
+
+
+def learning_rates(config: Config, num_rounds: int) -> list[float]:
+    """What the clients of a run's first rounds are told."""
+    federation: Any = Mock(config=config)
+    server = Server(make_algorithm(config))
+    return [Federation.learning_rate(federation, server, number) for number in range(1, num_rounds + 1)]
 
 
 def test_cosine_schedule_by_worked_numbers(home: Path) -> None:
     """0.1 * (0.1 + 0.9 * (1 + cos(pi * (round - 1) / 4)) / 2), and 0.01 from round 5 on."""
     changed = ("learning_rate=0.1", "schedule=cosine", "decay_rounds=4", "final_fraction=0.1")
     config = settings(home, "-", *(f"optimiser.{setting}" for setting in changed))
-    rates = [learning_rate(config, number) for number in range(1, 8)]
+    rates = learning_rates(config, 7)
     assert rates == pytest.approx([0.1, 0.0868198052, 0.055, 0.0231801948, 0.01, 0.01, 0.01])
     constant = settings(home, "-", "optimiser.learning_rate=0.1")
-    assert [learning_rate(constant, number) for number in (1, 50)] == [0.1, 0.1]
+    assert learning_rates(constant, 50) == [0.1] * 50
     with_adam = (*ADAM, "federation.server_learning_rate=0.01")
     config = settings(home, "-", *(f"optimiser.{setting}" for setting in changed), *with_adam)
-    steps = [step for number in range(1, 8) if (step := adam_step(config, number)) is not None]
-    assert [step.number for step in steps] == [*range(1, 8)]
-    assert [step.learning_rate for step in steps] == pytest.approx([rate / 10 for rate in rates])
-    assert {learning_rate(config, number) for number in range(1, 8)} == {0.1}
+    server_rates = [make_algorithm(config).learning_rate(number) for number in range(1, 8)]
+    assert server_rates == pytest.approx([rate / 10 for rate in rates])
+    assert set(learning_rates(config, 7)) == {0.1}
     run = train(settings(home, "scheduled", *ADAM, "optimiser.schedule=cosine", "optimiser.decay_rounds=2"))
     assert column(run, "server_learning_rate") == pytest.approx([0.003, 0.003 * (0.01 + 0.99 / 2)])
     assert column(run, "learning_rate") == [0.01, 0.01]
@@ -568,10 +583,11 @@ def test_more_clients_than_a_round_has_are_refused_before_the_first(home: Path) 
 
 def test_rounds_that_were_not_scored_are_not_selected() -> None:
     states: list[State] = [{"weight": torch.tensor([float(number)])} for number in range(6)]
-    progress = Progress(round=0, server=Server({GLOBAL: states[0]}), best={}, best_round=0, best_score=-1.0)
+    algorithm = FedAvg()
+    progress = Progress(round=0, server=Server(algorithm), best={}, best_round=0, best_score=-1.0)
     selected = []
     for number, score in enumerate([None, None, 0.3, None, 0.3], start=1):
-        progress.round, progress.server = number, Server({GLOBAL: states[number]})
+        progress.round, algorithm.models = number, {GLOBAL: states[number]}
         progress.select(score)
         selected.append(progress.best_round)
         assert progress.best[GLOBAL] is states[progress.best_round]

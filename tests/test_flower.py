@@ -26,13 +26,13 @@ from ser_fl.config.schema import Config, dump
 from ser_fl.data.node_partition import Host
 from ser_fl.data.prepared import prepare
 from ser_fl.errors import RoundFailed, UserError
-from ser_fl.federation.checkpoint import load_checkpoint
+from ser_fl.federation.checkpoint import checkpoint_key, load_checkpoint
 from ser_fl.federation.client import Clients, ClientTask
 from ser_fl.federation.flower.client_app import app
 from ser_fl.federation.flower.error_reporting import error_line, error_told_by
 from ser_fl.federation.flower.serialisation import PROTOCOL, WireError, put, put_json, take, take_json
 from ser_fl.federation.flower.server_app import serve
-from ser_fl.federation.rounds import checkpoint_key
+from ser_fl.federation.rounds import Hooks
 from ser_fl.federation.session import train
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import ClientUpdate, RoundRecord, State
@@ -64,7 +64,7 @@ def hosts(home: Path, *groups: str) -> dict[int, dict[str, Any]]:
 
 
 def on_flower(config: Config, nodes: dict[int, dict[str, Any]], tamper: Tamper = as_they_are) -> RunFolder:
-    return serve(config, InProcessGrid(app, nodes, tamper), lambda record: None)
+    return serve(config, InProcessGrid(app, nodes, tamper), Hooks())
 
 
 def untimed(path: Path) -> list[dict[str, Any]]:
@@ -299,7 +299,7 @@ def test_a_node_that_is_gone_is_not_waited_for_and_joins_again_under_another_num
         return answer
 
     grid.tamper = come_back
-    run = serve(settings(home, "rejoined", "executor=flower"), grid, on_round)
+    run = serve(settings(home, "rejoined", "executor=flower"), grid, Hooks(on_round=on_round))
     failures = [line["failures"] for line in untimed(run.rounds)]
     assert failures == [[], [{"client_id": "m01", "error": "its node is not connected", "stage": "training"}], []]
     assert run.weights.read_bytes() == without_m01.weights.read_bytes()
@@ -417,7 +417,7 @@ def test_neither_side_tells_the_other_of_its_folders(home: Path, tmp_path: Path)
 
     secret = home / "secret run"
     grid = InProcessGrid(app, hosts(home, *SPEAKERS), listen)
-    serve(settings(home, secret.name, "executor=flower"), grid, lambda record: None)
+    serve(settings(home, secret.name, "executor=flower"), grid, Hooks())
     for said in [*answers, *(repr(question.content) for question in grid.asked)]:
         assert str(home) not in said and secret.name not in said
     broken = settings(home, "-", "executor=flower", "data=nemo", "data.root=/server/only")
@@ -469,8 +469,8 @@ def test_the_digest_of_the_data_does_not_depend_on_where_they_are(home: Path) ->
     local = prepare(settings(home, "-")).client_manifest()
     config = settings(home, "digest", "executor=flower", "federation.num_rounds=1")
     run = on_flower(config, hosts(home, "f01,f02", "m01,m02"))
-    progress = load_checkpoint(run.checkpoint, checkpoint_key(config))
-    assert progress is not None and progress.data_digest == local.digest
+    checkpoint = load_checkpoint(run.checkpoint, checkpoint_key(config))
+    assert checkpoint is not None and checkpoint.committed.data_digest == local.digest
 
 
 @pytest.mark.parametrize(

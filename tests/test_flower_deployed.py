@@ -30,6 +30,7 @@ from ser_fl.deployment.node import Node, node_config
 from ser_fl.federation.flower.client_app import app
 from ser_fl.federation.flower.serialisation import put_json, take_json
 from ser_fl.federation.flower.server_app import serve
+from ser_fl.federation.rounds import Hooks
 from ser_fl.runs.folder import RunFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.flower]
@@ -246,7 +247,7 @@ def test_a_node_that_sends_nan_is_refused_and_named_in_every_round(
 
     hosts = {number: {"speakers": name, "cache-dir": str(federation.cache)} for number, name in enumerate(SPEAKERS, 1)}
     config = compose(federation.settings("without", "federation.num_rounds=2"))
-    without = serve(config, InProcessGrid(app, hosts, lost), lambda record: None)
+    without = serve(config, InProcessGrid(app, hosts, lost), Hooks())
     assert run.weights.read_bytes() == without.weights.read_bytes()
     assert run.read_json(run.summary) == without.read_json(without.summary)
 

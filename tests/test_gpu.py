@@ -23,9 +23,9 @@ from ser_fl.config.schema import Config, dump
 from ser_fl.data.datamodule import load_examples
 from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.devices import exact_arithmetic
+from ser_fl.federation.algorithm import GLOBAL
 from ser_fl.federation.client import ClientTask
-from ser_fl.federation.server import GLOBAL
-from ser_fl.federation.session import box_of, local_scorer, make_clients
+from ser_fl.federation.experiment import box_of, local_scorer, make_clients
 from ser_fl.models.registry import build_network
 from ser_fl.robustness.benchmark import benchmark, benchmark_run
 from ser_fl.runs.folder import RunFolder

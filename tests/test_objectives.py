@@ -23,7 +23,9 @@ from ser_fl.config.schema import AugmentationConfig, ObjectiveConfig
 from ser_fl.data.augmentation import augment
 from ser_fl.data.datamodule import Examples
 from ser_fl.errors import UserError
-from ser_fl.training.objectives import Objective
+from ser_fl.training.objectives import OBJECTIVES, ClientRound, Objective
+from ser_fl.training.objectives.adversarial import Adversarial, PerStep
+from ser_fl.training.objectives.free import FreePerturbation
 
 NUM_MELS, NUM_FRAMES, NUM_CLASSES = 6, 5, 3
 EPSILON = 0.2
@@ -50,6 +52,16 @@ class TinyNet(nn.Module):
         return logits_BC
 
 
+class Counted(TinyNet):
+    """Counts its forward passes."""
+
+    count = 0
+
+    def forward(self, features_BFL: Tensor) -> Tensor:
+        self.count += 1
+        return super().forward(features_BFL)
+
+
 @pytest.fixture
 def network() -> TinyNet:
     with torch.random.fork_rng(devices=[]):
@@ -72,7 +84,20 @@ def objective(name: str = "pgd", **changed: Any) -> Objective:
         "step_size": None,
         "random_start": name == "pgd",
     }
-    return Objective(ObjectiveConfig(**{**settings, **changed}), AUGMENTATION, BOX)
+    return OBJECTIVES[name](ObjectiveConfig(**{**settings, **changed}))
+
+
+def given(network: nn.Module, examples: Examples | None = None, number: int = 2, **changed: Any) -> ClientRound:
+    """A client's round before its first step."""
+    usual: dict[str, Any] = {"stream": stream(), "augmentation": AUGMENTATION, "box": BOX}
+    examples = make_examples(4) if examples is None else examples
+    return ClientRound(number=number, network=network, examples=examples, **(usual | changed))
+
+
+def harden(chosen: Objective, at_hand: ClientRound, batch: Examples, epsilon: float = EPSILON) -> Tensor:
+    """What a step trains on in place of a batch."""
+    assert isinstance(chosen, PerStep)
+    return chosen.harden(at_hand, epsilon, batch.features_NFL, batch.labels_N)
 
 
 def make_examples(count: int) -> Examples:
@@ -100,8 +125,9 @@ def test_per_round_trains_on_a_share_and_its_adversarial_copies(
     network: TinyNet, count: int, fraction: float, drawn: int
 ) -> None:
     examples = make_examples(count)
-    mixed, num_examples = objective(fraction=fraction).start_round(network, examples, 2, stream())
-    assert num_examples == drawn
+    training = objective(fraction=fraction).start_round(given(network, examples))
+    mixed = training.examples
+    assert training.num_examples == drawn
     assert len(mixed) == len(mixed.features_NFL) == 2 * drawn
     clean_NFL, copies_NFL = torch.split(mixed.features_NFL, drawn)
     places = positions(clean_NFL, examples)
@@ -119,7 +145,7 @@ def test_per_round_trains_on_a_share_and_its_adversarial_copies(
 
 def test_per_round_copies_do_not_depend_on_how_they_are_batched(network: TinyNet) -> None:
     """90 utterances are more than one batch; the attack on all at once is the oracle."""
-    mixed, _ = objective("bim", fraction=1.0).start_round(network, make_examples(90), 2, stream())
+    mixed = objective("bim", fraction=1.0).start_round(given(network, make_examples(90))).examples
     clean_NFL, copies_NFL = torch.split(mixed.features_NFL, 90)
     labels_N = mixed.labels_N[:90]
     expected_NFL = bim(network, clean_NFL, labels_N, epsilon=EPSILON, step_size=EPSILON / 4, steps=3, box=BOX)
@@ -130,25 +156,24 @@ def test_the_half_is_augmented_once_before_its_copies_are_made(network: TinyNet)
     """A copy that is rotated after the attack would be no adversarial utterance of the model that trains on it."""
     everything = {"roll": True, "splice": 1.0, "time_masks": 1, "mel_masks": 1, "max_mel_warp": 0.1}
     augmentation = replace(AUGMENTATION, **everything, max_equalisation=0.5)
-    rolling = replace(objective(fraction=1.0), augmentation=augmentation)
     examples = make_examples(40)
-    mixed, _ = rolling.start_round(network, examples, 2, stream())
+    training = objective(fraction=1.0).start_round(given(network, examples, augmentation=augmentation))
+    mixed, left = training.examples, training.augmentation
     clean_NFL, copies_NFL = mixed.features_NFL.chunk(2)
     assert any(not bool((examples.features_NFL == row).all(dim=(1, 2)).any()) for row in clean_NFL)
     assert float((copies_NFL - BOX.clip(clean_NFL)).abs().max()) <= EPSILON + ROUNDING
-    left = rolling.batch_augmentation(2)
     assert torch.equal(augment(mixed.features_NFL, mixed.labels_N, left, stream()), mixed.features_NFL)
     assert left.label_smoothing == AUGMENTATION.label_smoothing
-    assert rolling.batch_augmentation(1) == rolling.augmentation  # not adversarial yet
-    per_step = replace(rolling, config=replace(rolling.config, recipe="per_step"))
-    assert per_step.batch_augmentation(2) == per_step.augmentation  # augmented first, attacked then
+    for recipe, number in (("per_round", 1), ("per_step", 2)):  # not adversarial yet; augmented first, attacked then
+        other = objective(recipe=recipe).start_round(given(network, examples, number, augmentation=augmentation))
+        assert other.augmentation == augmentation and other.examples is examples
 
 
 def test_the_half_is_drawn_anew_by_the_stream(network: TinyNet) -> None:
     examples = make_examples(20)
 
     def drawn(seed: int) -> Tensor:
-        return objective().start_round(network, examples, 2, stream(seed))[0].features_NFL
+        return objective().start_round(given(network, examples, stream=stream(seed))).examples.features_NFL
 
     assert torch.equal(drawn(1), drawn(1))
     assert positions(drawn(1)[:10], examples) != positions(drawn(2)[:10], examples)
@@ -156,10 +181,15 @@ def test_the_half_is_drawn_anew_by_the_stream(network: TinyNet) -> None:
 
 @pytest.mark.parametrize("recipe", ["per_round", "per_step"])
 def test_is_adversarial_from_its_first_round_on(recipe: str) -> None:
-    late = objective(recipe=recipe, from_round=3)
-    assert [late.is_adversarial(number) for number in (1, 2, 3, 4)] == [False, False, True, True]
-    clean = objective("clean", recipe=recipe, from_round=1)
-    assert not any(clean.is_adversarial(number) for number in (1, 2, 3))
+    late, clean = objective(recipe=recipe, from_round=3), objective("clean", recipe=recipe, from_round=1)
+    for chosen, expected in ((late, [False, False, True, True]), (clean, [False] * 4)):
+        attacked = []
+        for number in (1, 2, 3, 4):
+            passes = Counted()
+            training = chosen.start_round(given(passes, make_examples(4), number))
+            training.loss(passes, training.examples.features_NFL, training.examples.labels_N)
+            attacked.append(passes.count > 1)  # the training step's own
+        assert attacked == expected
 
 
 @pytest.mark.parametrize(
@@ -173,16 +203,15 @@ def test_is_adversarial_from_its_first_round_on(recipe: str) -> None:
 def test_other_rounds_train_on_all_that_there_is(network: TinyNet, chosen: Objective, number: int) -> None:
     examples, unused = make_examples(9), stream()
     before = unused.get_state()
-    same, num_examples = chosen.start_round(network, examples, number, unused)
-    assert torch.equal(same.features_NFL, examples.features_NFL)
-    assert torch.equal(same.labels_N, examples.labels_N)
-    assert num_examples == 9
+    training = chosen.start_round(given(network, examples, number, stream=unused))
+    assert training.examples is examples
+    assert training.num_examples == 9 and training.replays == 1
     assert torch.equal(unused.get_state(), before)
 
 
 @pytest.mark.parametrize("name", ["fgsm", "bim", "pgd"])
 def test_copies_at_epsilon_0_are_the_clean_half(network: TinyNet, name: str) -> None:
-    mixed, _ = objective(name, epsilon=0.0).start_round(network, make_examples(12), 2, stream())
+    mixed = objective(name, epsilon=0.0).start_round(given(network, make_examples(12))).examples
     clean_NFL, copies_NFL = mixed.features_NFL.chunk(2)
     assert torch.equal(copies_NFL, clean_NFL)
 
@@ -192,9 +221,7 @@ def test_per_step_replaces_the_first_share_of_a_batch(
     network: TinyNet, size: int, fraction: float, replaced: int
 ) -> None:
     batch = make_examples(size)
-    hardened = objective(recipe="per_step", fraction=fraction).harden(
-        network, batch.features_NFL, batch.labels_N, stream(), EPSILON
-    )
+    hardened = harden(objective(recipe="per_step", fraction=fraction), given(network), batch)
     assert hardened.shape == batch.features_NFL.shape
     moved_B = (hardened - batch.features_NFL).abs().amax(dim=(1, 2))
     assert bool((moved_B[:replaced] > EPSILON / 4).all())
@@ -208,7 +235,8 @@ def test_per_step_replaces_the_first_share_of_a_batch(
 def test_each_name_runs_its_own_attack(network: TinyNet, name: str, random: bool, changed: dict[str, Any]) -> None:
     batch = make_examples(6)
     features_BFL, labels_B = batch.features_NFL, batch.labels_N
-    crafted = objective(name, random_start=random, **changed).craft(network, features_BFL, labels_B, stream(9), EPSILON)
+    chosen = objective(name, random_start=random, recipe="per_step", fraction=1.0, **changed)
+    crafted = harden(chosen, given(network, stream=stream(9)), batch)
     steps = changed.get("steps", 3)
     step_size = changed.get("step_size", EPSILON if steps == 1 else EPSILON / 4)
     start = random_start(features_BFL, EPSILON, stream(9)) if random else None
@@ -232,7 +260,7 @@ def test_each_name_runs_its_own_attack(network: TinyNet, name: str, random: bool
 def test_the_three_attacks_differ(network: TinyNet) -> None:
     batch = make_examples(6)
     crafted = [
-        objective(name).craft(network, batch.features_NFL, batch.labels_N, stream(), EPSILON)
+        harden(objective(name, recipe="per_step", fraction=1.0), given(network), batch)
         for name in ("fgsm", "bim", "pgd")
     ]
     assert not torch.equal(crafted[0], crafted[1])
@@ -255,9 +283,9 @@ def test_the_network_is_left_as_it_was(network: TinyNet, name: str, recipe: str)
     global_state = torch.get_rng_state()
     chosen = objective(name, recipe=recipe)
     if recipe == "per_round":
-        chosen.start_round(network, batch, 2, stream())
+        chosen.start_round(given(network, batch))
     else:
-        chosen.harden(network, batch.features_NFL, batch.labels_N, stream(), EPSILON)
+        harden(chosen, given(network), batch)
     assert {key: module.training for key, module in network.named_modules()} == modes
     assert all(torch.equal(tensor, state[key]) for key, tensor in network.state_dict().items())
     assert len(gradients) == len(list(network.parameters()))
@@ -291,7 +319,8 @@ def test_fast_is_one_step_of_five_quarters_of_epsilon_from_a_uniform_start() -> 
     weight_FL = torch.randn(NUM_MELS, NUM_FRAMES, generator=stream(4))
     examples = make_examples(40)
     features_BFL, labels_B = examples.features_NFL, examples.labels_N % 2
-    fast_BFL = quick("fast").harden(Linear(weight_FL), features_BFL, labels_B, stream(7), EPSILON)
+    batch, at_hand = Examples(features_BFL, labels_B), given(Linear(weight_FL), stream=stream(7))
+    fast_BFL = harden(quick("fast"), at_hand, batch)
     unit_BFL = torch.rand(features_BFL.shape, generator=stream(7))
     noise_BFL = BOX.clip(features_BFL + (2 * unit_BFL - 1) * EPSILON) - features_BFL
     direction_BFL = (2 * labels_B - 1)[:, None, None] * weight_FL.sign()
@@ -301,17 +330,14 @@ def test_fast_is_one_step_of_five_quarters_of_epsilon_from_a_uniform_start() -> 
     moved_BFL = (fast_BFL - features_BFL).abs()
     assert bool((moved_BFL < 0.9 * EPSILON).any()), "a start on the far side ends inside the ball"
     assert bool((moved_BFL > 0.999 * EPSILON).any())
-    longer_BFL = quick("fast", step_size=2 * EPSILON).harden(
-        Linear(weight_FL), features_BFL, labels_B, stream(7), EPSILON
-    )
+    longer_BFL = harden(quick("fast", step_size=2 * EPSILON), at_hand, batch)
     at_the_edge_BFL = BOX.clip(features_BFL + EPSILON * direction_BFL)
     torch.testing.assert_close(longer_BFL, at_the_edge_BFL, rtol=0, atol=ROUNDING)
 
 
-def hardening(chosen: Objective) -> Any:
-    found = chosen.hardening(1, stream())
-    assert found is not None
-    return found
+def perturbation_of(free: FreePerturbation) -> Tensor:
+    assert free.perturbation_BFL is not None
+    return free.perturbation_BFL
 
 
 def test_two_replays_of_free_by_hand() -> None:
@@ -320,12 +346,12 @@ def test_two_replays_of_free_by_hand() -> None:
     The loss falls as w x grows, so that its gradients are -s x by the weight and -s w by the feature, s = sigmoid(-w x)
     being that of the label: the perturbation goes from 0 to -0.25 and stays, clipped to epsilon.
     """
-    free = hardening(replace(quick("free", epsilon=0.25), box=Box(torch.tensor([[0.8]]), torch.tensor([[1.5]]))))
+    free = FreePerturbation(0.25, 0.25, Box(torch.tensor([[0.8]]), torch.tensor([[1.5]])))
     network, rate = Linear(torch.tensor([[1.0]])), 0.5
     features_BFL, labels_B = torch.tensor([[[1.0]]]), torch.tensor([0])
     weight = 1.0
     for seen, after in ((1.0, -0.25), (0.8, -0.25), (0.8, -0.25)):  # 1 - 0.25 is outside the box, which ends at 0.8
-        moved_BFL = free(network, features_BFL, labels_B)
+        moved_BFL = free(features_BFL)
         assert float(moved_BFL.detach()) == pytest.approx(seen)
         functional.cross_entropy(network(moved_BFL), labels_B).backward()
         assert network.weight_FL.grad is not None
@@ -334,31 +360,31 @@ def test_two_replays_of_free_by_hand() -> None:
         network.weight_FL.grad = None
         weight += rate * seen / (1 + math.exp(weight * seen))
         assert float(network.weight_FL.detach()) == pytest.approx(weight)
-        assert float(free.perturbation_BFL) == pytest.approx(after)
+        assert perturbation_of(free).item() == pytest.approx(after)
     labels_B = torch.tensor([1])  # now up, from where it is: -0.25 + 0.25, then + 0.25
     for seen, after in ((0.8, 0.0), (1.0, 0.25), (1.25, 0.25)):
-        moved_BFL = free(network, features_BFL, labels_B)
+        moved_BFL = free(features_BFL)
         assert float(moved_BFL.detach()) == pytest.approx(seen)
         functional.cross_entropy(network(moved_BFL), labels_B).backward()
-        assert float(free.perturbation_BFL) == pytest.approx(after)
+        assert perturbation_of(free).item() == pytest.approx(after)
 
 
 def test_a_smaller_minibatch_takes_the_first_rows_of_frees_perturbation(network: TinyNet) -> None:
     """And stays in ball and box, and leaves the rows that it does not use as they are."""
-    free, chosen = hardening(quick("free")), make_examples(15)
+    free, chosen = FreePerturbation(EPSILON, EPSILON, BOX), make_examples(15)
     labels_N = chosen.labels_N
     assert BOX.lower_F1 is not None and BOX.upper_F1 is not None
     before_BFL = torch.zeros(8, NUM_MELS, NUM_FRAMES)
     moves = 0
     for rows in (range(8), range(8), range(8, 15), range(8, 15), range(8)):
         features_BFL = chosen.features_NFL[list(rows)]
-        moved_BFL = free(network, features_BFL, labels_N[list(rows)])
+        moved_BFL = free(features_BFL)
         expected_BFL = BOX.clip(features_BFL + before_BFL[: len(rows)])
         assert torch.equal(moved_BFL.detach(), expected_BFL)
         assert float((moved_BFL.detach() - features_BFL).abs().max()) <= EPSILON + ROUNDING
         assert bool((moved_BFL >= BOX.lower_F1).all()) and bool((moved_BFL <= BOX.upper_F1).all())
         functional.cross_entropy(network(moved_BFL), labels_N[list(rows)]).backward()
-        after_BFL = free.perturbation_BFL.clone()
+        after_BFL = perturbation_of(free).clone()
         assert torch.equal(after_BFL[len(rows) :], before_BFL[len(rows) :])
         assert float(after_BFL.abs().max()) <= EPSILON + ROUNDING
         moves += int(not torch.equal(after_BFL, before_BFL))
@@ -367,12 +393,18 @@ def test_a_smaller_minibatch_takes_the_first_rows_of_frees_perturbation(network:
 
 
 @pytest.mark.parametrize("name", ["fast", "free"])
-def test_the_named_objectives_begin_at_their_round(name: str) -> None:
-    late = quick(name, from_round=3)
-    assert [late.hardening(number, stream()) is not None for number in (2, 3)] == [False, True]
-    assert [late.replays(number) for number in (2, 3)] == [1, 3 if name == "free" else 1]
-    assert not late.makes_copies(3)
-    assert late.batch_augmentation(3) == late.augmentation
+def test_the_named_objectives_begin_at_their_round(network: TinyNet, name: str) -> None:
+    late, examples = quick(name, from_round=3), make_examples(6)
+    network.eval()
+    for number, is_clean in ((2, True), (3, False)):
+        training = late.start_round(given(network, examples, number))
+        assert training.replays == (3 if name == "free" and not is_clean else 1)
+        assert training.examples is examples and training.augmentation == AUGMENTATION
+        clean = functional.cross_entropy(network(examples.features_NFL), examples.labels_N, label_smoothing=0.1)
+        for _ in range(2):  # free's first step is clean too
+            found, _ = training.loss(network, examples.features_NFL, examples.labels_N)
+            found.backward()
+        assert (found.item() == pytest.approx(clean.item())) == is_clean
 
 
 @pytest.mark.parametrize(
@@ -404,8 +436,7 @@ def test_trades_is_the_clean_loss_where_nothing_may_move(network: TinyNet) -> No
     """At epsilon 0 the divergence is that of a prediction from itself."""
     batch = make_examples(7)
     network.eval()  # dropout would tell the two halves apart
-    step_loss = trades(epsilon=0.0).step_loss(1, stream())
-    assert step_loss is not None
+    step_loss = trades(epsilon=0.0).start_round(given(network)).loss
     found, logits_BC = step_loss(network, batch.features_NFL, batch.labels_N)
     torch.testing.assert_close(logits_BC, network(batch.features_NFL))
     torch.testing.assert_close(found, functional.cross_entropy(logits_BC, batch.labels_N, label_smoothing=0.1))
@@ -417,8 +448,7 @@ def test_trades_adds_beta_times_the_divergence_that_its_attack_found(network: Ti
     network.eval()
     found = {}
     for beta in (1.0, 2.0, 4.0):
-        step_loss = trades(beta=beta).step_loss(1, stream(9))
-        assert step_loss is not None
+        step_loss = trades(beta=beta).start_round(given(network, stream=stream(9))).loss
         found[beta] = step_loss(network, batch.features_NFL, batch.labels_N)[0]
     start_BFL = random_start(batch.features_NFL, 0.02 * EPSILON, stream(9))
     adversarial_BFL = pgd_on_divergence(
@@ -451,27 +481,50 @@ def test_the_attack_of_trades_raises_the_divergence_step_by_step(network: TinyNe
 
 def test_trades_trains_both_sides_of_the_divergence(network: TinyNet) -> None:
     batch = make_examples(6)
-    step_loss = trades().step_loss(1, stream())
-    assert step_loss is not None
+    step_loss = trades().start_round(given(network)).loss
     found, logits_BC = step_loss(network.train(), batch.features_NFL, batch.labels_N)
     found.backward()
     assert logits_BC.shape == (6, NUM_CLASSES) and network.training
     assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in network.parameters())
 
 
-def test_trades_begins_in_its_round_and_hardens_no_batch() -> None:
-    late = trades(from_round=4)
-    assert late.step_loss(3, stream()) is None and late.step_loss(4, stream()) is not None
-    assert late.hardening(4, stream()) is None
-    assert objective(recipe="per_step").step_loss(4, stream()) is None
+def test_trades_begins_in_its_round(network: TinyNet) -> None:
+    late, batch = trades(from_round=4), make_examples(6)
+    network.eval()
+    clean, found = (
+        late.start_round(given(network, batch, number)).loss(network, batch.features_NFL, batch.labels_N)[0].item()
+        for number in (3, 4)
+    )
+    logits_BC = network(batch.features_NFL)
+    assert clean == pytest.approx(functional.cross_entropy(logits_BC, batch.labels_N, label_smoothing=0.1).item())
+    assert found > clean + 1e-3
+
+
+def test_an_objective_of_ones_own_says_its_loss(network: TinyNet) -> None:
+    class Doubled(Objective):
+        def loss(
+            self, given: ClientRound, network: nn.Module, features_BFL: Tensor, labels_B: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            found, logits_BC = super().loss(given, network, features_BFL, labels_B)
+            return 2 * found, logits_BC
+
+    batch = make_examples(6)
+    network.eval()
+    losses = [
+        chosen.start_round(given(network, batch)).loss(network, batch.features_NFL, batch.labels_N)[0]
+        for chosen in (Objective(), Doubled())
+    ]
+    torch.testing.assert_close(losses[1], 2 * losses[0])
 
 
 def test_epsilon_grows_in_equal_steps_from_the_first_adversarial_round() -> None:
     warming = objective(recipe="per_step", from_round=3, warm_up_rounds=4)
+    full = objective(from_round=3)
+    assert isinstance(warming, Adversarial) and isinstance(full, Adversarial)
     grown = [warming.epsilon(number) / EPSILON for number in range(3, 9)]
     assert grown == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
     assert warming.epsilon(6) == EPSILON
-    assert objective(from_round=3).epsilon(3) == EPSILON
+    assert full.epsilon(3) == EPSILON
 
 
 @pytest.mark.parametrize("recipe", ["per_step", "per_round"])
@@ -480,11 +533,10 @@ def test_a_round_of_the_warm_up_keeps_to_its_own_epsilon(network: TinyNet, recip
     warming = objective(recipe=recipe, from_round=1, fraction=1.0, warm_up_rounds=4, step_size=EPSILON)
     examples = make_examples(8)
     if recipe == "per_step":
-        harden = warming.hardening(1, stream())
-        assert harden is not None
-        moved = (harden(network, examples.features_NFL, examples.labels_N) - examples.features_NFL).abs()
+        assert isinstance(warming, Adversarial)
+        moved = (harden(warming, given(network), examples, warming.epsilon(1)) - examples.features_NFL).abs()
     else:
-        mixed, _ = warming.start_round(network, examples, 1, stream())
+        mixed = warming.start_round(given(network, examples, 1)).examples
         moved = (mixed.features_NFL[8:] - mixed.features_NFL[:8]).abs()
     assert EPSILON / 4 - ROUNDING <= float(moved.max()) <= EPSILON / 4 + ROUNDING
 

@@ -24,16 +24,16 @@ from ser_fl.data import datamodule
 from ser_fl.data.prepared import prepare
 from ser_fl.federation import client
 from ser_fl.federation.client import ClientTask
+from ser_fl.federation.experiment import OwnObjects, make_clients
 from ser_fl.federation.profile import RunProfile, open_watch
-from ser_fl.federation.session import make_clients
 from ser_fl.models import classifier
 from ser_fl.models.registry import build_network
 from ser_fl.report.time_spent import ALL_CLIENTS, ALL_ROUNDS, profile_table
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import ProfileRecord
 from ser_fl.stopwatch import UNWATCHED, ClientPart, ServerPart, Stopwatch
-from ser_fl.training import objectives
 from ser_fl.training.fit_profiler import FitProfiler
+from ser_fl.training.objectives import adversarial
 
 SMALL = (
     *("experiment=debug", "tracking=none", "data.utterances_per_emotion=2", "optimiser.learning_rate=0.01"),
@@ -167,15 +167,15 @@ def test_what_a_client_does_counts_for_its_part(
         *("optimiser.name=sgd", f"executor.engine={engine}"),
     )
     prepared = prepare(config)
-    clients = make_clients(config, prepared, [Takes(hands, 1)] if engine == "trainer" else [])
+    clients = make_clients(config, prepared, OwnObjects(callbacks=(Takes(hands, 1),) if engine == "trainer" else ()))
     watch = Stopwatch("client", clock=hands)
-    clients = replace(clients, watch=watch, objective=replace(clients.objective, watch=watch))
+    clients = replace(clients, watch=watch)
     state = dict(build_network(config.model, len(prepared.store.classes), seed=config.seed).state_dict())
     moved_on(client, "load_examples", 3)
     moved_on(client, "_distance", 5)
     moved_on(datamodule.ClientDataModule, "transfer_batch_to_device", 100)
     moved_on(classifier, "augment", 10_000)
-    moved_on(objectives, "augment", 7)
+    moved_on(adversarial, "augment", 7)
     moved_on(type(build_network(config.model, 2, seed=0)), "forward", 1_000_000)
     moved_on(torch.autograd, "backward", 100_000_000)
     moved_on(torch.optim.SGD, "step", 10_000_000_000)
@@ -201,7 +201,7 @@ def test_what_a_client_does_counts_for_its_part(
 def test_clients_and_their_parts_share_a_stopwatch_after_the_way_to_a_worker(settings: Callable[..., Config]) -> None:
     config = settings("profile=true")
     clients = pickle.loads(pickle.dumps(make_clients(config, prepare(config))))
-    assert isinstance(clients.watch, Stopwatch) and clients.objective.watch is clients.watch
+    assert isinstance(clients.watch, Stopwatch)
     profiler = clients.trainers._new().profiler  # type: ignore[attr-defined]
     assert isinstance(profiler, FitProfiler) and profiler._watch is clients.watch
 
@@ -209,7 +209,7 @@ def test_clients_and_their_parts_share_a_stopwatch_after_the_way_to_a_worker(set
 def test_without_profile_nothing_is_measured(settings: Callable[..., Config]) -> None:
     config = settings()
     clients = make_clients(config, prepare(config))
-    assert clients.watch is clients.objective.watch is RunProfile(config).watch is UNWATCHED
+    assert clients.watch is RunProfile(config).watch is UNWATCHED
     assert type(clients.trainers._new().profiler) is PassThroughProfiler  # type: ignore[attr-defined]
     assert UNWATCHED.read() == {}
 

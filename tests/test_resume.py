@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,16 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from ser_fl import train
 from ser_fl.config.compose import compose
 from ser_fl.config.schema import Config, dump
 from ser_fl.data.prepared import prepare
 from ser_fl.errors import UserError
-from ser_fl.federation.checkpoint import Progress, load_checkpoint, save_checkpoint
-from ser_fl.federation.rounds import checkpoint_key
-from ser_fl.federation.server import Server
+from ser_fl.federation.algorithm import Algorithm, FedAdam, FedAvg, FedAvgM, LocalOnly
+from ser_fl.federation.checkpoint import Progress, checkpoint_key, load_checkpoint, save_checkpoint
+from ser_fl.federation.server import RoundAverage, Server
 from ser_fl.metrics import Scores
 from ser_fl.runs.folder import RunFolder
 
@@ -88,6 +89,21 @@ def copied(home: Path, finished: tuple[Config, RunFolder], tmp_path: Path) -> tu
     folder = tmp_path / "copied"
     shutil.copytree(finished[1].root, folder)
     return settings(home, folder, "resume=true"), RunFolder(folder)
+
+
+def progress_of(
+    algorithm: Algorithm, number: int, client_ids: Sequence[str] = ("a",), network: nn.Module | None = None
+) -> Progress:
+    """So many rounds of a server with an algorithm, in which nothing was trained."""
+    network = network or nn.Linear(3, 2)
+    algorithm.start(network, client_ids)
+    return Progress(
+        round=number,
+        server=Server(algorithm),
+        best={owner: dict(state) for owner, state in algorithm.models.items()},
+        best_round=number,
+        best_score=0.5,
+    )
 
 
 def interrupt(config: Config, killed_in: int) -> None:
@@ -290,8 +306,7 @@ def test_leftovers_of_killed_writes_go_with_the_next_commit(home: Path, tmp_path
     folder.mkdir()
     for name in (".latest.json.ab12cd34", ".round-00001.safetensors.x", "round-00007.safetensors"):
         (folder / name).write_bytes(b"half")
-    models = {"global": {"weight": torch.zeros(1)}}
-    save_checkpoint(folder, Progress(round=8, server=Server(dict(models)), best=models, best_round=8, best_score=1), {})
+    save_checkpoint(folder, progress_of(FedAvg(), 8), {})
     assert {file.name for file in folder.iterdir()} == {
         "latest.json",
         "round-00008.safetensors",
@@ -387,8 +402,8 @@ def test_settings_that_change_no_bit_may_change(home: Path, copied: tuple[Config
     free = ("experiment=renamed", "tracking.project=other", f"data.cache_dir={tmp_path}")
     free += ("executor.name=processes", "executor.workers=3")
     config = settings(home, run.root, "resume=true", *free)
-    progress = load_checkpoint(run.checkpoint, checkpoint_key(config))
-    assert progress is not None and progress.round == 2
+    checkpoint = load_checkpoint(run.checkpoint, checkpoint_key(config))
+    assert checkpoint is not None and checkpoint.committed.round == 2
 
 
 @pytest.mark.parametrize("kind", ["round-*", "best-*"])
@@ -421,12 +436,18 @@ def test_a_checkpoint_with_a_setting_that_is_no_more_is_refused(copied: tuple[Co
 
 def test_a_checkpoint_keeps_the_order_of_clients(tmp_path: Path) -> None:
     """With local_only the model that is saved is the first client's, after a resume too."""
-    models = {f"client{k}": {"weight": torch.full((1,), float(k))} for k in range(8)}
-    progress = Progress(round=1, server=Server(dict(models)), best=dict(models), best_round=1, best_score=0.5)
+    names = [f"client{k}" for k in (2, 0, 1)]
+    progress = progress_of(LocalOnly(), 1, names)
+    for number, (name, state) in enumerate(progress.server.algorithm.models.items()):
+        state["weight"] = torch.full((2, 3), float(number))
+        progress.best[name] = dict(state)
     save_checkpoint(tmp_path, progress, {})
-    loaded = load_checkpoint(tmp_path, {})
+    loaded, again = load_checkpoint(tmp_path, {}), progress_of(LocalOnly(), 0, names)
     assert loaded is not None
-    assert list(loaded.server.models) == list(loaded.best) == list(models)
+    again.go_on_from(loaded, tuple(names))
+    assert again.round == 1 and list(again.best) == list(again.server.algorithm.models) == names
+    for models in (again.best, again.server.algorithm.models):
+        assert [float(state["weight"].mean()) for state in models.values()] == [0.0, 1.0, 2.0]
 
 
 def test_without_resume_a_run_folder_that_holds_a_run_is_refused(home: Path, copied: tuple[Config, RunFolder]) -> None:
@@ -466,15 +487,13 @@ def test_resume_without_a_folder_takes_the_newest_run_of_the_experiment_and_seed
         ({"round": -1}, "cannot be read .*round"),
         ({"lengths": {"rounds.jsonl": -5}}, r"cannot be read .*lengths\.`rounds\.jsonl`"),
         ({"lengths": [1]}, "cannot be read .*lengths"),
-        ({"weight_average": {"decay": 0.5}}, "cannot be read .*weight_average"),
+        ({"best_score": "high"}, "cannot be read .*best_score"),
         ({"files": {}}, "."),
         ({"schema": "x" * 5000}, "has schema 'xxx.{,400}$"),
     ],
 )
 def test_a_checkpoint_that_was_changed_is_told_in_a_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    server = Server({"global": {"weight": torch.ones(2)}})
-    progress = Progress(round=1, server=server, best=dict(server.models), best_round=1, best_score=0.5)
-    save_checkpoint(tmp_path, progress, {})
+    save_checkpoint(tmp_path, progress_of(FedAvg(), 1), {})
     latest = tmp_path / "latest.json"
     assert load_checkpoint(tmp_path, {}) is not None
     latest.write_text(json.dumps(json.loads(latest.read_text()) | change))
@@ -483,3 +502,57 @@ def test_a_checkpoint_that_was_changed_is_told_in_a_line(tmp_path: Path, change:
     latest.write_text("[" * 100_000)
     with pytest.raises(UserError, match="cannot be read"):
         load_checkpoint(tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (lambda: progress_of(FedAdam(0.1), 0), "carried/exp_avg_sq/bias"),
+        (lambda: progress_of(FedAvg(), 0), "carried/exp_avg/bias, expected nothing"),
+        (lambda: progress_of(FedAvgM(0.5), 0, network=nn.Linear(4, 2)), "weight, expected .2, 4."),
+        (lambda: progress_of(LocalOnly(), 0), "best model of other clients"),
+    ],
+)
+def test_a_checkpoint_of_another_algorithm_or_network_is_refused_by_name(
+    tmp_path: Path, other: Callable[[], Progress], named: str
+) -> None:
+    save_checkpoint(tmp_path, progress_of(FedAvgM(0.5), 3), {})
+    loaded = load_checkpoint(tmp_path, {})
+    assert loaded is not None
+    progress_of(FedAvgM(0.1), 0).go_on_from(loaded, ("a",))
+    with pytest.raises(UserError, match=f"does not fit this run .*{named}"):
+        other().go_on_from(loaded, ("a",))
+
+
+def test_a_checkpoint_keeps_all_that_the_server_has_to_itself(tmp_path: Path) -> None:
+    """What an algorithm of one's own carries, the average over rounds with its count, and the clients' optimisers."""
+
+    class Counting(FedAvgM):
+        rounds = 0
+
+        def state_dict(self) -> dict[str, torch.Tensor]:
+            return super().state_dict() | {"rounds": torch.tensor(self.rounds)}
+
+        def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+            super().load_state_dict(state)
+            self.rounds = int(state["rounds"])
+
+    saved, again = progress_of(Counting(0.5), 3), progress_of(Counting(0.5), 0)
+    for progress in (saved, again):
+        progress.server.average = RoundAverage(0.5, dict(progress.server.algorithm.models["global"]))
+    algorithm = saved.server.algorithm
+    assert isinstance(algorithm, Counting) and saved.server.average is not None
+    algorithm.rounds = 7
+    algorithm.carried["exp_avg"]["bias"] = torch.tensor([1.0, 2.0])
+    saved.server.average.add({"weight": torch.ones(2, 3), "bias": torch.ones(2)})
+    saved.server.optimiser_states["a"] = {"0.exp_avg": torch.full((2, 3), 4.0)}
+    save_checkpoint(tmp_path, saved, {})
+    loaded = load_checkpoint(tmp_path, {})
+    assert loaded is not None
+    again.go_on_from(loaded, ("a",))
+    expected, found = saved.server.state_dict(), again.server.state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    assert isinstance(again.server.algorithm, Counting) and again.server.algorithm.rounds == 7
+    assert again.server.average is not None and again.server.average.num_rounds == 1
+    with pytest.raises(UserError, match="optimiser of an unknown client 'a'"):
+        progress_of(Counting(0.5), 0).go_on_from(loaded, ("b",))

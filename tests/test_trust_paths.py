@@ -19,8 +19,9 @@ from ser_fl.cli.main import main
 from ser_fl.config.compose import compose
 from ser_fl.data.corpora import open_corpus
 from ser_fl.errors import UserError
+from ser_fl.federation.algorithm import LocalOnly
 from ser_fl.federation.client_results import ClientResults
-from ser_fl.federation.server import Gathered
+from ser_fl.federation.server import Server
 from ser_fl.runs.environment import describe_environment
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.path_aliases import is_place, recall, remember
@@ -156,9 +157,8 @@ def test_texts_are_cut_to_what_may_be_told(text: str, public: str, monkeypatch: 
 
 
 def test_what_a_failed_client_says_is_public(tmp_path: Path) -> None:
-    results = ClientResults(
-        round=1, reference={}, gathered=Gathered(None), folders=(str(tmp_path / PRIVATE / "corpus"),)
-    )
+    server = Server(LocalOnly())
+    results = ClientResults(round=1, reference={}, server=server, folders=(str(tmp_path / PRIVATE / "corpus"),))
     results.take("ann", f"cannot read {tmp_path / PRIVATE / 'corpus' / 'audio' / 'a b.wav'}: no such file")
     assert results.failures[0].error == "cannot read corpus/audio/a b.wav: no such file"
 

@@ -22,7 +22,7 @@ from benchmarks.plain_loop import PlainLoop
 from benchmarks.workload import CLASSES, PGD5, TINY, Shape, Workload, default_precision, drawn, workload
 from ser_fl.config.compose import compose
 from ser_fl.federation.client import ClientTask
-from ser_fl.federation.session import box_of
+from ser_fl.federation.experiment import box_of
 from ser_fl.models.registry import build_network
 from ser_fl.runs.environment import keep_freed_memory, threads_limited_to
 

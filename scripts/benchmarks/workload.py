@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from pathlib import Path
@@ -24,12 +24,10 @@ from ser_fl.data.prepared import Prepared
 from ser_fl.data.splits import Split
 from ser_fl.data.utterance import EMOTIONS, Utterance
 from ser_fl.federation.client import Clients, ClientTask
-from ser_fl.federation.executors import open_executor
 from ser_fl.federation.executors.executor import Executor
-from ser_fl.federation.profile import RunProfile
-from ser_fl.federation.rounds import Federation
+from ser_fl.federation.experiment import first_progress, local_scorer, make_clients, open_executor
+from ser_fl.federation.rounds import Federation, cohort_size
 from ser_fl.federation.server import Server
-from ser_fl.federation.session import cohort_of, first_progress, local_scorer, make_clients
 from ser_fl.runs.environment import threads_limited_to
 from ser_fl.runs.folder import RunFolder
 from ser_fl.tracking import open_tracker
@@ -98,10 +96,13 @@ class Workload:
     def tasks(self) -> list[ClientTask]:
         """Of a first round: what every client receives."""
         server = self.server()
-        with self.federation(
-            open_executor(self.clients, cohort_of(self.config, self.prepared.client_manifest()))
-        ) as federation:
+        with self.federation(open_executor(self.clients, self.cohort_size)) as federation:
             return [federation.task(server, client_id, 1) for client_id in federation.cohort(1)]
+
+    @property
+    def cohort_size(self) -> int:
+        """Clients of a round."""
+        return cohort_size(len(self.prepared.clients), self.config.federation.fraction_train)
 
     def server(self) -> Server:
         """Before the first round."""
@@ -120,7 +121,7 @@ class Workload:
     @contextmanager
     def federation(self, executor: Executor) -> Iterator[Federation]:
         """The round loop's own object, for its training; its run folder stays empty."""
-        with tempfile.TemporaryDirectory() as folder, executor:
+        with tempfile.TemporaryDirectory() as folder, closing(executor):
             run, data = RunFolder(Path(folder)), self.prepared
             yield Federation(
                 config=self.config,
@@ -129,13 +130,12 @@ class Workload:
                 scorer=local_scorer(self.config, data),
                 run=run,
                 tracker=open_tracker(dump(self.config), run),
-                profile=RunProfile(self.config),
             )
 
     @contextmanager
     def rounds(self) -> Iterator[Rounds]:
         """Rounds with the configured executor, whose workers have trained a round already when this is entered."""
-        executor = open_executor(self.clients, cohort_of(self.config, self.prepared.client_manifest()))
+        executor = open_executor(self.clients, self.cohort_size)
         with self.federation(executor) as federation:
             rounds = Rounds(federation, self.server())
             rounds.play()

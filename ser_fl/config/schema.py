@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import field
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from ser_fl.config.resumable import Resumable
 from ser_fl.errors import UserError, shown, unknown_name
 
 CONFIG_SCHEMA = 1
@@ -50,7 +52,7 @@ class DataConfig:
 
     name: str
     """A corpus (`ser-fl corpus list`), "manifest" for a CSV of your own, or "builtin": synthetic, needs no files."""
-    root: str | None
+    root: Resumable[str | None]
     """Folder of the corpus, or the manifest file; null for "builtin"."""
     channel: Literal["first", "second", "mean"]
     """Channel of stereo files. "mean" comb-filters where two spaced microphones recorded (EMOVO)."""
@@ -58,7 +60,7 @@ class DataConfig:
     """Files that cannot be read: stop and name the first, or leave them out and name them all."""
     labels: dict[str, str]
     """Own emotion codes to words of the vocabulary, for manifests; empty keeps the codes."""
-    cache_dir: str | None
+    cache_dir: Resumable[str | None]
     """Where features are kept; null is $XDG_CACHE_HOME/ser_fl or ~/.cache/ser_fl."""
     num_speakers: Annotated[int, Field(ge=2)]
     """Virtual speakers, "builtin" only."""
@@ -352,34 +354,34 @@ class FederationConfig:
 class ExecutorConfig:
     """Where the clients of a round run: no result depends on it but by `threads` and `accelerator`."""
 
-    name: Literal["serial", "processes", "flower"]
+    name: Resumable[Literal["serial", "processes", "flower"]]
     """serial: one after the other in this process. processes: side by side in worker processes, one client each.
     flower: at the nodes of a Flower federation, or, without `superlink`, in Flower's simulation of one on Ray."""
     threads: Count
     """Threads per client: part of the result's bits, so recorded and the same everywhere."""
     accelerator: Literal["cpu", "auto", "cuda", "mps"]
     """Of training and of scoring. auto: the first of cuda, mps and cpu that is here."""
-    engine: Literal["auto", "trainer", "loop"] = "auto"
+    engine: Resumable[Literal["auto", "trainer", "loop"]] = "auto"
     """trainer: Lightning's Trainer takes every client's steps. loop: the same steps without it, to the same bits, for
     runs without callbacks. auto: the trainer where there are callbacks, installed ones included. Its default is as
     that of `workers`."""
-    workers: Workers = "auto"
+    workers: Resumable[Workers] = "auto"
     """Worker processes, at most the clients of a round. auto: as many as find `threads` cores each, or one a GPU; more
     workers than GPUs share them in turns. Its default is for the config.yaml of runs from before it was a setting."""
 
-    superlink: str | None = None
+    superlink: Resumable[str | None] = None
     """flower: HOST:PORT of the SuperLink that the run is given to; null simulates. Defaults are as those above."""
-    root_certificates: str | None = None
+    root_certificates: Resumable[str | None] = None
     """flower: file of the authority that signed the SuperLink's certificate."""
-    num_nodes: Count | None = None
+    num_nodes: Resumable[Count | None] = None
     """flower: connected nodes to wait for before the first round; null takes those that are there, and one at least."""
-    wait_s: Positive = 600.0
+    wait_s: Resumable[Positive] = 600.0
     """flower: how long to wait for them."""
-    deadline_s: Positive = 3600.0
+    deadline_s: Resumable[Positive] = 3600.0
     """flower: an answer of a node that takes longer is dropped, and its clients have failed in that round."""
-    client_cpus: Positive = 1.0
+    client_cpus: Resumable[Positive] = 1.0
     """flower, simulated: cores that a client is given on the Ray cluster."""
-    client_gpus: NonNegative = 0.0
+    client_gpus: Resumable[NonNegative] = 0.0
     """flower, simulated: GPUs, or the share of one, that a client is given."""
 
     def __post_init__(self) -> None:
@@ -412,16 +414,16 @@ class TrackingConfig:
 class Config:
     """One experiment."""
 
-    experiment: str
+    experiment: Resumable[str]
     """Name: the middle of the run folder's path."""
     seed: Amount
     """Initial weights, cohorts, batches, dropout, random starts."""
     precision: Literal["auto", Precision]
     """Of the clients' training and of the attack in it; evaluation and benchmark run in fp32. auto: bf16-mixed where it
     is faster on this machine, found by a measurement at the start and written into the run's config.yaml."""
-    run_dir: str | None
+    run_dir: Resumable[str | None]
     """The run folder; null is runs/<experiment>/<date-time>-<seed>."""
-    resume: bool
+    resume: Resumable[bool]
     """Go on from the last checkpoint of `run_dir`, or of the newest run with the same configuration."""
     data: DataConfig
     frontend: FrontendConfig
@@ -434,8 +436,10 @@ class Config:
     selection: SelectionConfig
     federation: FederationConfig
     executor: ExecutorConfig
-    tracking: TrackingConfig
-    profile: bool = False
+    tracking: Resumable[TrackingConfig]
+    objects: dict[str, str] = field(default_factory=dict)
+    """What `ser_fl.train` was given as objects, by qualified name: a run that no configuration alone repeats."""
+    profile: Resumable[bool] = False
     """Measure where the time of a round goes: a table at the end, and `profile.json`. No result depends on it. Its
     default is for the config.yaml of runs from before it was a setting."""
 

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import lightning.pytorch as pl
 import torch
 from torch import nn
 
+from ser_fl.attacks.threat_model import Box
 from ser_fl.config.schema import Config
 from ser_fl.data.datamodule import ClientDataModule, load_examples
 from ser_fl.data.features import FeatureStore
 from ser_fl.data.frontend import Standardisation
 from ser_fl.data.splits import Indices
 from ser_fl.devices import seeded_streams
-from ser_fl.federation.schedule import norm_is_frozen
 from ser_fl.models.classifier import EmotionClassifier
-from ser_fl.models.registry import build_network
+from ser_fl.models.registry import NetworkSource, build_network
 from ser_fl.randomness import derive_seed, generator
 from ser_fl.runs.records import ClientUpdate, State
 from ser_fl.stopwatch import UNWATCHED, Watch
 from ser_fl.training.fit_profiler import FitProfiler
 from ser_fl.training.loop import fit_in_loop
-from ser_fl.training.objectives import Objective
+from ser_fl.training.objectives import ClientRound, Objective
 from ser_fl.training.trainer import Trainers, has_installed_callbacks
 
 
@@ -48,20 +48,21 @@ class Clients:
     indices: dict[str, Indices]
     standardisation: Standardisation
     objective: Objective
+    box: Box
+    """Where features, and attacks on them, stay."""
     device: torch.device
     """Where they train, one after the other."""
+    own_network: NetworkSource | None = None
+    """A user's own, in place of the configured one."""
     callbacks: Sequence[pl.Callback] = ()
     """A user's own: called for every batch of every client."""
     watch: Watch = UNWATCHED
-    """The objective has the same one."""
     trainers: Trainers = field(init=False)
     _networks: list[nn.Module] = field(init=False, default_factory=list)
     """The one that clients take in turns, once there is one."""
 
     def __post_init__(self) -> None:
         assert self.config.precision != "auto", "resolve_precision comes first"
-        objective = replace(self.objective, box=self.objective.box.to(self.device))
-        object.__setattr__(self, "objective", objective)
         profiler = FitProfiler.of(self.watch)
         object.__setattr__(self, "trainers", Trainers(self.config, self.callbacks, self.device, profiler))
 
@@ -79,29 +80,38 @@ class Clients:
         network.load_state_dict(task.state)
         with self.watch.part("data"):
             examples = load_examples(self.store, self.indices[task.client_id], self.standardisation)
-            examples, num_examples = self.objective.start_round(network, examples, task.round, stream)
-        replays = self.objective.replays(task.round)
+            training = self.objective.start_round(
+                ClientRound(
+                    number=task.round,
+                    network=network,
+                    examples=examples,
+                    stream=stream,
+                    augmentation=self.config.augmentation,
+                    box=self.box.to(self.device),
+                    low_precision=self.config.precision == "bf16-mixed",
+                    watch=self.watch,
+                )
+            )
         classifier = EmotionClassifier(
             network,
             optimiser=self.config.optimiser,
             learning_rate=task.learning_rate,
-            augmentation=self.objective.batch_augmentation(task.round),
+            augmentation=training.augmentation,
             stream=stream,
-            harden=self.objective.hardening(task.round, stream),
-            step_loss=self.objective.step_loss(task.round, stream),
-            replays=replays,
-            freeze_norm=norm_is_frozen(self.config.federation, task.round),
+            step_loss=training.loss,
+            replays=training.replays,
+            freeze_norm=0 < self.config.federation.freeze_norm_from <= task.round,
             optimiser_state=_unflatten(task.optimiser_state),
             watch=self.watch,
         )
         batches = ClientDataModule(
-            examples,
+            training.examples,
             batch_size=self.config.federation.batch_size,
             stream=stream,
             client_id=task.client_id,
             round=task.round,
             most=self.config.federation.local_batches,
-            replays=replays,
+            replays=training.replays,
         )
         with seeded_streams(derive_seed(*keys), self.device), self.watch.part("trainer"):  # dropout draws from them
             optimiser = self.fit(classifier, batches)
@@ -109,7 +119,7 @@ class Clients:
         return ClientUpdate(
             client_id=task.client_id,
             state=state,
-            num_examples=num_examples,
+            num_examples=training.num_examples,
             train_loss=float(classifier.metrics["train_loss"]),
             seconds=time.perf_counter() - started,
             update_norm=_distance({name: state[name] for name, _ in network.named_parameters()}, task.state),
@@ -122,7 +132,8 @@ class Clients:
         if self._networks and not self.uses_trainer:
             self._networks[0].zero_grad()
             return self._networks[0].train()
-        network = build_network(self.config.model, len(self.store.classes), seed=self.config.seed).to(self.device)
+        num_classes, seed = len(self.store.classes), self.config.seed
+        network = build_network(self.config.model, num_classes, seed=seed, own=self.own_network).to(self.device).train()
         self._networks[:] = [] if self.uses_trainer else [network]
         return network
 

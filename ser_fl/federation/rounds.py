@@ -6,37 +6,39 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ser_fl.config.schema import Config, dump
+import torch
+
+from ser_fl.config.schema import Config
 from ser_fl.errors import RoundFailed
-from ser_fl.federation.aggregation import weighted_loss
-from ser_fl.federation.checkpoint import Progress, save_checkpoint
+from ser_fl.federation.algorithm import scheduled_share
+from ser_fl.federation.checkpoint import Progress, checkpoint_key, save_checkpoint
 from ser_fl.federation.client import ClientTask
 from ser_fl.federation.client_results import ClientResults
-from ser_fl.federation.executors import Executor
-from ser_fl.federation.profile import RunProfile
-from ser_fl.federation.schedule import adam_step, learning_rate, sample_cohort
+from ser_fl.federation.executors.executor import Executor
+from ser_fl.federation.profile import OnProfile, RunProfile
 from ser_fl.federation.scoring import Scorer
 from ser_fl.federation.server import Server
 from ser_fl.metrics import scores
+from ser_fl.randomness import generator
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.preemption import Preemption
 from ser_fl.runs.records import ClientRecord, RoundRecord
+from ser_fl.stopwatch import UNWATCHED, Watch
 from ser_fl.tracking import Tracker
 
-_WHERE_CLIENTS_ARE = (
-    "name",
-    "engine",
-    "workers",
-    "superlink",
-    "root_certificates",
-    "num_nodes",
-    "wait_s",
-    "deadline_s",
-    "client_cpus",
-    "client_gpus",
-)
 OnRound = Callable[[RoundRecord], None]
-"""Told of every committed round."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hooks:
+    """Who watches a run, and who may end it."""
+
+    on_round: OnRound = lambda record: None
+    """Told of every committed round."""
+    on_profile: OnProfile = lambda profile: None
+    """Told where the time of the rounds went, with `profile=true`; of a run that is cut short too."""
+    preemption: Preemption = field(default_factory=Preemption)
+    """Whose signals a round in flight is sheltered from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,29 +51,35 @@ class Federation:
     scorer: Scorer
     run: RunFolder
     tracker: Tracker
-    profile: RunProfile
-    preemption: Preemption = field(default_factory=Preemption)
+    profile: RunProfile | None = None
+    """Where the time goes, if anybody wants to know."""
+    hooks: Hooks = field(default_factory=Hooks)
 
-    def run_rounds(self, progress: Progress, on_round: OnRound) -> str:
+    @property
+    def watch(self) -> Watch:
+        """The server's stopwatch."""
+        return UNWATCHED if self.profile is None else self.profile.watch
+
+    def run_rounds(self, progress: Progress) -> str:
         """Run the rounds that are left, and say why there are no more."""
         while (reason := self.why_stop(progress)) is None:
-            with self.preemption.round():
-                self.run_round(progress, on_round)
+            with self.hooks.preemption.round():
+                self.run_round(progress)
         return reason
 
-    def run_round(self, progress: Progress, on_round: OnRound) -> None:
+    def run_round(self, progress: Progress) -> None:
         """The next round, up to its commit."""
-        watch = self.profile.watch
-        watch.restart()
+        self.watch.restart()
         started, server, number = time.perf_counter(), progress.server, progress.round + 1
         cohort = self.cohort(number)
         results = self.train(server, cohort, number)
-        with watch.part("evaluation"):
+        with self.watch.part("evaluation"):
             record = self.measure(server, cohort, results, started)
-        with watch.part("records"):
+        with self.watch.part("records"):
             self.commit(progress, record, results.records)
-        self.profile.add(number, results.nanoseconds)
-        on_round(record)
+        if self.profile is not None:
+            self.profile.add(number, results.nanoseconds)
+        self.hooks.on_round(record)
 
     def why_stop(self, progress: Progress) -> str | None:
         """All rounds done, or the validation plateau; None while there is something left to do."""
@@ -86,47 +94,51 @@ class Federation:
         return None
 
     def train(self, server: Server, cohort: tuple[str, ...], number: int) -> ClientResults:
-        """Broadcast, client updates, aggregation: the server has the round's model afterwards."""
+        """Broadcast, client updates, aggregation: the server has the round's model afterwards.
+
+        Raises:
+            RoundFailed: too few clients came back; it tells what the others said.
+        """
         results = ClientResults(
             round=number,
-            reference=server.model_for(cohort[0]),
-            gathered=server.gather(),
+            reference=server.algorithm.model_for(cohort[0]),
+            server=server,
             folders=tuple(
                 folder for folder in (self.config.data.root, self.config.data.cache_dir, str(self.run.root)) if folder
             ),
         )
-        watch = self.profile.watch
-        with watch.part("waiting"):
+        with self.watch.part("waiting"):
             for client_id, outcome in self.executor.run(self.task(server, client, number) for client in cohort):
-                with watch.part("aggregation"):
+                with self.watch.part("aggregation"):
                     results.take(client_id, outcome)
                 del outcome  # else it would be kept while the next client trains
-        self.check_enough(results)
-        with watch.part("aggregation"):
-            server.absorb(results.gathered, adam_step(self.config, number))
+        count, minimum = len(results.records), self.config.federation.min_clients
+        if count < minimum:
+            reasons = "\n".join(f"client {failure.client_id}: {failure.error}" for failure in results.failures)
+            raise RoundFailed(f"round {number} has {count} updates, needs {minimum}:\n{reasons}")
+        with self.watch.part("aggregation"):
+            server.finish(number)
         return results
 
     def cohort(self, number: int) -> tuple[str, ...]:
         """Clients that take part in a round."""
-        fraction = self.config.federation.fraction_train
-        return sample_cohort(self.client_ids, fraction, self.config.seed, number)
+        return sample_cohort(self.client_ids, self.config.federation.fraction_train, self.config.seed, number)
+
+    def learning_rate(self, server: Server, number: int) -> float:
+        """Of the clients: scheduled, unless the server has a rate of its own that is."""
+        optimiser = self.config.optimiser
+        is_scheduled = server.algorithm.learning_rate(number) is None
+        return optimiser.learning_rate * scheduled_share(optimiser, number) if is_scheduled else optimiser.learning_rate
 
     def task(self, server: Server, client_id: str, number: int) -> ClientTask:
         """What a client receives."""
         return ClientTask(
             round=number,
             client_id=client_id,
-            state=server.model_for(client_id),
-            learning_rate=learning_rate(self.config, number),
+            state=server.algorithm.model_for(client_id),
+            learning_rate=self.learning_rate(server, number),
             optimiser_state=server.optimiser_states.get(client_id, {}),
         )
-
-    def check_enough(self, results: ClientResults) -> None:
-        """Stop the run where too few clients came back, with what they said."""
-        count, minimum = len(results.records), self.config.federation.min_clients
-        if count < minimum:
-            reasons = "\n".join(f"client {failure.client_id}: {failure.error}" for failure in results.failures)
-            raise RoundFailed(f"round {results.round} has {count} updates, needs {minimum}:\n{reasons}")
 
     def measure(self, server: Server, cohort: tuple[str, ...], results: ClientResults, started: float) -> RoundRecord:
         """Score the new models on the validation part in rounds that do, under attack in those that do; in the last
@@ -134,7 +146,6 @@ class Federation:
         """
         selection, number = self.config.selection, results.round
         validation, robust, failures = None, None, list(results.failures)
-        step = adam_step(self.config, number)
         if self.is_due(selection.every, number):
             scored = self.scorer.score(server.judged, "validation")
             validation = scores(scored.total)
@@ -146,12 +157,12 @@ class Federation:
         return RoundRecord(
             round=number,
             cohort=cohort,
-            train_loss=weighted_loss(results.records),
+            train_loss=results.train_loss,
             uar=validation.uar if validation else None,
             accuracy=validation.accuracy if validation else None,
             macro_f1=validation.macro_f1 if validation else None,
-            learning_rate=learning_rate(self.config, number),
-            server_learning_rate=step.learning_rate if step else None,
+            learning_rate=self.learning_rate(server, number),
+            server_learning_rate=server.algorithm.learning_rate(number),
             robust_uar=robust,
             failures=tuple(failures),
             seconds=time.perf_counter() - started,
@@ -165,7 +176,7 @@ class Federation:
         """Append the round's records, select, then write the checkpoint, which makes the round count."""
         self.run.append(self.run.rounds, [record])
         self.run.append(self.run.clients, clients)
-        with self.profile.watch.part("tracking"):
+        with self.watch.part("tracking"):
             self.tracker.log_round(record, clients)
         progress.round = record.round
         score = record.robust_uar if self.config.selection.by == "robust" else record.uar
@@ -175,15 +186,13 @@ class Federation:
         save_checkpoint(self.run.checkpoint, progress, checkpoint_key(self.config))
 
 
-def checkpoint_key(config: Config) -> dict[str, object]:
-    """The settings that a resumed run must share with the checkpoint: all that its bits depend on.
+def cohort_size(num_clients: int, fraction: float) -> int:
+    """Clients of a round: a share of all, and at least one."""
+    return max(1, round(fraction * num_clients))
 
-    Not where clients run, nor what is watched: a run may go on with another executor, or with more workers.
-    """
-    settings = dump(config)
-    for free in ("run_dir", "resume", "tracking", "experiment", "profile"):
-        del settings[free]
-    for stage, free_there in (("data", ("root", "cache_dir")), ("executor", _WHERE_CLIENTS_ARE)):
-        for name in free_there:
-            del settings[stage][name]
-    return settings
+
+def sample_cohort(client_ids: Sequence[str], fraction: float, seed: int, number: int) -> tuple[str, ...]:
+    """Clients of a round: a share of all, drawn without replacement by (seed, round); kept in their order."""
+    count = cohort_size(len(client_ids), fraction)
+    drawn = torch.randperm(len(client_ids), generator=generator(seed, "cohort", number))[:count]
+    return tuple(client_ids[index] for index in sorted(drawn.tolist()))

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from ser_fl.config.schema import Config
 from ser_fl.errors import UserError
-from ser_fl.federation.checkpoint import Progress, is_checkpoint_of, load_checkpoint
-from ser_fl.federation.rounds import checkpoint_key
+from ser_fl.federation.checkpoint import Checkpoint, checkpoint_key, is_checkpoint_of, load_checkpoint
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.lock import claimed
 
@@ -20,7 +19,7 @@ _DATED = re.compile(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:\.(\d+))?-.+")
 
 
 @contextmanager
-def open_run(config: Config) -> Iterator[tuple[RunFolder, Progress | None]]:
+def open_run(config: Config) -> Iterator[tuple[RunFolder, Checkpoint | None]]:
     """The run folder, which nobody else writes to inside, and the checkpoint that a resumed run goes on from.
 
     Raises:

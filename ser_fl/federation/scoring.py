@@ -18,7 +18,7 @@ from ser_fl.config.schema import Config
 from ser_fl.data.splits import Indices, Part
 from ser_fl.devices import devices_of
 from ser_fl.metrics import Confusion
-from ser_fl.models.registry import build_network
+from ser_fl.models.registry import NetworkSource, build_network
 from ser_fl.randomness import generator
 from ser_fl.robustness.evaluator import Evaluator, Perturb
 from ser_fl.runs.records import ClientFailure, State
@@ -60,6 +60,8 @@ class LocalScorer:
     box: Box
     holders: Mapping[Part, Mapping[str, Indices]]
     """Of each part that is scored, each speaker's utterances."""
+    own_network: NetworkSource | None = None
+    """A user's own, in place of the configured one."""
 
     def score(self, models: Mapping[str, State], part: Part, *, attacked: bool = False) -> Scored:
         """Confusion matrices of all holders of the part."""
@@ -67,7 +69,8 @@ class LocalScorer:
         perturb: Perturb | None = self.selection_attack if attacked else None
         summed = {holder: np.zeros((num_classes, num_classes)) for holder in holders}
         (device, *_) = devices_of(self.config.executor.accelerator)
-        network = build_network(self.config.model, num_classes, seed=self.config.seed).to(device)
+        network = build_network(self.config.model, num_classes, seed=self.config.seed, own=self.own_network)
+        network = network.to(device)
         for owner, state in models.items():
             network.load_state_dict(state)
             scored = {owner: holders[owner]} if owner in holders else holders

@@ -12,15 +12,13 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from ser_fl.config.schema import FrontendConfig, ModelConfig
 from ser_fl.data.frontend import LogMel, Standardisation
 from ser_fl.errors import UserError, shown, unknown_name
-from ser_fl.files import write_bytes, write_json
-from ser_fl.models.registry import build_network
+from ser_fl.files import check_same_form, from_safetensors, to_safetensors, write_bytes, write_json
+from ser_fl.models.registry import NetworkSource, build_network
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import MODEL_SCHEMA, State
 
@@ -47,6 +45,7 @@ class EmotionModel(nn.Module):
         model: ModelConfig,
         frontend: FrontendConfig,
         synthetic: bool = False,
+        own_network: str | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -57,6 +56,8 @@ class EmotionModel(nn.Module):
         self.frontend_config = frontend
         self.synthetic = synthetic
         """Whether it was trained on the built-in corpus, whose speech is synthetic."""
+        self.own_network = own_network
+        """Qualified name of a network that was given to `ser_fl.train` in place of the configured one."""
 
     def forward(self, features_BFL: Tensor) -> Tensor:
         """Logits of shape (B, C) from standardised features of shape (B, F, L)."""
@@ -74,6 +75,7 @@ def save_model(folder: Path, bundle: EmotionModel) -> None:
     run = RunFolder(folder)
     card = {
         "schema": MODEL_SCHEMA,
+        "network": bundle.own_network,
         "model": _MODEL.dump_python(bundle.model_config, mode="json"),
         "classes": list(bundle.classes),
         "synthetic": bundle.synthetic,
@@ -82,7 +84,7 @@ def save_model(folder: Path, bundle: EmotionModel) -> None:
             name: tensor.flatten().tolist() for name, tensor in bundle.standardisation.state_dict().items()
         },
     }
-    write_bytes(run.weights, save_tensors(_contiguous(bundle.network.state_dict())))
+    write_bytes(run.weights, to_safetensors(bundle.network.state_dict()))
     write_json(run.model, card)
 
 
@@ -90,15 +92,18 @@ def save_local_models(folder: Path, states: Mapping[str, State]) -> None:
     """Write ``clients/<id>.safetensors`` of a run that averages nothing; ``model.json`` describes them all."""
     run = RunFolder(folder)
     for client_id, state in states.items():
-        write_bytes(run.weights_of(client_id), save_tensors(_contiguous(state)))
+        write_bytes(run.weights_of(client_id), to_safetensors(state))
 
 
-def load_model(folder: Path | str | RunFolder, *, client_id: str | None = None) -> EmotionModel:
+def load_model(
+    folder: Path | str | RunFolder, *, client_id: str | None = None, network: NetworkSource | None = None
+) -> EmotionModel:
     """The selected model of a run, in evaluation mode.
 
     Args:
         folder: The run folder, or what `ser_fl.train` gave.
         client_id: the client whose own model it shall be, of a run with ``federation=local_only``.
+        network: of a run that was given a network of its own: the same one again.
 
     Raises:
         UserError: the folder holds no model, or one of another schema, or one that does not fit its description; or
@@ -111,23 +116,33 @@ def load_model(folder: Path | str | RunFolder, *, client_id: str | None = None) 
     schema = card.get("schema") if isinstance(card, dict) else None
     if schema != MODEL_SCHEMA:
         raise UserError(f"{run.model} has schema {shown(schema)}, this version reads {MODEL_SCHEMA}: train it again")
+    if (needed := card.get("network")) is not None and network is None:
+        raise UserError(
+            f"{run.root} was trained with a network of its own, {shown(needed)}, which no file holds: load it with "
+            "ser_fl.load(run, network=...) and benchmark what that gives"
+        )
+    if needed is None and network is not None:
+        raise UserError(f"{run.root} was trained with the configured network: load it without one")
     try:
         model, frontend = _MODEL.validate_python(card["model"]), _FRONTEND.validate_python(card["frontend"])
         classes = _CLASSES.validate_python(card["classes"])
         columns = {name: _column(name, values) for name, values in card["standardisation"].items()}
-        state = load_tensors(weights.read_bytes())
-        _check_sizes(model, frontend, len(classes), state, columns)
+        state = from_safetensors(weights.read_bytes())
+        if needed is None:
+            _check_weights(model, len(classes), state)
+        _check_sizes(frontend, columns)
         standardisation = Standardisation(*(torch.zeros(frontend.num_mels) for _ in range(4)))
         standardisation.load_state_dict(columns)
-        network = build_network(model, len(classes), seed=0)
-        network.load_state_dict(state)
+        built = build_network(model, len(classes), seed=0, own=network)
+        built.load_state_dict(state)
         bundle = EmotionModel(
-            network,
+            built,
             standardisation,
             classes=classes,
             model=model,
             frontend=frontend,
             synthetic=bool(card.get("synthetic", False)),
+            own_network=needed,
         )
     except FileNotFoundError:
         raise UserError(f"{run.root} has no {weights.name}: only its records were kept, train it again") from None
@@ -137,9 +152,7 @@ def load_model(folder: Path | str | RunFolder, *, client_id: str | None = None) 
     return bundle.eval()
 
 
-def _check_sizes(
-    model: ModelConfig, frontend: FrontendConfig, num_classes: int, state: State, columns: Mapping[str, Tensor]
-) -> None:
+def _check_weights(model: ModelConfig, num_classes: int, state: State) -> None:
     """What is described against what is there, before memory is taken for a model of the described size.
 
     Raises:
@@ -147,13 +160,18 @@ def _check_sizes(
     """
     with torch.device("meta"):
         described = build_network(model, num_classes, seed=0).state_dict()
-    for name in sorted({*described, *state}):
-        wanted, found = (
-            f"{tuple(tensors[name].shape)} {tensors[name].dtype}" if name in tensors else "nothing"
-            for tensors in (described, state)
-        )
-        if found != wanted:
-            raise ValueError(f"its weights have {found} for {name}, model.json describes {wanted}")
+    try:
+        check_same_form(state, described)
+    except ValueError as error:
+        raise ValueError(f"its weights are not as model.json describes: {error}") from None
+
+
+def _check_sizes(frontend: FrontendConfig, columns: Mapping[str, Tensor]) -> None:
+    """The same of the front end.
+
+    Raises:
+        ValueError: a size does not fit, or is of no clip.
+    """
     for name, column_F1 in columns.items():
         if len(column_F1) != frontend.num_mels:
             raise ValueError(f"{name} has {len(column_F1)} values for {frontend.num_mels} mel bins")
@@ -178,8 +196,3 @@ def _column(name: str, values: list[float | None]) -> Tensor:
     """JSON has no infinities: null is an open side of the box."""
     open_side = float("-inf") if name.startswith("lower") else float("inf")
     return torch.tensor([open_side if value is None else value for value in values]).reshape(-1, 1)
-
-
-def _contiguous(state: State) -> State:
-    """Safetensors stores the plain layout; loading into channels-last parameters restores theirs."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}

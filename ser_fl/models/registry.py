@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,8 +19,22 @@ from ser_fl.randomness import derive_seed
 NETWORKS: Mapping[str, Callable[[int, Any], nn.Module]] = {"crnn": CRNN, "vgg15": VGG15, "resnet": ResNet}
 
 
-def build_network(config: ModelConfig, num_classes: int, *, seed: int) -> nn.Module:
-    """A network with initial weights drawn from ``seed``; torch's global random state stays as it was."""
+NetworkSource = nn.Module | Callable[[int], nn.Module]
+"""A network of the caller's own, whose weights are the initial ones; or a class or function that makes one for so many
+classes. It gives logits of shape (B, C) for features of shape (B, F, L)."""
+
+
+def build_network(config: ModelConfig, num_classes: int, *, seed: int, own: NetworkSource | None = None) -> nn.Module:
+    """A network with initial weights drawn from ``seed``; torch's global random state stays as it was.
+
+    Args:
+        config: which, and how large.
+        num_classes: C.
+        seed: of the weights.
+        own: what takes the place of the configured one.
+    """
+    if isinstance(own, nn.Module):
+        return copy.deepcopy(own)
     with torch.random.fork_rng(devices=[]), float32_by_default():
         torch.default_generator.manual_seed(derive_seed("weights", seed))  # the CPU's: a GPU's would not be put back
-        return NETWORKS[config.name](num_classes, config)
+        return NETWORKS[config.name](num_classes, config) if own is None else own(num_classes)

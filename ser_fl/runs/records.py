@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
 
 from ser_fl.runs.validation import Figure
 
@@ -25,13 +25,10 @@ State = dict[str, "Tensor"]
 """A model's full state: parameters and buffers by name."""
 
 
-@dataclass(slots=True, kw_only=True)
-class ClientUpdate:
-    """What a client sends back after its local epochs."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientFigures:
+    """What a client says of its local epochs in numbers; whatever carries an update carries these."""
 
-    client_id: str
-    state: State
-    """The client's full model state: parameters, running statistics and counters."""
     num_examples: int
     """Distinct clean utterances trained on: the weight in the average."""
     train_loss: float
@@ -39,6 +36,19 @@ class ClientUpdate:
     seconds: float
     update_norm: float
     """L2 norm of the difference to the received parameters."""
+
+    def figures(self) -> dict[str, Any]:
+        """These alone, of whatever carries them."""
+        return {each.name: getattr(self, each.name) for each in fields(ClientFigures)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientUpdate(ClientFigures):
+    """What a client sends back after its local epochs."""
+
+    client_id: str
+    state: State
+    """The client's full model state: parameters, running statistics and counters."""
     optimiser_state: State = field(default_factory=dict)
     """The client's optimiser, where `federation.keep_optimiser` carries it to its next round; empty otherwise."""
     nanoseconds: dict[str, int] = field(default_factory=dict)
@@ -55,15 +65,11 @@ class ClientFailure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClientRecord:
+class ClientRecord(ClientFigures):
     """A line of ``clients.jsonl``: one client in one round."""
 
     round: int
     client_id: str
-    num_examples: int
-    train_loss: float
-    seconds: float
-    update_norm: float
     bytes_down: int
     bytes_up: int
 

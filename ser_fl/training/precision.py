@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from ser_fl.config.schema import Config, Precision
 from ser_fl.devices import autocast, devices_of
-from ser_fl.models.registry import build_network
+from ser_fl.models.registry import NetworkSource, build_network
 
 WORTH_IT = 1.1
 """How many times as fast a step must be in bfloat16 to be taken in it: below, fp32 is the better bargain."""
@@ -20,7 +20,7 @@ _STEPS = 5
 _PATIENCE_S = 2.0
 
 
-def resolve_precision(config: Config, num_classes: int) -> Config:
+def resolve_precision(config: Config, num_classes: int, own: NetworkSource | None = None) -> Config:
     """The configuration with one of the two precisions in place of "auto"; it goes into the run's ``config.yaml``.
 
     Training steps of the configured network and batch size are timed in turns in both. Runs that shall be compared bit
@@ -30,7 +30,7 @@ def resolve_precision(config: Config, num_classes: int) -> Config:
         return config
     device = devices_of(config.executor.accelerator)[0]
     with torch.inference_mode(False), torch.enable_grad():  # whatever the caller has switched off
-        pays = _has_bf16(device) and speed_up(config, num_classes, device) >= WORTH_IT
+        pays = _has_bf16(device) and speed_up(config, num_classes, device, own) >= WORTH_IT
     return with_precision(config, "bf16-mixed" if pays else "32-true")
 
 
@@ -40,9 +40,9 @@ def with_precision(config: Config, precision: Precision) -> Config:
     return replace(config, precision=precision)  # type: ignore[type-var]
 
 
-def speed_up(config: Config, num_classes: int, device: torch.device) -> float:
+def speed_up(config: Config, num_classes: int, device: torch.device, own: NetworkSource | None = None) -> float:
     """How many times as fast a training step is in bfloat16 as in float32: median of steps taken in turns."""
-    network = build_network(config.model, num_classes, seed=config.seed).to(device).train()
+    network = build_network(config.model, num_classes, seed=config.seed, own=own).to(device).train()
     shape = (config.federation.batch_size, config.frontend.num_mels, config.frontend.num_frames)
     features_BFL = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
     labels_B = (torch.arange(len(features_BFL)) % num_classes).to(device)

@@ -19,6 +19,7 @@ from ser_fl.config.compose import compose
 from ser_fl.config.schema import Config
 from ser_fl.data.client_manifest import ClientManifest
 from ser_fl.data.frontend import Standardisation
+from ser_fl.federation.algorithm import GLOBAL, FedAvg
 from ser_fl.federation.client import ClientTask
 from ser_fl.federation.client_results import ClientResults
 from ser_fl.federation.flower.client_app import app
@@ -26,7 +27,7 @@ from ser_fl.federation.flower.flower_executor import FlowerExecutor, FlowerScore
 from ser_fl.federation.flower.messaging import Answer
 from ser_fl.federation.flower.nodes import Nodes, told_settings
 from ser_fl.federation.flower.serialisation import PROTOCOL, put, put_json
-from ser_fl.federation.server import GLOBAL, Server
+from ser_fl.federation.server import Server
 from ser_fl.runs.records import State
 
 NODE, MELS = 5, 64
@@ -228,16 +229,17 @@ def test_answers_of_nodes(explore: Callable[..., None], num_cases: int) -> None:
     def train(records: RecordDict) -> None:
         nodes, client_manifest = enrolled([records])
         tasks = [ClientTask(round=1, client_id=name, state=state(), learning_rate=0.1) for name in SPEAKERS]
-        server = Server({GLOBAL: state()})
-        results = ClientResults(round=1, reference=state(), gathered=server.gather())
+        algorithm = FedAvg()
+        algorithm.models = {GLOBAL: state()}
+        results = ClientResults(round=1, reference=state(), server=Server(algorithm))
         for client_id, outcome in FlowerExecutor(nodes, client_manifest.standardisation).run(tasks):
             results.take(client_id, outcome)
         assert len(results.records) + len(results.failures) == len(SPEAKERS)
         for failure in results.failures:
             check_lines(failure.error)
         if results.records:
-            server.absorb(results.gathered)
-            assert all(torch.isfinite(tensor).all() for tensor in server.models[GLOBAL].values())
+            algorithm.finish(1)
+            assert all(torch.isfinite(tensor).all() for tensor in algorithm.models[GLOBAL].values())
 
     def score(records: RecordDict) -> None:
         nodes, client_manifest = enrolled([records, records])

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ser_fl import load, train
 from ser_fl.config.compose import compose, compose_benchmark
 from ser_fl.config.schema import Config
-from ser_fl.federation.checkpoint import Progress, tracked_run
+from ser_fl.federation.checkpoint import Checkpoint, tracked_run
 from ser_fl.federation.run_setup import open_run
 from ser_fl.report.page import render_page
 from ser_fl.report.panels import draw_figures
@@ -235,10 +235,10 @@ def test_figures(explore: Callable[..., None], num_cases: int, real_run: Run, tm
     explore(damages(real_run, ["rounds.jsonl", "summary.json", "attacks.json", "adversarial/example.json"]), draw_one)
 
 
-def progress_of(config: Config) -> Progress | None:
+def checkpoint_of(config: Config) -> Checkpoint | None:
     """What a run that is resumed goes on from."""
-    with open_run(config) as (_, progress):
-        return progress
+    with open_run(config) as (_, checkpoint):
+        return checkpoint
 
 
 @cases_of("models and checkpoints", quick=40)
@@ -247,7 +247,7 @@ def test_models_and_checkpoints(explore: Callable[..., None], num_cases: int, re
     names = [name for name in real_run.files if name.startswith(("model", "checkpoint", "attacks/"))]
     settings = ["experiment=debug", "data.utterances_per_emotion=2", "federation.batch_size=4", "resume=true"]
     config = compose([*settings, f"data.cache_dir={real_run.config.data.cache_dir}", f"run_dir={tmp_path / 'run'}"])
-    assert progress_of(config) is not None
+    assert checkpoint_of(config) is not None
 
     def read(folder: Path) -> None:
         model = result_or_line(load, folder)
@@ -255,10 +255,11 @@ def test_models_and_checkpoints(explore: Callable[..., None], num_cases: int, re
             with torch.inference_mode():
                 logits_BC = model(torch.zeros(1, model.frontend_config.num_mels, model.frontend_config.num_frames))
             assert logits_BC.shape == (1, len(model.classes))
-        progress = result_or_line(progress_of, config)
-        if progress is not None:
-            assert type(progress.round) is int and progress.round >= 0
-            assert all(type(size) is int and size >= 0 for size in progress.lengths.values())
+        checkpoint = result_or_line(checkpoint_of, config)
+        if checkpoint is not None:
+            committed = checkpoint.committed
+            assert type(committed.round) is int and committed.round >= 0
+            assert all(type(size) is int and size >= 0 for size in committed.lengths.values())
         result_or_line(tracked_run, RunFolder(folder).checkpoint)
         archive = Archive(RunFolder(folder).outcomes)
         result_or_line(archive.knows, "nobody's")
@@ -275,5 +276,5 @@ def test_the_whole_run_is_read(real_run: Run) -> None:
     assert {"attacks.json", "checkpoint/latest.json", "adversarial/example.json"} <= set(real_run.files)
     assert len(report_on(real_run.folder)) > 1000
     assert load(real_run.folder).classes
-    progress = progress_of(real_run.config)
-    assert progress is not None and progress.round == 2
+    checkpoint = checkpoint_of(real_run.config)
+    assert checkpoint is not None and checkpoint.committed.round == 2

@@ -12,8 +12,9 @@ from harness import cases_of, check_line
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ser_fl.federation.algorithm import GLOBAL, FedAvg
 from ser_fl.federation.client_results import ClientResults
-from ser_fl.federation.server import GLOBAL, Server
+from ser_fl.federation.server import Server
 from ser_fl.runs.records import ClientUpdate, State
 
 HUGE = (1e308, -1e308, 3.4e38, -3.4e38, 1e-45, 0.0, 1.0)
@@ -116,9 +117,9 @@ def claims(draw: st.DrawFn) -> Claim:
 @cases_of("updates", quick=50)
 def test_updates(explore: Callable[..., None], num_cases: int) -> None:
     def take(claims: list[Claim]) -> None:
-        server = Server({GLOBAL: reference()})
-        gathered = server.gather()
-        results = ClientResults(round=1, reference=reference(), gathered=gathered)
+        algorithm = FedAvg()
+        algorithm.models = {GLOBAL: reference()}
+        results = ClientResults(round=1, reference=reference(), server=Server(algorithm))
         honest = Claim(reference(), 7, 0.5, 1.0, 1.0, {}, {})
         for place, claim in enumerate([honest, *claims]):
             results.take(f"client {place}", claim.update())
@@ -126,8 +127,8 @@ def test_updates(explore: Callable[..., None], num_cases: int) -> None:
         assert results.records[0].num_examples == 7
         for failure in results.failures:
             check_line(failure.error)
-        server.absorb(gathered)
-        for name, tensor in server.models[GLOBAL].items():
+        algorithm.finish(1)
+        for name, tensor in algorithm.models[GLOBAL].items():
             assert (tensor.shape, tensor.dtype) == (reference()[name].shape, reference()[name].dtype)
             assert torch.isfinite(tensor).all(), name
         for record in results.records:

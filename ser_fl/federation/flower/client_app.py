@@ -21,13 +21,14 @@ from ser_fl.data.splits import holders
 from ser_fl.devices import devices_of, exact_arithmetic
 from ser_fl.federation.client import Clients, ClientTask
 from ser_fl.federation.executors.executor import attempt
+from ser_fl.federation.experiment import box_of
 from ser_fl.federation.flower.run_config import configured
 from ser_fl.federation.flower.serialisation import put, put_json, take, take_json
 from ser_fl.federation.scoring import LocalScorer
-from ser_fl.federation.session import box_of, objective_of
 from ser_fl.robustness.evaluator import Evaluator
 from ser_fl.runs.environment import threads_limited_to
 from ser_fl.runs.redaction import public_text
+from ser_fl.training.objectives import OBJECTIVES
 
 _LOG = logging.getLogger(__name__)
 _LONGEST_REASON = 10_000
@@ -102,7 +103,8 @@ def train(question: Question) -> RecordDict:
         store=share.store,
         indices=share.clients,
         standardisation=standardisation,
-        objective=objective_of(config, standardisation),
+        objective=OBJECTIVES[config.objective.name](config.objective),
+        box=box_of(standardisation),
         device=devices_of(config.executor.accelerator)[0],
     )
     answer, figures = RecordDict(), dict[str, dict[str, Any]]()
@@ -123,8 +125,7 @@ def train(question: Question) -> RecordDict:
             continue
         put(answer, f"update/{client_id}", outcome.state)
         put(answer, f"optimiser/{client_id}", outcome.optimiser_state)
-        names = ("num_examples", "train_loss", "seconds", "update_norm")
-        figures[client_id] = {name: getattr(outcome, name) for name in names}
+        figures[client_id] = outcome.figures()
     put_json(answer, {"updates": figures})
     return answer
 

@@ -5,21 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 from flwr.app import RecordDict
 
 from ser_fl.data.frontend import Standardisation
 from ser_fl.data.splits import Part
-from ser_fl.federation.aggregation import Outcome
+from ser_fl.federation.algorithm import GLOBAL
 from ser_fl.federation.client import ClientTask
+from ser_fl.federation.client_results import Outcome
+from ser_fl.federation.executors.executor import Executor
 from ser_fl.federation.flower.nodes import Answer, Nodes
 from ser_fl.federation.flower.replies import Confusions, Refusal, Updates
 from ser_fl.federation.flower.serialisation import WireError, put, take
 from ser_fl.federation.scoring import Scored
-from ser_fl.federation.server import GLOBAL
 from ser_fl.metrics import Confusion
 from ser_fl.runs.records import ClientFailure, ClientUpdate, State
 
@@ -30,8 +29,8 @@ _ATTEMPTS = 2
 
 
 @dataclass(slots=True)
-class FlowerExecutor:
-    """An `Executor` whose clients are at the nodes: one message a node and round, for all of its clients."""
+class FlowerExecutor(Executor):
+    """An executor whose clients are at the nodes: one message a node and round, for all of its clients."""
 
     nodes: Nodes
     standardisation: Standardisation
@@ -91,27 +90,11 @@ class FlowerExecutor:
             kept = take(answer.records, f"optimiser/{task.client_id}") if self._keeps_optimiser else {}
         except WireError as error:
             return str(error)
-        return ClientUpdate(
-            client_id=task.client_id,
-            state=state,
-            num_examples=figures.num_examples,
-            train_loss=figures.train_loss,
-            seconds=figures.seconds,
-            update_norm=figures.update_norm,
-            optimiser_state=kept,
-        )
+        return ClientUpdate(client_id=task.client_id, state=state, optimiser_state=kept, **figures.figures())
 
     @property
     def _keeps_optimiser(self) -> bool:
         return self.nodes.config.federation.keep_optimiser
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
 
 
 @dataclass(slots=True)

@@ -7,20 +7,19 @@ from importlib.util import find_spec
 
 from ser_fl.config.schema import Config
 from ser_fl.errors import UserError
+from ser_fl.federation.experiment import OwnObjects
 from ser_fl.federation.flower.telemetry import QUIET
-from ser_fl.federation.profile import OnProfile
-from ser_fl.federation.rounds import OnRound
+from ser_fl.federation.rounds import Hooks
 from ser_fl.runs.folder import RunFolder
-from ser_fl.runs.preemption import Preemption
 
 
-def launch(config: Config, on_round: OnRound, on_profile: OnProfile, preemption: Preemption | None = None) -> RunFolder:
+def launch(config: Config, own: OwnObjects, hooks: Hooks) -> RunFolder:
     """Run an experiment on Flower.
 
     Raises:
         UserError: Flower is not installed, or the settings, the nodes or their data do not fit.
         RoundFailed: too few clients came back in a round.
-        Stopped: a signal that `preemption` listens to.
+        Stopped: a signal that the preemption of the hooks listens to.
     """
     if find_spec("flwr") is None:
         raise UserError("executor=flower needs the extra `flower`: pip install 'ser-fl[flower]'")
@@ -29,7 +28,7 @@ def launch(config: Config, on_round: OnRound, on_profile: OnProfile, preemption:
     if config.executor.superlink is None:
         from ser_fl.federation.flower.simulation import simulate
 
-        return simulate(config, on_round, on_profile, preemption)
+        return simulate(config, own, hooks)
     from ser_fl.federation.flower.submission import submit
 
     return submit(config)

@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from ser_fl.data.splits import Part
 from ser_fl.errors import one_line
 from ser_fl.federation.flower.serialisation import WireError
+from ser_fl.runs.records import ClientFigures
 
 answer = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
 
@@ -62,13 +63,8 @@ class Enrolled:
 
 
 @answer
-class Figures:
-    """Of a client's update; its state is tensors. Not finite ones are refused where updates are."""
-
-    num_examples: Count
-    train_loss: float
-    seconds: Annotated[float, Field(ge=0)]
-    update_norm: float
+class Figures(ClientFigures):
+    """Of a client's update; its state is tensors. What makes no sense is refused where updates are."""
 
 
 @answer

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from ser_fl.errors import one_line, shown
+from ser_fl.files import from_safetensors, to_safetensors
 from ser_fl.runs.records import State
 
 PROTOCOL = 2
@@ -45,8 +44,7 @@ def put(records: RecordDict, name: str, state: Mapping[str, Tensor]) -> None:
     for key, tensor in state.items():
         if tensor.dtype not in _TYPES:
             raise WireError(f"{key} is of type {tensor.dtype}, which does not cross")
-    apart = {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in state.items()}
-    content = save_tensors(apart)  # which refuses tensors that share memory, as those of one model may
+    content = to_safetensors(state)
     records[name] = ArrayRecord({_STATE: Array("uint8", (len(content),), _SAFETENSORS, content)})
 
 
@@ -68,7 +66,7 @@ def take(records: RecordDict, name: str, *, like: Mapping[str, Tensor] | None = 
     if like is not None and len(content) > (most := sum(_HEADER_BYTES + tensor.nbytes for tensor in like.values())):
         raise WireError(f"its tensors take {len(content)} bytes, expected {most} at most")
     try:
-        tensors = load_tensors(content)  # refuses what does not fit its own header, and copies
+        tensors = from_safetensors(content)  # refuses what does not fit its own header, and copies
     except Exception as error:  # a type that torch does not know is a KeyError, and so on
         raise WireError(f"its tensors are damaged: {type(error).__name__}: {error}"[:_LONGEST_REASON]) from None
     if like is not None and tensors.keys() != like.keys():
@@ -78,7 +76,7 @@ def take(records: RecordDict, name: str, *, like: Mapping[str, Tensor] | None = 
             raise WireError(f"{key} is of type {tensor.dtype}, expected a known one")
         if like is not None:
             _compare(key, tensor, like[key])
-    return {key: tensors[key] for key in (sorted(tensors) if like is None else like)}
+    return tensors if like is None else {key: tensors[key] for key in like}
 
 
 def _content(record: ArrayRecord) -> bytes:

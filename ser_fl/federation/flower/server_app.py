@@ -10,18 +10,17 @@ from flwr.serverapp import Grid, ServerApp
 from ser_fl.config.schema import Config
 from ser_fl.devices import exact_arithmetic
 from ser_fl.errors import RoundFailed, UserError
+from ser_fl.federation.conduct import Sites, conduct
+from ser_fl.federation.experiment import NOTHING, OwnObjects, check_client_manifest
 from ser_fl.federation.flower.error_reporting import error_line
 from ser_fl.federation.flower.flower_executor import FlowerExecutor, FlowerScorer
 from ser_fl.federation.flower.messaging import Exchange
 from ser_fl.federation.flower.nodes import Nodes
 from ser_fl.federation.flower.run_config import configured
-from ser_fl.federation.profile import OnProfile
-from ser_fl.federation.rounds import OnRound
+from ser_fl.federation.rounds import Hooks
 from ser_fl.federation.run_setup import open_run
-from ser_fl.federation.session import check_client_manifest, conduct
 from ser_fl.runs.environment import threads_limited_to
 from ser_fl.runs.folder import RunFolder
-from ser_fl.runs.preemption import Preemption
 from ser_fl.runs.records import RoundRecord
 from ser_fl.training.precision import with_precision
 
@@ -29,9 +28,8 @@ from ser_fl.training.precision import with_precision
 def serve(
     config: Config,
     grid: Grid,
-    on_round: OnRound,
-    on_profile: OnProfile = lambda profile: None,
-    preemption: Preemption | None = None,
+    hooks: Hooks,
+    own: OwnObjects = NOTHING,
     given_up: Event | None = None,
 ) -> RunFolder:
     """Run an experiment, or go on with one, on whatever nodes a grid reaches, and return its run folder.
@@ -41,9 +39,8 @@ def serve(
     Args:
         config: what `ser_fl.compose` gives.
         grid: reaches the nodes.
-        on_round: told of every committed round.
-        on_profile: told where the server's time went, with `profile=true`.
-        preemption: whose signals a round in flight is sheltered from.
+        hooks: watch the rounds.
+        own: objects of the caller's own, of the server's side.
         given_up: set by another thread when nobody will answer any more.
 
     Raises:
@@ -51,15 +48,17 @@ def serve(
         RoundFailed: too few clients came back in a round, or a holder of test utterances gave no figures.
     """
     executor = config.executor
-    with open_run(config) as (run, progress), threads_limited_to(executor.threads), exact_arithmetic():
-        if config.precision == "auto":
-            config = with_precision(config, (progress and progress.precision) or "32-true")
+    with open_run(config) as (run, checkpoint), threads_limited_to(executor.threads), exact_arithmetic():
+        if checkpoint is not None and checkpoint.precision is not None:
+            config = with_precision(config, checkpoint.precision)
+        elif config.precision == "auto":
+            config = with_precision(config, "32-true")
         nodes = Nodes(Exchange(grid, executor.deadline_s, given_up or Event()), config)
         client_manifest = nodes.enrol(executor.num_nodes or 1, executor.wait_s)
-        check_client_manifest(config, run, client_manifest, progress)
+        check_client_manifest(config, run, client_manifest, checkpoint)
         standardisation = client_manifest.standardisation
-        clients, scorer = FlowerExecutor(nodes, standardisation), FlowerScorer(nodes, standardisation)
-        conduct(config, run, client_manifest, progress, clients, scorer, on_round, on_profile, preemption)
+        sites = Sites(FlowerExecutor(nodes, standardisation), FlowerScorer(nodes, standardisation))
+        conduct(config, run, client_manifest, checkpoint, sites, own, hooks)
     return run
 
 
@@ -77,7 +76,7 @@ def _main(grid: Grid, context: Context) -> None:
             for failure in record.failures:
                 print(f"  {failure.client_id}, {failure.stage}: {failure.error}", flush=True)
 
-        run = serve(config, grid, on_round)
+        run = serve(config, grid, Hooks(on_round=on_round))
         print(f"run folder: {run.root}", flush=True)
     except (UserError, RoundFailed) as error:
         print(error_line(error), flush=True)

@@ -16,12 +16,11 @@ from flwr.simulation import run_simulation
 from ser_fl.config.schema import Config
 from ser_fl.data.node_partition import Host
 from ser_fl.data.prepared import open_configured_corpus
+from ser_fl.federation.experiment import OwnObjects
 from ser_fl.federation.flower.client_app import make_client_app
 from ser_fl.federation.flower.server_app import serve
-from ser_fl.federation.profile import OnProfile
-from ser_fl.federation.rounds import OnRound
+from ser_fl.federation.rounds import Hooks
 from ser_fl.runs.folder import RunFolder
-from ser_fl.runs.preemption import Preemption
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +36,7 @@ class SimulatedHosts:
         return Host(self.root, self.cache_dir, (self.speakers[int(context.node_config["partition-id"])],))
 
 
-def simulate(
-    config: Config, on_round: OnRound, on_profile: OnProfile, preemption: Preemption | None = None
-) -> RunFolder:
+def simulate(config: Config, own: OwnObjects, hooks: Hooks) -> RunFolder:
     """Run an experiment on simulated nodes, each with `executor.client_cpus` cores and `executor.client_gpus` GPUs.
 
     Ray starts on this machine, with `executor.workers` clients at a time, or is the cluster of ``RAY_ADDRESS``.
@@ -47,7 +44,7 @@ def simulate(
     Raises:
         UserError: the settings or the data do not fit.
         RoundFailed: too few clients came back in a round.
-        Stopped: a signal that `preemption` listens to.
+        Stopped: a signal that the preemption of the hooks listens to.
     """
     speakers = sorted({utterance.speaker for utterance in open_configured_corpus(config).utterances})
     hosts = SimulatedHosts(config.data.root, config.data.cache_dir, tuple(speakers))
@@ -62,7 +59,7 @@ def simulate(
     def main(grid: Grid, context: Context) -> None:
         # in a thread of its own, of which Flower hands on no more than an `Exception`
         try:
-            outcome.append(serve(config, grid, on_round, on_profile, preemption, given_up))
+            outcome.append(serve(config, grid, hooks, own, given_up))
         except BaseException as error:
             outcome.append(error)
 

@@ -11,10 +11,44 @@ import torch
 from torch import Tensor, nn
 
 from ser_fl.attacks.threat_model import Box
+from ser_fl.training.objectives.adversarial import Adversarial
+from ser_fl.training.objectives.objective import ClientRound, TrainingPlan
+
+
+class Free(Adversarial):
+    """Free adversarial training (Shafahi et al., arXiv 1904.12843, algorithm 1).
+
+    It trains on every minibatch several times in a row, with a perturbation that each of these replays moves by the way
+    (`FreePerturbation`); utterances are augmented once, before the replays. The paper divides the number of epochs by
+    that of replays, so that training costs what clean training does. Here it is a client's round that does, since
+    rounds are what schedules, patience and comparisons count: with m replays each local epoch takes one in m
+    minibatches, and a second local epoch goes on with those that have not come yet. That makes as many steps as a clean
+    epoch, up to half of one minibatch's replays, and at least one minibatch's: a client of fewer than m minibatches
+    takes more. A client's weight in the average stays the number of its utterances. The default of 4 replays is the
+    authors' for inputs of a spectrogram's size (ImageNet): more of them make a stronger attack, on fewer utterances a
+    round. Its steps are single ones: look for the collapse of `Fast`.
+    """
+
+    def start_adversarial_round(self, given: ClientRound, epsilon: float) -> TrainingPlan:
+        """A perturbation of this round's own."""
+        assert self.config.replays is not None, "checked with the configuration"
+        perturbation = FreePerturbation(epsilon, self.attack.step_size(epsilon), given.box)
+        return given.on_all(partial(self.perturbed_loss, given, perturbation), self.config.replays)
+
+    def perturbed_loss(
+        self,
+        given: ClientRound,
+        perturbation: FreePerturbation,
+        network: nn.Module,
+        features_BFL: Tensor,
+        labels_B: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of the moved batch."""
+        return self.loss(given, network, perturbation(features_BFL), labels_B)
 
 
 class FreePerturbation:
-    """The perturbation of one client in one round (Shafahi et al., arXiv 1904.12843, algorithm 1).
+    """The perturbation of one client in one round.
 
     Called once a training step, it gives the batch moved by the perturbation; when the step's own backward pass reaches
     the batch, its gradient moves the perturbation by ``step_size`` in each cell, clipped to epsilon. The next step sees
@@ -39,7 +73,7 @@ class FreePerturbation:
         self.box = box
         self.perturbation_BFL: Tensor | None = None
 
-    def __call__(self, network: nn.Module, features_BFL: Tensor, labels_B: Tensor) -> Tensor:
+    def __call__(self, features_BFL: Tensor) -> Tensor:
         """The batch to train on, within epsilon and the box; a leaf that requires its gradient."""
         if self.perturbation_BFL is None:
             self.perturbation_BFL = torch.zeros_like(features_BFL)

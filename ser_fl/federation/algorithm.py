@@ -1,0 +1,236 @@
+"""The server's algorithm: what clients receive, how their updates are put together, where the model goes from there.
+
+FedSGD is no class of its own: `federation.local_batches=1` makes it of `FedAvg` or `FedAdam`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ser_fl.config.schema import Config, OptimiserConfig
+from ser_fl.federation.aggregation import Aggregation, WeightedMean
+from ser_fl.files import check_same_form
+from ser_fl.runs.records import ClientUpdate, State
+
+GLOBAL = "global"
+"""Owner of the model that all clients share."""
+
+
+class Algorithm:
+    """The server's side of all rounds. As it stands it is FedAvg; one of your own says where `step` goes instead.
+
+    What it carries from round to round belongs into `carried`, which is saved with every round, and is set up in
+    `start`. Anything else that it must not forget goes into `state_dict` and `load_state_dict`.
+    """
+
+    aggregation: Aggregation = WeightedMean()
+    """A copy of it takes in the updates of each round."""
+    models: dict[str, State]
+    """By owner: one that all share, or one of each client."""
+    carried: dict[str, State]
+    """By name, such as "exp_avg": one tensor of each parameter."""
+    _gathered: Aggregation | None = None
+
+    def start(self, network: nn.Module, client_ids: Sequence[str]) -> None:
+        """Before the first round: everybody begins from these weights."""
+        self.models, self.carried = {GLOBAL: dict(network.state_dict())}, {}
+        self._gathered = None
+
+    def model_for(self, client_id: str) -> State:
+        """What this client starts its local epochs from."""
+        return self.models[GLOBAL]
+
+    def add(self, update: ClientUpdate) -> None:
+        """Take in an update of this round, in the order of the cohort; nothing changes before `finish`."""
+        if self._gathered is None:
+            self._gathered = copy.deepcopy(self.aggregation)
+        self._gathered.add(update)
+
+    def finish(self, round_number: int) -> None:
+        """The round's model, from what was added; at least one was."""
+        assert self._gathered is not None
+        average, self._gathered = self._gathered.result(), None
+        self.models[GLOBAL] = self.step(self.models[GLOBAL], average, round_number)
+
+    def step(self, received: State, average: State, round_number: int) -> State:
+        """The next model.
+
+        Args:
+            received: the model that the clients started from.
+            average: what the aggregation made of their updates, with running statistics and counters.
+            round_number: of the round, from 1.
+        """
+        return average
+
+    def learning_rate(self, round_number: int) -> float | None:
+        """The server's own in a round, of which `optimiser.schedule` then is; None where it has none.
+
+        Where it has one, clients keep their full rate: it takes a client's rate out of the updates again.
+        """
+        return None
+
+    def state_dict(self) -> State:
+        """All that the next round depends on."""
+        return _flat("model", self.models) | _flat("carried", self.carried)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from there, after `start`.
+
+        Raises:
+            ValueError: it is of another algorithm, other clients or another network; what differs is named.
+        """
+        check_same_form(state, self.state_dict())
+        for kind, states in (("model", self.models), ("carried", self.carried)):
+            for owner in states:
+                states[owner] = {name: state[f"{kind}/{owner}/{name}"] for name in states[owner]}
+
+
+class FedAvg(Algorithm):
+    """The average is the model (McMahan et al., arXiv 1602.05629, algorithm 1)."""
+
+
+class FedAvgM(Algorithm):
+    """One step of the server with momentum a round (Hsu et al., arXiv 1909.06335, section 4.2).
+
+    v' = momentum * v + (average - received), model = received + v'. momentum = 0 would be FedAvg. Parameters alone have
+    a v; running statistics and counters are the average's.
+
+    Args:
+        momentum: share of the last v that is carried on, 0 <= momentum < 1.
+    """
+
+    def __init__(self, momentum: float) -> None:
+        self.momentum = momentum
+
+    def start(self, network: nn.Module, client_ids: Sequence[str]) -> None:
+        """From rest."""
+        super().start(network, client_ids)
+        self.carried["exp_avg"] = _zeros(network)
+
+    def step(self, received: State, average: State, round_number: int) -> State:
+        """The average, moved on by what is left of the steps before."""
+        onward = {
+            name: self.momentum * before + (average[name] - received[name])
+            for name, before in self.carried["exp_avg"].items()
+        }
+        self.carried["exp_avg"] = onward
+        return average | {name: received[name] + step for name, step in onward.items()}
+
+
+class FedAdam(Algorithm):
+    """One step of the server by Adam a round (FedAdam: Reddi et al., arXiv 2003.00295, algorithm 2).
+
+    With D = average - received: m' = momentum * m + (1 - momentum) * D, v' = second_momentum * v +
+    (1 - second_momentum) * D^2, model = received + learning_rate * m^ / (sqrt(v^) + tau). Deviation: v begins at 0 and
+    m^ and v^ are m' / (1 - momentum^n) and v' / (1 - second_momentum^n) in round n, as in Adam (Kingma and Ba, arXiv
+    1412.6980, algorithm 1); there v begins at tau^2 or above and nothing is corrected. So where clients take one step
+    of plain SGD (FedSGD), D is the mean of their gradients, weighted by what each holds, and a round is a step of Adam
+    in one place. Parameters alone have an m and a v; running statistics and counters are the average's.
+
+    Args:
+        learning_rate: of a round.
+        momentum: share of the mean update that is carried on, 0 <= momentum < 1 (beta 1).
+        second_momentum: share of the mean squared update that is carried on, 0 <= second_momentum < 1 (beta 2).
+        tau: added to the root of the mean squared update, above 0: the smaller, the more all parameters move alike.
+        schedule: share of the learning rate by the number of the round.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float,
+        *,
+        momentum: float = 0.9,
+        second_momentum: float = 0.99,
+        tau: float = 1e-3,
+        schedule: Callable[[int], float] | None = None,
+    ) -> None:
+        self.full_learning_rate = learning_rate
+        self.momentum = momentum
+        self.second_momentum = second_momentum
+        self.tau = tau
+        self.schedule = schedule
+
+    def start(self, network: nn.Module, client_ids: Sequence[str]) -> None:
+        """From rest."""
+        super().start(network, client_ids)
+        self.carried |= {"exp_avg": _zeros(network), "exp_avg_sq": _zeros(network)}
+
+    def learning_rate(self, round_number: int) -> float:
+        """The scheduled one."""
+        share = 1.0 if self.schedule is None else self.schedule(round_number)
+        return self.full_learning_rate * share
+
+    def step(self, received: State, average: State, round_number: int) -> State:
+        """The received model, one step on."""
+        rate, model = self.learning_rate(round_number), dict(average)
+        exp_avg, exp_avg_sq = dict[str, Tensor](), dict[str, Tensor]()
+        for name, before in self.carried["exp_avg"].items():
+            change = average[name] - received[name]
+            mean = self.momentum * before + (1 - self.momentum) * change
+            square = (
+                self.second_momentum * self.carried["exp_avg_sq"][name] + (1 - self.second_momentum) * change.square()
+            )
+            root = (square / (1 - self.second_momentum**round_number)).sqrt()
+            direction = mean / (1 - self.momentum**round_number) / (root + self.tau)
+            model[name] = received[name] + rate * direction
+            exp_avg[name], exp_avg_sq[name] = mean, square
+        self.carried = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+        return model
+
+
+class LocalOnly(Algorithm):
+    """Every client goes on from its own model: nothing is averaged."""
+
+    def start(self, network: nn.Module, client_ids: Sequence[str]) -> None:
+        """A model of each client, all of the same weights."""
+        self.models, self.carried = {client_id: dict(network.state_dict()) for client_id in client_ids}, {}
+        self._updated: dict[str, State] = {}
+
+    def model_for(self, client_id: str) -> State:
+        """The client's own."""
+        return self.models[client_id]
+
+    def add(self, update: ClientUpdate) -> None:
+        """Keep it apart."""
+        self._updated[update.client_id] = update.state
+
+    def finish(self, round_number: int) -> None:
+        """Each client's update is its model."""
+        self.models |= self._updated
+        self._updated = {}
+
+
+def make_algorithm(config: Config) -> Algorithm:
+    """The configured algorithm."""
+    settings = config.federation
+    if settings.name == "local_only":
+        return LocalOnly()
+    if settings.server_optimiser == "adam":
+        rate, second, tau = settings.server_learning_rate, settings.server_second_momentum, settings.server_tau
+        assert rate is not None and second is not None and tau is not None, "checked with the configuration"
+        schedule = partial(scheduled_share, config.optimiser)
+        return FedAdam(rate, momentum=settings.server_momentum, second_momentum=second, tau=tau, schedule=schedule)
+    return FedAvgM(settings.server_momentum) if settings.server_momentum else FedAvg()
+
+
+def scheduled_share(optimiser: OptimiserConfig, number: int) -> float:
+    """Share of a learning rate in a round: constant, or a cosine from 1 to its final fraction at `decay_rounds`."""
+    if optimiser.schedule == "constant":
+        return 1.0
+    done = min((number - 1) / optimiser.decay_rounds, 1.0)
+    cosine = (1 + math.cos(math.pi * done)) / 2
+    return optimiser.final_fraction + (1 - optimiser.final_fraction) * cosine
+
+
+def _flat(kind: str, states: Mapping[str, State]) -> State:
+    return {f"{kind}/{owner}/{name}": tensor for owner, state in states.items() for name, tensor in state.items()}
+
+
+def _zeros(network: nn.Module) -> State:
+    return {name: torch.zeros_like(parameter) for name, parameter in network.named_parameters()}

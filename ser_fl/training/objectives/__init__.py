@@ -1,0 +1,36 @@
+"""What a client trains on in a round, a class each: clean utterances, or a mix with adversarial ones.
+
+FGSM, BIM and PGD are made by one of two recipes, `PerRound` and `PerStep`. Fast, free and TRADES begin in round 1,
+since they need no model that has learnt: their authors attack from the first step on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from ser_fl.config.schema import ObjectiveConfig
+from ser_fl.training.objectives.adversarial import BIM, FGSM, PGD, Fast, PerRound, PerStep
+from ser_fl.training.objectives.free import Free
+from ser_fl.training.objectives.objective import ClientRound, Objective, TrainingPlan
+from ser_fl.training.objectives.trades import Trades
+
+__all__ = ["OBJECTIVES", "ClientRound", "Objective", "TrainingPlan"]
+
+_RECIPES = {"per_round": PerRound, "per_step": PerStep}
+
+
+def _by_recipe(attack: type[PGD], config: ObjectiveConfig) -> Objective:
+    return _RECIPES[config.recipe](config, attack)
+
+
+OBJECTIVES: Mapping[str, Callable[[ObjectiveConfig], Objective]] = {
+    "clean": lambda config: Objective(),
+    "fgsm": partial(_by_recipe, FGSM),
+    "bim": partial(_by_recipe, BIM),
+    "pgd": partial(_by_recipe, PGD),
+    "fast": partial(_by_recipe, Fast),
+    "free": Free,
+    "trades": Trades,
+}
+"""By the name in the configuration: an entry here and a word in `ObjectiveConfig.name` make a new one."""

@@ -1,0 +1,177 @@
+"""Adversarial training with FGSM, BIM, PGD or the one fast step, made once a round or in every step.
+
+Legend: N utterances, B batch, F mel bins, L frames.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ser_fl.attacks.training_attacks import pgd, random_start
+from ser_fl.config.schema import AugmentationConfig, ObjectiveConfig
+from ser_fl.data.augmentation import augment
+from ser_fl.data.datamodule import Examples
+from ser_fl.devices import CPU, device_of, send
+from ser_fl.training.objectives.objective import ClientRound, Objective, TrainingPlan
+
+_CRAFTING_BATCH = 32
+
+
+class PGD:
+    """The attack of a training step: from a uniform start in the ball, steps of epsilon / 4 (epsilon for one step)."""
+
+    def __init__(self, config: ObjectiveConfig) -> None:
+        self.config = config
+        self.steps = config.steps
+        self.random_start = config.random_start
+
+    def craft(self, given: ClientRound, features_BFL: Tensor, labels_B: Tensor, epsilon: float) -> Tensor:
+        """Adversarial version of a batch, with true labels, within epsilon and the box."""
+        with given.watch.part("attack"):
+            return pgd(
+                given.network,
+                features_BFL,
+                labels_B,
+                epsilon=epsilon,
+                step_size=self.step_size(epsilon),
+                steps=self.steps,
+                box=given.box,
+                start_BFL=random_start(features_BFL, epsilon, given.stream) if self.random_start else None,
+                low_precision=given.low_precision,
+            )
+
+    def step_size(self, epsilon: float) -> float:
+        """As configured for the full epsilon, and smaller with a smaller one; else `own_step_size`."""
+        if self.config.step_size is None:
+            return self.own_step_size(epsilon)
+        return self.config.step_size * epsilon / self.config.epsilon if self.config.epsilon else 0.0
+
+    def own_step_size(self, epsilon: float) -> float:
+        """Where none is configured."""
+        return epsilon / (4 if self.steps > 1 else 1)
+
+
+class FGSM(PGD):
+    """One step of all of epsilon."""
+
+    def __init__(self, config: ObjectiveConfig) -> None:
+        super().__init__(config)
+        self.steps = 1
+
+    def step_size(self, epsilon: float) -> float:
+        """All of it, whatever is configured."""
+        return epsilon
+
+
+class BIM(PGD):
+    """PGD from the clean utterance."""
+
+    def __init__(self, config: ObjectiveConfig) -> None:
+        super().__init__(config)
+        self.random_start = False
+
+
+class Fast(PGD):
+    """The attack of fast adversarial training (Wong, Rice and Kolter, arXiv 2001.03994, algorithm 3).
+
+    From a start that is uniform in the ball, one step of 1.25 epsilon, back onto the ball and into the box. Deviation:
+    the step's gradient is taken in eval mode, as in all attacks here but free's, so that batch norm counts no batch
+    twice. Training on one step may collapse (catastrophic overfitting): within a few rounds the model unlearns to
+    withstand anything but that step. Neither the training loss nor clean UAR shows it, both may even get better, but
+    UAR under an attack of several steps falls to nothing. `selection.robust_every` measures it as rounds go by, and
+    `selection.by=robust` keeps the round before the collapse, as those authors do by stopping there.
+    """
+
+    def own_step_size(self, epsilon: float) -> float:
+        """As the authors found best."""
+        return 1.25 * epsilon
+
+
+class Adversarial(Objective):
+    """Clean training up to round `from_round`, adversarial training from there on."""
+
+    def __init__(self, config: ObjectiveConfig, attack: type[PGD] = PGD) -> None:
+        self.config = config
+        self.attack = attack(config)
+
+    def start_round(self, given: ClientRound) -> TrainingPlan:
+        """What one client does in one round."""
+        if given.number < self.config.from_round:
+            return Objective().start_round(given)
+        return self.start_adversarial_round(given, self.epsilon(given.number))
+
+    @abstractmethod
+    def start_adversarial_round(self, given: ClientRound, epsilon: float) -> TrainingPlan:
+        """What one client does in a round that trains on adversarial utterances within epsilon."""
+
+    def epsilon(self, round_number: int) -> float:
+        """The budget of a round: grown in equal steps to its full value over the first adversarial rounds."""
+        grown = (round_number - self.config.from_round + 1) / max(self.config.warm_up_rounds, 1)
+        return self.config.epsilon * min(max(grown, 0.0), 1.0)
+
+
+class PerRound(Adversarial):
+    """The paper's recipe (arXiv 2203.04696, the authors' code).
+
+    From round 2, at the start of a round, a client draws a random half of its utterances, makes adversarial copies of
+    them with the model it just received, and trains on that half and its copies with cross-entropy; the other half sits
+    the round out. Deviations: true labels are passed to the attack, the step size is epsilon / 4 and not ART's default
+    of 0.1, which is above epsilon, and the half is augmented before its copies are made, so that a copy is trained on
+    as the attack left it.
+    """
+
+    def start_adversarial_round(self, given: ClientRound, epsilon: float) -> TrainingPlan:
+        """The drawn share and its copies."""
+        count = max(1, round(self.config.fraction * len(given.examples)))
+        drawn = torch.randperm(len(given.examples), generator=given.stream)[:count]
+        labels_N = given.examples.labels_N[drawn]
+        clean_NFL = augment(given.examples.features_NFL[drawn], labels_N, given.augmentation, given.stream)
+        device = device_of(given.network)
+        copies = [
+            self.attack.craft(given, send(features_BFL, device), send(labels_B, device), epsilon)
+            for features_BFL, labels_B in zip(
+                torch.split(clean_NFL, _CRAFTING_BATCH), torch.split(labels_N, _CRAFTING_BATCH), strict=True
+            )
+        ]
+        return TrainingPlan(
+            examples=Examples(torch.cat([clean_NFL, torch.cat(copies).to(CPU)]), torch.cat([labels_N, labels_N])),
+            num_examples=count,
+            augmentation=_nothing_but_smoothing(given.augmentation),
+            loss=partial(self.loss, given),
+        )
+
+
+class PerStep(Adversarial):
+    """A share of every batch is replaced by its adversarial version against the current weights.
+
+    Madry et al. (arXiv 1706.06083), with the batch split as in Kurakin et al. (arXiv 1611.01236).
+    """
+
+    def start_adversarial_round(self, given: ClientRound, epsilon: float) -> TrainingPlan:
+        """All examples, hardened batch by batch."""
+        return given.on_all(partial(self.hardened_loss, given, epsilon))
+
+    def hardened_loss(
+        self, given: ClientRound, epsilon: float, network: nn.Module, features_BFL: Tensor, labels_B: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of the hardened batch."""
+        return self.loss(given, network, self.harden(given, epsilon, features_BFL, labels_B), labels_B)
+
+    def harden(self, given: ClientRound, epsilon: float, features_BFL: Tensor, labels_B: Tensor) -> Tensor:
+        """A batch whose first share (batches are shuffled) is replaced by its adversarial version."""
+        count = max(1, round(self.config.fraction * len(features_BFL)))
+        adversarial = self.attack.craft(given, features_BFL[:count], labels_B[:count], epsilon)
+        return torch.cat([adversarial, features_BFL[count:]]) if count < len(features_BFL) else adversarial
+
+
+def _nothing_but_smoothing(augmentation: AugmentationConfig) -> AugmentationConfig:
+    """Copies that were made at the start of a round stay as they are."""
+    # mypy does not see that pydantic's dataclass is one.
+    return replace(  # type: ignore[type-var]
+        augmentation, roll=False, splice=0.0, time_masks=0, mel_masks=0, max_mel_warp=0.0, max_equalisation=0.0
+    )
