@@ -62,6 +62,11 @@ def labels_of(runs: Sequence[RunRecords]) -> list[str]:
     ]
 
 
+def labelled(runs: Sequence[RunRecords]) -> list[tuple[str, RunRecords]]:
+    """Each run after its label."""
+    return list(zip(labels_of(runs), runs, strict=True))
+
+
 def provenance(runs: Sequence[RunRecords]) -> str:
     """Where the figures come from: corpus, split, seed; SYNTHETIC where the speech is."""
     facts = (
