@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Self
 
 from ser_fl.report import wording
-from ser_fl.report.labels import labelled, provenance, training_epsilon
 from ser_fl.report.markup import MISSING, Table
-from ser_fl.report.runs import RunRecords
+from ser_fl.report.reader import RunRecords
+from ser_fl.report.run_labels import labelled, provenance, training_epsilon
 from ser_fl.runs.records import AttackRecord
 
 _ORDER = ("fgsm", "bim", "pgd_paper", "pgd", "cw_l2", "cw_linf", "deepfool")

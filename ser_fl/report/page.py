@@ -11,11 +11,11 @@ from typing import Any
 
 from ser_fl.errors import UserError
 from ser_fl.files import write_bytes
-from ser_fl.report.labels import labelled
+from ser_fl.report.reader import RunRecords, read_run
 from ser_fl.report.replications import replication_table, spread_table
-from ser_fl.report.runs import RunRecords, read_run
+from ser_fl.report.run_labels import labelled
 from ser_fl.report.tables import attack_table, four_way, group_table, summary_table, training_table
-from ser_fl.report.transfer import pair_table, read_matrices, transfer_tables
+from ser_fl.report.transfer_tables import pair_table, read_matrices, transfer_tables
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import TransferMatrix
 from ser_fl.runs.redaction import public_path

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from ser_fl.report import figures, images, wording
 from ser_fl.report.four_way import budget_key, reference_budgets
-from ser_fl.report.labels import labelled
-from ser_fl.report.runs import Example, RunRecords
-from ser_fl.report.transfer import attack_of
+from ser_fl.report.reader import Example, RunRecords
+from ser_fl.report.run_labels import labelled
+from ser_fl.report.transfer_tables import attack_of
 from ser_fl.runs.records import AttackRecord, TransferMatrix
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from typing import Any
 
 from ser_fl.report import wording
 from ser_fl.report.four_way import Column, budget_key, columns_of, reference_budgets
-from ser_fl.report.labels import labels_of, provenance
 from ser_fl.report.markup import MISSING, Table
-from ser_fl.report.runs import RunRecords
+from ser_fl.report.reader import RunRecords
+from ser_fl.report.run_labels import labels_of, provenance
 from ser_fl.runs.records import AttackRecord
 
 _FREE = {"seed", "run_dir", "resume", "tracking", "executor", "profile", "experiment"}

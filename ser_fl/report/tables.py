@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ser_fl.report import wording
 from ser_fl.report.four_way import budget_key, four_way, reference_budgets
-from ser_fl.report.labels import labelled, labels_of, provenance
 from ser_fl.report.markup import MISSING, Table
-from ser_fl.report.runs import Round, RunRecords
+from ser_fl.report.reader import Round, RunRecords
+from ser_fl.report.run_labels import labelled, labels_of, provenance
 from ser_fl.runs.records import AttackRecord
 
 __all__ = ["attack_table", "four_way", "group_table", "summary_table", "training_table"]

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 from ser_fl.config.schema import Config
 from ser_fl.errors import UserError
-from ser_fl.federation.flower.telemetry import QUIET
+from ser_fl.federation.flower import QUIET
 from ser_fl.federation.profile import OnProfile
 from ser_fl.federation.rounds import OnRound
 from ser_fl.runs.folder import RunFolder

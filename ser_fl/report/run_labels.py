@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ser_fl.report.runs import RunRecords
+from ser_fl.report.reader import RunRecords
 
 _FEDERATIONS = {"federated": "Federated", "centralised": "Centralised", "local_only": "Local only"}
 _RECIPES = {"per_round": "per round", "per_step": "per step"}
