@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 
 from ser_fl.deployment.daemon import free_port
-from ser_fl.deployment.flower import Outgoing, flower_environment
+from ser_fl.deployment.flower_environment import Outgoing, flower_environment
 from ser_fl.deployment.key_folder import KeyFolder
 from ser_fl.deployment.keys import make_keys
 from ser_fl.deployment.link import Link

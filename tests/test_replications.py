@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from ser_fl.report.reader import RunRecords, Summary, TestScores
 from ser_fl.report.replications import (
     half_width_of_uar,
     half_width_over_seeds,
@@ -17,7 +18,6 @@ from ser_fl.report.replications import (
     replications,
     spread_table,
 )
-from ser_fl.report.runs import RunRecords, Summary, TestScores
 from ser_fl.runs.records import AttackRecord
 
 CLASSES = 3

@@ -27,11 +27,11 @@ from ser_fl.files import write_json
 from ser_fl.report import wording
 from ser_fl.report.figures import loss_over_rounds, robust_uar_curve, speaker_bars, uar_over_rounds
 from ser_fl.report.images import confusion_matrix, spectrogram_pair
-from ser_fl.report.labels import labels_of
 from ser_fl.report.markup import Table, print_table, to_markdown
 from ser_fl.report.page import write_report
 from ser_fl.report.panels import draw_figures
-from ser_fl.report.runs import Example, Round, RunRecords, read_run
+from ser_fl.report.reader import Example, Round, RunRecords, read_run
+from ser_fl.report.run_labels import labels_of
 from ser_fl.report.tables import attack_table, four_way, group_table, summary_table, training_table
 from ser_fl.robustness.sanity_checks.report import Doubt, SanityReport, write_sanity_report
 from ser_fl.runs.folder import RunFolder
@@ -593,7 +593,7 @@ def test_spectrogram_pair_shows_the_difference_in_seconds() -> None:
 
 
 def test_importing_the_report_loads_neither_torch_nor_matplotlib() -> None:
-    modules = "labels markup runs tables figures images panels page"
+    modules = "run_labels markup reader tables figures images panels page"
     code = f"import importlib, sys; [importlib.import_module('ser_fl.report.' + name) for name in {modules.split()!r}]"
     code += "; print([name for name in ('torch', 'matplotlib', 'rich', 'art', 'wandb') if name in sys.modules])"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -49,7 +49,7 @@ def run_demo(output: Path | None = None, overrides: tuple[str, ...] = ()) -> Pat
     from ser_fl.report.four_way import four_way
     from ser_fl.report.markup import print_table
     from ser_fl.report.page import write_report
-    from ser_fl.report.runs import read_run
+    from ser_fl.report.reader import read_run
 
     started = time.perf_counter()
     folder = output or Path("runs") / "demo" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"

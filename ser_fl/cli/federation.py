@@ -15,7 +15,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from ser_fl.deployment.connection import CONNECTION
-from ser_fl.deployment.flower import Outgoing
+from ser_fl.deployment.flower_environment import Outgoing
 from ser_fl.deployment.key_folder import KeyFolder
 from ser_fl.deployment.keys import handed_out, make_keys
 from ser_fl.deployment.link import Link

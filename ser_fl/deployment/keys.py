@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ser_fl.deployment.flower import require_flower
+from ser_fl.deployment.flower_environment import require_flower
 from ser_fl.deployment.key_folder import KeyFolder
 from ser_fl.errors import UserError
 

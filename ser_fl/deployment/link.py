@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ser_fl.deployment.connection import answers, join_address, write_connection
 from ser_fl.deployment.daemon import LOOK_S, Daemons, StateFolder, require_free
-from ser_fl.deployment.flower import NOTHING_OUTGOING, Outgoing, flower_environment, require_flower
+from ser_fl.deployment.flower_environment import NOTHING_OUTGOING, Outgoing, flower_environment, require_flower
 from ser_fl.deployment.key_folder import KeyFolder, require_private
 from ser_fl.errors import DaemonStopped, UserError
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ser_fl.report import wording
-from ser_fl.report.runs import Round
+from ser_fl.report.reader import Round
 from ser_fl.runs.records import AttackRecord
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Self
 
 from ser_fl.report import wording
-from ser_fl.report.labels import labels_of, provenance, training_epsilon
 from ser_fl.report.markup import MISSING, Table
-from ser_fl.report.runs import RunRecords
+from ser_fl.report.reader import RunRecords
+from ser_fl.report.run_labels import labelled, provenance, training_epsilon
 from ser_fl.runs.records import AttackRecord
 
 _ORDER = ("fgsm", "bim", "pgd_paper", "pgd", "cw_l2", "cw_linf", "deepfool")
@@ -82,7 +82,7 @@ def four_way(runs: Sequence[RunRecords]) -> Table:
             *(_cell(column.record_of(run, defence)) for column in columns),
             _worst_cell(run, defence, budgets),
         )
-        for label, run in zip(labels_of(runs), runs, strict=True)
+        for label, run in labelled(runs)
         for defence in run.defences
     ]
     return Table(
@@ -117,12 +117,12 @@ def reference_budgets(runs: Sequence[RunRecords]) -> set[tuple[str, str, str]]:
 
 def columns_of(runs: Sequence[RunRecords], budgets: set[tuple[str, str, str]]) -> list[Column]:
     """Every attack of some runs at some budgets, in the order of the tables; worst cases are none."""
-    columns = {
+    columns = dict.fromkeys(
         Column.of(run, record)
         for run in runs
         for record in run.attacked
         if record.attack != wording.WORST_CASE and budget_key(record) in budgets
-    }
+    )
     return sorted(columns, key=_rank)
 
 
@@ -140,8 +140,7 @@ def _rank(column: Column) -> tuple[bool, bool, int, str, str]:
 def _cell(record: AttackRecord | None) -> str:
     if record is None or math.isnan(record.robust_uar):
         return MISSING
-    mark = f" {wording.GREY_BOX}" if wording.is_grey_box(record) else ""
-    return f"{wording.percent(record.robust_uar)}{mark}"
+    return wording.marked(wording.percent(record.robust_uar), record)
 
 
 def _worst_cell(run: RunRecords, defence: str, budgets: set[tuple[str, str, str]]) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ser_fl.report import wording
-from ser_fl.report.runs import Example
+from ser_fl.report.reader import Example
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

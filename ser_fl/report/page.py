@@ -11,11 +11,11 @@ from typing import Any
 
 from ser_fl.errors import UserError
 from ser_fl.files import write_bytes
-from ser_fl.report.labels import labels_of
+from ser_fl.report.reader import RunRecords, read_run
 from ser_fl.report.replications import replication_table, spread_table
-from ser_fl.report.runs import RunRecords, read_run
+from ser_fl.report.run_labels import labelled
 from ser_fl.report.tables import attack_table, four_way, group_table, summary_table, training_table
-from ser_fl.report.transfer import pair_table, read_matrices, transfer_tables
+from ser_fl.report.transfer_tables import pair_table, read_matrices, transfer_tables
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import TransferMatrix
 from ser_fl.runs.redaction import public_path
@@ -70,23 +70,23 @@ def render_page(
     drawn = defaultdict[str, list[str]](list)
     for name, png in figures.items():
         drawn[next(kind for kind in _KINDS if name.startswith(kind))].append(b64encode(png).decode())
-    labelled = list(zip(labels_of(runs), runs, strict=True))
-    attacked = any(run.attacks for run in runs)
     return templates.get_template("report.html.j2").render(
         title="ser_fl: " + " / ".join(dict.fromkeys(run.name for run in runs)),
         synthetic=any(run.synthetic for run in runs) or any(matrix.synthetic for matrix in matrices),
         figures=drawn,
         replications=replication_table(runs),
         four_way=four_way(runs),
-        attacks=attack_table(runs) if attacked else None,
+        attacks=attack_table(runs) if any(run.attacks for run in runs) else None,
         groups=group_table(runs),
-        sanity_reports=[(label, run.sanity_report) for label, run in labelled if run.attacks and run.sanity_report],
+        sanity_reports=[
+            (label, run.sanity_report) for label, run in labelled(runs) if run.attacks and run.sanity_report
+        ],
         transfers=[table for matrix in matrices for table in (*transfer_tables(matrix), pair_table(matrix))],
         spread=spread_table(runs),
         summary=summary_table(runs),
         training=training_table(runs),
         missing=[part for run in runs for part in _missing(run)],
-        origins=[(label, _origin(run)) for label, run in labelled],
+        origins=[(label, _origin(run)) for label, run in labelled(runs)],
     )
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from ser_fl.report import figures, images, wording
 from ser_fl.report.four_way import budget_key, reference_budgets
-from ser_fl.report.labels import labels_of
-from ser_fl.report.runs import Example, RunRecords
-from ser_fl.report.transfer import attack_of
+from ser_fl.report.reader import Example, RunRecords
+from ser_fl.report.run_labels import labelled
+from ser_fl.report.transfer_tables import attack_of
 from ser_fl.runs.records import AttackRecord, TransferMatrix
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def draw_figures(runs: Sequence[RunRecords], transferred: Sequence[TransferMatri
             drawn["confusion"] = confusions(matrices)
         if speakers := [run for run in runs if run.test.per_speaker_uar]:
             drawn["speakers"] = speaker_uars(speakers)
-        for place, (label, run) in enumerate(zip(labels_of(runs), runs, strict=True)):
+        for place, (label, run) in enumerate(labelled(runs)):
             if run.example:
                 drawn[f"spectrogram_{place + 1}"] = spectrograms(label, run.example)
         for place, matrix in enumerate(transferred):
@@ -67,10 +67,10 @@ def draw_figures(runs: Sequence[RunRecords], transferred: Sequence[TransferMatri
 def training_curves(runs: Sequence[RunRecords]) -> Figure:
     """Validation UAR above training loss, all runs on the same axes."""
     figure, ((upper,), (lower,)) = _grid(2, 1, width=6.6, height=2.2, sharex=True)
-    for place, (label, run) in enumerate(zip(_one_line(labels_of(runs)), runs, strict=True)):
+    for place, (label, run) in enumerate(labelled(runs)):
         selected = run.summary.selected_round
-        figures.uar_over_rounds(upper, run.rounds, label=label, selected_round=selected, place=place)
-        figures.loss_over_rounds(lower, run.rounds, label=label, place=place)
+        figures.uar_over_rounds(upper, run.rounds, label=_one_line(label), selected_round=selected, place=place)
+        figures.loss_over_rounds(lower, run.rounds, label=_one_line(label), place=place)
     upper.set_xlabel("")
     _legend_below(figure, [upper])
     return figure
@@ -80,7 +80,7 @@ def robust_uar(runs: Sequence[RunRecords], threat: Threat) -> Figure:
     """Robust UAR over the budget in one domain and norm: a row of panels per run, a column per test-time defence."""
     defences = list(dict.fromkeys(defence for run in runs for defence in run.defences))
     figure, grid = _grid(len(runs), len(defences), width=3.4, height=2.5, sharex=True, sharey=True)
-    for label, run, row in zip(labels_of(runs), runs, grid, strict=True):
+    for (label, run), row in zip(labelled(runs), grid, strict=True):
         for defence, ax in zip(defences, row, strict=True):
             figures.robust_uar_curve(
                 ax,
@@ -111,8 +111,8 @@ def confusions(matrices: Sequence[Matrix]) -> Figure:
 def speaker_uars(runs: Sequence[RunRecords]) -> Figure:
     """UAR of every test speaker, a panel per run."""
     figure, grid = _grid(len(runs), 1, width=6.6, height=2.2)
-    for label, run, (ax,) in zip(_one_line(labels_of(runs)), runs, grid, strict=True):
-        figures.speaker_bars(ax, run.test.per_speaker_uar, overall_uar=run.test.uar).set_title(label)
+    for (label, run), (ax,) in zip(labelled(runs), grid, strict=True):
+        figures.speaker_bars(ax, run.test.per_speaker_uar, overall_uar=run.test.uar).set_title(_one_line(label))
     return figure
 
 
@@ -120,7 +120,7 @@ def spectrograms(label: str, example: Example) -> Figure:
     """A clean utterance, its adversarial copy and the difference."""
     figure, grid = _grid(3, 1, width=6.6, height=1.7, sharex=True)
     images.spectrogram_pair([ax for (ax,) in grid], example)
-    figure.suptitle(*_one_line([label]), fontsize="medium")
+    figure.suptitle(_one_line(label), fontsize="medium")
     for (ax,) in grid[:-1]:
         ax.set_xlabel("")
     return figure
@@ -161,7 +161,7 @@ def _confusions(runs: Sequence[RunRecords]) -> list[Matrix]:
     """Of every run: the clean matrix and the one of the strongest attack of the four-way table on the bare model."""
     budgets = reference_budgets(runs)
     matrices: list[Matrix] = []
-    for label, run in zip(labels_of(runs), runs, strict=True):
+    for label, run in labelled(runs):
         if run.classes and run.test.confusion:
             title = f"{label}\nclean, UAR {wording.percent(run.test.uar)} %"
             matrices.append((title, run.test.confusion, run.classes))
@@ -204,8 +204,8 @@ def _legend_below(figure: Figure, axes: Iterable[Axes]) -> None:
     figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns, handlelength=3.2)
 
 
-def _one_line(labels: Iterable[str]) -> list[str]:
-    return [label.replace("\n", ", ") for label in labels]
+def _one_line(label: str) -> str:
+    return label.replace("\n", ", ")
 
 
 def _png(figure: Figure) -> bytes:

@@ -16,9 +16,9 @@ from typing import Any
 
 from ser_fl.report import wording
 from ser_fl.report.four_way import Column, budget_key, columns_of, reference_budgets
-from ser_fl.report.labels import labels_of, provenance
 from ser_fl.report.markup import MISSING, Table
-from ser_fl.report.runs import RunRecords
+from ser_fl.report.reader import RunRecords
+from ser_fl.report.run_labels import labels_of, provenance
 from ser_fl.runs.records import AttackRecord
 
 _FREE = {"seed", "run_dir", "resume", "tracking", "executor", "profile", "experiment"}
@@ -97,7 +97,7 @@ def replication_table(runs: Sequence[RunRecords]) -> Table | None:
         caption=(
             f"{provenance(everybody)} Each figure with half of its 95 % interval: of the mean over seeds (Student's t),"
             " or, over folds, of the UAR of the summed confusion matrix; sd: deviation of the seeds (n - 1)."
-            f" {wording.GREY_BOX} Grey-box: the attacker does not know of the defence; no evidence of robustness."
+            f"{wording.mark_explained(record for run in everybody for record in run.attacked)}"
         ),
         num_labels=2,
     )
@@ -195,16 +195,13 @@ def _cell(group: Replication, records: Sequence[AttackRecord]) -> str:
         return MISSING
     deviation = group.deviation(records)
     spread = "" if deviation is None else f" (sd {wording.percent(deviation)})"
-    mark = f" {wording.GREY_BOX}" if wording.is_grey_box(records[0]) else ""
-    return f"{wording.percent(figure[0])} ± {wording.percent(figure[1])}{spread}{mark}"
+    return wording.marked(f"{wording.percent(figure[0])} ± {wording.percent(figure[1])}{spread}", records[0])
 
 
 def _labels(groups: Sequence[Replication]) -> list[str]:
     """As of their first runs, which differ in what the experiments differ in."""
-    return [
-        f"{label}\n{group.what}"
-        for label, group in zip(labels_of([group.runs[0] for group in groups]), groups, strict=True)
-    ]
+    labels = labels_of([group.runs[0] for group in groups])
+    return [f"{label}\n{group.what}" for label, group in zip(labels, groups, strict=True)]
 
 
 def _summed(confusions: Sequence[Any]) -> Any:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ser_fl.report import wording
 from ser_fl.report.four_way import budget_key, four_way, reference_budgets
-from ser_fl.report.labels import labels_of, provenance
 from ser_fl.report.markup import MISSING, Table
-from ser_fl.report.runs import Round, RunRecords
+from ser_fl.report.reader import Round, RunRecords
+from ser_fl.report.run_labels import labelled, labels_of, provenance
 from ser_fl.runs.records import AttackRecord
 
 __all__ = ["attack_table", "four_way", "group_table", "summary_table", "training_table"]
@@ -19,7 +19,7 @@ __all__ = ["attack_table", "four_way", "group_table", "summary_table", "training
 _ATTACK_COLUMNS: tuple[tuple[str, Callable[[AttackRecord], str]], ...] = (
     ("Attack", lambda record: wording.attack_name(record.attack)),
     ("Class that ran", lambda record: record.library),
-    ("Knowledge", lambda record: record.knowledge + (f" {wording.GREY_BOX}" if wording.is_grey_box(record) else "")),
+    ("Knowledge", lambda record: wording.marked(record.knowledge, record)),
     ("Test-time defence", lambda record: wording.defence_name(record.defence)),
     ("Domain", lambda record: record.domain),
     ("Norm", lambda record: wording.norm_name(record.norm)),
@@ -58,11 +58,7 @@ def attack_table(runs: Sequence[RunRecords]) -> Table:
     records = [record for run in runs for record in run.attacks]
     measured = [(name, cell) for name, cell in _WHERE_MEASURED if any(cell(record) != MISSING for record in records)]
     columns = (*_ATTACK_COLUMNS, *measured)
-    rows = [
-        (label, *(cell(record) for _, cell in columns))
-        for label, run in zip(labels_of(runs), runs, strict=True)
-        for record in run.attacks
-    ]
+    rows = [(label, *(cell(record) for _, cell in columns)) for label, run in labelled(runs) for record in run.attacks]
     caption = (
         f"{provenance(runs)} UAR and success rate in per cent. n: test utterances attacked; both UARs are over these."
         " Success rate: over the utterances that were right when clean. Mean L2: over successful attacks, in the units"
@@ -73,13 +69,11 @@ def attack_table(runs: Sequence[RunRecords]) -> Table:
             " Intervals: bootstrap over utterances. Median smallest ε: over utterances, of what broke them. Gap to"
             " grey-box: UAR under the same attack by an attacker who does not know of the defence, minus this one."
         )
-    if any(wording.is_grey_box(record) for record in records):
-        caption += f" {wording.GREY_BOX} Grey-box: the attacker does not know of the test-time defence."
     return Table(
         title="Attacks: strength and cost",
         header=("Training", *(name for name, _ in columns)),
         rows=tuple(rows),
-        caption=caption,
+        caption=caption + wording.mark_explained(records),
         num_labels=1 + _ATTACK_LABELS,
     )
 
@@ -92,7 +86,7 @@ def group_table(runs: Sequence[RunRecords]) -> Table | None:
     budgets = reference_budgets(runs)
     shown = [
         (label, record)
-        for label, run in zip(labels_of(runs), runs, strict=True)
+        for label, run in labelled(runs)
         for record in run.attacks
         if record.attack == wording.CLEAN
         or (record.attack == wording.WORST_CASE and (budget_key(record) in budgets or record.norm == "none"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ser_fl.report.markup import MISSING
@@ -66,6 +66,18 @@ def is_grey_box(record: AttackRecord) -> bool:
         return record.knowledge == "undefended" or asks
     # A worst case is one of adaptive attacks where they saw every utterance that is left.
     return "adaptive" not in record.knowledge.split("+") or "adaptive on" in record.library
+
+
+def marked(text: str, record: AttackRecord) -> str:
+    """A figure or a word, with a mark where it is no evidence of robustness."""
+    return f"{text} {GREY_BOX}" if is_grey_box(record) else text
+
+
+def mark_explained(records: Iterable[AttackRecord]) -> str:
+    """The end of a caption, after a blank; nothing where no record is marked."""
+    if not any(map(is_grey_box, records)):
+        return ""
+    return f" {GREY_BOX} Grey-box: the attacker does not know of the test-time defence; no evidence of robustness."
 
 
 def budget(record: AttackRecord) -> str:

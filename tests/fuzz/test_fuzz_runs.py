@@ -21,7 +21,7 @@ from ser_fl.federation.checkpoint import Checkpoint, tracked_run
 from ser_fl.federation.run_setup import open_run
 from ser_fl.report.page import render_page
 from ser_fl.report.panels import draw_figures
-from ser_fl.report.runs import read_run
+from ser_fl.report.reader import read_run
 from ser_fl.report.tables import summary_table
 from ser_fl.robustness.benchmark import benchmark_run
 from ser_fl.robustness.result_cache import Archive, Folder

@@ -19,8 +19,8 @@ import tomli_w
 
 from ser_fl.config.schema import Config, dump
 from ser_fl.errors import RoundFailed, UserError
+from ser_fl.federation.flower import QUIET
 from ser_fl.federation.flower.error_reporting import error_told_by
-from ser_fl.federation.flower.telemetry import QUIET
 from ser_fl.federation.run_setup import given_folder, new_folders
 from ser_fl.files import write_bytes
 from ser_fl.runs.folder import RunFolder

@@ -52,7 +52,7 @@ _COLUMNS: tuple[tuple[str, Callable[[TransferRecord], str]], ...] = (
     ("Made on", lambda record: record.source),
     ("Predictions to", lambda record: record.target),
     ("Test-time defence", lambda record: wording.defence_name(record.defence)),
-    ("Knowledge", lambda record: record.knowledge + (f" {wording.GREY_BOX}" if wording.is_grey_box(record) else "")),
+    ("Knowledge", lambda record: wording.marked(record.knowledge, record)),
     ("n", lambda record: wording.count(record.num_examples)),
     ("Clean UAR", lambda record: wording.percent(record.clean_uar)),
     ("Carried over", lambda record: wording.percent(record.carried_uar)),
@@ -77,13 +77,11 @@ def pair_table(matrix: TransferMatrix) -> Table:
         " successful attacks) are in the target's units, max dB is of raw log-mel. Passes and seconds: of the attack on"
         " the source, spent once for all its targets."
     )
-    if any(wording.is_grey_box(record) for record in matrix.records):
-        caption += f" {wording.GREY_BOX} Grey-box: the attacker does not know of the test-time defence."
     return Table(
         title=f"{attack_of(matrix)} from one model to another: all that was measured",
         header=tuple(name for name, _ in _COLUMNS),
         rows=tuple(tuple(cell(record) for _, cell in _COLUMNS) for record in matrix.records),
-        caption=caption,
+        caption=caption + wording.mark_explained(matrix.records),
         num_labels=_LABELS,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ser_fl.report.runs import RunRecords
+from ser_fl.report.reader import RunRecords
 
 _FEDERATIONS = {"federated": "Federated", "centralised": "Centralised", "local_only": "Local only"}
 _RECIPES = {"per_round": "per round", "per_step": "per step"}
@@ -60,6 +60,11 @@ def labels_of(runs: Sequence[RunRecords]) -> list[str]:
         f"{label}\n{run.root.name}" if labels.count(label) > 1 else label
         for label, run in zip(labels, runs, strict=True)
     ]
+
+
+def labelled(runs: Sequence[RunRecords]) -> list[tuple[str, RunRecords]]:
+    """Each run after its label."""
+    return list(zip(labels_of(runs), runs, strict=True))
 
 
 def provenance(runs: Sequence[RunRecords]) -> str:
