@@ -76,7 +76,7 @@ def problem(
     return Problem(
         network=model,
         num_classes=CLASSES,
-        features_BFL=features_BFL,
+        clean=features_BFL,
         labels_B=labels_B,
         keys_B=[f"utterance {row}" for row in range(num)],
         box=box,
