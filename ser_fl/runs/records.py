@@ -109,8 +109,8 @@ class AttackRecord:
     """One attack on one defended model: an entry of ``attacks.json``."""
 
     attack: str
-    """Name in the registry, ending in "_unlabelled" where the attack did not know the true classes; "clean" for the score
-    without an attack."""
+    """Name in the registry; "clean" for the score without an attack. It ends in "_unlabelled" where the attack did not
+    know the true classes."""
     library: str
     """The class that ran, with its module's root."""
     knowledge: str
