@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import torch.nn.functional as F
+from attacking import generate as made_by
 from torch import Tensor, nn
 
 from ser_fl.attacks.art.estimator import Passes
+from ser_fl.attacks.domains import Crafted
 from ser_fl.attacks.expectation import expectation_of
 from ser_fl.attacks.losses import Loss, cross_entropy, margin
-from ser_fl.attacks.registry import ATTACKS, AttackSettings, Crafted, build
+from ser_fl.attacks.registry import ATTACKS, AttackSettings, build
 from ser_fl.attacks.target import Expectation, Target
 from ser_fl.attacks.threat_model import Box
 from ser_fl.attacks.training_attacks import attacked
@@ -89,7 +91,8 @@ with torch.no_grad():
 
 def generate(expectation: Expectation | None, name: str = "pgd", batch_size: int = 4, **settings: float) -> Crafted:
     attack = build(AttackSettings(name=name, **({"epsilon": 0.3} | settings)))  # type: ignore[arg-type]
-    return attack.generate(
+    return made_by(
+        attack,
         NET,
         FEATURES,
         LABELS,
@@ -224,12 +227,12 @@ def test_with_fixed_randomness_the_attack_succeeds() -> None:
     defence = Randomisation(num_draws=2)
     expectation = expectation_of(defence, seed=9, samples=None, fixed=[1])
     crafted = generate(expectation)
-    clean, votes = (defence.predict(NET, shown, KEYS, seed=9) for shown in (FEATURES, crafted.adversarial_BFL))
+    clean, votes = (defence.predict(NET, shown, KEYS, seed=9) for shown in (FEATURES, crafted.adversarial_NFL))
     assert int((clean[1] == LABELS).sum()) >= 2
     assert (votes[1] != LABELS).all()
     pattern = ExpectedRandomisation()
     crafted = generate(expectation_of(pattern, seed=9, samples=None, fixed=[17]))
-    assert (pattern.predict(NET, crafted.adversarial_BFL, KEYS, seed=9)[17] != LABELS).all()
+    assert (pattern.predict(NET, crafted.adversarial_NFL, KEYS, seed=9)[17] != LABELS).all()
 
 
 def test_the_adaptive_attack_beats_what_does_not_survive_the_randomisation() -> None:
@@ -237,7 +240,7 @@ def test_the_adaptive_attack_beats_what_does_not_survive_the_randomisation() -> 
     clean = float(judge.right(FEATURES, LABELS).mean())
     settings = {"steps": 15, "restarts": 1}
     rates = [
-        float(judge.right(generate(expectation, **settings).adversarial_BFL, LABELS).mean())
+        float(judge.right(generate(expectation, **settings).adversarial_NFL, LABELS).mean())
         for expectation in (None, known(), known(samples=16))
     ]
     assert rates[0] > 0.8 * clean
@@ -251,10 +254,10 @@ def test_every_gradient_attack_takes_the_expectation_whatever_the_batch(name: st
     settings = {} if name == "fgsm" else {"steps": 4}
     judge, expectation = target(known()), known(samples=8)
     crafted = generate(expectation, name, epsilon=0.4, **settings)
-    assert judge.right(crafted.adversarial_BFL, LABELS).mean() < judge.right(FEATURES, LABELS).mean()
-    assert not torch.equal(crafted.adversarial_BFL, generate(None, name, epsilon=0.4, **settings).adversarial_BFL)
+    assert judge.right(crafted.adversarial_NFL, LABELS).mean() < judge.right(FEATURES, LABELS).mean()
+    assert not torch.equal(crafted.adversarial_NFL, generate(None, name, epsilon=0.4, **settings).adversarial_NFL)
     other = generate(expectation, name, epsilon=0.4, batch_size=3, **settings)
-    torch.testing.assert_close(other.adversarial_BFL, crafted.adversarial_BFL, atol=1e-5, rtol=0)
+    torch.testing.assert_close(other.adversarial_NFL, crafted.adversarial_NFL, atol=1e-5, rtol=0)
     assert build(AttackSettings(name=name, epsilon=0.4)).knowledge_of(expectation) == "adaptive"
 
 
@@ -265,7 +268,7 @@ def test_arts_classes_are_attacked_in_expectation() -> None:
     loss = F.cross_entropy(target(known())(inputs), LABELS, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, inputs)
     clear = gradient.abs() > 1e-5
-    assert torch.equal((crafted.adversarial_BFL - FEATURES).sign()[clear], gradient.sign()[clear])
+    assert torch.equal((crafted.adversarial_NFL - FEATURES).sign()[clear], gradient.sign()[clear])
 
 
 @pytest.mark.parametrize(("name", "steps"), [("bim", 5), ("fgsm", 1)])
@@ -282,7 +285,8 @@ def test_passes_are_those_of_every_draw(name: str, steps: int) -> None:
 def test_an_attack_without_gradients_cannot_be_adaptive(name: str) -> None:
     attack, box = build(AttackSettings(name=name, epsilon=0.1)), Box(torch.tensor(-9.0), torch.tensor(9.0))
     with pytest.raises(UserError, match=r"sees no gradient \((score|decision)\)"):
-        attack.generate(
+        made_by(
+            attack,
             NET,
             FEATURES,
             LABELS,
@@ -365,7 +369,8 @@ def test_a_rounding_stops_a_plain_gradient_and_no_straight_through_one() -> None
     attack = build(AttackSettings(name="pgd", epsilon=0.4, steps=10, restarts=0))
     right = []
     for expectation in (plain, straight):
-        crafted = attack.generate(
+        crafted = made_by(
+            attack,
             NET,
             FEATURES,
             labels,
@@ -376,7 +381,7 @@ def test_a_rounding_stops_a_plain_gradient_and_no_straight_through_one() -> None
             batch_size=4,
             expectation=expectation,
         )
-        right.append(int((defence.predict(NET, crafted.adversarial_BFL, KEYS, seed=0)[0] == labels).sum()))
+        right.append(int((defence.predict(NET, crafted.adversarial_NFL, KEYS, seed=0)[0] == labels).sum()))
     assert right == [NUM, 0]
 
 
@@ -412,9 +417,10 @@ def test_a_subset_of_a_victim_draws_as_the_whole() -> None:
 )
 def test_a_larger_budget_that_starts_at_a_smaller_ones_result_loses_nothing(name: str) -> None:
     expectation = known()
-    smaller = generate(expectation, "bim", epsilon=0.2, steps=8).adversarial_BFL
+    smaller = generate(expectation, "bim", epsilon=0.2, steps=8).adversarial_NFL
     attack = build(AttackSettings(name=name, epsilon=0.21, steps=1, step_size=0.01))
-    larger = attack.generate(
+    larger = made_by(
+        attack,
         NET,
         FEATURES,
         LABELS,
@@ -425,7 +431,7 @@ def test_a_larger_budget_that_starts_at_a_smaller_ones_result_loses_nothing(name
         batch_size=4,
         expectation=expectation,
         start_BFL=smaller,
-    ).adversarial_BFL
+    ).adversarial_NFL
     before, after = (target(expectation).score(each, LABELS, cross_entropy) for each in (smaller, larger))
     assert (after[1] <= before[1] + 1e-6).all()
     assert (after[1] < target(expectation).right(FEATURES, LABELS)).any()

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from attacking import generate as made_by
 from torch import Tensor, nn
 
 from ser_fl.attacks.art.any_attack import PREFIX, attack_classes
-from ser_fl.attacks.registry import AttackSettings, Crafted, build
+from ser_fl.attacks.domains import Crafted
+from ser_fl.attacks.registry import AttackSettings, build
 from ser_fl.attacks.threat_model import RELATIVE_TOLERANCE, Box, distance
 from ser_fl.errors import UserError
 
@@ -78,7 +80,7 @@ def generate(name: str, problem: tuple[nn.Module, Tensor, Tensor], *, epsilon: f
     attack = build(AttackSettings(name=PREFIX + name, epsilon=epsilon, steps=3))
     keys = [f"utterance {row}" for row in range(len(problem[1]))]
     settings: dict[str, Any] = {"box": BOX, "num_classes": CLASSES, "keys_B": keys, "seed": 1, "batch_size": 2}
-    return attack.generate(*problem, **(settings | changes))
+    return made_by(attack, *problem, **(settings | changes))
 
 
 def test_every_class_is_accounted_for() -> None:
@@ -90,7 +92,7 @@ def test_every_class_is_accounted_for() -> None:
 def test_it_runs_within_box_and_budget(name: str, problem: tuple[nn.Module, Tensor, Tensor]) -> None:
     crafted = generate(name, problem)
     attack = build(AttackSettings(name=PREFIX + name, epsilon=0.4))
-    features, adversarial = problem[1], crafted.adversarial_BFL
+    features, adversarial = problem[1], crafted.adversarial_NFL
     allowed = attack.budget((BINS, FRAMES)) * (1 + RELATIVE_TOLERANCE) + 1e-6
     assert (distance(features, adversarial, attack.norm) <= allowed).all()
     assert torch.equal(BOX.clip(adversarial), adversarial)
@@ -118,7 +120,7 @@ def test_a_missing_package_is_named(
 def test_what_needed_help_does_attack(name: str, problem: tuple[nn.Module, Tensor, Tensor]) -> None:
     """A saliency map told of the true class would lead there, and so nowhere."""
     crafted = generate(name, problem, epsilon=2.0)
-    assert (distance(problem[1], crafted.adversarial_BFL, "2")[1:] > 0).any()
+    assert (distance(problem[1], crafted.adversarial_NFL, "2")[1:] > 0).any()
 
 
 @pytest.mark.parametrize("name", ["CarliniL2Method", "SaliencyMapMethod", "SquareAttack"])
@@ -131,5 +133,5 @@ def test_cw_l2_goes_by_batches_and_does_not_depend_on_them(problem: tuple[nn.Mod
     """By batches it takes a quarter of the time; each input has its own constant and its own length of steps."""
     at_once = generate("CarliniL2Method", problem, batch_size=3)
     one_by_one = generate("CarliniL2Method", problem, batch_size=1)
-    assert (at_once.adversarial_BFL != problem[1]).any()
-    torch.testing.assert_close(at_once.adversarial_BFL, one_by_one.adversarial_BFL, rtol=0, atol=1e-5)
+    assert (at_once.adversarial_NFL != problem[1]).any()
+    torch.testing.assert_close(at_once.adversarial_NFL, one_by_one.adversarial_NFL, rtol=0, atol=1e-5)

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from attacking import generate as made_by
 from torch import Tensor, nn
 
 from ser_fl.attacks.art.any_attack import attack_classes
-from ser_fl.attacks.registry import ATTACKS, AttackSettings, Crafted, build, resolve
+from ser_fl.attacks.domains import Crafted
+from ser_fl.attacks.registry import ATTACKS, AttackSettings, build, resolve
 from ser_fl.attacks.threat_model import Box, budget_of, distance, keep_within
 from ser_fl.attacks.training_attacks import bim, fgsm, pgd, random_start
 from ser_fl.errors import UserError
@@ -63,7 +65,7 @@ def generate(
 ) -> Crafted:
     attack = build(AttackSettings(name=name, epsilon=epsilon, **settings))  # type: ignore[arg-type]
     keys = [f"utterance {row}" for row in range(len(problem[1]))]
-    return attack.generate(*problem, box=box, num_classes=CLASSES, keys_B=keys, seed=1, batch_size=5)
+    return made_by(attack, *problem, box=box, num_classes=CLASSES, keys_B=keys, seed=1, batch_size=5)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +75,8 @@ def test_minimal_attacks_find_the_known_nearest_utterance(name: str, half: float
     model, features, labels = linear_problem()
     crafted = generate(name, (model, features, labels), epsilon=5.0)
     nearest = margins(model, features, labels, 2).double()
-    ratios = distance(features, crafted.adversarial_BFL, "2") / nearest
-    assert (model(crafted.adversarial_BFL).argmax(1) != labels).all()
+    ratios = distance(features, crafted.adversarial_NFL, "2") / nearest
+    assert (model(crafted.adversarial_NFL).argmax(1) != labels).all()
     assert ratios.min() >= 0.999
     assert ratios.median() <= half
     assert ratios.max() <= every
@@ -86,8 +88,8 @@ def test_cw_l2_comes_near_whatever_the_scale_of_the_logits(scale: float, seed: i
     """The constant that is right depends on the slope of the logits."""
     model, features, labels = linear_problem(16, scale, seed)
     crafted = generate("cw_l2", (model, features, labels), epsilon=5.0)
-    ratios = distance(features, crafted.adversarial_BFL, "2") / margins(model, features, labels, 2).double()
-    assert (model(crafted.adversarial_BFL).argmax(1) != labels).all()
+    ratios = distance(features, crafted.adversarial_NFL, "2") / margins(model, features, labels, 2).double()
+    assert (model(crafted.adversarial_NFL).argmax(1) != labels).all()
     assert ratios.min() >= 0.999
     assert ratios.max() <= 1.25
 
@@ -99,9 +101,9 @@ def test_our_minimal_attacks_do_not_depend_on_batches(name: str) -> None:
     attack = build(AttackSettings(name=name, epsilon=5.0))
     keys = [str(row) for row in range(7)]
     results = [
-        attack.generate(
-            model, features, labels, box=WIDE, num_classes=CLASSES, keys_B=keys, seed=1, batch_size=size
-        ).adversarial_BFL
+        made_by(
+            attack, model, features, labels, box=WIDE, num_classes=CLASSES, keys_B=keys, seed=1, batch_size=size
+        ).adversarial_NFL
         for size in (1, 5, 16)
     ]
     assert not torch.equal(results[0], features)
@@ -124,7 +126,7 @@ def test_a_tie_is_no_success(name: str) -> None:
     labels = Tied()(features).argmax(1)
     crafted = generate(name, (Tied(), features, labels), epsilon=5.0)
     assert crafted.backward_passes > 0
-    assert torch.equal(crafted.adversarial_BFL, features)
+    assert torch.equal(crafted.adversarial_NFL, features)
 
 
 @pytest.mark.parametrize("name", ["fgsm", "bim", "pgd", "mim", "cw_linf", "fmn"])
@@ -133,7 +135,7 @@ def test_attacks_of_a_ball_break_what_lies_within_and_nothing_else(name: str) ->
     critical = margins(model, features, labels, 1)
     epsilon = float(critical.median())
     crafted = generate(name, (model, features, labels), epsilon)
-    broken = model(crafted.adversarial_BFL).argmax(1) != labels
+    broken = model(crafted.adversarial_NFL).argmax(1) != labels
     sure = (critical / epsilon < 0.9) | (critical > epsilon * 1.0001)
     assert 0 < int(broken.sum()) < len(labels)
     assert torch.equal(broken[sure], (critical < epsilon)[sure])
@@ -144,12 +146,12 @@ def test_minimal_attacks_count_within_the_budget_only() -> None:
     nearest = margins(model, features, labels, 2)
     epsilon = float(nearest.median()) * 1.02 / (BINS * FRAMES) ** 0.5
     crafted = generate("deepfool", (model, features, labels), epsilon)
-    norms = distance(features, crafted.adversarial_BFL, "2")
+    norms = distance(features, crafted.adversarial_NFL, "2")
     beyond = nearest > epsilon * (BINS * FRAMES) ** 0.5
-    assert torch.equal(crafted.adversarial_BFL[beyond], features[beyond])
+    assert torch.equal(crafted.adversarial_NFL[beyond], features[beyond])
     assert (norms <= epsilon * (BINS * FRAMES) ** 0.5 * (1 + 1e-6)).all()
     assert 0 < int(beyond.sum()) < len(labels)
-    assert (model(crafted.adversarial_BFL).argmax(1) != labels)[~beyond].all()
+    assert (model(crafted.adversarial_NFL).argmax(1) != labels)[~beyond].all()
 
 
 @pytest.mark.parametrize("name", ["fgsm", "bim", "pgd_paper"])
@@ -162,7 +164,7 @@ def test_the_catalogue_runs_what_training_runs(name: str, box: Box | None) -> No
         "bim": lambda: bim(model, features, labels, epsilon=0.2, step_size=0.05, steps=10, box=box),
         "pgd_paper": lambda: pgd(model, features, labels, epsilon=0.2, step_size=0.1, steps=5, box=box),
     }[name]()
-    assert torch.equal(crafted.adversarial_BFL, ours)
+    assert torch.equal(crafted.adversarial_NFL, ours)
 
 
 def test_pgd_starts_at_the_utterances_own_point() -> None:
@@ -172,7 +174,7 @@ def test_pgd_starts_at_the_utterances_own_point() -> None:
         random_start(features[row : row + 1], 0.2, generator("pgd", 1, f"utterance {row}", 0)) for row in range(3)
     ]
     ours = pgd(model, features, labels, epsilon=0.2, step_size=0.05, steps=4, box=WIDE, start_BFL=torch.cat(starts))
-    assert torch.equal(crafted.adversarial_BFL, ours)
+    assert torch.equal(crafted.adversarial_NFL, ours)
 
 
 @pytest.mark.parametrize("name", ["pgd", "mim", "cw_l2", "cw_linf", "fmn", "deepfool", "art:SquareAttack"])
@@ -183,7 +185,8 @@ def test_batches_and_their_order_do_not_matter(name: str) -> None:
 
     def run(batch_size: int, order: list[int]) -> Tensor:
         ordered = [keys[row] for row in order]
-        crafted = attack.generate(
+        crafted = made_by(
+            attack,
             model,
             features[order],
             labels[order],
@@ -193,7 +196,7 @@ def test_batches_and_their_order_do_not_matter(name: str) -> None:
             seed=1,
             batch_size=batch_size,
         )
-        return crafted.adversarial_BFL[np.argsort(order)]
+        return crafted.adversarial_NFL[np.argsort(order)]
 
     at_once = run(8, list(range(6)))
     assert not torch.equal(at_once, features)
@@ -207,7 +210,7 @@ def test_restarts_never_lose_a_success_and_stop_where_there_is_one() -> None:
     broken = []
     for restarts in (1, 2, 6):
         crafted = generate("pgd", problem, 0.12, steps=3, restarts=restarts)
-        broken.append(model(crafted.adversarial_BFL).argmax(1) != labels)
+        broken.append(model(crafted.adversarial_NFL).argmax(1) != labels)
     assert (broken[1] | ~broken[0]).all()
     assert (broken[2] | ~broken[1]).all()
     assert int(broken[0].sum()) < len(labels)
@@ -230,10 +233,10 @@ def test_every_attack_keeps_to_box_and_budget(name: str) -> None:
     steps = None if name == "fgsm" else 5
     attack = build(AttackSettings(name=name, epsilon=0.3, steps=steps))
     keys = [str(row) for row in range(len(labels))]
-    crafted = attack.generate(model, clean, labels, box=box, num_classes=CLASSES, keys_B=keys, seed=1, batch_size=4)
-    norms = distance(clean, crafted.adversarial_BFL, attack.norm)
+    crafted = made_by(attack, model, clean, labels, box=box, num_classes=CLASSES, keys_B=keys, seed=1, batch_size=4)
+    norms = distance(clean, crafted.adversarial_NFL, attack.norm)
     assert (norms <= attack.budget((BINS, FRAMES)) + 1e-6).all()
-    assert float((box.clip(crafted.adversarial_BFL) - crafted.adversarial_BFL).abs().max()) <= 1e-6
+    assert float((box.clip(crafted.adversarial_NFL) - crafted.adversarial_NFL).abs().max()) <= 1e-6
     assert (norms > 0).any()
     assert crafted.forward_passes > 0
 
@@ -245,16 +248,16 @@ def test_features_outside_the_box_are_clipped_to_it_first(name: str) -> None:
     outside = generate(name, (model, features, labels), 0.2, box)
     inside = generate(name, (model, box.clip(features), labels), 0.2, box)
     assert float((features - box.clip(features)).abs().max()) > 1
-    assert torch.equal(outside.adversarial_BFL, inside.adversarial_BFL)
-    assert float((outside.adversarial_BFL - box.clip(outside.adversarial_BFL)).abs().max()) <= 1e-6
-    assert torch.equal(generate(name, (model, features, labels), 0.0, box).adversarial_BFL, box.clip(features))
+    assert torch.equal(outside.adversarial_NFL, inside.adversarial_NFL)
+    assert float((outside.adversarial_NFL - box.clip(outside.adversarial_NFL)).abs().max()) <= 1e-6
+    assert torch.equal(generate(name, (model, features, labels), 0.0, box).adversarial_NFL, box.clip(features))
 
 
 @pytest.mark.parametrize("name", [*ATTACKS, "art:SquareAttack"])
 def test_epsilon_zero_costs_and_changes_nothing(name: str) -> None:
     problem = curved_problem(2)
     crafted = generate(name, problem, 0.0)
-    assert torch.equal(crafted.adversarial_BFL, problem[1])
+    assert torch.equal(crafted.adversarial_NFL, problem[1])
     assert (crafted.forward_passes, crafted.backward_passes) == (0, 0)
 
 
@@ -265,7 +268,7 @@ def test_what_is_wrong_already_is_left_alone(name: str) -> None:
     wrong = model(features).argmax(1) != labels
     assert wrong.any()
     crafted = generate(name, (model, features, labels), 5.0, steps=4)
-    assert torch.equal(crafted.adversarial_BFL[wrong], features[wrong])
+    assert torch.equal(crafted.adversarial_NFL[wrong], features[wrong])
 
 
 def test_every_attack_is_told_the_true_labels() -> None:
@@ -275,7 +278,7 @@ def test_every_attack_is_told_the_true_labels() -> None:
     for name, settings in (("fgsm", {}), ("bim", {}), ("pgd", {"steps": 5, "restarts": 2})):
         crafted = generate(name, (model, features, labels), 0.05, **settings)
         loss = nn.CrossEntropyLoss(reduction="none")
-        assert (loss(model(crafted.adversarial_BFL), labels) > loss(model(features), labels))[wrong].all()
+        assert (loss(model(crafted.adversarial_NFL), labels) > loss(model(features), labels))[wrong].all()
 
 
 def test_defaults() -> None:
@@ -296,7 +299,7 @@ def test_defaults() -> None:
 @pytest.mark.parametrize(
     ("name", "norm", "library", "knowledge"),
     [
-        ("pgd", "inf", "ser_fl.descend", "undefended"),
+        ("pgd", "inf", "art.ProjectedGradientDescentPyTorch", "undefended"),
         ("mim", "inf", "art.MomentumIterativeMethod", "undefended"),
         ("cw_l2", "2", "ser_fl.carlini_wagner_l2", "undefended"),
         ("fmn", "inf", "ser_fl.fast_minimum_norm", "undefended"),
@@ -340,7 +343,7 @@ def test_library_names_the_class_that_runs(name: str, monkeypatch: pytest.Monkey
             monkeypatch.setattr(one, "generate", watched(one.generate))
     attack = build(AttackSettings(name=name, epsilon=0.3, steps=None if name == "fgsm" else 2))
     problem = curved_problem(2)
-    attack.generate(*problem, box=WIDE, num_classes=CLASSES, keys_B=["a", "b"], seed=1, batch_size=2)
+    made_by(attack, *problem, box=WIDE, num_classes=CLASSES, keys_B=["a", "b"], seed=1, batch_size=2)
     # A class of ours may stand in for one of ART's; the nearest ancestor among ART's is what runs.
     names = {next(parent.__name__ for parent in one.__mro__ if parent in classes.values()) for one in ran}
     assert {f"art.{one}" for one in names} == ({attack.library} if attack.library.startswith("art.") else set())
@@ -365,7 +368,7 @@ def test_only_a_class_of_arts_needs_a_box() -> None:
     for name in ATTACKS:
         model, features, labels = linear_problem(2)
         crafted = generate(name, (model, features, labels), 1.0, box=WIDE if ATTACKS[name].needs_box else None)
-        assert (model(crafted.adversarial_BFL).argmax(1) != labels).all()
+        assert (model(crafted.adversarial_NFL).argmax(1) != labels).all()
 
 
 @pytest.mark.parametrize(
@@ -395,7 +398,7 @@ def test_numpy_scalars_are_settings_too() -> None:
     assert type(settings.epsilon) is float
     problem = linear_problem(2)
     keys = ["a", "b"]
-    build(settings).generate(*problem, box=WIDE, num_classes=CLASSES, keys_B=keys, seed=1, batch_size=2)
+    made_by(build(settings), *problem, box=WIDE, num_classes=CLASSES, keys_B=keys, seed=1, batch_size=2)
 
 
 def test_keep_within_gives_back_what_went_too_far() -> None:

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from attacking import generate as made_by
 from torch import Tensor, nn
 
 from ser_fl.attacks.art.estimator import Passes, import_art
 from ser_fl.attacks.art.evasion import AutoPGD
 from ser_fl.attacks.autopgd import autopgd, checkpoints, likeliest_wrong_classes
-from ser_fl.attacks.ball import Ball
 from ser_fl.attacks.best_adversarial import BestAdversarial
+from ser_fl.attacks.domains import Crafted
 from ser_fl.attacks.losses import (
     Loss,
     cross_entropy,
@@ -21,9 +22,9 @@ from ser_fl.attacks.losses import (
     margin,
     targeted_difference_of_logits_ratio,
 )
-from ser_fl.attacks.registry import AttackSettings, Crafted, build
+from ser_fl.attacks.registry import AttackSettings, build
 from ser_fl.attacks.target import Target
-from ser_fl.attacks.threat_model import Box
+from ser_fl.attacks.threat_model import Ball, Box
 from ser_fl.attacks.training_attacks import attacked, pgd
 from ser_fl.errors import UserError
 
@@ -81,8 +82,8 @@ def climb(
 
 def generate(name: str, model: nn.Module, features: Tensor, labels: Tensor, epsilon: float, **more: int) -> Crafted:
     attack = build(AttackSettings(name=name, epsilon=epsilon, **more))
-    return attack.generate(
-        model, features, labels, box=BOX, num_classes=CLASSES, keys_B=keys(len(labels)), seed=1, batch_size=5
+    return made_by(
+        attack, model, features, labels, box=BOX, num_classes=CLASSES, keys_B=keys(len(labels)), seed=1, batch_size=5
     )
 
 
@@ -174,7 +175,8 @@ def test_neither_batch_nor_order_matters_and_epsilon_zero_is_clean(name: str) ->
     attack = build(AttackSettings(name=name, epsilon=0.1, steps=12, restarts=2))
 
     def run(rows: list[int], batch_size: int) -> Tensor:
-        crafted = attack.generate(
+        crafted = made_by(
+            attack,
             model,
             features[rows],
             labels[rows],
@@ -184,14 +186,14 @@ def test_neither_batch_nor_order_matters_and_epsilon_zero_is_clean(name: str) ->
             seed=1,
             batch_size=batch_size,
         )
-        return crafted.adversarial_BFL[torch.tensor(np.argsort(rows))]
+        return crafted.adversarial_NFL[torch.tensor(np.argsort(rows))]
 
     once = run([0, 1, 2, 3, 4, 5], 6)
     assert not torch.equal(once, features)
     assert torch.allclose(once, run([0, 1, 2, 3, 4, 5], 1), atol=1e-5)
     assert torch.allclose(once, run([4, 2, 0, 5, 1, 3], 4), atol=1e-5)
     still = generate(name, model, features, labels, 0.0)
-    assert torch.equal(still.adversarial_BFL, features)
+    assert torch.equal(still.adversarial_NFL, features)
 
 
 def test_only_what_is_still_recognised_is_attacked_again() -> None:
@@ -200,19 +202,19 @@ def test_only_what_is_still_recognised_is_attacked_again() -> None:
     features, labels = utterances(model, 10)
     one = generate("apgd_ce", model, features, labels, 0.05, steps=5, restarts=1)
     three = generate("apgd_ce", model, features, labels, 0.05, steps=5, restarts=3)
-    left = int((model(one.adversarial_BFL).argmax(1) == labels).sum())
+    left = int((model(one.adversarial_NFL).argmax(1) == labels).sum())
     assert 0 < left < 10
     assert one.backward_passes == 5 * 10
     assert three.backward_passes == 5 * (10 + 2 * left)
-    broken = model(one.adversarial_BFL).argmax(1) != labels
-    assert torch.equal(three.adversarial_BFL[broken], one.adversarial_BFL[broken])
+    broken = model(one.adversarial_NFL).argmax(1) != labels
+    assert torch.equal(three.adversarial_NFL[broken], one.adversarial_NFL[broken])
 
 
 def test_another_start_never_takes_away_what_one_has_found() -> None:
     model = convolutional()
     features, labels = utterances(model, 16)
     found = [generate("apgd_ce", model, features, labels, 0.03, steps=2, restarts=count) for count in (1, 2, 4)]
-    one, two, four = (margin(model(crafted.adversarial_BFL), labels) for crafted in found)
+    one, two, four = (margin(model(crafted.adversarial_NFL), labels) for crafted in found)
     assert (two >= one).all() and (four >= two).all()
     assert (four > one).any()
 
@@ -229,7 +231,7 @@ def test_targets_find_what_cross_entropy_passes_by() -> None:
         reach.append(logits[:, other] - logits.gather(1, labels[:, None])[:, 0])
     worst = torch.stack(reach, dim=1).scatter(1, labels[:, None], -torch.inf).amax(1)
     targeted = generate("apgd_t", model, features, labels, 0.03, steps=10)
-    broken = model(targeted.adversarial_BFL).argmax(1) != labels
+    broken = model(targeted.adversarial_NFL).argmax(1) != labels
     assert torch.equal(broken, worst > 0)
     assert 0 < int(broken.sum()) < 40
     clean = model(features).argsort(dim=1, descending=True)
@@ -241,8 +243,9 @@ def test_an_attack_may_begin_at_a_point_that_it_is_given() -> None:
     model = convolutional()
     features, labels = utterances(model, 6)
     attack = build(AttackSettings(name="apgd_ce", epsilon=0.5, steps=1))
-    settled = generate("apgd_ce", model, features, labels, 0.5, steps=40).adversarial_BFL
-    crafted = attack.generate(
+    settled = generate("apgd_ce", model, features, labels, 0.5, steps=40).adversarial_NFL
+    crafted = made_by(
+        attack,
         model,
         features,
         labels,
@@ -253,9 +256,9 @@ def test_an_attack_may_begin_at_a_point_that_it_is_given() -> None:
         batch_size=2,
         start_BFL=settled,
     )
-    assert (margin(model(crafted.adversarial_BFL), labels) >= margin(model(settled), labels)).all()
-    cold = attack.generate(model, features, labels, box=BOX, num_classes=CLASSES, keys_B=keys(6), seed=1, batch_size=2)
-    assert margin(model(cold.adversarial_BFL), labels).mean() < margin(model(crafted.adversarial_BFL), labels).mean()
+    assert (margin(model(crafted.adversarial_NFL), labels) >= margin(model(settled), labels)).all()
+    cold = made_by(attack, model, features, labels, box=BOX, num_classes=CLASSES, keys_B=keys(6), seed=1, batch_size=2)
+    assert margin(model(cold.adversarial_NFL), labels).mean() < margin(model(crafted.adversarial_NFL), labels).mean()
 
 
 def test_losses_are_worked_numbers() -> None:
@@ -276,8 +279,16 @@ def test_too_few_classes_are_refused_before_anything_runs(name: str, classes: in
     passes: list[int] = []
     model.register_forward_hook(lambda *_: passes.append(1))
     with pytest.raises(UserError, match=f"^{name} needs at least {least} classes, the model has {classes}: take"):
-        build(AttackSettings(name=name, epsilon=0.1)).generate(
-            model, features, labels, box=BOX, num_classes=classes, keys_B=keys(8), seed=1, batch_size=8
+        made_by(
+            build(AttackSettings(name=name, epsilon=0.1)),
+            model,
+            features,
+            labels,
+            box=BOX,
+            num_classes=classes,
+            keys_B=keys(8),
+            seed=1,
+            batch_size=8,
         )
     assert not passes
 

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ser_fl.attacks.art.estimator import Passes, clip_values_of, import_art
-from ser_fl.attacks.ball import Ball
 from ser_fl.attacks.losses import margin
 from ser_fl.attacks.pgd import descend
 from ser_fl.attacks.target import Target
-from ser_fl.attacks.threat_model import Box, keep_within
+from ser_fl.attacks.threat_model import Ball, Box, keep_within
 from ser_fl.attacks.training_attacks import attacked, pgd, random_start
 
 BINS, FRAMES, CLASSES = 6, 9, 3

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ser_fl.attacks import linf
+from ser_fl.attacks import pgd
 from ser_fl.attacks.art import gradient_attacks
 from ser_fl.attacks.art.estimator import Passes, import_art
 from ser_fl.attacks.problem import Problem
@@ -20,9 +20,9 @@ from ser_fl.attacks.training_attacks import attacked
 
 BINS, FRAMES, CLASSES = 7, 10, 4
 NATIVE: dict[str, Callable[[Problem], Tensor]] = {
-    "fgsm": linf.craft_fgsm,
-    "bim": linf.craft_bim,
-    "pgd": linf.craft_pgd,
+    "fgsm": pgd.craft_fgsm,
+    "bim": pgd.craft_bim,
+    "pgd": pgd.craft_pgd,
 }
 ART: dict[str, Callable[[Problem], Tensor]] = {
     "fgsm": gradient_attacks.craft_fgsm,
@@ -76,7 +76,7 @@ def problem(
     return Problem(
         network=model,
         num_classes=CLASSES,
-        features_BFL=features_BFL,
+        clean=features_BFL,
         labels_B=labels_B,
         keys_B=[f"utterance {row}" for row in range(num)],
         box=box,

@@ -8,17 +8,21 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from attacking import generate as made_by
 from torch import Tensor, nn
 
+from ser_fl.attacks.attack import Attack
+from ser_fl.attacks.domains import Crafted
 from ser_fl.attacks.losses import margin
-from ser_fl.attacks.registry import ATTACKS, AttackSettings, Crafted, build
+from ser_fl.attacks.registry import ATTACKS, AttackSettings, build
 from ser_fl.attacks.square import HALVINGS, window
 from ser_fl.attacks.suites import SUITES, expand, subsets_of
 from ser_fl.attacks.target import Expectation
 from ser_fl.attacks.threat_model import Box
 from ser_fl.config.compose import compose_benchmark
 from ser_fl.errors import UserError
-from ser_fl.robustness.benchmark import benchmark, with_suites
+from ser_fl.robustness.benchmark import benchmark
+from ser_fl.robustness.requested import request_of, subsets_for
 
 BINS, FRAMES, CLASSES = 6, 10, 4
 BOX = Box(torch.linspace(-2.0, -1.5, BINS)[:, None], torch.linspace(1.5, 2.5, BINS)[:, None])
@@ -44,7 +48,8 @@ def generate(
 ) -> Crafted:
     model, features, labels = attacked
     chosen = list(range(len(labels)) if rows is None else rows)
-    return build(AttackSettings(name=name, epsilon=epsilon, **settings)).generate(
+    return made_by(
+        build(AttackSettings(name=name, epsilon=epsilon, **settings)),
         model,
         features[chosen],
         labels[chosen],
@@ -59,26 +64,26 @@ def generate(
 
 def right(attacked: tuple[nn.Module, Tensor, Tensor], crafted: Crafted) -> int:
     model, _, labels = attacked
-    return int((model(crafted.adversarial_BFL).argmax(1) == labels).sum())
+    return int((model(crafted.adversarial_NFL).argmax(1) == labels).sum())
 
 
 @pytest.mark.parametrize("name", [*QUERIES, "universal"])
 def test_it_stays_in_ball_and_box_and_epsilon_zero_is_clean(name: str) -> None:
     attacked = problem()
     _, features, _ = attacked
-    made = generate(name, attacked, 0.3, steps=30).adversarial_BFL
+    made = generate(name, attacked, 0.3, steps=30).adversarial_NFL
     assert 0.2 < (made - features).abs().max() <= 0.3 + 1e-6
     assert torch.equal(made, BOX.clip(made))
-    assert torch.equal(generate(name, attacked, 0.0, steps=30).adversarial_BFL, features)
+    assert torch.equal(generate(name, attacked, 0.0, steps=30).adversarial_NFL, features)
 
 
 @pytest.mark.parametrize("name", [*QUERIES, "universal"])
 def test_neither_batch_nor_order_matters(name: str) -> None:
     attacked = problem(9)
-    once = generate(name, attacked, 0.2, steps=25, batch_size=9).adversarial_BFL
+    once = generate(name, attacked, 0.2, steps=25, batch_size=9).adversarial_NFL
     assert not torch.equal(once, attacked[1])
     for rows, batch_size in ((list(range(9)), 1), ([3, 8, 1, 0, 2, 7, 4, 6, 5], 4)):
-        made = generate(name, attacked, 0.2, rows=rows, batch_size=batch_size, steps=25).adversarial_BFL
+        made = generate(name, attacked, 0.2, rows=rows, batch_size=batch_size, steps=25).adversarial_NFL
         assert torch.allclose(made[torch.tensor(np.argsort(rows))], once, atol=1e-6)
 
 
@@ -91,7 +96,7 @@ def test_more_queries_never_lose_what_fewer_have_found(name: str) -> None:
     counts = []
     for steps in (1, 40, 200):
         crafted = generate(name, attacked, 0.25, steps=steps)
-        now = margin(model(crafted.adversarial_BFL), labels)
+        now = margin(model(crafted.adversarial_NFL), labels)
         if name != "square" or steps == 1:
             assert (now >= before)[before < 0].all()
         counts.append(right(attacked, crafted))
@@ -173,7 +178,8 @@ def test_the_universal_perturbation_is_one_and_the_best_there_is_of_a_linear_mod
     labels = torch.zeros(70, dtype=torch.long)
     model[1].bias.copy_(torch.tensor([0.5 + float((model(features)[:, 1] - model(features)[:, 0]).max()), 0.0]))
     epsilon = 0.12
-    crafted = build(AttackSettings(name="universal", epsilon=epsilon)).generate(
+    crafted = made_by(
+        build(AttackSettings(name="universal", epsilon=epsilon)),
         model,
         features,
         labels,
@@ -183,10 +189,10 @@ def test_the_universal_perturbation_is_one_and_the_best_there_is_of_a_linear_mod
         seed=0,
         batch_size=8,
     )
-    perturbations = crafted.adversarial_BFL - features
+    perturbations = crafted.adversarial_NFL - features
     assert torch.allclose(perturbations, perturbations[:1].expand_as(perturbations), atol=1e-6)
     best = features + epsilon * direction
-    assert torch.equal(model(crafted.adversarial_BFL).argmax(1), model(best).argmax(1))
+    assert torch.equal(model(crafted.adversarial_NFL).argmax(1), model(best).argmax(1))
     assert 0 < int(model(best).argmax(1).sum()) <= 70
 
 
@@ -211,7 +217,8 @@ def test_noise_is_uniform_or_gaussian_in_the_whole_ball() -> None:
         # The first draw is no better than the clean utterance, by a tie: a slope makes it so.
         unbreakable[1].weight[1, 0] = 1e-3
         made = [
-            build(AttackSettings(name=name, epsilon=0.5, steps=20)).generate(
+            made_by(
+                build(AttackSettings(name=name, epsilon=0.5, steps=20)),
                 unbreakable,
                 features,
                 torch.zeros(1, dtype=torch.long),
@@ -223,7 +230,7 @@ def test_noise_is_uniform_or_gaussian_in_the_whole_ball() -> None:
             )
             for key in "abc"
         ]
-        cells[name] = torch.cat([crafted.adversarial_BFL.flatten()[1:] for crafted in made])
+        cells[name] = torch.cat([crafted.adversarial_NFL.flatten()[1:] for crafted in made])
     uniform, gaussian = cells["noise_uniform"], cells["noise_gaussian"]
     assert uniform.std() == pytest.approx(0.5 / 3**0.5, rel=0.02)
     assert (gaussian.abs() == 0.5).float().mean() == pytest.approx(0.3173, abs=0.02)  # beyond one standard deviation
@@ -236,7 +243,7 @@ def test_hopskipjump_knows_decisions_alone() -> None:
     assert crafted.backward_passes == 0
     assert right(attacked, crafted) < 3
     named = generate("art:HopSkipJump", attacked, 1.0, steps=2)
-    assert torch.equal(crafted.adversarial_BFL, named.adversarial_BFL)
+    assert torch.equal(crafted.adversarial_NFL, named.adversarial_NFL)
 
 
 def test_suites_name_attacks_of_the_catalogue_and_grow() -> None:
@@ -263,24 +270,32 @@ def test_suites_name_attacks_of_the_catalogue_and_grow() -> None:
     ],
 )
 def test_a_suite_a_list_and_a_single_name_are_all_understood(given: str, attacks: tuple[str, ...]) -> None:
-    settings = with_suites(compose_benchmark(["run=RUN", f"attacks={given}", "subsets.square=7"]), 6)
-    assert settings.attacks == attacks
-    assert settings.subsets["square"] == 7  # what is said counts before what a suite asks for
+    config = compose_benchmark(["run=RUN", f"attacks={given}", "subsets.square=7"])
+    assert names(request_of(config, 6).attacks(config.attacks, [0.1])) == attacks
+    # What is said counts before what a suite asks for.
+    assert subsets_for(config.attacks, config.subsets)["square"] == 7
+
+
+def names(attacks: Sequence[Attack]) -> tuple[str, ...]:
+    return tuple(attack.name for attack in attacks)
 
 
 def test_a_suites_subsets_are_used_where_nothing_is_said() -> None:
-    settings = with_suites(compose_benchmark(["run=RUN", "attacks=thorough", "adaptive=thorough"]), 6)
-    assert settings.subsets["hopskipjump"] == SUITES["thorough"].subsets["hopskipjump"]
+    config = compose_benchmark(["run=RUN", "attacks=thorough", "adaptive=thorough"])
+    assert subsets_for(config.attacks, config.subsets) == SUITES["thorough"].subsets
 
 
 def test_a_suite_leaves_out_what_does_not_fit_and_a_name_is_refused() -> None:
     """Three classes are too few for the targeted loss; a decision attack of ART's cannot know of a defence."""
-    asked = compose_benchmark(["run=RUN", "attacks=standard", "curve_attacks=[]", "adaptive=thorough"])
+    config = compose_benchmark(["run=RUN", "attacks=standard", "curve_attacks=[]", "adaptive=thorough"])
+    request = request_of(config, 3)
     with pytest.warns(UserWarning, match="standard is run without what does not fit here: apgd_t"):
-        settings = with_suites(asked, 3)
-    assert settings.attacks == tuple(name for name in SUITES["standard"].attacks if name != "apgd_t")
-    assert set(SUITES["thorough"].attacks) - set(settings.adaptive) == {"apgd_t", "hopskipjump"}
-    assert with_suites(compose_benchmark(["run=RUN", "attacks=apgd_t"]), 3).attacks == ("apgd_t",)
+        attacks = names(request.attacks(config.attacks, [0.1]))
+    assert attacks == tuple(name for name in SUITES["standard"].attacks if name != "apgd_t")
+    with pytest.warns(UserWarning, match="hopskipjump"):
+        adaptive = names(request.adaptive(config.adaptive, [0.1]))
+    assert set(SUITES["thorough"].attacks) - set(adaptive) == {"apgd_t", "hopskipjump"}
+    assert names(request.attacks("apgd_t", [0.1])) == ("apgd_t",)
 
 
 def test_a_suite_runs_from_python_as_well() -> None:

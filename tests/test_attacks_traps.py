@@ -12,14 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from attacking import generate as made_by
 from torch import Tensor, nn
 
 from ser_fl.attacks.art import any_attack
 from ser_fl.attacks.art.estimator import Passes, clip_values_of, import_art
+from ser_fl.attacks.losses import cross_entropy
 from ser_fl.attacks.problem import Problem
 from ser_fl.attacks.registry import ATTACKS, AttackSettings, build
+from ser_fl.attacks.target import Target
 from ser_fl.attacks.threat_model import Box
-from ser_fl.attacks.training_attacks import attacked, bim, fgsm, loss_gradient, pgd
+from ser_fl.attacks.training_attacks import attacked, bim, fgsm, pgd
 
 EPSILON = 0.1
 BOX = Box(torch.full((12, 1), -2.0), torch.full((12, 1), 2.0))
@@ -71,7 +74,7 @@ def generate(name: str, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tenso
     steps = None if name == "fgsm" else 2
     attack = build(AttackSettings(name=name, epsilon=EPSILON, steps=steps))
     keys = [f"utterance {row}" for row in range(len(batch[1]))]
-    return attack.generate(model, *batch, box=BOX, num_classes=4, keys_B=keys, seed=1, batch_size=4).adversarial_BFL
+    return made_by(attack, model, *batch, box=BOX, num_classes=4, keys_B=keys, seed=1, batch_size=4).adversarial_NFL
 
 
 def own(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -87,7 +90,7 @@ def arts_bim(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         problem = Problem(
             network=model,
             num_classes=3,
-            features_BFL=batch[0],
+            clean=batch[0],
             labels_B=batch[1],
             keys_B=["a", "b", "c", "d"],
             box=BOX,
@@ -144,7 +147,8 @@ def test_a_gradient_of_a_model_with_dropout_has_no_noise(model: Crnn, batch: tup
     """Dropout inside nn.GRU stays on in ART, which trains recurrent layers to differentiate them."""
     model.train()
     with attacked(model):
-        first, second = loss_gradient(model, *batch), loss_gradient(model, *batch)
+        target = Target(network=model, keys_B="abcd", passes=Passes())
+        first, second = (target.answer(*batch, cross_entropy).gradient / len(batch[1]) for _ in range(2))
     assert torch.equal(first, second)
     inputs = batch[0].clone().requires_grad_()
     nn.functional.cross_entropy(model.eval()(inputs), batch[1]).backward()
@@ -228,11 +232,11 @@ def test_a_decision_attack_gives_one_result_for_a_seed(name: str, monkeypatch: p
 
     def made() -> Tensor:
         attack = build(AttackSettings(name=f"art:{name}", epsilon=2.0, steps=2))
-        crafted = attack.generate(
-            linear, features, labels, box=BOX, num_classes=3, keys_B=["a", "b"], seed=1, batch_size=2
+        crafted = made_by(
+            attack, linear, features, labels, box=BOX, num_classes=3, keys_B=["a", "b"], seed=1, batch_size=2
         )
         assert hop_skip_jump.np is np and boundary.np is np
-        return crafted.adversarial_BFL
+        return crafted.adversarial_NFL
 
     assert torch.equal(made(), made())
     assert not torch.equal(made(), features)

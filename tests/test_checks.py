@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from attacking import benchmark_attacks
 from torch import Tensor, nn
 
 from ser_fl.attacks.attack import Attack, Entry
@@ -26,7 +27,6 @@ from ser_fl.cli.commands import print_sanity_report
 from ser_fl.defences import NoDefence, Randomisation
 from ser_fl.errors import UserError
 from ser_fl.randomness import generator
-from ser_fl.robustness.runner import benchmark_attacks
 from ser_fl.robustness.sanity_checks import probes
 from ser_fl.robustness.sanity_checks import records as checks
 from ser_fl.robustness.sanity_checks.probes import probe, strongest

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ser_fl.attacks.clips import Clips
 from ser_fl.attacks.psychoacoustic import (
     LOUDEST_DB,
     QUIET_MARGIN_DB,
@@ -20,7 +21,6 @@ from ser_fl.attacks.psychoacoustic import (
     masking_threshold,
     threshold_in_quiet_db,
 )
-from ser_fl.attacks.waveform_input import Clips
 from ser_fl.config.compose import compose
 from ser_fl.data.frontend import LogMel
 from ser_fl.data.synthetic import SyntheticCorpus

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from attacking import benchmark_attacks
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 from torch import Tensor, nn
 
@@ -28,8 +29,8 @@ from ser_fl.config.robustness import BenchmarkConfig
 from ser_fl.defences import Classifier, NoDefence, Randomisation
 from ser_fl.errors import UserError
 from ser_fl.robustness import benchmark as benchmark_module
+from ser_fl.robustness import requested
 from ser_fl.robustness.benchmark import benchmark_run
-from ser_fl.robustness.runner import benchmark_attacks
 from ser_fl.robustness.test_set import TestSet, balanced_rows
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import AttackRecord
@@ -343,9 +344,9 @@ def test_record_says_what_ran(trained: nn.Module, speech: tuple[Tensor, Tensor])
     assert {(record.num_examples, record.defence, record.snr_db) for record in records} == {(30, "none", None)}
     ran = {record.attack: (record.library, record.norm, record.epsilon) for record in records}
     assert ran["clean"][1:] == ("none", None)
-    assert ran["fgsm"] == ("ser_fl.descend", "inf", 0.2)
-    assert ran["bim"] == ("ser_fl.descend", "inf", 0.2)
-    assert ran["pgd"] == ("ser_fl.descend", "inf", 0.2)
+    assert ran["fgsm"] == ("art.FastGradientMethod", "inf", 0.2)
+    assert ran["bim"] == ("art.BasicIterativeMethod", "inf", 0.2)
+    assert ran["pgd"] == ("art.ProjectedGradientDescentPyTorch", "inf", 0.2)
     effort = {record.attack: (record.steps, record.step_size, record.restarts) for record in records}
     assert effort["fgsm"] == (1, 0.2, 0)
     assert effort["bim"] == (3, 0.05, 0)
@@ -495,22 +496,18 @@ def run_folder(path: Path, attacks: Sequence[Attack], monkeypatch: pytest.Monkey
     bundle = SimpleNamespace(
         network=Sign(), classes=("neutral", "angry"), standardisation=standardisation, to=lambda device: None
     )
-    utterances = [SimpleNamespace(utterance_id=key, speaker="s", sex=None) for key in test_set.ids]
-    store = SimpleNamespace(classes=bundle.classes, utterances=utterances)
-    split = SimpleNamespace(test=range(4))
-    stand_ins: dict[str, Any] = {
-        "compose": SimpleNamespace(
+    trained = SimpleNamespace(
+        config=SimpleNamespace(
             executor=SimpleNamespace(threads=1, accelerator="cpu"), objective=SimpleNamespace(epsilon=0.5)
         ),
-        "load_model": bundle,
-        "prepare": SimpleNamespace(store=store, split=split),
-        "load_examples": SimpleNamespace(features_NFL=test_set.features_NFL, labels_N=test_set.labels_N),
-        "spectrogram_pair": {},
-    }
-    for name, result in stand_ins.items():
+        model=bundle,
+        store=lambda on_features: None,
+        test_set=lambda store, seed, batch_size: replace(test_set, seed=seed, batch_size=batch_size),
+    )
+    for name, result in {"load_run": trained, "spectrogram_pair": {}}.items():
         monkeypatch.setattr(benchmark_module, name, lambda *given, result=result, **named: result)
     by_name = {attack.settings.name: attack for attack in attacks}
-    monkeypatch.setattr(benchmark_module, "build", lambda settings: by_name[settings.name])
+    monkeypatch.setattr(requested, "build", lambda settings: by_name[settings.name])
     attacks_named = f"attacks=[{','.join(by_name)}]"
     return compose_benchmark(
         [f"run={path}", attacks_named, "defences=[none]", "curve_attacks=[]", "subsets={}", "batch_size=2"]

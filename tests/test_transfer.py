@@ -35,7 +35,8 @@ from ser_fl.report.images import heat_table
 from ser_fl.report.page import write_report
 from ser_fl.report.transfer_tables import pair_table, transfer_tables
 from ser_fl.robustness.benchmark import benchmark_run
-from ser_fl.robustness.transfer import TransferModel, carried_over, in_common, transfer_matrix, transfer_runs
+from ser_fl.robustness.transfer import TransferModel, carried_over, in_common, transfer_matrix
+from ser_fl.robustness.transfer_runs import transfer_runs
 from ser_fl.runs.folder import RunFolder, read_transfer, write_transfer
 from ser_fl.runs.records import TransferMatrix, TransferRecord
 
@@ -71,6 +72,7 @@ def linear(
         logmel_NFL=torch.tensor(raw)[:, None, None].expand(-1, F, L).clone(),
         labels_N=torch.tensor(labels),
         ids=tuple(ids or (f"u{place}" for place in range(len(raw)))),
+        num_classes=2,
     )
 
 
@@ -78,7 +80,7 @@ def matrix_of(
     *models: TransferModel, epsilon: float, attack: str = "fgsm", steps: int | None = None, **changes: Any
 ) -> list[TransferRecord]:
     settings = AttackSettings(name=attack, epsilon=epsilon, steps=steps, restarts=None if steps is None else 1)
-    return transfer_matrix(models, build(settings), [NoDefence()], num_classes=2, **changes)
+    return transfer_matrix(models, build(settings), [NoDefence()], **changes)
 
 
 def cell(records: Sequence[TransferRecord], source: str, target: str, defence: str = "none") -> TransferRecord:
@@ -475,7 +477,6 @@ def drawn_matrix() -> TransferMatrix:
         [wide, narrow],
         build(AttackSettings(name="fgsm", epsilon=0.3)),
         [Randomisation(), NoDefence()],
-        num_classes=2,
     )
     models = {"wide": "runs/wide", "narrow": "runs/narrow"}
     return TransferMatrix(models=models, synthetic=False, seconds=1.0, records=tuple(records))

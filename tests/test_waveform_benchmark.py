@@ -10,20 +10,23 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from attacking import benchmark_attacks
 from test_attacks_waveform import LINES, MeanAbove, Plain, unstandardised, wave
-from torch import Tensor
+from torch import Tensor, nn
 
+from ser_fl.attacks.attack import Attack
+from ser_fl.attacks.settings import AttackSettings
 from ser_fl.attacks.threat_model import Box
 from ser_fl.cli.main import main
 from ser_fl.config.compose import compose, compose_benchmark
 from ser_fl.config.schema import CONFIG_SCHEMA, dump
 from ser_fl.data.audio import read_audio
+from ser_fl.data.frontend import LogMel
 from ser_fl.data.prepared import prepare
 from ser_fl.defences import Defence, NoDefence, Randomisation
 from ser_fl.errors import UserError
@@ -31,12 +34,15 @@ from ser_fl.models.emotion_model import EmotionModel, save_model
 from ser_fl.models.registry import build_network
 from ser_fl.robustness import perception
 from ser_fl.robustness.benchmark import benchmark_run
+from ser_fl.robustness.crafting import problems_of
 from ser_fl.robustness.perception import pesq_of, stoi_of
 from ser_fl.robustness.predictions import median_over_successes
-from ser_fl.robustness.recordings import WavPairs
-from ser_fl.robustness.result_cache import Memory
+from ser_fl.robustness.recordings import Recordings, WavPairs
+from ser_fl.robustness.requested import request_of
+from ser_fl.robustness.result_cache import Folder, Memory
+from ser_fl.robustness.sanity_checks import probes
+from ser_fl.robustness.sanity_checks.probes import probe
 from ser_fl.robustness.test_set import TestSet
-from ser_fl.robustness.waveform import benchmark_waveforms, plans_of
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import AttackRecord
 
@@ -48,32 +54,54 @@ def settings(*given: str) -> Any:
     return compose_benchmark(["run=RUN", "domain=waveform", *given])
 
 
-def heard(
+def asked(*given: str, which: str = "attacks") -> list[Attack]:
+    config = settings(*given)
+    return request_of(config, 3).on_recordings(getattr(config, which), config.snr_dbs, config.amplitudes)
+
+
+def recorded(
     recordings: Mapping[str, Tensor],
     labels: Sequence[int],
-    *given: str,
+    *,
     level: float = 0.0,
-    defences: Sequence[Defence] = (NoDefence(),),
-    **named: Any,
-) -> list[AttackRecord]:
-    """The benchmark with a linear front end and a classifier that asks whether the mean is above a level."""
-    bundle: EmotionModel = SimpleNamespace(  # type: ignore[assignment]
-        network=MeanAbove(level), frontend=Plain(), standardisation=unstandardised(LINES)
+    rates: Mapping[str, int] | None = None,
+    pairs: WavPairs | None = None,
+    network: nn.Module | None = None,
+) -> TestSet:
+    """Recordings behind a linear front end, and a classifier that asks whether the mean is above a level."""
+    frontend: LogMel = Plain()  # type: ignore[assignment]
+    domain = Recordings(
+        frontend=frontend,
+        standardisation=unstandardised(LINES),
+        read=lambda key: (recordings[key], (rates or {}).get(key, 16000)),
+        pairs=pairs,
     )
-    test_set = TestSet(
-        model=bundle.network,
-        features_NFL=torch.zeros(len(labels), LINES, 100),
+    return TestSet(
+        model=network or MeanAbove(level),
+        features_NFL=domain.clean(list(recordings)),
         labels_N=torch.tensor(labels),
         ids=tuple(recordings),
         num_classes=3,
         box=Box.unbounded(),
         seed=0,
         batch_size=2,
+        domain=domain,
     )
-    config = settings(*given)
-    return benchmark_waveforms(
-        test_set, bundle, lambda key: (recordings[key], 16000), plans_of(config), defences, **named
-    )
+
+
+def heard(
+    recordings: Mapping[str, Tensor],
+    labels: Sequence[int],
+    *given: str,
+    level: float = 0.0,
+    pairs: WavPairs | None = None,
+    defences: Sequence[Defence] = (NoDefence(),),
+    **named: Any,
+) -> list[AttackRecord]:
+    """The benchmark of recordings."""
+    test_set = recorded(recordings, labels, level=level, pairs=pairs)
+    adaptive = asked(*given, which="adaptive")
+    return benchmark_attacks(test_set, asked(*given), defences, adaptive=adaptive, **named)
 
 
 def of(records: Sequence[AttackRecord], attack: str, budget: float | None = None) -> AttackRecord:
@@ -135,23 +163,12 @@ def test_batches_and_order_do_not_matter() -> None:
 
 def test_recordings_of_several_rates_go_in_their_own_groups() -> None:
     rates = {"a": 16000, "b": 8000, "c": 16000}
-    seen: list[str] = []
-    bundle: EmotionModel = SimpleNamespace(  # type: ignore[assignment]
-        network=MeanAbove(), frontend=Plain(), standardisation=unstandardised(LINES)
-    )
-    test_set = TestSet(
-        model=bundle.network, features_NFL=torch.zeros(3, LINES, 100), labels_N=torch.tensor([1, 0, 1]),
-        ids=("a", "b", "c"), num_classes=3, box=Box.unbounded(), seed=0,
-    )  # fmt: skip
-
-    def read(key: str) -> tuple[Tensor, int]:
-        seen.append(key)
-        return torch.full((400,), -0.2 if key == "b" else 0.2), rates[key]
-
-    plans = plans_of(settings("attacks=[pgd]", "amplitudes=[0.3]"))
-    record = of(benchmark_waveforms(test_set, bundle, read, plans, [NoDefence()]), "pgd")
+    recordings = {key: torch.full((400,), -0.2 if key == "b" else 0.2) for key in rates}
+    test_set = recorded(recordings, [1, 0, 1], rates=rates)
+    record = of(benchmark_attacks(test_set, asked("attacks=[pgd]", "amplitudes=[0.3]"), [NoDefence()]), "pgd")
     assert record.confusion == ((0.0, 1.0, 0.0), (2.0, 0.0, 0.0), (0.0, 0.0, 0.0))
-    assert set(seen) == set(rates)
+    ((*_, last),) = [[rows for rows, _ in problems_of(test_set, AttackSettings(name="pgd", epsilon=0.3))]]
+    assert last == [1]
 
 
 def test_median_counts_successes_by_the_weight_of_their_run() -> None:
@@ -223,17 +240,15 @@ def test_a_budget_in_the_wrong_domain_is_told(
 
 
 def test_attacks_that_do_not_go_on_waveforms_are_told() -> None:
-    with pytest.raises(UserError, match=r"'fgsm'.*apgd_ce"):
-        plans_of(settings("attacks=[fgsm]"))
+    with pytest.raises(UserError, match=r"'square'.*apgd_ce"):
+        asked("attacks=[square]")
     with pytest.raises(UserError, match="cw_l2 keeps to budgets of snr_db only"):
-        plans_of(settings("attacks=[cw_l2]", "amplitudes=[0.1]"))
+        asked("attacks=[cw_l2]", "amplitudes=[0.1]")
 
 
 def test_a_suite_stands_for_something_here_too() -> None:
     """The default of a benchmark is one, so that ``domain=waveform`` alone must run."""
-    assert [(plan.name, plan.adaptive) for plan in plans_of(settings("adaptive=[pgd]"))] == [
-        *(("pgd", False), ("apgd_ce", False), ("cw_l2", False), ("pgd", True)),
-    ]
+    assert list(dict.fromkeys(attack.name for attack in asked())) == ["pgd", "apgd_ce", "cw_l2"]
 
 
 def test_an_attacker_who_knows_of_the_defence_is_shown_to_it_alone() -> None:
@@ -261,53 +276,93 @@ def test_an_attacker_who_knows_of_the_defence_is_shown_to_it_alone() -> None:
         heard(THREE, [1, 1, 1], *given)
 
 
+class Counting(MeanAbove):
+    """Counts the utterances that it was asked about where a gradient was wanted."""
+
+    asked = 0
+
+    def forward(self, features_BFL: Tensor) -> Tensor:
+        self.asked += len(features_BFL) * features_BFL.requires_grad
+        return super().forward(features_BFL)
+
+
 def test_what_is_done_is_not_done_again_and_the_worst_case_is_over_all() -> None:
     """A weak attack that comes later must not raise it."""
-    cache, seen = Memory(), []
+    cache, network = Memory(), Counting()
 
     def run(*given: str) -> list[AttackRecord]:
-        seen.clear()
-        return heard(
-            THREE, [1, 1, 1], "snr_dbs=[25,5]", *given,
-            open_cache=lambda: cache, on_attack=lambda name, *_: seen.append(name),
-        )  # fmt: skip
+        network.asked = 0
+        test_set = recorded(THREE, [1, 1, 1], network=network)
+        return benchmark_attacks(test_set, asked("snr_dbs=[25,5]", *given), [NoDefence()], open_cache=lambda: cache)
 
     strong = run("attacks=[pgd,apgd_ce]", "steps=9")
-    assert set(seen) == {"pgd at 25 dB", "pgd at 5 dB", "apgd_ce at 25 dB", "apgd_ce at 5 dB"}
-    assert run("attacks=[pgd,apgd_ce]", "steps=9") == strong and not seen
+    assert network.asked > 0
+    assert run("attacks=[pgd,apgd_ce]", "steps=9") == strong and not network.asked
     both = run("attacks=[cw_l2]", "steps=1")
-    assert set(seen) == {"cw_l2"}  # once for both budgets
+    once = network.asked
+    assert once == of(both, "cw_l2", 25.0).backward_passes == of(both, "cw_l2", 5.0).backward_passes
     for level_db in (25.0, 5.0):
         assert of(both, "worst_case", level_db).robust_uar <= of(strong, "worst_case", level_db).robust_uar
 
 
-def test_a_killed_benchmark_goes_on_at_the_budget_it_was_at() -> None:
-    cache, seen = Memory(), []
+@pytest.mark.parametrize(("name", "calls"), [("pgd", 2), ("pgd", 5), ("cw_l2", 2), ("cw_l2", 5)])
+def test_a_killed_benchmark_goes_on_at_the_batch_it_was_at(name: str, calls: int, tmp_path: Path) -> None:
+    """Two batches an attack and budget; what lies on disk is read again, figures included."""
+    network, told = Counting(), []
 
-    def kill(name: str, *_: Any) -> None:
-        seen.append(name)
-        if name == "pgd at 5 dB":
+    def run(folder: Path, **named: Any) -> list[AttackRecord]:
+        network.asked = 0
+        test_set = recorded(THREE, [1, 1, 1], network=network)
+        shape_FL = tuple(test_set.features_NFL.shape[1:])
+        return benchmark_attacks(
+            test_set,
+            asked(f"attacks=[{name}]", "snr_dbs=[25,5]", "steps=4"),
+            [NoDefence()],
+            open_cache=lambda: Folder(folder, torch.device("cpu"), shape_FL),
+            **named,
+        )
+
+    def kill(*given: Any) -> None:
+        told.append(given)
+        if len(told) > calls:
             raise KeyboardInterrupt
 
-    arguments = (THREE, [1, 1, 1], "attacks=[pgd]", "snr_dbs=[25,5]")
+    expected = run(tmp_path / "whole")
+    whole = network.asked
     with pytest.raises(KeyboardInterrupt):
-        heard(*arguments, open_cache=lambda: cache, on_attack=kill)
-    seen.clear()
-    again = heard(*arguments, open_cache=lambda: cache, on_attack=lambda name, *_: seen.append(name))
-    assert set(seen) == {"pgd at 5 dB"}
-    assert [replace(one, seconds=0.0) for one in again] == [replace(one, seconds=0.0) for one in heard(*arguments)]
+        run(tmp_path / "parts", on_attack=kill)
+    before = network.asked
+    again = run(tmp_path / "parts")
+    assert [replace(one, seconds=0.0) for one in again] == [replace(one, seconds=0.0) for one in expected]
+    assert before > 0 and before + network.asked == whole  # nothing twice
 
 
-def test_plans_take_each_budget_that_an_attack_keeps_to() -> None:
-    plans = plans_of(settings("attacks=[pgd,cw_l2,psychoacoustic]", "snr_dbs=[30,20]", "amplitudes=[0.1]", "steps=9"))
-    assert [[str(budget) for budget in plan.budgets] for plan in plans] == [
-        ["30 dB", "20 dB", "amplitude 0.1"],
-        ["30 dB", "20 dB"],
-        ["None"],
+def test_each_budget_that_an_attack_keeps_to_is_taken() -> None:
+    attacks = asked("attacks=[pgd,cw_l2,psychoacoustic]", "snr_dbs=[30,20]", "amplitudes=[0.1]", "steps=9")
+    assert [(attack.name, attack.settings.budget) for attack in attacks] == [
+        *(("pgd", "30 dB"), ("pgd", "20 dB"), ("pgd", "0.1")),
+        *(("cw_l2", "30 dB"), ("cw_l2", "20 dB"), ("psychoacoustic", "the masking threshold")),
     ]
-    assert {plan.steps for plan in plans} == {9}
-    (default,) = plans_of(settings("attacks=[pgd]"))
-    assert [str(budget) for budget in default.budgets] == [f"{level} dB" for level in (60, 50, 40, 30, 20, 10, 0)]
+    assert {attack.settings.steps for attack in attacks} == {9}
+    default = [attack.settings.budget for attack in asked("attacks=[pgd]")]
+    assert default == [f"{level} dB" for level in (60, 50, 40, 30, 20, 10, 0)]
+
+
+@pytest.mark.parametrize("given", ["snr_dbs=[25]", "amplitudes=[0.05]"])
+def test_the_probes_look_at_recordings_too(given: str) -> None:
+    """A sound model passes all eight; one whose gradient is hidden is found out, by what needs none as well."""
+    attacks = asked("attacks=[pgd]", given, "steps=8")
+    sound = probe(recorded(THREE, [1, 1, 1]), attacks)
+    assert (sound.doubts, sound.not_checked) == ((), {})
+    assert set(sound.passed) == set(probes.PROBES)
+
+    class Hidden(MeanAbove):
+        def forward(self, features_BFL: Tensor) -> Tensor:
+            return super().forward(features_BFL).detach() + 0 * features_BFL.sum()
+
+    from_clean = asked("attacks=[pgd]", given, "steps=8", "restarts=0")
+    hidden = probe(recorded(THREE, [1, 1, 1], network=Hidden()), from_clean)
+    assert {probes.GRADIENTS, probes.CHANCE} <= set(hidden.failed)
 
 
 @pytest.fixture(scope="module")

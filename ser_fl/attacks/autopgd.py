@@ -25,7 +25,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ser_fl.attacks.ball import Ball, per_utterance
 from ser_fl.attacks.best_adversarial import BestAdversarial
 from ser_fl.attacks.losses import (
     Loss,
@@ -35,8 +34,7 @@ from ser_fl.attacks.losses import (
 )
 from ser_fl.attacks.problem import Problem
 from ser_fl.attacks.target import Target
-from ser_fl.attacks.threat_model import Box
-from ser_fl.randomness import generator
+from ser_fl.attacks.threat_model import Ball, Box, per_utterance
 
 MOMENTUM = 0.75
 """Share of the new step in a move; the rest is the last move's (alpha of the paper)."""
@@ -230,7 +228,7 @@ def craft_apgd_dlr(problem: Problem) -> Tensor:
 def craft_apgd_t(problem: Problem) -> Tensor:
     """AutoPGD on the targeted difference of logits ratio: from each start to every wrong class, the likeliest first."""
     with torch.no_grad():
-        targets_BT = likeliest_wrong_classes(problem.target(problem.features_BFL), problem.labels_B)
+        targets_BT = likeliest_wrong_classes(problem.target(problem.clean), problem.labels_B)
 
     def towards(rank: int) -> Callable[[Tensor], Loss]:
         return lambda rows_N: targeted_difference_of_logits_ratio(targets_BT[rows_N, rank])
@@ -240,23 +238,21 @@ def craft_apgd_t(problem: Problem) -> Tensor:
 
 def _craft(problem: Problem, losses: Sequence[Callable[[Tensor], Loss]]) -> Tensor:
     """All losses from the first start, then from the next; the first of all ascents takes a start that is given."""
-    assert problem.settings.steps is not None
-    restarts = problem.settings.restarts or 0
+    ball, restarts = problem.ball, problem.settings.restarts or 0
 
     def starts(rows_N: Tensor, number: int) -> Tensor | None:
         if number == 0 and problem.start_BFL is not None:
             return problem.start_BFL[rows_N]
         if not restarts:
             return None
-        keys_N = [problem.keys_B[row] for row in rows_N.tolist()]
-        return problem.ball.subset(rows_N).random(generator("apgd", problem.seed, key, number) for key in keys_N)
+        return ball.subset(rows_N).random(problem.subset(rows_N).streams("apgd", number))
 
     return restarted(
         problem.target,
-        problem.ball,
+        ball,
         problem.labels_B,
         losses=list(losses) * max(restarts, 1),
         starts=starts,
-        steps=problem.settings.steps,
+        steps=problem.steps,
         box=problem.box,
     )

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ser_fl.attacks.ball import per_utterance
 from ser_fl.attacks.losses import Loss, margin
 from ser_fl.attacks.target import Target
+from ser_fl.attacks.threat_model import per_utterance
 
 _ALIKE = 1e-6
 """Probabilities of being recognised that differ by rounding."""

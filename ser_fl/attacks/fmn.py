@@ -13,10 +13,10 @@ import math
 import torch
 from torch import Tensor
 
-from ser_fl.attacks.ball import Ball, per_utterance
 from ser_fl.attacks.minimum_norm import Aim, Nearest, dual_size, size
+from ser_fl.attacks.problem import Problem
 from ser_fl.attacks.target import Target
-from ser_fl.attacks.threat_model import Box, Norm
+from ser_fl.attacks.threat_model import Ball, Box, Norm, per_utterance
 
 STEP, LAST_STEP = 0.5, 0.01
 """First and last size of a step, as shares of the radius."""
@@ -77,3 +77,19 @@ def fast_minimum_norm(
         ball = Ball(start, radius_N, norm)
         moved = box.clip(ball.project(moved + per_utterance(step * radius_N, moved) * ball.steepest(gradient)))
     return clean.index_copy(0, rows_N, nearest.draw_in(aim, steps))
+
+
+def craft_fmn(problem: Problem) -> Tensor:
+    """FMN in L-infinity: the smallest epsilon of each utterance."""
+    return _craft(problem, "inf")
+
+
+def craft_fmn_l2(problem: Problem) -> Tensor:
+    """FMN in L2."""
+    return _craft(problem, "2")
+
+
+def _craft(problem: Problem, norm: Norm) -> Tensor:
+    return fast_minimum_norm(
+        problem.target, problem.clean, problem.labels_B, norm=norm, box=problem.box, steps=problem.steps
+    )

@@ -1,5 +1,10 @@
 """What attacks that look for the nearest adversarial input share: what they ask of the model, and what they keep.
 
+They look for it however far it is; `threat_model.keep_within` then decides whether that is near enough. What they
+return is misclassified inside the box, or else it is the clean utterance. Against a randomised defence misclassified
+means in most of the draws, which is near, and not all that a budget can do: for how much a defence withstands take
+attacks that fill their budget, such as AutoPGD.
+
 Legend: B utterances, C classes, N some of the utterances; whatever follows is what is moved: bins and frames, samples.
 """
 
@@ -10,10 +15,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ser_fl.attacks.ball import lengths, per_utterance
 from ser_fl.attacks.losses import margin
 from ser_fl.attacks.target import Target
-from ser_fl.attacks.threat_model import Box, Norm
+from ser_fl.attacks.threat_model import Box, Norm, lengths, per_utterance
 
 CLASSES = 8
 """How many wrong classes are looked at for the nearest boundary, the most likely ones first."""

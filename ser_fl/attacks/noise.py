@@ -15,7 +15,6 @@ from torch import Generator, Tensor
 from ser_fl.attacks.best_adversarial import BestAdversarial
 from ser_fl.attacks.problem import Problem
 from ser_fl.devices import send
-from ser_fl.randomness import generator
 
 
 def craft_noise_uniform(problem: Problem) -> Tensor:
@@ -35,9 +34,9 @@ def craft_noise_gaussian(problem: Problem) -> Tensor:
 
 def _worst_of_draws(problem: Problem, name: str, draw: Callable[[torch.Size, Generator], Tensor]) -> Tensor:
     """As many draws as steps for each utterance, by a stream of its own, until it is recognised no more."""
-    streams = [generator(name, problem.seed, key) for key in problem.keys_B]
+    streams = list(problem.streams(name))
     found = BestAdversarial.of(problem.target, problem.features_BFL, problem.labels_B)
-    for _ in range(problem.settings.steps or 0):
+    for _ in range(problem.steps):
         rows_N = found.unbroken()
         if not len(rows_N):
             break

@@ -1,4 +1,4 @@
-"""Projected gradient ascent of a loss on a target: FGSM, BIM and PGD for any inputs, either norm, and in expectation.
+"""FGSM, BIM and PGD: projected gradient ascent of a loss on a target, for any inputs, either norm, and in expectation.
 
 In L-infinity and without an expectation it equals ART's FastGradientMethod, BasicIterativeMethod and
 ProjectedGradientDescentPyTorch, and `ser_fl.attacks.training_attacks`, to the last bit, given the same start and batch.
@@ -11,14 +11,57 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ser_fl.attacks.ball import Ball
 from ser_fl.attacks.best_adversarial import BestAdversarial
 from ser_fl.attacks.losses import Loss, cross_entropy
+from ser_fl.attacks.problem import Problem
 from ser_fl.attacks.target import Target
-from ser_fl.attacks.threat_model import Box
+from ser_fl.attacks.threat_model import Ball, Box, per_utterance
 
+TOTAL_RADII = 4.0
+"""Length of all steps together, in radii, where no step size is set. A random start in an L2 ball of so many dimensions
+lies at a right angle to the way up, and the usual 2.5 end 9 degrees short of it."""
 _FINAL = -1
 """The step whose draws compare what restarts have found; no step of an attack has it."""
+
+
+def craft_fgsm(problem: Problem) -> Tensor:
+    """One step of the budget from the clean input."""
+    ball, box = problem.ball, problem.box
+    return descend(problem.target, ball, problem.labels_B, steps=1, step_size=ball.radius_B, starts=None, box=box)
+
+
+def craft_bim(problem: Problem) -> Tensor:
+    """Steps from the clean input, or from where a smaller budget led to."""
+    return _iterate(problem, problem.ball, problem.start_BFL)
+
+
+def craft_pgd(problem: Problem) -> Tensor:
+    """Steps from each random start, until one succeeds.
+
+    Only utterances that no start has broken are started again. ART's own restarts judge success by a changed
+    prediction, and so may exchange a wrong prediction for the right one; here success is a wrong class. Where every
+    start fails, the utterance with the largest loss is kept. With 0 restarts it starts once, at the clean utterance.
+    Where a smaller budget led to takes the place of the first start.
+    """
+    ball = problem.ball
+    starts = [ball.random(problem.streams("pgd", restart)) for restart in range(problem.settings.restarts or 0)]
+    if problem.start_BFL is not None:
+        starts[:1] = [problem.start_BFL]
+    return _iterate(problem, ball, torch.stack(starts) if starts else None)
+
+
+def _iterate(problem: Problem, ball: Ball, starts: Tensor | None) -> Tensor:
+    step_size = problem.settings.step_size
+    return descend(
+        problem.target,
+        ball,
+        problem.labels_B,
+        steps=problem.steps,
+        step_size=TOTAL_RADII * ball.radius_B / problem.steps if step_size is None else step_size,
+        starts=starts,
+        box=problem.box,
+        incumbent=problem.start_BFL,
+    )
 
 
 def descend(
@@ -93,7 +136,7 @@ def _ascend(
     first_step: int,
 ) -> Tensor:
     """One restart. The order of its operations is ART's: step, clip to the box, project onto the ball."""
-    stride = step_size_B.view(-1, *(1,) * (ball.clean.dim() - 1))
+    stride = per_utterance(step_size_B, ball.clean)
     moved = box.clip(start.detach())
     for step in range(first_step, first_step + steps):
         gradient = target.answer(moved, labels_B, loss, step=step).gradient

@@ -1,23 +1,23 @@
-"""One batch to be attacked: all that an attack of the catalogue is given.
+"""One batch to be attacked: all that an attack is given.
 
-Legend: B utterances, F mel bins, L frames, C classes.
+Legend: B utterances, F mel bins, L frames, C classes; "..." is whatever is moved: mel bins and frames, or samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from ser_fl.attacks.art.estimator import Array, ClipValues, HiddenNetwork, Labels, Passes, classifier
-from ser_fl.attacks.ball import Ball
 from ser_fl.attacks.settings import AttackSettings
-from ser_fl.attacks.target import Expectation, Target
-from ser_fl.attacks.threat_model import Box
+from ser_fl.attacks.target import Expectation, Target, ToFeatures
+from ser_fl.attacks.threat_model import Ball, Box
+from ser_fl.randomness import generator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -25,12 +25,13 @@ class Problem:
     """Clean utterances, their true classes, and the model that an attack may question; all on the model's device."""
 
     network: nn.Module
-    """Maps features_BFL to logits_BC; in eval mode already."""
+    """Maps features of shape (B, F, L) to logits of shape (B, C); in eval mode already."""
     num_classes: int
-    features_BFL: Tensor
+    clean: Tensor
+    """What is moved, shape (B, ...): features of shape (B, F, L), or recorded samples of shape (B, T)."""
     labels_B: Tensor
     keys_B: Sequence[str]
-    """Utterance ids, which random starts are keyed by."""
+    """Utterance ids, which random starts are keyed by: draws depend on (seed, utterance), not on batches."""
     box: Box
     settings: AttackSettings
     """Resolved."""
@@ -39,29 +40,57 @@ class Problem:
     expectation: Expectation | None = None
     """What the attacker knows of the defence in front of the network; None where it knows of none."""
     start_BFL: Tensor | None = None
-    """Adversarial features that an attack may begin at, such as those of a smaller budget; None to choose itself."""
+    """Adversarial inputs that an attack may begin at, such as those of a smaller budget; None to choose itself."""
+    to_features: ToFeatures | None = None
+    """From what is moved to features; None where features themselves are moved."""
 
     def subset(self, indices_N: Tensor) -> Self:
         """The same problem for some of its utterances."""
         chosen = indices_N.tolist()
         return replace(
             self,
-            features_BFL=self.features_BFL[indices_N],
+            clean=self.clean[indices_N],
             labels_B=self.labels_B[indices_N],
             keys_B=[self.keys_B[index] for index in chosen],
             start_BFL=None if self.start_BFL is None else self.start_BFL[indices_N],
+            to_features=None if self.to_features is None else self.to_features.subset(indices_N),
         )
+
+    @property
+    def features_BFL(self) -> Tensor:
+        """What is moved, for attacks that move features alone."""
+        assert self.to_features is None, f"{self.settings.name} on recordings"
+        return self.clean
+
+    @property
+    def steps(self) -> int:
+        """The resolved number of steps."""
+        assert self.settings.steps is not None, self.settings.name
+        return self.settings.steps
 
     @property
     def target(self) -> Target:
         """What an attack of ours questions."""
-        return Target(network=self.network, keys_B=self.keys_B, passes=self.passes, expectation=self.expectation)
+        return Target(
+            network=self.network,
+            keys_B=self.keys_B,
+            passes=self.passes,
+            to_features=self.to_features,
+            expectation=self.expectation,
+        )
 
     @property
     def ball(self) -> Ball:
-        """The L-infinity ball of the budget."""
-        radius_B = self.features_BFL.new_full((len(self.keys_B),), self.settings.epsilon)
-        return Ball(self.features_BFL, radius_B, "inf")
+        """All that the budget allows: of features an L-infinity ball, of recordings what their budget says."""
+        if self.to_features is not None:
+            return self.to_features.ball(self.settings)
+        radius_B = self.clean.new_full((len(self.keys_B),), self.settings.epsilon)
+        return Ball(self.clean, radius_B, "inf")
+
+    def streams(self, name: str, *numbers: int) -> Iterator[Generator]:
+        """A stream of random numbers for every utterance, keyed by (seed, utterance) and what is given."""
+        name = name if self.to_features is None else "waveform"
+        return (generator(name, self.seed, key, *numbers) for key in self.keys_B)
 
     def logits(self, features_BFL: Tensor) -> Tensor:
         """Logits of features of these utterances, shape (B, C), counted as forward passes; see `Target`."""
@@ -70,7 +99,7 @@ class Problem:
 
     def right_when_clean(self) -> Tensor:
         """Indices of the utterances that the model gets right without an attack; ever, where it is randomised."""
-        return self.target.right(self.features_BFL, self.labels_B).nonzero().flatten()
+        return self.target.right(self.clean, self.labels_B).nonzero().flatten()
 
     def classifier(
         self, *, clip_values: ClipValues | None, to_features: Callable[[Tensor], Tensor] | None = None

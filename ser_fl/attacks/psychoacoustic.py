@@ -27,8 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from ser_fl.attacks.ball import Ball
-from ser_fl.attacks.waveform_input import Clips
+from ser_fl.attacks.clips import Clips
+from ser_fl.attacks.threat_model import Ball
 from ser_fl.devices import send
 
 LOUDEST_DB = 96.0

@@ -1,15 +1,16 @@
 """Every attack of the benchmark by name: what it is, what it costs by default, and how to run it.
 
-MIM, DeepFool and HopSkipJump are ART's; the others are our own, FGSM, BIM and PGD equal to ART's to the last bit.
-
-To add an attack, write a function that maps a `Problem` to adversarial features and give it an entry in `ATTACKS`.
+To add an attack, write a function that maps a `Problem` to adversarial inputs and give it an entry in `ATTACKS`; for
+one benchmark alone, hand a function to `ser_fl.benchmark` (`objects`).
 
 When to choose which: `apgd_ce` and `apgd_t` together are the ones to report, `pgd` the one that others report too;
 `fgsm` and `bim` show whether gradients are masked (they must not beat it); `mim` transfers best to other models; `fmn`
 finds the smallest epsilon of each utterance, and `fmn_l2` the smallest L2 norm; `cw_l2`, `cw_linf` and `deepfool`
 look for the same and are what others report; `pgd_paper` and `fgsm` are the paper's; `square` and `hopskipjump` need no
 gradient and expose models that hide theirs; `universal` is what an attacker can do who must choose before it hears
-anything; `noise_uniform` and `noise_gaussian` are the controls that an attack has to beat. `suites` has sets of them.
+anything; `psychoacoustic` asks what a listener to a recording would not hear; `noise_uniform` and `noise_gaussian` are
+the controls that an attack has to beat. `suites` has sets of them. A name that ends in `_unlabelled` is the attack
+without true classes.
 """
 
 from __future__ import annotations
@@ -19,81 +20,108 @@ from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from ser_fl.attacks.art import any_attack
-from ser_fl.attacks.attack import Attack, Crafted, Entry
+from ser_fl.attacks.art import any_attack, gradient_attacks
+from ser_fl.attacks.art.momentum_deepfool import craft_deepfool, craft_mim
+from ser_fl.attacks.attack import UNLABELLED, Attack, Entry
 from ser_fl.attacks.autopgd import craft_apgd_ce, craft_apgd_dlr, craft_apgd_t
-from ser_fl.attacks.linf import craft_bim, craft_fgsm, craft_mim, craft_pgd
-from ser_fl.attacks.minimal import craft_cw_l2, craft_cw_linf, craft_deepfool, craft_fmn, craft_fmn_l2
+from ser_fl.attacks.carlini_wagner import craft_cw_l2, craft_cw_linf
+from ser_fl.attacks.fmn import craft_fmn, craft_fmn_l2
 from ser_fl.attacks.noise import craft_noise_gaussian, craft_noise_uniform
+from ser_fl.attacks.pgd import craft_bim, craft_fgsm, craft_pgd
 from ser_fl.attacks.settings import AttackSettings
 from ser_fl.attacks.square import craft_square
 from ser_fl.attacks.suites import SUITES
+from ser_fl.attacks.threat_model import default_step_size
 from ser_fl.attacks.universal import craft_universal
+from ser_fl.config.robustness import Backend
 from ser_fl.errors import UserError, unknown_name
 
-__all__ = ["ATTACKS", "Attack", "AttackSettings", "Crafted", "Entry", "build", "resolve"]
-
+__all__ = ["ATTACKS", "Attack", "AttackSettings", "Entry", "build", "resolve"]
 
 VERSION = 1
 """Raised by whoever changes what an attack makes for the same settings: what benchmarks of earlier versions kept is
 then made anew."""
 
+_ANY_BALL = ("snr_db", "amplitude")
 
-def _quarter(epsilon: float) -> float:
-    return epsilon / 4
-
-
-def _tenth(epsilon: float) -> float:
-    return epsilon / 10
-
+_PGD = Entry(
+    craft=craft_pgd,
+    library="ser_fl.descend",
+    norm="inf",
+    paper="Madry et al. 2018, arXiv 1706.06083",
+    steps=50,
+    step_size=default_step_size,
+    restarts=5,
+    settable=frozenset({"steps", "step_size", "restarts"}),
+    adaptive=True,
+    warm=True,
+    on_recordings=_ANY_BALL,
+)
+_APGD = Entry(
+    craft=craft_apgd_ce,
+    library="ser_fl.AutoPGD",
+    norm="inf",
+    paper="Croce and Hein 2020, arXiv 2003.01690",
+    steps=100,
+    restarts=1,
+    settable=frozenset({"steps", "restarts"}),
+    adaptive=True,
+    warm=True,
+    on_recordings=_ANY_BALL,
+)
+_FMN = Entry(
+    craft=craft_fmn,
+    library="ser_fl.fast_minimum_norm",
+    norm="inf",
+    paper="Pintor et al. 2021, arXiv 2102.12827",
+    steps=30,
+    minimal=True,
+    adaptive=True,
+)
+_NOISE = Entry(
+    craft=craft_noise_uniform,
+    library="ser_fl.Noise",
+    norm="inf",
+    paper="Carlini et al. 2019, arXiv 1902.06705",
+    knowledge="score",
+    steps=100,
+    adaptive=True,
+)
+_STEPS = frozenset({"steps", "step_size"})
 
 ATTACKS: Mapping[str, Entry] = MappingProxyType(
     {
-        "fgsm": Entry(
+        "fgsm": replace(
+            _PGD,
             craft=craft_fgsm,
-            library="ser_fl.descend",
-            norm="inf",
             paper="Goodfellow et al. 2015, arXiv 1412.6572",
             steps=1,
             step_size=float,
+            restarts=0,
             settable=frozenset(),
-            adaptive=True,
+            warm=False,
         ),
-        "bim": Entry(
+        "bim": replace(
+            _PGD,
             craft=craft_bim,
-            library="ser_fl.descend",
-            norm="inf",
             paper="Kurakin et al. 2017, arXiv 1607.02533",
             steps=10,
-            step_size=_quarter,
-            settable=frozenset({"steps", "step_size"}),
-            adaptive=True,
-            warm=True,
+            restarts=0,
+            settable=_STEPS,
         ),
-        "pgd": Entry(
-            craft=craft_pgd,
-            library="ser_fl.descend",
-            norm="inf",
-            paper="Madry et al. 2018, arXiv 1706.06083",
-            steps=50,
-            step_size=_quarter,
-            restarts=5,
-            settable=frozenset({"steps", "step_size", "restarts"}),
-            adaptive=True,
-            warm=True,
-        ),
+        "pgd": _PGD,
         # Weak: without a random start, and with steps of ART's default 0.1, which above an epsilon of 0.05 throw every
         # cell from one face of the ball to the other. Here for comparison with the paper only.
-        "pgd_paper": Entry(
-            craft=craft_pgd,
-            library="ser_fl.descend",
-            norm="inf",
+        "pgd_paper": replace(
+            _PGD,
             paper="Chang et al. 2022, arXiv 2203.04696, as in its published code",
             steps=5,
             step_size=lambda epsilon: 0.1,
+            restarts=0,
             settable=frozenset({"steps"}),
-            adaptive=True,
+            warm=False,
             quiet_step=True,
+            on_recordings=(),
         ),
         "mim": Entry(
             craft=craft_mim,
@@ -101,44 +129,12 @@ ATTACKS: Mapping[str, Entry] = MappingProxyType(
             norm="inf",
             paper="Dong et al. 2018, arXiv 1710.06081",
             steps=10,
-            step_size=_tenth,
-            settable=frozenset({"steps", "step_size"}),
+            step_size=lambda epsilon: epsilon / 10,
+            settable=_STEPS,
         ),
-        "apgd_ce": Entry(
-            craft=craft_apgd_ce,
-            library="ser_fl.AutoPGD",
-            norm="inf",
-            paper="Croce and Hein 2020, arXiv 2003.01690",
-            steps=100,
-            restarts=1,
-            settable=frozenset({"steps", "restarts"}),
-            adaptive=True,
-            warm=True,
-        ),
-        "apgd_dlr": Entry(
-            craft=craft_apgd_dlr,
-            library="ser_fl.AutoPGD",
-            norm="inf",
-            paper="Croce and Hein 2020, arXiv 2003.01690",
-            steps=100,
-            restarts=1,
-            settable=frozenset({"steps", "restarts"}),
-            min_classes=3,
-            adaptive=True,
-            warm=True,
-        ),
-        "apgd_t": Entry(
-            craft=craft_apgd_t,
-            library="ser_fl.AutoPGD",
-            norm="inf",
-            paper="Croce and Hein 2020, arXiv 2003.01690",
-            steps=100,
-            restarts=1,
-            settable=frozenset({"steps", "restarts"}),
-            min_classes=4,
-            adaptive=True,
-            warm=True,
-        ),
+        "apgd_ce": _APGD,
+        "apgd_dlr": replace(_APGD, craft=craft_apgd_dlr, min_classes=3),
+        "apgd_t": replace(_APGD, craft=craft_apgd_t, min_classes=4),
         "square": Entry(
             craft=craft_square,
             library="ser_fl.Square",
@@ -167,24 +163,8 @@ ATTACKS: Mapping[str, Entry] = MappingProxyType(
             adaptive=True,
             whole_set=True,
         ),
-        "noise_uniform": Entry(
-            craft=craft_noise_uniform,
-            library="ser_fl.Noise",
-            norm="inf",
-            paper="Carlini et al. 2019, arXiv 1902.06705",
-            knowledge="score",
-            steps=100,
-            adaptive=True,
-        ),
-        "noise_gaussian": Entry(
-            craft=craft_noise_gaussian,
-            library="ser_fl.Noise",
-            norm="inf",
-            paper="Carlini et al. 2019, arXiv 1902.06705",
-            knowledge="score",
-            steps=100,
-            adaptive=True,
-        ),
+        "noise_uniform": _NOISE,
+        "noise_gaussian": replace(_NOISE, craft=craft_noise_gaussian),
         "cw_l2": Entry(
             craft=craft_cw_l2,
             library="ser_fl.carlini_wagner_l2",
@@ -193,6 +173,7 @@ ATTACKS: Mapping[str, Entry] = MappingProxyType(
             steps=20,
             minimal=True,
             adaptive=True,
+            on_recordings=("snr_db",),
         ),
         "cw_linf": Entry(
             craft=craft_cw_linf,
@@ -203,24 +184,8 @@ ATTACKS: Mapping[str, Entry] = MappingProxyType(
             minimal=True,
             adaptive=True,
         ),
-        "fmn": Entry(
-            craft=craft_fmn,
-            library="ser_fl.fast_minimum_norm",
-            norm="inf",
-            paper="Pintor et al. 2021, arXiv 2102.12827",
-            steps=30,
-            minimal=True,
-            adaptive=True,
-        ),
-        "fmn_l2": Entry(
-            craft=craft_fmn_l2,
-            library="ser_fl.fast_minimum_norm",
-            norm="2",
-            paper="Pintor et al. 2021, arXiv 2102.12827",
-            steps=30,
-            minimal=True,
-            adaptive=True,
-        ),
+        "fmn": _FMN,
+        "fmn_l2": replace(_FMN, craft=craft_fmn_l2, norm="2", on_recordings=("snr_db",)),
         "deepfool": Entry(
             craft=craft_deepfool,
             library="art.DeepFool",
@@ -231,11 +196,51 @@ ATTACKS: Mapping[str, Entry] = MappingProxyType(
         ),
     }
 )
+ON_RECORDINGS: Mapping[str, Entry] = MappingProxyType(
+    {
+        **{name: entry for name, entry in ATTACKS.items() if entry.on_recordings},
+        "psychoacoustic": replace(_APGD, paper="Qin et al. 2019, arXiv 1903.10346", on_recordings=("masking",)),
+    }
+)
+"""Attacks that go on recorded samples."""
+BY_ART: Mapping[str, Entry] = MappingProxyType(
+    {
+        "fgsm": replace(ATTACKS["fgsm"], craft=gradient_attacks.craft_fgsm, library="art.FastGradientMethod"),
+        "bim": replace(ATTACKS["bim"], craft=gradient_attacks.craft_bim, library="art.BasicIterativeMethod"),
+        "pgd": replace(ATTACKS["pgd"], craft=gradient_attacks.craft_pgd, library="art.ProjectedGradientDescentPyTorch"),
+        "cw_l2": replace(
+            ATTACKS["cw_l2"],
+            craft=any_attack.craft_cw_l2,
+            library="art.CarliniL2Method",
+            adaptive=False,
+            needs_box=True,
+        ),
+        "cw_linf": replace(
+            ATTACKS["cw_linf"],
+            craft=any_attack.craft_cw_linf,
+            library="art.CarliniLInfMethod",
+            adaptive=False,
+            needs_box=True,
+        ),
+    }
+)
+"""Attacks that ART has as well as we: its own."""
+ART_BY_DEFAULT = frozenset({"fgsm", "bim", "pgd"})
+"""Those of `BY_ART` that ``backend=auto`` leaves to ART."""
 
 
-def _entry(name: str) -> Entry:
+def entry_of(name: str, backend: Backend = "auto") -> Entry:
+    """The attack of a name, run by ART's code or ours.
+
+    Raises:
+        UserError: unknown name; the known ones are listed.
+    """
+    if name in BY_ART and (backend == "art" or (backend == "auto" and name in ART_BY_DEFAULT)):
+        return BY_ART[name]
     if name in ATTACKS:
         return ATTACKS[name]
+    if name in ON_RECORDINGS:
+        raise UserError(f"{name} goes on recordings alone: set domain=waveform")
     if not name.startswith(any_attack.PREFIX):
         if ":" in name:
             raise UserError(
@@ -264,7 +269,9 @@ def resolve(settings: AttackSettings) -> AttackSettings:
     Raises:
         UserError: unknown name; the known ones are listed.
     """
-    entry = _entry(settings.name)
+    if settings.name.endswith(UNLABELLED):
+        settings = replace(settings, name=settings.name.removesuffix(UNLABELLED), labels=False)
+    entry = entry_of(settings.name)
     if settings.name not in ATTACKS:
         return any_attack.resolve(settings)
     defaults = {
@@ -282,13 +289,13 @@ def resolve(settings: AttackSettings) -> AttackSettings:
 
 
 def build(settings: AttackSettings) -> Attack:
-    """The attack that settings name.
+    """The attack on features that settings name.
 
     Raises:
-        UserError: unknown name; the known ones are listed.
+        UserError: unknown name (the known ones are listed), or an attack that goes on recordings alone.
     """
     resolved = resolve(settings)
-    entry = _entry(settings.name)
+    entry = entry_of(resolved.name, resolved.backend)
     step_size = resolved.step_size
     if step_size is not None and resolved.epsilon > 0 and step_size > resolved.epsilon and not entry.quiet_step:
         warnings.warn(
@@ -297,3 +304,28 @@ def build(settings: AttackSettings) -> Attack:
             stacklevel=2,
         )
     return Attack(settings=resolved, entry=entry)
+
+
+def build_on_recordings(settings: AttackSettings) -> Attack:
+    """The attack on recorded samples that settings name; always our own.
+
+    Steps are a share of the ball where nothing else is said (`pgd.TOTAL_RADII`), and one random start is the default.
+
+    Raises:
+        UserError: no attack of that name goes on recordings, or it does not keep to such a budget.
+    """
+    if settings.name.endswith(UNLABELLED):
+        settings = replace(settings, name=settings.name.removesuffix(UNLABELLED), labels=False)
+    if settings.name not in ON_RECORDINGS:
+        raise unknown_name("attack of domain=waveform", settings.name, ON_RECORDINGS)
+    entry = ON_RECORDINGS[settings.name]
+    unit = "masking" if settings.masked else "amplitude" if settings.snr_db is None else "snr_db"
+    if unit not in entry.on_recordings:
+        raise UserError(
+            f"{settings.name} keeps to budgets of {' or '.join(entry.on_recordings)} only: set snr_dbs, such as [30]"
+        )
+    restarts = None
+    if "restarts" in entry.settable:
+        restarts = min(entry.restarts, 1) if settings.restarts is None else settings.restarts
+    steps = entry.steps if settings.steps is None or "steps" not in entry.settable else settings.steps
+    return Attack(settings=replace(settings, steps=steps, restarts=restarts), entry=entry)

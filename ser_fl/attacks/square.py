@@ -24,7 +24,6 @@ from torch import Tensor
 from ser_fl.attacks.best_adversarial import BestAdversarial
 from ser_fl.attacks.problem import Problem
 from ser_fl.devices import send
-from ser_fl.randomness import generator
 
 FIRST_SHARE = 0.8
 """Of all cells in the first window (p of the paper, at AutoAttack's value)."""
@@ -36,11 +35,10 @@ LOOK_EVERY = 10
 
 def craft_square(problem: Problem) -> Tensor:
     """Random search with as many queries as steps, until an utterance is recognised no more."""
-    assert problem.settings.steps is not None
     rows_N = torch.arange(len(problem.keys_B), device=problem.features_BFL.device)
     found = BestAdversarial.of(problem.target, problem.features_BFL, problem.labels_B)
-    queries = _Queries.drawn(problem, problem.settings.steps)
-    for query in range(problem.settings.steps):
+    queries = _Queries.drawn(problem, problem.steps)
+    for query in range(problem.steps):
         if query % LOOK_EVERY == 0:
             rows_N = found.unbroken()
             part, chosen = problem.subset(rows_N), queries.subset(rows_N)
@@ -78,8 +76,7 @@ class _Queries:
     def drawn(cls, problem: Problem, queries: int) -> _Queries:
         num_frames = problem.features_BFL.shape[-1]
         stripes, chance = [], []
-        for key in problem.keys_B:
-            stream = generator("square", problem.seed, key)
+        for stream in problem.streams("square"):
             stripes.append(2.0 * torch.randint(2, (num_frames,), generator=stream) - 1)
             chance.append(torch.rand((queries, 3), generator=stream))
         device = problem.features_BFL.device

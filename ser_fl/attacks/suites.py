@@ -2,7 +2,7 @@
 
 When to choose which: `quick` shows in minutes whether a model is robust at all; `standard` is the one to report, with
 the stronger half of what AutoAttack runs and a look at masked gradients and noise; `thorough` is for a model that is
-claimed to be robust.
+claimed to be robust; `paper` is what the field's papers run, by the library's own code: for comparison, not for claims.
 """
 
 from __future__ import annotations
@@ -12,19 +12,24 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from ser_fl.config.robustness import Backend
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
     """What a suite runs."""
 
     attacks: tuple[str, ...]
-    """Names of the catalogue, in the order of the records."""
+    """Names of the registry, in the order of the records."""
     subsets: Mapping[str, int] = field(default_factory=dict)
     """Utterances for those of its attacks that are too slow for all, where nothing else is said."""
+    backend: Backend | None = None
+    """Whose code runs them, where nothing else is said."""
 
 
 _QUICK = ("fgsm", "bim", "apgd_ce", "noise_uniform")
 _STANDARD = ("fgsm", "bim", "pgd", "apgd_ce", "apgd_t", "cw_linf", "fmn", "square", "noise_uniform")
+_PAPER = ("fgsm", "bim", "pgd", "cw_l2")
 _THOROUGH = (
     *_STANDARD,
     *("apgd_dlr", "mim", "pgd_paper", "cw_l2", "fmn_l2", "deepfool", "hopskipjump", "universal", "noise_gaussian"),
@@ -34,9 +39,12 @@ SUITES: Mapping[str, Suite] = MappingProxyType(
     {
         "quick": Suite(attacks=_QUICK),
         "standard": Suite(attacks=_STANDARD, subsets={"square": 120}),
+        "paper": Suite(attacks=_PAPER, backend="art"),
         "thorough": Suite(attacks=_THOROUGH, subsets={"square": 120, "deepfool": 60, "hopskipjump": 12}),
     }
 )
+SUITE_ON_RECORDINGS = ("pgd", "apgd_ce", "cw_l2")
+"""What every suite stands for on recordings."""
 
 
 def expand(names: Iterable[str], fits: Callable[[str], bool] = lambda name: True) -> tuple[str, ...]:

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from ser_fl.attacks.art.estimator import Passes
 from ser_fl.attacks.losses import Loss, cross_entropy
+from ser_fl.attacks.settings import AttackSettings
+from ser_fl.attacks.threat_model import Ball
 
 _AT_A_TIME = {"cpu": 32}
 _AT_A_TIME_ELSEWHERE = 512
@@ -67,6 +69,14 @@ class ToFeatures(Protocol):
         """The same for some of the utterances."""
         ...
 
+    def ball(self, settings: AttackSettings) -> Ball:
+        """What the budget allows of each utterance."""
+        ...
+
+    def own(self, inputs: Tensor) -> Tensor:
+        """What was moved, where it may be; everywhere else the clean values, bit for bit."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
@@ -111,7 +121,7 @@ class Target:
 
         Of a randomised model they are the mean of log-probabilities over the draws of a step.
         """
-        features_BFL = self._features(inputs)
+        features_BFL = self.features(inputs)
         if self.expectation is None:
             return self._run(features_BFL)
         drawn = self._drawn(self.expectation, features_BFL, step)
@@ -128,7 +138,7 @@ class Target:
 
         It costs one forward pass an utterance and draw.
         """
-        features_BFL = self._features(inputs)
+        features_BFL = self.features(inputs)
         if self.expectation is None:
             return loss(logits_BC := self._run(features_BFL), labels_B), _recognised(logits_BC, labels_B)
         parts = [
@@ -152,14 +162,14 @@ class Target:
         """
         inputs = inputs.detach().requires_grad_()
         if self.expectation is None:
-            logits_BC = self._run(self._features(inputs))
+            logits_BC = self._run(self.features(inputs))
             loss_B = loss(logits_BC, labels_B)
             self.passes.backward += len(inputs)
             # By the mean, as ART and adversarial training go, whose rounding the signs of small gradients share.
             (gradient,) = torch.autograd.grad(loss_B.mean(), inputs)
             gradient, logits_BC = gradient * len(inputs), logits_BC.detach()
             return Answer(loss_B.detach(), gradient, logits_BC, _recognised(logits_BC, labels_B))
-        features_BFL = self._features(inputs)
+        features_BFL = self.features(inputs)
         shown_BFL = features_BFL.detach().requires_grad_()
         gradient_BFL = torch.zeros_like(shown_BFL)
         means: list[list[Tensor]] = []
@@ -179,7 +189,8 @@ class Target:
             (gradient,) = torch.autograd.grad(features_BFL, inputs, gradient_BFL)
         return Answer(loss_B, gradient, logits_BC, right_B)
 
-    def _features(self, inputs: Tensor) -> Tensor:
+    def features(self, inputs: Tensor) -> Tensor:
+        """What the classifier, or the defence in front of it, is shown: shape (B, F, L)."""
         return inputs if self.to_features is None else self.to_features(inputs)
 
     def _run(self, features_BFL: Tensor) -> Tensor:

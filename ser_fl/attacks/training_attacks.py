@@ -1,4 +1,4 @@
-"""FGSM, BIM and PGD on tensors, for adversarial training: one loop, L-infinity.
+"""FGSM, BIM and PGD on tensors, for adversarial training: `pgd.descend` in L-infinity.
 
 Given the same start and batch they equal ART's FastGradientMethod, BasicIterativeMethod and
 ProjectedGradientDescentPyTorch to the last bit in float32. They differ in what they leave alone: no NumPy round trip,
@@ -13,16 +13,19 @@ Legend: B utterances, F mel bins, L frames, C classes. A model maps features_BFL
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from ser_fl.attacks.threat_model import Box
+from ser_fl.attacks.art.estimator import Passes
+from ser_fl.attacks.losses import Loss, cross_entropy
+from ser_fl.attacks.pgd import descend
+from ser_fl.attacks.target import Target
+from ser_fl.attacks.threat_model import Ball, Box
 from ser_fl.devices import autocast, device_of, send
 from ser_fl.errors import UserError
 
@@ -78,17 +81,6 @@ def _recurrence_without_cudnn(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def loss_gradient(model: nn.Module, features_BFL: Tensor, labels_B: Tensor) -> Tensor:
-    """Gradient of the batch's mean cross-entropy by its features, shape (B, F, L), inside `attacked`.
-
-    `torch.autograd.grad` touches no ``.grad``.
-    """
-    inputs_BFL = features_BFL.detach().requires_grad_()
-    loss = F.cross_entropy(model(inputs_BFL), labels_B)
-    (gradient_BFL,) = torch.autograd.grad(loss, inputs_BFL)
-    return gradient_BFL
-
-
 def divergence(logits_BC: Tensor, adversarial_BC: Tensor) -> Tensor:
     """KL(p || p') of each utterance, shape (B,): how far adversarial predictions p' are from clean ones p."""
     return F.kl_div(
@@ -134,7 +126,17 @@ def fgsm(
     With a random start it is the R+FGSM of Wong et al. 2020 (arXiv 2001.03994) at a step of epsilon; theirs of 1.25
     epsilon is one step of `pgd`. Arguments, result and errors are those of `pgd`.
     """
-    return _ascend(model, features_BFL, labels_B, epsilon, epsilon, 1, box, start_BFL, low_precision)
+    return pgd(
+        model,
+        features_BFL,
+        labels_B,
+        epsilon=epsilon,
+        step_size=epsilon,
+        steps=1,
+        box=box,
+        start_BFL=start_BFL,
+        low_precision=low_precision,
+    )
 
 
 def bim(
@@ -149,13 +151,14 @@ def bim(
     low_precision: bool = False,
 ) -> Tensor:
     """Basic iterative method (Kurakin et al. 2017, arXiv 1607.02533): PGD that starts at the clean utterance."""
-    return _ascend(model, features_BFL, labels_B, epsilon, step_size, steps, box, None, low_precision)
+    lengths: dict[str, Any] = {"epsilon": epsilon, "step_size": step_size, "steps": steps}
+    return pgd(model, features_BFL, labels_B, **lengths, box=box, low_precision=low_precision)
 
 
 def pgd(
     model: nn.Module,
     features_BFL: Tensor,
-    labels_B: Tensor,
+    labels_B: Tensor | None,
     *,
     epsilon: float,
     step_size: float,
@@ -169,7 +172,7 @@ def pgd(
     Args:
         model: maps features_BFL to logits_BC; its modes and gradients are as before when this returns.
         features_BFL: clean features, float32; clipped to the box before anything else.
-        labels_B: true classes, int64.
+        labels_B: true classes, int64; None to raise the `divergence` from the model's own clean predictions.
         epsilon: radius of the ball, >= 0, in units of the features; 0 gives the clean features, clipped.
         step_size: how far each step moves every cell, >= 0, same units.
         steps: number of steps, >= 0, of one forward and one backward pass each.
@@ -184,7 +187,23 @@ def pgd(
     Raises:
         UserError: epsilon, step_size or steps is below 0.
     """
-    return _ascend(model, features_BFL, labels_B, epsilon, step_size, steps, box, start_BFL, low_precision)
+    for name, value in (("epsilon", epsilon), ("step_size", step_size), ("steps", steps)):
+        if not value >= 0:
+            raise UserError(f"{name} must be >= 0, got {value}")
+    box = Box.unbounded() if box is None else box.to(features_BFL.device)
+    with attacked(model, low_precision=low_precision):
+        # Tensors made under inference_mode cannot take part in a gradient; their clones can.
+        clean_BFL = box.clip(features_BFL.detach().clone())
+        return descend(
+            Target(network=model, keys_B=[""] * len(clean_BFL), passes=Passes()),
+            Ball(clean_BFL, clean_BFL.new_full((len(clean_BFL),), epsilon), "inf"),
+            clean_BFL.new_zeros(len(clean_BFL), dtype=torch.int64) if labels_B is None else labels_B.clone(),
+            steps=steps,
+            step_size=step_size,
+            starts=None if start_BFL is None else start_BFL.detach().clone(),
+            box=box,
+            loss=_away_from(model, clean_BFL) if labels_B is None else cross_entropy,
+        )
 
 
 def pgd_on_divergence(
@@ -203,48 +222,12 @@ def pgd_on_divergence(
     It needs no labels, and a start away from the clean utterance, where the divergence has no gradient. Arguments,
     result and errors are otherwise those of `pgd`.
     """
-    return _ascend(model, features_BFL, None, epsilon, step_size, steps, box, start_BFL, low_precision)
+    lengths: dict[str, Any] = {"epsilon": epsilon, "step_size": step_size, "steps": steps}
+    return pgd(model, features_BFL, None, **lengths, box=box, start_BFL=start_BFL, low_precision=low_precision)
 
 
-def _ascend(
-    model: nn.Module,
-    features_BFL: Tensor,
-    labels_B: Tensor | None,
-    epsilon: float,
-    step_size: float,
-    steps: int,
-    box: Box | None,
-    start_BFL: Tensor | None,
-    low_precision: bool,
-) -> Tensor:
-    """The loop of all. The order of its operations is ART's: step, clip to the box, project onto the ball.
-
-    Without labels it goes away from the clean predictions.
-    """
-    for name, value in (("epsilon", epsilon), ("step_size", step_size), ("steps", steps)):
-        if not value >= 0:
-            raise UserError(f"{name} must be >= 0, got {value}")
-    box = Box.unbounded() if box is None else box.to(features_BFL.device)
-    with attacked(model, low_precision=low_precision):
-        # Tensors made under inference_mode cannot take part in a gradient; their clones can.
-        clean_BFL = box.clip(features_BFL.detach().clone())
-        rise = _away_from(model, clean_BFL) if labels_B is None else partial(loss_gradient, labels_B=labels_B.clone())
-        adversarial_BFL = clean_BFL if start_BFL is None else box.clip(start_BFL.detach().clone())
-        for _ in range(steps):
-            step_BFL = rise(model, adversarial_BFL).sign().mul_(step_size)
-            moved_BFL = box.clip(step_BFL.add_(adversarial_BFL))
-            adversarial_BFL = moved_BFL.sub_(clean_BFL).clamp_(-epsilon, epsilon).add_(clean_BFL)
-    return adversarial_BFL
-
-
-def _away_from(model: nn.Module, clean_BFL: Tensor) -> Callable[[nn.Module, Tensor], Tensor]:
-    """Gradient of the batch's mean `divergence` from what the model says of clean utterances, by other features."""
+def _away_from(model: nn.Module, clean_BFL: Tensor) -> Loss:
+    """The `divergence` from what the model says of clean utterances."""
     with torch.no_grad():
         clean_BC = model(clean_BFL)
-
-    def gradient(model: nn.Module, features_BFL: Tensor) -> Tensor:
-        inputs_BFL = features_BFL.detach().requires_grad_()
-        (gradient_BFL,) = torch.autograd.grad(divergence(clean_BC, model(inputs_BFL)).mean(), inputs_BFL)
-        return gradient_BFL
-
-    return gradient
+    return lambda logits_BC, labels_B: divergence(clean_BC, logits_BC)

@@ -35,8 +35,7 @@ def craft_universal(problem: Problem) -> Tensor:
     which the fewest utterances are recognised is kept, then the one with the largest loss. A randomised model is asked
     under the same draws throughout, which differ from utterance to utterance.
     """
-    assert problem.settings.steps is not None
-    epsilon, steps = problem.settings.epsilon, problem.settings.steps
+    epsilon, steps = problem.settings.epsilon, problem.steps
     parts = _parts(problem)
     perturbation_FL = best_FL = torch.zeros_like(problem.features_BFL[0])
     fewest = torch.full((2,), torch.inf, dtype=torch.float64, device=perturbation_FL.device)

@@ -7,11 +7,40 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
-from ser_fl.config.schema import Amount, Count, Epsilon, one_line, stage
+from ser_fl.config.schema import Amount, Count, Epsilon, Positive, one_line, stage
 from ser_fl.errors import shown
 
-Names = Annotated[tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)]
-"""One name need not be in brackets."""
+Backend = Literal["auto", "art", "native"]
+"""Whose code runs an attack: ART's for FGSM, BIM, PGD, MIM, DeepFool and HopSkipJump and ours for the rest; ART's
+wherever it has the attack; ours wherever we have it. In expectation over a defence and on recordings always ours."""
+
+
+@stage
+class AttackChoice:
+    """One attack or suite, and what is set for it alone; null is what is set for all."""
+
+    name: str
+    epsilon: Epsilon | None = None
+    """The one budget that it is run at, in place of all others."""
+    steps: Count | None = None
+    step_size: Positive | None = None
+    """Null: a quarter of epsilon, or what the attack chooses."""
+    restarts: Amount | None = None
+    labels: bool = True
+    """Whether it knows the true classes; else the model's own clean predictions stand for them, as in published
+    studies, and records name it with "_unlabelled"."""
+    backend: Backend | None = None
+
+
+def _listed(given: object) -> object:
+    """One attack need not be in brackets, nor a name in braces."""
+    many = [given] if isinstance(given, (str, Mapping)) else given
+    if not isinstance(many, (list, tuple)):
+        return given
+    return tuple({"name": one} if isinstance(one, str) else one for one in many)
+
+
+Choices = Annotated[tuple[AttackChoice, ...], BeforeValidator(_listed)]
 
 
 def _check_epsilons(given: object) -> object:
@@ -40,20 +69,22 @@ class BenchmarkConfig:
     """The run folder."""
     root: str | None
     """Folder of the corpus, where it is no longer the one in the run's config.yaml."""
-    attacks: Annotated[Names, Field(min_length=1)]
-    """Names in the catalogue, art:ClassName, or a suite: quick, standard or thorough."""
+    attacks: Annotated[Choices, Field(min_length=1)]
+    """Names in the registry, art:ClassName, or a suite: quick, standard, thorough or paper. With settings of its own an
+    attack is written as {name: bim, steps: 100, step_size: 0.1}."""
     epsilons: Epsilons
     """L-infinity budgets in standardised log-mel units; empty: the epsilon that the run was trained with; auto: ten,
     from where UAR is within 2 points of clean to where it is at most chance."""
     defences: Annotated[tuple[str, ...], Field(min_length=1)]
-    adaptive: Names
+    adaptive: Choices
     """Attacks that are also made against every defence but "none", in expectation over its randomness."""
     eot_samples: Samples
     """Draws of the defence that an adaptive attack averages over in every step; exact: all that there are (84)."""
     steps: Count | None
     """Of every attack that has some; null: each attack's own default."""
     restarts: Amount | None
-    curve_attacks: Names
+    backend: Backend
+    curve_attacks: Choices
     """Attacks that are measured at `curve_epsilons` too, for the curve of robust UAR over epsilon."""
     curve_epsilons: Epsilons
     sweep: bool

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor, nn
 
-from ser_fl.attacks.threat_model import Box
+from ser_fl.attacks.threat_model import Box, default_step_size
 from ser_fl.attacks.training_attacks import own_starts, pgd
 from ser_fl.config.schema import Config
 from ser_fl.data.splits import Indices, Part
@@ -89,7 +89,7 @@ class LocalScorer:
             features_BFL,
             labels_B,
             epsilon=selection.epsilon,
-            step_size=selection.epsilon / 4,
+            step_size=default_step_size(selection.epsilon),
             steps=selection.steps,
             box=self.box,
             start_BFL=own_starts(features_BFL, selection.epsilon, streams),

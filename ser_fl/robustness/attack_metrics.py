@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import nan
+from math import isfinite, nan
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ser_fl.attacks.threat_model import distance
+from ser_fl.attacks.domains import Crafted
 from ser_fl.defences import Defence
 from ser_fl.metrics import Confusion, scores
 from ser_fl.robustness.curves import smallest_epsilons
@@ -27,18 +27,17 @@ from ser_fl.robustness.predictions import (
     success_rate,
     weighted_median,
 )
-from ser_fl.robustness.result_cache import Made, Outcome
+from ser_fl.robustness.result_cache import Outcome
 from ser_fl.robustness.test_set import TestSet
 from ser_fl.runs.records import AttackRecord
 
-DOMAIN = "logmel"
 CLEAN = "clean"
 WORST_CASE = "worst_case"
 LIBRARY = "ser_fl"
 """What a record names as the class that ran where no attack did."""
 
 
-def judge(unit: Unit, part: TestSet, made: Made, *, leftover: bool = False) -> Outcome:
+def judge(unit: Unit, part: TestSet, made: Crafted, *, leftover: bool = False) -> Outcome:
     """Show what an attack made to the defences that it is meant for.
 
     Args:
@@ -48,17 +47,26 @@ def judge(unit: Unit, part: TestSet, made: Made, *, leftover: bool = False) -> O
         leftover: whether these are the utterances that earlier attacks had not broken.
     """
     attack, settings = unit.attack, unit.attack.settings
-    clean_NFL, adversarial_NFL = part.features_NFL, made.adversarial_NFL
-    shown = {defence.name: show(part, adversarial_NFL, defence) for defence in unit.shown_to}
+    held = part.domain.held(made, attack, part.features_NFL)
+    votes, written = (
+        {} if shown_NFL is None else {defence.name: _votes(part, shown_NFL, defence) for defence in unit.shown_to}
+        for shown_NFL in (held.adversarial_NFL, held.written_NFL)
+    )
+    norms = {name: tuple(held.figures[name].tolist()) for name in ("l2", "linf")}
+    measured = {
+        name: tuple(value if isfinite(value) else None for value in value_N.tolist())
+        for name, value_N in held.figures.items()
+        if name not in norms and not bool(value_N.isnan().all())
+    }
     return Outcome(
-        attack=settings.name,
+        attack=attack.name,
         library=attack.library,
         knowledge=unit.knowledge,
-        domain=DOMAIN,
+        domain=part.domain.name,
         norm=attack.norm,
-        epsilon=settings.epsilon,
-        budget=attack.budget(tuple(clean_NFL.shape)),
-        snr_db=None,
+        epsilon=settings.epsilon if isfinite(settings.epsilon) else None,
+        budget=attack.budget(tuple(part.features_NFL.shape)),
+        snr_db=settings.snr_db,
         steps=settings.steps,
         step_size=settings.step_size,
         restarts=settings.restarts,
@@ -68,13 +76,19 @@ def judge(unit: Unit, part: TestSet, made: Made, *, leftover: bool = False) -> O
         leftover=leftover,
         minimal=attack.entry.minimal,
         ids=part.ids,
-        l2_N=tuple(distance(clean_NFL, adversarial_NFL, "2").tolist()),
-        linf_N=tuple(distance(clean_NFL, adversarial_NFL, "inf").tolist()),
-        votes={name: tuple(map(tuple, said.votes_RN.tolist())) for name, said in shown.items()},
+        l2_N=norms["l2"],
+        linf_N=norms["linf"],
+        votes=votes,
+        written_votes=written,
+        measured=measured,
         forward_passes=made.forward_passes,
         backward_passes=made.backward_passes,
         seconds=made.seconds,
     )
+
+
+def _votes(part: TestSet, features_NFL: Tensor, defence: Defence) -> tuple[tuple[int, ...], ...]:
+    return tuple(map(tuple, show(part, features_NFL, defence).votes_RN.tolist()))
 
 
 @dataclass(slots=True, eq=False)
@@ -86,13 +100,17 @@ class Bench:
 
     test_set: TestSet
     defences: Sequence[Defence]
-    domain: str = DOMAIN
     cleans: dict[str, Predictions] = field(default_factory=dict)
     _bootstraps: dict[tuple[str, ...], Bootstrap] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         features_NFL = self.test_set.features_NFL
         self.cleans = {defence.name: show(self.test_set, features_NFL, defence) for defence in self.defences}
+
+    @property
+    def domain(self) -> str:
+        """Name of what attacks move."""
+        return self.test_set.domain.name
 
     def records(self, outcomes: Iterable[Outcome]) -> list[AttackRecord]:
         """For every defence "clean", one an attack it was shown, and "worst_case"s."""
@@ -307,6 +325,8 @@ class Bench:
             defence=defence,
             clean_uar=scores(clean.confusion).uar,
             robust_uar=scores(confusion).uar,
+            clean_accuracy=scores(clean.confusion).accuracy,
+            robust_accuracy=scores(confusion).accuracy,
             attack_success_rate=success_rate(clean.right_RN, success_RN, clean.run_weights),
             num_examples=len(part),
             seed=part.seed,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ser_fl.attacks.threat_model import default_step_size
 from ser_fl.attacks.training_attacks import bim
 from ser_fl.robustness.intervals import uar_of
 from ser_fl.robustness.predictions import Predictions
@@ -115,7 +116,7 @@ def _recognised(test_set: TestSet, epsilon: float) -> np.ndarray[tuple[int], np.
                 features_BFL,
                 labels_B,
                 epsilon=epsilon,
-                step_size=epsilon / 4,
+                step_size=default_step_size(epsilon),
                 steps=_STEPS,
                 box=test_set.box,
             )

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ser_fl.attacks.registry import Attack
+from ser_fl.attacks.attack import Attack
 from ser_fl.models.emotion_model import EmotionModel
-from ser_fl.robustness.crafting import craft
+from ser_fl.robustness.crafting import features_under
 from ser_fl.robustness.test_set import TestSet
 
 
@@ -28,7 +28,7 @@ def spectrogram_pair(test_set: TestSet, attacks: Sequence[Attack], bundle: Emoti
     ((usual, _),) = Counter(attack.settings.epsilon for attack in iterated or attacks).most_common(1)
     attack = [attack for attack in iterated or attacks if attack.settings.epsilon == usual][-1]
     tried = test_set.subset(16)
-    adversarial_NFL = craft(tried, attack).adversarial_NFL
+    adversarial_NFL = features_under(tried, attack)
     with torch.inference_mode():
         before, after = (bundle(features).argmax(dim=1) for features in (tried.features_NFL, adversarial_NFL))
     turned = ((before == tried.labels_N) & (after != tried.labels_N)).nonzero().flatten().tolist()
@@ -40,7 +40,7 @@ def spectrogram_pair(test_set: TestSet, attacks: Sequence[Attack], bundle: Emoti
 
     return {
         "utterance_id": tried.ids[row],
-        "attack": attack.settings.name,
+        "attack": attack.name,
         "epsilon": attack.settings.epsilon,
         "emotion": bundle.classes[int(tried.labels_N[row])],
         "predicted_clean": bundle.classes[int(before[row])],

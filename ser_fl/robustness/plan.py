@@ -33,6 +33,8 @@ class Unit:
     """What the attacker knows of that one; None for an attack on the bare model."""
     before: Unit | None = None
     """The same at the next smaller epsilon, in a sweep."""
+    shares: Unit | None = None
+    """The same at another budget, whose adversarial utterances are held against this budget too."""
 
     @property
     def adaptive_to(self) -> str | None:
@@ -51,8 +53,7 @@ class Unit:
     @property
     def label(self) -> str:
         """For whoever waits: ``pgd at 0.05, adaptive``."""
-        settings = self.attack.settings
-        return f"{settings.name} at {settings.epsilon:g}" + (", adaptive" if self.adaptive_to else "")
+        return f"{self.attack.name} at {self.attack.settings.budget}" + (", adaptive" if self.adaptive_to else "")
 
     @property
     def effort(self) -> int:
@@ -88,27 +89,28 @@ def plan(
             gradient, or no defence for it to know of.
     """
     for attack in (*attacks, *adaptive):
-        attack.check_box(test_set.box)
-        attack.check_classes(test_set.num_classes)
+        attack.check(test_set.box, test_set.num_classes)
     seed = derive_seed("expectation", test_set.seed)  # the attacker does not know the defence's own draws
     expected = [(defence, expectation_of(defence, seed=seed, samples=eot_samples)) for defence in defences if adaptive]
     known = [(defence, expectation) for defence, expectation in expected if expectation is not None]
     if adaptive and not known:
         raise UserError(
-            f"an adaptive {adaptive[0].settings.name} needs a defence to know of, got "
+            f"an adaptive {adaptive[0].name} needs a defence to know of, got "
             f"{', '.join(defence.name for defence in defences)}: add randomisation to the defences"
         )
     for attack in adaptive:
         attack.knowledge_of(known[0][1])  # refuses an attack without gradients
+    sizes = subsets or {}
+    sweep = sweep and test_set.domain.sweeps
     units: list[Unit] = []
-    for name in dict.fromkeys(attack.settings.name for attack in (*attacks, *adaptive)):
-        undefended = [attack for attack in attacks if attack.settings.name == name]
-        units += _chain(undefended, test_set.subset((subsets or {}).get(name)), tuple(defences), None, sweep)
+    for name in dict.fromkeys(attack.name for attack in (*attacks, *adaptive)):
+        undefended, aware = ([attack for attack in some if attack.name == name] for some in (attacks, adaptive))
+        units += _chain(undefended, test_set.subset(sizes.get(name)), tuple(defences), None, sweep)
+        few = test_set.subset(min((size for key, size in sizes.items() if key in (name, ADAPTIVE)), default=None))
         for defence, expectation in known:
-            aware = [attack for attack in adaptive if attack.settings.name == name]
-            sizes = [size for key, size in (subsets or {}).items() if key in (name, ADAPTIVE)]
-            units += _chain(aware, test_set.subset(min(sizes, default=None)), (defence,), expectation, sweep)
-    return units
+            units += _chain(aware, few, (defence,), expectation, sweep)
+    # Without a sweep nothing hangs together but the attacker's knowledge.
+    return units if sweep else sorted(units, key=lambda unit: unit.adaptive_to is not None)
 
 
 def _chain(
@@ -118,29 +120,25 @@ def _chain(
     expectation: Expectation | None,
     sweep: bool,
 ) -> list[Unit]:
-    """The units of one attack and attacker, each after the next smaller epsilon of the same effort."""
+    """Units of one attack and attacker, from small budgets to large, each after the next smaller one of its effort."""
     units: list[Unit] = []
-    for attack in sorted(attacks, key=lambda attack: attack.settings.epsilon):
-        smaller = [
-            unit
-            for unit in units
-            if unit.attack.settings.epsilon < attack.settings.epsilon and _effort(unit.attack) == _effort(attack)
-        ]
+    for attack in sorted(attacks, key=lambda attack: attack.settings.strength):
+        alike = [unit for unit in units if _effort(unit.attack) == _effort(attack)]
+        smaller = [unit for unit in alike if unit.attack.settings.strength < attack.settings.strength]
+        # A larger budget holds what is found in a smaller one by a search: a single step or a draw goes elsewhere.
+        searches = attack.entry.warm or attack.entry.minimal
+        once = attack.entry.minimal and not part.domain.sweeps
         units.append(
             Unit(
                 attack=attack,
                 part=part,
                 shown_to=shown_to,
                 expectation=expectation,
-                before=smaller[-1] if sweep and smaller and _searches(attack) else None,
+                before=smaller[-1] if sweep and smaller and searches else None,
+                shares=alike[0] if once and alike else None,
             )
         )
     return units
-
-
-def _searches(attack: Attack) -> bool:
-    """Whether a larger budget holds what the attack finds in a smaller one: a single step or a draw goes elsewhere."""
-    return attack.entry.warm or attack.entry.minimal
 
 
 def _effort(attack: Attack) -> tuple[int | None, int | None]:

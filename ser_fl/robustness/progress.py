@@ -62,4 +62,4 @@ class BenchmarkProgress:
 
 
 def _kind(unit: Unit) -> str:
-    return f"{unit.attack.settings.name} {unit.adaptive_to}"
+    return f"{unit.attack.name} {unit.adaptive_to}"

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from ser_fl.attacks.domains import Crafted
 from ser_fl.attacks.registry import VERSION
 from ser_fl.defences import Defence
 from ser_fl.errors import UserError
@@ -29,7 +30,8 @@ from ser_fl.files import write_bytes, write_json
 
 OUTCOME_SCHEMA = 3
 """Version of the files below ``attacks/``; those of another are left alone and made anew."""
-_TENSOR = "adversarial_BFL"
+_SHOWN, _WRITTEN = "adversarial_BFL", "written_BFL"
+_COSTS = ("forward_passes", "backward_passes", "seconds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,16 +94,6 @@ class Outcome:
 _OUTCOME: TypeAdapter[Outcome] = TypeAdapter(Outcome)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Made:
-    """Adversarial utterances, and what they cost."""
-
-    adversarial_NFL: Tensor
-    forward_passes: int = 0
-    backward_passes: int = 0
-    seconds: float = 0.0
-
-
 def key_of(settings: Mapping[str, Any]) -> str:
     """One word for what an outcome depends on beside its test_set, the version of the attacks included."""
     content = json.dumps({"version": VERSION, **settings}, sort_keys=True)
@@ -128,11 +120,11 @@ class ResultCache(Protocol):
         """All outcomes that are kept, by key."""
         ...
 
-    def batch(self, key: str, ids: Sequence[str]) -> Made | None:
+    def batch(self, key: str, ids: Sequence[str]) -> Crafted | None:
         """What was made of exactly these utterances, where it was."""
         ...
 
-    def keep_batch(self, key: str, ids: Sequence[str], made: Made) -> None:
+    def keep_batch(self, key: str, ids: Sequence[str], made: Crafted) -> None:
         """Keep what was made of these utterances."""
         ...
 
@@ -147,7 +139,7 @@ class Memory:
 
     keeps_adversarials: bool = False
     _outcomes: dict[str, Outcome] = field(default_factory=dict)
-    _batches: dict[str, dict[tuple[str, ...], Made]] = field(default_factory=dict)
+    _batches: dict[str, dict[tuple[str, ...], Crafted]] = field(default_factory=dict)
 
     def outcome(self, key: str) -> Outcome | None:
         return self._outcomes.get(key)
@@ -158,10 +150,10 @@ class Memory:
     def outcomes(self) -> dict[str, Outcome]:
         return dict(self._outcomes)
 
-    def batch(self, key: str, ids: Sequence[str]) -> Made | None:
+    def batch(self, key: str, ids: Sequence[str]) -> Crafted | None:
         return self._batches.get(key, {}).get(tuple(ids))
 
-    def keep_batch(self, key: str, ids: Sequence[str], made: Made) -> None:
+    def keep_batch(self, key: str, ids: Sequence[str], made: Crafted) -> None:
         self._batches.setdefault(key, {})[tuple(ids)] = made
 
     def forget_batches(self, key: str) -> None:
@@ -190,21 +182,29 @@ class Folder:
         read = {file.stem: _read_outcome(file) for file in sorted(self.root.glob("*.json"))}
         return {key: outcome for key, outcome in read.items() if outcome is not None}
 
-    def batch(self, key: str, ids: Sequence[str]) -> Made | None:
+    def batch(self, key: str, ids: Sequence[str]) -> Crafted | None:
         try:
-            with safe_open(self._file(key, ids), framework="pt", device=str(self.device)) as file:
+            with safe_open(self._file(key, ids), framework="pt") as file:
                 cost = json.loads(file.metadata()["cost"])
-                made = Made(adversarial_NFL=file.get_tensor(_TENSOR), **cost)
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                shown = {name: tensors.pop(name).to(self.device) for name in (_SHOWN, _WRITTEN) if name in tensors}
+                crafted = Crafted(
+                    adversarial_NFL=shown[_SHOWN], written_NFL=shown.get(_WRITTEN), figures=tensors, **cost
+                )
         except (FileNotFoundError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
             return None
-        fits = made.adversarial_NFL.shape == (len(ids), *self.shape_FL) and made.adversarial_NFL.dtype == torch.float32
-        return made if fits else None
+        shape = (len(ids), *self.shape_FL)
+        fits = all(tensor.shape == shape and tensor.dtype == torch.float32 for tensor in shown.values())
+        return crafted if fits and all(len(value_N) == len(ids) for value_N in tensors.values()) else None
 
-    def keep_batch(self, key: str, ids: Sequence[str], made: Made) -> None:
-        cost = {name: getattr(made, name) for name in ("forward_passes", "backward_passes", "seconds")}
+    def keep_batch(self, key: str, ids: Sequence[str], made: Crafted) -> None:
+        cost = {name: getattr(made, name) for name in _COSTS}
         metadata = {"ids": json.dumps(list(ids)), "cost": json.dumps(cost)}
-        tensors = {_TENSOR: made.adversarial_NFL.detach().cpu().contiguous()}
-        write_bytes(self._file(key, ids), save_tensors(tensors, metadata=metadata))
+        tensors = {**made.figures, _SHOWN: made.adversarial_NFL}
+        if made.written_NFL is not None:
+            tensors[_WRITTEN] = made.written_NFL
+        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        write_bytes(self._file(key, ids), save_tensors(whole, metadata=metadata))
 
     def forget_batches(self, key: str) -> None:
         shutil.rmtree(self.root / key, ignore_errors=True)
@@ -228,7 +228,7 @@ def adversarials(folder: Path) -> dict[str, Tensor]:
         try:
             with safe_open(path, framework="pt") as file:
                 ids = json.loads(file.metadata()["ids"])
-                found |= dict(zip(ids, file.get_tensor(_TENSOR), strict=True))
+                found |= dict(zip(ids, file.get_tensor(_SHOWN), strict=True))
         except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{path} cannot be read ({reason}): run `ser-fl benchmark` again") from None

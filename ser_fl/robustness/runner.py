@@ -15,21 +15,21 @@ Legend: N utterances, F mel bins, L frames, R runs of a defence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ser_fl.attacks.attack import Attack
+from ser_fl.attacks.domains import LOGMEL, Crafted
 from ser_fl.defences import Defence
 from ser_fl.robustness.attack_metrics import Bench, judge
 from ser_fl.robustness.crafting import craft
-from ser_fl.robustness.plan import EOT_SAMPLES, Unit, plan
+from ser_fl.robustness.plan import Unit
 from ser_fl.robustness.progress import BenchmarkProgress, OnAttack, silent
-from ser_fl.robustness.result_cache import Made, Memory, Outcome, ResultCache, key_of
+from ser_fl.robustness.result_cache import Memory, Outcome, ResultCache, key_of
 from ser_fl.robustness.test_set import TestSet
 from ser_fl.runs.records import AttackRecord
 
@@ -37,15 +37,11 @@ OnRecords = Callable[[list[AttackRecord]], object]
 """Given the records of all attacks that are done, whenever one is."""
 
 
-def benchmark_attacks(
+def run_plan(
     test_set: TestSet,
-    attacks: Sequence[Attack],
+    units: Sequence[Unit],
     defences: Sequence[Defence],
     *,
-    adaptive: Sequence[Attack] = (),
-    eot_samples: int | None = EOT_SAMPLES,
-    subsets: Mapping[str, int] | None = None,
-    sweep: bool = True,
     drop_broken: bool = False,
     open_cache: Callable[[], ResultCache] = Memory,
     on_attack: OnAttack = silent,
@@ -55,37 +51,18 @@ def benchmark_attacks(
 
     Args:
         test_set: classifier and utterances.
-        attacks: on the bare model.
-        defences: "none" among them if the bare model is wanted.
-        adaptive: attacks on every defended model, in expectation over its defence's randomness.
-        eot_samples: draws that they average over in every step; None for all that there are.
-        subsets: attack names to a number of utterances, for attacks that are too slow for all, and "adaptive" for all
-            adaptive ones; the smaller counts.
-        sweep: whether an attack at one epsilon goes on where it was at a smaller one, as above; otherwise each is made
-            by itself, and may come out weaker than at a smaller epsilon.
-        drop_broken: leave utterances out that earlier attacks of the same epsilon broke. The worst case is the same;
+        units: all of a benchmark, as `plan` gives them.
+        defences: that records are of.
+        drop_broken: leave utterances out that earlier attacks of the same budget broke. The worst case is the same;
             the figures of an attack are then about what the earlier ones left, and its ``num_examples`` says how many.
         open_cache: where work is kept, and found that is done already; called when nothing is refused any more.
         on_attack: told of progress.
         on_records: given what a late error or a kill would lose; the worst cases, which need all attacks, come last.
 
     Returns:
-        For every defence a record "clean", one an attack and, with two attacks or more, "worst_case" for every epsilon:
+        For every defence a record "clean", one an attack and, with two attacks or more, "worst_case" for every budget:
         of all outcomes that the cache has, those of earlier benchmarks included.
-
-    Raises:
-        UserError: an attack that needs a box has none or that has too few classes, an adaptive one that sees no
-            gradient, or no defence for it to know of: told before the first one runs.
     """
-    units = plan(
-        test_set,
-        attacks,
-        defences,
-        adaptive=adaptive,
-        eot_samples=eot_samples,
-        subsets=subsets,
-        sweep=sweep,
-    )
     cache = open_cache()
     bench = Bench(test_set, defences)
     work = _Work(
@@ -151,11 +128,20 @@ class _Work:
         outcome = self.cache.outcome(task.key)
         keeps = self.cache.keeps_adversarials
         known = outcome is not None and all(map(outcome.was_shown_to, unit.shown_to))
+        if outcome is not None and task.part.domain.lacks(
+            outcome.measured, unit.attack, task.part.ids, unit.adaptive_to is not None
+        ):
+            known = False
         if outcome is None or not known or (keeps and not outcome.adversarials_kept):
             found = self._never_better(unit, judge(unit, task.part, self._adversarial(unit), leftover=self.drop_broken))
             kept = keeps or (outcome is not None and outcome.adversarials_kept)
-            votes = {} if outcome is None else outcome.votes
-            outcome = replace(found, votes=votes | found.votes, adversarials_kept=kept)
+            votes, written = ({}, {}) if outcome is None else (outcome.votes, outcome.written_votes)
+            outcome = replace(
+                found,
+                votes=votes | found.votes,
+                written_votes=written | found.written_votes,
+                adversarials_kept=kept,
+            )
             self.cache.keep_outcome(task.key, outcome)
         self.done[id(unit)] = outcome
         self._tidy()
@@ -166,10 +152,12 @@ class _Work:
     def _task(self, unit: Unit) -> _Task:
         part = self._unbroken(unit) if self.drop_broken else unit.part
         settings: dict[str, Any] = {
-            "attack": asdict(unit.attack.settings),
+            "attack": unit.attack.settings.key,
             "library": unit.attack.library,
             "ids": part.ids,
         }
+        if (domain := part.domain.name) != LOGMEL.name:
+            settings["domain"] = domain
         if unit.expectation is not None:
             settings |= {"adaptive": repr(unit.shown_to[0]), "eot_samples": unit.eot_samples}
         everybody = range(len(part))
@@ -200,15 +188,19 @@ class _Work:
         ids = {self.bench.test_set.ids[row] for row in left.nonzero().flatten().tolist()}
         return unit.part.take([row for row, key in enumerate(unit.part.ids) if key in ids])
 
-    def _adversarial(self, unit: Unit) -> Made:
+    def _adversarial(self, unit: Unit) -> Crafted:
         """What the attack makes of its utterances, in their order; made anew only where nothing was kept."""
+        if unit.shares is not None:
+            return self._adversarial(unit.shares)
         task = self.tasks[id(unit)]
         smaller = _Smaller(self, unit)
-        pieces: list[tuple[tuple[int, ...], Made]] = []
+        pieces: list[tuple[tuple[int, ...], Crafted]] = []
         if task.carried:
             pieces.append((task.carried, self._carried(task, smaller)))
             self.pace.count(unit, len(task.carried))
         for rows in (task.warm, task.cold):
+            if not rows:
+                continue
             made = craft(
                 task.part.take(rows),
                 unit.attack,
@@ -219,24 +211,17 @@ class _Work:
                 on_batch=partial(self._told, unit),
             )
             pieces.append((rows, made))
-        adversarial_NFL = task.part.features_NFL.clone()
-        for rows, made in pieces:
-            adversarial_NFL[list(rows)] = made.adversarial_NFL
-        return Made(
-            adversarial_NFL=adversarial_NFL,
-            forward_passes=sum(made.forward_passes for _, made in pieces),
-            backward_passes=sum(made.backward_passes for _, made in pieces),
-            seconds=sum(made.seconds for _, made in pieces),
-        )
+        order = [row for rows, _ in pieces for row in rows]
+        return Crafted.join([made for _, made in pieces], order, task.part.features_NFL[:0])
 
-    def _carried(self, task: _Task, smaller: _Smaller) -> Made:
+    def _carried(self, task: _Task, smaller: _Smaller) -> Crafted:
         """The adversarial utterances that a smaller epsilon broke; kept under this key too, so that a sweep looks one
         step back only.
         """
         ids = [task.part.ids[row] for row in task.carried]
         made = self.cache.batch(task.key, ids)
         if made is None:
-            made = Made(adversarial_NFL=smaller.adversarial_NFL(task.carried))
+            made = Crafted(adversarial_NFL=smaller.adversarial_NFL(task.carried))
             self.cache.keep_batch(task.key, ids, made)
         return made
 
@@ -264,7 +249,8 @@ class _Work:
 
     def _tidy(self) -> None:
         """Drop adversarial utterances that no larger epsilon waits for."""
-        waiting = {id(unit.before) for unit in self.units if id(unit) not in self.done}
+        left = [unit for unit in self.units if id(unit) not in self.done]
+        waiting = {id(unit.before) for unit in left} | {id(unit.shares) for unit in left}
         for unit, outcome in self.done.items():
             if unit not in waiting and not outcome.adversarials_kept:
                 self.cache.forget_batches(self.tasks[unit].key)

@@ -8,13 +8,25 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ser_fl.attacks.domains import LOGMEL, Domain
 from ser_fl.attacks.threat_model import Box
+from ser_fl.config.compose import compose
+from ser_fl.config.schema import Config
+from ser_fl.data.examples import load_examples
+from ser_fl.data.features import FeatureStore, OnFeatures, compute_features
+from ser_fl.data.frontend import Standardisation
+from ser_fl.data.prepared import cache_dir_of, open_configured_corpus
+from ser_fl.data.splits import split_corpus
 from ser_fl.devices import send
+from ser_fl.errors import UserError
+from ser_fl.models.emotion_model import EmotionModel, load_model
 from ser_fl.randomness import derive_seed
+from ser_fl.runs.folder import RunFolder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +49,8 @@ class TestSet:
     """Of the speakers; empty where nobody says."""
     emotions: tuple[str, ...] = ()
     """Names of the classes; empty for their numbers."""
+    domain: Domain = LOGMEL
+    """What attacks move."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -75,6 +89,90 @@ class TestSet:
         """Where utterances lie in this test_set."""
         places = {utterance_id: row for row, utterance_id in enumerate(self.ids)}
         return [places[utterance_id] for utterance_id in ids]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TrainedRun:
+    """A run's settings and its model."""
+
+    folder: Path
+    config: Config
+    model: EmotionModel
+
+    def store(self, on_features: OnFeatures | None = None) -> FeatureStore:
+        """Features of the whole corpus that it was trained on.
+
+        Raises:
+            UserError: the corpus moved, or it has other emotions than the model.
+        """
+        corpus = open_configured_corpus(self.config)
+        cache_dir = cache_dir_of(self.config)
+        store = compute_features(corpus, self.config.frontend, cache_dir=cache_dir, progress=on_features)
+        self.check_corpus(store)
+        return store
+
+    def check_corpus(self, store: FeatureStore) -> None:
+        """Refuse another corpus than the run's.
+
+        Raises:
+            UserError: it has other emotions.
+        """
+        if store.classes != self.model.classes:
+            raise UserError(
+                f"the corpus at {self.config.data.root} has the emotions {', '.join(store.classes)}, the model of "
+                f"{self.folder} knows {', '.join(self.model.classes)}: set root=DIR to the corpus it was trained on"
+            )
+
+    def test_set(self, store: FeatureStore, *, seed: int = 0, batch_size: int = 64) -> TestSet:
+        """The model and its test utterances, standardised."""
+        rows = split_corpus(store.utterances, self.config.split).test
+        examples = load_examples(store, rows, self.model.standardisation)
+        utterances = [store.utterances[row] for row in rows]
+        return TestSet(
+            model=self.model.network,
+            features_NFL=examples.features_NFL,
+            labels_N=examples.labels_N,
+            ids=tuple(utterance.utterance_id for utterance in utterances),
+            num_classes=len(self.model.classes),
+            box=box_of(self.model.standardisation),
+            seed=seed,
+            batch_size=batch_size,
+            speakers=tuple(utterance.speaker for utterance in utterances),
+            sexes=tuple(utterance.sex for utterance in utterances),
+            emotions=self.model.classes,
+        )
+
+
+def load_run(folder: Path, *, root: str | None = None, client_id: str | None = None) -> TrainedRun:
+    """A run's settings and its model.
+
+    Args:
+        folder: of the run.
+        root: folder of the corpus, where it is no longer the one in the run's ``config.yaml``.
+        client_id: whose own model is meant, in a run without averaging; None for the run's model.
+
+    Raises:
+        UserError: no such run, client or model.
+    """
+    run = RunFolder(folder)
+    run.refuse_links_out()
+    config = compose([f"data.root={root}"] if root else [], config_file=run.config)
+    return TrainedRun(folder=folder, config=config, model=load_model(run, client_id=client_id))
+
+
+def load_test_set(folder: Path, *, root: str | None = None, seed: int = 0, batch_size: int = 64) -> TestSet:
+    """The test utterances of a run and its model.
+
+    Raises:
+        UserError: no such run or model, a corpus that moved, or one of other emotions than the model's.
+    """
+    run = load_run(folder, root=root)
+    return run.test_set(run.store(), seed=seed, batch_size=batch_size)
+
+
+def box_of(standardisation: Standardisation) -> Box:
+    """The values that standardised features take."""
+    return Box.of(standardisation.lower_F1, standardisation.upper_F1)
 
 
 def digest_of_weights(model: nn.Module) -> str:

@@ -115,7 +115,8 @@ class AttackRecord:
     """One attack on one defended model: an entry of ``attacks.json``."""
 
     attack: str
-    """Name in the catalogue; "clean" for the score without an attack."""
+    """Name in the registry; "clean" for the score without an attack. It ends in "_unlabelled" where the attack did not
+    know the true classes."""
     library: str
     """The class that ran, with its module's root."""
     knowledge: str
@@ -152,6 +153,9 @@ class AttackRecord:
     seed: int
     device: str = "cpu"
     """Kind of device that the model and the attack ran on: "cpu" or "cuda"."""
+    clean_accuracy: Figure | None = None
+    """Share of all utterances that are recognised; None in records of earlier versions."""
+    robust_accuracy: Figure | None = None
     confusion: tuple[tuple[Figure, ...], ...] = ()
     """Rows true, columns predicted, under attack and defence."""
     swept: bool = False

@@ -15,7 +15,7 @@ from ser_fl.attacks.art.random_states import random_states_from_the_global_one
 from ser_fl.attacks.art.seeding import seeded
 from ser_fl.attacks.problem import Problem
 from ser_fl.attacks.settings import AttackSettings
-from ser_fl.attacks.threat_model import Norm, budget_of
+from ser_fl.attacks.threat_model import Norm, budget_of, default_step_size
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.randomness import derive_seed
 
@@ -97,7 +97,7 @@ def resolve(settings: AttackSettings) -> AttackSettings:
     """Settings as the class will run: its own number of steps by default, and steps of a quarter of epsilon."""
     accepted = _accepted(settings.name)
     steps = accepted["max_iter"].default if "max_iter" in accepted else None
-    step_size = settings.epsilon / 4 if "eps_step" in accepted else None
+    step_size = default_step_size(settings.epsilon) if "eps_step" in accepted else None
     return replace(
         settings,
         steps=steps if steps is None or settings.steps is None else settings.steps,

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from ser_fl.attacks.art.estimator import Array, Passes, import_art
 from ser_fl.attacks.art.evasion.parameters import Parameter, choice, flag, real, refused, whole
-from ser_fl.attacks.ball import Ball
 from ser_fl.attacks.losses import Loss
 from ser_fl.attacks.target import Answer, Expectation, Target
-from ser_fl.attacks.threat_model import Box, Norm
+from ser_fl.attacks.threat_model import Ball, Box, Norm
 from ser_fl.attacks.training_attacks import attacked
 from ser_fl.randomness import generator
 

@@ -1,10 +1,9 @@
-"""Recorded waveforms as what an attack moves: clips of one sampling rate, padded, and their way to features.
+"""Recorded waveforms as what an attack moves: clips of one sampling rate, padded, and the ball around them.
 
-A perturbation lives on the recorded samples, at the clip's own rate: it is resampled, and repeated with its clip to the
-front end's length, so that what was crafted can be written as a WAV file and heard. Whatever a clip does not own (the
-padding behind it) and whatever the front end does not hear (beyond its length) keeps its bits.
+Whatever a clip does not own (the padding behind it) and whatever the front end does not hear (beyond its length) keeps
+its bits.
 
-Legend: B clips, T samples of the padded batch, S samples at the front end's rate, F mel bins, L frames.
+Legend: B clips, T samples of the padded batch.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from typing import Self
 import torch
 from torch import Generator, Tensor
 
-from ser_fl.attacks.ball import Ball
-from ser_fl.data.frontend import LogMel, Standardisation, resample
+from ser_fl.attacks.threat_model import Ball
+from ser_fl.data.frontend import LogMel
 from ser_fl.devices import send
 
 _MARGIN_S = 0.01
@@ -88,40 +87,18 @@ class Clips:
         """What was moved, where it may be; everywhere else the clean samples, bit for bit."""
         return torch.where(self.movable_BT, waveform_BT, self.waveform_BT)
 
+    def snr_db(self, adversarial_BT: Tensor) -> Tensor:
+        """Energy of each clip over that of its perturbation, in dB: float64, shape (B,).
+
+        Over the samples that are heard. Infinite for no perturbation, minus infinity for one of a silent clip.
+        """
+        clean_B, step_B = self.lengths(self.waveform_BT), self.lengths(adversarial_BT - self.waveform_BT)
+        return torch.where(step_B > 0, 20 * torch.log10(clean_B / step_B.clamp(min=1e-300)), torch.inf)
+
     def lengths(self, samples_BT: Tensor) -> Tensor:
         """L2 norm over the samples that may be moved: float64, shape (B,)."""
         length_B: Tensor = torch.linalg.vector_norm((samples_BT * self.movable_BT).double(), dim=1)
         return length_B
-
-
-class WaveformToFeatures:
-    """From recorded waveforms to standardised features inside the box: differentiable, the `ToFeatures` of a `Target`.
-
-    Args:
-        clips: whose waveforms are moved; where they may not be, theirs is what is heard.
-        frontend: log-mel front end, on the device of the clips.
-        standardisation: the model's.
-    """
-
-    def __init__(self, clips: Clips, frontend: LogMel, standardisation: Standardisation) -> None:
-        self.clips = clips
-        self.frontend = frontend
-        self.standardisation = standardisation
-        # As long as torchaudio makes them.
-        resampled_B = -(-clips.recorded_B * frontend.sample_rate_hz // clips.sample_rate_hz)
-        steps_S = torch.arange(frontend.num_samples, device=resampled_B.device)
-        self._repeated_BS = steps_S % resampled_B[:, None]
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """Features of shape (B, F, L) from waveforms of shape (B, T), padded as the clips are."""
-        own_BT = self.clips.moved(inputs)
-        resampled = resample(own_BT, self.clips.sample_rate_hz, self.frontend.sample_rate_hz)
-        features_BFL: Tensor = self.standardisation(self.frontend(resampled.gather(1, self._repeated_BS)))
-        return features_BFL
-
-    def subset(self, rows_N: Tensor) -> Self:
-        """The same for some of the clips."""
-        return type(self)(self.clips.subset(rows_N), self.frontend, self.standardisation)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

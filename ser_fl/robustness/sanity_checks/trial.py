@@ -1,0 +1,164 @@
+"""What is tried on the utterances of a probe: the strongest attack, and what two or more probes need to know of it.
+
+Legend: N utterances of the subset, C classes, F mel bins, L frames; "..." is whatever is moved.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ser_fl.attacks.attack import Attack
+from ser_fl.attacks.losses import Loss
+from ser_fl.attacks.problem import Problem
+from ser_fl.attacks.settings import AttackSettings
+from ser_fl.attacks.threat_model import per_utterance
+from ser_fl.attacks.training_attacks import attacked
+from ser_fl.devices import send
+from ser_fl.metrics import confusion_matrix, scores
+from ser_fl.robustness.crafting import features_under, problems_of
+from ser_fl.robustness.test_set import TestSet
+from ser_fl.runs.records import AttackRecord
+
+NO_DEFENCE = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """The utterances that are tried, and what several probes need to know of them, found once."""
+
+    test_set: TestSet
+    """Of the subset alone."""
+    attack: Attack | None
+    """The strongest iterated one; None where there is none."""
+
+    @cached_property
+    def clean_logits_NC(self) -> Tensor:
+        return logits_of(self.test_set, self.test_set.features_NFL)
+
+    @cached_property
+    def adversarial_NFL(self) -> Tensor:
+        """What the attack made, or the clean features where there is none."""
+        return self.test_set.features_NFL if self.attack is None else features_under(self.test_set, self.attack)
+
+    @cached_property
+    def logits_NC(self) -> Tensor:
+        """Under the attack."""
+        return logits_of(self.test_set, self.adversarial_NFL)
+
+    @property
+    def right_N(self) -> Tensor:
+        """Which utterances the attack left recognised."""
+        return self.logits_NC.argmax(1) == self.test_set.labels_N
+
+    def uar(self, right_N: Tensor) -> float:
+        """UAR where these are recognised; it needs recalls only, so that the rest may count as any other class."""
+        labels_N = self.test_set.labels_N
+        predicted_N = torch.where(right_N, labels_N, (labels_N + 1) % self.test_set.num_classes)
+        matrix = confusion_matrix(labels_N.tolist(), predicted_N.tolist(), self.test_set.num_classes)
+        return scores(matrix).uar
+
+
+def strongest(attacks: Sequence[Attack], records: Sequence[AttackRecord] = ()) -> Attack | None:
+    """The iterated attack by gradients that harmed the bare model most, at the budget that most of them ran at.
+
+    Ties go to the one with more steps and starts. Minimal-norm attacks are left out: they stop where they succeed.
+    """
+    iterated = [
+        attack
+        for attack in attacks
+        if attack.knowledge == "undefended"
+        and (attack.settings.steps or 0) > 1
+        and attack.settings.epsilon > 0
+        and not attack.settings.masked
+        and "steps" in attack.entry.settable
+        and not attack.entry.minimal
+    ]
+    if not iterated:
+        return None
+    ((usual, _),) = Counter(attack.settings.strength for attack in iterated).most_common(1)
+    uars = {
+        (record.attack, record.epsilon, record.snr_db): record.robust_uar
+        for record in records
+        if record.defence == NO_DEFENCE
+    }
+
+    def harm(attack: Attack) -> tuple[float, int]:
+        settings = attack.settings
+        epsilon = settings.epsilon if settings.snr_db is None else None
+        uar = uars.get((attack.name, epsilon, settings.snr_db), 1.0)
+        return uar, -(settings.steps or 1) * max(settings.restarts or 1, 1)
+
+    return min((attack for attack in iterated if attack.settings.strength == usual), key=harm)
+
+
+def logits_of(test_set: TestSet, features_NFL: Tensor, *, batch_size: int | None = None) -> Tensor:
+    """Logits of the bare classifier, shape (N, C), in batches of the test_set's size or another."""
+    with torch.no_grad():
+        batches = torch.split(features_NFL, batch_size or test_set.batch_size)
+        return torch.cat([test_set.model(batch) for batch in batches])
+
+
+def largest_gradients(test_set: TestSet, loss: Loss) -> Tensor:
+    """Largest absolute gradient of each utterance's own loss by any value that is moved, shape (N,); NaN where one is.
+
+    At the clean utterance: features, or the samples of its recording.
+    """
+    largest_N = torch.empty(len(test_set), device=test_set.labels_N.device)
+    for rows, problem in _batches(test_set, AttackSettings(name="gradient", epsilon=0.0)):
+        with attacked(test_set.model):
+            gradient = problem.target.answer(problem.clean, problem.labels_B, loss).gradient
+        largest_N[rows] = gradient.flatten(1).abs().amax(1)
+    return largest_N
+
+
+def broken_by(test_set: TestSet, settings: AttackSettings, direction: Callable[[Problem], Tensor]) -> Tensor:
+    """Which utterances a single step over the whole budget breaks, shape (N,).
+
+    Args:
+        test_set: classifier and utterances.
+        settings: that the budget is of.
+        direction: gives what is stepped along, in the shape of what is moved; the steepest way in the ball is taken.
+    """
+    broken_N = torch.empty(len(test_set), dtype=torch.bool, device=test_set.labels_N.device)
+    for rows, problem in _batches(test_set, settings):
+        with attacked(test_set.model):
+            ball, along = problem.ball, direction(problem)
+        moved = problem.box.clip(problem.clean + per_utterance(ball.radius_B, along) * ball.steepest(along))
+        if problem.to_features is not None:
+            moved = problem.to_features.own(moved)
+        with torch.no_grad():
+            broken_N[rows] = test_set.model(problem.target.features(moved)).argmax(1) != problem.labels_B
+    return broken_N
+
+
+def gradient_of(loss: Loss) -> Callable[[Problem], Tensor]:
+    """The way up a loss, which is nowhere where it has none."""
+    return lambda problem: problem.target.answer(problem.clean, problem.labels_B, loss).gradient.nan_to_num(nan=0.0)
+
+
+def signs_of(draw: int) -> Callable[[Problem], Tensor]:
+    """Every value up or down, by a stream of each utterance."""
+
+    def direction(problem: Problem) -> Tensor:
+        shape = problem.clean.shape[1:]
+        signs = torch.stack([torch.randint(2, shape, generator=stream) for stream in problem.streams("signs", draw)])
+        along = send(2.0 * signs - 1, problem.clean.device)
+        return along if problem.to_features is None else problem.to_features.own(problem.clean + along) - problem.clean
+
+    return direction
+
+
+def _batches(test_set: TestSet, settings: AttackSettings) -> Iterator[tuple[list[int], Problem]]:
+    """All utterances as what is moved, a batch at a time."""
+    for first in range(0, len(test_set), test_set.batch_size):
+        batch = test_set.take(range(first, min(first + test_set.batch_size, len(test_set))))
+        with torch.inference_mode(False):  # tensors made there cannot take part in a gradient; their clones can
+            batch = replace(batch, features_NFL=batch.features_NFL.clone(), labels_N=batch.labels_N.clone())
+        for taken, problem in problems_of(batch, settings):
+            yield [first + row for row in taken], problem
