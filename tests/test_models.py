@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ser_fl.config.compose import compose
 from ser_fl.config.schema import CRNNConfig, FrontendConfig, ModelConfig, ResNetConfig, VGG15Config
 from ser_fl.data.frontend import Standardisation
 from ser_fl.errors import UserError
@@ -89,6 +90,17 @@ def test_logits_for_any_number_of_mel_bins_and_frames(config: ModelConfig, num_m
     assert logits_BC.shape == (2, 7)
     assert logits_BC.isfinite().all()
     assert not torch.equal(logits_BC[0], logits_BC[1])
+
+
+@pytest.mark.parametrize(("config", "least"), [(CRNN, 16), (DEEP_CRNN, 16), (VGG, 32), (RESNET, 32)])
+def test_the_smallest_features_that_settings_allow_are_enough(config: ModelConfig, least: int) -> None:
+    network = build_network(config, 7, seed=0).eval()
+    logits_BC = network(features(2, least, least))
+    assert logits_BC.isfinite().all() and not torch.equal(logits_BC[0], logits_BC[1])
+    settings = ["experiment=debug", f"model={config.name}", "frontend.duration_s=2"]
+    compose([*settings, f"frontend.num_mels={least}"])
+    with pytest.raises(UserError, match=f"needs at least {least} mel bins"):
+        compose([*settings, f"frontend.num_mels={least - 1}"])
 
 
 @networks

@@ -1,4 +1,4 @@
-"""Features of a whole corpus: computed once, in parallel, kept on disk, memory-mapped afterwards.
+"""Features of a whole corpus: computed once, in parallel, and kept in a file that every later run maps into memory.
 
 Legend: N utterances, F mel bins, L frames.
 """
@@ -34,7 +34,7 @@ CACHE_VERSION = 2
 """Raised whenever the same audio and settings would give other features."""
 _BATCH = 32
 _LEFT_BEHIND_S = 3600.0
-"""Age of a temporary file that nobody is writing any more: whoever writes one touches it with every batch."""
+"""A temporary file of this age is nobody's any more: its writer touches it with every batch."""
 
 OnFeatures = Callable[[int, int], None]
 """Told how many utterances are done, of how many."""
@@ -44,7 +44,7 @@ OnFeatures = Callable[[int, int], None]
 class FeatureStore:
     """Raw log-mel features of all utterances, and their labels.
 
-    A pickled store names its file and holds no features: whoever unpickles it, in another process, maps the same pages.
+    A pickled store holds the name of its file and no features: another process that unpickles it maps the same pages.
     """
 
     file: Path
@@ -67,9 +67,8 @@ def open_store(
 
     Copy-on-write, since torch has no read-only tensors: pages are shared until somebody writes, and nobody does.
     """
-    return FeatureStore(
-        file, torch.from_numpy(np.load(file, mmap_mode="c", allow_pickle=False)), labels_N, utterances, classes
-    )
+    rows = np.load(file, mmap_mode="c", allow_pickle=False)
+    return FeatureStore(file, torch.from_numpy(rows), labels_N, utterances, classes)
 
 
 def default_cache_dir() -> Path:
@@ -92,7 +91,7 @@ def compute_features(
         config: the front end.
         cache_dir: where features are kept; None is `default_cache_dir`.
         progress: told how far it is.
-        classes: of an experiment that this corpus is only a share of; None: the emotions that occur.
+        classes: of an experiment of which this corpus is a part; None: the emotions that occur.
 
     Raises:
         UserError: a file cannot be decoded (it is named), the corpus has fewer than two emotions, or the front end has
@@ -103,27 +102,24 @@ def compute_features(
         raise UserError(f"corpus {corpus.name!r} has one emotion only ({', '.join(classes)}): a classifier needs two")
     file = (cache_dir or default_cache_dir()) / "features" / f"{_key(corpus, config)}.npy"
     shape = (len(corpus.utterances), config.num_mels, config.num_frames)
-    rows = _load(file, shape)
-    if rows is None:
+    if not _is_whole(file, shape):
         _fill(file, corpus, LogMel(config), shape, progress)
-        rows = _load(file, shape)
-    if rows is None:
-        raise UserError(f"{file} was just written and cannot be read: is the disk of data.cache_dir sound?")
+        if not _is_whole(file, shape):
+            raise UserError(f"{file} was just written and cannot be read: is the disk of data.cache_dir sound?")
     labels = torch.tensor([classes.index(utterance.emotion) for utterance in corpus.utterances])
-    return FeatureStore(file.absolute(), torch.from_numpy(rows), labels, corpus.utterances, classes)
+    return open_store(file.absolute(), labels, corpus.utterances, classes)
 
 
-def _load(file: Path, shape: tuple[int, int, int]) -> NDArray[np.float32] | None:
-    """The cached rows, mapped into memory; None where there are none, or where a full disk or a crash cut them off.
+def _is_whole(file: Path, shape: tuple[int, int, int]) -> bool:
+    """Whether features are there, and neither a full disk nor a crash cut them off.
 
     `open_memmap` reads plain numbers only: it refuses a file of objects, which would have to be unpickled.
-    Copy-on-write, since torch has no read-only tensors: pages are shared until somebody writes, and nobody does.
     """
     try:
-        rows = np.lib.format.open_memmap(file, mode="c")
+        rows = np.lib.format.open_memmap(file, mode="r")
     except (FileNotFoundError, ValueError, EOFError, OverflowError):
-        return None
-    return rows if rows.dtype == np.float32 and rows.shape == shape else None
+        return False
+    return rows.dtype == np.float32 and bool(rows.shape == shape)
 
 
 def _key(corpus: Corpus, config: FrontendConfig) -> str:
@@ -157,14 +153,14 @@ def _fill(
 ) -> None:
     """Decode, resample and transform in parallel batches into a temporary file, then rename it into place.
 
-    A clip is transformed alone, by one thread: so its features have the same bits whatever else the corpus holds and
-    however many cores there are, and what is between waveform and features stays in the core's own cache.
+    Each clip is transformed alone, by one thread, so that its features have the same bits whatever else the corpus
+    holds and however many cores there are.
     """
     total = len(corpus.utterances)
     file.parent.mkdir(parents=True, exist_ok=True)
     with naming(file):
         _sweep(file)
-        # A name nobody else has, since hosts that share the folder may run processes of one number.
+        # A name of its own: hosts that share the folder may run processes with the same number.
         handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     temporary = Path(name)
 
@@ -182,7 +178,7 @@ def _fill(
 
     try:
         with naming(file):
-            hold(handle, wait=True)  # for as long as it is open, nobody sweeps it up
+            hold(handle, wait=True)  # nobody sweeps it up while it is open
             rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
             _allocate(handle)
         with float32_by_default(), threads_limited_to(1), ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -202,8 +198,9 @@ def _fill(
 
 
 def _allocate(handle: int) -> None:
-    """Take the room on disk of an open file's whole length: a disk that fills while mapped memory is written kills the
-    process, without a word.
+    """Take the room on disk for the whole length of an open file.
+
+    A disk that fills up while mapped memory is written would kill the process without a word.
     """
     try:
         os.posix_fallocate(handle, 0, os.fstat(handle).st_size)
@@ -215,8 +212,8 @@ def _allocate(handle: int) -> None:
 def _sweep(file: Path) -> None:
     """Remove temporary files that killed computations of the same features left behind.
 
-    Nobody holds such a file. Where locks do not reach between hosts, whoever writes touches his with every batch: so it
-    must also be far in time from a file that is made now, in either direction, since clocks are set.
+    Nobody holds such a file. Locks do not reach between all hosts, so that it must also have been left alone for long:
+    its time is far from that of a file made now, in either direction, since clocks are set.
     """
     left = list(file.parent.glob(f".{file.name}.*"))
     if not left:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -20,7 +20,7 @@ from ser_fl.data.features import FeatureStore, OnFeatures, compute_features
 from ser_fl.data.frontend import FeatureStatistics, Standardisation
 from ser_fl.data.splits import Indices, Split, part_sizes, split_corpus
 from ser_fl.data.synthetic import SyntheticCorpus
-from ser_fl.data.utterance import Corpus, SkippedFile
+from ser_fl.data.utterance import Corpus, SkippedFile, Utterance
 from ser_fl.errors import UserError
 from ser_fl.runs.path_aliases import is_place
 
@@ -91,16 +91,16 @@ def prepare(config: Config, on_features: OnFeatures | None = None) -> Prepared:
     clients = assign_clients(store.utterances, split.train, config.clients, seed=config.split.seed)
     if config.federation.name == "centralised":  # the same utterances, where the number of clients is capped too
         clients = {EVERYBODY: tuple(sorted(index for held in clients.values() for index in held))}
-    _warn_of_untrained_classes(store, split, clients)
+    _warn_of_untrained(store.utterances, split)
     sums = (FeatureStatistics.of(store.features_NFL[torch.tensor(held)]) for held in clients.values())
     standardisation = Standardisation.from_statistics(reduce(FeatureStatistics.merge, sums), config.frontend)
     return Prepared(store=store, split=split, clients=clients, standardisation=standardisation, skipped=corpus.skipped)
 
 
-def _warn_of_untrained_classes(store: FeatureStore, split: Split, clients: Mapping[str, Indices]) -> None:
-    """Tell of emotions that are scored and in no client's data: a model can get none of them right."""
-    trained = {store.utterances[index].emotion for held in clients.values() for index in held}
-    for part in ("validation", "test"):
-        counts = Counter(store.utterances[index].emotion for index in getattr(split, part))
+def _warn_of_untrained(utterances: Sequence[Utterance], split: Split) -> None:
+    """Tell of emotions that are scored and not in the training part: a model can get none of them right."""
+    trained = {utterances[index].emotion for index in split.train}
+    for part, indices in split.parts.items():
+        counts = Counter(utterances[index].emotion for index in indices)
         if untrained := [f"{emotion} ({counts[emotion]})" for emotion in sorted(counts) if emotion not in trained]:
-            _LOG.warning("no client trains on these emotions of the %s part: %s", part, ", ".join(untrained))
+            _LOG.warning("the training part lacks these emotions of the %s part: %s", part, ", ".join(untrained))

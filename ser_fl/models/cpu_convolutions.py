@@ -1,4 +1,4 @@
-"""Convolutions as CPUs like them: the same layers and the same results, up to rounding.
+"""Convolutions that are fast on CPUs: the same layers and the same results, up to rounding.
 
 Legend: B batch, K channels, F mel bins, L frames, H and W rows and columns of maps.
 """
@@ -17,10 +17,10 @@ _CELLS = 4
 
 
 class ConvolutionBlocks(nn.Sequential):
-    """Layers of which a batch norm that stands still (in eval mode) becomes part of the convolution before it.
+    """A sequence of layers in which a batch norm in eval mode becomes part of the convolution before it.
 
-    Parameters, buffers and result are those of `nn.Sequential`. What is saved is two passes over the maps in validation
-    and attacks, and in rounds that freeze the norm.
+    Parameters, buffers and result are those of `nn.Sequential`. It saves two passes over the maps in validation, in
+    attacks, and in rounds that freeze the norm.
     """
 
     def forward(self, maps_BKHW: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ class ConvolutionBlocks(nn.Sequential):
 
 
 def _standing_norm(layer: nn.Module | None, after: nn.Module | None) -> tuple[nn.Conv2d, nn.BatchNorm2d] | None:
-    """A convolution and the norm after it where that stands still, unless somebody's hook wants to see them run."""
+    """A convolution and the norm after it, where that is in eval mode and neither has hooks that want to see it run."""
     if not isinstance(layer, nn.Conv2d) or not isinstance(after, nn.BatchNorm2d) or after.training:
         return None
     hooked = any(part._forward_hooks or part._forward_pre_hooks for part in (layer, after))
@@ -56,9 +56,10 @@ def _convolve_normed(convolution: nn.Conv2d, norm: nn.BatchNorm2d, maps_BKHW: Te
 class StemConvolution(nn.Conv2d):
     """A 5 x 5 convolution of one input channel, stride 2, padding 2, without bias, channels last.
 
-    Parameters and result are those of `nn.Conv2d`; on CPUs it has no second derivative. There its gradient by the input
-    is several times as fast: it is that of a 2 x 2 convolution of 16 channels, the cells of 4 x 4 squares, to 4 K
-    channels, the maps' four values above a square. Convolutions of one channel are what CPU kernels are not made for.
+    Parameters and result are those of `nn.Conv2d`. CPU kernels are slow with one channel, so that on CPUs the gradient
+    by the input is computed as that of another convolution, several times as fast: 2 x 2, from 16 channels (the cells
+    of a square of 4 x 4 inputs) to 4 K channels (the four outputs above a square). On CPUs there is no second
+    derivative.
     """
 
     def __init__(self, channels: int) -> None:

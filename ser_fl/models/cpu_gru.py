@@ -1,9 +1,9 @@
 """A bidirectional GRU layer that is fast on CPUs: both directions in one loop, its backward pass by hand.
 
-PyTorch's GRU runs some forty small operations a step and direction through autograd, which for the short sequences and
-small batches of this field is most of the cost of a CRNN. Here a step is a handful of operations for both directions
-together, the inputs' share of all gates is one matrix product (in the precision of autocast; the recurrence is in
-float32), and so are the weight gradients of all steps.
+PyTorch's GRU runs some forty small operations a step and direction through autograd. With the short sequences and
+small batches of this field that is most of the cost of a CRNN. Here a step takes a handful of operations for both
+directions together. What the inputs give to all gates is one matrix product, in the precision of autocast; the
+recurrence is in float32. The weight gradients of all steps are one product as well.
 
 Legend: D directions (2), B batch, L steps, I inputs, H hidden units, G = 3 H gate units (reset, update, new).
 """
@@ -23,7 +23,7 @@ from ser_fl.devices import CPU, autocast
 class BidirectionalGRU(nn.GRU):
     """One bidirectional layer, batch first: parameters, equations and result of `torch.nn.GRU`.
 
-    Tensors on a GPU go through cuDNN as ever. On a CPU it takes batches only and has no second derivative.
+    On a GPU it is `torch.nn.GRU` itself. On a CPU it takes batches only and has no second derivative.
     """
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
@@ -53,7 +53,7 @@ class BidirectionalGRU(nn.GRU):
 
 
 class _Recurrence(torch.autograd.Function):
-    """States of all steps from the gates' share of the inputs.
+    """States of all steps, from what the inputs give to the gates.
 
     r = sigmoid(g_r + h W_r + b_r), z = sigmoid(g_z + h W_z + b_z), n = tanh(g_n + r (h W_n + b_n)), h' = n + z (h - n).
     The backward direction runs through the same loop with its steps in reverse order.
@@ -104,7 +104,7 @@ class _Recurrence(torch.autograd.Function):
     def backward(
         ctx: Any, grad_BLH: Tensor, grad_last_DBH: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        with autocast(CPU, bf16=False):  # whoever asks for a gradient inside autocast
+        with autocast(CPU, bf16=False):  # a caller may ask for the gradient inside autocast
             return _Recurrence.through_time(ctx, grad_BLH, grad_last_DBH)
 
     @staticmethod
@@ -157,6 +157,6 @@ def _by_step(source_BLD: Tensor, target_LDB: Tensor) -> None:
 
 
 def _by_position(source_LDB: Tensor, target_BLD: Tensor) -> None:
-    """Copy from steps to positions in the sequence."""
+    """Copy from steps back to positions in the sequence."""
     target_BLD[:, :, 0] = source_LDB[:, 0].transpose(0, 1)
     target_BLD[:, :, 1] = source_LDB[:, 1].flip(0).transpose(0, 1)

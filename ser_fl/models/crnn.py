@@ -20,12 +20,12 @@ _MEL_BANDS = 4
 
 
 class CRNN(nn.Module):
-    """Emotion classifier for log-mel features with any number of mel bins from 64 up, and any number of frames.
+    """Emotion classifier for log-mel features of any size from 16 mel bins and 16 frames up.
 
-    The first block halves the resolution in its 5 x 5 convolution and again by max pooling, the second pools both axes,
+    The first block halves the resolution in its 5 x 5 convolution and again by max pooling. The second pools both axes,
     the third mel bins only: a frame that reaches the GRU covers 8 frames of the input (0.13 s at a hop of 256 samples,
-    16 kHz). Mel bins are then averaged to four bands; with 64 to 78 bins there are four already. Dropout stands in
-    modules of its own, never inside the GRU, where it would stay on while an attack takes gradients.
+    16 kHz). Mel bins are then averaged to four bands; 64 to 78 bins make four already, and fewer are repeated to four.
+    Dropout is in modules of its own, never inside the GRU, where it would stay on while an attack takes gradients.
     """
 
     def __init__(self, num_classes: int, config: CRNNConfig) -> None:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 _MOMENTUM = 0.02
-"""Share of a batch in the running statistics: they are those of some fifty batches, in FedSGD of as many rounds."""
+"""Weight of a batch in the running statistics, which so average some fifty batches (in FedSGD: fifty rounds)."""
 _SETTLED = 300
-"""Batches until the corrections may be as large as they ever may."""
+"""Batches until the corrections may reach their largest values."""
 _LARGEST_SCALE = 3.0
 _LARGEST_SHIFT = 5.0
 
@@ -33,13 +33,12 @@ class BatchRenorm2d(nn.BatchNorm2d):
     With a batch's mean m and deviation s, and the running ones M and S: y = weight * ((x - m) / s * r + d) + bias with
     r = s / S and d = (m - M) / S. No gradient passes through r and d, and they are clipped to [1 / 3, 3] and [-5, 5],
     as in the paper. Where nothing is clipped that is (x - M) / S, the output in evaluation, with batch norm's gradient.
-    Minibatches of one speaker, as federated clients have them, have statistics of their own, which batch norm takes
-    away in training and leaves in at a test.
+    It matters to federated clients: their minibatches are of one speaker, whose own statistics batch norm removes in
+    training and keeps in a test.
 
-    Parameters, buffers and evaluation are those of `nn.BatchNorm2d`. Deviations: the bounds of r and d grow from 1 and
-    0, where it is batch norm, to the full ones over the first 300 batches and not over 40,000 and 25,000, and the
-    running statistics move by 0.02 a batch and not by 0.01: corpora of emotion are small, and so are their numbers of
-    batches.
+    Parameters, buffers and evaluation are those of `nn.BatchNorm2d`. Two deviations from the paper, since corpora of
+    emotion have few batches: the bounds of r and d grow from 1 and 0 (batch norm) to the full ones over the first 300
+    batches, not over 40,000 and 25,000; and the running statistics move by 0.02 a batch, not by 0.01.
     """
 
     def __init__(self, channels: int) -> None:
@@ -72,7 +71,7 @@ class BatchRenorm2d(nn.BatchNorm2d):
 
 
 def _statistics(maps_BKHW: Tensor, like_K: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel, by the kernel that batch norm takes: several times as fast on CPUs."""
+    """Mean and biased variance of each channel, by batch norm's own kernel: several times as fast on CPUs."""
     mean_K, variance_K = torch.zeros_like(like_K), torch.zeros_like(like_K)
     functional.batch_norm(maps_BKHW, mean_K, variance_K, training=True, momentum=1.0)
     count = maps_BKHW.numel() // len(like_K)
