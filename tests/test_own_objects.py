@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,32 @@ def test_worker_processes_give_the_same_bits(all_own: RunFolder, home: Path) -> 
     own: dict[str, Any] = {"network": Pooled, "objective": Confident, "aggregation": Median, "algorithm": Half}
     run = train(settings(home, "processes", *where), **own)
     assert run.weights.read_bytes() == all_own.weights.read_bytes()
+
+
+class Lossy(Algorithm):
+    """Forgets the bias."""
+
+    def step(self, received: State, average: State, round_number: int) -> State:
+        return {"output.weight": average["output.weight"]}
+
+
+def test_an_algorithm_that_gives_another_model_ends_the_run_in_one_line(home: Path) -> None:
+    message = "Lossy with WeightedMean gives another model .*nothing for output.bias, expected .7,."
+    with pytest.raises(UserError, match=message):
+        train(settings(home, "lossy"), network=Pooled, algorithm=Lossy)
+
+
+class Apart(Algorithm):
+    """A model of each client."""
+
+    def start(self, network: nn.Module, client_ids: Sequence[str]) -> None:
+        super().start(network, client_ids)
+        self.models = dict.fromkeys(client_ids, self.models["global"])
+
+
+def test_an_algorithm_without_a_shared_model_has_no_average_over_rounds(home: Path) -> None:
+    with pytest.raises(UserError, match=rf"weight_average averages a shared model, {__name__}\.Apart has none"):
+        train(settings(home, "apart", "federation.weight_average=0.5"), algorithm=Apart)
 
 
 class Nothing(nn.Module):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ser_fl.config.schema import Config, OptimiserConfig
+from ser_fl.errors import UserError
 from ser_fl.federation.aggregation import Aggregation, WeightedMean
 from ser_fl.files import check_same_form
 from ser_fl.runs.records import ClientUpdate, State
@@ -53,10 +54,19 @@ class Algorithm:
         self._gathered.add(update)
 
     def finish(self, round_number: int) -> None:
-        """The round's model, from what was added; at least one was."""
+        """The round's model, from what was added; at least one was.
+
+        Raises:
+            UserError: it has other entries than the model before, or of other shapes or types.
+        """
         assert self._gathered is not None
-        average, self._gathered = self._gathered.result(), None
-        self.models[GLOBAL] = self.step(self.models[GLOBAL], average, round_number)
+        received, average, self._gathered = self.models[GLOBAL], self._gathered.result(), None
+        self.models[GLOBAL] = self.step(received, average, round_number)
+        try:
+            check_same_form(self.models[GLOBAL], received)
+        except ValueError as error:
+            names = f"{type(self).__name__} with {type(self.aggregation).__name__}"
+            raise UserError(f"{names} gives another model than clients were given: {error}") from None
 
     def step(self, received: State, average: State, round_number: int) -> State:
         """The next model.

@@ -19,7 +19,7 @@ from ser_fl.data.splits import holders
 from ser_fl.devices import devices_of
 from ser_fl.errors import UserError, one_line
 from ser_fl.federation.aggregation import Aggregation
-from ser_fl.federation.algorithm import Algorithm, make_algorithm
+from ser_fl.federation.algorithm import GLOBAL, Algorithm, make_algorithm
 from ser_fl.federation.checkpoint import Checkpoint, Progress
 from ser_fl.federation.client import Clients
 from ser_fl.federation.executors.executor import Executor, SerialExecutor
@@ -146,13 +146,19 @@ def box_of(standardisation: Standardisation) -> Box:
 
 
 def first_progress(config: Config, client_manifest: ClientManifest, own: OwnObjects = NOTHING) -> Progress:
-    """Before the first round: initial weights drawn from the seed."""
+    """Before the first round: initial weights drawn from the seed.
+
+    Raises:
+        UserError: an algorithm of the caller's own shares no model, and one is to be averaged over rounds.
+    """
     network = build_network(config.model, len(client_manifest.classes), seed=config.seed, own=own.network)
     algorithm = own.algorithm or make_algorithm(config)
     if own.aggregation is not None:
         algorithm.aggregation = own.aggregation
     algorithm.start(network, client_manifest.client_ids)
     decay = config.federation.weight_average
+    if decay and GLOBAL not in algorithm.models:
+        raise UserError(f"federation.weight_average averages a shared model, {qualified_name(algorithm)} has none")
     return Progress(
         round=0,
         server=Server(algorithm, RoundAverage(decay, dict(network.state_dict())) if decay else None),
