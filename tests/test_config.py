@@ -23,7 +23,8 @@ from packaging.version import Version
 from ser_fl.config import robustness as attack_config
 from ser_fl.config import schema
 from ser_fl.config.compose import compose, compose_benchmark, configs_dir, groups
-from ser_fl.config.objects import ObjectConfig, own_objects
+from ser_fl.config.instantiate import own_objects
+from ser_fl.config.objects import ObjectConfig
 from ser_fl.config.schema import Config, dump, parse
 from ser_fl.errors import UserError
 

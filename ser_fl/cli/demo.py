@@ -59,7 +59,7 @@ def run_demo(output: Path | None = None, overrides: tuple[str, ...] = ()) -> Pat
         The path of the report.
     """
     from ser_fl.cli.terminal import console, say
-    from ser_fl.cli.train import print_summary
+    from ser_fl.cli.training_output import print_summary
     from ser_fl.report.four_way import four_way
     from ser_fl.report.markup import print_table
     from ser_fl.report.page import write_report

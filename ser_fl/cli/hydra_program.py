@@ -246,7 +246,7 @@ def _tell(notes: Path, places: Sequence[Place], reason: str, *, is_here: bool) -
     Raises:
         RoundFailed: some failed.
     """
-    from ser_fl.cli.train import print_summary
+    from ser_fl.cli.training_output import print_summary
 
     left = {note.number: note for note in Note.read_all(notes)}
     for number, place in enumerate(places):

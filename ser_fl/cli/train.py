@@ -6,15 +6,8 @@ import os
 import re
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ser_fl.runs.environment import collection_paused, keep_freed_memory
-from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.preemption import Preemption
-
-if TYPE_CHECKING:
-    from ser_fl.config.schema import Config
-    from ser_fl.runs.records import ProfileRecord, RoundRecord
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -39,6 +32,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> None:
     """Train, or print what is asked for instead."""
     from ser_fl.cli.hydra_program import ask_hydra, sweep, train_once
+    from ser_fl.cli.training_output import print_summary, train_visibly
 
     if arguments.shell_completion:
         _forget_command()
@@ -69,57 +63,3 @@ def _forget_command() -> None:
     """Hydra's completion takes all words of a line but the program's for settings."""
     if "COMP_LINE" in os.environ:
         os.environ["COMP_LINE"] = re.sub(r"^(\S+\s+)train\s", r"\1", os.environ["COMP_LINE"])
-
-
-def train_visibly(config: Config, preemption: Preemption | None = None) -> RunFolder:
-    """Train with a line for every round and progress bars; at the end, if asked for, where the time went.
-
-    Raises:
-        Stopped: SIGTERM or SIGUSR1 came.
-    """
-    from ser_fl.cli.terminal import bars, console
-    from ser_fl.config.objects import own_objects
-
-    keep_freed_memory()
-    with collection_paused():
-        from ser_fl.federation.session import train
-
-    with bars() as shown:
-
-        def on_round(record: RoundRecord) -> None:
-            shown.report(config.experiment, record.round, config.federation.num_rounds)
-            line = record.line(config.experiment)
-            console.print(line, highlight=False, markup=False, style="red" if record.failures else "")
-
-        return train(
-            config,
-            on_round=on_round,
-            on_features=shown.features,
-            on_profile=print_profile,
-            preemption=preemption,
-            **own_objects(config),
-        )
-
-
-def print_profile(profile: ProfileRecord) -> None:
-    """Where the time of a run's rounds went."""
-    from ser_fl.cli.terminal import console
-    from ser_fl.report.markup import print_table
-    from ser_fl.report.time_spent import profile_table
-
-    print_table(profile_table(profile), console)
-
-
-def print_summary(run: RunFolder) -> None:
-    """The test figures of a run and where it lies."""
-    from ser_fl.cli.terminal import console, say
-
-    summary = run.read_json(run.summary)
-    test = summary["test"]
-    note = " (synthetic corpus)" if summary["synthetic"] else ""
-    console.print(
-        f"test UAR [bold]{test['uar']:.3f}[/bold], accuracy {test['accuracy']:.3f}, macro F1 {test['macro_f1']:.3f}"
-        f"{note}; round {summary['selected_round']} selected, stopped: {summary['stopped']}",
-        highlight=False,
-    )
-    say(f"run folder: {run.root}")

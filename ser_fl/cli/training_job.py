@@ -82,7 +82,7 @@ class TrainingJob:
         """
         from hydra.core.hydra_config import HydraConfig
 
-        from ser_fl.cli.train import print_summary
+        from ser_fl.cli.training_output import print_summary
         from ser_fl.config.compose import plain
         from ser_fl.config.schema import parse
 
@@ -113,7 +113,7 @@ def _train(config: Config, launcher: Any) -> RunFolder:
     The signal that its time is up ends the round, and then goes to submitit, which queues the job again. Left to itself
     submitit would do so in the middle of the round.
     """
-    from ser_fl.cli.train import train_visibly
+    from ser_fl.cli.training_output import train_visibly
 
     if "submitit" not in launcher._target_:
         preemption = Preemption()
