@@ -27,7 +27,7 @@ from ser_fl.attacks.problem import Problem
 from ser_fl.attacks.registry import build
 from ser_fl.attacks.settings import AttackSettings
 from ser_fl.attacks.threat_model import Box
-from ser_fl.cli.commands import Bars, TimeLeft
+from ser_fl.cli.terminal import Bars, TimeLeft
 from ser_fl.defences import Defence, Deterministic, NoDefence, Randomisation
 from ser_fl.errors import UserError
 from ser_fl.robustness.attack_metrics import Bench, merged

@@ -23,7 +23,7 @@ from ser_fl.attacks.problem import Problem
 from ser_fl.attacks.registry import build
 from ser_fl.attacks.settings import AttackSettings
 from ser_fl.attacks.threat_model import Box
-from ser_fl.cli.commands import print_sanity_report
+from ser_fl.cli.benchmark import print_sanity_report
 from ser_fl.defences import NoDefence, Randomisation
 from ser_fl.errors import UserError
 from ser_fl.randomness import generator

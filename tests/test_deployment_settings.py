@@ -287,6 +287,6 @@ def test_nothing_answers_where_no_link_is(folder: Path) -> None:
 
 
 def test_the_commands_load_neither_torch_nor_flower() -> None:
-    code = "import sys; from ser_fl.cli import federation; print({'torch', 'flwr'} & set(sys.modules))"
+    code = "import sys; from ser_fl.deployment import keys, link, node; print({'torch', 'flwr'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

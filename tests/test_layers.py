@@ -59,7 +59,7 @@ def test_reports_and_settings_need_no_model() -> None:
         "ser_fl.report.tables",
         "ser_fl.report.four_way",
         "ser_fl.report.page",
-        "ser_fl.cli.commands",
+        "ser_fl.cli.terminal",
         "ser_fl.data.utterance",
         "ser_fl.config.compose",
         "ser_fl.metrics",

@@ -1,4 +1,4 @@
-"""`ser-fl train -m` for real: in this process, and as jobs of submitit, which run without a cluster too."""
+"""`ser-fl train -m` for real: in this process, and by Hydra's launchers and sweepers, which need no cluster."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
-from ser_fl.cli.launcher import Cluster
 from ser_fl.cli.main import TRY_AGAIN, main
-from ser_fl.cli.multirun import ClusterJob, submit
-from ser_fl.cli.sweep import plan
 from ser_fl.config.compose import compose
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import RoundRecord
@@ -117,21 +115,46 @@ def test_a_sweep_that_was_stopped_goes_on(
     assert "would both go on in runs/debug/" in capsys.readouterr().err
 
 
-def test_submitits_debug_executor_runs_the_job(cache: str, tmp_path: Path) -> None:
-    jobs = plan([*SMALL, cache, "seed=1,2", f"run_dir={tmp_path / 'study'}"], config_file=None, name="now")
-    cluster = Cluster(name="debug", parameters={"submitit_folder": "", "name": "ser-fl", "timeout_min": 1})
-    assert submit(jobs, cluster, tmp_path / "files") == {}
-    assert sorted(path.name for path in (tmp_path / "study").iterdir()) == ["1-1", "2-2"]
-    assert all((tmp_path / "study" / name / "summary.json").exists() for name in ("1-1", "2-2"))
+def test_a_single_run_leaves_nothing_of_hydras(cache: str, elsewhere: Path) -> None:
+    """And a sweep a hidden folder below ``runs/``; who asks for Hydra's own files gets them."""
+    assert main(["train", *SMALL, cache, "run_dir=run"]) == 0
+    assert [path.name for path in elsewhere.iterdir()] == ["run"]
+    asked = ["hydra.run.dir=hydras", "hydra.output_subdir=.hydra"]
+    assert main(["train", *SMALL, cache, "run_dir=other", *asked]) == 0
+    assert (elsewhere / "hydras" / ".hydra" / "overrides.yaml").exists()
+    assert main(["train", "-m", *SMALL, cache, "run_dir=study"]) == 0
+    assert sorted(path.name for path in elsewhere.iterdir()) == ["hydras", "other", "run", "runs", "study"]
+    assert [path.name for path in (elsewhere / "runs").iterdir()] == [".multirun"]
 
 
-def test_a_job_that_is_queued_again_goes_on() -> None:
-    """By submitit's protocol: `checkpoint` gives what is submitted next."""
-    (job,) = plan([*SMALL, "seed=5"], config_file=None, name="now")
-    again = ClusterJob(job.config, grace_s=1).checkpoint()
-    assert again.function.settings["resume"] is True
-    assert again.function.settings["run_dir"] == job.config.run_dir == "runs/debug/now-1-5"
-    assert again.args == () and again.kwargs == {}
+@pytest.mark.slow
+def test_a_sweep_through_joblib(cache: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Side by side, each as a run of its own would be; one that fails leaves the others alone."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert main(["train", "-m", *SMALL, cache, "seed=1,2", *joblib, "run_dir=study"]) == 0
+    assert capsys.readouterr().out.count("test UAR") == 2
+    assert main(["train", *SMALL, cache, "seed=2", "run_dir=alone"]) == 0
+    assert_same_results(RunFolder(Path("study/2-2")), RunFolder(Path("alone")))
+    rates = "optimiser.learning_rate=1e30,0.01"
+    assert main(["train", "-m", *SMALL, cache, "optimiser=sgd", rates, *joblib, "run_dir=failing"]) == 1
+    assert capsys.readouterr().err.startswith("ser-fl: 1 of 2 jobs failed:\nfailing/1-1: round 1 has 0 updates")
+    assert (Path("failing/2-1") / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_optuna_searches_for_the_best_validation_score(cache: str) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1", "hydra.sweep.dir=search"]
+    rate = "optimiser.learning_rate=interval(0.001,0.1)"
+    assert main(["train", "-m", *SMALL, cache, rate, *search, "run_dir=study"]) == 0
+    runs = sorted(Path("study").iterdir())
+    assert [run.name for run in runs] == ["001-1", "002-1", "003-1"]
+    scores = [json.loads((run / "summary.json").read_text())["selection_score"] for run in runs]
+    found = yaml.safe_load((Path("search") / "optimization_results.yaml").read_text())
+    assert found["best_value"] == max(scores)
+    best = compose(config_file=runs[scores.index(max(scores))] / "config.yaml")
+    assert found["best_params"]["optimiser.learning_rate"] == best.optimiser.learning_rate
 
 
 @pytest.mark.slow
@@ -144,7 +167,7 @@ def test_a_sweep_through_submitit_local(cache: str, capsys: pytest.CaptureFixtur
     rates = "optimiser.learning_rate=1e30,0.01"
     assert main(["train", "-m", *SMALL, cache, "optimiser=sgd", rates, *LOCAL, "run_dir=failing"]) == 1
     said = capsys.readouterr().err
-    assert re.match(r"ser-fl: 1 of 2 jobs failed:\nfailing/1-1: job \d+: .*\n$", said)
+    assert said.startswith("ser-fl: 1 of 2 jobs failed:\nfailing/1-1: round 1 has 0 updates")
     assert (Path("failing/2-1") / "summary.json").exists()
 
 
@@ -188,8 +211,8 @@ def test_a_job_whose_time_is_up_is_queued_again_and_goes_on(cache: str) -> None:
         sender.join()
     assert code == 0
     assert len(signalled) == 2
-    (log,) = Path("runs/.submitit").rglob("*_log.err")
-    (printed,) = Path("runs/.submitit").rglob("*_log.out")
+    (log,) = Path("runs/.multirun").rglob("*_log.err")
+    (printed,) = Path("runs/.multirun").rglob("*_log.out")
     assert log.read_text().count("SIGUSR2: the round is finished if it ends within 22.5 s") == 1
     assert len(re.findall(r"^\S+ INFO .*Starting with|Starting with", printed.read_text() + log.read_text())) == 2
     rounds = [int(number) for number in re.findall(r"round +(\d+)  validation", printed.read_text())]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
@@ -9,76 +10,106 @@ from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
-from ser_fl.cli.launcher import MAX_NUM_TIMEOUT, Cluster, read_cluster, split_settings
-from ser_fl.cli.sweep import plan
-from ser_fl.config.compose import compose, configs_dir, groups
-from ser_fl.config.schema import dump
+from ser_fl.cli.hydra_program import check_launcher, checked, planned
+from ser_fl.cli.main import main
+from ser_fl.cli.training_job import Place, grace_s
+from ser_fl.config.compose import compose, configs_dir, groups, hydra_ready, told_in_a_line
+from ser_fl.config.schema import Config, dump
 from ser_fl.errors import UserError
 
 DEBUG = "experiment=debug"
 
 
-def swept(*settings: str, config_file: Path | None = None) -> list[tuple[str, ...]]:
-    return [job.swept for job in plan(settings, config_file=config_file, name="now")]
+def jobs_of(*settings: str, config_file: Path | None = None) -> list[tuple[str, Config]]:
+    with told_in_a_line(), hydra_ready(settings, config_file=config_file, is_sweep=True) as (name, overrides):
+        return planned(name, overrides)[0]
+
+
+def swept(*settings: str) -> list[str]:
+    return [varied for varied, _ in jobs_of(*settings)]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.mark.parametrize(
     ("settings", "jobs"),
     [
-        ((DEBUG,), [()]),
-        ((DEBUG, "seed=1,2"), [("seed=1",), ("seed=2",)]),
-        ((DEBUG, "seed=range(1,4)"), [("seed=1",), ("seed=2",), ("seed=3",)]),
+        ((DEBUG,), [""]),
+        ((DEBUG, "seed=1,2"), ["seed=1", "seed=2"]),
+        ((DEBUG, "seed=range(1,4)"), ["seed=1", "seed=2", "seed=3"]),
         (
             ("objective=clean,pgd", DEBUG, "seed=1,2"),
-            [(f"objective={objective}", f"seed={seed}") for objective, seed in product(("clean", "pgd"), (1, 2))],
+            [f"objective={objective} seed={seed}" for objective, seed in product(("clean", "pgd"), (1, 2))],
         ),
-        ((DEBUG, "optimiser.momentum=choice(0.1,1e-3)"), [("optimiser.momentum=0.1",), ("optimiser.momentum=0.001",)]),
-        ((DEBUG, "clients.num_clients=null,2"), [("clients.num_clients=null",), ("clients.num_clients=2",)]),
+        ((DEBUG, "optimiser.momentum=choice(0.1,1e-3)"), ["optimiser.momentum=0.1", "optimiser.momentum=0.001"]),
+        ((DEBUG, "clients.num_clients=null,2"), ["clients.num_clients=null", "clients.num_clients=2"]),
         (
             (DEBUG, "split=speaker_independent", "split.test_speakers=[f01],[m01]"),
-            [("split.test_speakers=[f01]",), ("split.test_speakers=[m01]",)],
+            ["split.test_speakers=['f01']", "split.test_speakers=['m01']"],
         ),
         # Lists and folders with commas are one value.
-        ((DEBUG, "split=speaker_independent", "split.test_speakers=[f01,m01]", "data.root=/a,b"), [()]),
-        (("experiment=debug,demo_fl",), [("experiment=debug",), ("experiment=demo_fl",)]),
+        ((DEBUG, "split=speaker_independent", "split.test_speakers=[f01,m01]", "data.root=/a,b"), [""]),
+        (("experiment=debug,demo_fl",), ["experiment=debug", "experiment=demo_fl"]),
+        (("experiment=glob(demo_fl*)",), ["experiment=demo_fl", "experiment=demo_fl_pgd"]),
     ],
 )  # fmt: skip
-def test_each_combination_is_a_run(settings: tuple[str, ...], jobs: list[tuple[str, ...]]) -> None:
+def test_each_combination_is_a_run(settings: tuple[str, ...], jobs: list[str]) -> None:
     assert swept(*settings) == jobs
+
+
+def test_texts_of_a_sweep_are_texts() -> None:
+    """Between commas whatever it looks like; ``\\,`` is a comma of its own, and a path has no other."""
+    odd = ["007", "1e3", "true", "null x", "a: b", "[x", "${seed}", "it's", "#2", "a\\,b"]
+    jobs = jobs_of(DEBUG, f"tracking.project={','.join(odd)}", "run_dir=/a,b/007")
+    assert [config.tracking.project for _, config in jobs] == [*odd[:-1], "a,b"]
+    assert {config.run_dir for _, config in jobs} == {"/a,b/007"}
+    lists = jobs_of(DEBUG, "split=speaker_independent", "split.test_speakers=choice([010,no],[12:30])")
+    assert [config.split.test_speakers for _, config in lists] == [("010", "no"), ("12:30",)]
 
 
 def test_a_job_is_what_a_run_of_its_own_would_be() -> None:
     """But for its folder and its group."""
-    (_, job) = plan([DEBUG, "objective=clean,pgd", "seed=7"], config_file=None, name="now")
-    alone = dump(compose([DEBUG, "objective=pgd", "seed=7"]))
-    mine = dump(job.config)
+    jobs = jobs_of(DEBUG, "objective=clean,pgd", "seed=7")
+    place = checked(jobs, "now")[1]
+    alone, mine = dump(compose([DEBUG, "objective=pgd", "seed=7"])), dump(place.taken_by(jobs[1][1]))
     assert (mine["run_dir"], alone["run_dir"]) == ("runs/debug/now-2-7", None)
     assert (mine["tracking"].pop("group"), alone["tracking"].pop("group")) == ("debug-now", None)
     assert {**mine, "run_dir": None} == alone
 
 
+def placed(*settings: str) -> tuple[list[str], set[str | None]]:
+    """Folders and groups of a sweep that starts now."""
+    jobs = jobs_of(*settings)
+    configs = [place.taken_by(config) for place, (_, config) in zip(checked(jobs, "now"), jobs, strict=True)]
+    return [str(config.run_dir) for config in configs], {config.tracking.group for config in configs}
+
+
 def test_every_run_has_a_folder_of_its_own_and_all_share_a_group(tmp_path: Path) -> None:
     """Also those that have the same seed and start in the same second; numbers have the same width."""
-    jobs = plan([DEBUG, "seed=1", "optimiser.learning_rate=range(1,11)"], config_file=None, name="now")
-    folders = [str(job.config.run_dir) for job in jobs]
+    folders, groups_of_it = placed(DEBUG, "seed=1", "optimiser.learning_rate=range(1,11)")
     assert folders == [f"runs/debug/now-{number:02d}-1" for number in range(1, 11)] == sorted(folders)
-    assert {job.config.tracking.group for job in jobs} == {"debug-now"}
-    jobs = plan([DEBUG, "seed=1,2", f"run_dir={tmp_path / 'a study'}"], config_file=None, name="now")
-    assert [job.config.run_dir for job in jobs] == [str(tmp_path / "a study" / name) for name in ("1-1", "2-2")]
-    assert {job.config.tracking.group for job in jobs} == {"a study"}
-    jobs = plan(["experiment=debug,demo_fl", "tracking.group=mine"], config_file=None, name="now")
-    assert [job.config.run_dir for job in jobs] == ["runs/debug/now-1-1", "runs/demo_fl/now-2-1"]
-    assert {job.config.tracking.group for job in jobs} == {"mine"}
-    (first, _) = plan(["experiment=debug,demo_fl"], config_file=None, name="now")
-    assert first.config.tracking.group == "debug+demo_fl-now"
+    assert groups_of_it == {"debug-now"}
+    folders, groups_of_it = placed(DEBUG, "seed=1,2", f"run_dir={tmp_path / 'a study'}")
+    assert folders == [str(tmp_path / "a study" / name) for name in ("1-1", "2-2")]
+    assert groups_of_it == {"a study"}
+    folders, groups_of_it = placed("experiment=debug,demo_fl", "tracking.group=mine")
+    assert folders == ["runs/debug/now-1-1", "runs/demo_fl/now-2-1"]
+    assert groups_of_it == {"mine"}
+    assert placed("experiment=debug,demo_fl")[1] == {"debug+demo_fl-now"}
 
 
 def test_values_of_a_run_s_configuration_are_swept_too(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(dump(compose([DEBUG, "federation.num_rounds=7"]))))
-    jobs = plan(["run_dir=null", "seed=4,5"], config_file=file, name="now")
-    assert [(job.config.seed, job.config.federation.num_rounds) for job in jobs] == [(4, 7), (5, 7)]
+    file.write_text(yaml.safe_dump(dump(compose([DEBUG, "federation.num_rounds=7", "run_dir=a${b}"]))))
+    jobs = jobs_of("seed=4,5", config_file=file)
+    assert [(config.seed, config.federation.num_rounds) for _, config in jobs] == [(4, 7), (5, 7)]
+    assert {config.run_dir for _, config in jobs} == {"a${b}"}
 
 
 @pytest.mark.parametrize(
@@ -87,7 +118,7 @@ def test_values_of_a_run_s_configuration_are_swept_too(tmp_path: Path) -> None:
         ("seed=1,-1", "seed must be"),
         ("objective=clean,pdg", "unknown objective 'pdg', did you mean 'pgd'"),
         ("seed=interval(1,2)", "write seed=A,B or seed=range"),
-        ("seed=[1,", "'seed=.*' cannot be read"),
+        ("seed=[1,", "no viable alternative"),
         ("sed=1,2", "unknown setting 'sed', did you mean 'seed'"),
         ("sweep=seeds,robustness", "unknown setting 'sweep'"),
         ("1,2", "is not a setting: write key=value"),
@@ -95,7 +126,7 @@ def test_values_of_a_run_s_configuration_are_swept_too(tmp_path: Path) -> None:
 )
 def test_a_mistake_in_any_job_is_found_before_the_first(setting: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        plan([DEBUG, setting], config_file=None, name="now")
+        jobs_of(DEBUG, setting)
 
 
 def test_several_values_without_a_sweep_say_what_is_missing() -> None:
@@ -103,80 +134,54 @@ def test_several_values_without_a_sweep_say_what_is_missing() -> None:
         compose([DEBUG, "seed=1,2"])
 
 
-def test_settings_of_the_launcher_are_told_apart() -> None:
-    launcher, runs = split_settings(["seed=1", "hydra/launcher=basic", "hydra.launcher.qos=x", "run_dir=hydra"])
-    assert launcher == ["hydra/launcher=basic", "hydra.launcher.qos=x"]
-    assert runs == ["seed=1", "run_dir=hydra"]
+def test_a_run_that_a_sweeper_chose_lies_with_the_others() -> None:
+    config = compose([DEBUG, "run_dir=study"])
+    assert Place.of(config, "now", "007", "g").folder == "study/007-1"
+    assert Place.of(compose([DEBUG]), "now", "007", "g").folder == "runs/debug/now-007-1"
 
 
-def test_names_and_defaults_are_those_of_hydras_launcher() -> None:
-    config = pytest.importorskip("hydra_plugins.hydra_submitit_launcher.config")
-    from dataclasses import asdict
-
-    for name, theirs in (("slurm", config.SlurmQueueConf), ("local", config.LocalQueueConf)):
-        cluster = read_cluster([f"hydra/launcher=submitit_{name}"])
-        assert cluster is not None and cluster.name == name
-        expected = {**asdict(theirs()), "name": "ser-fl", "submitit_folder": ""}
-        del expected["_target_"]
-        if name == "slurm":
-            expected["max_num_timeout"] = MAX_NUM_TIMEOUT
-        assert cluster.parameters == expected
-    assert read_cluster([]) is None
-    assert read_cluster(["hydra/launcher=basic"]) is None
-
-
-def test_sbatch_is_asked_for_what_was_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file that submitit would submit; an empty srun stands in for a cluster's."""
-    srun = tmp_path / "bin" / "srun"
-    srun.parent.mkdir()
-    srun.write_text("#!/bin/sh\n")
-    srun.chmod(0o755)
-    slurm = "hydra/launcher=submitit_slurm"
-    prefix = "hydra.launcher."
-    settings = ["partition=gpu", "timeout_min=90", "gpus_per_node=2", "array_parallelism=3", "mem_gb=16"]
-    settings += ["additional_parameters.mail-type=END", "setup=[module load cuda]", "signal_delay_s=200"]
-    cluster = read_cluster([slurm, *(prefix + setting for setting in settings)])
-    assert cluster is not None and cluster.grace_s == 150
-    monkeypatch.setenv("PATH", str(srun.parent))
-    executor = cluster.executor(tmp_path / "files")
-    text = executor._executor._make_submission_file_text("COMMAND", "uid")
-    wanted = ("partition=gpu", "time=90", "gpus-per-node=2", "mem=16GB", "mail-type=END", "signal=USR2@200", "nodes=1")
-    assert [flag for flag in wanted if f"#SBATCH --{flag}\n" not in text] == []
-    assert "module load cuda\n" in text and "job-name=ser-fl" in text
-    assert executor._executor.max_num_timeout == MAX_NUM_TIMEOUT
-    assert executor._executor.parameters["array_parallelism"] == 3
+def refused(capsys: pytest.CaptureFixture[str], *settings: str) -> str:
+    assert main(["train", "-m", DEBUG, *settings]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("ser-fl: ") and line.count("\n") == 1
+    return line
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["hydra/launcher=slurm"], "unknown hydra/launcher 'slurm'.*basic, submitit_local, submitit_slurm"),
-        (["hydra.launcher.partition=gpu"], "hydra.launcher.partition goes with hydra/launcher=submitit_slurm"),
-        (["hydra/launcher=submitit_local", "hydra.launcher.partition=gpu"], "unknown setting .*partition"),
-        (["hydra/launcher=submitit_slurm", "hydra.launcher.partitoin=gpu"], "did you mean 'hydra.launcher.partition'"),
-        (["hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=long"], "hydra.launcher.timeout_min cannot be"),
-        (["hydra/launcher=submitit_slurm", "hydra.launcher.nodes=2"], "hydra.launcher.nodes must be 1, got 2"),
-        (["hydra.sweep.dir=x"], "unknown setting 'hydra.sweep.dir'"),
-        (["hydra/sweeper=x"], "unknown setting 'hydra/sweeper'"),
+        (["hydra/launcher=slurm"], "unknown hydra/launcher 'slurm'"),
+        (["hydra.launcher.partition=gpu"], "Key 'partition' not in 'BasicLauncherConf'"),
+        (["hydra/launcher=submitit_local", "hydra.launcher.partition=gpu"], "Key 'partition' not in 'LocalQueueConf'"),
+        (["hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=long"], "Value 'long' of type 'str' could not"),
+        (["hydra/launcher=submitit_local", "hydra.launcher.nodes=2"], "hydra.launcher.nodes must be 1, got 2"),
+        (["hydra/sweeper=x"], "unknown hydra/sweeper 'x'"),
     ],
-)  # fmt: skip
-def test_a_launcher_that_cannot_be_is_one_line(settings: list[str], words: str) -> None:
-    with pytest.raises(UserError, match=words) as caught:
-        read_cluster(settings)
-    assert "\n" not in str(caught.value)
-
-
-def test_slurm_that_is_not_here_and_an_extra_that_is_not_installed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+)
+def test_a_launcher_that_cannot_be_is_one_line(
+    settings: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cluster = read_cluster(["hydra/launcher=submitit_slurm"])
-    assert isinstance(cluster, Cluster)
+    assert words in refused(capsys, *settings)
+
+
+def test_slurm_that_is_not_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    hydra = OmegaConf.create({"launcher": {"_target_": "hydra_plugins.x.SlurmLauncher"}})
     with pytest.raises(UserError, match="needs SLURM's srun and sbatch"):
-        cluster.executor(tmp_path)
-    monkeypatch.setitem(__import__("sys").modules, "hydra_plugins.hydra_submitit_launcher.config", None)
-    with pytest.raises(UserError, match=r"needs the extra `slurm`: pip install 'ser-fl\[slurm\]'"):
-        read_cluster(["hydra/launcher=submitit_slurm"])
+        check_launcher(hydra)
+
+
+def test_a_plugin_that_is_not_installed_says_which_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules["ser_fl.cli.hydra_program"]._EXTRAS, "dask", "grid")
+    line = refused(capsys, "hydra/launcher=dask")
+    assert "hydra/launcher/dask needs the extra `grid`: pip install 'ser-fl[grid]'" in line
+
+
+def test_a_job_of_a_cluster_has_most_of_the_delay_of_its_signal() -> None:
+    assert grace_s(OmegaConf.create({"signal_delay_s": 200})) == 150
+    assert grace_s(OmegaConf.create({})) == 22.5
 
 
 SWEEPS = sorted((configs_dir() / "sweep").glob("*.yaml"))

@@ -200,9 +200,15 @@ def test_the_recorded_command_has_no_folders(argument: str, recorded: str, monke
 def test_a_configuration_takes_nothing_from_the_environment(
     copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A text is what it says, through Hydra too; anything else is refused."""
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     content = yaml.safe_load((copied / "config.yaml").read_text())
     content["tracking"]["group"] = "${oc.env:WANDB_API_KEY}"
+    (copied / "config.yaml").write_text(yaml.safe_dump(content))
+    assert compose(config_file=copied / "config.yaml").tracking.group == "${oc.env:WANDB_API_KEY}"
+    assert main(["train", "--config", str(copied / "config.yaml"), "--cfg", "job", "--resolve"]) == 0
+    assert "group: ${oc.env:WANDB_API_KEY}" in capsys.readouterr().out
+    content["seed"] = "${oc.env:WANDB_API_KEY}"
     (copied / "config.yaml").write_text(yaml.safe_dump(content))
     line = told(capsys, "train", "--config", str(copied / "config.yaml"), f"run_dir={tmp_path / 'new'}")
     assert "write the value itself" in line and SECRET not in line

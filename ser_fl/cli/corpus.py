@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import textwrap
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-
-from ser_fl.data.corpora import CORPORA, CorpusInfo, FileCorpus, open_corpus
-from ser_fl.data.inspection import Description, check, describe, not_published
-from ser_fl.data.synthetic import SyntheticCorpus
-from ser_fl.data.utterance import Corpus
 from ser_fl.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ser_fl.data.corpora import CorpusInfo, FileCorpus
+    from ser_fl.data.inspection import Description
+    from ser_fl.data.utterance import Corpus
 
 _BAR = 24
 _SHOWN = 8
@@ -21,8 +24,36 @@ _FRONT_END_HZ = 16_000
 """The default front end's rate: what cannot be resampled to it is told."""
 
 
+def add_arguments(parser: ArgumentParser) -> None:
+    """An action, a corpus and its folder."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("list", help="corpora, their label maps and published counts")
+    for action, text in (
+        ("check", "compare with the published counts, find broken files"),
+        ("describe", "counts and durations"),
+    ):
+        command = actions.add_parser(action, help=text)
+        command.add_argument("name", help="a corpus of `ser-fl corpus list`, or builtin")
+        command.add_argument("root", nargs="?", help="its folder")
+        command.add_argument("--channel", default="first", choices=("first", "second", "mean"))
+
+
+def run(arguments: Namespace) -> None:
+    """Do what the action says."""
+    from ser_fl.cli.terminal import console
+
+    if arguments.action == "list":
+        list_corpora(console)
+    elif arguments.action == "check":
+        check_corpus(console, arguments.name, arguments.root, arguments.channel)
+    else:
+        describe_corpus(console, arguments.name, arguments.root, arguments.channel)
+
+
 def list_corpora(console: Console) -> None:
     """Corpora with their label maps and published counts, a block each."""
+    from ser_fl.data.corpora import CORPORA
+
     _print_block(console, "builtin: synthetic speech, made by ser_fl", ["the paper's seven emotions; no files needed"])
     for info in CORPORA.values():
         _print_block(console, f"{info.name}: {info.title}", _facts(info))
@@ -30,6 +61,9 @@ def list_corpora(console: Console) -> None:
 
 def check_corpus(console: Console, name: str, root: str | None, channel: str) -> None:
     """Print the labels, every finding, and what could not be compared."""
+    from ser_fl.data.corpora import CORPORA, FileCorpus
+    from ser_fl.data.inspection import check, not_published
+
     corpus = _open("check", name, root, channel)
     if not isinstance(corpus, FileCorpus):
         raise UserError("the built-in corpus has no files to check: use `ser-fl corpus describe builtin`")
@@ -46,6 +80,9 @@ def check_corpus(console: Console, name: str, root: str | None, channel: str) ->
 
 def describe_corpus(console: Console, name: str, root: str | None, channel: str) -> None:
     """Draw counts by speaker and emotion, and durations by emotion."""
+    from ser_fl.data.corpora import FileCorpus
+    from ser_fl.data.inspection import describe
+
     corpus = _open("describe", name, root, channel)
     if isinstance(corpus, FileCorpus):
         _print_labels(console, corpus)
@@ -91,6 +128,8 @@ def _print_block(console: Console, title: str, facts: Iterator[str] | list[str])
 
 
 def _print_labels(console: Console, corpus: FileCorpus) -> None:
+    from ser_fl.data.corpora import CORPORA
+
     info = CORPORA[corpus.name]
     left_out = sorted({*info.label_map, *info.left_out} - set(corpus.labels))
     lost = f"; left out: {', '.join(left_out)}" if left_out else ""
@@ -105,6 +144,8 @@ def _in_words(labels: Mapping[str, str]) -> str:
 
 def _count_table(description: Description, title: str) -> Table:
     """Utterances by speaker and emotion."""
+    from rich.table import Table
+
     counts = Table(title=title)
     for column in ("speaker", *description.emotions, "all"):
         counts.add_column(column, justify="left" if column == "speaker" else "right")
@@ -118,6 +159,8 @@ def _count_table(description: Description, title: str) -> Table:
 
 def _duration_table(description: Description) -> Table:
     """Durations by emotion, with a bar for the median."""
+    from rich.table import Table
+
     durations = Table(title="Durations in seconds")
     for column in ("emotion", "total", "shortest", "5 %", "median", "95 %", "longest"):
         durations.add_column(column, justify="left" if column == "emotion" else "right")
@@ -131,6 +174,9 @@ def _duration_table(description: Description) -> Table:
 
 
 def _open(action: str, name: str, root: str | None, channel: str) -> Corpus:
+    from ser_fl.data.corpora import CORPORA, open_corpus
+    from ser_fl.data.synthetic import SyntheticCorpus
+
     if name == "builtin":
         return SyntheticCorpus()
     if name not in CORPORA:

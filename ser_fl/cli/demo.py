@@ -6,6 +6,7 @@ The two trainings and their attacks run side by side, each in a process of its o
 from __future__ import annotations
 
 import time
+from argparse import ArgumentParser, Namespace
 from concurrent.futures import Future, ProcessPoolExecutor
 from datetime import datetime
 from multiprocessing import get_context
@@ -13,12 +14,13 @@ from pathlib import Path
 from queue import Empty
 from typing import TYPE_CHECKING
 
-from ser_fl.cli.commands import Bars, bars, console, print_summary
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import RoundRecord
 
 if TYPE_CHECKING:
     from queue import Queue
+
+    from ser_fl.cli.terminal import Bars
 
 EXPERIMENTS = ("demo_fl", "demo_fl_pgd")
 BENCHMARK = (
@@ -36,6 +38,16 @@ Event = tuple[str, int, int] | tuple[str, RoundRecord]
 """A progress report, or a committed round."""
 
 
+def add_arguments(parser: ArgumentParser) -> None:
+    """Where it all goes."""
+    parser.add_argument("--output", type=Path, help="folder for the two runs and the report (default: runs/demo/...)")
+
+
+def run(arguments: Namespace) -> None:
+    """Train, attack and report."""
+    run_demo(arguments.output)
+
+
 def run_demo(output: Path | None = None, overrides: tuple[str, ...] = ()) -> Path:
     """Train federated with and without adversarial training, attack both with and without randomisation, report.
 
@@ -46,6 +58,8 @@ def run_demo(output: Path | None = None, overrides: tuple[str, ...] = ()) -> Pat
     Returns:
         The path of the report.
     """
+    from ser_fl.cli.terminal import console, say
+    from ser_fl.cli.training_output import print_summary
     from ser_fl.report.four_way import four_way
     from ser_fl.report.markup import print_table
     from ser_fl.report.page import write_report
@@ -64,7 +78,7 @@ def run_demo(output: Path | None = None, overrides: tuple[str, ...] = ()) -> Pat
         print_summary(RunFolder(run))
     page = write_report(folders, folder / "report.html")
     print_table(four_way([read_run(run) for run in folders]), console)
-    console.print(f"{time.perf_counter() - started:.0f} s; report: {page}", highlight=False, soft_wrap=True)
+    say(f"{time.perf_counter() - started:.0f} s; report: {page}")
     return page
 
 
@@ -88,6 +102,8 @@ def run_arm(experiment: str, run: Path, overrides: tuple[str, ...], events: Queu
 
 def _follow(arms: list[Future[None]], events: Queue[Event]) -> None:
     """Show events until all arms are done; an arm's error is raised here."""
+    from ser_fl.cli.terminal import bars
+
     with bars() as shown:
         while not all(arm.done() for arm in arms):
             _show_waiting(events, shown)
@@ -97,11 +113,13 @@ def _follow(arms: list[Future[None]], events: Queue[Event]) -> None:
 
 
 def _show_waiting(events: Queue[Event], shown: Bars) -> None:
+    from ser_fl.cli.terminal import say
+
     try:
         while True:
             event = events.get(timeout=_POLL_S)
             if isinstance(event[1], RoundRecord):
-                console.print(event[1].line(event[0]), highlight=False, markup=False)
+                say(event[1].line(event[0]))
             else:
                 shown.report(*event)
     except Empty:

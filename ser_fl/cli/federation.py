@@ -4,35 +4,84 @@ from __future__ import annotations
 
 import shlex
 import signal
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from rich.console import Console
-
-from ser_fl.deployment.connection import CONNECTION
-from ser_fl.deployment.flower_environment import Outgoing
-from ser_fl.deployment.key_folder import KeyFolder
-from ser_fl.deployment.keys import handed_out, make_keys
-from ser_fl.deployment.link import Link
-from ser_fl.deployment.node import Node, node_config
+if TYPE_CHECKING:
+    from ser_fl.deployment.flower_environment import Outgoing
 
 _SWITCHES = ("FLWR_HOME", "FLWR_TELEMETRY_ENABLED", "FLWR_DISABLE_UPDATE_CHECK")
 
 
-def make_federation_keys(console: Console, folder: Path, hosts: list[str], nodes: list[str], days: int) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
+    """An action, and what it needs."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    keys = actions.add_parser("keys", help="certificates of the link and a key pair for each node")
+    link = actions.add_parser("link", help="run the link, which nodes call, until Ctrl-C or SIGTERM")
+    node = actions.add_parser("node", help="run a node, beside its recordings, until Ctrl-C or SIGTERM")
+    for command in (keys, link, node):
+        command.add_argument("folder", type=Path, metavar="DIR", help="folder of keys, made by `keys`")
+
+    keys.add_argument(
+        "--host",
+        action="append",
+        default=[],
+        metavar="NAME_OR_IP",
+        help="by which nodes find the link; may be given again (localhost and 127.0.0.1 are always in)",
+    )
+    keys.add_argument("--nodes", type=_names, default=[], metavar="NAME,NAME", help="nodes to make keys for")
+    keys.add_argument("--days", type=int, default=365, help="how long the link's certificate is valid (365)")
+
+    link.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (127.0.0.1)")
+    link.add_argument("--port", type=int, default=9092, help="(9092)")
+    node.add_argument("name", metavar="NAME", help="of the node, as in `keys --nodes`")
+    node.add_argument("--link", required=True, metavar="HOST:PORT", help="where the link listens")
+    node.add_argument("--data", type=Path, metavar="ROOT", help="corpus folder (default: the built-in corpus)")
+    node.add_argument("--speakers", type=_names, default=[], metavar="A,B", help="that the node hosts (default: all)")
+    node.add_argument("--cache", type=Path, metavar="FOLDER", help="for prepared features")
+    node.add_argument("--port", type=int, help="of its own parts on 127.0.0.1 (default: a free one)")
+    for command in (link, node):
+        command.add_argument(
+            "--state", type=Path, metavar="FOLDER", help="logs and what outlives a restart (default: in DIR/state)"
+        )
+        command.add_argument("--telemetry", action="store_true", help="let Flower report its use to flower.ai")
+        command.add_argument("--update-check", action="store_true", help="let Flower look for newer versions")
+        command.add_argument(
+            "--install-dependencies", action="store_true", help="let Flower install what an app names, for each run"
+        )
+
+
+def _names(text: str) -> list[str]:
+    """Names with commas between them."""
+    return [name.strip() for name in text.split(",")]
+
+
+def run(arguments: Namespace) -> None:
+    """Do what the action says."""
+    {"keys": make_federation_keys, "link": run_link, "node": run_node}[arguments.action](arguments)
+
+
+def make_federation_keys(arguments: Namespace) -> None:
     """Make what is asked for, and say what goes to which machine."""
-    made = make_keys(folder, hosts, nodes, days)
-    for line in handed_out(KeyFolder(folder), made):
-        _say(console, line)
+    from ser_fl.cli.terminal import say
+    from ser_fl.deployment.key_folder import KeyFolder
+    from ser_fl.deployment.keys import handed_out, make_keys
+
+    made = make_keys(arguments.folder, arguments.host, arguments.nodes, arguments.days)
+    for line in handed_out(KeyFolder(arguments.folder), made):
+        say(line)
 
 
-def run_link(console: Console, arguments: Namespace) -> None:
+def run_link(arguments: Namespace) -> None:
     """Run the link until asked to stop."""
+    from ser_fl.cli.terminal import say
+    from ser_fl.deployment.connection import CONNECTION
+    from ser_fl.deployment.link import Link
+
     link = Link(
         arguments.folder,
         host=arguments.host,
@@ -40,15 +89,18 @@ def run_link(console: Console, arguments: Namespace) -> None:
         state=arguments.state,
         outgoing=_outgoing(arguments),
     )
-    with _until_asked_to_stop(console), link:
+    with _until_asked_to_stop(), link:
         switches = " ".join(f"{name}={shlex.quote(link.environment[name])}" for name in _SWITCHES)
-        _say(console, f"ready: {link.address} knows {', '.join(link.keys.public_keys)}; logs in {link.state.root}")
-        _say(console, f"submit from this machine: {switches} flwr run APP {CONNECTION}")
+        say(f"ready: {link.address} knows {', '.join(link.keys.public_keys)}; logs in {link.state.root}")
+        say(f"submit from this machine: {switches} flwr run APP {CONNECTION}")
         link.watch()
 
 
-def run_node(console: Console, arguments: Namespace) -> None:
+def run_node(arguments: Namespace) -> None:
     """Run a node until asked to stop."""
+    from ser_fl.cli.terminal import say
+    from ser_fl.deployment.node import Node, node_config
+
     node = Node(
         arguments.folder,
         arguments.name,
@@ -58,12 +110,11 @@ def run_node(console: Console, arguments: Namespace) -> None:
         state=arguments.state,
         outgoing=_outgoing(arguments),
     )
-    tell = partial(_say, console)
-    with _until_asked_to_stop(console):
+    with _until_asked_to_stop():
         try:
-            node.start(tell=tell)
-            tell(f"ready: {node.name} is accepted by {node.link}; logs in {node.state.root}")
-            node.watch(tell)
+            node.start(tell=say)
+            say(f"ready: {node.name} is accepted by {node.link}; logs in {node.state.root}")
+            node.watch(say)
         finally:
             node.stop()
 
@@ -73,8 +124,10 @@ class _AskedToStop(BaseException):
 
 
 @contextmanager
-def _until_asked_to_stop(console: Console) -> Iterator[None]:
+def _until_asked_to_stop() -> Iterator[None]:
     """Leave the block on SIGTERM, Ctrl-C or a closed terminal; further signals cannot cut its clean-up short."""
+    from ser_fl.cli.terminal import say
+
     asked = [signal.SIGTERM, signal.SIGINT]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
         asked.append(signal.SIGHUP)
@@ -88,19 +141,17 @@ def _until_asked_to_stop(console: Console) -> Iterator[None]:
     try:
         yield
     except _AskedToStop:
-        _say(console, "stopped")
+        say("stopped")
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
 
 
 def _outgoing(arguments: Namespace) -> Outgoing:
+    from ser_fl.deployment.flower_environment import Outgoing
+
     return Outgoing(
         telemetry=arguments.telemetry,
         update_check=arguments.update_check,
         install_dependencies=arguments.install_dependencies,
     )
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, highlight=False, markup=False, soft_wrap=True)

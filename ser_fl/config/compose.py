@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from ser_fl.config.robustness import BenchmarkConfig, TransferConfig, parse_benchmark, parse_transfer
 from ser_fl.config.schema import CONFIG_SCHEMA, Config, parse
+from ser_fl.config.text import assignments, escaped, is_mapping, literal_yaml, sweep_values, type_at
 from ser_fl.config.yaml_limits import refuse_bombs
 from ser_fl.errors import UserError, one_line, shown, unknown_name
 from ser_fl.runs.path_aliases import is_place, recall
 
 _LONGEST_OVERRIDE = 10_000
+HYDRA_VERSION = "1.3"
 
 
 def configs_dir() -> Path:
@@ -27,26 +32,47 @@ _NO_GROUPS = ("sweep",)
 """Folders of ``configs/`` that hold something else than settings to choose: sweeps of W&B."""
 
 
-def groups() -> dict[str, list[str]]:
-    """Names that each group offers: ``{"model": ["crnn", ...], ...}``."""
-    return {
-        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
-        for folder in sorted(configs_dir().iterdir())
-        if folder.is_dir() and folder.name not in _NO_GROUPS
-    }
+def groups(config_dir: Path | None = None) -> dict[str, list[str]]:
+    """Names that each group offers, with those of a folder of the user's own: ``{"model": ["crnn", ...], ...}``."""
+    found: dict[str, set[str]] = {}
+    for folder in (group for root in _folders(config_dir) for group in root.iterdir() if group.is_dir()):
+        if folder.name not in _NO_GROUPS:
+            found.setdefault(folder.name, set()).update(file.stem for file in folder.glob("*.yaml"))
+    return {name: sorted(found[name]) for name in sorted(found) if found[name]}
 
 
-def compose(overrides: Sequence[str] = (), *, config_file: Path | None = None) -> Config:
+def _folders(config_dir: Path | None) -> list[Path]:
+    """Where settings are looked for, the user's own first."""
+    if config_dir is not None and not config_dir.is_dir():
+        raise UserError(f"no such folder of settings: {config_dir}")
+    return [configs_dir()] if config_dir is None else [config_dir, configs_dir()]
+
+
+def compose(
+    overrides: Sequence[str] = (), *, config_file: Path | None = None, config_dir: Path | None = None
+) -> Config:
     """The configuration that overrides such as ``data=nemo federation.num_rounds=5`` ask for.
 
     Args:
-        overrides: Hydra overrides, ``group=name`` or ``group.setting=value``.
+        overrides: Hydra overrides, ``group=name`` or ``group.setting=value``; text is taken as it is typed.
         config_file: a resolved ``config.yaml`` to start from in place of the defaults; then overrides set values only.
+        config_dir: groups and experiments of your own, beside ours.
 
     Raises:
         UserError: an unknown group, name or setting (the known ones are listed), or a value out of range.
     """
-    return parse(_from_file(config_file, overrides) if config_file else _from_groups(overrides))
+    if config_file:
+        return parse(_changed(read_settings(config_file, Config), overrides, Config))
+    from hydra import compose as hydra_compose
+    from hydra import initialize
+
+    with (
+        told_in_a_line(),
+        hydra_ready(overrides, config_dir=config_dir) as (name, translated),
+        initialize(config_path=None, job_name="ser-fl", version_base=HYDRA_VERSION),
+    ):
+        settings = plain(hydra_compose(name, translated))
+    return parse(settings)
 
 
 def compose_benchmark(overrides: Sequence[str]) -> BenchmarkConfig:
@@ -55,7 +81,8 @@ def compose_benchmark(overrides: Sequence[str]) -> BenchmarkConfig:
     Raises:
         UserError: an unknown setting (the known ones are listed), or a value out of range.
     """
-    settings = _from_defaults("benchmark", overrides, example="run=RUN")
+    defaults = read_settings(configs_dir() / "benchmark.yaml", BenchmarkConfig)
+    settings = _changed(defaults, overrides, BenchmarkConfig, example="run=RUN")
     if not any(override.startswith("run=") for override in overrides):
         raise UserError("say which run: ser-fl benchmark run=RUN")
     return parse_benchmark(settings)
@@ -73,23 +100,72 @@ def compose_transfer(arguments: Sequence[str]) -> TransferConfig:
     """
     overrides = [argument for argument in arguments if re.match(r"[\w.]+=", argument)]
     runs = [argument for argument in arguments if argument not in overrides]
-    return parse_transfer({**_from_defaults("transfer", overrides, example="epsilon=0.1"), "runs": runs})
+    defaults = read_settings(configs_dir() / "transfer.yaml", TransferConfig)
+    return parse_transfer({**_changed(defaults, overrides, TransferConfig, example="epsilon=0.1"), "runs": runs})
 
 
-def _from_defaults(name: str, overrides: Sequence[str], *, example: str) -> dict[str, Any]:
-    """Settings of ``configs/<name>.yaml`` and overrides, whose names are checked."""
+@contextmanager
+def hydra_ready(
+    overrides: Sequence[str],
+    *,
+    config_name: str = "train",
+    config_file: Path | None = None,
+    config_dir: Path | None = None,
+    is_sweep: bool = False,
+) -> Iterator[tuple[str, list[str]]]:
+    """Inside, Hydra finds our settings: gives the config's name, and the overrides in Hydra's grammar.
+
+    Args:
+        overrides: as in `compose`.
+        config_name: of the YAML file to start from, in one of the folders.
+        config_file: as in `compose`.
+        config_dir: as in `compose`.
+        is_sweep: whether a setting may have several values.
+
+    Raises:
+        UserError: an unknown group entry, or a file that cannot be read.
+    """
+    from ser_fl.config.hydra_context import hydra_over, store_file, store_typed
+
+    with hydra_over(_folders(config_dir)):
+        values, typed = _translated(overrides, {} if config_file else groups(config_dir), is_sweep=is_sweep)
+        name = store_file(read_settings(config_file, Config)) if config_file else config_name
+        yield name, [*values, *store_typed(typed)]
+
+
+@contextmanager
+def told_in_a_line() -> Iterator[None]:
+    """What Hydra, OmegaConf or YAML find wrong inside is told in one line of ours.
+
+    Raises:
+        UserError: that line.
+    """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
+        raise _told(error) from None
+
+
+def plain(composed: Any) -> dict[str, Any]:
+    """What Hydra composed, as a plain mapping."""
     from omegaconf import OmegaConf
 
-    file = configs_dir() / f"{name}.yaml"
-    known = [str(setting) for setting in OmegaConf.load(file)]
-    for override in overrides:
-        key, _ = _key_and_value(override, example)
-        if key.split(".")[0] not in known:
-            raise unknown_name("setting", key, known)
-    return _from_file(file, overrides)
+    settings: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
+    return settings
 
 
-def _key_and_value(override: str, example: str) -> tuple[str, str]:
+def key_and_value(override: str, example: str = "seed=2") -> tuple[str, str]:
+    """Both sides of ``key=value``.
+
+    Raises:
+        UserError: it has no sides, or is too long.
+    """
     key, separator, value = override.partition("=")
     if not separator:
         raise UserError(f"{shown(override)} is not a setting: write key=value, such as {example}")
@@ -98,91 +174,145 @@ def _key_and_value(override: str, example: str) -> tuple[str, str]:
     return key, value
 
 
-def _from_groups(overrides: Sequence[str]) -> dict[str, Any]:
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+def is_of_hydra(override: str) -> bool:
+    """Whether a setting is Hydra's own: of its launcher, its sweeper, its folders."""
+    return override.lstrip("+~").startswith(("hydra/", "hydra."))
 
-    _check_names(overrides)
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(config_dir=str(configs_dir().resolve()), version_base="1.3"):
-            composed = hydra_compose("train", overrides=[_for_hydra(override) for override in overrides])
-        settings: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
-    except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
-        if several := re.match(r"Ambiguous value for argument '(.+?)'", str(error)):
-            raise UserError(f"{several[1]} has several values: write [...] around a list, or -m for a sweep") from None
-        key = re.search(r"full_key: (\S+)", str(error.__cause__ or error))
-        if key is None or not any(override.startswith(f"{key[1]}=") for override in overrides):
-            raise UserError(_first_line(error)) from None
-        raise _unknown_here(key[1], overrides) from None
+
+def _translated(
+    overrides: Sequence[str], known: Mapping[str, Sequence[str]], *, is_sweep: bool
+) -> tuple[list[str], dict[str, Any]]:
+    """Overrides in Hydra's grammar, and settings that it cannot name: those under keys of the user's own."""
+    values: list[str] = []
+    typed: dict[str, Any] = {}
+    for override in overrides:
+        if override.startswith("~") or is_of_hydra(override):
+            values.append(override)
+            continue
+        key, value = key_and_value(override)
+        name = key.lstrip("+")
+        if (group := name.partition("@")[0]) in known:
+            _check_choice(group, value, known[group], is_sweep=is_sweep)
+            values.append(override)
+            continue
+        if (top := name.partition(".")[0]) not in (settings := [field.name for field in fields(Config)]):
+            raise unknown_name("setting", top, [*settings, *known])
+        found = [assignments(Config, name, each, _quoted_for_hydra) for each in _swept(name, value, is_sweep)]
+        is_known = is_sweep and known and type_at(Config, tuple(name.split("."))) is not None
+        add = "" if is_known else "++"  # a sweeper writes down the names of what it found
+        if len(found) > 1:
+            values.append(f"{add}{name}={','.join(text for ((_, text),) in found)}")
+            continue
+        for path, text in found[0]:
+            if is_mapping(type_at(Config, path[:-1])):
+                _set(typed, path, _value(text))
+            else:
+                values.append(f"{add}{'.'.join(path)}={text}")
+    return values, typed
+
+
+def _swept(name: str, value: str, is_sweep: bool) -> list[str]:
+    return sweep_values(Config, name, value) if is_sweep else [value]
+
+
+def _check_choice(group: str, value: str, known: Sequence[str], *, is_sweep: bool) -> None:
+    """Find misspelt names before Hydra does, whose messages take many lines."""
+    for choice in value.split(",") if is_sweep and "(" not in value else [value]:
+        if "(" not in choice and choice.strip("'\"") not in known:
+            raise unknown_name(group, choice, known)
+
+
+def _quoted(text: str) -> str:
+    """A text in Hydra's grammar."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return QuotedString(text, Quote.single).with_quotes()
+
+
+def _quoted_for_hydra(text: str) -> str:
+    """The same where OmegaConf would take ``${...}`` for another setting."""
+    return _quoted(escaped(text))
+
+
+def _value(text: str) -> Any:
+    """A value in Hydra's grammar, as a plain object."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    override = OverridesParser.create().parse_override(f"_={text}")
+    if override.is_sweep_override():
+        raise ValueError(f"Ambiguous value for argument '{text}'")
+    return override.value()
+
+
+def _changed(
+    settings: dict[str, Any], overrides: Sequence[str], schema: object, *, example: str = "seed=2"
+) -> dict[str, Any]:
+    """Settings of a file with overrides, which set values only."""
+    from hydra.errors import HydraException
+
+    for override in overrides:
+        key, value = key_and_value(override, example)
+        try:
+            for path, text in assignments(schema, key.lstrip("+"), value, _quoted):
+                _set(settings, path, _value(text))
+        except UserError:
+            raise
+        except (HydraException, ValueError, RecursionError) as error:
+            raise _told(error, key) from None
     return settings
 
 
-FREE_TEXT = ("data.root", "data.cache_dir", "run_dir", "root", "out")
-"""Settings whose values are taken as they are, whatever Hydra's grammar makes of their characters."""
-
-
-def _for_hydra(override: str) -> str:
-    key, _, value = override.partition("=")
-    if key in FREE_TEXT and value not in ("null", "") and value[0] not in "'\"":
-        return f"{key}='{value}'" if "'" not in value else f'{key}="{value}"'
-    if key.startswith("data.labels."):
-        return f"++{override}"  # a mapping that takes any key
-    return override
-
-
-def _unknown_here(key: str, overrides: Sequence[str]) -> UserError:
-    """Error for a setting that the chosen group entry lacks, such as ``model.hidden`` of a VGG."""
-    node: Any = _from_groups([override for override in overrides if not override.startswith(f"{key}=")])
-    *parents, _ = key.split(".")
-    for place, parent in enumerate(parents):
-        node = node.get(parent) if isinstance(node, dict) else None
+def _set(settings: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    node = settings
+    for depth, name in enumerate(path[:-1], start=1):
+        below = node.get(name)
+        node[name] = below if below is not None else {}
+        node = node[name]
         if not isinstance(node, dict):
-            return UserError(f"{'.'.join(parents[: place + 1])} holds one value and no settings, got {shown(key)}")
-    return unknown_name("setting", key, [".".join([*parents, str(name)]) for name in node])
+            raise UserError(f"{'.'.join(path[:depth])} holds one value and no settings, got {shown('.'.join(path))}")
+    node[path[-1]] = value
 
 
-def _from_file(config_file: Path, overrides: Sequence[str]) -> dict[str, Any]:
+def read_settings(file: Path, schema: object) -> dict[str, Any]:
+    """Settings of a YAML file of anybody's making, with text as it stands there.
+
+    Raises:
+        UserError: there is no such file, it is no configuration, or one of another version.
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    if not config_file.is_file():
-        raise UserError(f"no such configuration: {config_file}")
-    for override in overrides:
-        _key_and_value(override, "seed=2")
-    free = dict(override.split("=", 1) for override in overrides if override.partition("=")[0] in FREE_TEXT)
+    if not file.is_file():
+        raise UserError(f"no such configuration: {file}")
     try:
-        refuse_bombs(config_file)
-        base = OmegaConf.load(config_file)  # by a safe loader: it makes no objects
-        _refuse_interpolation(config_file, OmegaConf.to_container(base))
-        merged = OmegaConf.merge(base, OmegaConf.from_dotlist([o for o in overrides if o.split("=")[0] not in free]))
-        for key, value in free.items():
-            OmegaConf.update(merged, key, None if value == "null" else value)
-        settings = OmegaConf.to_container(merged, resolve=True)
+        refuse_bombs(file)
+        text = literal_yaml(file.read_text(encoding="utf-8"), schema, escape=True)
+        content = OmegaConf.load(StringIO(text))  # by a safe loader: it makes no objects
+        _refuse_interpolation(file, OmegaConf.to_container(content))
+        settings = OmegaConf.to_container(content, resolve=True)
     except UserError:
         raise
     except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{config_file} cannot be read: {_first_line(error)}") from None
+        raise UserError(f"{file} cannot be read: {_first_line(error)}") from None
     if not isinstance(settings, dict):
-        raise UserError(f"{config_file} is not a configuration: it holds a {type(settings).__name__}")
-    schema = settings.pop("schema", CONFIG_SCHEMA)
-    if schema != CONFIG_SCHEMA:
-        raise UserError(f"{config_file} has schema {shown(schema)}, this version reads {CONFIG_SCHEMA}: train again")
+        raise UserError(f"{file} is not a configuration: it holds a {type(settings).__name__}")
+    version = settings.pop("schema", CONFIG_SCHEMA)
+    if version != CONFIG_SCHEMA:
+        raise UserError(f"{file} has schema {shown(version)}, this version reads {CONFIG_SCHEMA}: train again")
+    for name in ("hydra", "defaults"):
+        if name in settings:
+            raise UserError(f"{file} has {name}, which a resolved configuration has not: use --config-dir")
     return _recalled({str(key): value for key, value in settings.items()})
 
 
-def _refuse_interpolation(config_file: Path, value: Any) -> None:
+def _refuse_interpolation(file: Path, value: Any) -> None:
     """A file holds values alone: ``${oc.env:...}`` would take a secret of this machine into the records."""
-    if isinstance(value, str) and "${" in value:
-        raise UserError(f"{config_file} has {shown(value)}: write the value itself")
+    if isinstance(value, str) and re.search(r"(?<!\\)(\\\\)*\$\{", value):
+        raise UserError(f"{file} has {shown(value)}: write the value itself")
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     for item in items:
-        _refuse_interpolation(config_file, item)
+        _refuse_interpolation(file, item)
 
 
 def _recalled(settings: dict[str, Any]) -> dict[str, Any]:
@@ -202,31 +332,12 @@ def _recalled(settings: dict[str, Any]) -> dict[str, Any]:
     return {**settings, "data": recalled}
 
 
-def _check_names(overrides: Sequence[str]) -> None:
-    """Find misspelt groups, names and settings before Hydra does, whose messages take many lines."""
-    from omegaconf import OmegaConf
-
-    known_groups = groups()
-    for override in overrides:
-        key, value = _key_and_value(override, "seed=2")
-        if key in known_groups:
-            if value.strip("'\"") not in known_groups[key]:
-                raise unknown_name(key, value, known_groups[key])
-        elif "." in key and (group := key.partition(".")[0].lstrip("+~")) in known_groups:
-            settings = _settings_of(group)
-            if key.removeprefix("+").split(".")[1] not in settings:
-                raise unknown_name("setting", key, [f"{group}.{setting}" for setting in settings])
-        else:
-            top = [str(name) for name in OmegaConf.load(configs_dir() / "train.yaml") if name != "defaults"]
-            if key not in top:
-                raise unknown_name("setting", key, [*top, *known_groups])
-
-
-def _settings_of(group: str) -> set[str]:
-    from omegaconf import OmegaConf
-
-    files = (configs_dir() / group).glob("*.yaml")
-    return {str(name) for file in files for name in OmegaConf.load(file) if name != "defaults"}
+def _told(error: BaseException, key: str | None = None) -> UserError:
+    """What Hydra or OmegaConf found wrong, in one line of ours."""
+    if several := re.match(r"Ambiguous value for argument '\+*(.+?)'", str(error)):
+        given = several[1] if key is None else f"{key}={several[1]}"
+        return UserError(f"{given} has several values: write [...] around a list, or -m for a sweep")
+    return UserError(_first_line(error))
 
 
 def _first_line(error: BaseException) -> str:

@@ -18,8 +18,9 @@ def refuse_bombs(file: Path) -> None:
 
     if (size := file.stat().st_size) > _LARGEST_FILE:
         raise UserError(f"{file} has {size} bytes: that is no configuration")
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     num_values, of_anchors, opened = 0, dict[str, int](), list[tuple[str, int]]()
-    for event in yaml.parse(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader):
+    for event in yaml.parse(file.read_text(encoding="utf-8"), Loader=loader):
         anchor = str(getattr(event, "anchor", None))
         if isinstance(event, yaml.AliasEvent):
             num_values += of_anchors.get(anchor, 0)

@@ -88,7 +88,7 @@ class OwnObjects:
                     f"executor=flower sends no code to other hosts, got {name}={names[name]}: use executor=serial or "
                     "executor=processes"
                 )
-        return replace(config, objects=names)  # type: ignore[type-var]
+        return replace(config, objects=names)
 
 
 NOTHING = OwnObjects()
@@ -107,7 +107,7 @@ def make_clients(config: Config, prepared: Prepared, own: OwnObjects = NOTHING) 
         store=prepared.store,
         indices=prepared.clients,
         standardisation=prepared.standardisation,
-        objective=own.objective or OBJECTIVES[config.objective.name](config.objective),
+        objective=own.objective or OBJECTIVES[config.stock_objective.name](config.stock_objective),
         box=box_of(prepared.standardisation),
         device=devices_of(config.executor.accelerator)[0],
         own_network=own.network,

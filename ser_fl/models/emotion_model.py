@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from ser_fl.config.objects import ObjectConfig, OrOwn
 from ser_fl.config.schema import FrontendConfig, ModelConfig
 from ser_fl.data.frontend import LogMel, Standardisation
 from ser_fl.errors import UserError, shown, unknown_name
@@ -23,7 +24,7 @@ from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import MODEL_SCHEMA, State
 
 _FRONTEND: TypeAdapter[FrontendConfig] = TypeAdapter(FrontendConfig)
-_MODEL: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
+_MODEL: TypeAdapter[ModelConfig | ObjectConfig] = TypeAdapter(Annotated[ModelConfig | ObjectConfig, OrOwn(ModelConfig)])
 _CLASSES: TypeAdapter[tuple[str, ...]] = TypeAdapter(tuple[str, ...])
 _LONGEST_CLIP = 1 << 28
 """Samples, over an hour and a half at 48 kHz: more is no clip but a damaged description."""
@@ -42,7 +43,7 @@ class EmotionModel(nn.Module):
         standardisation: Standardisation,
         *,
         classes: tuple[str, ...],
-        model: ModelConfig,
+        model: ModelConfig | ObjectConfig,
         frontend: FrontendConfig,
         synthetic: bool = False,
         own_network: str | None = None,
@@ -152,7 +153,7 @@ def load_model(
     return bundle.eval()
 
 
-def _check_weights(model: ModelConfig, num_classes: int, state: State) -> None:
+def _check_weights(model: ModelConfig | ObjectConfig, num_classes: int, state: State) -> None:
     """What is described against what is there, before memory is taken for a model of the described size.
 
     Raises:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ser_fl.config.objects import ObjectConfig, refusal
 from ser_fl.config.schema import ModelConfig
 from ser_fl.devices import float32_by_default
 from ser_fl.models.crnn import CRNN
@@ -24,7 +25,9 @@ NetworkSource = nn.Module | Callable[[int], nn.Module]
 classes. It gives logits of shape (B, C) for features of shape (B, F, L)."""
 
 
-def build_network(config: ModelConfig, num_classes: int, *, seed: int, own: NetworkSource | None = None) -> nn.Module:
+def build_network(
+    config: ModelConfig | ObjectConfig, num_classes: int, *, seed: int, own: NetworkSource | None = None
+) -> nn.Module:
     """A network with initial weights drawn from ``seed``; torch's global random state stays as it was.
 
     Args:
@@ -37,4 +40,8 @@ def build_network(config: ModelConfig, num_classes: int, *, seed: int, own: Netw
         return copy.deepcopy(own)
     with torch.random.fork_rng(devices=[]), float32_by_default():
         torch.default_generator.manual_seed(derive_seed("weights", seed))  # the CPU's: a GPU's would not be put back
-        return NETWORKS[config.name](num_classes, config) if own is None else own(num_classes)
+        if own is not None:
+            return own(num_classes)
+        if isinstance(config, ObjectConfig):
+            raise refusal(config)
+        return NETWORKS[config.name](num_classes, config)

@@ -259,7 +259,7 @@ def _ordered(
             for choices in (config.attacks, config.adaptive)
         )
         return attacks, adaptive
-    main = curve if config.epsilons == "auto" else config.epsilons or (trained.objective.epsilon,)
+    main = curve if config.epsilons == "auto" else config.epsilons or (trained.stock_objective.epsilon,)
     more = curve if config.curve_epsilons == "auto" else config.curve_epsilons
     of_curve = request.attacks(config.curve_attacks, more)
     curved = {attack.name for attack in of_curve}

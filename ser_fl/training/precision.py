@@ -37,7 +37,7 @@ def resolve_precision(config: Config, num_classes: int, own: NetworkSource | Non
 def with_precision(config: Config, precision: Precision) -> Config:
     """The same experiment in another precision."""
     # mypy does not see that pydantic's dataclass is one.
-    return replace(config, precision=precision)  # type: ignore[type-var]
+    return replace(config, precision=precision)
 
 
 def speed_up(config: Config, num_classes: int, device: torch.device, own: NetworkSource | None = None) -> float:

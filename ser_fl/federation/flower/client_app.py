@@ -103,7 +103,7 @@ def train(question: Question) -> RecordDict:
         store=share.store,
         indices=share.clients,
         standardisation=standardisation,
-        objective=OBJECTIVES[config.objective.name](config.objective),
+        objective=OBJECTIVES[config.stock_objective.name](config.stock_objective),
         box=box_of(standardisation),
         device=devices_of(config.executor.accelerator)[0],
     )

@@ -108,7 +108,7 @@ class Nodes:
         self.classes = tuple(sorted(emotions))
         if len(self.classes) < 2:
             raise UserError(f"the nodes hold one emotion only ({', '.join(self.classes)}): a classifier needs two")
-        self.config = replace(self.config, split=settle_split(sexes, self.config.split))  # type: ignore[type-var]
+        self.config = replace(self.config, split=settle_split(sexes, self.config.split))
         return self._add_up(nodes, tuple(skipped))
 
     def refresh(self) -> set[int]:

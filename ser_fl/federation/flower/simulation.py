@@ -48,8 +48,8 @@ def simulate(config: Config, own: OwnObjects, hooks: Hooks) -> RunFolder:
     """
     speakers = sorted({utterance.speaker for utterance in open_configured_corpus(config).utterances})
     hosts = SimulatedHosts(config.data.root, config.data.cache_dir, tuple(speakers))
-    all_nodes = replace(config.executor, num_nodes=len(speakers))  # type: ignore[type-var]
-    config = replace(config, executor=all_nodes)  # type: ignore[type-var]
+    all_nodes = replace(config.executor, num_nodes=len(speakers))
+    config = replace(config, executor=all_nodes)
     outcome: list[RunFolder | BaseException] = []
     given_up = Event()
 

@@ -172,6 +172,6 @@ class PerStep(Adversarial):
 def _nothing_but_smoothing(augmentation: AugmentationConfig) -> AugmentationConfig:
     """Copies that were made at the start of a round stay as they are."""
     # mypy does not see that pydantic's dataclass is one.
-    return replace(  # type: ignore[type-var]
+    return replace(
         augmentation, roll=False, splice=0.0, time_masks=0, mel_masks=0, max_mel_warp=0.0, max_equalisation=0.0
     )

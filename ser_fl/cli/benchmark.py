@@ -1,0 +1,108 @@
+"""`ser-fl benchmark`: attack a trained run."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ser_fl.errors import UserError
+from ser_fl.runs.environment import collection_paused, keep_freed_memory
+from ser_fl.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    from ser_fl.config.robustness import BenchmarkConfig
+    from ser_fl.runs.records import AttackRecord
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Settings alone."""
+    parser.add_argument("settings", nargs="*", help="settings, as key=value; an unknown one lists the known ones")
+
+
+def run(arguments: Namespace) -> None:
+    """Attack, and print the records and what the benchmark doubts of itself."""
+    from ser_fl.config.compose import compose_benchmark
+
+    config = compose_benchmark(arguments.settings)
+    records = benchmark_visibly(config)
+    attacked = RunFolder(Path(config.run))
+    print_attacks(records, synthetic=bool(attacked.read_json(attacked.model).get("synthetic")))
+    print_sanity_report(attacked)
+
+
+def benchmark_visibly(config: BenchmarkConfig) -> list[AttackRecord]:
+    """Attack a run with progress bars."""
+    from ser_fl.cli.terminal import bars
+
+    keep_freed_memory()
+    with collection_paused():
+        from ser_fl.robustness.benchmark import benchmark_run
+
+    with bars() as shown:
+        records = benchmark_run(config, on_attack=shown.attacks, on_features=shown.features)
+    track_attacks(RunFolder(Path(config.run)), records)
+    return records
+
+
+def track_attacks(run: RunFolder, records: list[AttackRecord]) -> None:
+    """Log the records to the run's own tracked run, where its checkpoint still says which.
+
+    The records are on disk by then: whatever is wrong with tracking is a warning.
+    """
+    from ser_fl.cli.terminal import say
+    from ser_fl.config.compose import compose
+    from ser_fl.config.schema import dump
+    from ser_fl.federation.checkpoint import tracked_run
+    from ser_fl.tracking import open_tracker
+
+    state = tracked_run(run.checkpoint)
+    if not state:
+        return
+    settings = dump(compose(config_file=run.config))
+    try:
+        tracker = open_tracker(settings, run, state)
+    except UserError as error:
+        say(f"attacks are not tracked: {error}")
+        return
+    tracker.log_attacks(records)
+    tracker.finish()
+
+
+def print_attacks(records: Sequence[AttackRecord], *, synthetic: bool) -> None:
+    """A line for every record."""
+    from rich.table import Table
+
+    from ser_fl.cli.terminal import console
+    from ser_fl.report.wording import budget
+
+    note = ", SYNTHETIC speech" if synthetic else ""
+    table = Table(title=f"UAR under attack (attacker knows the model; of the defence only where adaptive{note})")
+    for column in ("attack", "budget", "defence", "n", "clean UAR", "robust UAR", "95 %", "success"):
+        table.add_column(column, justify="left" if column in ("attack", "defence") else "right")
+    for record in records:
+        table.add_row(
+            f"{record.attack}, adaptive" if record.knowledge == "adaptive" else record.attack,
+            budget(record),
+            record.defence,
+            str(record.num_examples),
+            f"{record.clean_uar:.3f}",
+            f"{record.robust_uar:.3f}",
+            "–" if record.uar_interval is None else "{:.2f}–{:.2f}".format(*record.uar_interval),
+            "–" if record.attack == "clean" else f"{record.attack_success_rate:.1%}",
+        )
+    console.print(table)
+
+
+def print_sanity_report(run: RunFolder) -> None:
+    """What the benchmark doubts of itself, in words; nothing where it made no checks."""
+    from ser_fl.cli.terminal import say
+    from ser_fl.robustness.sanity_checks.report import read_sanity_report
+
+    found = read_sanity_report(run)
+    if found is None:
+        return
+    say(found.headline)
+    for doubt in found.doubts:
+        say(f"{doubt.severity}: {doubt.check}. {doubt.words}")

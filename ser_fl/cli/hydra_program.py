@@ -1,0 +1,263 @@
+"""`ser-fl train` as a program of Hydra's: its multirun, launchers, sweepers and reports, on our settings.
+
+Hydra is called as `hydra.main` would be, with our arguments in place of the process's own.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from ser_fl.cli.terminal import say
+from ser_fl.cli.training_job import Note, Place, TrainingJob
+from ser_fl.config.compose import HYDRA_VERSION, compose, hydra_ready, plain, told_in_a_line
+from ser_fl.config.schema import Config, parse
+from ser_fl.errors import RoundFailed, UserError, unknown_name
+from ser_fl.runs.environment import collection_paused
+from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.preemption import Stopped
+
+MAX_NUM_TIMEOUT = 10
+"""How often a job whose time is up is queued again; the launcher's own default is never, but our runs go on."""
+_EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "joblib": "joblib", "optuna": "optuna"}
+"""Plugins of Hydra's, and the extra that installs each."""
+_REPEATED = ("run_dir=null", "resume=false")
+"""What does not come from the config.yaml of a run: a repetition is a run of its own."""
+
+
+def ask_hydra(arguments: Namespace, flags: Sequence[str]) -> None:
+    """Let Hydra print what its flags ask for: settings, where they come from, completions."""
+    given = [] if arguments.shell_completion else arguments.settings
+    with told_in_a_line(), _ready(arguments, given) as (name, overrides):
+        asked = arguments.settings if arguments.shell_completion else overrides
+        _call_hydra(lambda settings: None, [*flags, *_unless_given(asked, [])], name)
+
+
+def train_once(arguments: Namespace, train: Callable[[Config], RunFolder]) -> RunFolder:
+    """One run, as a job of Hydra's.
+
+    Raises:
+        UserError: a mistake in the settings, and whatever the training raises.
+    """
+    command, runs, failures = list(sys.argv), list[RunFolder](), list[Exception]()
+
+    def task(settings: Any) -> None:
+        sys.argv = command  # which the run's records name
+        try:
+            runs.append(train(parse(plain(settings))))
+        except Exception as failure:  # Hydra would print lines of its own
+            failures.append(failure)
+
+    with told_in_a_line(), _ready(arguments, arguments.settings) as (name, overrides):
+        _call_hydra(task, _unless_given(overrides, [("hydra.run.dir", ".")]), name)
+    for failure in failures:
+        raise failure
+    return runs[0]
+
+
+def sweep(arguments: Namespace) -> None:
+    """Train every combination; with the basic sweeper after all of them were checked.
+
+    Raises:
+        UserError: a mistake in the settings of any job, before the first one starts.
+        RoundFailed: some job failed; the others were trained.
+        Stopped: SIGTERM or SIGUSR1 came.
+    """
+    study = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    notes = Path("runs") / ".multirun" / study
+    with _ready(arguments, arguments.settings, is_sweep=True) as (name, overrides):
+        with told_in_a_line():
+            jobs, hydra = planned(name, overrides)
+            check_launcher(hydra)
+            places = checked(jobs, study) if jobs else ()
+        is_here = hydra.launcher._target_.endswith(".BasicLauncher")
+        job = TrainingJob(study=study, notes=str(notes), places=places, command=tuple(sys.argv))
+        ours = [("hydra.sweep.dir", notes), ("hydra.sweep.subdir", ".")]
+        if "max_num_timeout" in hydra.launcher:
+            ours.append(("hydra.launcher.max_num_timeout", MAX_NUM_TIMEOUT))
+        if "Optuna" in hydra.sweeper._target_:
+            ours.append(("hydra.sweeper.direction", "maximize"))
+        reason = "it has left no word: see the launcher's logs"
+        try:
+            _call_hydra(job, ["--multirun", *_unless_given(overrides, ours)], name)
+        except (KeyboardInterrupt, Stopped):
+            if not is_here:
+                say("jobs that were submitted are left to run")
+            raise
+        except Exception as error:
+            if is_here:
+                raise
+            reason = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
+    _tell(notes, places, reason, is_here=is_here)
+
+
+def _ready(arguments: Namespace, settings: Sequence[str], *, is_sweep: bool = False) -> Any:
+    """Hydra with the settings that the arguments name."""
+    return hydra_ready(
+        [*_REPEATED, *settings] if arguments.config else settings,
+        config_name=arguments.config_name,
+        config_file=arguments.config,
+        config_dir=arguments.config_dir,
+        is_sweep=is_sweep,
+    )
+
+
+def _unless_given(overrides: Sequence[str], ours: Sequence[tuple[str, object]]) -> list[str]:
+    """Overrides, and settings of Hydra's in which we differ from it: it writes no folders and no logs of its own."""
+    quiet = [("hydra.job.name", "ser-fl"), ("hydra.output_subdir", "null")]
+    quiet += [("hydra/job_logging", "none"), ("hydra/hydra_logging", "none")]
+    given = {override.lstrip("+").partition("=")[0] for override in overrides}
+    return [*overrides, *(f"{key}={value}" for key, value in (*quiet, *ours) if key not in given)]
+
+
+def _call_hydra(task: Callable[[Any], Any], arguments: Sequence[str], name: str) -> None:
+    """Run Hydra's program; its errors come as they are, not as its many lines."""
+    import hydra
+
+    with _process_has(arguments):
+        hydra.main(config_path=None, config_name=name, version_base=HYDRA_VERSION)(task)()
+
+
+@contextmanager
+def _process_has(arguments: Sequence[str]) -> Iterator[None]:
+    """Where `hydra.main` looks: the process's arguments, and a variable that keeps it from printing errors."""
+    argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["ser-fl", *arguments], "1"
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        if full is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full
+
+
+def planned(name: str, overrides: Sequence[str]) -> tuple[list[tuple[str, Config]], Any]:
+    """The jobs of the basic sweeper, as what sets each apart and its configuration, and Hydra's own settings.
+
+    Another sweeper chooses as it goes: none of its jobs is known beforehand.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    with initialize(config_path=None, job_name="ser-fl", version_base=HYDRA_VERSION):
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        parsed = parser.parse_overrides(list(overrides))
+        single = [str(override.input_line) for override in parsed if not override.is_sweep_override()]
+        hydra = _hydras_own(lambda: hydra_compose(name, single, return_hydra_config=True).hydra)
+        if not hydra.sweeper._target_.endswith(".BasicSweeper"):
+            return [], hydra
+        parsed = [*parser.parse_overrides([f"{k}={v}" for k, v in (hydra.sweeper.params or {}).items()]), *parsed]
+        choices: dict[str, list[str]] = {}
+        for override in parsed:
+            key = override.get_key_element()
+            if override.is_sweep_override() and not override.is_discrete_sweep():
+                raise UserError(
+                    f"{key.lstrip('+')} names no values to run one after the other: write {key.lstrip('+')}=A,B or "
+                    f"{key.lstrip('+')}=range(1,4), or take hydra/sweeper=optuna"
+                )
+            values = override.sweep_string_iterator() if override.is_sweep_override() else ()
+            choices[key] = [f"{key}={value}" for value in values] or [str(override.input_line)]
+        jobs = []
+        for combination in product(*choices.values()):
+            varied = [one.lstrip("+") for one, of in zip(combination, choices.values(), strict=True) if len(of) > 1]
+            jobs.append((" ".join(varied), parse(plain(hydra_compose(name, list(combination))))))
+        return jobs, hydra
+
+
+def _hydras_own(compose_it: Callable[[], Any]) -> Any:
+    """Hydra's settings, where its plugins are installed."""
+    from hydra.errors import MissingConfigException
+
+    try:
+        return compose_it()
+    except MissingConfigException as error:
+        group, _, plugin = str(error.missing_cfg_file).rpartition("/")
+        if plugin not in _EXTRAS:
+            raise unknown_name(group, plugin, error.options or ()) from None
+        extra = _EXTRAS[plugin]
+        raise UserError(f"{error.missing_cfg_file} needs the extra `{extra}`: pip install 'ser-fl[{extra}]'") from None
+
+
+def check_launcher(hydra: Any) -> None:
+    """Refuse what a run cannot be: spread over tasks, or on a cluster that is not here."""
+    for setting in ("nodes", "tasks_per_node"):
+        if (given := hydra.launcher.get(setting, 1)) != 1:
+            raise UserError(
+                f"hydra.launcher.{setting} must be 1, got {given}: a run is one process, and one with several GPUs "
+                "shares them among its own workers (executor=processes)"
+            )
+    if hydra.launcher._target_.endswith(".SlurmLauncher") and shutil.which("srun") is None:
+        raise UserError(
+            "hydra/launcher=submitit_slurm needs SLURM's srun and sbatch, which are not here: submit from a login "
+            "node, or take hydra/launcher=submitit_local"
+        )
+
+
+def checked(jobs: Sequence[tuple[str, Config]], study: str) -> tuple[Place, ...]:
+    """A folder of its own for each job, which it may start or go on in; says which.
+
+    ``run_dir=DIR`` is the folder of them all: they lie in it as ``<number>-<seed>``. Without it they lie where single
+    runs do, as ``runs/<experiment>/<study>-<number>-<seed>``. W&B shows them as one group. With ``resume=true`` and no
+    ``run_dir``, each goes on in the newest run of its configuration.
+    """
+    with collection_paused():
+        from ser_fl.federation.run_setup import newest_run, open_run
+
+    configs = [config for _, config in jobs]
+    is_taken_up = configs[0].resume and not configs[0].run_dir
+    runs = [newest_run(config) if is_taken_up else None for config in configs]
+    group = next((compose(config_file=RunFolder(run).config).tracking.group for run in runs if run), None)
+    experiments = "+".join(sorted({config.experiment for config in configs}))
+    group = group or (Path(configs[0].run_dir).name if configs[0].run_dir else f"{experiments}-{study}")
+    taken: dict[str, str] = {}
+    places = []
+    for number, ((varied, config), run) in enumerate(zip(jobs, runs, strict=True), start=1):
+        place = Place.of(config, study, f"{number:0{len(str(len(jobs)))}d}", group)
+        place = place if run is None else Place(folder=str(run), group=group)
+        with open_run(place.taken_by(config)):
+            pass  # what would be refused then is refused now
+        if (other := taken.setdefault(place.folder, varied)) is not varied:
+            raise UserError(
+                f"{other} and {varied} would both go on in {place.folder}, since their results are the same: take one "
+                "of them"
+            )
+        places.append(place)
+    for number, ((varied, _), place) in enumerate(zip(jobs, places, strict=True), start=1):
+        say(f"job {number} of {len(jobs)}: {varied or 'as given'}, in {place.folder}")
+    return tuple(places)
+
+
+def _tell(notes: Path, places: Sequence[Place], reason: str, *, is_here: bool) -> None:
+    """Say what came of the jobs, by their notes.
+
+    Raises:
+        RoundFailed: some failed.
+    """
+    from ser_fl.cli.training_output import print_summary
+
+    left = {note.number: note for note in Note.read_all(notes)}
+    for number, place in enumerate(places):
+        left.setdefault(number, Note(number=number, folder=place.folder, failure=reason))
+    failed = {note.folder: note.failure for _, note in sorted(left.items()) if note.failure is not None}
+    done = [note.folder for _, note in sorted(left.items()) if note.failure is None]
+    if not is_here:
+        for folder in done:
+            print_summary(RunFolder(Path(folder)))
+    if done:
+        say(f"all together: ser-fl report {shlex.join(done)}")
+    if failed:
+        reasons = "\n".join(f"{folder}: {why}" for folder, why in failed.items())
+        raise RoundFailed(f"{len(failed)} of {len(left)} jobs failed:\n{reasons}")

@@ -1,0 +1,39 @@
+"""`ser-fl report`: tables, figures and a page from run folders."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Runs, and where the page goes."""
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders; also the transfer.json of any")
+    parser.add_argument("--output", metavar="FILE", help="the page (default: report.html in the first run)")
+    parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown instead")
+
+
+def run(arguments: Namespace) -> None:
+    """Write the page and print its tables, or print them as Markdown."""
+    from ser_fl.cli.terminal import console, say
+    from ser_fl.report.four_way import four_way
+    from ser_fl.report.markup import print_table, to_markdown
+    from ser_fl.report.page import write_report
+    from ser_fl.report.reader import read_run
+    from ser_fl.report.replications import replication_table, spread_table
+    from ser_fl.report.tables import summary_table
+    from ser_fl.report.transfer_tables import read_matrices, transfer_tables
+
+    files = [Path(run) for run in arguments.runs if run.endswith(".json")]
+    folders = [Path(run) for run in arguments.runs if not run.endswith(".json")]
+    runs = [read_run(folder) for folder in folders]
+    tables = [summary_table(runs), four_way(runs)] if any(run.attacks for run in runs) else [summary_table(runs)]
+    tables += [table for table in (spread_table(runs), replication_table(runs)) if table is not None]
+    tables += [table for matrix in read_matrices(folders, files) for table in transfer_tables(matrix)]
+    if arguments.markdown:
+        print("\n\n".join(to_markdown(table) for table in tables))
+        return
+    page = write_report(folders, Path(arguments.output) if arguments.output else None, transfers=files)
+    for table in tables:
+        print_table(table, console)
+    say(f"report: {page}")

@@ -1,0 +1,71 @@
+"""The terminal: one console, and progress bars by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+console = Console()
+
+
+def say(line: str) -> None:
+    """A line as it is, without colours and without a break."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+class Bars:
+    """Progress bars by name; a bar appears with its first report."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+
+    def report(self, name: str, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` are done."""
+        self._show(name, done, total, {})
+
+    def attacks(self, name: str, done: int, total: int, seconds_left: float | None = None) -> None:
+        """One bar for all attacks, named after the one that runs."""
+        self._show("attacks", done, total, {"description": name, "seconds_left": seconds_left})
+
+    def _show(self, name: str, done: int, total: int, fields: dict[str, Any]) -> None:
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=total)
+        self._progress.update(self._tasks[name], completed=done, total=total, **fields)
+
+    def features(self, done: int, total: int) -> None:
+        """Progress of the front end."""
+        self.report("features", done, total)
+
+
+class TimeLeft(TimeRemainingColumn):
+    """The time left as a bar's owner says it, or as it has gone so far."""
+
+    def render(self, task: Task) -> Text:
+        """As ``0:01:30``."""
+        if (seconds := task.fields.get("seconds_left")) is None:
+            return super().render(task)
+        return Text(str(timedelta(seconds=round(seconds))), style="progress.remaining")
+
+
+@contextmanager
+def bars() -> Iterator[Bars]:
+    """Live progress on a terminal, nothing elsewhere."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeLeft())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield Bars(progress)

@@ -1,0 +1,124 @@
+"""Hydra over our folders of settings, beside whatever Hydra the calling program has of its own.
+
+Only public means of Hydra 1.3: a config source that reads text literally, a search path plugin, and the config store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from hydra import version
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import OmegaConf
+
+from ser_fl.config.robustness import BenchmarkConfig, TransferConfig
+from ser_fl.config.schema import Config
+from ser_fl.config.text import escaped, literal_yaml
+from ser_fl.config.yaml_limits import refuse_bombs
+
+_SCHEMAS: Mapping[str, type] = {"benchmark": BenchmarkConfig, "transfer": TransferConfig}
+_FOLDERS: ContextVar[Sequence[Path]] = ContextVar("folders", default=())
+FILE = "_file_"
+"""Name in the config store of settings that come from a file of somebody's."""
+_TYPED = "_typed_"
+"""Group in the config store of settings that Hydra's grammar cannot name."""
+
+
+class LiteralFiles(ConfigSource):
+    """A folder of YAML files in which text is what it looks like."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "ser-fl"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        file = self._file(config_path)
+        if not file.is_file():
+            raise ConfigLoadError(f"no such file of settings: {file}")
+        refuse_bombs(file)
+        text = file.read_text(encoding="utf-8")
+        header = self._get_header_dict(text[:512])
+        group = () if header.get("package") == "_global_" else tuple(config_path.split("/")[:-1])
+        schema = _SCHEMAS.get(config_path.removesuffix(".yaml"), Config)
+        config = OmegaConf.load(StringIO(literal_yaml(text, schema, group)))
+        return ConfigResult(provider=self.provider, path=self.full_path(), config=config, header=header)
+
+    def is_group(self, config_path: str) -> bool:
+        return (Path(self.path) / config_path).is_dir()
+
+    def is_config(self, config_path: str) -> bool:
+        return self._file(config_path).is_file()
+
+    def available(self) -> bool:
+        return self.is_group("")
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        found: list[str] = []
+        for path in sorted((Path(self.path) / config_path).iterdir()):
+            self._list_add_result(found, f"{config_path}/{path.name}", path.name, results_filter)
+        return sorted(set(found))
+
+    def _file(self, config_path: str) -> Path:
+        return Path(self.path) / self._normalize_file_name(config_path)
+
+
+class OurFolders(SearchPathPlugin):
+    """Puts the folders of `hydra_over` on the search path; does nothing in a Hydra of anybody else's."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in _FOLDERS.get():
+            search_path.append("ser_fl", f"{LiteralFiles.scheme()}://{folder.resolve()}")
+
+
+@contextmanager
+def hydra_over(folders: Sequence[Path]) -> Iterator[None]:
+    """Inside, a Hydra that is initialised has these folders on its search path; afterwards the caller's is back."""
+    for plugin in (LiteralFiles, OurFolders):
+        Plugins.instance().register(plugin)
+    callers, base = GlobalHydra.instance().hydra, version.VersionBase.instance().getbase()
+    job = HydraConfig.instance().cfg
+    token = _FOLDERS.set(folders)
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        _FOLDERS.reset(token)
+        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = callers, job
+        version.VersionBase.instance().version_base = base
+        for stored in (FILE + ".yaml", _TYPED):
+            ConfigStore.instance().repo.pop(stored, None)
+
+
+def store_file(settings: Mapping[str, Any]) -> str:
+    """Keep the settings of a file for the `hydra_over` around; returns the config's name."""
+    ConfigStore.instance().store(FILE, _escaped(settings))
+    return FILE
+
+
+def _escaped(value: Any) -> Any:
+    """Values whose texts OmegaConf takes literally."""
+    if isinstance(value, Mapping):
+        return {name: _escaped(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return escaped(value) if isinstance(value, str) else value
+
+
+def store_typed(settings: Mapping[str, Any]) -> list[str]:
+    """Keep settings to be laid over all others; returns the overrides that do so."""
+    if not settings:
+        return []
+    ConfigStore.instance().store("typed", dict(settings), group=_TYPED, package="_global_")
+    return [f"+{_TYPED}=typed"]
