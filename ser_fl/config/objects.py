@@ -11,7 +11,6 @@ from pydantic_core import CoreSchema, core_schema
 
 from ser_fl.errors import UserError, shown
 
-
 _TARGET = "_target_"
 
 
