@@ -224,6 +224,8 @@ def test_a_defence_may_be_an_object() -> None:
         Sign(), flat(MEANS), LABELS, attacks="fgsm", defences=["none", Randomisation(num_draws=2)], epsilons=[0.2]
     )
     assert [record.defence for record in records if record.attack == "fgsm"] == ["none", "randomisation"]
+    with pytest.raises(UserError, match=r"a defence is a name or an object of a class derived from ser_fl\.defences"):
+        records_of("fgsm", defences=[Randomisation])
 
 
 def test_python_runs_the_checks_that_the_command_line_runs() -> None:

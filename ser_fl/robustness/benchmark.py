@@ -115,7 +115,7 @@ def benchmark(
     for name, given in (("speakers", speakers), ("sexes", sexes)):
         if given and len(given) != len(known_ids):
             raise UserError(f"{name} must be one an utterance, got {len(given)} for {len(known_ids)} utterances")
-    shown_to = [build_defence(defence) if isinstance(defence, str) else defence for defence in defences]
+    shown_to = [build_defence(defence) for defence in defences]
     with evaluating(model), exact_arithmetic():
         with torch.inference_mode():
             num_classes = model(features_BFL[:1]).shape[1]
