@@ -252,7 +252,7 @@ def test_tensors_that_do_not_fit_are_one_line(
         ("round", -1),
         ("lengths", {"rounds.jsonl": "x"}),
         ("lengths", {"rounds.jsonl": -4}),
-        ("weight_average", {"decay": 0.0, "more": 1}),
+        ("data_digest", 7),
         ("tracking", []),
         ("best_score", {}),
         ("config", None),

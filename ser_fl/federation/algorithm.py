@@ -87,7 +87,12 @@ class Algorithm:
 
     def state_dict(self) -> State:
         """All that the next round depends on."""
-        return _flat("model", self.models) | _flat("carried", self.carried)
+        return {
+            f"{kind}/{owner}/{name}": tensor
+            for kind, states in (("model", self.models), ("carried", self.carried))
+            for owner, state in states.items()
+            for name, tensor in state.items()
+        }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from there, after `start`.
@@ -236,10 +241,6 @@ def scheduled_share(optimiser: OptimiserConfig, number: int) -> float:
     done = min((number - 1) / optimiser.decay_rounds, 1.0)
     cosine = (1 + math.cos(math.pi * done)) / 2
     return optimiser.final_fraction + (1 - optimiser.final_fraction) * cosine
-
-
-def _flat(kind: str, states: Mapping[str, State]) -> State:
-    return {f"{kind}/{owner}/{name}": tensor for owner, state in states.items() for name, tensor in state.items()}
 
 
 def _zeros(network: nn.Module) -> State:

@@ -29,6 +29,7 @@ from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.path_aliases import remember
 from ser_fl.runs.records import SUMMARY_SCHEMA
 from ser_fl.runs.redaction import is_private
+from ser_fl.stopwatch import UNWATCHED
 from ser_fl.tracking import open_tracker
 
 
@@ -80,6 +81,7 @@ def conduct(
             run=run,
             tracker=tracker,
             profile=profile,
+            watch=profile.watch if profile else UNWATCHED,
             hooks=hooks,
         )
         try:
@@ -101,7 +103,7 @@ def write_settings(run: RunFolder, config: Config, own: OwnObjects) -> None:
     devices = [str(device) for device in devices_of(config.executor.accelerator)]
     environment = describe_environment(seed=config.seed, threads=config.executor.threads, devices=devices)
     callbacks = [qualified_name(callback) for callback in own.callbacks]
-    write_json(run.environment, environment | {"objects": own.names(), "callbacks": callbacks})
+    write_json(run.environment, environment | {"objects": config.objects, "callbacks": callbacks})
     content = {"schema": CONFIG_SCHEMA, **recorded(dump(config))}
     write_bytes(run.config, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import lightning.pytorch as pl
@@ -63,18 +63,14 @@ class OwnObjects:
             raise UserError(f"network must be a module, or make one for a number of classes, got {given['network']!r}")
         return cls(**given)
 
-    def names(self) -> dict[str, str]:
-        """Qualified names by argument, callbacks left out: what a run's results depend on."""
-        given = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "callbacks"}
-        return {name: qualified_name(value) for name, value in given.items() if value is not None}
-
     def recorded_in(self, config: Config) -> Config:
-        """The configuration with these objects named in it.
+        """The configuration with these objects named in it, but for callbacks, on which no result depends.
 
         Raises:
             UserError: it names others, or they do not go with it.
         """
-        names = self.names()
+        given = {name: getattr(self, name) for name in ("network", "objective", "aggregation", "algorithm")}
+        names = {name: qualified_name(value) for name, value in given.items() if value is not None}
         for name, wanted in config.objects.items():
             if names.get(name) != wanted:
                 raise UserError(f"this configuration is of a run with {name}={wanted}: give it to ser_fl.train")
@@ -175,8 +171,6 @@ def check_network(config: Config, num_classes: int, own: OwnObjects) -> None:
     Raises:
         UserError: what it gives for two utterances of zeros is not (2, C), or it raises, or it has nothing to train.
     """
-    if own.network is None:
-        return
     network: object = build_network(config.model, num_classes, seed=config.seed, own=own.network)
     name, shape = qualified_name(network), (2, config.frontend.num_mels, config.frontend.num_frames)
     if not isinstance(network, nn.Module):

@@ -53,12 +53,9 @@ class Federation:
     tracker: Tracker
     profile: RunProfile | None = None
     """Where the time goes, if anybody wants to know."""
+    watch: Watch = UNWATCHED
+    """The server's; the profile's, where there is one."""
     hooks: Hooks = field(default_factory=Hooks)
-
-    @property
-    def watch(self) -> Watch:
-        """The server's stopwatch."""
-        return UNWATCHED if self.profile is None else self.profile.watch
 
     def run_rounds(self, progress: Progress) -> str:
         """Run the rounds that are left, and say why there are no more."""

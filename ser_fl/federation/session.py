@@ -93,7 +93,8 @@ def train(
         prepared = prepare(config, on_features)
         client_manifest = prepared.client_manifest()
         cohort_size = check_client_manifest(config, run, client_manifest, checkpoint)
-        check_network(config, len(client_manifest.classes), own)
+        if own.network is not None:
+            check_network(config, len(client_manifest.classes), own)
         if checkpoint is not None and checkpoint.precision is not None:
             config = with_precision(config, checkpoint.precision)
         elif config.precision == "auto":
