@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import subprocess
@@ -239,7 +240,7 @@ def test_four_way_shows_the_training_budget_of_a_sweep(tmp_path: Path) -> None:
 
 def test_run_without_attacks_has_its_clean_row(tmp_path: Path) -> None:
     table = four_way([read_run(make_run(tmp_path / "run"))])
-    assert table.rows == (("Federated", "no randomisation", "73.3", "–"),)
+    assert table.rows == (("Federated", "no randomisation", "73.3 / 73.3", "–"),)
     assert "No attack was recorded" in table.caption
 
 
@@ -294,6 +295,11 @@ def test_summary_and_training_tables(tmp_path: Path) -> None:
     assert training["Robust validation UAR there"] == ["25.0", "–"]
     assert training["Last training loss"] == ["0.333", "–"]
     assert training["Minutes"] == ["3.0", "0.0"]
+
+
+def test_attacks_without_labels_say_so() -> None:
+    assert wording.attack_name("pgd") == "PGD"
+    assert wording.attack_name("pgd_unlabelled") == "PGD, unlabelled"
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf"), "0.5", True])
@@ -619,7 +625,7 @@ def test_unknown_keys_are_ignored(tmp_path: Path) -> None:
     write_json(run.summary, {**run.read_json(run.summary), "new": {"deep": []}})
     records: RunRecords = read_run(root)
     assert records.attacks[0].attack == "clean"
-    assert records.clean_uar("none") == 22 / 30
+    assert records.clean_scores("none") == (22 / 30, None)
 
 
 def test_groups_are_those_of_the_clean_score_and_the_worst_case(tmp_path: Path) -> None:
@@ -685,3 +691,12 @@ def test_labels_are_text_and_no_formulas(tmp_path: Path) -> None:
     """Between two dollar signs matplotlib looks for mathematics."""
     root = make_run(tmp_path / "run", None, FOUR_WAY, test={"uar": 0.5, "per_speaker_uar": {r"$\x$": 0.5}})
     assert draw_figures([read_run(root)])["speakers"]
+
+
+def test_accuracy_stands_beside_uar_where_it_is_known(tmp_path: Path) -> None:
+    attacks = [clean(0.7), record("pgd", 0.25, clean_accuracy=0.75, robust_accuracy=0.5)]
+    attacks[0] = dataclasses.replace(attacks[0], robust_accuracy=0.75)
+    run = read_run(make_run(tmp_path / "run", None, attacks))
+    assert four_way([run]).rows[0][2:4] == ("70.0 / 75.0", "25.0 / 50.0")
+    row = dict(zip(attack_table([run]).header, attack_table([run]).rows[1], strict=True))
+    assert (row["Clean UAR"], row["Robust UAR"]) == ("73.3 / 75.0", "25.0 / 50.0")

@@ -1,4 +1,4 @@
-"""How a machine finds the link: the submitter's connection file, and whether the link answers."""
+"""Finding the link: its address, the connection file by which ``flwr`` finds it, and whether it answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A long-running process of ours: started in a group of its own, logged to a file, stopped with all it started."""
+"""Long-running processes: each is started in a group of its own, logs to a file, and is stopped with its children."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Self
 from ser_fl.errors import DaemonStopped, UserError
 
 LOOK_S = 0.2
-"""How often a daemon is looked at."""
+"""Seconds between two looks at a daemon."""
 _GRACE_S = 8.0
 _LEFTOVER_S = 20.0
 _TAIL_LINES = 12
@@ -26,7 +26,7 @@ _LOG_BYTES = 20_000_000
 
 
 class StateFolder:
-    """What a daemon keeps while it runs, and its claim on it: one daemon a folder."""
+    """The folder for what a daemon keeps while it runs. It takes one daemon at a time."""
 
     def __init__(self, root: Path, name: str) -> None:
         self.root = root.absolute()
@@ -37,7 +37,7 @@ class StateFolder:
         self.lock: int | None = None
 
     def claim(self) -> None:
-        """Take the folder; parts of a killed daemon are given time to end.
+        """Take the folder. Parts of a killed daemon get time to end.
 
         Raises:
             UserError: a daemon runs on it.
@@ -104,7 +104,7 @@ class Daemon:
 
     @property
     def runs(self) -> bool:
-        """Whether its process does."""
+        """Whether its process runs."""
         return self.process.poll() is None
 
     @property
@@ -118,7 +118,7 @@ class Daemon:
         """Check that it runs.
 
         Raises:
-            DaemonStopped: it does not; with its last words.
+            DaemonStopped: it has ended; with the end of its log.
         """
         if not self.runs:
             raise self.stopped()
@@ -131,7 +131,7 @@ class Daemon:
         )
 
     def ask_to_stop(self) -> None:
-        """Tell it and all it started to end; once, since a second signal cuts Flower's clean-up short."""
+        """Tell it and its children to end. Only once: a second signal cuts Flower's clean-up short."""
         if not self._asked:
             self._asked = True
             with suppress(ProcessLookupError):

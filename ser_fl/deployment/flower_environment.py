@@ -1,4 +1,4 @@
-"""Flower on this machine: whether it is here, and the environment its programs are started in."""
+"""Whether the right Flower is installed, and the environment that its programs are started in."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from ser_fl.errors import UserError
 
 FLOWER = "1.41.0"
-"""Its programs, ports and flags change from one minor version to the next: these are the ones started here."""
+"""Programs, ports and flags change from one minor version to the next; the code here is for this one."""
 _POLL_S = "0.5"
 _LOOPBACK = "127.0.0.1,localhost,::1"
 
@@ -22,11 +22,11 @@ class Outgoing:
     """What Flower may do on the internet: nothing, unless asked."""
 
     telemetry: bool = False
-    """Reports of use to telemetry.flower.ai."""
+    """Report to telemetry.flower.ai how it is used."""
     update_check: bool = False
-    """Whether there is a newer Flower, from api.flower.ai."""
+    """Ask api.flower.ai whether there is a newer Flower."""
     install_dependencies: bool = False
-    """Packages that an app names, from the package index, for every run: results then hang on what was newest."""
+    """Install the packages that an app names, for every run. Results then depend on which versions were newest."""
 
 
 NOTHING_OUTGOING = Outgoing()

@@ -1,4 +1,4 @@
-"""A gate before the SuperLink: other machines may ask what nodes ask, and only the link's own machine the rest.
+"""A gate before the SuperLink: from other machines only the calls of nodes pass.
 
 Flower 1.41 serves nodes, submitters and its own parts on one port, and lets whoever reaches it register keys and start
 runs, which is code on every node. It has no option for two addresses, and its extensions are of a package that is not
@@ -39,7 +39,7 @@ class Gate:
 
 
 def is_for_all(path: str) -> bool:
-    """Whether a path is for nodes, whose keys Flower then checks, or tells health alone."""
+    """Whether any machine may ask for a path: nodes' calls, whose keys Flower checks, and ``/health``."""
     return path == "/health" or path.startswith("/v1/fleet/")
 
 

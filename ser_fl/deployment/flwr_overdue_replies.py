@@ -24,7 +24,7 @@ def send_overdue_replies() -> None:
     pull = supernode._pull_and_store_message
 
     def pull_or_find_reply(state: InMemoryNodeState, *arguments: Any, **settings: Any) -> int | None:
-        """The run of a message that came, else of a reply that is there: either makes Flower's loop send replies."""
+        """The run of a message that came, or else of a reply that waits: for either, Flower's loop sends replies."""
         run_id = pull(state, *arguments, **settings)
         return overdue_run(state) if run_id is None else run_id
 

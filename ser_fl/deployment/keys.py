@@ -59,7 +59,7 @@ def make_keys(root: Path, hosts: Sequence[str] = (), nodes: Sequence[str] = (), 
 
 
 def handed_out(folder: KeyFolder, made: MadeKeys) -> Iterator[str]:
-    """What goes to which machine, into a folder of the same layout, a line each."""
+    """A line for each machine: which files go there, into a folder of the same layout."""
     if made.hosts:
         yield f"the link ({', '.join(made.hosts)}): {folder.ca}, {folder.server.parent}/, {folder.nodes}/*.pub"
     elif made.nodes:
@@ -71,7 +71,7 @@ def handed_out(folder: KeyFolder, made: MadeKeys) -> Iterator[str]:
 
 
 def _check(folder: KeyFolder, hosts: Sequence[str], nodes: Sequence[str], days: int) -> None:
-    """Whatever can be refused before anything is written."""
+    """Refuse what cannot be made, before anything is written."""
     if not 1 <= days <= _MOST_DAYS:
         raise UserError(f"--days must be between 1 and {_MOST_DAYS}, got {days}")
     for name in nodes:

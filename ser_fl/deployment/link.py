@@ -50,7 +50,7 @@ class Link(Daemons):
         self.host = host
         self.port = port
         self.address = join_address(_reached_at(host), port)
-        """Where this machine finds it."""
+        """Where its own machine reaches it."""
         folder = StateFolder(state or self.keys.state("link"), "link")
         super().__init__(folder, flower_environment(folder.home, outgoing, environment))
 
@@ -85,7 +85,7 @@ class Link(Daemons):
             time.sleep(LOOK_S)
 
     def _check(self) -> None:
-        """Whatever can be told before anything is started."""
+        """Refuse what can be told before anything is started."""
         from ser_fl.deployment.certificates import certified_hosts, require_valid
 
         require_private(self.keys.server_key, made_by="`ser-fl federation keys` makes it for the link's machine")

@@ -21,7 +21,7 @@ _REFUSED = "[code: 2004]"
 """The key is unknown, or its node counts as online already."""
 _TRIES = 3
 _TRIES_AT_START, _REGISTRATION_S = 10, 10.0
-"""With a link that came up after the node: it answers before it has been told of all nodes."""
+"""For a link that came up after the node. It answers before all nodes are registered with it."""
 _LOOPBACK = "127.0.0.1"
 _PROBE_S = 5.0
 

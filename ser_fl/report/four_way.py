@@ -65,7 +65,7 @@ class Column:
 
 
 def four_way(runs: Sequence[RunRecords]) -> Table:
-    """UAR in per cent of every run under every test-time defence (rows) and attack (columns).
+    """UAR and accuracy in per cent of every run under every test-time defence (rows) and attack (columns).
 
     Columns: the clean score, one column per attack at the budgets `reference_budgets` picks, and the worst case. The
     worst case is the record that takes it per utterance where there is one, otherwise the lowest UAR of a single
@@ -78,7 +78,7 @@ def four_way(runs: Sequence[RunRecords]) -> Table:
         (
             label,
             wording.defence_name(defence),
-            wording.percent(run.clean_uar(defence)),
+            wording.scores(*run.clean_scores(defence)),
             *(_cell(column.record_of(run, defence)) for column in columns),
             _worst_cell(run, defence, budgets),
         )
@@ -140,7 +140,7 @@ def _rank(column: Column) -> tuple[bool, bool, int, str, str]:
 def _cell(record: AttackRecord | None) -> str:
     if record is None or math.isnan(record.robust_uar):
         return MISSING
-    return wording.marked(wording.percent(record.robust_uar), record)
+    return wording.marked(wording.scores(record.robust_uar, record.robust_accuracy), record)
 
 
 def _worst_cell(run: RunRecords, defence: str, budgets: set[tuple[str, str, str]]) -> str:
@@ -170,8 +170,8 @@ def _reading(runs: Sequence[RunRecords], columns: Sequence[Column]) -> str:
     if not records:
         return "No attack was recorded yet."
     sentences = [
-        "Under each attack its norm and budget ε, for log-mel features in standardised log-mel units; true labels were"
-        " given to every attack."
+        "UAR / accuracy. Under each attack its norm and budget ε, for log-mel features in standardised log-mel units;"
+        " true labels were given to every attack, but to those called unlabelled."
     ]
     if any(wording.is_grey_box(record) for record in records):
         sentences.append(

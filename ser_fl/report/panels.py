@@ -86,7 +86,7 @@ def robust_uar(runs: Sequence[RunRecords], threat: Threat) -> Figure:
                 ax,
                 [record for record in run.attacked if record.defence == defence and _threat(record) == threat],
                 num_classes=len(run.classes),
-                clean_uar=run.clean_uar(defence),
+                clean_uar=run.clean_scores(defence)[0],
                 num_test=run.num_test_utterances,
             )
             ax.set_title(f"{label}\n{wording.defence_name(defence)}")

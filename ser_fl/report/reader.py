@@ -141,13 +141,15 @@ class RunRecords:
         """Test-time defences the model was tested with, none first."""
         return tuple(dict.fromkeys([NO_DEFENCE, *sorted({record.defence for record in self.attacks})]))
 
-    def clean_uar(self, defence: str) -> float | None:
-        """Clean UAR under a test-time defence, from the largest set of utterances it was measured on."""
+    def clean_scores(self, defence: str) -> tuple[float | None, float | None]:
+        """Clean UAR and accuracy under a defence, from the largest set of utterances they were measured on."""
         records = [record for record in self.attacks if record.defence == defence]
         if records:
             best = max(records, key=lambda record: (record.num_examples, record.attack == CLEAN))
-            return best.robust_uar if best.attack == CLEAN else best.clean_uar
-        return self.test.uar if defence == NO_DEFENCE else None
+            if best.attack == CLEAN:
+                return best.robust_uar, best.robust_accuracy
+            return best.clean_uar, best.clean_accuracy
+        return (self.test.uar, self.test.accuracy) if defence == NO_DEFENCE else (None, None)
 
     def subset(self, record: AttackRecord) -> int | None:
         """Number of utterances of a record that saw only some of the test part; None where it saw all."""

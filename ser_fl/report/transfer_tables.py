@@ -54,9 +54,9 @@ _COLUMNS: tuple[tuple[str, Callable[[TransferRecord], str]], ...] = (
     ("Test-time defence", lambda record: wording.defence_name(record.defence)),
     ("Knowledge", lambda record: wording.marked(record.knowledge, record)),
     ("n", lambda record: wording.count(record.num_examples)),
-    ("Clean UAR", lambda record: wording.percent(record.clean_uar)),
+    ("Clean UAR", lambda record: wording.scores(record.clean_uar, record.clean_accuracy)),
     ("Carried over", lambda record: wording.percent(record.carried_uar)),
-    ("Robust UAR", lambda record: wording.percent(record.robust_uar)),
+    ("Robust UAR", lambda record: wording.scores(record.robust_uar, record.robust_accuracy)),
     ("Success rate", lambda record: wording.percent(record.attack_success_rate)),
     ("Max L∞ there", lambda record: wording.number(record.max_linf, ".3g")),
     ("Mean L2 there", lambda record: wording.number(record.mean_l2, ".3g")),
@@ -72,7 +72,7 @@ _LABELS = 4
 def pair_table(matrix: TransferMatrix) -> Table:
     """All that was measured, a row for each source, target and defence."""
     caption = (
-        f"{_conditions(matrix)} n: utterances that are test utterances of both, over which all UARs of the row are."
+        f"{_conditions(matrix)} UAR / accuracy in per cent, over the n utterances that are test utterances of both."
         " Carried over: UAR on the source's clean utterances, which its box has clipped. Max L∞ and mean L2 (over"
         " successful attacks) are in the target's units, max dB is of raw log-mel. Passes and seconds: of the attack on"
         " the source, spent once for all its targets."

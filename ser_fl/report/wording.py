@@ -18,6 +18,7 @@ NO_DEFENCE = "none"
 GREY_BOX = "†"
 """Marks a figure whose attacker did not know of the defence."""
 
+_UNLABELLED = "_unlabelled"
 _ATTACKS = {
     CLEAN: "clean",
     "fgsm": "FGSM",
@@ -45,7 +46,9 @@ _DEFENCES = {NO_DEFENCE: "no randomisation", "randomisation_ensemble": "randomis
 
 
 def attack_name(name: str) -> str:
-    """An attack as papers write it; a class of ART by its own name."""
+    """An attack as papers write it; a class of ART by its own name; one without labels says so."""
+    if name.endswith(_UNLABELLED):
+        return f"{attack_name(name.removesuffix(_UNLABELLED))}, unlabelled"
     return _ATTACKS.get(name, name.removeprefix("art:"))
 
 
@@ -108,6 +111,11 @@ def percent(value: Any) -> str:
     ('83.5', '–', '–')
     """
     return number(value, ".1f", scale=100.0)
+
+
+def scores(uar: Any, accuracy: Any) -> str:
+    """UAR, and accuracy where it is known, in per cent: "41.7 / 43.2"."""
+    return percent(uar) if accuracy is None else f"{percent(uar)} / {percent(accuracy)}"
 
 
 def interval(ends: Sequence[float] | None) -> str:

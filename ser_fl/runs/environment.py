@@ -32,7 +32,7 @@ _PACKAGES = (
 
 
 def describe_environment(*, seed: int, threads: int, devices: Sequence[str] = ("cpu",)) -> dict[str, Any]:
-    """Content of ``environment.json``; folders are left out, since they name people and machines."""
+    """Content of ``environment.json``, without folders, since they name people and machines."""
     import torch
 
     return {
@@ -52,7 +52,7 @@ def describe_environment(*, seed: int, threads: int, devices: Sequence[str] = ("
 
 @contextmanager
 def threads_limited_to(count: int) -> Iterator[None]:
-    """So many torch threads inside; afterwards as many as the caller had."""
+    """Torch uses ``count`` threads inside, and as many as before afterwards."""
     import torch
 
     before = torch.get_num_threads()
@@ -64,10 +64,10 @@ def threads_limited_to(count: int) -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what a training step frees for the next one, as far as it lets itself be told (glibc).
+    """Let glibc keep the memory that a training step frees for the next step.
 
-    By default it returns large pieces to the system, which gives them back one page at a time: some thousand faults a
-    step, a tenth of its time.
+    By default it returns large pieces to the system, which hands them out again one page at a time. That costs some
+    thousand page faults a step, a tenth of its time.
     """
     if sys.platform != "linux":
         return
@@ -82,10 +82,10 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def collection_paused() -> Iterator[None]:
-    """No search for garbage inside, for imports.
+    """Pause the garbage collector inside, for imports.
 
-    What torch and Lightning make while they are imported stays for good. The collector looks through it again and again
-    as it grows and finds nothing, for a seventh of the time that the import takes.
+    What torch and Lightning create while they are imported stays for good. The collector would look through all of it
+    again and again, find nothing, and take a seventh of the import's time.
     """
     enabled = gc.isenabled()
     gc.disable()

@@ -131,12 +131,12 @@ class RunFolder:
             raise UserError(f"{path} is not JSON ({error}): was it changed by hand?") from None
 
     def refuse_links_out(self) -> None:
-        """Nothing in the folder may be a link to what lies outside, or a device: it may come from somebody else.
+        """Refuse a folder that holds links out of it, or devices: it may come from somebody else.
 
         The folder itself may be reached by links, and what trackers keep in theirs is not ours to read.
 
         Raises:
-            UserError: something is; it is named.
+            UserError: there is one; it is named.
         """
         root = self.root.resolve()
         for folder, subfolders, names in os.walk(root):

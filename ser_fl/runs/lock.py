@@ -1,4 +1,4 @@
-"""One writer a run folder: a lock that the kernel frees with its process, however that ends.
+"""One writer at a time for each run folder: a lock that the kernel frees when its process ends, however it ends.
 
 The lock is `flock` on ``.lock`` in the folder. It ends with its owner: a file that a killed process left behind is held
 by nobody. On NFS the kernel makes of it a lock of the server, which holds between hosts, unless the share is mounted

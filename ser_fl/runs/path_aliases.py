@@ -27,7 +27,7 @@ def is_place(written: str | None) -> bool:
 
 
 def remember(folder: str) -> str:
-    """What to write in place of a folder: itself where it is relative, else a name for it that this machine knows."""
+    """What to write in place of a folder: a relative one itself, for an absolute one a name that this machine knows."""
     if not is_private(folder) or is_place(folder):
         return folder
     whole = os.path.abspath(os.path.expanduser(folder))  # noqa: PTH100, PTH111

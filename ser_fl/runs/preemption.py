@@ -1,4 +1,4 @@
-"""Signals that end a run early: a round that runs is finished if it can be, everything else is left at once.
+"""Signals that end a run early: the round in flight is finished if there is time, all else stops at once.
 
 A scheduler says beforehand that a job's time is up, so the round in flight, often minutes of work, may still be
 committed. It says so only so long before the end: a round that is not done within the grace is given up. Either way the
@@ -46,7 +46,7 @@ class Preemption:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Signals are answered inside, and as before afterwards. Only a main thread hears any."""
+        """Answer signals inside, in the main thread alone; afterwards the handlers of before are back."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -1,4 +1,4 @@
-"""What must not get into records, logs and trackers: where things lie on this machine, and secrets."""
+"""What is kept out of records, logs and trackers: folders of this machine, and secrets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def is_secret(name: str) -> bool:
 
 
 def is_private(folder: str | Path) -> bool:
-    """Whether a path says where something lies on this machine: absolute ones do, those of a home folder too."""
+    """Whether a path tells about this machine: absolute ones do, and those that begin with ``~``."""
     return os.path.isabs(os.path.expanduser(folder)) or PureWindowsPath(folder).is_absolute()  # noqa: PTH111, PTH117
 
 
@@ -36,7 +36,7 @@ def last_name(folder: str | Path) -> str:
 
 
 def public_path(folder: str | Path) -> str:
-    """A relative path as it is, and of a private one the last name."""
+    """A relative path as it is; only the last name of a private one."""
     return last_name(folder) if is_private(folder) else str(folder)
 
 

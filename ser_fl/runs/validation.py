@@ -1,4 +1,4 @@
-"""JSON of a run folder, held against the types that records are annotated with: a file may be of anybody's making."""
+"""Reading JSON of a run folder as the records that it should hold: a file may come from anybody."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _bounded(number: float, digits: str) -> float:
 
 
 def record_of(kind: type[_Form], content: Any, name: str = "") -> _Form:
-    """A dataclass, or a tuple of them, from JSON; what the class does not know is left aside.
+    """A dataclass, or a tuple of them, from JSON; entries that the class does not know are ignored.
 
     Args:
         kind: a class, or another type, annotated with JSON's own types, tuples, dataclasses and literals.
