@@ -570,3 +570,64 @@ def test_process_ends_with_2_and_one_line(places: Places) -> None:
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("ser-fl: unknown defence 'randomize'")
+
+
+OWN_CODE = """
+import lightning.pytorch as pl
+from torch import nn
+
+class Linear(nn.Module):
+    def __init__(self, num_classes, scale):
+        super().__init__()
+        self.scale, self.head = scale, nn.Linear(64, num_classes)
+    def forward(self, features_BFL):
+        return self.head(features_BFL.mean(2)) * self.scale
+
+class Watch(pl.Callback):
+    def on_fit_start(self, trainer, pl_module):
+        print("watched", flush=True)
+"""
+
+
+def test_a_network_and_a_callback_of_ones_own_from_yaml(
+    places: Places, elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By `_target_` in a folder beside the working directory's module; the run's config.yaml repeats it."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (elsewhere / "owncode.py").write_text(OWN_CODE)
+    (elsewhere / "own" / "experiment").mkdir(parents=True)
+    (elsewhere / "own" / "model").mkdir()
+    (elsewhere / "own" / "model" / "linear.yaml").write_text("_target_: owncode.Linear\nscale: 2.0\n")
+    (elsewhere / "own" / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults: [debug, {override /model: linear}]\nexperiment: mine\n"
+        "callbacks:\n  - _target_: owncode.Watch\n"
+    )
+    settings = ["experiment=mine", *places.settings()[1:], "federation.num_rounds=1"]
+    assert main(["train", "--config-dir", "own", *settings, "run_dir=run"]) == 0
+    assert "watched" in capsys.readouterr().out
+    written = yaml.safe_load((elsewhere / "run" / "config.yaml").read_text())
+    assert written["model"] == {"_target_": "owncode.Linear", "scale": 2.0}
+    assert main(["train", "--config", "run/config.yaml", "run_dir=again"]) == 0
+    assert (elsewhere / "again" / "model.safetensors").read_bytes() == (
+        elsewhere / "run" / "model.safetensors"
+    ).read_bytes()
+    assert "network of its own" in told(capsys, "benchmark", "run=run", "attacks=[fgsm]")
+
+
+def test_hydra_says_what_it_knows_without_a_run(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The settings as they would be, where they come from, and completions of what is typed."""
+    assert main(["train", "run_dir=exp #2", "--cfg", "job", "experiment=debug", "-p", "split"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["name"] == "within_speaker"
+    assert main(["train", "run_dir=exp #2", "--cfg", "job"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["run_dir"] == "exp #2"
+    assert main(["train", "--info", "searchpath"]) == 0
+    assert "ser-fl://" in capsys.readouterr().out
+    monkeypatch.setenv("COMP_LINE", "ser-fl train model=crnn_")
+    assert main(["-sc", "query=bash"]) == 0
+    assert capsys.readouterr().out.split() == ["model=crnn_small", "model=crnn_tiny"]
+    assert main(["train", "-sc", "install=bash"]) == 0
+    assert "complete" in capsys.readouterr().out
+    assert told(capsys, "train", "--cfg", "job", "model=crn").startswith("ser-fl: unknown model 'crn'")
+    assert list(elsewhere.iterdir()) == []

@@ -177,3 +177,16 @@ def test_benchmarks_and_transfers_take_folders_as_they_are(text: str) -> None:
 def test_any_text_at_all(text: str) -> None:
     if text != "null":
         assert compose(["experiment=debug", f"run_dir={text}", f"tracking.group={text}"]).run_dir == text
+
+
+def test_names_of_attacks_stand_for_mappings_with_a_name() -> None:
+    asked = compose_benchmark(
+        ["run=r", "attacks=[{name: 010, steps: 3}, 1e3, 'art:Fast', {name: true}]", "adaptive=no"]
+    )
+    assert [(choice.name, choice.steps) for choice in asked.attacks] == [
+        ("010", 3),
+        ("1e3", None),
+        ("art:Fast", None),
+        ("true", None),
+    ]
+    assert [choice.name for choice in asked.adaptive] == ["no"]

@@ -69,3 +69,9 @@ def test_installed_wheel_trains_elsewhere(wheel: Path, tmp_path: Path) -> None:
     assert "test UAR" in printed
     (summary,) = elsewhere.glob("runs/debug/*/summary.json")
     assert summary.with_name("model.safetensors").is_file()
+    (elsewhere / "own" / "experiment").mkdir(parents=True)
+    (elsewhere / "own" / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults: [debug]\nexperiment: mine\n"
+    )
+    own = ["--config-dir", "own", "experiment=mine", *tiny, "run_dir=run"]
+    assert "run folder: run" in run([sys.executable, "-m", "ser_fl", "train", *own], **settings)

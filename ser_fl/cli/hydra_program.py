@@ -5,6 +5,7 @@ Hydra is called as `hydra.main` would be, with our arguments in place of the pro
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import shutil
@@ -129,13 +130,18 @@ def _call_hydra(task: Callable[[Any], Any], arguments: Sequence[str], name: str)
 
 @contextmanager
 def _process_has(arguments: Sequence[str]) -> Iterator[None]:
-    """Where `hydra.main` looks: the process's arguments, and a variable that keeps it from printing errors."""
-    argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    """Where `hydra.main` looks: the process's arguments, and a variable that keeps it from printing errors.
+
+    Its loggers, which it sets up for some reports, are gone afterwards.
+    """
+    argv, full, root = sys.argv, os.environ.get("HYDRA_FULL_ERROR"), logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["ser-fl", *arguments], "1"
     try:
         yield
     finally:
-        sys.argv = argv
+        sys.argv, root.handlers = argv, handlers
+        root.setLevel(level)
         if full is None:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
