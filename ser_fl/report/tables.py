@@ -31,6 +31,8 @@ _ATTACK_COLUMNS: tuple[tuple[str, Callable[[AttackRecord], str]], ...] = (
     ("n", lambda record: wording.count(record.num_examples)),
     ("Clean UAR", lambda record: wording.percent(record.clean_uar)),
     ("Robust UAR", lambda record: wording.percent(record.robust_uar)),
+    ("Clean accuracy", lambda record: wording.percent(record.clean_accuracy)),
+    ("Robust accuracy", lambda record: wording.percent(record.robust_accuracy)),
     ("Success rate", lambda record: wording.percent(record.attack_success_rate)),
     ("Mean L2", lambda record: wording.number(record.mean_l2, ".3g")),
     ("Median SNR (dB)", lambda record: wording.number(record.median_snr_db, ".1f")),
@@ -64,9 +66,9 @@ def attack_table(runs: Sequence[RunRecords]) -> Table:
         for record in run.attacks
     ]
     caption = (
-        f"{provenance(runs)} UAR and success rate in per cent. n: test utterances attacked; both UARs are over these."
-        " Success rate: over the utterances that were right when clean. Mean L2: over successful attacks, in the units"
-        " of the domain. Passes: utterances that went forward or backward through the model."
+        f"{provenance(runs)} UAR, accuracy and success rate in per cent. n: test utterances attacked, which all figures"
+        " are over. Success rate: over the utterances that were right when clean. Mean L2: over successful attacks, in"
+        " the units of the domain. Passes: utterances that went forward or backward through the model."
     )
     if measured:
         caption += (

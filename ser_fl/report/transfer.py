@@ -57,6 +57,7 @@ _COLUMNS: tuple[tuple[str, Callable[[TransferRecord], str]], ...] = (
     ("Clean UAR", lambda record: wording.percent(record.clean_uar)),
     ("Carried over", lambda record: wording.percent(record.carried_uar)),
     ("Robust UAR", lambda record: wording.percent(record.robust_uar)),
+    ("Robust accuracy", lambda record: wording.percent(record.robust_accuracy)),
     ("Success rate", lambda record: wording.percent(record.attack_success_rate)),
     ("Max L∞ there", lambda record: wording.number(record.max_linf, ".3g")),
     ("Mean L2 there", lambda record: wording.number(record.mean_l2, ".3g")),

@@ -40,13 +40,15 @@ _ATTACKS = {
     "noise_gaussian": "Gaussian noise",
     WORST_CASE: "worst case",
 }
+_UNLABELLED = "_unlabelled"
 _NORMS = {"inf": "L∞", "2": "L2", "1": "L1", "0": "L0"}
 _DEFENCES = {NO_DEFENCE: "no randomisation", "randomisation_ensemble": "randomisation ensemble"}
 
 
 def attack_name(name: str) -> str:
     """An attack as papers write it; a class of ART by its own name."""
-    return _ATTACKS.get(name, name.removeprefix("art:"))
+    known = name.removesuffix(_UNLABELLED)
+    return _ATTACKS.get(known, known.removeprefix("art:")) + (" without labels" if known != name else "")
 
 
 def defence_name(name: str) -> str:
