@@ -50,7 +50,7 @@ def _square(matrix: TransferMatrix, defence: str) -> Table:
 
 _COLUMNS: tuple[tuple[str, Callable[[TransferRecord], str]], ...] = (
     ("Made on", lambda record: record.source),
-    ("Predictions to", lambda record: record.target),
+    ("Shown to", lambda record: record.target),
     ("Test-time defence", lambda record: wording.defence_name(record.defence)),
     ("Knowledge", lambda record: wording.marked(record.knowledge, record)),
     ("n", lambda record: wording.count(record.num_examples)),

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -24,71 +24,14 @@ from torch import Tensor
 
 from ser_fl.attacks.domains import Crafted
 from ser_fl.attacks.registry import VERSION
-from ser_fl.defences import Defence
 from ser_fl.errors import UserError
 from ser_fl.files import write_bytes, write_json
+from ser_fl.robustness.outcomes import Outcome
 
 OUTCOME_SCHEMA = 3
 """Version of the files below ``attacks/``; those of another are left alone and made anew."""
 _SHOWN, _WRITTEN = "adversarial_BFL", "written_BFL"
 _COSTS = ("forward_passes", "backward_passes", "seconds")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What one attack did to each of its utterances: `ser_fl.robustness.attack_metrics` makes records of it."""
-
-    attack: str
-    library: str
-    knowledge: str
-    domain: str
-    norm: str
-    epsilon: float | None
-    """As it was set, in L-infinity; None for a budget that is no epsilon."""
-    budget: float | None
-    """Of the attack's own norm."""
-    snr_db: float | None
-    """The budget, where it is an SNR."""
-    steps: int | None
-    step_size: float | None
-    restarts: int | None
-    eot_samples: int
-    adaptive_to: str | None
-    """The defence that the attacker knew of."""
-    swept: bool
-    """Whether it went on from a smaller epsilon, what that one broke included."""
-    leftover: bool
-    """Whether it saw only what earlier attacks had not broken."""
-    minimal: bool
-    """Whether the attack looks for the nearest adversarial utterance."""
-    ids: tuple[str, ...]
-    """Of the utterances that were attacked, and of those that a smaller epsilon had broken already."""
-    l2_N: tuple[float, ...]
-    """Norms of the perturbations."""
-    linf_N: tuple[float, ...]
-    votes: dict[str, tuple[tuple[int, ...], ...]]
-    """By defence, what each run said of each utterance, (R, N)."""
-    written_votes: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
-    """The same of recordings that went through a 16-bit file."""
-    measured: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
-    """More figures of each utterance, by the name of the record's median over successes; None where there is none."""
-    forward_passes: int
-    backward_passes: int
-    seconds: float
-    adversarials_kept: bool = False
-
-    def was_shown_to(self, defence: Defence) -> bool:
-        """Whether it says what all runs of this defence said."""
-        return len(self.votes.get(defence.name, ())) == len(defence.run_weights)
-
-    def votes_RN(self, defence: str) -> Tensor:
-        """What each run of a defence said, int64."""
-        return torch.tensor(self.votes[defence], dtype=torch.int64)
-
-    @property
-    def threat(self) -> tuple[str, float | None, float | None]:
-        """Norm, epsilon and SNR: what attacks must share to have a common worst case."""
-        return self.norm, self.epsilon, self.snr_db
 
 
 _OUTCOME: TypeAdapter[Outcome] = TypeAdapter(Outcome)
@@ -100,69 +43,43 @@ def key_of(settings: Mapping[str, Any]) -> str:
     return hashlib.blake2b(content.encode(), digest_size=12).hexdigest()
 
 
-class ResultCache(Protocol):
-    """Where outcomes and adversarial batches are kept."""
-
-    @property
-    def keeps_adversarials(self) -> bool:
-        """Whether adversarial utterances are to stay when nobody needs them any more."""
-        ...
-
-    def outcome(self, key: str) -> Outcome | None:
-        """The outcome of that key, where there is one."""
-        ...
-
-    def keep_outcome(self, key: str, outcome: Outcome) -> None:
-        """Keep it, in place of one that there may be."""
-        ...
-
-    def outcomes(self) -> dict[str, Outcome]:
-        """All outcomes that are kept, by key."""
-        ...
-
-    def batch(self, key: str, ids: Sequence[str]) -> Crafted | None:
-        """What was made of exactly these utterances, where it was."""
-        ...
-
-    def keep_batch(self, key: str, ids: Sequence[str], made: Crafted) -> None:
-        """Keep what was made of these utterances."""
-        ...
-
-    def forget_batches(self, key: str) -> None:
-        """Drop all adversarial utterances of a key."""
-        ...
-
-
 @dataclass(slots=True)
 class Memory:
-    """Keeps everything until the benchmark ends."""
+    """Keeps outcomes and adversarial batches until the benchmark ends."""
 
     keeps_adversarials: bool = False
+    """Whether adversarial utterances are to stay when nobody needs them any more."""
     _outcomes: dict[str, Outcome] = field(default_factory=dict)
     _batches: dict[str, dict[tuple[str, ...], Crafted]] = field(default_factory=dict)
 
     def outcome(self, key: str) -> Outcome | None:
+        """The outcome of that key, where there is one."""
         return self._outcomes.get(key)
 
     def keep_outcome(self, key: str, outcome: Outcome) -> None:
+        """Keep it, in place of one that there may be."""
         self._outcomes[key] = outcome
 
     def outcomes(self) -> dict[str, Outcome]:
+        """All outcomes that are kept, by key."""
         return dict(self._outcomes)
 
     def batch(self, key: str, ids: Sequence[str]) -> Crafted | None:
+        """What was made of exactly these utterances, where it was."""
         return self._batches.get(key, {}).get(tuple(ids))
 
     def keep_batch(self, key: str, ids: Sequence[str], made: Crafted) -> None:
+        """Keep what was made of these utterances."""
         self._batches.setdefault(key, {})[tuple(ids)] = made
 
     def forget_batches(self, key: str) -> None:
+        """Drop all adversarial utterances of a key."""
         self._batches.pop(key, None)
 
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """Keeps everything on disk: ``KEY.json`` an outcome, ``KEY/*.safetensors`` its batches, each written whole."""
+    """`Memory` on disk: ``KEY.json`` an outcome, ``KEY/*.safetensors`` its batches, each written whole."""
 
     root: Path
     device: torch.device
@@ -212,6 +129,10 @@ class Folder:
     def _file(self, key: str, ids: Sequence[str]) -> Path:
         name = hashlib.blake2b(json.dumps(list(ids)).encode(), digest_size=8).hexdigest()
         return self.root / key / f"{name}.safetensors"
+
+
+ResultCache = Memory | Folder
+"""Where outcomes and adversarial batches are kept."""
 
 
 def adversarials(folder: Path) -> dict[str, Tensor]:
