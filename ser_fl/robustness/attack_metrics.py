@@ -37,7 +37,7 @@ LIBRARY = "ser_fl"
 
 @dataclass(slots=True, eq=False)
 class Bench:
-    """A test_set, what its defended models say without an attack, and the records that come of attacks.
+    """A test set, what its defended models say without an attack, and the records that come of attacks.
 
     Outcomes of another domain than its own are left aside.
     """

@@ -38,7 +38,7 @@ _OUTCOME: TypeAdapter[Outcome] = TypeAdapter(Outcome)
 
 
 def key_of(settings: Mapping[str, Any]) -> str:
-    """One word for what an outcome depends on beside its test_set, the version of the attacks included."""
+    """One word for what an outcome depends on beside its test set, the version of the attacks included."""
     content = json.dumps({"version": VERSION, **settings}, sort_keys=True)
     return hashlib.blake2b(content.encode(), digest_size=12).hexdigest()
 
@@ -169,7 +169,7 @@ class Archive:
     def open(
         self, digest: str, weights: str, *, device: torch.device, shape_FL: tuple[int, ...], keeps_adversarials: bool
     ) -> Folder:
-        """The folder of a test_set, made where it is not there."""
+        """The folder of a test set, made where it is not there."""
         root = self.root / digest
         if _read(root / "test_set.json").get("weights") != weights:
             write_json(root / "test_set.json", {"weights": weights})

@@ -116,7 +116,7 @@ class _Work:
         return {self.tasks[unit].key: outcome for unit, outcome in self.done.items()}
 
     def earlier_outcomes(self) -> list[Outcome]:
-        """What earlier benchmarks of this test_set left, by attack and epsilon."""
+        """What earlier benchmarks of this test set left, by attack and epsilon."""
         earlier = self.cache.outcomes()
         for key in self.done_by_key:
             earlier.pop(key, None)

@@ -56,7 +56,7 @@ class TestSet:
         return len(self.ids)
 
     def to(self, device: torch.device) -> TestSet:
-        """The same test_set on a device; the model itself moves there."""
+        """The same test set on a device; the model itself moves there."""
         return replace(
             self,
             model=self.model.to(device),
@@ -86,7 +86,7 @@ class TestSet:
         )
 
     def rows_of(self, ids: Sequence[str]) -> list[int]:
-        """Where utterances lie in this test_set."""
+        """Where utterances lie in this test set."""
         places = {utterance_id: row for row, utterance_id in enumerate(self.ids)}
         return [places[utterance_id] for utterance_id in ids]
 
@@ -185,7 +185,7 @@ def digest_of_weights(model: nn.Module) -> str:
 
 
 def digest_of(test_set: TestSet) -> str:
-    """One word for all that attacks on a test_set depend on, batches apart: model, utterances, box, seed, device."""
+    """One word for all that attacks on a test set depend on, batches apart: model, utterances, box, seed, device."""
     digest = hashlib.blake2b(digest_size=16)
     known = (test_set.ids, test_set.num_classes, test_set.seed, test_set.features_NFL.device.type)
     digest.update(f"{digest_of_weights(test_set.model)} {known!r}".encode())

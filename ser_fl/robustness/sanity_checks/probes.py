@@ -81,7 +81,7 @@ def probe(
     Args:
         test_set: classifier and utterances of the benchmark.
         attacks: those of the benchmark; the strongest iterated one (`strongest`) is looked into.
-        subset_size: number of utterances, spread over the emotions and drawn by the test_set's own seed.
+        subset_size: number of utterances, spread over the emotions and drawn by the test set's own seed.
         records: of the benchmark, which say which attack was the strongest; without them it is the one of most effort.
         on_check: told of progress.
     """

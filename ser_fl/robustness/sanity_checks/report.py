@@ -106,12 +106,12 @@ def at(record: AttackRecord) -> str:
 
 
 def write_sanity_report(run: RunFolder, sanity_report: SanityReport) -> None:
-    """Add an sanity_report to the records of ``attacks.json``, which is there already."""
+    """Add a sanity report to the records of ``attacks.json``, which is there already."""
     write_json(run.attacks, {**run.read_json(run.attacks), "checks": asdict(sanity_report)})
 
 
 def read_sanity_report(run: RunFolder) -> SanityReport | None:
-    """The sanity_report in ``attacks.json``; None where there is none.
+    """The sanity report in ``attacks.json``; None where there is none.
 
     Raises:
         UserError: it has another form.

@@ -110,7 +110,7 @@ def budget_of(settings: AttackSettings) -> str:
 
 
 def logits_of(test_set: TestSet, features_NFL: Tensor, *, batch_size: int | None = None) -> Tensor:
-    """Logits of the bare classifier, shape (N, C), in batches of the test_set's size or another."""
+    """Logits of the bare classifier, shape (N, C), in batches of the test set's size or another."""
     with torch.no_grad():
         batches = torch.split(features_NFL, batch_size or test_set.batch_size)
         return torch.cat([test_set.model(batch) for batch in batches])
