@@ -1,8 +1,8 @@
 """Which devices there are, which one a worker takes, and how tensors and random streams get there.
 
-What is drawn (batches, augmentation, random starts, cohorts) is drawn on the CPU and sent, so that a run on a GPU draws
-what a run on a CPU draws. Dropout is the exception: it draws from its device's own stream, which is seeded alike and
-gives other numbers on every kind of device.
+Batches, augmentation, random starts and cohorts are drawn on the CPU and sent, so that a run on a GPU draws what a run
+on a CPU draws. Dropout is the exception: it draws from its device's own stream, which has the same seed and gives other
+numbers on every kind of device.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def devices_of(accelerator: str, setting: str = "executor.accelerator") -> tuple
 
 
 def device_for(worker: int, devices: Sequence[torch.device]) -> torch.device:
-    """The device of a worker, counted from 0: in turns, so that none has two workers while another has none.
+    """The device of a worker, counted from 0: workers take the devices in turns.
 
     >>> [device_for(worker, [torch.device("cuda", 0), torch.device("cuda", 1)]).index for worker in range(5)]
     [0, 1, 0, 1, 0]
@@ -62,14 +62,14 @@ def device_of(network: nn.Module) -> torch.device:
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device; to a GPU by way of pinned memory, so that nobody waits for it to arrive."""
+    """The tensor on a device; to a GPU through pinned memory, so that the copy does not block."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)  # torch keeps the pinned copy until it has been read
 
 
 def current(device: torch.device) -> AbstractContextManager[object]:
-    """Make a GPU the current one: where libraries go that ask for no other, and where pinned memory belongs."""
+    """Make a GPU the current one, which libraries use that name none, and which pinned memory belongs to."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
@@ -112,17 +112,17 @@ def float32_by_default() -> Iterator[None]:
 
 
 def autocast(device: torch.device, *, bf16: bool) -> AbstractContextManager[object]:
-    """Inside, layers that can compute in bfloat16 do, or, with ``bf16=False``, none does, whatever is said outside."""
+    """Inside, layers that can compute in bfloat16 do; with ``bf16=False`` none does, whatever is on outside."""
     if device.type not in AUTOCAST_DEVICES:
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
 def exact_arithmetic() -> AbstractContextManager[None]:
-    """Inside, cuDNN computes in full float32 and not in TF32, and by the same algorithm for the same shapes every time.
+    """Inside, cuDNN computes in full float32, not TF32, and takes the same algorithm for the same shapes every time.
 
-    Nothing changes on the CPU. Sums that a GPU's own kernels take by atomic additions (backward passes of pooling and
-    of resizing) may still differ in their last bits from run to run.
+    On the CPU nothing changes. A GPU's kernels that sum by atomic additions (backward passes of pooling and of
+    resizing) may still differ in the last bits from run to run.
     """
     enabled = torch.backends.cudnn.enabled
     return torch.backends.cudnn.flags(enabled=enabled, benchmark=False, deterministic=True, allow_tf32=False)

@@ -1,4 +1,4 @@
-"""What a server knows of the data of an experiment: names, counts and sums, and neither audio nor features."""
+"""What a server knows of its clients' data: names, counts and sums, and neither audio nor features."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Sizes = dict[Part, dict[str, int]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientManifest:
-    """Who holds how much of what."""
+    """The clients of an experiment, and how much each speaker has of each part."""
 
     classes: tuple[str, ...]
     client_ids: tuple[str, ...]
@@ -29,16 +29,16 @@ class ClientManifest:
     """Files that could not be used and were left out, with ``data.on_unreadable=skip``."""
 
     def num_utterances(self, part: Part) -> int:
-        """Of all speakers."""
+        """Utterances of a part, of all speakers together."""
         return sum(self.sizes[part].values())
 
     def speakers(self, part: Part) -> list[str]:
-        """Those who have utterances in it, by name."""
+        """The speakers who have utterances in a part, by name."""
         return sorted(self.sizes[part])
 
 
 def digest_of_speakers(utterances: Sequence[Utterance], split: Split) -> dict[str, str]:
-    """Of each speaker's utterances, labels and split: all that a server needs to see whether they have changed."""
+    """A digest of each speaker's utterances, labels and split, by which a server sees whether they have changed."""
     digests = {utterance.speaker: blake2b(digest_size=16) for utterance in utterances}
     part_of = {index: part for part, indices in split.parts.items() for index in indices}
     for index, utterance in enumerate(utterances):
@@ -48,7 +48,7 @@ def digest_of_speakers(utterances: Sequence[Utterance], split: Split) -> dict[st
 
 
 def digest_of_all(speakers: Mapping[str, str], client_ids: Sequence[str], standardisation: Standardisation) -> str:
-    """The same whoever holds which of the speakers."""
+    """One digest of an experiment's data, the same on whatever nodes the speakers are."""
     digest = blake2b(repr((sorted(speakers.items()), tuple(client_ids))).encode(), digest_size=16)
     for tensor in standardisation.state_dict().values():
         digest.update(tensor.numpy().tobytes())

@@ -50,8 +50,8 @@ class LogMel(nn.Module):
     Hamming window, no centring, magnitude (not power) spectrogram, ``log(x + 1e-8)``. Mel scale and normalisation are
     Slaney's, librosa's default; their code does not say otherwise.
 
-    A clip's features are the same to the last bit whenever it is alone in its batch and torch has one thread; otherwise
-    they may differ by rounding, where the matrix product takes another path.
+    A clip that is alone in its batch has the same features to the last bit, as long as torch has one thread. In a batch
+    they may differ by rounding, since the matrix product may take another path.
 
     Raises:
         UserError: a mel bin is so narrow that no frequency of the transform falls into it.
@@ -117,9 +117,9 @@ def _refuse_empty(filters: Tensor, config: FrontendConfig) -> None:
 
 @dataclass(frozen=True, slots=True)
 class FeatureStatistics:
-    """What a client tells of its features so that all can be standardised alike: sums per mel bin, no data.
+    """Sums per mel bin, in float64: what a client tells of its features, so that all clients can be standardised alike.
 
-    ``merge`` of all clients' statistics gives the pooled ones, in float64.
+    ``merge`` of all clients' statistics gives those of all their features together.
     """
 
     count: int
@@ -175,7 +175,7 @@ class Standardisation(nn.Module):
         if config.clip == "none":
             infinity = torch.full_like(mean, float("inf"))
             return cls(mean, deviation, -infinity, infinity)
-        # Of float32, as the features are: a bin that is silent throughout has its maximum at the floor.
+        # In float32, as the features are: the maximum of a bin that is always silent is then exactly the floor.
         floor = torch.tensor(config.log_offset, dtype=torch.float32).log().double()
         lower, upper = (floor - mean) / deviation, (statistics.maximum_F - mean) / deviation
         return cls(mean, deviation, lower, torch.maximum(lower, upper))

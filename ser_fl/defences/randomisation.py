@@ -1,10 +1,10 @@
 """Randomisation at test time: a random resize and a random pad in front of an unchanged classifier.
 
 Chang et al. (arXiv 2203.04696), after Xie et al. (2018): every log-mel image is resized by a few pixels and padded at
-a random place to a fixed size, so that a perturbation made for one placement meets another. The random space is small
-enough (84 patterns) to be counted out, which `ExpectedRandomisation` does. Two deviations from the authors' code: they
-draw once per batch, we draw once per utterance, keyed by (seed, utterance, draw), so that a score does not hang on
-batch size or order; and no utterance is dropped from a last, smaller batch.
+a random place to a fixed size, so that a perturbation made for one placement meets another. There are only 84 patterns,
+so that the expectation can be exact (`ExpectedRandomisation`). Two deviations from the authors' code: they draw once
+per batch, we draw once per utterance, keyed by (seed, utterance, draw), so that a score does not depend on batch size
+or order; and no utterance is dropped from a last, smaller batch.
 
 A defence of this kind is judged by an adaptive attack through `transform`, which is differentiable; shown only to
 adversarial examples of the bare model, as in the paper, it looks stronger than it is (Athalye et al., 2018).
@@ -36,7 +36,7 @@ NUM_HEIGHTS = 2
 NUM_PATTERNS = 84
 """28 widths and places by 3 heights and places."""
 PAD_VALUE = 0.5
-"""In the units of the features; the paper's, which keeps the value that its source used for images in [0, 1]."""
+"""In the units of the features. The paper's value: its source used it for images in [0, 1]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +76,8 @@ def patterns(num_frames: int, num_bins: int) -> tuple[Pattern, ...]:
 def draw_pattern(seed: int, utterance_key: str, draw: int = 0, *, num_frames: int, num_bins: int) -> Pattern:
     """The pattern of one utterance in one draw: a function of the keys alone, whatever else is in the batch.
 
-    The choices are digits of one 63-bit number, which is far quicker than a generator per utterance; the bias of
-    the remainders is below 1e-16.
+    The choices are digits of one 63-bit number, which is far quicker than a generator per utterance. Their
+    probabilities are off by less than 1e-16.
     """
     number = derive_seed(seed, "randomisation", utterance_key, draw)
     number, extra_width = divmod(number, NUM_WIDTHS)
@@ -119,8 +119,8 @@ def apply_patterns(features_BFL: Tensor, patterns_N: Sequence[Pattern]) -> Tenso
 
     Args:
         features_BFL: log-mel features, on any device.
-        patterns_N: of all utterances in the first draw, then in the second, and so on: N is a multiple of B. What an
-            utterance is resized to in several draws is resized once.
+        patterns_N: of all utterances in the first draw, then in the second, and so on: N is a multiple of B. A size
+            that an utterance has in several draws is made once.
 
     Returns:
         Features of shape (N, F + 2, L + 7), in the order of the patterns, ready for one forward pass.
@@ -144,9 +144,9 @@ def apply_patterns(features_BFL: Tensor, patterns_N: Sequence[Pattern]) -> Tenso
 
 
 class _Placed(torch.autograd.Function):
-    """Images of several sizes, each copied into one canvas or more: N copies forward and N backward, and no more.
+    """Images of several sizes, each copied into one canvas or more: N copies forward and N backward.
 
-    Padding and stacking them is the same, and makes the whole a third slower with its gradient.
+    Padding and stacking would give the same, but with its gradient takes a third more time.
     """
 
     @staticmethod

@@ -1,9 +1,9 @@
 """Defences without randomness: features are coarsened before the classifier sees them.
 
-Feature squeezing (Xu et al. 2018, arXiv 1704.01155) reduces what an attacker may write into: fewer values a cell (bit
-depth), or less detail between neighbours (median smoothing). The paper compares predictions with and without to detect
-an attack; here the squeezed prediction is the one that counts. Rounding has no useful gradient, which stops an attack
-that does not know of it and none that does.
+Feature squeezing (Xu et al. 2018, arXiv 1704.01155) leaves an attacker less room: fewer values a cell (bit depth), or
+less detail between neighbours (median smoothing). The paper detects an attack by comparing predictions with and without
+squeezing; here the squeezed prediction is the one that counts. Rounding has no useful gradient: that stops an attacker
+who does not know of it, and no other.
 
 Legend: B utterances, F mel bins, L frames.
 """
@@ -25,9 +25,9 @@ from ser_fl.errors import UserError
 class Quantisation(Deterministic):
     """Every cell rounded to the nearest multiple of a step.
 
-    The paper rounds pixels in [0, 1] to 2^i levels. Standardised log-mel features have a range of their own in every
-    mel bin, and one standard deviation in all: a step of 0.5 leaves 4 bits to the eight standard deviations around the
-    mean, which is what the paper takes for photographs.
+    The paper rounds pixels in [0, 1] to 2^i levels. Standardised log-mel features have another range in every mel bin,
+    and the same standard deviation in all. A step of 0.5 leaves 16 levels (4 bits) for eight standard deviations around
+    the mean; 4 bits are what the paper takes for photographs.
     """
 
     step: float = 0.5
