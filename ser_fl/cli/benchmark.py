@@ -79,7 +79,7 @@ def print_attacks(records: Sequence[AttackRecord], *, synthetic: bool) -> None:
 
     note = ", SYNTHETIC speech" if synthetic else ""
     table = Table(title=f"UAR under attack (attacker knows the model; of the defence only where adaptive{note})")
-    for column in ("attack", "budget", "defence", "n", "clean UAR", "robust UAR", "95 %", "success"):
+    for column in ("attack", "budget", "defence", "n", "clean UAR", "robust UAR", "95 %", "accuracy", "success"):
         table.add_column(column, justify="left" if column in ("attack", "defence") else "right")
     for record in records:
         table.add_row(
@@ -90,6 +90,7 @@ def print_attacks(records: Sequence[AttackRecord], *, synthetic: bool) -> None:
             f"{record.clean_uar:.3f}",
             f"{record.robust_uar:.3f}",
             "–" if record.uar_interval is None else "{:.2f}–{:.2f}".format(*record.uar_interval),
+            "–" if record.robust_accuracy is None else f"{record.robust_accuracy:.3f}",
             "–" if record.attack == "clean" else f"{record.attack_success_rate:.1%}",
         )
     console.print(table)

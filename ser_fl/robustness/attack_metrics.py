@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite, nan
+from math import nan
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ser_fl.attacks.domains import Crafted
 from ser_fl.defences import Defence
 from ser_fl.metrics import Confusion, scores
 from ser_fl.robustness.curves import smallest_epsilons
 from ser_fl.robustness.intervals import Bootstrap, uar_by_group, uar_of
-from ser_fl.robustness.plan import Unit
+from ser_fl.robustness.outcomes import Outcome
 from ser_fl.robustness.predictions import (
     Predictions,
     mean_over_successes,
@@ -27,7 +26,6 @@ from ser_fl.robustness.predictions import (
     success_rate,
     weighted_median,
 )
-from ser_fl.robustness.result_cache import Outcome
 from ser_fl.robustness.test_set import TestSet
 from ser_fl.runs.records import AttackRecord
 
@@ -35,60 +33,6 @@ CLEAN = "clean"
 WORST_CASE = "worst_case"
 LIBRARY = "ser_fl"
 """What a record names as the class that ran where no attack did."""
-
-
-def judge(unit: Unit, part: TestSet, made: Crafted, *, leftover: bool = False) -> Outcome:
-    """Show what an attack made to the defences that it is meant for.
-
-    Args:
-        unit: the attack and the attacker.
-        part: the utterances that were attacked.
-        made: their adversarial versions.
-        leftover: whether these are the utterances that earlier attacks had not broken.
-    """
-    attack, settings = unit.attack, unit.attack.settings
-    held = part.domain.held(made, attack, part.features_NFL)
-    votes, written = (
-        {} if shown_NFL is None else {defence.name: _votes(part, shown_NFL, defence) for defence in unit.shown_to}
-        for shown_NFL in (held.adversarial_NFL, held.written_NFL)
-    )
-    norms = {name: tuple(held.figures[name].tolist()) for name in ("l2", "linf")}
-    measured = {
-        name: tuple(value if isfinite(value) else None for value in value_N.tolist())
-        for name, value_N in held.figures.items()
-        if name not in norms and not bool(value_N.isnan().all())
-    }
-    return Outcome(
-        attack=attack.name,
-        library=attack.library,
-        knowledge=unit.knowledge,
-        domain=part.domain.name,
-        norm=attack.norm,
-        epsilon=settings.epsilon if isfinite(settings.epsilon) else None,
-        budget=attack.budget(tuple(part.features_NFL.shape)),
-        snr_db=settings.snr_db,
-        steps=settings.steps,
-        step_size=settings.step_size,
-        restarts=settings.restarts,
-        eot_samples=unit.eot_samples,
-        adaptive_to=unit.adaptive_to,
-        swept=unit.before is not None,
-        leftover=leftover,
-        minimal=attack.entry.minimal,
-        ids=part.ids,
-        l2_N=norms["l2"],
-        linf_N=norms["linf"],
-        votes=votes,
-        written_votes=written,
-        measured=measured,
-        forward_passes=made.forward_passes,
-        backward_passes=made.backward_passes,
-        seconds=made.seconds,
-    )
-
-
-def _votes(part: TestSet, features_NFL: Tensor, defence: Defence) -> tuple[tuple[int, ...], ...]:
-    return tuple(map(tuple, show(part, features_NFL, defence).votes_RN.tolist()))
 
 
 @dataclass(slots=True, eq=False)
@@ -116,12 +60,12 @@ class Bench:
         """For every defence "clean", one an attack it was shown, and "worst_case"s."""
         outcomes = [outcome for outcome in outcomes if outcome.domain == self.domain]
         made = [record for outcome in outcomes for record in self.records_of(outcome, outcomes)]
-        return [*self.clean_records(), *made, *self.worst_cases(outcomes)]
+        return [*self.clean_records(), *made]
 
     def clean_records(self) -> list[AttackRecord]:
         """The scores without an attack."""
         return [
-            self._record(self.test_set, defence, said, said, **_scored(CLEAN, None))
+            self.record(self.test_set, defence, said, said, **unattacked(CLEAN, None))
             for defence, said in self.cleans.items()
         ]
 
@@ -135,7 +79,7 @@ class Bench:
         if not outcome.ids:
             return []
         others = [other for other in others if other.domain == self.domain]
-        sweep = [other for other in others if _same_sweep(other, outcome) and _smaller(other, outcome)]
+        sweep = [other for other in others if _same_sweep(other, outcome) and is_smaller(other, outcome)]
         return [
             self._record_of(outcome, defence, sweep, others)
             for defence in self.defences
@@ -153,8 +97,8 @@ class Bench:
         median = None
         if outcome.norm == "inf":
             sweep = [smaller for smaller in sweep if smaller.was_shown_to(defence)]
-            median = _median(smallest_epsilons(outcome, sweep, defence.name, clean), clean)
-        return self._record(
+            median = median_of(smallest_epsilons(outcome, sweep, defence.name, clean), clean)
+        return self.record(
             part,
             defence.name,
             clean,
@@ -227,57 +171,6 @@ class Bench:
         assert interval is not None
         return uar_of(difference_N, labels_N.tolist()), *interval
 
-    def worst_cases(self, outcomes: Iterable[Outcome]) -> list[AttackRecord]:
-        """One record a defence and budget: recognised is what withstood every attack of that norm it was shown to.
-
-        The budget of an L2 attack holds more than an L-infinity ball of its epsilon, so that the two make no common
-        worst case.
-
-        It is taken per utterance and run of the defence, over attackers who know of the defence and who do not, where
-        there are two outcomes or more. An utterance that an attack's subset leaves out was not shown to that attack, so
-        that the true worst case may be lower, unless another attack broke it: the record's `library` then names the
-        attack, as in "ser_fl (cw_l2 on 21 of 64 utterances)". Its `knowledge` is that of all its attacks, or the
-        different ones in alphabetical order, as in "score+undefended". UAR needs recalls only, so that the confusion
-        matrix of the worst case keeps what was right and counts the rest as the next class.
-
-        Where adaptive attacks saw only some of the utterances, there is a second record on those: only there has
-        everybody been attacked by one who knows of the defence.
-        """
-        outcomes = [outcome for outcome in outcomes if outcome.domain == self.domain]
-        records = []
-        for threat in sorted({outcome.threat for outcome in outcomes}, key=_infinity_first):
-            for defence in self.defences:
-                taken = [outcome for outcome in outcomes if outcome.threat == threat and outcome.was_shown_to(defence)]
-                if len({(outcome.attack, outcome.adaptive_to) for outcome in taken}) < 2:
-                    continue
-                smaller = taken + [
-                    outcome for outcome in outcomes if outcome.norm == taken[0].norm and _smaller(outcome, taken[0])
-                ]
-                records.append(self._worst_case(defence, taken, smaller, self.test_set.ids))
-                known = (outcome.ids for outcome in taken if outcome.adaptive_to and not outcome.leftover)
-                aware = max(known, key=len, default=())
-                if 0 < len(aware) < len(self.test_set):
-                    records.append(self._worst_case(defence, taken, smaller, aware))
-        return records
-
-    def _worst_case(
-        self, defence: Defence, taken: Sequence[Outcome], smaller: Sequence[Outcome], ids: Sequence[str]
-    ) -> AttackRecord:
-        """Over some utterances; ``smaller`` are the outcomes that the median smallest epsilon is of."""
-        clean, rows = self.cleans[defence.name], self.test_set.rows_of(ids)
-        right_RN = self.surviving(taken, defence.name)
-        wrong_N = (clean.labels_N + 1) % clean.num_classes
-        worst = replace(clean, votes_RN=torch.where(right_RN, clean.labels_N, wrong_N))
-        missed = {self.test_set.ids[row] for row in rows if bool(right_RN[:, row].any())}
-        described = _scored(WORST_CASE, taken[0].budget) | {
-            "norm": taken[0].norm,
-            "snr_db": taken[0].snr_db,
-            "knowledge": "+".join(sorted({outcome.knowledge for outcome in taken})),
-            "library": self._library_of_worst_case(taken, missed, set(ids)),
-            "median_epsilon": self._median_epsilon(smaller, defence, rows) if taken[0].norm == "inf" else None,
-        }
-        return self._record(self.test_set.take(rows), defence.name, clean.take(rows), worst.take(rows), **described)
-
     def surviving(self, outcomes: Iterable[Outcome], defence: str) -> Tensor:
         """What is recognised without an attack and after each, in each run, shape (R, N)."""
         right_RN = self.cleans[defence].right_RN.clone()
@@ -286,32 +179,7 @@ class Bench:
             right_RN[:, rows] &= outcome.votes_RN(defence) == self.cleans[defence].labels_N[rows]
         return right_RN
 
-    def _median_epsilon(self, outcomes: Sequence[Outcome], defence: Defence, rows: Sequence[int]) -> float | None:
-        """Median over some utterances of the smallest L-infinity perturbation that any attack found."""
-        clean = self.cleans[defence.name]
-        smallest_RN = torch.where(clean.right_RN, torch.inf, 0.0).double()
-        for outcome in outcomes:
-            if outcome.was_shown_to(defence):
-                attacked = self.test_set.rows_of(outcome.ids)
-                found_RM = smallest_epsilons(outcome, (), defence.name, clean.take(attacked))
-                smallest_RN[:, attacked] = torch.minimum(smallest_RN[:, attacked], found_RM)
-        return _median(smallest_RN[:, rows], clean)
-
-    def _library_of_worst_case(self, outcomes: Sequence[Outcome], unbroken: set[str], all_ids: set[str]) -> str:
-        """Who took the worst case of some utterances, and which attacks of it missed one that nothing broke."""
-        attacked: dict[str, set[str]] = {}
-        for outcome in outcomes:
-            label = outcome.attack + (" adaptive" if outcome.adaptive_to else "")
-            attacked.setdefault(label, set()).update(outcome.ids)
-        covered = any(unbroken <= ids for label, ids in attacked.items() if label.endswith(" adaptive"))
-        partial = [
-            f"{label} on {len(ids & all_ids)}"
-            for label, ids in attacked.items()
-            if unbroken - ids and not (covered and label.endswith(" adaptive"))
-        ]
-        return f"{LIBRARY} ({', '.join(partial)} of {len(all_ids)} utterances)" if partial else LIBRARY
-
-    def _record(
+    def record(
         self, part: TestSet, defence: str, clean: Predictions, attacked: Predictions, **described: Any
     ) -> AttackRecord:
         """A record with all figures that follow from what was said of utterances before and after."""
@@ -350,22 +218,17 @@ class Bench:
         return self._bootstraps[known]
 
 
-def _infinity_first(threat: tuple[str, float | None, float | None]) -> tuple[bool, float, float]:
-    norm, epsilon, snr_db = threat
-    return norm != "inf", epsilon or 0.0, -(snr_db or 0.0)
-
-
-def _smaller(outcome: Outcome, other: Outcome) -> bool:
+def is_smaller(outcome: Outcome, other: Outcome) -> bool:
     """Whether an outcome is of a smaller epsilon than another."""
     return outcome.epsilon is not None and other.epsilon is not None and outcome.epsilon < other.epsilon
 
 
-def _median(value_RN: Tensor, clean: Predictions) -> float | None:
+def median_of(value_RN: Tensor, clean: Predictions) -> float | None:
     """Median over utterances and runs."""
     return weighted_median(value_RN, clean.weights_R[:, None].expand_as(value_RN))
 
 
-def _scored(name: str, epsilon: float | None) -> dict[str, Any]:
+def unattacked(name: str, epsilon: float | None) -> dict[str, Any]:
     """What a record says that no attack made."""
     return {
         "attack": name,

@@ -15,8 +15,8 @@ from torch import Tensor
 from ser_fl.attacks.threat_model import default_step_size
 from ser_fl.attacks.training_attacks import bim
 from ser_fl.robustness.intervals import uar_of
+from ser_fl.robustness.outcomes import Outcome
 from ser_fl.robustness.predictions import Predictions
-from ser_fl.robustness.result_cache import Outcome
 from ser_fl.robustness.test_set import TestSet
 
 NUM_EPSILONS = 10

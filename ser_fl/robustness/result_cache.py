@@ -24,71 +24,14 @@ from torch import Tensor
 
 from ser_fl.attacks.domains import Crafted
 from ser_fl.attacks.registry import VERSION
-from ser_fl.defences import Defence
 from ser_fl.errors import UserError
 from ser_fl.files import write_bytes, write_json
+from ser_fl.robustness.outcomes import Outcome
 
 OUTCOME_SCHEMA = 3
 """Version of the files below ``attacks/``; those of another are left alone and made anew."""
 _SHOWN, _WRITTEN = "adversarial_BFL", "written_BFL"
 _COSTS = ("forward_passes", "backward_passes", "seconds")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What one attack did to each of its utterances: `ser_fl.robustness.attack_metrics` makes records of it."""
-
-    attack: str
-    library: str
-    knowledge: str
-    domain: str
-    norm: str
-    epsilon: float | None
-    """As it was set, in L-infinity; None for a budget that is no epsilon."""
-    budget: float | None
-    """Of the attack's own norm."""
-    snr_db: float | None
-    """The budget, where it is an SNR."""
-    steps: int | None
-    step_size: float | None
-    restarts: int | None
-    eot_samples: int
-    adaptive_to: str | None
-    """The defence that the attacker knew of."""
-    swept: bool
-    """Whether it went on from a smaller epsilon, what that one broke included."""
-    leftover: bool
-    """Whether it saw only what earlier attacks had not broken."""
-    minimal: bool
-    """Whether the attack looks for the nearest adversarial utterance."""
-    ids: tuple[str, ...]
-    """Of the utterances that were attacked, and of those that a smaller epsilon had broken already."""
-    l2_N: tuple[float, ...]
-    """Norms of the perturbations."""
-    linf_N: tuple[float, ...]
-    votes: dict[str, tuple[tuple[int, ...], ...]]
-    """By defence, what each run said of each utterance, (R, N)."""
-    written_votes: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
-    """The same of recordings that went through a 16-bit file."""
-    measured: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
-    """More figures of each utterance, by the name of the record's median over successes; None where there is none."""
-    forward_passes: int
-    backward_passes: int
-    seconds: float
-    adversarials_kept: bool = False
-
-    def was_shown_to(self, defence: Defence) -> bool:
-        """Whether it says what all runs of this defence said."""
-        return len(self.votes.get(defence.name, ())) == len(defence.run_weights)
-
-    def votes_RN(self, defence: str) -> Tensor:
-        """What each run of a defence said, int64."""
-        return torch.tensor(self.votes[defence], dtype=torch.int64)
-
-    @property
-    def threat(self) -> tuple[str, float | None, float | None]:
-        """Norm, epsilon and SNR: what attacks must share to have a common worst case."""
-        return self.norm, self.epsilon, self.snr_db
 
 
 _OUTCOME: TypeAdapter[Outcome] = TypeAdapter(Outcome)

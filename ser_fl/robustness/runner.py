@@ -25,12 +25,14 @@ from torch import Tensor
 
 from ser_fl.attacks.domains import LOGMEL, Crafted
 from ser_fl.defences import Defence
-from ser_fl.robustness.attack_metrics import Bench, judge
+from ser_fl.robustness.attack_metrics import Bench
 from ser_fl.robustness.crafting import craft
+from ser_fl.robustness.outcomes import Outcome, judge
 from ser_fl.robustness.plan import Unit
 from ser_fl.robustness.progress import BenchmarkProgress, OnAttack, silent
-from ser_fl.robustness.result_cache import Memory, Outcome, ResultCache, key_of
+from ser_fl.robustness.result_cache import Memory, ResultCache, key_of
 from ser_fl.robustness.test_set import TestSet
+from ser_fl.robustness.worst_case import worst_cases
 from ser_fl.runs.records import AttackRecord
 
 OnRecords = Callable[[list[AttackRecord]], object]
@@ -73,7 +75,8 @@ def run_plan(
         outcome = work.run(unit)
         records += bench.records_of(outcome, work.outcomes)
         on_records(list(records))
-    return bench.records([*work.earlier_outcomes(), *work.done_by_key.values()])
+    outcomes = [*work.earlier_outcomes(), *work.done_by_key.values()]
+    return [*bench.records(outcomes), *worst_cases(bench, outcomes)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

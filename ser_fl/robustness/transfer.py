@@ -27,9 +27,10 @@ from ser_fl.defences import Defence
 from ser_fl.devices import send
 from ser_fl.errors import UserError
 from ser_fl.metrics import scores
-from ser_fl.robustness.attack_metrics import Bench, judge
+from ser_fl.robustness.attack_metrics import Bench
 from ser_fl.robustness.crafting import craft
 from ser_fl.robustness.evaluator import evaluating
+from ser_fl.robustness.outcomes import judge
 from ser_fl.robustness.plan import Unit
 from ser_fl.robustness.predictions import show
 from ser_fl.robustness.progress import OnAttack, silent
