@@ -203,30 +203,28 @@ ON_RECORDINGS: Mapping[str, Entry] = MappingProxyType(
     }
 )
 """Attacks that go on recorded samples."""
+ART_BY_DEFAULT = frozenset({"fgsm", "bim", "pgd"})
+"""Attacks that ART has as well as we, and that ``backend=auto`` leaves to ART: the same bits."""
+_ARTS = {
+    "fgsm": (gradient_attacks.craft_fgsm, "FastGradientMethod"),
+    "bim": (gradient_attacks.craft_bim, "BasicIterativeMethod"),
+    "pgd": (gradient_attacks.craft_pgd, "ProjectedGradientDescentPyTorch"),
+    "cw_l2": (any_attack.craft_cw_l2, "CarliniL2Method"),
+    "cw_linf": (any_attack.craft_cw_linf, "CarliniLInfMethod"),
+}
 BY_ART: Mapping[str, Entry] = MappingProxyType(
     {
-        "fgsm": replace(ATTACKS["fgsm"], craft=gradient_attacks.craft_fgsm, library="art.FastGradientMethod"),
-        "bim": replace(ATTACKS["bim"], craft=gradient_attacks.craft_bim, library="art.BasicIterativeMethod"),
-        "pgd": replace(ATTACKS["pgd"], craft=gradient_attacks.craft_pgd, library="art.ProjectedGradientDescentPyTorch"),
-        "cw_l2": replace(
-            ATTACKS["cw_l2"],
-            craft=any_attack.craft_cw_l2,
-            library="art.CarliniL2Method",
-            adaptive=False,
-            needs_box=True,
-        ),
-        "cw_linf": replace(
-            ATTACKS["cw_linf"],
-            craft=any_attack.craft_cw_linf,
-            library="art.CarliniLInfMethod",
-            adaptive=False,
-            needs_box=True,
-        ),
+        name: replace(
+            ATTACKS[name],
+            craft=craft,
+            library=f"art.{class_name}",
+            adaptive=name in ART_BY_DEFAULT,
+            needs_box=class_name in any_attack.NEEDS_BOX,
+        )
+        for name, (craft, class_name) in _ARTS.items()
     }
 )
-"""Attacks that ART has as well as we: its own."""
-ART_BY_DEFAULT = frozenset({"fgsm", "bim", "pgd"})
-"""Those of `BY_ART` that ``backend=auto`` leaves to ART."""
+"""ART's own of those that we have too."""
 
 
 def entry_of(name: str, backend: Backend = "auto") -> Entry:

@@ -264,14 +264,9 @@ def _ordered(
     of_curve = request.attacks(config.curve_attacks, more)
     curved = {attack.name for attack in of_curve}
     aware = [attack for attack in request.adaptive(config.adaptive, more) if attack.name in curved]
-    return (
-        _each_once([*request.attacks(config.attacks, main), *of_curve]),
-        _each_once([*request.adaptive(config.adaptive, main), *aware]),
-    )
-
-
-def _each_once(attacks: Sequence[Attack]) -> list[Attack]:
-    return list({attack.settings: attack for attack in attacks}.values())
+    both = [*request.attacks(config.attacks, main), *of_curve], [*request.adaptive(config.adaptive, main), *aware]
+    attacks, adaptive = (list({attack.settings: attack for attack in some}.values()) for some in both)
+    return attacks, adaptive
 
 
 def _refuse_unknown_subsets(config: BenchmarkConfig) -> None:

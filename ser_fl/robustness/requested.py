@@ -7,7 +7,7 @@ line or in a file.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -153,7 +153,7 @@ def _choice(one: object) -> AttackChoice | None:
     try:
         return _CHOICE.validate_python(settings)
     except ValidationError as error:
-        known = dict.fromkeys(entry.name for entry in fields(AttackChoice))
+        known = dict.fromkeys(AttackChoice.__annotations__)
         raise one_line(error, known | settings) from None
 
 

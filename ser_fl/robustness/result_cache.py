@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -43,69 +43,43 @@ def key_of(settings: Mapping[str, Any]) -> str:
     return hashlib.blake2b(content.encode(), digest_size=12).hexdigest()
 
 
-class ResultCache(Protocol):
-    """Where outcomes and adversarial batches are kept."""
-
-    @property
-    def keeps_adversarials(self) -> bool:
-        """Whether adversarial utterances are to stay when nobody needs them any more."""
-        ...
-
-    def outcome(self, key: str) -> Outcome | None:
-        """The outcome of that key, where there is one."""
-        ...
-
-    def keep_outcome(self, key: str, outcome: Outcome) -> None:
-        """Keep it, in place of one that there may be."""
-        ...
-
-    def outcomes(self) -> dict[str, Outcome]:
-        """All outcomes that are kept, by key."""
-        ...
-
-    def batch(self, key: str, ids: Sequence[str]) -> Crafted | None:
-        """What was made of exactly these utterances, where it was."""
-        ...
-
-    def keep_batch(self, key: str, ids: Sequence[str], made: Crafted) -> None:
-        """Keep what was made of these utterances."""
-        ...
-
-    def forget_batches(self, key: str) -> None:
-        """Drop all adversarial utterances of a key."""
-        ...
-
-
 @dataclass(slots=True)
 class Memory:
-    """Keeps everything until the benchmark ends."""
+    """Keeps outcomes and adversarial batches until the benchmark ends."""
 
     keeps_adversarials: bool = False
+    """Whether adversarial utterances are to stay when nobody needs them any more."""
     _outcomes: dict[str, Outcome] = field(default_factory=dict)
     _batches: dict[str, dict[tuple[str, ...], Crafted]] = field(default_factory=dict)
 
     def outcome(self, key: str) -> Outcome | None:
+        """The outcome of that key, where there is one."""
         return self._outcomes.get(key)
 
     def keep_outcome(self, key: str, outcome: Outcome) -> None:
+        """Keep it, in place of one that there may be."""
         self._outcomes[key] = outcome
 
     def outcomes(self) -> dict[str, Outcome]:
+        """All outcomes that are kept, by key."""
         return dict(self._outcomes)
 
     def batch(self, key: str, ids: Sequence[str]) -> Crafted | None:
+        """What was made of exactly these utterances, where it was."""
         return self._batches.get(key, {}).get(tuple(ids))
 
     def keep_batch(self, key: str, ids: Sequence[str], made: Crafted) -> None:
+        """Keep what was made of these utterances."""
         self._batches.setdefault(key, {})[tuple(ids)] = made
 
     def forget_batches(self, key: str) -> None:
+        """Drop all adversarial utterances of a key."""
         self._batches.pop(key, None)
 
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """Keeps everything on disk: ``KEY.json`` an outcome, ``KEY/*.safetensors`` its batches, each written whole."""
+    """`Memory` on disk: ``KEY.json`` an outcome, ``KEY/*.safetensors`` its batches, each written whole."""
 
     root: Path
     device: torch.device
@@ -155,6 +129,10 @@ class Folder:
     def _file(self, key: str, ids: Sequence[str]) -> Path:
         name = hashlib.blake2b(json.dumps(list(ids)).encode(), digest_size=8).hexdigest()
         return self.root / key / f"{name}.safetensors"
+
+
+ResultCache = Memory | Folder
+"""Where outcomes and adversarial batches are kept."""
 
 
 def adversarials(folder: Path) -> dict[str, Tensor]:

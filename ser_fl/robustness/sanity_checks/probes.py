@@ -24,11 +24,14 @@ from ser_fl.attacks.settings import AttackSettings
 from ser_fl.devices import exact_arithmetic
 from ser_fl.robustness.crafting import features_under
 from ser_fl.robustness.evaluator import evaluating
+from ser_fl.robustness.progress import OnAttack, silent
 from ser_fl.robustness.sanity_checks.report import HALF_A_POINT, Doubt, NotChecked, Outcome, SanityReport, Severity
 from ser_fl.robustness.sanity_checks.trial import (
     NO_DEFENCE,
     Trial,
+    at_epsilon,
     broken_by,
+    budget_of,
     gradient_of,
     largest_gradients,
     logits_of,
@@ -61,9 +64,6 @@ SAVED = "saved adversarials give the same result"
 
 _NO_ATTACK = NotChecked("no iterated attack by gradients ran on the bare model")
 
-OnCheck = Callable[[str, int, int], None]
-"""Told "checks", how many are done, of how many."""
-
 
 def probe(
     test_set: TestSet,
@@ -71,7 +71,7 @@ def probe(
     *,
     subset_size: int = SUBSET,
     records: Sequence[AttackRecord] = (),
-    on_check: OnCheck = lambda name, done, total: None,
+    on_check: OnAttack = silent,
 ) -> SanityReport:
     """All checks that need the model.
 
@@ -115,7 +115,7 @@ def nothing_moves(trial: Trial) -> Outcome:
     """Without a budget, features and predictions must be the clean ones, bit for bit."""
     if trial.attack is None:
         return _NO_ATTACK
-    idle_NFL = features_under(trial.test_set, _at_epsilon(trial.attack, 0.0))
+    idle_NFL = features_under(trial.test_set, at_epsilon(trial.attack, 0.0))
     moved = int((idle_NFL != trial.test_set.features_NFL).flatten(1).any(1).sum())
     turned = int((logits_of(trial.test_set, idle_NFL).argmax(1) != trial.clean_logits_NC.argmax(1)).sum())
     if not moved and not turned:
@@ -132,7 +132,7 @@ def reaches_chance(trial: Trial) -> Outcome:
     """With a budget as wide as the box, any utterance can be made any other, so that UAR can be brought to chance."""
     if trial.attack is None:
         return _NO_ATTACK
-    huge = _at_epsilon(trial.attack, trial.test_set.domain.widest(trial.test_set.features_NFL, trial.test_set.box))
+    huge = at_epsilon(trial.attack, trial.test_set.domain.widest(trial.test_set.features_NFL, trial.test_set.box))
     made_NFL = features_under(trial.test_set, huge)
     uar = trial.uar(logits_of(trial.test_set, made_NFL).argmax(1) == trial.test_set.labels_N)
     chance = 1 / trial.test_set.num_classes
@@ -215,7 +215,7 @@ def nothing_weaker_breaks_more(trial: Trial) -> Outcome:
     if before - after <= HALF_A_POINT + _ROUNDING:
         return []
     words = (
-        f"Of {len(rows_S)} utterances that {trial.attack.name} {_at(settings)} left, a single step "
+        f"Of {len(rows_S)} utterances that {trial.attack.name} {budget_of(settings)} left, a single step "
         f"of FGSM breaks {int(stepped_S.sum())} and {NOISE_DRAWS} draws of random signs break {int(moved_S.sum())} "
         f"(UAR {before:.3f}, then {after:.3f}): an attack that knows less does more, so gradients are masked or "
         "its steps do not suit the model."
@@ -281,7 +281,7 @@ def _harder(trial: Trial, attack: Attack, settings: AttackSettings, check: str, 
         return []
     words = (
         f"{words_of_change} of {attack.name} in place of {_effort(attack, check)} take UAR from {before:.3f} to "
-        f"{after:.3f} {_at(settings)} ({more} more of {total} utterances broken, of which one is "
+        f"{after:.3f} {budget_of(settings)} ({more} more of {total} utterances broken, of which one is "
         f"worth about {1 / total:.3f}): the attack has not converged, so double until UAR moves by less than half a "
         "point."
     )
@@ -290,17 +290,6 @@ def _harder(trial: Trial, attack: Attack, settings: AttackSettings, check: str, 
 
 def _effort(attack: Attack, check: str) -> str:
     return str(attack.settings.steps if check == STEPS else max(attack.settings.restarts or 1, 1))
-
-
-def _at_epsilon(attack: Attack, epsilon: float) -> Attack:
-    """The same attack with another budget, an epsilon, and steps that keep their share of it."""
-    settings = attack.settings
-    step_size = None if settings.step_size is None else settings.step_size * epsilon / settings.epsilon
-    return replace(attack, settings=replace(settings, epsilon=epsilon, snr_db=None, step_size=step_size))
-
-
-def _at(settings: AttackSettings) -> str:
-    return f"at epsilon {settings.epsilon:.4g}" if settings.snr_db is None else f"at {settings.budget}"
 
 
 def _doubt(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ser_fl.attacks.attack import Attack
-from ser_fl.robustness.sanity_checks.probes import SUBSET, OnCheck, probe
+from ser_fl.robustness.progress import OnAttack, silent
+from ser_fl.robustness.sanity_checks.probes import SUBSET, probe
 from ser_fl.robustness.sanity_checks.records import check_records
 from ser_fl.robustness.sanity_checks.report import SanityReport
 from ser_fl.robustness.test_set import TestSet
@@ -18,7 +19,7 @@ def check_benchmark(
     records: Sequence[AttackRecord],
     *,
     subset_size: int = SUBSET,
-    on_check: OnCheck = lambda name, done, total: None,
+    on_check: OnAttack = silent,
 ) -> SanityReport:
     """What there is to doubt in a benchmark that has run.
 

@@ -97,6 +97,18 @@ def strongest(attacks: Sequence[Attack], records: Sequence[AttackRecord] = ()) -
     return min((attack for attack in iterated if attack.settings.strength == usual), key=harm)
 
 
+def at_epsilon(attack: Attack, epsilon: float) -> Attack:
+    """The same attack with another budget, an epsilon, and steps that keep their share of it."""
+    settings = attack.settings
+    step_size = None if settings.step_size is None else settings.step_size * epsilon / settings.epsilon
+    return replace(attack, settings=replace(settings, epsilon=epsilon, snr_db=None, step_size=step_size))
+
+
+def budget_of(settings: AttackSettings) -> str:
+    """As sentences name it: "at epsilon 0.05"."""
+    return f"at epsilon {settings.epsilon:.4g}" if settings.snr_db is None else f"at {settings.budget}"
+
+
 def logits_of(test_set: TestSet, features_NFL: Tensor, *, batch_size: int | None = None) -> Tensor:
     """Logits of the bare classifier, shape (N, C), in batches of the test_set's size or another."""
     with torch.no_grad():
