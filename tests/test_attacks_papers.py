@@ -18,7 +18,7 @@ from ser_fl.attacks.art.estimator import Passes
 from ser_fl.attacks.autopgd import autopgd
 from ser_fl.attacks.carlini_wagner import carlini_wagner_linf
 from ser_fl.attacks.target import Target
-from ser_fl.attacks.threat_model import Box
+from ser_fl.attacks.threat_model import Ball, Box
 from ser_fl.attacks.training_attacks import attacked
 
 Vector = np.ndarray
