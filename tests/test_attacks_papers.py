@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 import torch
-from ser_fl.attacks.ball import Ball
 from torch import Tensor, nn
 
 from ser_fl.attacks.art.estimator import Passes
