@@ -270,8 +270,6 @@ def test_attack_table_gives_strength_and_cost(tmp_path: Path) -> None:
         "n": "30",
         "Clean UAR": "73.3",
         "Robust UAR": "10.0",
-        "Clean accuracy": "–",  # in records of earlier versions
-        "Robust accuracy": "–",
         "Success rate": "50.0",
         "Mean L2": "2.25",
         "Median SNR (dB)": "–",
