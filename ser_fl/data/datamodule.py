@@ -167,7 +167,7 @@ class EmotionDataModule(pl.LightningDataModule):
 
     def _in_order(self, part: Part) -> DataLoader[Batch]:
         examples, size = self.examples(part), self.config.federation.batch_size
-        batches = list(zip(examples.features_NFL.split(size), examples.labels_N.split(size), strict=True))
+        batches = list(zip(torch.split(examples.features_NFL, size), torch.split(examples.labels_N, size), strict=True))
         return DataLoader(batches, batch_size=None, generator=Generator())  # type: ignore[arg-type]
 
 

@@ -45,7 +45,8 @@ class EmotionClassifier(pl.LightningModule):
     """Cross-entropy training of a network, and its scores.
 
     Logged once an epoch: ``train_loss``, ``train_uar`` and ``train_accuracy``, and the same with ``val_`` and
-    ``test_``. UAR is the unweighted average recall, the mean of the recalls of all classes that occur.
+    ``test_``. UAR is the unweighted average recall, the mean of the recalls of all classes that occur; torchmetrics
+    counts one that is only said as occurring, which a run's records leave out.
 
     ``load_from_checkpoint(path)`` needs nothing but the path, unless the network was one of your own. A fit that goes
     on from a checkpoint (``fit(ckpt_path=...)``) ends with the weights of an uninterrupted one: the checkpoint holds

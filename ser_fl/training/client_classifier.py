@@ -86,6 +86,16 @@ class ClientClassifier(QuickHookNames, EmotionClassifier):
         """The round's objective."""
         return self.local.plan.loss(self.network, features_BFL, labels_B)
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As configured; Lightning would look for what there is to clip where nothing is."""
+        if gradient_clip_val is not None:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The client's optimiser, with the state that it carries from its last round, if any."""
         optimiser = super().configure_optimizers()

@@ -8,7 +8,7 @@ import os
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Checkpoint, DeviceStatsMonitor, EarlyStopping, LearningRateMonitor, ProgressBar
-from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 
 from ser_fl.config.schema import Config
 from ser_fl.data.datamodule import ClientDataModule
@@ -115,6 +115,15 @@ class Trainers:
         return Trainers, self._made_of
 
 
+class _NoProfiler(PassThroughProfiler):
+    """Lightning's own makes a generator for each of some thirty actions a batch."""
+
+    _NOTHING = nullcontext()
+
+    def profile(self, action_name: str) -> Any:
+        return self._NOTHING
+
+
 def quiet_trainer(
     config: Config, callbacks: Sequence[pl.Callback], device: torch.device = CPU, profiler: Profiler | None = None
 ) -> pl.Trainer:
@@ -129,7 +138,7 @@ def quiet_trainer(
         precision=config.precision,
         callbacks=list(callbacks),
         plugins=[LightningEnvironment()],  # under SLURM the round loop is the job's one task, not each Trainer
-        profiler=profiler,
+        profiler=profiler or _NoProfiler(),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
