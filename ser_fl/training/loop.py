@@ -1,7 +1,7 @@
 """Training without Lightning's Trainer: the same module through the same steps, to the same bits, and nothing around.
 
-A Trainer costs some milliseconds a client and some tenths of one a batch: it keeps books for flags, loggers,
-schedulers, validation and callbacks, which this loop does not know.
+A Trainer costs some milliseconds a client and some tenths of one a batch (``results/bench/trainer.md``): it keeps
+books for flags, loggers, schedulers, validation and callbacks, which this loop does not know.
 """
 
 from __future__ import annotations
