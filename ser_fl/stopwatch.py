@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal, Protocol
+from typing import Literal
 
 ClientPart = Literal["data", "forward", "backward", "optimiser", "attack", "trainer", "client"]
 """What a client does in a round.
@@ -24,28 +24,36 @@ TensorBoard. records: the run folder's files and the checkpoint. waiting: for wo
 Part = ClientPart | ServerPart
 
 
-class Watch(Protocol):
-    """What the work is handed, so that it can say what it is doing."""
+class Watch:
+    """What the work is handed, so that it can say what it is doing. This one measures nothing."""
+
+    _NOTHING = nullcontext()
 
     def part(self, name: Part) -> AbstractContextManager[None]:
         """What is done inside counts for this part, and not for the one around it."""
-        ...
+        return self._NOTHING
 
     def restart(self) -> None:
         """Begin anew, at nothing, in no part."""
-        ...
 
     def read(self) -> dict[str, int]:
         """Nanoseconds by part since `restart`; empty where nothing is measured."""
-        ...
+        return {}
+
+
+UNWATCHED = Watch()
 
 
 def _wait_for_nothing() -> None:
     pass
 
 
-class Stopwatch:
+class Stopwatch(Watch):
     """A `Watch` that measures. Its parts add up to the time since `restart`, to the nanosecond.
+
+    Lightning's SimpleProfiler cannot stand in for it: its actions lie in one another (their sum was 2.3 times the wall
+    time of a fit of 120 batches), it knows no attack within a training step, and it waits for no device. It cost 0.05
+    ms a batch, this 0.03 (`ser_fl.training.fit_profiler`).
 
     Args:
         rest: the part that counts where no other is named.
@@ -98,21 +106,3 @@ class Stopwatch:
         now, name = self._clock(), self._within[-1]
         self._spent[name] = self._spent.get(name, 0) + now - self._since
         self._since = now
-
-
-class _Unwatched:
-    """A `Watch` that measures nothing."""
-
-    _NOTHING = nullcontext()
-
-    def part(self, name: Part) -> AbstractContextManager[None]:
-        return self._NOTHING
-
-    def restart(self) -> None:
-        pass
-
-    def read(self) -> dict[str, int]:
-        return {}
-
-
-UNWATCHED: Watch = _Unwatched()

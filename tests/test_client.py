@@ -24,7 +24,8 @@ from torchmetrics import MeanMetric
 from ser_fl import train
 from ser_fl.config.compose import compose
 from ser_fl.config.schema import Config
-from ser_fl.data.datamodule import Batch, load_examples
+from ser_fl.data.datamodule import Batch
+from ser_fl.data.examples import load_examples
 from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.errors import UserError
 from ser_fl.federation.client import ClientTask
@@ -166,7 +167,7 @@ def test_metrics_of_the_last_epoch_reach_a_users_callback(cache: Path) -> None:
     config, measured, meddler = settings(cache, "federation.local_epochs=3"), Measured(), Meddler()
     sent = update(config, prepare(config), 1, measured, meddler)
     assert meddler.trainers[0].callback_metrics == measured.found, "for as long as somebody wants them"
-    assert measured.found.keys() == measured.logged.keys() == {"train_loss", "train_accuracy"}
+    assert measured.found.keys() == measured.logged.keys() == {"train_loss", "train_uar", "train_accuracy"}
     assert sent.train_loss == float(measured.found["train_loss"]) == float(measured.mean.compute())
     accuracy = float(measured.found["train_accuracy"])
     assert accuracy * 10 == pytest.approx(round(accuracy * 10))
@@ -440,14 +441,14 @@ def test_the_loop_takes_the_trainers_steps(cache: Path, changed: tuple[str, ...]
         assert all(torch.equal(tensor, expected[name]) for name, tensor in mine.items())
 
 
-def test_callbacks_call_for_a_trainer(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trainer_is_the_default_and_the_loop_a_choice(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings(cache)
     prepared = prepare(config)
     monkeypatch.setattr(Trainers, "fit", None)
-    update(config, prepared, 1)
     with pytest.raises(TypeError, match="not callable"):
-        update(config, prepared, 1, Fed())
-    with pytest.raises(UserError, match=r"executor\.engine=loop runs no callbacks.*executor\.engine=auto"):
+        update(config, prepared, 1)
+    update(settings(cache, "executor.engine=loop"), prepared, 1)
+    with pytest.raises(UserError, match=r"executor\.engine=loop runs no callbacks.*executor\.engine=trainer"):
         train(settings(cache, "executor.engine=loop", f"run_dir={cache / 'none'}"), callbacks=[Fed()])
     assert not (cache / "none").exists()
 
@@ -498,7 +499,12 @@ def test_no_step_of_an_optimiser_loads_nvml(cache: Path, monkeypatch: pytest.Mon
     asked: list[str] = []
     monkeypatch.setattr(torch.cuda, "_device_count_nvml", lambda: asked.append("nvml") or 0)
     config = settings(cache)
-    update(config, prepare(config), 1)
+    clients = make_clients(config, prepare(config))
+    state = dict(build_network(config.model, len(clients.store.classes), seed=config.seed).state_dict())
+    task = ClientTask(round=1, client_id="f01", state=state, learning_rate=0.01)
+    clients.update(task)  # a Trainer looks for hardware when it is set up
+    asked.clear()
+    clients.update(task)
     assert asked == []
     monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     torch.cuda.is_available()

@@ -262,7 +262,7 @@ def test_any_path_is_taken_as_it_is(root: str) -> None:
         ("executor.workers", 2.0, r"executor\.workers must be auto or a whole number from 1 up, got 2\.0"),
         ("executor.workers", 2, r"executor\.workers goes with executor=processes, got 2 with executor=serial"),
         ("executor.name", "threads", r"unknown executor\.name 'threads'.*Known: flower, processes, serial"),
-        ("precision", "16", r"unknown precision '16'.*Known: 32-true, auto, bf16-mixed"),
+        ("precision", "16", r"unknown precision '16'.*Known: 16-mixed, 32-true, auto, bf16-mixed"),
         ("seed", -1, r"seed must be greater than or equal to 0, got -1"),
         ("resume", "maybe", r"resume must be a valid boolean.*got 'maybe'"),
         ("sed", 2, r"unknown setting 'sed', did you mean 'seed'\? Known: .*seed"),

@@ -25,7 +25,8 @@ from ser_fl.attacks.training_attacks import own_starts, pgd, random_start
 from ser_fl.config.compose import compose, compose_benchmark
 from ser_fl.config.schema import AugmentationConfig, ExecutorConfig
 from ser_fl.data.augmentation import augment, roll_in_time
-from ser_fl.data.datamodule import ClientDataModule, Examples
+from ser_fl.data.datamodule import ClientDataModule
+from ser_fl.data.examples import Examples
 from ser_fl.defences import build_defence
 from ser_fl.devices import device_for, devices_of
 from ser_fl.errors import UserError

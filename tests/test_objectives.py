@@ -21,7 +21,7 @@ from ser_fl.attacks.training_attacks import bim, divergence, fgsm, pgd, pgd_on_d
 from ser_fl.config.compose import compose
 from ser_fl.config.schema import AugmentationConfig, ObjectiveConfig
 from ser_fl.data.augmentation import augment
-from ser_fl.data.datamodule import Examples
+from ser_fl.data.examples import Examples
 from ser_fl.errors import UserError
 from ser_fl.training.objectives import OBJECTIVES, ClientRound, Objective
 from ser_fl.training.objectives.adversarial import Adversarial, PerStep

@@ -210,7 +210,7 @@ def test_without_profile_nothing_is_measured(settings: Callable[..., Config]) ->
     config = settings()
     clients = make_clients(config, prepare(config))
     assert clients.watch is RunProfile(config).watch is UNWATCHED
-    assert type(clients.trainers._new().profiler) is PassThroughProfiler  # type: ignore[attr-defined]
+    assert isinstance(clients.trainers._new().profiler, PassThroughProfiler)  # type: ignore[attr-defined]
     assert UNWATCHED.read() == {}
 
 

@@ -96,6 +96,7 @@ def client_rounds(shape: Shape = SHORT, rounds: int = 7) -> Iterator[Figure]:
         compared = tuple(dict.fromkeys(("32-true", default)))
         for precision in compared:
             measurements[f"plain {precision}"] = by_hand(ours[precision], "same layout")
+        measurements["trainer"] = by_us(workload(prepared, shape, "precision=32-true", "executor.engine=trainer"))
         measurements["contiguous"] = by_hand(ours["32-true"], "contiguous")
         check_logits(ours["32-true"])
         turns = Turns.of(measurements, rounds * shape.num_clients)
@@ -115,12 +116,18 @@ def client_rounds(shape: Shape = SHORT, rounds: int = 7) -> Iterator[Figure]:
         bar=0.80,
     )
     yield turns.ratio(
+        "client-round, fp32, one thread, by Lightning's Trainer (the default) against our loop",
+        "trainer",
+        "ours 32-true",
+        shape,
+    )
+    yield turns.ratio(
         "client-round, one thread, ours in fp32 against ours in bf16", "ours 32-true", "ours bf16-mixed", shape
     )
 
 
 def fixed_cost(batches: Sequence[int] = BATCHES, rounds: int = 10) -> Iterator[Figure]:
-    """What the Trainer costs that runs where callbacks hook in, and the loop that runs where none do."""
+    """What the Trainer costs, which is the default, and the loop that can be chosen instead."""
     yield from engine_cost("trainer", "Trainer's", (8.0, 0.5), batches, rounds)
     yield from engine_cost("loop", "our own loop's", (None, None), batches, rounds)
 

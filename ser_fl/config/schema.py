@@ -30,6 +30,7 @@ from ser_fl.config.resumable import Resumable
 from ser_fl.config.selection import SelectionConfig as SelectionConfig
 from ser_fl.config.split import SplitConfig as SplitConfig
 from ser_fl.config.tracking import TrackingConfig as TrackingConfig
+from ser_fl.config.trainer import TrainerConfig, check_engine
 from ser_fl.config.values import Amount as Amount
 from ser_fl.config.values import Count as Count
 from ser_fl.config.values import Epsilon as Epsilon
@@ -40,7 +41,7 @@ from ser_fl.config.values import stage as stage
 CONFIG_SCHEMA = 1
 """Version of a run's ``config.yaml``."""
 
-Precision = Literal["32-true", "bf16-mixed"]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
 @stage
@@ -53,7 +54,8 @@ class Config:
     """Initial weights, cohorts, batches, dropout, random starts."""
     precision: Literal["auto", Precision]
     """Of the clients' training and of the attack in it; evaluation and benchmark run in fp32. auto: bf16-mixed where it
-    is faster on this machine, found by a measurement at the start and written into the run's config.yaml."""
+    is faster on this machine, found by a measurement at the start and written into the run's config.yaml. 16-mixed, for
+    GPUs, scales the gradients of float16, and attacks in fp32."""
     run_dir: Resumable[Folder | None]
     """The run folder; null is runs/<experiment>/<date-time>-<seed>."""
     resume: Resumable[bool]
@@ -77,6 +79,7 @@ class Config:
     default keeps older config files loadable."""
     callbacks: tuple[Own, ...] = ()
     """Lightning callbacks of your own."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     @property
     def stock_model(self) -> ModelConfig:
@@ -93,6 +96,7 @@ class Config:
         return self.objective
 
     def __post_init__(self) -> None:
+        check_engine(self.trainer, self.executor.engine, self.precision, self.executor.accelerator)
         is_elsewhere = self.executor.name == "flower" and self.executor.superlink is not None
         if self.data.name != "builtin" and self.data.root is None and not is_elsewhere:
             raise ValueError(f"data={self.data.name} needs data.root=DIR, the folder of the corpus")

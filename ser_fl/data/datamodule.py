@@ -1,4 +1,4 @@
-"""What a client trains on in one round, as a Lightning data module over tensors already in memory.
+"""Lightning data modules over tensors already in memory: of a corpus, and of a client in one round.
 
 Legend: N utterances, B batch, F mel bins, L frames.
 """
@@ -6,16 +6,20 @@ Legend: N utterances, B batch, F mel bins, L frames.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from ser_fl.config.schema import Config
 from ser_fl.data.examples import Examples, load_examples
+from ser_fl.data.prepared import Prepared, prepare
+from ser_fl.data.splits import Part
 from ser_fl.devices import send
-
-__all__ = ["Batch", "ClientDataModule", "Examples", "load_examples"]
+from ser_fl.randomness import generator
 
 Batch = tuple[Tensor, Tensor]
 """features_BFL, labels_B."""
@@ -28,26 +32,42 @@ class _ShuffledBatches(IterableDataset[Batch]):
     iteration ends after so many batches.
     """
 
-    def __init__(self, examples: Examples, batch_size: int, stream: Generator, most: int | None) -> None:
+    def __init__(self, examples: Examples, batch_size: int, stream: Generator, most: int | None = None) -> None:
         self.examples = examples
         self.num_batches = -(-len(examples) // batch_size)
         self.num_taken = min(self.num_batches, most or self.num_batches)
         self.stream = stream
+        self._to_come: list[Tensor] = []
+        """Rows of the batches that are left of the iteration that is going on."""
+        self._goes_on = False
 
     def __len__(self) -> int:
         return self.num_taken
 
     def __iter__(self) -> Iterator[Batch]:
-        for rows in self.shuffled():
-            yield self.batch(rows)
+        if not self._goes_on:
+            self._to_come = self.shuffled()
+        self._goes_on = False
+        while self._to_come:
+            yield self.batch(self._to_come.pop(0))
 
-    def shuffled(self) -> tuple[Tensor, ...]:
+    def shuffled(self) -> list[Tensor]:
         """The rows of each batch of an iteration; larger batches first."""
         batches = torch.randperm(len(self.examples), generator=self.stream).tensor_split(self.num_batches)
-        return batches[: self.num_taken]
+        return list(batches[: self.num_taken])
 
     def batch(self, rows: Tensor) -> Batch:
         return self.examples.features_NFL[rows], self.examples.labels_N[rows]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream is, and what is to come of an iteration."""
+        return {"stream": self.stream.get_state(), "to_come": list(self._to_come)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The next iteration goes on with what was to come, if there was something."""
+        self.stream.set_state(state["stream"].cpu())
+        self._to_come = [rows.cpu() for rows in state["to_come"]]
+        self._goes_on = bool(self._to_come)
 
 
 class _ReplayedBatches(_ShuffledBatches):
@@ -61,17 +81,94 @@ class _ReplayedBatches(_ShuffledBatches):
         super().__init__(examples, batch_size, stream, most)
         self.replays = replays
         self.distinct_batches = max(1, (2 * self.num_taken + replays) // (2 * replays))
-        self._to_come: list[Tensor] = []
 
     def __len__(self) -> int:
         return self.distinct_batches * self.replays
 
     def __iter__(self) -> Iterator[Batch]:
         for _ in range(self.distinct_batches):
-            self._to_come = self._to_come or list(self.shuffled())
+            self._to_come = self._to_come or self.shuffled()
             batch = self.batch(self._to_come.pop(0))
             for _ in range(self.replays):
                 yield batch
+
+
+class _StatefulLoader(DataLoader[Batch]):
+    """A loader of shuffled batches whose state goes into Lightning's checkpoints."""
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = self.dataset.state_dict()  # type: ignore[attr-defined]
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.dataset.load_state_dict(state)  # type: ignore[attr-defined]
+
+
+class EmotionDataModule(pl.LightningDataModule):
+    """A corpus for one Trainer: features of its training, validation and test utterances, all clients' together.
+
+    Split and standardised as `ser_fl.train` does it. What is predicted are the test utterances. Loaders have generators
+    of their own: they draw seeds for workers that there are none of, once more where a fit goes on from a checkpoint,
+    and would draw them from dropout's stream.
+
+    Args:
+        config: what `ser_fl.compose` gives; its data, front end, split, batch size and seed count.
+        prepared: the experiment's data, where the caller has them already.
+    """
+
+    def __init__(self, config: Config, prepared: Prepared | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self._given = prepared
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        """The data; features that the cache lacks are computed when somebody first asks."""
+        return self._given or prepare(self.config)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the emotions, in the order of the logits."""
+        return self.prepared.store.classes
+
+    def examples(self, part: Part) -> Examples:
+        """Standardised features and labels of a part."""
+        return load_examples(self.prepared.store, getattr(self.prepared.split, part), self.prepared.standardisation)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled batches of nearly equal size."""
+        return self._train_loader
+
+    @cached_property
+    def _train_loader(self) -> _StatefulLoader:
+        stream = generator(self.config.seed, "batches")
+        batches = _ShuffledBatches(self.examples("train"), self.config.federation.batch_size, stream)
+        return _StatefulLoader(batches, batch_size=None, generator=Generator())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of shuffling. Lightning asks the loader for it too, but does not give it back at the end of an epoch."""
+        return self._train_loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on in the order of the fit that the checkpoint is of."""
+        self._train_loader.load_state_dict(state_dict)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """The validation part, in its order."""
+        return self._in_order("validation")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """The test part, in its order."""
+        return self._in_order("test")
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """The test part, in its order."""
+        return self._in_order("test")
+
+    def _in_order(self, part: Part) -> DataLoader[Batch]:
+        examples, size = self.examples(part), self.config.federation.batch_size
+        batches = list(zip(torch.split(examples.features_NFL, size), torch.split(examples.labels_N, size), strict=True))
+        return DataLoader(batches, batch_size=None, generator=Generator())  # type: ignore[arg-type]
 
 
 class ClientDataModule(pl.LightningDataModule):

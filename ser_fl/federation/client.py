@@ -12,16 +12,17 @@ from torch import nn
 
 from ser_fl.attacks.threat_model import Box
 from ser_fl.config.schema import Config
-from ser_fl.data.datamodule import ClientDataModule, load_examples
+from ser_fl.data.datamodule import ClientDataModule
+from ser_fl.data.examples import load_examples
 from ser_fl.data.features import FeatureStore
 from ser_fl.data.frontend import Standardisation
 from ser_fl.data.splits import Indices
 from ser_fl.devices import seeded_streams
-from ser_fl.models.classifier import EmotionClassifier
 from ser_fl.models.registry import NetworkSource, build_network
 from ser_fl.randomness import derive_seed, generator
 from ser_fl.runs.records import ClientUpdate, State
 from ser_fl.stopwatch import UNWATCHED, Watch
+from ser_fl.training.client_classifier import ClientClassifier, LocalTraining
 from ser_fl.training.fit_profiler import FitProfiler
 from ser_fl.training.loop import fit_in_loop
 from ser_fl.training.objectives import ClientRound, Objective
@@ -92,18 +93,15 @@ class Clients:
                     watch=self.watch,
                 )
             )
-        classifier = EmotionClassifier(
-            network,
-            optimiser=self.config.optimiser,
+        local = LocalTraining(
             learning_rate=task.learning_rate,
-            augmentation=training.augmentation,
             stream=stream,
-            step_loss=training.loss,
-            replays=training.replays,
+            plan=training,
             freeze_norm=0 < self.config.federation.freeze_norm_from <= task.round,
             optimiser_state=_unflatten(task.optimiser_state),
-            watch=self.watch,
+            has_own_network=self.own_network is not None,
         )
+        classifier = ClientClassifier(self.config, len(self.store.classes), network, local, self.watch)
         batches = ClientDataModule(
             training.examples,
             batch_size=self.config.federation.batch_size,
@@ -120,7 +118,7 @@ class Clients:
             client_id=task.client_id,
             state=state,
             num_examples=training.num_examples,
-            train_loss=float(classifier.metrics["train_loss"]),
+            train_loss=float(classifier.train_figures["loss"]),
             seconds=time.perf_counter() - started,
             update_norm=_distance({name: state[name] for name, _ in network.named_parameters()}, task.state),
             optimiser_state=_flatten(optimiser) if self.config.federation.keep_optimiser else {},
@@ -129,32 +127,30 @@ class Clients:
 
     def network(self) -> nn.Module:
         """In training mode, on the device, with any weights; a new one where callbacks may hook into it."""
-        if self._networks and not self.uses_trainer:
+        if self._networks and not self.is_watched:
             self._networks[0].zero_grad()
             return self._networks[0].train()
         num_classes, seed = len(self.store.classes), self.config.seed
         network = build_network(self.config.model, num_classes, seed=seed, own=self.own_network).to(self.device).train()
-        self._networks[:] = [] if self.uses_trainer else [network]
+        self._networks[:] = [] if self.is_watched else [network]
         return network
 
-    def fit(self, classifier: EmotionClassifier, batches: ClientDataModule) -> torch.optim.Optimizer:
+    @property
+    def is_watched(self) -> bool:
+        """Whether callbacks see each client's network, and may keep or change it."""
+        return bool(self.callbacks) or has_installed_callbacks()
+
+    def fit(self, classifier: ClientClassifier, batches: ClientDataModule) -> torch.optim.Optimizer:
         """Train it, by a Trainer or in the loop that does the same, and return the optimiser that did."""
         if self.uses_trainer:
             return self.trainers.fit(classifier, batches)
-        return fit_in_loop(
-            classifier,
-            batches,
-            epochs=self.config.federation.local_epochs,
-            device=self.device,
-            bf16=self.config.precision == "bf16-mixed",
-            watch=self.watch,
-        )
+        epochs, bf16 = self.config.federation.local_epochs, self.config.precision == "bf16-mixed"
+        return fit_in_loop(classifier, batches, epochs=epochs, device=self.device, bf16=bf16)
 
     @property
     def uses_trainer(self) -> bool:
-        """Whether a Trainer runs the steps: where callbacks hook into it, if nothing else is configured."""
-        engine = self.config.executor.engine
-        return bool(self.callbacks) or has_installed_callbacks() if engine == "auto" else engine == "trainer"
+        """Whether a Trainer runs the steps."""
+        return self.config.executor.engine == "trainer"
 
 
 def _distance(parameters: State, received: State) -> float:

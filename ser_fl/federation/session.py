@@ -32,7 +32,7 @@ from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.preemption import Preemption
 from ser_fl.training.objectives import Objective
 from ser_fl.training.precision import resolve_precision, with_precision
-from ser_fl.training.trainer import has_installed_callbacks
+from ser_fl.training.trainer import check_callbacks
 
 
 def train(
@@ -80,8 +80,7 @@ def train(
     )
     config = own.recorded_in(config)
     hooks = Hooks(on_round=on_round, on_profile=on_profile, preemption=preemption or Preemption())
-    if config.executor.engine == "loop" and (callbacks or has_installed_callbacks()):
-        raise UserError("executor.engine=loop runs no callbacks, got some: use executor.engine=auto")
+    check_callbacks(config, callbacks)
     if config.executor.name == "flower":
         if callbacks:
             raise UserError("executor=flower runs no callbacks, got some: its clients are on other hosts")

@@ -1,161 +1,231 @@
-"""The LightningModule around any network: what a client's Trainer sees.
+"""The LightningModule around any network: what a Trainer trains, validates, tests and asks.
 
-Legend: B batch, F mel bins, L frames, C classes.
+Legend: N utterances, B batch, F mel bins, L frames, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Generator, Tensor, nn
-from torch.nn import functional
+import torch.nn.functional as F
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassRecall
 
-from ser_fl.config.schema import AugmentationConfig, OptimiserConfig
+from ser_fl.config.schema import AugmentationConfig, Count, ModelConfig, OptimiserConfig, one_line, stage
 from ser_fl.data.augmentation import augment
 from ser_fl.data.datamodule import Batch
-from ser_fl.models.norms import BatchRenorm2d
-from ser_fl.stopwatch import UNWATCHED, Watch
+from ser_fl.errors import UserError
+from ser_fl.models.registry import build_network
+from ser_fl.randomness import generator
 
-Harden = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""(network, features_BFL, labels_B) -> what to train on, features_BFL, some of them adversarial."""
+StepOutput = tuple[Tensor, Tensor]
+"""The loss of a step, and the logits_BC of its clean utterances, which are scored."""
 
-StepLoss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(network, features_BFL, labels_B) -> the loss of a step, and the clean utterances' logits_BC, which are scored."""
+
+@stage
+class _HyperParameters:
+    """What a checkpoint holds of `EmotionClassifier`'s arguments, as plain values that torch loads without pickle."""
+
+    model: ModelConfig | None
+    num_classes: Count
+    optimiser: OptimiserConfig
+    augmentation: AugmentationConfig
+    seed: int
+
+
+_HYPER_PARAMETERS: TypeAdapter[_HyperParameters] = TypeAdapter(_HyperParameters)
 
 
 class EmotionClassifier(pl.LightningModule):
-    """Cross-entropy training of one client in one round.
+    """Cross-entropy training of a network, and its scores.
 
-    The last epoch's `train_loss` and `train_accuracy`, means over utterances, are in `metrics`, and for a user's
-    callback in ``trainer.callback_metrics``.
+    Logged once an epoch: ``train_loss``, ``train_uar`` and ``train_accuracy``, and the same with ``val_`` and
+    ``test_``. UAR is the unweighted average recall, the mean of the recalls of all classes that occur; torchmetrics
+    counts one that is only said as occurring, which a run's records leave out.
 
-    With ``replays`` above 1 the data module gives every minibatch so many times in a row.
+    ``load_from_checkpoint(path)`` needs nothing but the path, unless the network was one of your own. A fit that goes
+    on from a checkpoint (``fit(ckpt_path=...)``) ends with the weights of an uninterrupted one: the checkpoint holds
+    the streams that augmentation and dropout draw from, and the data module's that shuffles.
 
-    With ``freeze_norm`` batch norm normalises by the running statistics it was given and leaves them as they are, while
-    its scale and shift are trained (the second stage of FixBN: Zhong et al., arXiv 2303.06530, section 5). Batch
-    renormalisation goes on, since it trains what is tested.
+    >>> from ser_fl import compose
+    >>> config = compose(["model=crnn_tiny"])
+    >>> EmotionClassifier(config.model, 5, optimiser=config.optimiser, augmentation=config.augmentation).hparams["seed"]
+    1
+
+    Args:
+        model: the network's settings, as `ser_fl.compose` gives them, or a mapping of the same names; None with a
+            network of your own.
+        num_classes: C, at least 1.
+        optimiser: name, learning rate and more. Its schedule goes by rounds, and is left to whoever counts them.
+        augmentation: of training batches.
+        seed: initial weights and augmentation.
+        network: from (B, F, L) to (B, C), in place of a new one; whoever loads a checkpoint gives one too.
+
+    Raises:
+        UserError: a setting is out of its range.
     """
 
     def __init__(
         self,
-        network: nn.Module,
+        model: ModelConfig | Mapping[str, Any] | None,
+        num_classes: int,
         *,
-        optimiser: OptimiserConfig,
-        learning_rate: float,
-        augmentation: AugmentationConfig,
-        stream: Generator,
-        harden: Harden | None = None,
-        step_loss: StepLoss | None = None,
-        replays: int = 1,
-        freeze_norm: bool = False,
-        optimiser_state: dict[int, dict[str, Tensor]] | None = None,
-        watch: Watch = UNWATCHED,
+        optimiser: OptimiserConfig | Mapping[str, Any],
+        augmentation: AugmentationConfig | Mapping[str, Any],
+        seed: int = 1,
+        network: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        given = {
+            "model": model,
+            "num_classes": num_classes,
+            "optimiser": optimiser,
+            "augmentation": augmentation,
+            "seed": seed,
+        }
+        try:
+            settings = _HYPER_PARAMETERS.validate_python(given)
+        except ValidationError as error:
+            raise one_line(error, given) from None
+        # save_hyperparameters() would look through the callers' frames, and keep alive what they hold.
+        self.hparams.update(_HYPER_PARAMETERS.dump_python(settings, mode="json"))
+        self.optimiser, self.augmentation = settings.optimiser, settings.augmentation
+        if network is None:
+            if settings.model is None:
+                raise UserError("model=None needs network=..., a network of your own")
+            network = build_network(settings.model, num_classes, seed=seed)
         self.network = network
-        self.optimiser = optimiser
-        self.learning_rate = learning_rate
-        self.augmentation = augmentation
-        self.stream = stream
-        self.harden = harden
-        self.step_loss = step_loss
-        self.replays = replays
-        self.freeze_norm = freeze_norm
-        self.optimiser_state = optimiser_state
-        self.watch = watch
-        self.metrics: dict[str, Tensor] = {}
-        self._scored: list[tuple[Tensor, Tensor, Tensor]] = []
-        """Loss, logits and labels of this epoch's batches."""
-        self._augmented_BFL = torch.empty(0)
-        """The minibatch that is replayed."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """As every module, but for the name of the hook that is running, which Lightning notes some forty times a step.
-
-        A module would look each time whether it is a parameter.
-        """
-        if name == "_current_fx_name":
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
+        self.figures = MetricCollection(
+            {
+                # A loss that is not a number stays one. ("disable" would say so, and drops the weights in 1.9.)
+                "loss": MeanMetric(nan_strategy=float("nan")),
+                "uar": MulticlassRecall(num_classes, average="macro"),
+                "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+            },
+            compute_groups=False,
+        )
+        """Of the epoch that is going on: of training at its end, of validation and test batch by batch."""
+        self.train_figures: dict[str, Tensor] = {}
+        """Of the last training epoch."""
+        self.stream = generator(seed, "augmentation")
+        self._steps: list[tuple[Tensor, Tensor, Tensor]] = []
+        """Loss, logits and labels of this epoch's training batches."""
+        self._streams_to_restore: dict[str, Tensor] = {}
 
     def forward(self, features_BFL: Tensor) -> Tensor:
         """Logits of shape (B, C) from standardised features of shape (B, F, L)."""
         logits_BC: Tensor = self.network(features_BFL)
         return logits_BC
 
-    def on_train_start(self) -> None:
-        """The network is in training mode by now; what stands still leaves it again."""
-        if self.freeze_norm:
-            for module in self.network.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, BatchRenorm2d):
-                    module.eval()
+    def augmented(self, features_BFL: Tensor, labels_B: Tensor, batch_idx: int) -> Tensor:
+        """What a training step sees of a batch."""
+        return augment(features_BFL, labels_B, self.augmentation, self.stream)
+
+    def training_loss(self, features_BFL: Tensor, labels_B: Tensor) -> StepOutput:
+        """What a training step minimises, of an augmented batch."""
+        logits_BC = self(features_BFL)
+        return F.cross_entropy(logits_BC, labels_B, label_smoothing=self.augmentation.label_smoothing), logits_BC
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of a batch: augmented, once before its replays, then hardened where the objective says so."""
+        """Loss of a batch."""
         features_BFL, labels_B = batch
-        if batch_idx % self.replays == 0:
-            with self.watch.part("data"):
-                self._augmented_BFL = augment(features_BFL, labels_B, self.augmentation, self.stream)
-        features_BFL = self._augmented_BFL
-        if self.step_loss is not None:
-            loss, logits_BC = self.step_loss(self.network, features_BFL, labels_B)
-        else:
-            if self.harden is not None:
-                features_BFL = self.harden(self.network, features_BFL, labels_B)
-            logits_BC = self(features_BFL)
-            loss = functional.cross_entropy(logits_BC, labels_B, label_smoothing=self.augmentation.label_smoothing)
-        self._scored.append((loss.detach(), logits_BC.detach(), labels_B))
+        loss, logits_BC = self.training_loss(self.augmented(features_BFL, labels_B, batch_idx), labels_B)
+        self._steps.append((loss.detach(), logits_BC.detach(), labels_B))
         return loss
 
-    def on_train_epoch_end(self) -> None:
-        """Show the epoch's metrics; they are computed once an epoch, so that no step waits for them.
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Score a batch."""
+        self._score(batch)
 
-        In the same places as `self.log` would, which keeps books for loggers that a client's Trainer does not have.
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Score a batch."""
+        self._score(batch)
+
+    def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> Tensor:
+        """Probabilities of shape (B, C), from features or from a batch with its labels."""
+        features_BFL = batch if isinstance(batch, Tensor) else batch[0]
+        return torch.softmax(self(features_BFL).float(), dim=1)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch."""
+        self.log_dict({f"train_{name}": value for name, value in self.score_epoch().items()})
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the epoch."""
+        self._log_scored("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the epoch."""
+        self._log_scored("test")
+
+    def score_epoch(self) -> dict[str, Tensor]:
+        """Figures of the training epoch that ends: computed once, so that no step pays for them or waits for a device.
+
+        Empty where no step was taken, since a callback skipped the epoch.
         """
-        if not self._scored:
-            return  # a callback skipped the epoch
-        losses, logits, labels = zip(*self._scored, strict=True)
-        total = sum(loss.float() * len(labels_B) for loss, labels_B in zip(losses, labels, strict=True))
-        labels_N = torch.cat(labels)
-        self.metrics = {
-            "train_loss": total / len(labels_N),
-            "train_accuracy": (torch.cat(logits).argmax(dim=1) == labels_N).float().mean(),
-        }
-        if self._trainer is not None:
-            self.trainer.callback_metrics.update(self.metrics)
-            self.trainer.logged_metrics.update(self.metrics)
-        self._scored.clear()
+        if not self._steps:
+            return {}
+        losses, logits, labels = zip(*self._steps, strict=True)
+        self._steps.clear()
+        for loss, labels_B in zip(losses, labels, strict=True):
+            self.figures["loss"].update(loss.float(), len(labels_B))
+        logits_NC, labels_N = torch.cat(logits), torch.cat(labels)
+        self.figures["uar"].update(logits_NC, labels_N)
+        self.figures["accuracy"].update(logits_NC, labels_N)
+        self.train_figures = self._take_figures()
+        return self.train_figures
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The client's optimiser, with the state that it carries from its last round, if any."""
+        """The optimiser of all parameters of the network; fused, but where a gradient scaler must come between."""
         settings, parameters = self.optimiser, self.network.parameters()
-        decay = settings.weight_decay
-        optimiser: torch.optim.Optimizer
+        fused, decay = not self._scales_gradients(), settings.weight_decay
         if settings.name == "sgd":
-            optimiser = torch.optim.SGD(
-                parameters, self.learning_rate, settings.momentum, weight_decay=decay, fused=True
+            return torch.optim.SGD(
+                parameters, settings.learning_rate, settings.momentum, weight_decay=decay, fused=fused
             )
-        elif settings.name == "adamw":
-            optimiser = torch.optim.AdamW(parameters, self.learning_rate, weight_decay=decay, fused=True)
-        else:
-            optimiser = torch.optim.Adam(parameters, self.learning_rate, weight_decay=decay, fused=True)
-        if self.optimiser_state is not None:
-            laid_out = {
-                index: {name: _laid_out_as(parameter, entry) for name, entry in self.optimiser_state[index].items()}
-                for index, parameter in enumerate(self.network.parameters())
-            }
-            groups = optimiser.state_dict()["param_groups"]
-            optimiser.load_state_dict({"state": laid_out, "param_groups": groups})
-        return optimiser
+        kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
+        return kind(parameters, settings.learning_rate, weight_decay=decay, fused=fused)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the state of the random streams that training draws from."""
+        streams = {"augmentation": self.stream.get_state(), "torch": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            streams["cuda"] = torch.cuda.get_rng_state(self.device)
+        checkpoint["streams"] = streams
 
-def _laid_out_as(parameter: Tensor, entry: Tensor) -> Tensor:
-    """A moment in its parameter's memory layout; counters stay as they are.
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note the streams, for a fit: whoever only loads a model keeps his own."""
+        self._streams_to_restore = checkpoint.get("streams", {})
 
-    A checkpoint does not keep the layout, and fused optimisers take it for granted.
-    """
-    return torch.empty_like(parameter).copy_(entry) if entry.shape == parameter.shape else entry
+    def on_fit_start(self) -> None:
+        """Log the hyper-parameters, and go on in the streams of the checkpoint, if there is one."""
+        for logger in self.loggers:
+            logger.log_hyperparams(dict(self.hparams))
+        streams, self._streams_to_restore = self._streams_to_restore, {}
+        if streams:
+            self.stream.set_state(streams["augmentation"].cpu())
+            torch.set_rng_state(streams["torch"].cpu())
+        if "cuda" in streams and self.device.type == "cuda":
+            torch.cuda.set_rng_state(streams["cuda"].cpu(), self.device)
+
+    def _score(self, batch: Batch) -> None:
+        features_BFL, labels_B = batch
+        logits_BC = self(features_BFL)
+        loss = F.cross_entropy(logits_BC, labels_B)
+        self.figures.update(value=loss.float(), weight=len(labels_B), preds=logits_BC, target=labels_B)
+
+    def _log_scored(self, part: str) -> None:
+        self.log_dict({f"{part}_{name}": value for name, value in self._take_figures().items()})
+
+    def _take_figures(self) -> dict[str, Tensor]:
+        figures: dict[str, Tensor] = self.figures.compute()
+        self.figures.reset()
+        return figures
+
+    def _scales_gradients(self) -> bool:
+        return self._trainer is not None and self.trainer.precision == "16-mixed"

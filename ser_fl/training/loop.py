@@ -1,7 +1,7 @@
 """Training without Lightning's Trainer: the same module through the same steps, to the same bits, and nothing around.
 
-A Trainer costs some milliseconds a client and some tenths of one a batch: it keeps books for loggers, schedulers,
-validation and callbacks, which a client does not have. It runs where somebody hooks into it.
+A Trainer costs some milliseconds a client and some tenths of one a batch (``results/bench/trainer.md``): it keeps
+books for flags, loggers, schedulers, validation and callbacks, which this loop does not know.
 """
 
 from __future__ import annotations
@@ -10,18 +10,11 @@ import torch
 
 from ser_fl.data.datamodule import ClientDataModule
 from ser_fl.devices import autocast
-from ser_fl.models.classifier import EmotionClassifier
-from ser_fl.stopwatch import Watch
+from ser_fl.training.client_classifier import ClientClassifier
 
 
 def fit_in_loop(
-    classifier: EmotionClassifier,
-    batches: ClientDataModule,
-    *,
-    epochs: int,
-    device: torch.device,
-    bf16: bool,
-    watch: Watch,
+    classifier: ClientClassifier, batches: ClientDataModule, *, epochs: int, device: torch.device, bf16: bool
 ) -> torch.optim.Optimizer:
     """A client's local epochs, as `Trainers.fit` runs them without callbacks.
 
@@ -30,6 +23,7 @@ def fit_in_loop(
     Returns:
         The optimiser, with its state.
     """
+    watch = classifier.watch
     classifier.to(device)
     with watch.part("optimiser"):
         optimiser = classifier.configure_optimizers()
@@ -48,5 +42,5 @@ def fit_in_loop(
                 torch.autograd.backward(loss)
             with watch.part("optimiser"):
                 optimiser.step()
-        classifier.on_train_epoch_end()
+        classifier.score_epoch()
     return optimiser

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ser_fl.attacks.training_attacks import pgd, random_start
 from ser_fl.config.schema import AugmentationConfig, ObjectiveConfig
 from ser_fl.data.augmentation import augment
-from ser_fl.data.datamodule import Examples
+from ser_fl.data.examples import Examples
 from ser_fl.devices import CPU, device_of, send
 from ser_fl.training.objectives.objective import ClientRound, Objective, TrainingPlan
 

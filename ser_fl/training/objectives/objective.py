@@ -5,6 +5,7 @@ Legend: B batch, F mel bins, L frames, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,9 +14,12 @@ from torch import Generator, Tensor, nn
 
 from ser_fl.attacks.threat_model import Box
 from ser_fl.config.schema import AugmentationConfig
-from ser_fl.data.datamodule import Examples
-from ser_fl.models.classifier import StepLoss
+from ser_fl.data.examples import Examples
+from ser_fl.models.classifier import StepOutput
 from ser_fl.stopwatch import UNWATCHED, Watch
+
+StepLoss = Callable[[nn.Module, Tensor, Tensor], StepOutput]
+"""(network, features_BFL, labels_B) -> the loss of a step, and the clean utterances' logits_BC, which are scored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
