@@ -6,21 +6,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ser_fl.api import Run as Run
+    from ser_fl.api import benchmark as benchmark
+    from ser_fl.api import train as train
     from ser_fl.config.compose import compose as compose
-    from ser_fl.federation.session import train as train
     from ser_fl.models.emotion_model import load_model as load
     from ser_fl.prediction import predict as predict
-    from ser_fl.robustness.benchmark import benchmark as benchmark
 
 __version__ = "0.1.0"
-__all__ = ["benchmark", "compose", "load", "predict", "train"]
+__all__ = ["Run", "benchmark", "compose", "load", "predict", "train"]
 
 _HOMES = {
-    "benchmark": ("ser_fl.robustness.benchmark", "benchmark"),
+    "Run": ("ser_fl.api", "Run"),
+    "benchmark": ("ser_fl.api", "benchmark"),
     "compose": ("ser_fl.config.compose", "compose"),
     "load": ("ser_fl.models.emotion_model", "load_model"),
     "predict": ("ser_fl.prediction", "predict"),
-    "train": ("ser_fl.federation.session", "train"),
+    "train": ("ser_fl.api", "train"),
 }
 
 

@@ -95,20 +95,25 @@ def seeded_streams(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def float32_by_default() -> Iterator[None]:
-    """Inside, libraries that ask for no dtype make float32 tensors, whatever `torch.set_default_dtype` says outside.
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Inside, torch makes tensors of this type where none is asked for; afterwards of the type that the caller had set.
 
     The default is one for all threads: enter before threads start.
     """
     before = torch.get_default_dtype()
-    if before == torch.float32:
+    if before == dtype:
         yield
         return
-    torch.set_default_dtype(torch.float32)
+    torch.set_default_dtype(dtype)
     try:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+def float32_by_default() -> AbstractContextManager[None]:
+    """Inside, libraries that ask for no dtype make float32 tensors, whatever `torch.set_default_dtype` says outside."""
+    return default_dtype(torch.float32)
 
 
 def autocast(device: torch.device, *, bf16: bool) -> AbstractContextManager[object]:
@@ -118,11 +123,15 @@ def autocast(device: torch.device, *, bf16: bool) -> AbstractContextManager[obje
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
-def exact_arithmetic() -> AbstractContextManager[None]:
-    """Inside, cuDNN computes in full float32, not TF32, and takes the same algorithm for the same shapes every time.
+@contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """Inside, torch computes in full float32, by the same algorithm for the same shapes every time.
 
-    On the CPU nothing changes. A GPU's kernels that sum by atomic additions (backward passes of pooling and of
-    resizing) may still differ in the last bits from run to run.
+    Whatever type of number the caller has set as torch's default, it is float32 inside; cuDNN computes in float32 and
+    not in TF32. Sums that a GPU's own kernels take by atomic additions (backward passes of pooling and of resizing) may
+    still differ in their last bits from run to run.
     """
     enabled = torch.backends.cudnn.enabled
-    return torch.backends.cudnn.flags(enabled=enabled, benchmark=False, deterministic=True, allow_tf32=False)
+    exact = torch.backends.cudnn.flags(enabled=enabled, benchmark=False, deterministic=True, allow_tf32=False)
+    with exact, float32_by_default():
+        yield

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ser_fl.data.audio import read_audio
+from ser_fl.devices import exact_arithmetic
 from ser_fl.errors import UserError
 from ser_fl.models.emotion_model import load_model
 from ser_fl.runs.folder import RunFolder
@@ -31,6 +32,7 @@ class Prediction:
     """Whether the model was trained on the built-in corpus, and so knows nothing of real speech."""
 
 
+@exact_arithmetic()
 def predict(
     files: Path | str | Sequence[Path | str], run: Path | str | RunFolder, *, channel: str = "first"
 ) -> list[Prediction]:
@@ -57,7 +59,7 @@ def predict(
             clip_T = bundle.frontend.clip(recording_T, rate_hz)
         except UserError as error:
             raise UserError(f"cannot use {file}: {error}") from None
-        with torch.inference_mode():
+        with torch.no_grad():
             probabilities = bundle.from_waveform(clip_T[None]).softmax(dim=1)[0].tolist()
         by_emotion = dict(zip(bundle.classes, probabilities, strict=True))
         emotion = max(by_emotion, key=by_emotion.__getitem__)

@@ -26,7 +26,7 @@ from ser_fl.attacks.losses import Loss, cross_entropy
 from ser_fl.attacks.pgd import descend
 from ser_fl.attacks.target import Target
 from ser_fl.attacks.threat_model import Ball, Box
-from ser_fl.devices import autocast, device_of, send
+from ser_fl.devices import autocast, device_of, float32_by_default, send
 from ser_fl.errors import UserError
 
 
@@ -50,6 +50,7 @@ def attacked(model: nn.Module, *, low_precision: bool = False) -> Iterator[None]
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
+            stack.enter_context(float32_by_default())
             stack.enter_context(autocast(device_of(model), bf16=low_precision))
             stack.enter_context(_recurrence_without_cudnn(model))
             yield

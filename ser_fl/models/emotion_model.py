@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ser_fl.config.objects import ObjectConfig, OrOwn
 from ser_fl.config.schema import FrontendConfig, ModelConfig
 from ser_fl.data.frontend import LogMel, Standardisation
+from ser_fl.devices import exact_arithmetic
 from ser_fl.errors import UserError, shown, unknown_name
 from ser_fl.files import check_same_form, from_safetensors, to_safetensors, write_bytes, write_json
 from ser_fl.models.registry import NetworkSource, build_network
@@ -96,6 +97,7 @@ def save_local_models(folder: Path, states: Mapping[str, State]) -> None:
         write_bytes(run.weights_of(client_id), to_safetensors(state))
 
 
+@exact_arithmetic()
 def load_model(
     folder: Path | str | RunFolder, *, client_id: str | None = None, network: NetworkSource | None = None
 ) -> EmotionModel:

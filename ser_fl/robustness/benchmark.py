@@ -5,13 +5,12 @@ Legend: B utterances, F mel bins, L frames, C classes.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
 
 from ser_fl.attacks.attack import UNLABELLED, Attack
 from ser_fl.attacks.registry import ATTACKS, ON_RECORDINGS
@@ -20,13 +19,15 @@ from ser_fl.config.robustness import Backend, BenchmarkConfig
 from ser_fl.config.schema import Config
 from ser_fl.data.features import OnFeatures
 from ser_fl.defences import Defence, build_defence
-from ser_fl.devices import CPU, devices_of, exact_arithmetic, send
+from ser_fl.devices import CPU, devices_of, exact_arithmetic
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.files import write_json
 from ser_fl.models.emotion_model import EmotionModel
+from ser_fl.robustness.arrays import Numbers
 from ser_fl.robustness.curves import epsilons_of_curve
 from ser_fl.robustness.evaluator import evaluating
 from ser_fl.robustness.example_pair import spectrogram_pair
+from ser_fl.robustness.foreign import Model, check_gradients, foreign_test_set
 from ser_fl.robustness.plan import ADAPTIVE, EOT_SAMPLES, plan
 from ser_fl.robustness.progress import OnAttack, silent
 from ser_fl.robustness.recordings import recordings_of
@@ -35,7 +36,7 @@ from ser_fl.robustness.run_cache import RunCache
 from ser_fl.robustness.runner import run_plan
 from ser_fl.robustness.sanity_checks.report import SanityReport, write_sanity_report
 from ser_fl.robustness.sanity_checks.run import check_benchmark
-from ser_fl.robustness.test_set import TestSet, box_of, load_run
+from ser_fl.robustness.test_set import box_of, load_run
 from ser_fl.runs.environment import threads_limited_to
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.lock import claimed
@@ -46,9 +47,9 @@ _AROUND = 0.05
 
 
 def benchmark(
-    model: nn.Module,
-    features_BFL: Tensor,
-    labels_B: Tensor,
+    model: Model,
+    features: Numbers,
+    labels: Numbers,
     *,
     attacks: object = ("fgsm", "bim", "pgd"),
     epsilons: Sequence[float] | Literal["auto"] = (0.05,),
@@ -71,9 +72,10 @@ def benchmark(
     """Attack any torch classifier of features.
 
     Args:
-        model: maps features of shape (B, F, L) to logits of shape (B, C); everything runs where it is.
-        features_BFL: clean features, of any real type, cast to float32; clipped to the box before anything is measured.
-        labels_B: true classes, of any integer type; always passed to the attacks.
+        model: maps features to logits of shape (B, C) (`ser_fl.robustness.foreign.Model`); all runs where it is.
+        features: clean features, of shape (B, F, L) or any other that the model takes, in any real type; cast to
+            float32, in which attacks run, and clipped to the box before anything is measured.
+        labels: true classes as whole numbers, or one-hot; always passed to the attacks.
         attacks: one of these or many. Names of the registry or of suites, and mappings such as
             ``{"name": "bim", "steps": 100}``, each run at every epsilon; full `AttackSettings`; attacks of ART, as
             instances, which keep their own settings and classifier, or as classes; and functions
@@ -102,37 +104,26 @@ def benchmark(
         Records: "clean", each attack, and "worst_case" per utterance, for every defence.
 
     Raises:
-        UserError: an unknown attack or defence, an epsilon below 0, an attack that needs a box and has none, ids that
-            are not one an utterance, an adaptive attack without gradients, or no defence for it.
+        UserError: an unknown attack or defence, an epsilon below 0, an attack that needs a box and has none, a model or
+            arrays that do not fit (`ser_fl.robustness.foreign`), an adaptive attack without gradients, or no defence
+            for it.
     """
     if box is None and isinstance(model, EmotionModel):
         box = box_of(model.standardisation)
-    device = next((parameter.device for parameter in model.parameters()), features_BFL.device)
-    box = (box or Box.unbounded()).to(device, torch.float32)
-    features_BFL, labels_B = box.clip(send(features_BFL.float(), device)), send(labels_B.long(), device)
-    known_ids = tuple(ids) if ids is not None else tuple(f"{index:06d}" for index in range(len(labels_B)))
-    check_ids(known_ids, len(features_BFL))
-    for name, given in (("speakers", speakers), ("sexes", sexes)):
-        if given and len(given) != len(known_ids):
-            raise UserError(f"{name} must be one an utterance, got {len(given)} for {len(known_ids)} utterances")
     shown_to = [build_defence(defence) for defence in defences]
-    with evaluating(model), exact_arithmetic():
-        with torch.inference_mode():
-            num_classes = model(features_BFL[:1]).shape[1]
-        test_set = TestSet(
-            model=model,
-            features_NFL=features_BFL,
-            labels_N=labels_B,
-            ids=known_ids,
-            num_classes=num_classes,
-            box=box,
-            seed=seed,
-            batch_size=batch_size,
-            speakers=tuple(speakers),
-            sexes=tuple(sexes),
-            emotions=model.classes if isinstance(model, EmotionModel) else (),
-        )
-        request = Request(num_classes=num_classes, backend=backend)
+    taken = foreign_test_set(model, features, labels, box=box, ids=ids, batch_size=batch_size)
+    for name, given in (("speakers", speakers), ("sexes", sexes)):
+        if given and len(given) != len(taken):
+            raise UserError(f"{name} must be one an utterance, got {len(given)} for {len(taken)} utterances")
+    test_set = replace(
+        taken,
+        seed=seed,
+        speakers=tuple(speakers),
+        sexes=tuple(sexes),
+        emotions=model.classes if isinstance(model, EmotionModel) else (),
+    )
+    with evaluating(test_set.model), exact_arithmetic():
+        request = Request(num_classes=test_set.num_classes, backend=backend)
         draws = None if eot_samples == "exact" else eot_samples
         if epsilons == "auto":  # what cannot run is told before a curve is looked for
             around = request.attacks(attacks, (_AROUND,)), request.adaptive(adaptive, (_AROUND,))
@@ -141,22 +132,11 @@ def benchmark(
         chosen, aware = request.attacks(attacks, at), request.adaptive(adaptive, at)
         sizes = subsets_for(attacks, subsets)
         units = plan(test_set, chosen, shown_to, adaptive=aware, eot_samples=draws, subsets=sizes, sweep=sweep)
+        check_gradients(test_set, [*chosen, *aware])
         records = run_plan(test_set, units, shown_to, drop_broken=drop_broken, on_attack=on_attack)
         if on_checks is not None:
             on_checks(check_benchmark(test_set, chosen, records, on_check=on_attack))
         return records
-
-
-def check_ids(ids: Sequence[str], num_utterances: int) -> None:
-    """Refuse ids that are not one an utterance: they key random draws, and tell subsets apart.
-
-    Raises:
-        UserError: too few or too many, or one of them twice.
-    """
-    if len(ids) != num_utterances:
-        raise UserError(f"ids must be one an utterance, got {len(ids)} for {num_utterances} utterances")
-    if twice := [utterance_id for utterance_id, count in Counter(ids).items() if count > 1]:
-        raise UserError(f"ids must differ, got {twice[0]!r} more than once: they key all random draws")
 
 
 def benchmark_run(

@@ -71,7 +71,7 @@ class Evaluator:
         if perturb is not None:
             ids = tuple(self.store.utterances[row].utterance_id for row in rows)
             features_BFL = perturb(network, features_BFL, examples.labels_N, ids)
-        with torch.inference_mode():
+        with torch.no_grad():  # a network of the user's may cache what it trains with later
             predictions_B: Tensor = network(features_BFL).argmax(dim=1)
         return predictions_B
 

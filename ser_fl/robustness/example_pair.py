@@ -29,7 +29,7 @@ def spectrogram_pair(test_set: TestSet, attacks: Sequence[Attack], bundle: Emoti
     attack = [attack for attack in iterated or attacks if attack.settings.epsilon == usual][-1]
     tried = test_set.subset(16)
     adversarial_NFL = features_under(tried, attack)
-    with torch.inference_mode():
+    with torch.no_grad():
         before, after = (bundle(features).argmax(dim=1) for features in (tried.features_NFL, adversarial_NFL))
     turned = ((before == tried.labels_N) & (after != tried.labels_N)).nonzero().flatten().tolist()
     row = turned[0] if turned else 0

@@ -5,7 +5,7 @@ Nothing here loads torch, so that a report can read it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
@@ -96,6 +96,15 @@ class SanityReport:
         ]
         skipped = f"; {len(self.not_checked)} had nothing to look at" if self.not_checked else ""
         return f"{num_checks} checks of the benchmark itself: {', '.join(parts)}{skipped}"
+
+
+class CheckedRecords(list[AttackRecord]):
+    """The records of a benchmark, a list of them, and what its checks found."""
+
+    def __init__(self, records: Iterable[AttackRecord], checks: SanityReport | None) -> None:
+        super().__init__(records)
+        self.checks = checks
+        """None where none were made."""
 
 
 def at(record: AttackRecord) -> str:

@@ -1,0 +1,230 @@
+"""What a Python user calls first, beside `compose`, `load` and `predict`: train, benchmark, and what a run has to tell.
+
+Heavy libraries are imported by what uses them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from ser_fl.errors import UserError, shown
+from ser_fl.robustness.sanity_checks.report import CheckedRecords, SanityReport, read_sanity_report
+from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.validation import record_of
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+    from ser_fl.attacks.threat_model import Box
+    from ser_fl.config.robustness import Backend
+    from ser_fl.config.schema import Config
+    from ser_fl.defences import Defence
+    from ser_fl.federation.aggregation import Aggregation
+    from ser_fl.federation.algorithm import Algorithm
+    from ser_fl.federation.rounds import OnRound
+    from ser_fl.models.emotion_model import EmotionModel
+    from ser_fl.models.registry import NetworkSource
+    from ser_fl.robustness.arrays import Numbers
+    from ser_fl.robustness.foreign import Model
+    from ser_fl.robustness.progress import OnAttack
+    from ser_fl.robustness.test_set import TestSet
+    from ser_fl.training.objectives import Objective
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """How the selected model of a run does on its test utterances, all in [0, 1]; NaN where there was none."""
+
+    uar: float
+    accuracy: float
+    macro_f1: float
+    recall: dict[str, float | None]
+    """By emotion; None for one without a test utterance."""
+    speaker_uar: dict[str, float]
+    """By test speaker."""
+    confusion: tuple[tuple[float, ...], ...]
+    """Utterances; rows true, columns predicted, in the order of `recall`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run(RunFolder):
+    """A trained run: its folder, with the path of every record, and what a program wants of it next.
+
+    ``Run(Path("runs/demo"))`` opens one that was trained before.
+    """
+
+    network: NetworkSource | None = field(default=None, repr=False, compare=False)
+    """Of a run that was trained with a network of its own: the same one, which no file holds."""
+
+    def load(self, *, client_id: str | None = None) -> EmotionModel:
+        """The selected model, or a client's own; as `ser_fl.load`."""
+        from ser_fl.models.emotion_model import load_model
+
+        return load_model(self, client_id=client_id, network=self.network)
+
+    def metrics(self) -> Metrics:
+        """Test figures of the selected model.
+
+        Raises:
+            UserError: the run is not finished, or its ``summary.json`` was changed.
+        """
+        summary = self.read_json(self.summary)
+        try:
+            test = summary["test"]
+            recall = dict(zip(summary["classes"], test["per_class_recall"], strict=True))
+            return record_of(Metrics, {**test, "recall": recall, "speaker_uar": test["per_speaker_uar"]})
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{self.summary} has no whole test figures ({error}): was it changed by hand?") from None
+
+    def test_set(self, *, root: Path | str | None = None) -> TestSet:
+        """The test utterances as the model is given them, for any other model or attack: ``features_NFL`` (standardised
+        log-mel, float32), ``labels_N`` (int64), ``ids``, and ``speakers``, ``sexes``, ``emotions``, ``box``.
+
+        Args:
+            root: folder of the corpus, where it is no longer the one that the run was trained on.
+
+        Raises:
+            UserError: the corpus is not there, or is another one.
+        """
+        from ser_fl.config.compose import compose
+        from ser_fl.devices import exact_arithmetic
+        from ser_fl.robustness.test_set import TrainedRun
+
+        with exact_arithmetic():
+            config = compose([f"data.root={root}"] if root else [], config_file=self.config)
+            trained = TrainedRun(folder=self.root, config=config, model=self.load())
+            return trained.test_set(trained.store())
+
+
+def train(
+    config: Config,
+    *,
+    network: NetworkSource | None = None,
+    objective: Objective | type[Objective] | None = None,
+    aggregation: Aggregation | type[Aggregation] | None = None,
+    algorithm: Algorithm | type[Algorithm] | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+    on_round: OnRound = lambda record: None,
+) -> Run:
+    """Run an experiment, or with ``resume=true`` go on with one that was killed.
+
+    Args:
+        config: what `ser_fl.compose` gives.
+        network: in place of the configured one: a module, whose weights are then the initial ones, or a class or
+            function that makes one for a number of classes. It gives logits (B, C) for features (B, F, L).
+        objective: what clients minimise, an `Objective` of `ser_fl.training.objectives`.
+        aggregation: how updates become one state, an `Aggregation` of `ser_fl.federation.aggregation`.
+        algorithm: what the server does, an `Algorithm` of `ser_fl.federation.algorithm`.
+        callbacks: Lightning callbacks that see every batch of every client (``trainer.datamodule`` says whose). With
+            ``executor=processes`` each worker has a copy of its own.
+        on_round: told of every committed round.
+
+    Returns:
+        The run: its folder, test figures, test utterances and model.
+
+    Raises:
+        UserError: the corpus, the settings, the run folder or an object do not fit, or an object cannot be sent to a
+            worker process.
+        RoundFailed: too few clients came back in a round.
+    """
+    from ser_fl.federation import session
+
+    folder = session.train(
+        config,
+        network=network,
+        objective=objective,
+        aggregation=aggregation,
+        algorithm=algorithm,
+        callbacks=callbacks,
+        on_round=on_round,
+    )
+    return Run(folder.root, network)
+
+
+@overload
+def benchmark(
+    model: Model,
+    features: Numbers,
+    labels: Numbers,
+    *,
+    attacks: object = ...,
+    epsilons: Sequence[float] | Literal["auto"] = ...,
+    defences: Sequence[str | Defence] = ...,
+    adaptive: object = ...,
+    eot_samples: int | Literal["exact"] = ...,
+    box: Box | None = ...,
+    ids: Sequence[str] | None = ...,
+    speakers: Sequence[str] = ...,
+    sexes: Sequence[str | None] = ...,
+    subsets: Mapping[str, int] | None = ...,
+    sweep: bool = ...,
+    drop_broken: bool = ...,
+    batch_size: int = ...,
+    seed: int = ...,
+    backend: Backend = ...,
+    checks: bool = ...,
+    on_attack: OnAttack = ...,
+) -> CheckedRecords: ...
+
+
+@overload
+def benchmark(model: RunFolder | Path | str, *, on_attack: OnAttack = ..., **settings: Any) -> CheckedRecords: ...
+
+
+def benchmark(
+    model: Model | RunFolder | Path | str,
+    features: Numbers | None = None,
+    labels: Numbers | None = None,
+    **settings: Any,
+) -> CheckedRecords:
+    """How strong must an attack be to break a model? Of a trained run, or of any model and any features.
+
+    Args:
+        model: a run, which is benchmarked as `ser-fl benchmark` does: on its test utterances, into its folder; or a
+            model, see `ser_fl.robustness.foreign.Model`.
+        features: of a model: clean features, a tensor, an array or lists of numbers.
+        labels: of a model: true classes as whole numbers, or one-hot.
+        **settings: of a run, those of `ser-fl benchmark` (`ser_fl.config.robustness.BenchmarkConfig`), and of a model
+            those of `ser_fl.robustness.benchmark.benchmark`. Both know ``attacks``, ``epsilons``, ``defences``,
+            ``adaptive``, ``eot_samples``, ``subsets``, ``sweep``, ``drop_broken``, ``batch_size``, ``seed``, ``checks``
+            and ``on_attack``.
+
+    Returns:
+        Records: "clean", each attack, and "worst_case" per utterance, for every defence; of a run all that its folder
+        holds. ``checks`` says what there is to doubt in them; None with ``checks=False``.
+
+    Raises:
+        UserError: a model, arrays or settings that do not fit: told before an attack runs.
+    """
+    from ser_fl.robustness import benchmark as robustness
+
+    if not isinstance(model, (RunFolder, Path, str)):
+        if features is None or labels is None:
+            raise UserError(
+                f"to benchmark a model, give features and labels with it, or a run; got {shown(model)} alone"
+            )
+        found: list[SanityReport] = []
+        on_checks = found.append if settings.pop("checks", True) else None
+        records = robustness.benchmark(model, features, labels, on_checks=on_checks, **settings)
+        return CheckedRecords(records, found[0] if found else None)
+    if features is not None or labels is not None:
+        raise UserError(
+            f"a run is benchmarked on its own test utterances, got features: give {model}'s model, ser_fl.load"
+        )
+    run = model if isinstance(model, RunFolder) else RunFolder(Path(model))
+    watching = {"on_attack": settings.pop("on_attack")} if "on_attack" in settings else {}
+    config = _benchmark_config(run, settings)
+    return CheckedRecords(
+        robustness.benchmark_run(config, **watching), read_sanity_report(run) if config.checks else None
+    )
+
+
+def _benchmark_config(run: RunFolder, settings: Mapping[str, Any]) -> Any:
+    """The settings of `ser-fl benchmark`, of Python's own types."""
+    from ser_fl.config.compose import compose_benchmark
+    from ser_fl.config.robustness import parse_benchmark
+
+    return parse_benchmark({**vars(compose_benchmark(["run=RUN"])), "run": str(run.root), **settings})
