@@ -6,8 +6,9 @@ line or in a file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -59,7 +60,9 @@ class Request:
             if isinstance(one, AttackSettings):
                 attacks[one] = build(one)
             elif (choice := _choice(one)) is None:
-                attacks |= {(id(one), epsilon): attack_from(one, epsilon) for epsilon in epsilons}
+                keys = [(id(one), epsilon) for epsilon in epsilons]
+                taken = {*ATTACKS, *(attack.settings.name for key, attack in attacks.items() if key not in keys)}
+                attacks |= {(id(one), epsilon): _told_apart(attack_from(one, epsilon), taken) for epsilon in epsilons}
             else:
                 for settings in self._settings(choice, epsilons, adaptive=adaptive):
                     attacks[settings] = build(settings)
@@ -155,6 +158,13 @@ def _choice(one: object) -> AttackChoice | None:
     except ValidationError as error:
         known = dict.fromkeys(AttackChoice.__annotations__)
         raise one_line(error, known | settings) from None
+
+
+def _told_apart(attack: Attack, taken: Collection[str]) -> Attack:
+    """The attack under a name that no other has: records and what is kept go by it."""
+    name = attack.settings.name
+    names = (name if number == 1 else f"{name}_{number}" for number in count(1))
+    return replace(attack, settings=replace(attack.settings, name=next(free for free in names if free not in taken)))
 
 
 def _first(own: int | None, common: int | None) -> int | None:
