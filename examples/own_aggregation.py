@@ -50,7 +50,7 @@ def main() -> None:
     """Two rounds of four clients."""
     config = ser_fl.compose(["experiment=debug", "clients.by=iid", "clients.num_clients=4"])
     run = ser_fl.train(config, aggregation=TrimmedMean(), algorithm=SlowServer())
-    print(f"UAR {run.read_json(run.summary)['test']['uar']:.3f}")
+    print(f"test UAR {run.metrics().uar:.3f}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""A network of your own in federated training, and loaded again."""
+"""A network of your own: any torch module that maps log-mel features (B, F, L) to logits (B, C).
+
+Give `ser_fl.train` a class or function that makes one for a number of classes, or a module whose weights are the
+initial ones. Everything else (federation, adversarial training, attacks) works on it as on the networks shipped.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +12,30 @@ from torch import Tensor, nn
 import ser_fl
 
 
-class MeanPool(nn.Module):
-    """Logits (B, C) from log-mel features (B, F, L): two layers on their mean over frames."""
+class Statistics(nn.Module):
+    """Two layers over the mean and the deviation over time of every mel bin."""
 
     def __init__(self, num_classes: int, num_mels: int = 64) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(num_mels, 32), nn.ReLU(), nn.Linear(32, num_classes))
+        self.layers = nn.Sequential(nn.Linear(2 * num_mels, 64), nn.ReLU(), nn.Linear(64, num_classes))
 
     def forward(self, features_BFL: Tensor) -> Tensor:
-        """Differentiable throughout, so that it can be attacked."""
-        logits_BC: Tensor = self.layers(features_BFL.mean(dim=2))
-        return logits_BC
+        """Logits of shape (B, C)."""
+        statistics_BF = torch.cat([features_BFL.mean(dim=2), features_BFL.std(dim=2)], dim=1)
+        return self.layers(statistics_BF)
 
 
 def main() -> None:
-    """Two rounds of two clients."""
-    run = ser_fl.train(ser_fl.compose(["experiment=debug"]), network=MeanPool)
-    model = ser_fl.load(run, network=MeanPool)  # the run folder holds its weights and its name, and no code
-    print(f"logits of shape {tuple(model(torch.zeros(1, 64, 61)).shape)}")
+    """Train it for some rounds, then attack it."""
+    config = ser_fl.compose(["experiment=debug", "federation.local_epochs=10", "optimiser.learning_rate=0.01"])
+    run = ser_fl.train(config, network=Statistics)
+    print(f"test UAR {run.metrics().uar:.3f}")
+
+    test = run.test_set()
+    model = run.load()  # later: ser_fl.load(folder, network=Statistics), since no file holds the code
+    records = ser_fl.benchmark(model, test.features_NFL, test.labels_N, attacks="pgd", epsilons=[0.1, 1.0])
+    for record in records:
+        print(f"{record.attack:10} epsilon {record.epsilon or 0:.1f}  UAR {record.robust_uar:.3f}")
 
 
 if __name__ == "__main__":

@@ -27,8 +27,7 @@ class Focal(Objective):
 def main() -> None:
     """Two rounds of two clients."""
     run = ser_fl.train(ser_fl.compose(["experiment=debug"]), objective=Focal(gamma=1.0))
-    print(f"objective {run.read_json(run.environment)['objects']['objective']}")
-    print(f"UAR {run.read_json(run.summary)['test']['uar']:.3f}")
+    print(f"test UAR {run.metrics().uar:.3f}")
 
 
 if __name__ == "__main__":
