@@ -21,6 +21,7 @@ from ser_fl.attacks.threat_model import Box
 from ser_fl.config.compose import compose_benchmark
 from ser_fl.defences import Randomisation
 from ser_fl.errors import UserError
+from ser_fl.robustness.benchmark import benchmark
 from ser_fl.robustness.requested import Request, request_of
 from ser_fl.robustness.sanity_checks.probes import PROBES
 from ser_fl.robustness.sanity_checks.records import RECORD_CHECKS
@@ -230,7 +231,7 @@ def test_a_defence_may_be_an_object() -> None:
 
 def test_python_runs_the_checks_that_the_command_line_runs() -> None:
     found: list[SanityReport] = []
-    records_of(["fgsm", "bim"], on_checks=found.append)
+    benchmark(Sign(), flat(MEANS), LABELS, attacks=["fgsm", "bim"], epsilons=[0.2], on_checks=found.append)
     (report,) = found
     told = {*report.passed, *report.not_checked, *(doubt.check for doubt in report.doubts)}
     assert told == {*PROBES, *RECORD_CHECKS}
