@@ -74,7 +74,7 @@ def _by_class(kind: type[Any]) -> Callable[[Problem], Tensor]:
             "targeted": False,
             "verbose": False,
         }
-        known = inspect.signature(kind.__init__).parameters
+        known = inspect.signature(kind).parameters
         given = {word: value for word, value in words.items() if word in known}
         attack = kind(problem.classifier(clip_values=clip_values_of(problem.box)), **given)
         return _checked(problem.features(attack.generate(problem.inputs(), problem.labels())), problem)

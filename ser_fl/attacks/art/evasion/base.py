@@ -67,7 +67,7 @@ class TensorAttack(EvasionAttack):  # type: ignore[misc]
         words = [
             inspect.Parameter(word, inspect.Parameter.KEYWORD_ONLY, default=parameter.default)
             for word, parameter in cls.parameters.items()
-            if word not in own
+            if word not in own and parameter.settable
         ]
         cls.__signature__ = inspect.Signature([*list(own.values())[1:-1], *words])
 

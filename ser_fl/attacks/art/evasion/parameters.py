@@ -23,6 +23,7 @@ class Parameter:
     allows: Callable[[Any], bool]
     kept: Callable[[Any], Any] = lambda value: value
     """Maps what a user gives to what the attack keeps."""
+    settable: bool = True
 
     def checked(self, name: str, value: Any) -> Any:
         """The value as the attack keeps it.
@@ -73,7 +74,7 @@ def function() -> Parameter:
 
 def refused(default: Any, reason: str) -> Parameter:
     """A parameter that ART's users know, and that this attack refuses to have changed."""
-    return Parameter(default, f"{default}, since {reason}", lambda value: value is default)
+    return Parameter(default, f"{default}, since {reason}", lambda value: value is default, settable=False)
 
 
 def _is_a(kind: Any, value: Any) -> bool:
