@@ -52,7 +52,6 @@ class ClientClassifier(QuickHookNames, EmotionClassifier):
     def __init__(
         self, config: Config, num_classes: int, network: nn.Module, local: LocalTraining, watch: Watch = UNWATCHED
     ) -> None:
-        # mypy does not see that pydantic's dataclass is one.
         optimiser = replace(config.optimiser, learning_rate=local.learning_rate)
         super().__init__(
             None if local.has_own_network or isinstance(config.model, ObjectConfig) else config.model,
