@@ -41,7 +41,7 @@ class Counter(pl.Callback):
 def num_alive() -> int:
     """Tensors of the shape of a recurrent weight: one a model, update, sum, gradient and moment, and direction."""
     shape = (3 * HIDDEN, HIDDEN)
-    return sum(isinstance(thing, torch.Tensor) and thing.shape == shape for thing in gc.get_objects())
+    return sum(issubclass(type(thing), torch.Tensor) and thing.shape == shape for thing in gc.get_objects())
 
 
 def settings(folder: Path, *changed: str) -> Config:

@@ -16,7 +16,6 @@ import torch
 import yaml
 from lightning.pytorch.profilers import PassThroughProfiler
 
-from ser_fl import train
 from ser_fl.cli.main import main
 from ser_fl.config.compose import compose
 from ser_fl.config.schema import Config, dump
@@ -26,6 +25,7 @@ from ser_fl.federation import client
 from ser_fl.federation.client import ClientTask
 from ser_fl.federation.experiment import OwnObjects, make_clients
 from ser_fl.federation.profile import RunProfile, open_watch
+from ser_fl.federation.session import train
 from ser_fl.models import classifier
 from ser_fl.models.registry import build_network
 from ser_fl.report.time_spent import ALL_CLIENTS, ALL_ROUNDS, profile_table

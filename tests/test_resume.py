@@ -196,6 +196,10 @@ def test_kill_9_at_random_moments_until_the_run_ends(home: Path, tmp_path: Path)
     assert_same_run(run, train(settings(home, tmp_path / "whole", *changed)))
 
 
+TRADES = (
+    *("objective.name=trades", "objective.recipe=per_step", "objective.from_round=1", "objective.random_start=true"),
+    *("objective.fraction=1.0", "objective.beta=3.0"),
+)
 ADAM = (
     *("federation.server_optimiser=adam", "federation.server_learning_rate=0.003"),
     *("federation.server_second_momentum=0.99", "federation.server_tau=0.001"),
@@ -217,7 +221,7 @@ ADAM = (
         ),
         ("objective.name=pgd", "objective.recipe=per_step", "objective.from_round=1"),
         (*ADAM, "model.norm=renorm", "selection.every=2"),
-        ("objective=trades", "objective.warm_up_rounds=3", "federation.weight_average=0.9"),
+        (*TRADES, "objective.warm_up_rounds=3", "federation.weight_average=0.9"),
         ("selection.by=robust", "selection.robust_every=2", "model.norm=group", "federation.fraction_train=0.5"),
     ],
     ids=[

@@ -498,7 +498,7 @@ def run_folder(path: Path, attacks: Sequence[Attack], monkeypatch: pytest.Monkey
     )
     trained = SimpleNamespace(
         config=SimpleNamespace(
-            executor=SimpleNamespace(threads=1, accelerator="cpu"), objective=SimpleNamespace(epsilon=0.5)
+            executor=SimpleNamespace(threads=1, accelerator="cpu"), stock_objective=SimpleNamespace(epsilon=0.5)
         ),
         model=bundle,
         store=lambda on_features: None,
