@@ -170,7 +170,7 @@ def command_of(process: int) -> str:
 def num_updates() -> int:
     """Updates that are alive."""
     gc.collect()
-    return sum(issubclass(type(thing), ClientUpdate) for thing in gc.get_objects())
+    return sum(type(thing) is ClientUpdate for thing in gc.get_objects())
 
 
 def wait_until_gone(processes: Sequence[int]) -> None:
