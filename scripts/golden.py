@@ -25,7 +25,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-_TIMES = {"seconds", "library", "clean_accuracy", "robust_accuracy"}
+_TIMES = {"seconds", "library", "clean_accuracy", "robust_accuracy", "bytes_up", "bytes_down"}
 """Entries that may differ: times, which code ran, and what records of earlier versions lack."""
 _TRAIN = ("tracking=none", "precision=32-true", "seed=3")
 _BENCHMARK = ("epsilons=[0.02,0.05]", "curve_epsilons=[]", "max_examples=8", "steps=4", "restarts=2")

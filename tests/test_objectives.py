@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from ser_fl.attacks.threat_model import Box
-from ser_fl.attacks.training_attacks import bim, divergence, fgsm, pgd, pgd_on_divergence, random_start
+from ser_fl.attacks.training_attacks import bim, divergence, fgsm, pgd, random_start
 from ser_fl.config.compose import compose
 from ser_fl.config.schema import AugmentationConfig, ObjectiveConfig
 from ser_fl.data.augmentation import augment
@@ -451,8 +451,8 @@ def test_trades_adds_beta_times_the_divergence_that_its_attack_found(network: Ti
         step_loss = trades(beta=beta).start_round(given(network, stream=stream(9))).loss
         found[beta] = step_loss(network, batch.features_NFL, batch.labels_N)[0]
     start_BFL = random_start(batch.features_NFL, 0.02 * EPSILON, stream(9))
-    adversarial_BFL = pgd_on_divergence(
-        network, batch.features_NFL, epsilon=EPSILON, step_size=EPSILON / 4, steps=3, box=BOX, start_BFL=start_BFL
+    adversarial_BFL = pgd(
+        network, batch.features_NFL, None, epsilon=EPSILON, step_size=EPSILON / 4, steps=3, box=BOX, start_BFL=start_BFL
     )
     clean, moved = (
         torch.distributions.Categorical(logits=network(features)) for features in (batch.features_NFL, adversarial_BFL)
@@ -469,8 +469,15 @@ def test_the_attack_of_trades_raises_the_divergence_step_by_step(network: TinyNe
     start_BFL = random_start(features_BFL, 0.02 * EPSILON, stream())
     reached = []
     for steps in (0, 1, 4, 12):
-        moved_BFL = pgd_on_divergence(
-            network, features_BFL, epsilon=EPSILON, step_size=EPSILON / 4, steps=steps, box=BOX, start_BFL=start_BFL
+        moved_BFL = pgd(
+            network,
+            features_BFL,
+            None,
+            epsilon=EPSILON,
+            step_size=EPSILON / 4,
+            steps=steps,
+            box=BOX,
+            start_BFL=start_BFL,
         )
         assert float((moved_BFL - features_BFL).abs().max()) <= EPSILON + ROUNDING
         assert torch.equal(BOX.clip(moved_BFL), moved_BFL)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ser_fl.attacks.clips import ClipBall, Clips, heard_samples
-from ser_fl.attacks.domains import WaveformToFeatures
+from ser_fl.attacks.waveform_domain import WaveformToFeatures
 from ser_fl.config.compose import compose
 from ser_fl.data.audio import read_audio
 from ser_fl.data.frontend import FeatureStatistics, LogMel, Standardisation

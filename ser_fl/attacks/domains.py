@@ -1,43 +1,26 @@
 """What attacks move: standardised log-mel features, or the samples of recordings.
 
 A `Domain` says what is moved, in which box, how far a budget lets it go, how it becomes the features that a classifier
-is shown, and how far it went in the end. All else of an attack and of a benchmark is the same for both.
+is shown, and how far it went in the end. All else of an attack and of a benchmark is the same for both. The second one
+is in `waveform_domain`.
 
-A budget of recordings is a signal-to-noise ratio in dB, an L2 ball whose radius belongs to the clip; an amplitude, an
-L-infinity ball; or the clip's own masking threshold. All are of the recorded samples that the front end hears, at full
-scale 1. A caution: features are log(x + 1e-8), so that bins of digital silence react to the faintest noise. Where a
-corpus holds silence, an attack at 60 dB may succeed by what no recording in a room would keep.
-
-Legend: N utterances, B clips of a batch, T samples, S samples at the front end's rate, F mel bins, L frames.
+Legend: N utterances, F mel bins, L frames.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from ser_fl.attacks.clips import ClipBall, Clips
 from ser_fl.attacks.problem import Problem
-from ser_fl.attacks.psychoacoustic import MaskingBall
-from ser_fl.attacks.settings import AttackSettings
-from ser_fl.attacks.threat_model import Ball, Box, distance
-from ser_fl.data.frontend import LogMel as LogMelFrontend
-from ser_fl.data.frontend import Standardisation, resample
-from ser_fl.devices import send
+from ser_fl.attacks.threat_model import Box, distance
 
 if TYPE_CHECKING:
     from ser_fl.attacks.attack import Attack
-
-FULL_SCALE = Box(torch.tensor(-1.0), torch.tensor(1.0))
-"""The values that samples may take."""
-SNR_TOLERANCE_DB = 1e-3
-
-Read = Callable[[str], tuple[Tensor, int]]
-"""An utterance's recording by its id: shape (T,), and its sampling rate in Hz."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -154,139 +137,3 @@ class LogMel:
 
 
 LOGMEL = LogMel()
-
-
-class WaveformToFeatures:
-    """From recorded waveforms to standardised features inside the box: differentiable, the `ToFeatures` of a `Target`.
-
-    A perturbation lives on the recorded samples, at the clip's own rate: it is resampled, and repeated with its clip to
-    the front end's length, so that what was crafted can be written as a WAV file and heard.
-
-    Args:
-        clips: whose waveforms are moved; where they may not be, theirs is what is heard.
-        frontend: log-mel front end, on the device of the clips.
-        standardisation: the model's.
-    """
-
-    def __init__(self, clips: Clips, frontend: LogMelFrontend, standardisation: Standardisation) -> None:
-        self.clips = clips
-        self.frontend = frontend
-        self.standardisation = standardisation
-        # As long as torchaudio makes them.
-        resampled_B = -(-clips.recorded_B * frontend.sample_rate_hz // clips.sample_rate_hz)
-        steps_S = torch.arange(frontend.num_samples, device=resampled_B.device)
-        self._repeated_BS = steps_S % resampled_B[:, None]
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """Features of shape (B, F, L) from waveforms of shape (B, T), padded as the clips are."""
-        own_BT = self.clips.moved(inputs)
-        resampled = resample(own_BT, self.clips.sample_rate_hz, self.frontend.sample_rate_hz)
-        features_BFL: Tensor = self.standardisation(self.frontend(resampled.gather(1, self._repeated_BS)))
-        return features_BFL
-
-    def subset(self, rows_N: Tensor) -> Self:
-        """The same for some of the clips."""
-        return type(self)(self.clips.subset(rows_N), self.frontend, self.standardisation)
-
-    def ball(self, settings: AttackSettings) -> Ball:
-        """What the budget allows; of a silent clip and an SNR, nothing but the clip."""
-        clips = self.clips
-        if settings.masked:
-            return MaskingBall.around(clips)
-        if settings.snr_db is None:
-            radius_B = clips.waveform_BT.new_full((len(clips),), settings.epsilon)
-            return ClipBall(clips.waveform_BT, radius_B, "inf", clips.heard_B)
-        radius_B = (clips.lengths(clips.waveform_BT) * 10 ** (-settings.snr_db / 20)).float()
-        return ClipBall(clips.waveform_BT, radius_B, "2", clips.heard_B)
-
-    def own(self, inputs: Tensor) -> Tensor:
-        """What was moved, where it may be; everywhere else the clean samples."""
-        return self.clips.moved(inputs)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Waveform:
-    """The samples of recordings, within SNRs, amplitudes or masking thresholds."""
-
-    frontend: LogMelFrontend
-    """On the device of the model."""
-    standardisation: Standardisation
-    read: Read
-    masked: bool = False
-    """Whether to measure how much of every perturbation lies under the masking threshold, which takes its time."""
-    name: str = "waveform"
-    sweeps: bool = False
-
-    def features(self, waveform_T: Tensor, sample_rate_hz: int) -> Tensor:
-        """Standardised features of one recording, shape (1, F, L): as a new recording is read, and by the same way."""
-        clip_T = self.frontend.clip(waveform_T, sample_rate_hz)
-        device = self.standardisation.mean_F1.device
-        features_1FL: Tensor = self.standardisation(self.frontend(send(clip_T[None], device)))
-        return features_1FL
-
-    def clean(self, ids: Sequence[str]) -> Tensor:
-        """Features of utterances as they were recorded, shape (N, F, L)."""
-        with torch.no_grad():
-            return torch.cat([self.features(*self.read(utterance_id)) for utterance_id in ids])
-
-    def problems(self, problem: Problem) -> list[tuple[list[int], Problem]]:
-        """The recordings of a batch; clips of one sampling rate go together."""
-        recordings = [self.read(utterance_id) for utterance_id in problem.keys_B]
-        by_rate: dict[int, list[int]] = {}
-        for row, (_, rate) in enumerate(recordings):
-            by_rate.setdefault(rate, []).append(row)
-        device = problem.labels_B.device
-        found = []
-        for rate, rows in by_rate.items():
-            clips = Clips.of([recordings[row][0] for row in rows], rate, self.frontend).to(device)
-            part = replace(
-                problem.subset(torch.tensor(rows, device=device)),
-                clean=clips.waveform_BT,
-                box=FULL_SCALE.to(device),
-                to_features=WaveformToFeatures(clips, self.frontend, self.standardisation),
-            )
-            found.append((rows, part))
-        return found
-
-    def crafted(self, attack: Attack, problem: Problem, adversarial: Tensor) -> Crafted:
-        """The features of adversarial samples, and how far these are from the clip."""
-        assert isinstance(problem.to_features, WaveformToFeatures)
-        clips = problem.to_features.clips
-        with torch.no_grad():
-            step_BT = (adversarial - clips.waveform_BT).cpu()
-            share_B = torch.full((len(clips),), torch.nan)
-            if self.masked:
-                share_B = MaskingBall.around(clips).share_below(adversarial).cpu()
-            return Crafted(
-                adversarial_NFL=problem.to_features(adversarial),
-                figures={
-                    "l2": torch.linalg.vector_norm(step_BT.double(), dim=1),
-                    "linf": step_BT.abs().amax(1),
-                    "median_snr_db": clips.snr_db(adversarial).cpu(),
-                    "masked_share": share_B,
-                },
-            )
-
-    def held(self, crafted: Crafted, attack: Attack, clean_NFL: Tensor) -> Crafted:
-        """All of it, but of an attack that looks for the quietest perturbation what is quiet enough."""
-        if not attack.entry.minimal or attack.settings.snr_db is None:
-            return crafted
-        quiet_N = crafted.figures["median_snr_db"] >= attack.settings.snr_db - SNR_TOLERANCE_DB
-        quiet_N11 = quiet_N.to(clean_NFL.device)[:, None, None]
-        silence = {"l2": 0.0, "linf": 0.0, "median_snr_db": torch.inf}
-        kept = {name: crafted.figures[name].masked_fill(~quiet_N, value) for name, value in silence.items()}
-        written_NFL = crafted.written_NFL
-        return replace(
-            crafted,
-            adversarial_NFL=torch.where(quiet_N11, crafted.adversarial_NFL, clean_NFL),
-            written_NFL=None if written_NFL is None else torch.where(quiet_N11, written_NFL, clean_NFL),
-            figures={**crafted.figures, **kept},
-        )
-
-    def lacks(self, measured: Collection[str], attack: Attack, ids: Sequence[str], adaptive: bool) -> bool:
-        """Whether the masking threshold is asked for now."""
-        return self.masked and "masked_share" not in measured
-
-    def widest(self, features_NFL: Tensor, box: Box) -> float:
-        """Full scale: any clip can be made any other."""
-        return 2.0

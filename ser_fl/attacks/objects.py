@@ -20,7 +20,7 @@ from ser_fl.attacks.art.estimator import clip_values_of
 from ser_fl.attacks.attack import Attack, Entry
 from ser_fl.attacks.problem import Problem
 from ser_fl.attacks.settings import AttackSettings
-from ser_fl.attacks.threat_model import default_step_size
+from ser_fl.attacks.step_size import default_step_size
 from ser_fl.errors import UserError, shown
 
 Function = Callable[[nn.Module, Tensor, Tensor], Tensor]

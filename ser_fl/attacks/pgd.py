@@ -8,6 +8,8 @@ Legend: B utterances, R restarts; whatever follows B is what is moved: mel bins 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -44,10 +46,15 @@ def craft_pgd(problem: Problem) -> Tensor:
     Where a smaller budget led to takes the place of the first start.
     """
     ball = problem.ball
+    return _iterate(problem, ball, torch.stack(starts_of(problem, ball)))
+
+
+def starts_of(problem: Problem, ball: Ball) -> list[Tensor]:
+    """Where PGD starts, each of shape (B, ...): at random, the first where a smaller budget led to; else clean."""
     starts = [ball.random(problem.streams("pgd", restart)) for restart in range(problem.settings.restarts or 0)]
     if problem.start_BFL is not None:
         starts[:1] = [problem.start_BFL]
-    return _iterate(problem, ball, torch.stack(starts) if starts else None)
+    return starts or [ball.clean]
 
 
 def _iterate(problem: Problem, ball: Ball, starts: Tensor | None) -> Tensor:
@@ -103,42 +110,49 @@ def descend(
         starts = ball.clean
     if starts.dim() == ball.clean.dim():
         starts = starts[None]
-    if not isinstance(step_size, Tensor):
-        step_size = ball.clean.new_full((len(labels_B),), step_size)
+    stride_B = step_size if isinstance(step_size, Tensor) else ball.clean.new_full((len(labels_B),), step_size)
+
+    def ascend(rows_N: Tensor | None, start: Tensor, restart: int) -> Tensor:
+        """The order of its operations is ART's: step, clip to the box, project onto the ball."""
+        part, around, labels_N, stride_N = target, ball, labels_B, stride_B
+        if rows_N is not None:
+            part, around = target.subset(rows_N), ball.subset(rows_N)
+            labels_N, stride_N = labels_B[rows_N], stride_B[rows_N]
+        stride, moved = per_utterance(stride_N, around.clean), box.clip(start.detach())
+        for step in range(restart * steps, (restart + 1) * steps):
+            gradient = part.answer(moved, labels_N, loss, step=step).gradient
+            moved = around.project(box.clip(around.steepest(gradient).mul_(stride).add_(moved)))
+        return moved
+
+    held = None if incumbent is None else box.clip(incumbent.detach().clone())
+    return best_of_starts(target, labels_B, starts, ascend, loss=loss, incumbent=held)
+
+
+Ascend = Callable[[Tensor | None, Tensor, int], Tensor]
+"""(rows of the utterances, None for all; where they start; number of the restart) -> their last iterates."""
+
+
+def best_of_starts(
+    target: Target,
+    labels_B: Tensor,
+    starts: Sequence[Tensor] | Tensor,
+    ascend: Ascend,
+    *,
+    loss: Loss = cross_entropy,
+    incumbent: Tensor | None = None,
+) -> Tensor:
+    """The best of what each start leads to, as `descend` says; only those that no start has broken start again."""
     if len(starts) == 1 and incumbent is None:
-        return _ascend(target, ball, labels_B, starts[0], steps, step_size, box, loss, 0)
+        return ascend(None, starts[0], 0)
     best, every_B = None, torch.arange(len(labels_B), device=labels_B.device)
     if incumbent is not None:
-        best = BestAdversarial.of(target, box.clip(incumbent.detach().clone()), labels_B, loss=loss, step=_FINAL)
+        best = BestAdversarial.of(target, incumbent, labels_B, loss=loss, step=_FINAL)
     for restart, start in enumerate(starts):
         rows = every_B if best is None or restart == 0 else best.unbroken()
         if not len(rows):
             break
-        part, labels_N = target.subset(rows), labels_B[rows]
-        found = _ascend(
-            part, ball.subset(rows), labels_N, start[rows], steps, step_size[rows], box, loss, restart * steps
-        )
-        candidate = BestAdversarial.of(part, found, labels_N, loss=loss, step=_FINAL)
+        found = ascend(rows, start[rows], restart)
+        candidate = BestAdversarial.of(target.subset(rows), found, labels_B[rows], loss=loss, step=_FINAL)
         best = candidate if best is None else best.put(rows, best.subset(rows).or_better(candidate))
     assert best is not None, "there is one start at least"
     return best.inputs
-
-
-def _ascend(
-    target: Target,
-    ball: Ball,
-    labels_B: Tensor,
-    start: Tensor,
-    steps: int,
-    step_size_B: Tensor,
-    box: Box,
-    loss: Loss,
-    first_step: int,
-) -> Tensor:
-    """One restart. The order of its operations is ART's: step, clip to the box, project onto the ball."""
-    stride = per_utterance(step_size_B, ball.clean)
-    moved = box.clip(start.detach())
-    for step in range(first_step, first_step + steps):
-        gradient = target.answer(moved, labels_B, loss, step=step).gradient
-        moved = ball.project(box.clip(ball.steepest(gradient).mul_(stride).add_(moved)))
-    return moved

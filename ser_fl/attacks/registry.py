@@ -30,8 +30,8 @@ from ser_fl.attacks.noise import craft_noise_gaussian, craft_noise_uniform
 from ser_fl.attacks.pgd import craft_bim, craft_fgsm, craft_pgd
 from ser_fl.attacks.settings import AttackSettings
 from ser_fl.attacks.square import craft_square
+from ser_fl.attacks.step_size import default_step_size
 from ser_fl.attacks.suites import SUITES
-from ser_fl.attacks.threat_model import default_step_size
 from ser_fl.attacks.universal import craft_universal
 from ser_fl.config.robustness import Backend
 from ser_fl.errors import UserError, unknown_name

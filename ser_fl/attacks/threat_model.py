@@ -141,11 +141,6 @@ def lengths(step: Tensor) -> Tensor:
     return length_B
 
 
-def default_step_size(epsilon: float) -> float:
-    """How far a step of an iterated attack moves where nothing else is said: a quarter of epsilon."""
-    return epsilon / 4
-
-
 def budget_of(epsilon: float, norm: Norm, features_shape: tuple[int, ...]) -> float:
     """Largest norm of a perturbation that counts as a success.
 

@@ -173,7 +173,8 @@ def pgd(
     Args:
         model: maps features_BFL to logits_BC; its modes and gradients are as before when this returns.
         features_BFL: clean features, float32; clipped to the box before anything else.
-        labels_B: true classes, int64; None to raise the `divergence` from the model's own clean predictions.
+        labels_B: true classes, int64; None to raise the `divergence` from the model's own clean predictions (TRADES:
+            arXiv 1901.08573, section 4), which has no gradient at the clean utterance: start elsewhere.
         epsilon: radius of the ball, >= 0, in units of the features; 0 gives the clean features, clipped.
         step_size: how far each step moves every cell, >= 0, same units.
         steps: number of steps, >= 0, of one forward and one backward pass each.
@@ -205,26 +206,6 @@ def pgd(
             box=box,
             loss=_away_from(model, clean_BFL) if labels_B is None else cross_entropy,
         )
-
-
-def pgd_on_divergence(
-    model: nn.Module,
-    features_BFL: Tensor,
-    *,
-    epsilon: float,
-    step_size: float,
-    steps: int,
-    box: Box | None = None,
-    start_BFL: Tensor,
-    low_precision: bool = False,
-) -> Tensor:
-    """PGD that raises the `divergence` from the model's own clean predictions (TRADES: arXiv 1901.08573, section 4).
-
-    It needs no labels, and a start away from the clean utterance, where the divergence has no gradient. Arguments,
-    result and errors are otherwise those of `pgd`.
-    """
-    lengths: dict[str, Any] = {"epsilon": epsilon, "step_size": step_size, "steps": steps}
-    return pgd(model, features_BFL, None, **lengths, box=box, start_BFL=start_BFL, low_precision=low_precision)
 
 
 def _away_from(model: nn.Module, clean_BFL: Tensor) -> Loss:

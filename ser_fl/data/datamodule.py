@@ -96,12 +96,15 @@ class _ReplayedBatches(_ShuffledBatches):
 class _StatefulLoader(DataLoader[Batch]):
     """A loader of shuffled batches whose state goes into Lightning's checkpoints."""
 
+    def __init__(self, batches: _ShuffledBatches) -> None:
+        super().__init__(batches, batch_size=None, generator=Generator())
+        self._batches = batches
+
     def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = self.dataset.state_dict()  # type: ignore[attr-defined]
-        return state
+        return self._batches.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.dataset.load_state_dict(state)  # type: ignore[attr-defined]
+        self._batches.load_state_dict(state)
 
 
 class EmotionDataModule(pl.LightningDataModule):
@@ -143,7 +146,7 @@ class EmotionDataModule(pl.LightningDataModule):
     def _train_loader(self) -> _StatefulLoader:
         stream = generator(self.config.seed, "batches")
         batches = _ShuffledBatches(self.examples("train"), self.config.federation.batch_size, stream)
-        return _StatefulLoader(batches, batch_size=None, generator=Generator())
+        return _StatefulLoader(batches)
 
     def state_dict(self) -> dict[str, Any]:
         """Of shuffling. Lightning asks the loader for it too, but does not give it back at the end of an epoch."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ser_fl.attacks.threat_model import default_step_size
+from ser_fl.attacks.step_size import default_step_size
 from ser_fl.attacks.training_attacks import bim
 from ser_fl.robustness.intervals import uar_of
 from ser_fl.robustness.outcomes import Outcome

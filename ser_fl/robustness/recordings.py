@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from ser_fl.attacks.attack import Attack
-from ser_fl.attacks.domains import Crafted, Waveform, WaveformToFeatures
+from ser_fl.attacks.domains import Crafted
 from ser_fl.attacks.problem import Problem
+from ser_fl.attacks.waveform_domain import Waveform, WaveformToFeatures
 from ser_fl.config.robustness import BenchmarkConfig
 from ser_fl.data.audio import read_audio, write_wav
 from ser_fl.data.features import FeatureStore

@@ -18,11 +18,9 @@ from ser_fl.attacks.objects import attack_from
 from ser_fl.attacks.registry import ATTACKS, ON_RECORDINGS, build, build_on_recordings, entry_of
 from ser_fl.attacks.settings import AttackSettings
 from ser_fl.attacks.suites import SUITE_ON_RECORDINGS, SUITES, expand, subsets_of
+from ser_fl.attacks.waveform_domain import SNR_DBS
 from ser_fl.config.robustness import AttackChoice, Backend, BenchmarkConfig
 from ser_fl.config.schema import one_line
-
-SNR_DBS = (60.0, 50.0, 40.0, 30.0, 20.0, 10.0, 0.0)
-"""Budgets of recordings where none is given."""
 
 _CHOICE: TypeAdapter[AttackChoice] = TypeAdapter(AttackChoice)
 

@@ -15,7 +15,8 @@ from ser_fl.attacks.art.random_states import random_states_from_the_global_one
 from ser_fl.attacks.art.seeding import seeded
 from ser_fl.attacks.problem import Problem
 from ser_fl.attacks.settings import AttackSettings
-from ser_fl.attacks.threat_model import Norm, budget_of, default_step_size
+from ser_fl.attacks.step_size import default_step_size
+from ser_fl.attacks.threat_model import Norm, budget_of
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.randomness import derive_seed
 

@@ -19,13 +19,9 @@ import torch
 from torch import Tensor
 
 from ser_fl.attacks.art.estimator import Array, clip_values_of, import_art
-from ser_fl.attacks.best_adversarial import BestAdversarial
 from ser_fl.attacks.losses import cross_entropy
+from ser_fl.attacks.pgd import best_of_starts, starts_of
 from ser_fl.attacks.problem import Problem
-from ser_fl.randomness import generator
-
-_FINAL = -1
-"""The step whose draws compare what restarts have found, as in `ser_fl.attacks.pgd`."""
 
 
 def craft_fgsm(problem: Problem) -> Tensor:
@@ -42,7 +38,8 @@ def craft_bim(problem: Problem) -> Tensor:
     import_art()
     from art.attacks.evasion import BasicIterativeMethod
 
-    return _best_of_starts(BasicIterativeMethod, problem, [problem.start_BFL])
+    start = problem.ball.clean if problem.start_BFL is None else problem.start_BFL
+    return _best_of_starts(BasicIterativeMethod, problem, [start])
 
 
 def craft_pgd(problem: Problem) -> Tensor:
@@ -50,52 +47,27 @@ def craft_pgd(problem: Problem) -> Tensor:
     import_art()
     from art.attacks.evasion import ProjectedGradientDescentPyTorch
 
-    starts: list[Tensor | None] = [
-        problem.ball.random(generator("pgd", problem.seed, key, restart) for key in problem.keys_B)
-        for restart in range(problem.settings.restarts or 0)
-    ]
-    if problem.start_BFL is not None:
-        starts[:1] = [problem.start_BFL]
-    return _best_of_starts(ProjectedGradientDescentPyTorch, problem, starts or [None])
+    return _best_of_starts(ProjectedGradientDescentPyTorch, problem, starts_of(problem, problem.ball))
 
 
-def _best_of_starts(kind: type[Any], problem: Problem, starts: list[Tensor | None]) -> Tensor:
-    """What the class finds from each start, chosen as `pgd.descend` does; a start of None is the clean utterance."""
-    if len(starts) == 1 and problem.start_BFL is None:
-        return _ascend(kind, problem, starts[0], 0)
-    best, every_B = None, torch.arange(len(problem.keys_B), device=problem.labels_B.device)
-    if problem.start_BFL is not None:
-        best = _judged(problem, problem.box.clip(problem.start_BFL.detach().clone()))
-    for restart, start in enumerate(starts):
-        rows = every_B if best is None or restart == 0 else best.unbroken()
-        if not len(rows):
-            break
-        part = problem.subset(rows)
-        candidate = _judged(part, _ascend(kind, part, None if start is None else start[rows], restart))
-        best = candidate if best is None else best.put(rows, best.subset(rows).or_better(candidate))
-    assert best is not None, "there is one start at least"
-    return best.inputs
+def _best_of_starts(kind: type[Any], problem: Problem, starts: list[Tensor]) -> Tensor:
+    """What an iterated class finds from each start, chosen as `pgd.descend` does."""
 
+    def ascend(rows_N: Tensor | None, start_NFL: Tensor, restart: int) -> Tensor:
+        part, settings = problem if rows_N is None else problem.subset(rows_N), problem.settings
+        attack = kind(
+            _estimator(part, restart * problem.steps),
+            eps=settings.epsilon,
+            eps_step=settings.step_size,
+            max_iter=problem.steps,
+            batch_size=len(part.keys_B),
+            verbose=False,
+        )
+        _start_at(attack, part.box.clip(start_NFL.detach())[:, None])
+        return _generate(attack, part)
 
-def _judged(problem: Problem, adversarial_BFL: Tensor) -> BestAdversarial:
-    return BestAdversarial.of(problem.target, adversarial_BFL, problem.labels_B, loss=cross_entropy, step=_FINAL)
-
-
-def _ascend(kind: type[Any], problem: Problem, start_BFL: Tensor | None, restart: int) -> Tensor:
-    """One restart of an iterated class."""
-    settings = problem.settings
-    assert settings.steps is not None
-    attack = kind(
-        _estimator(problem, restart * settings.steps),
-        eps=settings.epsilon,
-        eps_step=settings.step_size,
-        max_iter=settings.steps,
-        batch_size=len(problem.keys_B),
-        verbose=False,
-    )
-    if start_BFL is not None:
-        _start_at(attack, problem.box.clip(start_BFL.detach())[:, None])
-    return _generate(attack, problem)
+    held = None if problem.start_BFL is None else problem.box.clip(problem.start_BFL.detach().clone())
+    return best_of_starts(problem.target, problem.labels_B, starts, ascend, incumbent=held)
 
 
 def _start_at(attack: Any, start_B1FL: Tensor) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ser_fl.attacks.step_size import default_step_size
 from ser_fl.attacks.training_attacks import pgd, random_start
 from ser_fl.config.schema import AugmentationConfig, ObjectiveConfig
 from ser_fl.data.augmentation import augment
@@ -53,7 +54,7 @@ class PGD:
 
     def own_step_size(self, epsilon: float) -> float:
         """Where none is configured."""
-        return epsilon / (4 if self.steps > 1 else 1)
+        return default_step_size(epsilon) if self.steps > 1 else epsilon
 
 
 class FGSM(PGD):

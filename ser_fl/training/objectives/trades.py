@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ser_fl.attacks.training_attacks import divergence, pgd_on_divergence, random_start
+from ser_fl.attacks.training_attacks import divergence, pgd, random_start
 from ser_fl.training.objectives.adversarial import Adversarial
 from ser_fl.training.objectives.objective import ClientRound, TrainingPlan
 
@@ -40,9 +40,10 @@ class Trades(Adversarial):
             The loss, and the clean utterances' logits of shape (B, C).
         """
         with given.watch.part("attack"):
-            adversarial_BFL = pgd_on_divergence(
+            adversarial_BFL = pgd(
                 network,
                 features_BFL,
+                None,
                 epsilon=epsilon,
                 step_size=self.attack.step_size(epsilon),
                 steps=self.config.steps,
