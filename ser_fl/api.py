@@ -131,17 +131,12 @@ def train(
         RoundFailed: too few clients came back in a round.
     """
     from ser_fl.federation import session
+    from ser_fl.federation.rounds import Hooks
 
-    folder = session.train(
-        config,
-        network=network,
-        objective=objective,
-        aggregation=aggregation,
-        algorithm=algorithm,
-        callbacks=callbacks,
-        on_round=on_round,
-    )
-    return Run(folder.root, network)
+    given = {"network": network, "objective": objective, "aggregation": aggregation, "algorithm": algorithm}
+    own: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    own |= {"callbacks": callbacks} if callbacks else {}
+    return Run(session.train(config, hooks=Hooks(on_round=on_round), **own).root, network)
 
 
 @overload

@@ -23,7 +23,7 @@ from packaging.version import Version
 from ser_fl.config import robustness as attack_config
 from ser_fl.config import schema
 from ser_fl.config.compose import compose, compose_benchmark, configs_dir, groups
-from ser_fl.config.instantiate import own_objects
+from ser_fl.config.instantiate import instantiated_objects
 from ser_fl.config.objects import ObjectConfig
 from ser_fl.config.schema import Config, dump, parse
 from ser_fl.errors import UserError
@@ -545,15 +545,15 @@ def test_objects_by_import_path_become_arguments_of_train(own: Path, monkeypatch
     config = compose(["experiment=ours", *algorithm, *objective], config_dir=own)
     assert "mynets" not in sys.modules
     (own / "mynets.py").write_text(MYNETS)
-    made = own_objects(config)
+    made = instantiated_objects(config)
     assert set(made) == {"network", "callbacks", "algorithm", "objective"}
     assert made["network"](7).shape == (7, 3)
     assert [type(callback).__name__ for callback in made["callbacks"]] == ["Watch"]
     assert (made["algorithm"]["a"], made["objective"]) == (2, 3)
-    assert own_objects(compose(["experiment=debug"])) == {}
+    assert instantiated_objects(compose(["experiment=debug"])) == {}
     for target, words in (("mynets.Broken", "no microphone"), ("mynets.Nothing", "Nothing"), ("nowhere.X", "nowhere")):
         with pytest.raises(UserError, match=f"{target} cannot be made: .*{words}"):
-            own_objects(compose(["experiment=debug", "objective=own", f"objective._target_={target}"]))
+            instantiated_objects(compose(["experiment=debug", "objective=own", f"objective._target_={target}"]))
 
 
 @pytest.mark.parametrize(

@@ -261,3 +261,11 @@ def test_what_does_not_fit_is_refused_in_one_line_before_anything_is_written(
 def test_settings_round_trip_with_objects() -> None:
     config = compose(["experiment=debug"])
     assert dump(config)["objects"] == {}
+
+
+def test_objects_that_a_configuration_names_are_taken_from_python_too(tmp_path: Path) -> None:
+    """``train(compose(...))`` needs nobody to hand them on."""
+    target = "ser_fl.federation.algorithm.FedAvg"
+    settings = ["experiment=debug", "federation.num_rounds=1", f"run_dir={tmp_path / 'run'}"]
+    run = train(compose([*settings, f"federation.algorithm._target_={target}"]))
+    assert RunFolder(run.root).read_json(run.environment)["objects"]["algorithm"] == target

@@ -18,6 +18,7 @@ import pytest
 
 from ser_fl.cli.main import TRY_AGAIN, main
 from ser_fl.config.compose import compose
+from ser_fl.federation.rounds import Hooks
 from ser_fl.federation.session import train
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.preemption import LEFT_TO_THE_PARENT, Preemption, Stopped
@@ -118,7 +119,7 @@ def test_a_signal_within_a_trainer_is_not_the_trainers(home: Path, tmp_path: Pat
     config = compose([*SMALL, f"data.cache_dir={home / 'cache'}", f"run_dir={tmp_path / 'run'}"])
     signaller, preemption = Signaller(number), Preemption()
     with pytest.raises(Stopped, match=number.name), preemption.listening():
-        train(config, callbacks=[signaller], preemption=preemption)
+        train(config, callbacks=[signaller], hooks=Hooks(preemption=preemption))
     assert signaller.fits == 2
     (only,) = RunFolder(tmp_path / "run").read_jsonl(tmp_path / "run" / "rounds.jsonl")
     assert only["failures"] == []

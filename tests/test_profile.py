@@ -25,6 +25,7 @@ from ser_fl.federation import client
 from ser_fl.federation.client import ClientTask
 from ser_fl.federation.experiment import OwnObjects, make_clients
 from ser_fl.federation.profile import RunProfile, open_watch
+from ser_fl.federation.rounds import Hooks
 from ser_fl.federation.session import train
 from ser_fl.models import classifier
 from ser_fl.models.registry import build_network
@@ -230,7 +231,7 @@ def runs(settings: Callable[..., Config], tmp_path_factory: pytest.TempPathFacto
         "clean": ("profile=true", *CLEAN),
     }.items():
         told: Told = []
-        found[name] = train(settings(f"run_dir={folder / name}", *changed), on_profile=told.append), told
+        found[name] = train(settings(f"run_dir={folder / name}", *changed), hooks=Hooks(on_profile=told.append)), told
     return found
 
 
@@ -345,12 +346,12 @@ def test_a_run_that_is_cut_short_says_it_too_and_goes_on_with_or_without(
     told: Told = []
     where = (f"run_dir={tmp_path / 'run'}", "resume=true")
     with pytest.raises(KeyboardInterrupt):
-        train(settings(*where), on_round=interrupt, on_profile=told.append)
+        train(settings(*where), hooks=Hooks(on_round=interrupt, on_profile=told.append))
     assert told == []
     with pytest.raises(KeyboardInterrupt):
-        train(settings(*where, "profile=true"), on_round=interrupt, on_profile=told.append)
-    run = train(settings(*where), on_profile=told.append)
-    train(settings(*where, "profile=true"), on_profile=told.append)  # there is nothing left to do
+        train(settings(*where, "profile=true"), hooks=Hooks(on_round=interrupt, on_profile=told.append))
+    run = train(settings(*where), hooks=Hooks(on_profile=told.append))
+    train(settings(*where, "profile=true"), hooks=Hooks(on_profile=told.append))  # there is nothing left to do
     assert len(told) == 1 and told[0].later is None and told[0].first.first_round == 2
     assert spans(run)[0]["first_round"] == 2
     assert run.weights.read_bytes() == runs["plain"][0].weights.read_bytes()

@@ -28,6 +28,7 @@ _RUN = """
 import json, os, sys, threading
 from pathlib import Path
 from ser_fl.config.compose import compose
+from ser_fl.federation.rounds import Hooks
 from ser_fl.federation.session import train
 
 def status(name):
@@ -42,7 +43,7 @@ def on_round(record):
 *settings, run_dir = sys.argv[1:]
 train(compose([*settings, f"{run_dir} first", "federation.num_rounds=2"]))  # what libraries open once and keep
 before = [status("RssAnon"), len(os.listdir("/proc/self/fd")), threading.active_count()]
-train(compose([*settings, run_dir]), on_round=on_round)
+train(compose([*settings, run_dir]), hooks=Hooks(on_round=on_round))
 after = [status("RssAnon"), len(os.listdir("/proc/self/fd")), threading.active_count()]
 print(json.dumps({"samples": samples, "before": before, "after": after}))
 """

@@ -20,10 +20,9 @@ def train_visibly(config: Config, preemption: Preemption | None = None) -> RunFo
     Raises:
         Stopped: SIGTERM or SIGUSR1 came.
     """
-    from ser_fl.config.instantiate import own_objects
-
     keep_freed_memory()
     with collection_paused():
+        from ser_fl.federation.rounds import Hooks
         from ser_fl.federation.session import train
 
     with bars() as shown:
@@ -33,14 +32,8 @@ def train_visibly(config: Config, preemption: Preemption | None = None) -> RunFo
             line = record.line(config.experiment)
             console.print(line, highlight=False, markup=False, style="red" if record.failures else "")
 
-        return train(
-            config,
-            on_round=on_round,
-            on_features=shown.features,
-            on_profile=print_profile,
-            preemption=preemption,
-            **own_objects(config),
-        )
+        hooks = Hooks(on_round=on_round, on_profile=print_profile, preemption=preemption or Preemption())
+        return train(config, hooks=hooks, on_features=shown.features)
 
 
 def print_profile(profile: ProfileRecord) -> None:

@@ -29,7 +29,7 @@ def instantiated(own: ObjectConfig, **more: Any) -> Any:
         raise UserError(f"{own.target} cannot be made: {one_line(str(error.__cause__ or error), 600)}") from error
 
 
-def own_objects(config: Config) -> dict[str, Any]:
+def instantiated_objects(config: Config) -> dict[str, Any]:
     """What `ser_fl.train` takes as objects, by its argument's name, where the configuration names some."""
     found = {
         "network": config.model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -47,7 +48,7 @@ class OwnObjects:
     """Beside the configured training, of which they change nothing that they do not reach into."""
 
     @classmethod
-    def of(cls, **given: Any) -> Self:
+    def of(cls, *, network: Any = None, callbacks: Iterable[pl.Callback] = (), **given: Any) -> Self:
         """From objects; a class stands for an object that is made without arguments, but for a network's.
 
         Raises:
@@ -55,13 +56,14 @@ class OwnObjects:
         """
         kinds = {"objective": Objective, "aggregation": Aggregation, "algorithm": Algorithm}
         for name, kind in kinds.items():
-            made = given[name]() if isinstance(given[name], type) else given[name]
+            one = given.get(name)
+            made = one() if isinstance(one, type) else one
             if made is not None and not isinstance(made, kind):
                 raise UserError(f"{name} must be a {kind.__module__}.{kind.__name__}, got {qualified_name(made)}")
             given[name] = made
-        if given["network"] is not None and not callable(given["network"]):
-            raise UserError(f"network must be a module, or make one for a number of classes, got {given['network']!r}")
-        return cls(**given)
+        if network is not None and not callable(network):
+            raise UserError(f"network must be a module, or make one for a number of classes, got {network!r}")
+        return cls(network=network, callbacks=tuple(callbacks), **given)
 
     def recorded_in(self, config: Config) -> Config:
         """The configuration with these objects named in it, but for callbacks, on which no result depends.
