@@ -584,3 +584,10 @@ def test_a_program_with_a_hydra_of_its_own_keeps_it(tmp_path: Path) -> None:
         with pytest.raises(MissingConfigException):
             hydra_compose("train")
     assert not GlobalHydra.instance().is_initialized()
+
+
+def test_an_unknown_setting_of_one_attack_is_named() -> None:
+    with pytest.raises(UserError, match=r"unknown setting 'attacks.0.stepz'.*attacks.0.name"):
+        compose_benchmark(["run=here", "attacks=[{name: bim, stepz: 3}]"])
+    with pytest.raises(UserError, match=r"unknown setting 'adaptive.0.stepz'"):
+        compose_benchmark(["run=here", "adaptive={name: bim, stepz: 3}"])

@@ -68,10 +68,16 @@ def command(home: Path, *words: str) -> list[str]:
     return [sys.executable, "-m", "ser_fl", "train", *BASE, f"data.cache_dir={home / 'cache'}", *words]
 
 
+def errors_in(said: str) -> str:
+    """Without the warning that the small corpus has emotions which the training part lacks."""
+    return "".join(line for line in said.splitlines(keepends=True) if not line.startswith("the training part lacks"))
+
+
 def one_line(done: subprocess.CompletedProcess[str]) -> str:
+    said = errors_in(done.stderr)
     assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("ser-fl: ") and done.stderr.count("\n") == 1, done.stderr
-    return done.stderr
+    assert said.startswith("ser-fl: ") and said.count("\n") == 1, done.stderr
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +187,7 @@ def test_a_disk_that_fills_in_the_middle_of_a_run(home: Path, whole: RunFolder, 
     """
     done = on_small_disk(str(4 * largest), disk, script)
     assert done.returncode == 0, done.stderr
-    code, error = int((tmp_path / "code").read_text()), (tmp_path / "err").read_text()
+    code, error = int((tmp_path / "code").read_text()), errors_in((tmp_path / "err").read_text())
     run = RunFolder(kept)
     if code == 0:
         pytest.skip("the run had ended before the disk was full")

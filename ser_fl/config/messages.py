@@ -40,8 +40,12 @@ def one_line(error: ValidationError, settings: Mapping[str, Any]) -> UserError:
 
 
 def _siblings(path: Sequence[str], settings: Mapping[str, Any], wrong: str) -> list[str]:
+    """Settings beside a wrong one, as they were given; one of a list may stand there without its list."""
     node: Any = settings
     for part in path:
-        node = node[part]
+        if isinstance(node, Sequence) and part.isdigit():
+            node = node[int(part)]
+        elif isinstance(node, Mapping):
+            node = node.get(part, node)
     prefix = "".join(f"{part}." for part in path)
-    return [prefix + str(name) for name in node if name != wrong]
+    return [prefix + str(name) for name in node if name != wrong] if isinstance(node, Mapping) else []
