@@ -241,7 +241,8 @@ def test_a_decision_attack_gives_one_result_for_a_seed(name: str, monkeypatch: p
     assert torch.equal(made(), made())
     assert not torch.equal(made(), features)
     monkeypatch.setattr(any_attack, "random_states_from_the_global_one", contextlib.nullcontext)
-    assert not torch.equal(made(), made())
+    first = made()
+    assert any(not torch.equal(made(), first) for _ in range(20)), "two may be alike by chance"
 
 
 LATE_IMPORT = """
