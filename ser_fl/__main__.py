@@ -2,6 +2,6 @@
 
 import sys
 
-from ser_fl.cli.main import main
+from ser_fl.cli.main import program
 
-sys.exit(main())
+sys.exit(program())

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 
 from ser_fl import __version__
+from ser_fl.cli.standard_streams import unbreakable_streams
 from ser_fl.errors import DaemonStopped, RoundFailed, UserError
 from ser_fl.runs.preemption import Stopped
 
@@ -25,6 +27,21 @@ COMMANDS: Mapping[str, str] = {
 _COMPLETION = ("-sc", "--shell-completion")
 TRY_AGAIN = 75
 """Exit code of a training that a signal stopped: EX_TEMPFAIL of sysexits.h."""
+
+
+def program() -> int:
+    """`ser-fl` as a program: `main`, whose output may be lost; then it says so, and where that was all, returns 1."""
+    asked = sys.argv[1:]
+    with unbreakable_streams() as output:
+        code = main(asked)
+    if output.lost is None:
+        return code
+    prints_alone = asked[:1] and asked[0] in ("corpus", "predict")
+    if prints_alone and isinstance(output.lost, BrokenPipeError):  # `ser-fl corpus list | head`
+        return code
+    with suppress(OSError, ValueError, AttributeError):
+        print(f"ser-fl: not all of standard output was written: {output.lost.strerror}", file=sys.stderr)
+    return code or int(bool(prints_alone))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

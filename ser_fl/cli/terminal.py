@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -21,6 +23,11 @@ from rich.progress import (
 from rich.text import Text
 
 console = Console()
+"""On a terminal as wide as that; elsewhere every line is as long as it is."""
+if not console.is_terminal and "COLUMNS" not in os.environ:
+    console.width = 10_000
+PLAIN_EVERY_S = 30.0
+"""Elsewhere than on a terminal, a bar is a line of text every so many seconds."""
 
 
 def say(line: str) -> None:
@@ -34,6 +41,7 @@ class Bars:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._tasks: dict[str, TaskID] = {}
+        self._told = time.monotonic()
 
     def report(self, name: str, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` are done."""
@@ -44,6 +52,9 @@ class Bars:
         self._show("attacks", done, total, {"description": name, "seconds_left": seconds_left})
 
     def _show(self, name: str, done: int, total: int, fields: dict[str, Any]) -> None:
+        if self._progress.disable and time.monotonic() - self._told >= PLAIN_EVERY_S:
+            say(f"{fields.get('description', name)}: {done} of {total}")
+            self._told = time.monotonic()
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(name, total=total)
         self._progress.update(self._tasks[name], completed=done, total=total, **fields)
@@ -65,7 +76,7 @@ class TimeLeft(TimeRemainingColumn):
 
 @contextmanager
 def bars() -> Iterator[Bars]:
-    """Live progress on a terminal, nothing elsewhere."""
+    """Live progress on a terminal, plain lines elsewhere."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeLeft())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield Bars(progress)
