@@ -5,31 +5,28 @@ Heavy libraries are imported by what uses them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from ser_fl.errors import UserError, shown
-from ser_fl.robustness.sanity_checks.report import CheckedRecords, SanityReport, read_sanity_report
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.validation import record_of
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-    from ser_fl.attacks.threat_model import Box
-    from ser_fl.config.robustness import Backend
     from ser_fl.config.schema import Config
-    from ser_fl.defences import Defence
     from ser_fl.federation.aggregation import Aggregation
     from ser_fl.federation.algorithm import Algorithm
     from ser_fl.federation.rounds import OnRound
     from ser_fl.models.emotion_model import EmotionModel
     from ser_fl.models.registry import NetworkSource
-    from ser_fl.robustness.arrays import Numbers
-    from ser_fl.robustness.foreign import Model
-    from ser_fl.robustness.progress import OnAttack
+    from ser_fl.robustness.benchmark import ModelSettings
+    from ser_fl.robustness.foreign import Model, Numbers
+    from ser_fl.robustness.runner import OnAttack
+    from ser_fl.robustness.sanity_checks.report import CheckedRecords
     from ser_fl.robustness.test_set import TestSet
     from ser_fl.training.objectives import Objective
 
@@ -141,27 +138,7 @@ def train(
 
 @overload
 def benchmark(
-    model: Model,
-    features: Numbers,
-    labels: Numbers,
-    *,
-    attacks: object = ...,
-    epsilons: Sequence[float] | Literal["auto"] = ...,
-    defences: Sequence[str | Defence] = ...,
-    adaptive: object = ...,
-    eot_samples: int | Literal["exact"] = ...,
-    box: Box | None = ...,
-    ids: Sequence[str] | None = ...,
-    speakers: Sequence[str] = ...,
-    sexes: Sequence[str | None] = ...,
-    subsets: Mapping[str, int] | None = ...,
-    sweep: bool = ...,
-    drop_broken: bool = ...,
-    batch_size: int = ...,
-    seed: int = ...,
-    backend: Backend = ...,
-    checks: bool = ...,
-    on_attack: OnAttack = ...,
+    model: Model, features: Numbers, labels: Numbers, **settings: Unpack[ModelSettings]
 ) -> CheckedRecords: ...
 
 
@@ -183,7 +160,7 @@ def benchmark(
         features: of a model: clean features, a tensor, an array or lists of numbers.
         labels: of a model: true classes as whole numbers, or one-hot.
         **settings: of a run, those of `ser-fl benchmark` (`ser_fl.config.robustness.BenchmarkConfig`), and of a model
-            those of `ser_fl.robustness.benchmark.benchmark`. Both know ``attacks``, ``epsilons``, ``defences``,
+            those of `ser_fl.robustness.benchmark.ModelSettings`. Both know ``attacks``, ``epsilons``, ``defences``,
             ``adaptive``, ``eot_samples``, ``subsets``, ``sweep``, ``drop_broken``, ``batch_size``, ``seed``, ``checks``
             and ``on_attack``.
 
@@ -194,6 +171,8 @@ def benchmark(
     Raises:
         UserError: a model, arrays or settings that do not fit: told before an attack runs.
     """
+    from ser_fl.config.compose import compose_benchmark
+    from ser_fl.config.robustness import parse_benchmark
     from ser_fl.robustness import benchmark as robustness
 
     if not isinstance(model, (RunFolder, Path, str)):
@@ -201,25 +180,12 @@ def benchmark(
             raise UserError(
                 f"to benchmark a model, give features and labels with it, or a run; got {shown(model)} alone"
             )
-        found: list[SanityReport] = []
-        on_checks = found.append if settings.pop("checks", True) else None
-        records = robustness.benchmark(model, features, labels, on_checks=on_checks, **settings)
-        return CheckedRecords(records, found[0] if found else None)
+        return robustness.benchmark(model, features, labels, **settings)
     if features is not None or labels is not None:
         raise UserError(
             f"a run is benchmarked on its own test utterances, got features: give {model}'s model, ser_fl.load"
         )
-    run = model if isinstance(model, RunFolder) else RunFolder(Path(model))
+    folder = model.root if isinstance(model, RunFolder) else model
     watching = {"on_attack": settings.pop("on_attack")} if "on_attack" in settings else {}
-    config = _benchmark_config(run, settings)
-    return CheckedRecords(
-        robustness.benchmark_run(config, **watching), read_sanity_report(run) if config.checks else None
-    )
-
-
-def _benchmark_config(run: RunFolder, settings: Mapping[str, Any]) -> Any:
-    """The settings of `ser-fl benchmark`, of Python's own types."""
-    from ser_fl.config.compose import compose_benchmark
-    from ser_fl.config.robustness import parse_benchmark
-
-    return parse_benchmark({**vars(compose_benchmark(["run=RUN"])), "run": str(run.root), **settings})
+    defaults = vars(compose_benchmark(["run=RUN"]))
+    return robustness.benchmark_run(parse_benchmark({**defaults, "run": str(folder), **settings}), **watching)

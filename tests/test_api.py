@@ -21,7 +21,7 @@ import ser_fl
 from ser_fl.config.compose import compose_transfer
 from ser_fl.errors import UserError
 from ser_fl.robustness.sanity_checks.report import read_sanity_report
-from ser_fl.robustness.transfer_runs import transfer_runs
+from ser_fl.robustness.transfer import transfer_runs
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import AttackRecord
 

@@ -22,7 +22,7 @@ from ser_fl.attacks.threat_model import Box
 from ser_fl.config.compose import compose_benchmark
 from ser_fl.errors import UserError
 from ser_fl.robustness.benchmark import benchmark
-from ser_fl.robustness.requested import request_of, subsets_for
+from ser_fl.robustness.plan import request_of, subsets_for
 
 BINS, FRAMES, CLASSES = 6, 10, 4
 BOX = Box(torch.linspace(-2.0, -1.5, BINS)[:, None], torch.linspace(1.5, 2.5, BINS)[:, None])
@@ -293,7 +293,7 @@ def test_a_suite_leaves_out_what_does_not_fit_and_a_name_is_refused() -> None:
         attacks = names(request.attacks(config.attacks, [0.1]))
     assert attacks == tuple(name for name in SUITES["standard"].attacks if name != "apgd_t")
     with pytest.warns(UserWarning, match="hopskipjump"):
-        adaptive = names(request.adaptive(config.adaptive, [0.1]))
+        adaptive = names(request.attacks(config.adaptive, [0.1], adaptive=True))
     assert set(SUITES["thorough"].attacks) - set(adaptive) == {"apgd_t", "hopskipjump"}
     assert names(request.attacks("apgd_t", [0.1])) == ("apgd_t",)
 

@@ -30,12 +30,12 @@ from ser_fl.attacks.threat_model import Box
 from ser_fl.cli.terminal import Bars, TimeLeft
 from ser_fl.defences import Defence, Deterministic, NoDefence, Randomisation
 from ser_fl.errors import UserError
-from ser_fl.robustness.attack_metrics import Bench, merged
+from ser_fl.robustness.attack_metrics import Bench
 from ser_fl.robustness.curves import epsilons_of_curve
 from ser_fl.robustness.plan import plan
-from ser_fl.robustness.progress import BenchmarkProgress
-from ser_fl.robustness.result_cache import Archive, Folder, Memory, adversarials
-from ser_fl.robustness.test_set import TestSet, digest_of, digest_of_weights
+from ser_fl.robustness.result_cache import Folder, Memory, adversarials, merged
+from ser_fl.robustness.runner import BenchmarkProgress
+from ser_fl.robustness.test_set import TestSet
 from ser_fl.runs.records import AttackRecord
 
 F, L = 4, 6
@@ -490,14 +490,7 @@ def rough_challenge(model: nn.Module, **changes: Any) -> TestSet:
 
 
 def open_folder(path: Path, test_set: TestSet, *, keep: bool = False) -> Folder:
-    weights = digest_of_weights(test_set.model)
-    return Archive(path).open(
-        digest_of(test_set),
-        weights,
-        device=torch.device("cpu"),
-        shape_FL=tuple(test_set.features_NFL.shape[1:]),
-        keeps_adversarials=keep,
-    )
+    return Folder.of(path, test_set, keeps_adversarials=keep)
 
 
 def suite() -> dict[str, Any]:
@@ -735,7 +728,7 @@ def test_time_left_follows_what_an_attack_has_cost() -> None:
     pace.count(first, 6, 12.0)
     assert pace.seconds_left() == pytest.approx(2 * 2.0 + 8 * 2.0 * (5 * 2) / 4)
     pace.count(second, 4, 4.0)
-    pace.finish(first)
+    pace.count(first, 8)
     assert pace.seconds_left() == pytest.approx(4 * 1.0)
 
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ser_fl.metrics import confusion_matrix, scores
-from ser_fl.robustness.intervals import Bootstrap, uar_by_group, uar_of
+from ser_fl.metrics import Bootstrap, confusion_matrix, scores, uar_by_group, uar_of
 
 
 def ids_of(count: int) -> list[str]:

@@ -22,10 +22,9 @@ from ser_fl.config.compose import compose_benchmark
 from ser_fl.defences import Randomisation
 from ser_fl.errors import UserError
 from ser_fl.robustness.benchmark import benchmark
-from ser_fl.robustness.requested import Request, request_of
+from ser_fl.robustness.plan import Request, request_of
 from ser_fl.robustness.sanity_checks.probes import PROBES
 from ser_fl.robustness.sanity_checks.records import RECORD_CHECKS
-from ser_fl.robustness.sanity_checks.report import SanityReport
 from ser_fl.runs.records import AttackRecord
 
 F, L = 4, 6
@@ -135,7 +134,7 @@ def test_the_backend_says_whose_code_runs() -> None:
     assert entry_of("apgd_ce", "art").library.startswith("ser_fl.")  # which only we have
     mixed = Request(num_classes=4, backend="art").attacks(["fgsm", {"name": "bim", "backend": "native"}], [0.1])
     assert [attack.library for attack in mixed] == ["art.FastGradientMethod", "ser_fl.descend"]
-    (adaptive,) = Request(num_classes=4, backend="art").adaptive("pgd", [0.1])
+    (adaptive,) = Request(num_classes=4, backend="art").attacks("pgd", [0.1], adaptive=True)
     assert adaptive.library == "ser_fl.descend"
     with pytest.raises(UserError, match="backend"):
         compose_benchmark(["run=RUN", "backend=foolbox"])
@@ -230,9 +229,8 @@ def test_a_defence_may_be_an_object() -> None:
 
 
 def test_python_runs_the_checks_that_the_command_line_runs() -> None:
-    found: list[SanityReport] = []
-    benchmark(Sign(), flat(MEANS), LABELS, attacks=["fgsm", "bim"], epsilons=[0.2], on_checks=found.append)
-    (report,) = found
+    report = benchmark(Sign(), flat(MEANS), LABELS, attacks=["fgsm", "bim"], epsilons=[0.2]).checks
+    assert report is not None
     told = {*report.passed, *report.not_checked, *(doubt.check for doubt in report.doubts)}
     assert told == {*PROBES, *RECORD_CHECKS}
 

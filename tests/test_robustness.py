@@ -29,7 +29,7 @@ from ser_fl.config.robustness import BenchmarkConfig
 from ser_fl.defences import Classifier, NoDefence, Randomisation
 from ser_fl.errors import UserError
 from ser_fl.robustness import benchmark as benchmark_module
-from ser_fl.robustness import requested
+from ser_fl.robustness import plan as plan_module
 from ser_fl.robustness.benchmark import benchmark_run
 from ser_fl.robustness.test_set import TestSet, balanced_rows
 from ser_fl.runs.folder import RunFolder
@@ -507,7 +507,7 @@ def run_folder(path: Path, attacks: Sequence[Attack], monkeypatch: pytest.Monkey
     for name, result in {"load_run": trained, "spectrogram_pair": {}}.items():
         monkeypatch.setattr(benchmark_module, name, lambda *given, result=result, **named: result)
     by_name = {attack.settings.name: attack for attack in attacks}
-    monkeypatch.setattr(requested, "build", lambda settings: by_name[settings.name])
+    monkeypatch.setattr(plan_module, "build", lambda settings: by_name[settings.name])
     attacks_named = f"attacks=[{','.join(by_name)}]"
     return compose_benchmark(
         [f"run={path}", attacks_named, "defences=[none]", "curve_attacks=[]", "subsets={}", "batch_size=2"]

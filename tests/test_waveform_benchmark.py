@@ -32,13 +32,12 @@ from ser_fl.defences import Defence, NoDefence, Randomisation
 from ser_fl.errors import UserError
 from ser_fl.models.emotion_model import EmotionModel, save_model
 from ser_fl.models.registry import build_network
-from ser_fl.robustness import perception
+from ser_fl.robustness import recordings
+from ser_fl.robustness.attack_metrics import median_over_successes
 from ser_fl.robustness.benchmark import benchmark_run
 from ser_fl.robustness.crafting import problems_of
-from ser_fl.robustness.perception import pesq_of, stoi_of
-from ser_fl.robustness.predictions import median_over_successes
-from ser_fl.robustness.recordings import Recordings, WavPairs
-from ser_fl.robustness.requested import request_of
+from ser_fl.robustness.plan import request_of
+from ser_fl.robustness.recordings import Recordings, WavPairs, pesq_of, stoi_of
 from ser_fl.robustness.result_cache import Folder, Memory
 from ser_fl.robustness.sanity_checks import probes
 from ser_fl.robustness.sanity_checks.probes import probe
@@ -424,7 +423,7 @@ def speechlike(num_samples: int = 32000) -> Tensor:
 
 
 def test_without_the_packages_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(perception, "find_spec", lambda name: None)
+    monkeypatch.setattr(recordings, "find_spec", lambda name: None)
     assert math.isnan(pesq_of(wave(8000), wave(8000), 16000)) and math.isnan(stoi_of(wave(8000), wave(8000), 16000))
 
 

@@ -25,7 +25,7 @@ def run(arguments: Namespace) -> None:
     config = compose_transfer([*arguments.runs, *arguments.settings])
     keep_freed_memory()
     with collection_paused():
-        from ser_fl.robustness.transfer_runs import transfer_runs
+        from ser_fl.robustness.transfer import transfer_runs
 
     with bars() as shown:
         file, matrix = transfer_runs(config, on_attack=shown.attacks, on_features=shown.features)

@@ -5,69 +5,59 @@ Legend: N utterances, R runs of a defence.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
+from functools import cache
 from math import nan
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ser_fl.defences import Defence
-from ser_fl.metrics import Confusion, scores
-from ser_fl.robustness.curves import smallest_epsilons
-from ser_fl.robustness.intervals import Bootstrap, uar_by_group, uar_of
-from ser_fl.robustness.outcomes import Outcome
-from ser_fl.robustness.predictions import (
-    Predictions,
-    mean_over_successes,
-    median_over_successes,
-    show,
-    success_rate,
-    weighted_median,
-)
-from ser_fl.robustness.test_set import TestSet
+from ser_fl.metrics import Bootstrap, Confusion, Floats, confusion_matrix, scores, uar_by_group, uar_of
+from ser_fl.robustness.crafting import votes_of
+from ser_fl.robustness.result_cache import CLEAN, WORST_CASE, Outcome
+from ser_fl.robustness.test_set import TestSet, rows_of
 from ser_fl.runs.records import AttackRecord
 
-CLEAN = "clean"
-WORST_CASE = "worst_case"
 LIBRARY = "ser_fl"
 """What a record names as the class that ran where no attack did."""
+_SAME = sorted({entry.name for entry in fields(AttackRecord)} & {entry.name for entry in fields(Outcome)} - {"epsilon"})
+"""What a record says as the outcome does. Its epsilon is the budget, in the attack's own norm."""
 
 
-@dataclass(slots=True, eq=False)
 class Bench:
     """A test set, what its defended models say without an attack, and the records that come of attacks.
 
     Outcomes of another domain than its own are left aside.
     """
 
-    test_set: TestSet
-    defences: Sequence[Defence]
-    cleans: dict[str, Predictions] = field(default_factory=dict)
-    _bootstraps: dict[tuple[str, ...], Bootstrap] = field(default_factory=dict)
+    def __init__(self, test_set: TestSet, defences: Sequence[Defence]) -> None:
+        self.test_set, self.defences = test_set, defences
+        self._labels_N = test_set.labels_N.cpu()
+        votes = {defence.name: votes_of(test_set, test_set.features_NFL, defence) for defence in defences}
+        self.clean = self._unattacked(CLEAN, test_set.ids, votes, library=LIBRARY, knowledge="undefended", norm="none")
+        # Resamples of some utterances are the same for every figure.
+        self._bootstrap = cache(lambda ids: Bootstrap.of(self.labels_of(ids).tolist(), ids, test_set.seed))
 
-    def __post_init__(self) -> None:
-        features_NFL = self.test_set.features_NFL
-        self.cleans = {defence.name: show(self.test_set, features_NFL, defence) for defence in self.defences}
+    def _unattacked(
+        self, name: str, ids: tuple[str, ...], votes: dict[str, tuple[tuple[int, ...], ...]], **described: Any
+    ) -> Outcome:
+        """An outcome that no attack made."""
+        zeros = (0.0,) * len(ids)
+        domain = self.test_set.domain.name
+        return Outcome(attack=name, domain=domain, ids=ids, l2_N=zeros, linf_N=zeros, votes=votes, **described)
 
-    @property
-    def domain(self) -> str:
-        """Name of what attacks move."""
-        return self.test_set.domain.name
+    def labels_of(self, ids: Sequence[str]) -> Tensor:
+        """True classes of some utterances, on the CPU."""
+        return self._labels_N[self.test_set.rows_of(ids)]
 
     def records(self, outcomes: Iterable[Outcome]) -> list[AttackRecord]:
         """For every defence "clean", one an attack it was shown, and "worst_case"s."""
-        outcomes = [outcome for outcome in outcomes if outcome.domain == self.domain]
-        made = [record for outcome in outcomes for record in self.records_of(outcome, outcomes)]
-        return [*self.clean_records(), *made]
-
-    def clean_records(self) -> list[AttackRecord]:
-        """The scores without an attack."""
-        return [
-            self.record(self.test_set, defence, said, said, **unattacked(CLEAN, None))
-            for defence, said in self.cleans.items()
-        ]
+        own = [outcome for outcome in outcomes if outcome.domain == self.clean.domain]
+        return [record for outcome in (self.clean, *own) for record in self.records_of(outcome, own)]
 
     def records_of(self, outcome: Outcome, others: Iterable[Outcome] = ()) -> list[AttackRecord]:
         """The records of an outcome, one a defence that it was shown to.
@@ -78,68 +68,74 @@ class Bench:
         """
         if not outcome.ids:
             return []
-        others = [other for other in others if other.domain == self.domain]
-        sweep = [other for other in others if _same_sweep(other, outcome) and is_smaller(other, outcome)]
-        return [
-            self._record_of(outcome, defence, sweep, others)
-            for defence in self.defences
-            if outcome.was_shown_to(defence)
+        others = [other for other in others if other.domain == outcome.domain]
+        alike = ("attack", "norm", "steps", "restarts", "adaptive_to", "eot_samples")
+        sweep = [
+            replace(other, minimal=False)  # of smaller epsilons the epsilon counts, whatever was found within
+            for other in others
+            if _is_smaller(other, outcome) and all(getattr(other, name) == getattr(outcome, name) for name in alike)
         ]
+        records = []
+        for defence in self.defences:
+            if outcome.was_shown_to(defence):
+                median = self._median_epsilon([outcome, *sweep], defence, outcome.ids)
+                gap = self._undefended_gap(outcome, defence, others)
+                records.append(self._record(outcome, defence, median_epsilon=median, undefended_gap=gap))
+        return records
 
-    def _record_of(
-        self, outcome: Outcome, defence: Defence, sweep: Sequence[Outcome], others: Sequence[Outcome]
-    ) -> AttackRecord:
+    def _record(self, outcome: Outcome, defence: Defence, **more: Any) -> AttackRecord:
+        """A record with all figures that follow from what was said of utterances before and after."""
         rows = self.test_set.rows_of(outcome.ids)
-        part, clean = self.test_set.take(rows), self.cleans[defence.name].take(rows)
-        attacked = replace(clean, votes_RN=outcome.votes_RN(defence.name))
-        success_RN = clean.right_RN & ~attacked.right_RN
+        part, labels_N = self.test_set.take(rows), self._labels_N[rows]
+        before_RN, after_RN = self.clean.votes_RN(defence.name)[:, rows], outcome.votes_RN(defence.name)
+        right_RN, weights_R = before_RN == labels_N, torch.tensor(defence.run_weights, dtype=torch.float64)
+        success_RN = right_RN & (after_RN != labels_N)
+        right, success = (float(weights_R @ counts.sum(dim=1).double()) for counts in (right_RN, success_RN))
+        weight_N = weights_R @ success_RN.double()
         l2_N, linf_N = (torch.tensor(norms, dtype=torch.float64) for norms in (outcome.l2_N, outcome.linf_N))
-        median = None
-        if outcome.norm == "inf":
-            sweep = [smaller for smaller in sweep if smaller.was_shown_to(defence)]
-            median = median_of(smallest_epsilons(outcome, sweep, defence.name, clean), clean)
-        return self.record(
-            part,
-            defence.name,
-            clean,
-            attacked,
-            attack=outcome.attack,
-            library=outcome.library,
-            knowledge=outcome.knowledge,
-            norm=outcome.norm,
+        measured: dict[str, Any] = {"median_snr_db": None}
+        for name, values in outcome.measured.items():
+            value_N = torch.tensor([nan if value is None else value for value in values], dtype=torch.float64)
+            measured[name] = median_over_successes(value_N, success_RN, defence.run_weights)
+        if (written := outcome.written_votes.get(defence.name)) is not None:
+            again_RN = success_RN & (torch.tensor(written, dtype=torch.int64) == labels_N)
+            measured["lost_to_quantisation"] = float(weights_R @ again_RN.sum(dim=1).double())
+        labels, recognised_N = labels_N.tolist(), self.recognised(outcome, defence, outcome.ids)
+        confusion = confusion_of(labels, after_RN, defence, part.num_classes)
+        clean, robust = scores(confusion_of(labels, before_RN, defence, part.num_classes)), scores(confusion)
+        emotions = part.emotions or tuple(map(str, range(part.num_classes)))
+        return AttackRecord(
+            **{name: getattr(outcome, name) for name in _SAME},
+            **measured,
+            **more,
             epsilon=outcome.budget,
-            snr_db=outcome.snr_db,
-            steps=outcome.steps,
-            step_size=outcome.step_size,
-            restarts=outcome.restarts,
-            eot_samples=outcome.eot_samples,
-            swept=outcome.swept,
-            mean_l2=mean_over_successes(l2_N, success_RN, clean.run_weights),
+            defence=defence.name,
+            clean_uar=clean.uar,
+            robust_uar=robust.uar,
+            clean_accuracy=clean.accuracy,
+            robust_accuracy=robust.accuracy,
+            attack_success_rate=success / right if right else 0.0,
+            mean_l2=float(weight_N @ l2_N / weight_N.sum()) if bool(weight_N.any()) else 0.0,
             max_linf=float(linf_N.max()),
-            forward_passes=outcome.forward_passes,
-            backward_passes=outcome.backward_passes,
-            seconds=outcome.seconds,
-            median_epsilon=median,
-            undefended_gap=self._undefended_gap(outcome, defence, others),
-            **self._heard(outcome, defence, success_RN, clean),
+            num_examples=len(part),
+            seed=part.seed,
+            device=part.features_NFL.device.type,
+            confusion=tuple(map(tuple, confusion.tolist())),
+            uar_interval=self._bootstrap(part.ids).interval(recognised_N),
+            speaker_uar=uar_by_group(recognised_N, labels, part.speakers) if part.speakers else {},
+            sex_uar=uar_by_group(recognised_N, labels, part.sexes) if part.sexes else {},
+            emotion_recall={
+                emotion: recall
+                for emotion, recall in zip(emotions, robust.per_class_recall, strict=True)
+                if recall is not None
+            },
         )
 
-    def _heard(
-        self, outcome: Outcome, defence: Defence, success_RN: Tensor, clean: Predictions
-    ) -> dict[str, float | None]:
-        """What an attack on recordings measured: medians over successes, and how many of them a file has lost."""
-        found = {
-            name: median_over_successes(
-                torch.tensor([nan if value is None else value for value in values], dtype=torch.float64),
-                success_RN,
-                clean.run_weights,
-            )
-            for name, values in outcome.measured.items()
-        }
-        if (written := outcome.written_votes.get(defence.name)) is not None:
-            again_RN = success_RN & (torch.tensor(written, dtype=torch.int64) == clean.labels_N)
-            found["lost_to_quantisation"] = float(clean.weights_R @ again_RN.sum(dim=1).double())
-        return found
+    def recognised(self, outcome: Outcome, defence: Defence, ids: Sequence[str]) -> Floats:
+        """How likely each utterance is to be recognised under an attack: the mean of the defence's runs, shape (N,)."""
+        right_RN = outcome.votes_RN(defence.name)[:, rows_of(outcome.ids, ids)] == self.labels_of(ids)
+        recognised_N: Floats = (torch.tensor(defence.run_weights, dtype=torch.float64) @ right_RN.double()).numpy()
+        return recognised_N
 
     def _undefended_gap(
         self, outcome: Outcome, defence: Defence, others: Sequence[Outcome]
@@ -157,128 +153,130 @@ class Bench:
         if outcome.adaptive_to is None or outcome.leftover or not unaware:
             return None
         grey = max(unaware, key=lambda other: len(set(other.ids) & set(outcome.ids)))
-        common = sorted(set(grey.ids) & set(outcome.ids))
-        if not common:
-            return None
-        labels_N = self.test_set.labels_N[self.test_set.rows_of(common)].cpu()
-        grey_N, white_N = (
-            self.cleans[defence.name].weights_R
-            @ (said.votes_RN(defence.name)[:, _columns(said.ids, common)] == labels_N).double()
-            for said in (grey, outcome)
-        )
-        difference_N = (grey_N - white_N).numpy()
+        common = tuple(sorted(set(grey.ids) & set(outcome.ids)))
+        difference_N = self.recognised(grey, defence, common) - self.recognised(outcome, defence, common)
         interval = self._bootstrap(common).interval(difference_N)
-        assert interval is not None
-        return uar_of(difference_N, labels_N.tolist()), *interval
+        return None if interval is None else (uar_of(difference_N, self.labels_of(common).tolist()), *interval)
+
+    def _median_epsilon(self, outcomes: Sequence[Outcome], defence: Defence, ids: Sequence[str]) -> float | None:
+        """Median over some utterances and all runs of the smallest epsilon that broke them; infinite where none did.
+
+        Of an attack that looks for the nearest adversarial utterance in L-infinity it is the norm that was found. What
+        was wrong without an attack has 0.
+        """
+        if outcomes[0].norm != "inf":
+            return None
+        right_RN = self.surviving((), defence.name)
+        smallest_RN = torch.full(right_RN.shape, torch.inf, dtype=torch.float64)
+        for outcome in outcomes:
+            if outcome.was_shown_to(defence):
+                rows = self.test_set.rows_of(outcome.ids)
+                found_N = torch.tensor(outcome.linf_N if outcome.minimal else outcome.epsilon, dtype=torch.float64)
+                broken_RN = outcome.votes_RN(defence.name) != self._labels_N[rows]
+                smallest_RN[:, rows] = smallest_RN[:, rows].minimum(torch.where(broken_RN, found_N, torch.inf))
+        smallest_RN = torch.where(right_RN, smallest_RN, 0.0)[:, self.test_set.rows_of(ids)]
+        weights_R = torch.tensor(defence.run_weights, dtype=torch.float64)
+        return weighted_median(smallest_RN, weights_R[:, None].expand_as(smallest_RN))
 
     def surviving(self, outcomes: Iterable[Outcome], defence: str) -> Tensor:
         """What is recognised without an attack and after each, in each run, shape (R, N)."""
-        right_RN = self.cleans[defence].right_RN.clone()
+        right_RN = self.clean.votes_RN(defence) == self._labels_N
         for outcome in outcomes:
             rows = self.test_set.rows_of(outcome.ids)
-            right_RN[:, rows] &= outcome.votes_RN(defence) == self.cleans[defence].labels_N[rows]
+            right_RN[:, rows] &= outcome.votes_RN(defence) == self._labels_N[rows]
         return right_RN
 
-    def record(
-        self, part: TestSet, defence: str, clean: Predictions, attacked: Predictions, **described: Any
-    ) -> AttackRecord:
-        """A record with all figures that follow from what was said of utterances before and after."""
-        labels, confusion = attacked.labels_N.tolist(), attacked.confusion
-        recognised_N = attacked.recognised_N.numpy()
-        success_RN = clean.right_RN & ~attacked.right_RN
-        emotions = part.emotions or tuple(map(str, range(part.num_classes)))
-        return AttackRecord(
-            **{"snr_db": None, "median_snr_db": None} | described,
-            domain=self.domain,
-            defence=defence,
-            clean_uar=scores(clean.confusion).uar,
-            robust_uar=scores(confusion).uar,
-            clean_accuracy=scores(clean.confusion).accuracy,
-            robust_accuracy=scores(confusion).accuracy,
-            attack_success_rate=success_rate(clean.right_RN, success_RN, clean.run_weights),
-            num_examples=len(part),
-            seed=part.seed,
-            device=part.features_NFL.device.type,
-            confusion=as_tuples(confusion),
-            uar_interval=self._bootstrap(part.ids).interval(recognised_N),
-            speaker_uar=uar_by_group(recognised_N, labels, part.speakers) if part.speakers else {},
-            sex_uar=uar_by_group(recognised_N, labels, part.sexes) if part.sexes else {},
-            emotion_recall={
-                emotion: recall
-                for emotion, recall in zip(emotions, scores(confusion).per_class_recall, strict=True)
-                if recall is not None
-            },
+    def worst_cases(self, outcomes: Iterable[Outcome]) -> list[AttackRecord]:
+        """One record a defence and budget: recognised is what withstood every attack of that norm it was shown to.
+
+        The budget of an L2 attack holds more than an L-infinity ball of its epsilon, so that the two make no common
+        worst case.
+
+        It is taken per utterance and run of the defence, over attackers who know of the defence and who do not, where
+        there are two outcomes or more. An utterance that an attack's subset leaves out was not shown to that attack, so
+        that the true worst case may be lower, unless another attack broke it: the record's `library` then names the
+        attack, as in "ser_fl (cw_l2 on 21 of 64 utterances)". Its `knowledge` is that of all its attacks, or the
+        different ones in alphabetical order, as in "score+undefended". UAR needs recalls only, so that the confusion
+        matrix of the worst case keeps what was right and counts the rest as the next class.
+
+        Where adaptive attacks saw only some of the utterances, there is a second record on those: only there has
+        everybody been attacked by one who knows of the defence.
+        """
+        outcomes = [outcome for outcome in outcomes if outcome.domain == self.clean.domain]
+        threats = dict.fromkeys(outcome.threat for outcome in outcomes)
+        records = []
+        for threat in sorted(threats, key=lambda threat: (threat[0] != "inf", threat[1] or 0.0, -(threat[2] or 0.0))):
+            for defence in self.defences:
+                taken = [outcome for outcome in outcomes if outcome.threat == threat and outcome.was_shown_to(defence)]
+                if len({(outcome.attack, outcome.adaptive_to) for outcome in taken}) < 2:
+                    continue
+                smaller = [
+                    outcome for outcome in outcomes if outcome.norm == threat[0] and _is_smaller(outcome, taken[0])
+                ]
+                known = (outcome.ids for outcome in taken if outcome.adaptive_to and not outcome.leftover)
+                aware = max(known, key=len, default=())
+                for ids in (self.test_set.ids, *([aware] if 0 < len(aware) < len(self.test_set) else [])):
+                    worst = self._worst_case(defence, taken, ids)
+                    median = self._median_epsilon([*taken, *smaller], defence, ids)
+                    records.append(self._record(worst, defence, median_epsilon=median))
+        return records
+
+    def _worst_case(self, defence: Defence, taken: Sequence[Outcome], ids: tuple[str, ...]) -> Outcome:
+        """What all attacks together did to some utterances; the library says which of them missed one."""
+        rows = self.test_set.rows_of(ids)
+        right_RN, labels_N = self.surviving(taken, defence.name)[:, rows], self._labels_N[rows]
+        votes_RN = torch.where(right_RN, labels_N, (labels_N + 1) % self.test_set.num_classes)
+        unbroken = {ids[row] for row in right_RN.any(dim=0).nonzero().flatten().tolist()}
+        attacked: dict[str, set[str]] = {}
+        for outcome in taken:
+            label = outcome.attack + (" adaptive" if outcome.adaptive_to else "")
+            attacked.setdefault(label, set()).update(outcome.ids)
+        covered = any(unbroken <= seen for label, seen in attacked.items() if label.endswith(" adaptive"))
+        partial = [
+            f"{label} on {len(seen & set(ids))}"
+            for label, seen in attacked.items()
+            if unbroken - seen and not (covered and label.endswith(" adaptive"))
+        ]
+        first = taken[0]
+        return self._unattacked(
+            WORST_CASE,
+            ids,
+            {defence.name: tuple(map(tuple, votes_RN.tolist()))},
+            library=f"{LIBRARY} ({', '.join(partial)} of {len(ids)} utterances)" if partial else LIBRARY,
+            knowledge="+".join(sorted({outcome.knowledge for outcome in taken})),
+            norm=first.norm,
+            budget=first.budget,
+            snr_db=first.snr_db,
         )
 
-    def _bootstrap(self, ids: Sequence[str]) -> Bootstrap:
-        """Resamples of these utterances, the same for every figure."""
-        if (known := tuple(ids)) not in self._bootstraps:
-            labels = self.test_set.labels_N[self.test_set.rows_of(known)].tolist()
-            self._bootstraps[known] = Bootstrap.of(labels, known, self.test_set.seed)
-        return self._bootstraps[known]
 
-
-def is_smaller(outcome: Outcome, other: Outcome) -> bool:
+def _is_smaller(outcome: Outcome, other: Outcome) -> bool:
     """Whether an outcome is of a smaller epsilon than another."""
     return outcome.epsilon is not None and other.epsilon is not None and outcome.epsilon < other.epsilon
 
 
-def median_of(value_RN: Tensor, clean: Predictions) -> float | None:
-    """Median over utterances and runs."""
-    return weighted_median(value_RN, clean.weights_R[:, None].expand_as(value_RN))
+def confusion_of(labels: Sequence[int], votes_RN: Tensor, defence: Defence, num_classes: int) -> Confusion:
+    """Weighted mean of the runs' confusion matrices."""
+    runs = [confusion_matrix(labels, run.tolist(), num_classes) for run in votes_RN]
+    return np.asarray(np.average(runs, axis=0, weights=defence.run_weights), dtype=np.float64)
 
 
-def unattacked(name: str, epsilon: float | None) -> dict[str, Any]:
-    """What a record says that no attack made."""
-    return {
-        "attack": name,
-        "library": LIBRARY,
-        "knowledge": "undefended",
-        "norm": "none",
-        "epsilon": epsilon,
-        "steps": None,
-        "step_size": None,
-        "restarts": None,
-        "eot_samples": 0,
-        "mean_l2": 0.0,
-        "max_linf": 0.0,
-        "forward_passes": 0,
-        "backward_passes": 0,
-        "seconds": 0.0,
-    }
+def weighted_median(value_RN: Tensor, weight_RN: Tensor) -> float | None:
+    """The smallest value that half of all, by weight, do not exceed; None where that is infinite or weighs nothing.
+
+    >>> weighted_median(torch.tensor([[0.0, 0.1, 0.2, float("inf")]]), torch.ones(1, 4))
+    0.1
+    """
+    values, order = value_RN.double().flatten().sort(stable=True)
+    weights = weight_RN.double().flatten()[order]
+    if not bool(weights.any()):
+        return None
+    reached = weights.cumsum(0) >= (0.5 - 1e-9) * weights.sum()
+    median = float(values[int(reached.nonzero()[0])])
+    return median if median != float("inf") else None
 
 
-def _same_sweep(one: Outcome, other: Outcome) -> bool:
-    """Whether two outcomes differ in epsilon and utterances at most."""
-    first, second = (
-        (outcome.attack, outcome.norm, outcome.steps, outcome.restarts, outcome.adaptive_to, outcome.eot_samples)
-        for outcome in (one, other)
-    )
-    return first == second
-
-
-def _columns(ids: Sequence[str], wanted: Sequence[str]) -> list[int]:
-    place = {utterance_id: column for column, utterance_id in enumerate(ids)}
-    return [place[utterance_id] for utterance_id in wanted]
-
-
-def as_tuples(confusion: Confusion) -> tuple[tuple[float, ...], ...]:
-    """A matrix for JSON."""
-    return tuple(tuple(row) for row in confusion.tolist())
-
-
-def merged(earlier: Sequence[AttackRecord], records: Sequence[AttackRecord]) -> list[AttackRecord]:
-    """Records of several benchmarks of one model: a later one takes the place of one that says the same of itself."""
-    kept: Mapping[tuple[Any, ...], AttackRecord] = {_identity(record): record for record in (*earlier, *records)}
-    places = {CLEAN: 0, WORST_CASE: 2}
-    return sorted(kept.values(), key=lambda record: places.get(record.attack, 1))
-
-
-def _identity(record: AttackRecord) -> tuple[Any, ...]:
-    """What tells a record from another of the same run."""
-    found = (record.attack, record.domain, record.epsilon, record.snr_db, record.defence)
-    measured = (record.norm, record.num_examples, record.seed, record.device)
-    if record.attack in (CLEAN, WORST_CASE):
-        return (*found, *measured)
-    effort = (record.steps, record.step_size, record.restarts, record.eot_samples, record.swept)
-    return (*found, *measured, *effort, record.library, record.knowledge)
+def median_over_successes(value_N: Tensor, success_RN: Tensor, run_weights: Sequence[float]) -> float | None:
+    """Median over successes, each by the weight of its run; of what was measured (not NaN), or None of nothing."""
+    weight_N = torch.tensor(run_weights, dtype=torch.float64) @ (success_RN & ~value_N.isnan()).double()
+    return weighted_median(value_N.nan_to_num(0.0), weight_N)

@@ -1,13 +1,16 @@
-"""Adversarial utterances, batch by batch, each of which is kept as soon as it is made.
+"""One attack on one test set: adversarial utterances, batch by batch, and what every defence makes of them.
 
-Legend: N utterances, F mel bins, L frames; "..." is whatever is moved.
+Legend: N utterances, F mel bins, L frames, R runs of a defence; "..." is whatever is moved.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from math import isfinite
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +21,10 @@ from ser_fl.attacks.domains import Crafted
 from ser_fl.attacks.problem import Problem
 from ser_fl.attacks.settings import AttackSettings
 from ser_fl.attacks.target import Expectation
-from ser_fl.robustness.result_cache import Memory, ResultCache
+from ser_fl.defences import Defence
+from ser_fl.models.emotion_model import EmotionModel
+from ser_fl.robustness.plan import Unit
+from ser_fl.robustness.result_cache import Memory, Outcome, ResultCache
 from ser_fl.robustness.test_set import TestSet
 
 OnBatch = Callable[[int, float], None]
@@ -67,7 +73,7 @@ def craft(
         expectation: the randomised defence that the attacker knows of.
         start: gives adversarial features of shape (N, F, L) that the attack may begin at; called where a batch needs
             them.
-        cache: where batches that are made already are found, and others are kept.
+        cache: where batches that are made already are found, and others are kept as soon as they are made.
         key: under which.
         on_batch: told of progress.
     """
@@ -76,24 +82,21 @@ def craft(
     batches: list[Crafted] = []
     for rows in _batches(test_set, attack):
         batch = test_set.take(rows)
-        if (kept := cache.batch(key, batch.ids)) is not None:
-            batches.append(kept)
+        if (made := cache.batch(key, batch.ids)) is not None:
+            batches.append(made)
             on_batch(len(batch), 0.0)
             continue
         if start is not None and begun_NFL is None:
             begun_NFL = start()
         started = time.perf_counter()
-        parts, places, passes = [], [], []
         start_NFL = None if begun_NFL is None else begun_NFL[list(rows)]
-        for taken, problem in problems_of(batch, attack.settings, expectation=expectation, start_NFL=start_NFL):
-            adversarial = attack.craft(problem)
-            parts.append(test_set.domain.crafted(attack, problem, adversarial))
-            places += taken
-            passes.append(problem.passes)
+        problems = problems_of(batch, attack.settings, expectation=expectation, start_NFL=start_NFL)
+        parts = [test_set.domain.crafted(attack, problem, attack.craft(problem)) for _, problem in problems]
+        passes = problems[0][1].passes  # one count for all
         made = replace(
-            Crafted.join(parts, places, batch.features_NFL[:0]),
-            forward_passes=sum(counted.forward for counted in passes),
-            backward_passes=sum(counted.backward for counted in passes),
+            Crafted.join(parts, [row for taken, _ in problems for row in taken], batch.features_NFL[:0]),
+            forward_passes=passes.forward,
+            backward_passes=passes.backward,
             seconds=time.perf_counter() - started,
         )
         cache.keep_batch(key, batch.ids, made)
@@ -117,3 +120,101 @@ def _batches(test_set: TestSet, attack: Attack) -> Iterator[range]:
     size = total if attack.entry.whole_set else test_set.batch_size
     for first in range(0, total, max(size, 1)):
         yield range(first, min(first + size, total))
+
+
+def judge(unit: Unit, part: TestSet, made: Crafted, *, leftover: bool = False) -> Outcome:
+    """Show what an attack made to the defences that it is meant for.
+
+    Args:
+        unit: the attack and the attacker.
+        part: the utterances that were attacked.
+        made: their adversarial versions.
+        leftover: whether these are the utterances that earlier attacks had not broken.
+    """
+    attack, settings = unit.attack, unit.attack.settings
+    held = part.domain.held(made, attack, part.features_NFL)
+    votes, written = (
+        {} if shown_NFL is None else {defence.name: votes_of(part, shown_NFL, defence) for defence in unit.shown_to}
+        for shown_NFL in (held.adversarial_NFL, held.written_NFL)
+    )
+    norms = {name: tuple(held.figures[name].tolist()) for name in ("l2", "linf")}
+    measured = {
+        name: tuple(value if isfinite(value) else None for value in value_N.tolist())
+        for name, value_N in held.figures.items()
+        if name not in norms and not bool(value_N.isnan().all())
+    }
+    return Outcome(
+        attack=attack.name,
+        library=attack.library,
+        knowledge=attack.knowledge_of(unit.expectation),
+        domain=part.domain.name,
+        norm=attack.norm,
+        epsilon=settings.epsilon if isfinite(settings.epsilon) else None,
+        budget=attack.budget(tuple(part.features_NFL.shape)),
+        snr_db=settings.snr_db,
+        steps=settings.steps,
+        step_size=settings.step_size,
+        restarts=settings.restarts,
+        eot_samples=unit.eot_samples,
+        adaptive_to=unit.adaptive_to,
+        swept=unit.before is not None,
+        leftover=leftover,
+        minimal=attack.entry.minimal,
+        ids=part.ids,
+        l2_N=norms["l2"],
+        linf_N=norms["linf"],
+        votes=votes,
+        written_votes=written,
+        measured=measured,
+        forward_passes=made.forward_passes,
+        backward_passes=made.backward_passes,
+        seconds=made.seconds,
+    )
+
+
+def votes_of(test_set: TestSet, features_NFL: Tensor, defence: Defence) -> tuple[tuple[int, ...], ...]:
+    """What every run of a defended model says of features of these utterances, (R, N)."""
+    votes = [torch.zeros(len(defence.run_weights), 0, dtype=torch.int64)]
+    for start in range(0, len(features_NFL), test_set.batch_size):
+        batch = slice(start, start + test_set.batch_size)
+        ids = test_set.ids[batch]
+        votes.append(defence.predict(test_set.model, features_NFL[batch], ids, seed=test_set.seed).cpu())
+    return tuple(map(tuple, torch.cat(votes, dim=1).tolist()))
+
+
+def spectrogram_pair(test_set: TestSet, attacks: Sequence[Attack], bundle: EmotionModel) -> dict[str, Any]:
+    """The first utterance that an attack turned from right to wrong, as plain log-mel values, for the report.
+
+    The attack is the last iterated one by gradients in the L-infinity ball, at the epsilon that most have. Values are
+    natural-log magnitudes, standardisation undone. Where no utterance of those tried was turned, the first of them is
+    shown as it is.
+    """
+    iterated = [
+        attack
+        for attack in attacks
+        if attack.norm == "inf" and attack.knowledge not in ("score", "decision") and (attack.settings.steps or 1) > 1
+    ]
+    ((usual, _),) = Counter(attack.settings.epsilon for attack in iterated or attacks).most_common(1)
+    attack = [attack for attack in iterated or attacks if attack.settings.epsilon == usual][-1]
+    tried = test_set.subset(16)
+    adversarial_NFL = features_under(tried, attack)
+    with torch.no_grad():
+        before, after = (bundle(features).argmax(dim=1) for features in (tried.features_NFL, adversarial_NFL))
+    turned = ((before == tried.labels_N) & (after != tried.labels_N)).nonzero().flatten().tolist()
+    row = turned[0] if turned else 0
+
+    def logmel(features_FL: Tensor) -> list[list[float]]:
+        raw = features_FL * bundle.standardisation.deviation_F1 + bundle.standardisation.mean_F1
+        return [[round(value, 4) for value in line] for line in raw.tolist()]
+
+    return {
+        "utterance_id": tried.ids[row],
+        "attack": attack.name,
+        "epsilon": attack.settings.epsilon,
+        "emotion": bundle.classes[int(tried.labels_N[row])],
+        "predicted_clean": bundle.classes[int(before[row])],
+        "predicted_adversarial": bundle.classes[int(after[row])],
+        "clean": logmel(tried.features_NFL[row]),
+        "adversarial": logmel(adversarial_NFL[row]),
+        "hop_s": bundle.frontend_config.hop_samples / bundle.frontend_config.sample_rate_hz,
+    }

@@ -1,16 +1,21 @@
-"""Models of any make, as the benchmark takes them; what it cannot take is refused before an attack runs.
+"""Models and arrays of any make, as the benchmark takes them; what it cannot take is refused before an attack runs.
+
+Attacks move features of shape (B, F, L). What comes without frames has one, and channels lie one above the other.
 
 Legend: B and N utterances, F mel bins, L frames, C classes.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -20,13 +25,14 @@ from ser_fl.attacks.threat_model import Box
 from ser_fl.attacks.training_attacks import attacked
 from ser_fl.devices import default_dtype, send
 from ser_fl.errors import UserError, one_line, shown
-from ser_fl.robustness.arrays import Numbers, as_taken, box_in_shape, features_of, labels_of
 from ser_fl.robustness.evaluator import EVALUATION_BATCH, evaluating
 from ser_fl.robustness.test_set import TestSet
 
 Model = nn.Module | Callable[[Any], Any]
 """Maps features to logits of shape (B, C): as a tensor, first in a tuple or list, or as ``logits`` of a dict or of any
 other object, such as a ModelOutput of Hugging Face."""
+Numbers = Tensor | npt.ArrayLike
+"""A tensor or an array of any real type, or nested lists of numbers."""
 
 _NO_ATTACKS_THERE = ("meta", "mps")
 """Devices without data, or without the float64 in which distances are measured."""
@@ -70,19 +76,33 @@ class ForeignModel(nn.Module):
         with torch.inference_mode(False), torch.set_grad_enabled(grad), default_dtype(self._default_dtype):
             if features_BFL.is_inference():
                 features_BFL = features_BFL.clone()
-            given = as_taken(features_BFL, self._shape).to(self._dtype)
+            given = self._as_taken(features_BFL).to(self._dtype)
             logits_BC = _first_logits(self.model(given))
+            of_one_logit = ""
+            if logits_BC.ndim == 1 or logits_BC.shape[1:] == (1,):
+                of_one_logit = ": of one logit z make two, torch.stack([torch.zeros_like(z), z], dim=-1)"
             if not logits_BC.is_floating_point() or logits_BC.ndim != 2 or len(logits_BC) != len(given):
                 raise UserError(
                     f"the model must answer logits of shape ({len(given)}, classes) to features of shape "
-                    f"{tuple(given.shape)}, got {tuple(logits_BC.shape)} of {logits_BC.dtype}"
-                    + _way_out_of_one_logit(logits_BC)
+                    f"{tuple(given.shape)}, got {tuple(logits_BC.shape)} of {logits_BC.dtype}{of_one_logit}"
                 )
             if logits_BC.shape[1] < 2:
-                raise UserError(
-                    f"the model must tell two classes at least, got one logit{_way_out_of_one_logit(logits_BC)}"
-                )
+                raise UserError(f"the model must tell two classes at least, got one logit{of_one_logit}")
             return logits_BC.to(features_BFL.device, torch.float32)
+
+    def _as_taken(self, features_BFL: Tensor) -> Tensor:
+        """Features of shape (B, F, L) in the shape that they came in."""
+        shape = self._shape
+        if len(shape) == 2:
+            return features_BFL
+        if len(shape) == 3 and shape[0] == 1:
+            return features_BFL[:, None]
+        if features_BFL.shape[1:].numel() != math.prod(shape):
+            raise UserError(
+                f"a defence changes the size of utterances, which those of shape {shape} cannot: give features of "
+                "shape (utterances, bins, frames), or take a defence such as quantisation"
+            )
+        return features_BFL.reshape(len(features_BFL), *shape)
 
 
 def foreign_test_set(
@@ -108,12 +128,21 @@ def foreign_test_set(
     Raises:
         UserError: something does not fit; it is named.
     """
-    features_NFL, shape = features_of(features)
-    known_ids = tuple(map(str, ids)) if ids is not None else tuple(f"{row:06d}" for row in range(len(features_NFL)))
-    check_ids(known_ids, len(features_NFL))
+    features_NFL = _numbers(features, "features", torch.float32)
+    total, shape = len(features_NFL) if features_NFL.ndim else 0, tuple(features_NFL.shape[1:])
+    if features_NFL.ndim < 2 or not features_NFL.numel():
+        raise UserError(
+            f"features must be of shape (utterances, bins, frames) and not empty, got {tuple(features_NFL.shape)}"
+        )
+    features_NFL = _stacked(features_NFL)
+    known_ids = tuple(map(str, ids)) if ids is not None else tuple(f"{row:06d}" for row in range(total))
+    if len(known_ids) != total:
+        raise UserError(f"ids must be one an utterance, got {len(known_ids)} for {total} utterances")
+    if twice := [utterance_id for utterance_id, times in Counter(known_ids).items() if times > 1]:
+        raise UserError(f"ids must differ, got {twice[0]!r} more than once: they key all random draws")
     if odd := (~features_NFL.isfinite()).flatten(1).any(1).nonzero().flatten().tolist():
         raise UserError(
-            f"features must be finite, got NaN or infinity in {len(odd)} of {len(features_NFL)} utterances, "
+            f"features must be finite, got NaN or infinity in {len(odd)} of {total} utterances, "
             f"the first {known_ids[odd[0]]!r}: leave them out"
         )
     if not callable(model):
@@ -122,13 +151,13 @@ def foreign_test_set(
     device = next((tensor.device for tensor in chain(whole.parameters(), whole.buffers())), features_NFL.device)
     if device.type in _NO_ATTACKS_THERE:
         raise UserError(f"a model on the device {device.type} cannot be attacked there: move it with model.to('cpu')")
-    box = box_in_shape(box or Box.unbounded(), shape).to(device, torch.float32)
+    box = _box_in_shape(box or Box.unbounded(), shape).to(device, torch.float32)
     features_NFL = box.clip(send(features_NFL, device))
     with evaluating(whole), torch.no_grad():
         logits_NC = _answers(whole, features_NFL, batch_size)
     if odd := logits_NC.isnan().any(1).nonzero().flatten().tolist():
         raise UserError(
-            f"the model answers NaN to {len(odd)} of {len(features_NFL)} utterances, the first {known_ids[odd[0]]!r}: "
+            f"the model answers NaN to {len(odd)} of {total} utterances, the first {known_ids[odd[0]]!r}: "
             "argmax would take it for class 0; is the model trained, and are the features in its units?"
         )
     if bool((logits_NC >= 0).all() and ((logits_NC.sum(1) - 1).abs() < 1e-3).all()):
@@ -140,25 +169,13 @@ def foreign_test_set(
     return TestSet(
         model=whole,
         features_NFL=features_NFL,
-        labels_N=send(labels_of(labels, len(features_NFL), logits_NC.shape[1]), device),
+        labels_N=send(_labels_of(labels, total, logits_NC.shape[1]), device),
         ids=known_ids,
         num_classes=logits_NC.shape[1],
         box=box,
         seed=0,
         batch_size=batch_size,
     )
-
-
-def check_ids(ids: Sequence[str], num_utterances: int) -> None:
-    """Refuse ids that are not one an utterance: they key random draws, and tell subsets apart.
-
-    Raises:
-        UserError: too few or too many, or one of them twice.
-    """
-    if len(ids) != num_utterances:
-        raise UserError(f"ids must be one an utterance, got {len(ids)} for {num_utterances} utterances")
-    if twice := [utterance_id for utterance_id, count in Counter(ids).items() if count > 1]:
-        raise UserError(f"ids must differ, got {twice[0]!r} more than once: they key all random draws")
 
 
 def check_gradients(test_set: TestSet, attacks: Iterable[Attack]) -> None:
@@ -212,8 +229,68 @@ def _first_logits(answer: Any) -> Tensor:
     )
 
 
-def _way_out_of_one_logit(logits: Tensor) -> str:
-    """What to do with a model of one logit an utterance; nothing for others."""
-    if logits.ndim != 1 and logits.shape[1:] != (1,):
-        return ""
-    return ": of one logit z make two, torch.stack([torch.zeros_like(z), z], dim=-1)"
+def _labels_of(given: Numbers, num_utterances: int, num_classes: int) -> Tensor:
+    """Labels as int64 of shape (N,), each in [0, C), from whole numbers or one-hot rows."""
+    labels = _numbers(given, "labels", torch.float64).cpu()
+    if not labels.ndim or len(labels) != num_utterances:
+        raise UserError(
+            f"labels must be one an utterance, got the shape {tuple(labels.shape)} for {num_utterances} utterances"
+        )
+    if labels.shape[1:] == (num_classes,):
+        if not bool((((labels == 0) | (labels == 1)).all(1) & (labels.sum(1) == 1)).all()):
+            raise UserError("labels of two dimensions must be one-hot, got rows that are not: give true classes")
+        return labels.argmax(1)
+    if labels.shape[1:] not in ((), (1,)):
+        raise UserError(
+            f"labels must be of shape ({num_utterances},), or one-hot ({num_utterances}, {num_classes}) as the model's "
+            f"logits are, got {tuple(labels.shape)}"
+        )
+    labels = labels.flatten()
+    if odd := (~((labels >= 0) & (labels < num_classes) & (labels == labels.floor()))).nonzero().flatten().tolist():
+        raise UserError(
+            f"labels must be whole numbers from 0 to {num_classes - 1}, since the model answers {num_classes} logits, "
+            f"got {labels[odd[0]]:g} for utterance {odd[0]}"
+        )
+    return labels.long()
+
+
+def _box_in_shape(box: Box, shape: tuple[int, ...]) -> Box:
+    """The box of utterances as they are attacked, from that of utterances as they came."""
+    if box.lower_F1 is None or box.upper_F1 is None:
+        return box
+    sides = []
+    for side in (box.lower_F1, box.upper_F1):
+        try:
+            whole = torch.broadcast_to(side, shape)
+        except RuntimeError:
+            raise UserError(
+                f"the sides of a box must broadcast to the shape of an utterance, got {tuple(side.shape)} for {shape}"
+            ) from None
+        sides.append(side if len(shape) == 2 else _stacked(whole[None])[0])
+    return Box(*sides)
+
+
+def _stacked(features: Tensor) -> Tensor:
+    """Of shape (N, F, L)."""
+    return features[:, :, None] if features.ndim == 2 else features.reshape(len(features), -1, features.shape[-1])
+
+
+def _numbers(given: Any, name: str, dtype: torch.dtype) -> Tensor:
+    """Real numbers as a tensor: where it is, if it is one, or else on the CPU."""
+    try:
+        if isinstance(given, (list, tuple)) and given and all(isinstance(part, Tensor) for part in given):
+            given = torch.stack(list(given))
+        if not isinstance(given, Tensor):
+            array = np.asarray(given)
+            if array.dtype.kind not in "biuf":
+                raise ValueError(f"it holds {array.dtype}")
+            return torch.from_numpy(array.astype(np.float32 if dtype == torch.float32 else np.float64))
+        if given.is_complex():
+            raise ValueError(f"it holds {given.dtype}")
+        with torch.inference_mode(False):  # a tensor made under it cannot take part in a gradient; its clone can
+            return (given.clone() if given.is_inference() else given.detach()).to(dtype)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"{name} must be real numbers, as many for every utterance, got {shown(given)} "
+            f"({one_line(str(error), 200)}): give a tensor or an array"
+        ) from error

@@ -1,4 +1,4 @@
-"""The units of work of a benchmark: one attack at one epsilon, by an attacker who knows of a defence or of none.
+"""What was asked for: as attacks, each at every budget, and as the units of work of a benchmark.
 
 Legend: N utterances.
 """
@@ -6,11 +6,22 @@ Legend: N utterances.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
 
-from ser_fl.attacks.attack import Attack
+from pydantic import TypeAdapter, ValidationError
+
+from ser_fl.attacks.attack import UNLABELLED, Attack
 from ser_fl.attacks.expectation import expectation_of
+from ser_fl.attacks.objects import attack_from
+from ser_fl.attacks.registry import ATTACKS, ON_RECORDINGS, build, build_on_recordings, entry_of
+from ser_fl.attacks.settings import AttackSettings
+from ser_fl.attacks.suites import SUITE_ON_RECORDINGS, SUITES, expand, subsets_of
 from ser_fl.attacks.target import Expectation
+from ser_fl.attacks.waveform_domain import SNR_DBS
+from ser_fl.config.robustness import AttackChoice, Backend, BenchmarkConfig
+from ser_fl.config.schema import one_line
 from ser_fl.defences import Defence
 from ser_fl.errors import UserError
 from ser_fl.randomness import derive_seed
@@ -19,6 +30,134 @@ from ser_fl.robustness.test_set import TestSet
 ADAPTIVE = "adaptive"
 """The knowledge of an attacker who differentiates the defended model; and in `subsets` all such attacks."""
 EOT_SAMPLES = 16
+_CHOICE: TypeAdapter[AttackChoice] = TypeAdapter(AttackChoice)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is set for all attacks of a benchmark, given to `ser_fl.benchmark`, on the command line or in a file."""
+
+    num_classes: int
+    steps: int | None = None
+    """Of every attack that has some; None is each attack's own default, as with restarts."""
+    restarts: int | None = None
+    backend: Backend = "auto"
+
+    def attacks(self, given: object, epsilons: Sequence[float], *, adaptive: bool = False) -> list[Attack]:
+        """Attacks on features within the model, each once.
+
+        Args:
+            given: one of these or many: names, suites, choices and mappings of settings, each run at every epsilon
+                unless it has its own; full `AttackSettings`; attacks of ART, their classes and functions.
+            epsilons: budgets.
+            adaptive: of attackers who know of a defence: by our own code, and of a suite what can know of one.
+
+        Raises:
+            UserError: an unknown attack or setting.
+        """
+        attacks: dict[object, Attack] = {}
+        for one in listed(given):
+            if isinstance(one, AttackSettings):
+                attacks[one] = build(one)
+            elif isinstance(one, AttackChoice):
+                at = epsilons if one.epsilon is None else (one.epsilon,)
+                attacks |= {settings: build(settings) for settings in self._settings(one, at, adaptive)}
+            else:  # under a name that no other has: records and what is kept go by it
+                own = {(id(one), epsilon): attack_from(one, epsilon) for epsilon in epsilons}
+                taken = {*ATTACKS, *(attack.settings.name for key, attack in attacks.items() if key not in own)}
+                for key, attack in own.items():
+                    name = attack.settings.name
+                    names = (name if number == 1 else f"{name}_{number}" for number in count(1))
+                    free = next(free for free in names if free not in taken)
+                    attacks[key] = replace(attack, settings=replace(attack.settings, name=free))
+        return list(attacks.values())
+
+    def _settings(self, choice: AttackChoice, epsilons: Sequence[float], adaptive: bool) -> list[AttackSettings]:
+        def fits(name: str) -> bool:
+            entry = ATTACKS[name]
+            knows = not adaptive or entry.knowledge == "undefended" or entry.adaptive
+            return knows and self.num_classes >= entry.min_classes
+
+        suite = SUITES.get(choice.name)
+        backend = choice.backend or (suite.backend if suite else None) or self.backend
+        found = []
+        for name in expand([choice.name], fits):
+            known = name.removesuffix(UNLABELLED)
+            settable = entry_of(known).settable if known in ATTACKS else {"steps", "restarts"}
+            restarts = self.restarts if choice.restarts is None else choice.restarts
+            found += [
+                AttackSettings(
+                    name=name,
+                    epsilon=epsilon,
+                    steps=choice.steps or (self.steps if "steps" in settable else None),
+                    step_size=choice.step_size,
+                    restarts=restarts if "restarts" in settable else choice.restarts,
+                    labels=choice.labels,
+                    backend="native" if adaptive else backend,
+                )
+                for epsilon in epsilons
+            ]
+        return found
+
+    def on_recordings(
+        self, choices: Sequence[AttackChoice], snr_dbs: Sequence[float], amplitudes: Sequence[float]
+    ) -> list[Attack]:
+        """Attacks on recorded samples: each at all budgets that it keeps to; a suite stands for `SUITE_ON_RECORDINGS`.
+
+        Raises:
+            UserError: an attack that does not go on recordings, or one that cannot keep to any of the budgets.
+        """
+        levels = snr_dbs if snr_dbs or amplitudes else SNR_DBS
+        budgets: list[tuple[str, dict[str, Any]]] = [
+            *(("snr_db", {"snr_db": value}) for value in levels),
+            *(("amplitude", {"epsilon": value}) for value in amplitudes),
+        ]
+        attacks: dict[AttackSettings, Attack] = {}
+        for choice in choices:
+            for name in SUITE_ON_RECORDINGS if choice.name in SUITES else (choice.name,):
+                entry = ON_RECORDINGS.get(name.removesuffix(UNLABELLED))
+                units = entry.on_recordings if entry else ()
+                kept = [budget for unit, budget in budgets if unit in units] or [budgets[0][1]]
+                for budget in [{}] if "masking" in units else kept:
+                    settings = AttackSettings(
+                        name=name,
+                        steps=choice.steps or self.steps,
+                        restarts=self.restarts if choice.restarts is None else choice.restarts,
+                        labels=choice.labels,
+                        masked=not budget,
+                        **budget,
+                    )
+                    attacks[settings] = build_on_recordings(settings)
+        return list(attacks.values())
+
+
+def request_of(config: BenchmarkConfig, num_classes: int) -> Request:
+    """What the settings of a benchmark say of all attacks."""
+    return Request(num_classes=num_classes, steps=config.steps, restarts=config.restarts, backend=config.backend)
+
+
+def listed(given: object) -> list[object]:
+    """One or many attacks as a list: names and mappings of settings as choices, the rest as it is.
+
+    Raises:
+        UserError: an unknown setting, or a value out of its range.
+    """
+    found: list[object] = []
+    for one in given if isinstance(given, Sequence) and not isinstance(given, str) else [given]:
+        if isinstance(one, (str, Mapping)):
+            settings: dict[str, Any] = {"name": one} if isinstance(one, str) else dict(one)
+            try:
+                found.append(_CHOICE.validate_python(settings))
+            except ValidationError as error:
+                raise one_line(error, dict.fromkeys(AttackChoice.__annotations__) | settings) from None
+        else:
+            found.append(one)
+    return found
+
+
+def subsets_for(given: object, own: Mapping[str, int] | None) -> dict[str, int]:
+    """Sizes of balanced subsets: those that are said, and else those that the suites among the attacks ask for."""
+    return subsets_of([one.name for one in listed(given) if isinstance(one, AttackChoice)]) | dict(own or {})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -39,11 +178,6 @@ class Unit:
     @property
     def adaptive_to(self) -> str | None:
         return None if self.expectation is None else self.shown_to[0].name
-
-    @property
-    def knowledge(self) -> str:
-        """The threat model."""
-        return self.attack.knowledge_of(self.expectation)
 
     @property
     def eot_samples(self) -> int:
@@ -122,24 +256,22 @@ def _chain(
 ) -> list[Unit]:
     """Units of one attack and attacker, from small budgets to large, each after the next smaller one of its effort."""
     units: list[Unit] = []
+    of_effort: dict[tuple[int | None, int | None], list[Unit]] = {}
     for attack in sorted(attacks, key=lambda attack: attack.settings.strength):
-        alike = [unit for unit in units if _effort(unit.attack) == _effort(attack)]
-        smaller = [unit for unit in alike if unit.attack.settings.strength < attack.settings.strength]
+        settings, entry = attack.settings, attack.entry
+        alike = of_effort.setdefault((settings.steps, settings.restarts), [])
+        smaller = [unit for unit in alike if unit.attack.settings.strength < settings.strength]
         # A larger budget holds what is found in a smaller one by a search: a single step or a draw goes elsewhere.
-        searches = attack.entry.warm or attack.entry.minimal
-        once = attack.entry.minimal and not part.domain.sweeps
-        units.append(
-            Unit(
-                attack=attack,
-                part=part,
-                shown_to=shown_to,
-                expectation=expectation,
-                before=smaller[-1] if sweep and smaller and searches else None,
-                shares=alike[0] if once and alike else None,
-            )
+        searches = entry.warm or entry.minimal
+        once = entry.minimal and not part.domain.sweeps
+        unit = Unit(
+            attack=attack,
+            part=part,
+            shown_to=shown_to,
+            expectation=expectation,
+            before=smaller[-1] if sweep and smaller and searches else None,
+            shares=alike[0] if once and alike else None,
         )
+        alike.append(unit)
+        units.append(unit)
     return units
-
-
-def _effort(attack: Attack) -> tuple[int | None, int | None]:
-    return attack.settings.steps, attack.settings.restarts

@@ -1,7 +1,10 @@
-"""Recordings under attack: written as WAV files and heard again.
+"""Recordings under attack: written as WAV files, heard again, and compared with the clean ones by PESQ and STOI.
 
 What an attack makes are floating-point samples. A WAV file holds 16 bits, so that a perturbation may be lost in the
 rounding: every adversarial recording is written, read back and turned into features once more.
+
+PESQ and STOI are taken where their packages are installed (extra ``perception``). They are estimates: for adversarial
+perturbations they do not track what listeners say reliably (Vadillo and Santana 2022).
 
 Legend: N utterances, B of a batch, T samples, F mel bins, L frames.
 """
@@ -9,13 +12,15 @@ Legend: N utterances, B of a batch, T samples, F mel bins, L frames.
 from __future__ import annotations
 
 import json
+import math
 import re
 import tempfile
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,11 +32,14 @@ from ser_fl.attacks.waveform_domain import Waveform, WaveformToFeatures
 from ser_fl.config.robustness import BenchmarkConfig
 from ser_fl.data.audio import read_audio, write_wav
 from ser_fl.data.features import FeatureStore
+from ser_fl.data.frontend import resample
 from ser_fl.data.prepared import open_configured_corpus
 from ser_fl.files import write_json
-from ser_fl.robustness.perception import pesq_of, stoi_of
 from ser_fl.robustness.test_set import TestSet, TrainedRun
 from ser_fl.runs.folder import RunFolder
+
+PESQ_RATE_HZ = 16000
+"""Of wide-band PESQ; STOI goes down to 10 kHz by itself."""
 
 
 class WavPairs:
@@ -69,18 +77,17 @@ class WavPairs:
         clean, adversarial = self.path(utterance_id, "clean"), self.path(utterance_id, *words)
         write_wav(clean, clean_T, sample_rate_hz)
         write_wav(adversarial, adversarial_T, sample_rate_hz)
-        names = {"utterance_id": utterance_id, "clean": clean.name, "adversarial": adversarial.name}
-        others = [pair for pair in self._earlier() if pair["adversarial"] != adversarial.name]
-        write_json(self.list, {"pairs": [*others, {**names, **figures}]})
-
-    def _earlier(self) -> list[dict[str, Any]]:
-        """Pairs of the list; none where it is damaged, as it is made of what benchmarks write anew."""
-        try:
-            pairs = json.loads(self.list.read_text(encoding="utf-8"))["pairs"]
+        try:  # where the list is damaged there are none: it is made of what benchmarks write anew
+            earlier = json.loads(self.list.read_text(encoding="utf-8"))["pairs"]
         except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
-            return []
-        kept = pairs if isinstance(pairs, list) else []
-        return [pair for pair in kept if isinstance(pair, dict) and "adversarial" in pair]
+            earlier = []
+        others = [
+            pair
+            for pair in (earlier if isinstance(earlier, list) else [])
+            if isinstance(pair, dict) and pair.get("adversarial", adversarial.name) != adversarial.name
+        ]
+        names = {"utterance_id": utterance_id, "clean": clean.name, "adversarial": adversarial.name}
+        write_json(self.list, {"pairs": [*others, {**names, **figures}]})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -130,6 +137,33 @@ def _words(attack: Attack, adaptive: bool) -> list[str]:
     if settings.snr_db is not None and budget:
         budget = f"snr_db_{settings.snr_db:g}"
     return [attack.name, *([budget] if budget else []), *(["adaptive"] if adaptive else [])]
+
+
+def pesq_of(clean_T: Tensor, perturbed_T: Tensor, sample_rate_hz: int) -> float:
+    """Wide-band PESQ (ITU-T P.862.2), 1 to 4.64; NaN without the package ``pesq``, or where it finds no speech."""
+    if find_spec("pesq") is None or not bool(clean_T.any()):
+        return math.nan
+    from pesq import PesqError, pesq
+
+    clean, perturbed = (resample(samples, sample_rate_hz, PESQ_RATE_HZ).numpy() for samples in (clean_T, perturbed_T))
+    try:
+        return float(pesq(PESQ_RATE_HZ, clean, perturbed, "wb"))
+    except PesqError:
+        return math.nan
+
+
+def stoi_of(clean_T: Tensor, perturbed_T: Tensor, sample_rate_hz: int) -> float:
+    """Short-time objective intelligibility (Taal et al. 2011), up to 1; NaN without ``pystoi`` or for short clips."""
+    if find_spec("pystoi") is None:
+        return math.nan
+    from pystoi import stoi
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)  # told of clips without 30 frames of speech, which get 1e-5
+        try:
+            return float(stoi(clean_T.numpy(), perturbed_T.numpy(), sample_rate_hz))
+        except (RuntimeWarning, ValueError):
+            return math.nan
 
 
 def recordings_of(

@@ -14,24 +14,87 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from ser_fl.attacks.domains import Crafted
 from ser_fl.attacks.registry import VERSION
+from ser_fl.defences import Defence
 from ser_fl.errors import UserError
 from ser_fl.files import write_bytes, write_json
-from ser_fl.robustness.outcomes import Outcome
+from ser_fl.robustness.test_set import TestSet
+from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.records import AttackRecord
 
 OUTCOME_SCHEMA = 3
 """Version of the files below ``attacks/``; those of another are left alone and made anew."""
+CLEAN = "clean"
+WORST_CASE = "worst_case"
 _SHOWN, _WRITTEN = "adversarial_BFL", "written_BFL"
-_COSTS = ("forward_passes", "backward_passes", "seconds")
+_DAMAGE = (SafetensorError, ValueError, KeyError, TypeError, RecursionError)
+"""What reading a file of tensors raises that is not whole."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one attack did to each of its utterances: `ser_fl.robustness.attack_metrics` makes records of it."""
+
+    attack: str
+    library: str
+    knowledge: str
+    domain: str
+    norm: str
+    epsilon: float | None = None
+    """As it was set, in L-infinity; None for a budget that is no epsilon."""
+    budget: float | None = None
+    """Of the attack's own norm."""
+    snr_db: float | None = None
+    """The budget, where it is an SNR."""
+    steps: int | None = None
+    step_size: float | None = None
+    restarts: int | None = None
+    eot_samples: int = 0
+    adaptive_to: str | None = None
+    """The defence that the attacker knew of."""
+    swept: bool = False
+    """Whether it went on from a smaller epsilon, what that one broke included."""
+    leftover: bool = False
+    """Whether it saw only what earlier attacks had not broken."""
+    minimal: bool = False
+    """Whether the attack looks for the nearest adversarial utterance."""
+    ids: tuple[str, ...]
+    """Of the utterances that were attacked, and of those that a smaller epsilon had broken already."""
+    l2_N: tuple[float, ...]
+    """Norms of the perturbations."""
+    linf_N: tuple[float, ...]
+    votes: dict[str, tuple[tuple[int, ...], ...]]
+    """By defence, what each run said of each utterance, (R, N)."""
+    written_votes: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+    """The same of recordings that went through a 16-bit file."""
+    measured: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
+    """More figures of each utterance, by the name of the record's median over successes; None where there is none."""
+    forward_passes: int = 0
+    backward_passes: int = 0
+    seconds: float = 0.0
+    adversarials_kept: bool = False
+
+    def was_shown_to(self, defence: Defence) -> bool:
+        """Whether it says what all runs of this defence said."""
+        return len(self.votes.get(defence.name, ())) == len(defence.run_weights)
+
+    def votes_RN(self, defence: str) -> Tensor:
+        """What each run of a defence said, int64."""
+        return torch.tensor(self.votes[defence], dtype=torch.int64)
+
+    @property
+    def threat(self) -> tuple[str, float | None, float | None]:
+        """Norm, epsilon and SNR: what attacks must share to have a common worst case."""
+        return self.norm, self.epsilon, self.snr_db
 
 
 _OUTCOME: TypeAdapter[Outcome] = TypeAdapter(Outcome)
@@ -88,15 +151,41 @@ class Folder:
     """Of an utterance: batches of others are made anew."""
     keeps_adversarials: bool = False
 
+    @classmethod
+    def of(cls, archive: Path, test_set: TestSet, *, keeps_adversarials: bool = False) -> Self:
+        """The folder of a test set below ``RUN/attacks``, made where it is not there.
+
+        Its name is one word for all that attacks on a test set depend on, batches apart: model, utterances, box, seed
+        and device.
+        """
+        features_NFL, weights = test_set.features_NFL, digest_of_weights(test_set.model)
+        known = (test_set.ids, test_set.num_classes, test_set.seed, features_NFL.device.type)
+        digest = hashlib.blake2b(f"{weights} {known!r}".encode(), digest_size=16)
+        for tensor in (features_NFL, test_set.labels_N, test_set.box.lower_F1, test_set.box.upper_F1):
+            digest.update(b"none" if tensor is None else _bytes_of(tensor))
+        root = archive / digest.hexdigest()
+        if _read(root / "test_set.json").get("weights") != weights:
+            write_json(root / "test_set.json", {"weights": weights})
+        return cls(root, features_NFL.device, tuple(features_NFL.shape[1:]), keeps_adversarials)
+
     def outcome(self, key: str) -> Outcome | None:
-        return _read_outcome(self.root / f"{key}.json")
+        content = _read(self.root / f"{key}.json")
+        if content.pop("schema", None) != OUTCOME_SCHEMA or content.keys() != {entry.name for entry in fields(Outcome)}:
+            return None
+        try:
+            outcome = _OUTCOME.validate_python(content)
+        except ValidationError:
+            return None
+        votes = (runs for kind in (outcome.votes, outcome.written_votes) for runs in kind.values())
+        rows = (outcome.l2_N, outcome.linf_N, *outcome.measured.values(), *(run for runs in votes for run in runs))
+        return outcome if all(len(row) == len(outcome.ids) for row in rows) else None
 
     def keep_outcome(self, key: str, outcome: Outcome) -> None:
         content = {"schema": OUTCOME_SCHEMA, **asdict(outcome)}
         write_bytes(self.root / f"{key}.json", (json.dumps(content) + "\n").encode())
 
     def outcomes(self) -> dict[str, Outcome]:
-        read = {file.stem: _read_outcome(file) for file in sorted(self.root.glob("*.json"))}
+        read = {file.stem: self.outcome(file.stem) for file in sorted(self.root.glob("*.json"))}
         return {key: outcome for key, outcome in read.items() if outcome is not None}
 
     def batch(self, key: str, ids: Sequence[str]) -> Crafted | None:
@@ -104,18 +193,16 @@ class Folder:
             with safe_open(self._file(key, ids), framework="pt") as file:
                 cost = json.loads(file.metadata()["cost"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                shown = {name: tensors.pop(name).to(self.device) for name in (_SHOWN, _WRITTEN) if name in tensors}
-                crafted = Crafted(
-                    adversarial_NFL=shown[_SHOWN], written_NFL=shown.get(_WRITTEN), figures=tensors, **cost
-                )
-        except (FileNotFoundError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
+            shown = {name: tensors.pop(name).to(self.device) for name in (_SHOWN, _WRITTEN) if name in tensors}
+            crafted = Crafted(adversarial_NFL=shown[_SHOWN], written_NFL=shown.get(_WRITTEN), figures=tensors, **cost)
+        except (FileNotFoundError, *_DAMAGE):
             return None
         shape = (len(ids), *self.shape_FL)
         fits = all(tensor.shape == shape and tensor.dtype == torch.float32 for tensor in shown.values())
         return crafted if fits and all(len(value_N) == len(ids) for value_N in tensors.values()) else None
 
     def keep_batch(self, key: str, ids: Sequence[str], made: Crafted) -> None:
-        cost = {name: getattr(made, name) for name in _COSTS}
+        cost = {name: getattr(made, name) for name in ("forward_passes", "backward_passes", "seconds")}
         metadata = {"ids": json.dumps(list(ids)), "cost": json.dumps(cost)}
         tensors = {**made.figures, _SHOWN: made.adversarial_NFL}
         if made.written_NFL is not None:
@@ -150,34 +237,67 @@ def adversarials(folder: Path) -> dict[str, Tensor]:
             with safe_open(path, framework="pt") as file:
                 ids = json.loads(file.metadata()["ids"])
                 found |= dict(zip(ids, file.get_tensor(_SHOWN), strict=True))
-        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except _DAMAGE as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{path} cannot be read ({reason}): run `ser-fl benchmark` again") from None
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Archive:
-    """``RUN/attacks``: a folder for every set of utterances, seed and device that a model was attacked with."""
+class RunCache:
+    """``attacks.json`` and the outcomes below ``attacks/``, beside those of earlier benchmarks of the same model.
 
-    root: Path
+    Nothing moves before there is something to write: a benchmark that is refused leaves the run folder as it was.
+    """
 
-    def knows(self, weights: str) -> bool:
-        """Whether a model of this digest was attacked, whatever else the folder knows."""
-        return any(_read(file).get("weights") == weights for file in self.root.glob("*/test_set.json"))
+    def __init__(self, run: RunFolder, test_set: TestSet) -> None:
+        self._run = run
+        self._test_set = test_set
+        self._earlier: list[AttackRecord] = []
 
-    def open(
-        self, digest: str, weights: str, *, device: torch.device, shape_FL: tuple[int, ...], keeps_adversarials: bool
-    ) -> Folder:
-        """The folder of a test set, made where it is not there."""
-        root = self.root / digest
-        if _read(root / "test_set.json").get("weights") != weights:
-            write_json(root / "test_set.json", {"weights": weights})
-        return Folder(root, device, shape_FL, keeps_adversarials)
+    def open(self, *, fresh: bool, keeps_adversarials: bool) -> Folder:
+        """The folder of outcomes; records of another model, and with ``fresh`` all, go to ``attacks.before.json``."""
+        if fresh or not was_attacked(self._run.outcomes, digest_of_weights(self._test_set.model)):
+            if self._run.attacks.exists():
+                self._run.attacks.replace(self._run.root / "attacks.before.json")
+            shutil.rmtree(self._run.outcomes, ignore_errors=True)
+        self._earlier = self._run.read_attacks()
+        return Folder.of(self._run.outcomes, self._test_set, keeps_adversarials=keeps_adversarials)
 
-    def clear(self) -> None:
-        """Drop everything."""
-        shutil.rmtree(self.root, ignore_errors=True)
+    def write(self, records: Sequence[AttackRecord]) -> list[AttackRecord]:
+        """Write ``attacks.json``: these records, and earlier ones that say something else; all that is in it now."""
+        together = merged(self._earlier, records)
+        self._run.write_attacks(together)
+        return together
+
+
+def was_attacked(archive: Path, weights: str) -> bool:
+    """Whether a model of this digest was attacked, whatever else the folder ``RUN/attacks`` knows."""
+    return any(_read(file).get("weights") == weights for file in archive.glob("*/test_set.json"))
+
+
+def merged(earlier: Sequence[AttackRecord], records: Sequence[AttackRecord]) -> list[AttackRecord]:
+    """Records of several benchmarks of one model: a later one takes the place of one that says the same of itself."""
+    kept: dict[tuple[Any, ...], AttackRecord] = {}
+    for record in (*earlier, *records):
+        found = (record.attack, record.domain, record.epsilon, record.snr_db, record.defence)
+        measured = (record.norm, record.num_examples, record.seed, record.device)
+        effort = (record.steps, record.step_size, record.restarts, record.eot_samples, record.swept)
+        made = () if record.attack in (CLEAN, WORST_CASE) else (*effort, record.library, record.knowledge)
+        kept[*found, *measured, *made] = record
+    return sorted(kept.values(), key=lambda record: {CLEAN: 0, WORST_CASE: 2}.get(record.attack, 1))
+
+
+def digest_of_weights(model: nn.Module) -> str:
+    """One word for a model's parameters and buffers, the same wherever the model is."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(_bytes_of(tensor))
+    return digest.hexdigest()
+
+
+def _bytes_of(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -187,20 +307,3 @@ def _read(file: Path) -> dict[str, Any]:
     except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _read_outcome(file: Path) -> Outcome | None:
-    content = _read(file)
-    if content.pop("schema", None) != OUTCOME_SCHEMA or content.keys() != {entry.name for entry in fields(Outcome)}:
-        return None
-    try:
-        outcome = _OUTCOME.validate_python(content)
-    except ValidationError:
-        return None
-    return outcome if _has_one_figure_an_utterance(outcome) else None
-
-
-def _has_one_figure_an_utterance(outcome: Outcome) -> bool:
-    votes = (runs for kind in (outcome.votes, outcome.written_votes) for runs in kind.values())
-    rows = (outcome.l2_N, outcome.linf_N, *outcome.measured.values(), *(run for runs in votes for run in runs))
-    return all(len(row) == len(outcome.ids) for row in rows)

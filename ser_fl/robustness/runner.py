@@ -15,10 +15,12 @@ Legend: N utterances, F mel bins, L frames, R runs of a defence.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache as cached
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,17 +28,24 @@ from torch import Tensor
 from ser_fl.attacks.domains import LOGMEL, Crafted
 from ser_fl.defences import Defence
 from ser_fl.robustness.attack_metrics import Bench
-from ser_fl.robustness.crafting import craft
-from ser_fl.robustness.outcomes import Outcome, judge
+from ser_fl.robustness.crafting import craft, judge
 from ser_fl.robustness.plan import Unit
-from ser_fl.robustness.progress import BenchmarkProgress, OnAttack, silent
-from ser_fl.robustness.result_cache import Memory, ResultCache, key_of
-from ser_fl.robustness.test_set import TestSet
-from ser_fl.robustness.worst_case import worst_cases
+from ser_fl.robustness.result_cache import Memory, Outcome, ResultCache, key_of
+from ser_fl.robustness.test_set import TestSet, rows_of
 from ser_fl.runs.records import AttackRecord
 
 OnRecords = Callable[[list[AttackRecord]], object]
 """Given the records of all attacks that are done, whenever one is."""
+
+
+class OnAttack(Protocol):
+    """Told the attack that runs, how many utterances of all attacks are done, of how many, and the seconds left."""
+
+    def __call__(self, name: str, done: int, total: int, seconds_left: float | None = None) -> None: ...
+
+
+def silent(name: str, done: int, total: int, seconds_left: float | None = None) -> None:
+    """Tells nobody."""
 
 
 def run_plan(
@@ -67,16 +76,18 @@ def run_plan(
     """
     cache = open_cache()
     bench = Bench(test_set, defences)
-    work = _Work(
-        bench=bench, cache=cache, drop_broken=drop_broken, units=units, pace=BenchmarkProgress(units, on_attack)
-    )
-    records = bench.clean_records()
+    progress = BenchmarkProgress(units, on_attack)
+    work = _Work(bench=bench, cache=cache, drop_broken=drop_broken, units=units, progress=progress)
+    records = bench.records_of(bench.clean)
     for unit in units:
         outcome = work.run(unit)
-        records += bench.records_of(outcome, work.outcomes)
+        records += bench.records_of(outcome, list(work.done.values()))
         on_records(list(records))
-    outcomes = [*work.earlier_outcomes(), *work.done_by_key.values()]
-    return [*bench.records(outcomes), *worst_cases(bench, outcomes)]
+    now = {work.tasks[unit].key: outcome for unit, outcome in work.done.items()}
+    earlier = [outcome for key, outcome in cache.outcomes().items() if key not in now]
+    earlier.sort(key=lambda outcome: (outcome.attack, outcome.adaptive_to or "", outcome.epsilon or 0.0))
+    outcomes = [*earlier, *now.values()]
+    return [*bench.records(outcomes), *bench.worst_cases(outcomes)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -85,11 +96,11 @@ class _Task:
 
     key: str
     part: TestSet
-    carried: tuple[int, ...] = ()
+    carried: Sequence[int] = ()
     """Rows that the smaller epsilon broke: its adversarial utterances are taken."""
-    warm: tuple[int, ...] = ()
+    warm: Sequence[int] = ()
     """Rows that may begin at the smaller epsilon's."""
-    cold: tuple[int, ...] = ()
+    cold: Sequence[int] = ()
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -100,149 +111,126 @@ class _Work:
     cache: ResultCache
     drop_broken: bool
     units: Sequence[Unit]
-    pace: BenchmarkProgress
-    tasks: dict[int, _Task] = field(default_factory=dict)
-    """By unit."""
-    done: dict[int, Outcome] = field(default_factory=dict)
-
-    @property
-    def outcomes(self) -> list[Outcome]:
-        """Of this benchmark so far."""
-        return list(self.done.values())
-
-    @property
-    def done_by_key(self) -> dict[str, Outcome]:
-        """The same by key."""
-        return {self.tasks[unit].key: outcome for unit, outcome in self.done.items()}
-
-    def earlier_outcomes(self) -> list[Outcome]:
-        """What earlier benchmarks of this test set left, by attack and epsilon."""
-        earlier = self.cache.outcomes()
-        for key in self.done_by_key:
-            earlier.pop(key, None)
-        return sorted(
-            earlier.values(), key=lambda outcome: (outcome.attack, outcome.adaptive_to or "", outcome.epsilon or 0.0)
-        )
+    progress: BenchmarkProgress
+    tasks: dict[Unit, _Task] = field(default_factory=dict)
+    done: dict[Unit, Outcome] = field(default_factory=dict)
 
     def run(self, unit: Unit) -> Outcome:
         """What an attack does to its utterances: known already, or found out now."""
-        self.pace.tell(unit)
-        task = self.tasks[id(unit)] = self._task(unit)
-        outcome = self.cache.outcome(task.key)
-        keeps = self.cache.keeps_adversarials
-        known = outcome is not None and all(map(outcome.was_shown_to, unit.shown_to))
-        if outcome is not None and task.part.domain.lacks(
-            outcome.measured, unit.attack, task.part.ids, unit.adaptive_to is not None
+        self.progress.tell(unit)
+        task = self.tasks[unit] = self._task(unit)
+        part, keeps = task.part, self.cache.keeps_adversarials
+        known = self.cache.outcome(task.key)
+        if (
+            known is None
+            or not all(map(known.was_shown_to, unit.shown_to))
+            or part.domain.lacks(known.measured, unit.attack, part.ids, unit.adaptive_to is not None)
+            or (keeps and not known.adversarials_kept)
         ):
-            known = False
-        if outcome is None or not known or (keeps and not outcome.adversarials_kept):
-            found = self._never_better(unit, judge(unit, task.part, self._adversarial(unit), leftover=self.drop_broken))
-            kept = keeps or (outcome is not None and outcome.adversarials_kept)
-            votes, written = ({}, {}) if outcome is None else (outcome.votes, outcome.written_votes)
-            outcome = replace(
-                found,
-                votes=votes | found.votes,
-                written_votes=written | found.written_votes,
-                adversarials_kept=kept,
-            )
-            self.cache.keep_outcome(task.key, outcome)
-        self.done[id(unit)] = outcome
-        self._tidy()
-        self.pace.finish(unit)
-        self.pace.tell(unit)
-        return outcome
+            found = self._never_better(unit, judge(unit, part, self._adversarial(unit), leftover=self.drop_broken))
+            if known is not None:
+                found = replace(
+                    found, votes=known.votes | found.votes, written_votes=known.written_votes | found.written_votes
+                )
+            known = replace(found, adversarials_kept=keeps or (known is not None and known.adversarials_kept))
+            self.cache.keep_outcome(task.key, known)
+        self.done[unit] = known
+        left = [other for other in self.units if other not in self.done]
+        waiting = {other.before for other in left} | {other.shares for other in left}
+        for other, outcome in self.done.items():
+            if other not in waiting and not outcome.adversarials_kept:
+                self.cache.forget_batches(self.tasks[other].key)
+        self.progress.count(unit, len(unit.part))
+        self.progress.tell(unit)
+        return known
 
     def _task(self, unit: Unit) -> _Task:
         part = self._unbroken(unit) if self.drop_broken else unit.part
-        settings: dict[str, Any] = {
-            "attack": unit.attack.settings.key,
-            "library": unit.attack.library,
-            "ids": part.ids,
-        }
-        if (domain := part.domain.name) != LOGMEL.name:
-            settings["domain"] = domain
+        ids, entry = part.ids, unit.attack.entry
+        settings: dict[str, Any] = {"attack": unit.attack.settings.key, "library": unit.attack.library, "ids": ids}
+        if part.domain.name != LOGMEL.name:
+            settings["domain"] = part.domain.name
         if unit.expectation is not None:
             settings |= {"adaptive": repr(unit.shown_to[0]), "eot_samples": unit.eot_samples}
-        everybody = range(len(part))
-        if unit.before is None or unit.attack.entry.whole_set:  # one perturbation is for all, broken before or not
-            return _Task(key=key_of(settings), part=part, cold=tuple(everybody))
-        before, smaller = self.done[id(unit.before)], self.tasks[id(unit.before)]
+        if unit.before is None or entry.whole_set:  # one perturbation is for all, broken before or not
+            return _Task(key=key_of(settings), part=part, cold=range(len(part)))
+        before, smaller = self.done[unit.before], self.tasks[unit.before]
         broken = set(before.ids)
         for defence in unit.shown_to:
             right_N = (before.votes_RN(defence.name) == smaller.part.labels_N.cpu()).any(dim=0).tolist()
             broken -= {key for key, right in zip(before.ids, right_N, strict=True) if right}
-        carried = tuple(row for row in everybody if part.ids[row] in broken)
-        begun = set(before.ids) if unit.attack.entry.warm else set()
-        warm = tuple(row for row in everybody if part.ids[row] in begun - broken)
-        cold = tuple(row for row in everybody if part.ids[row] not in begun | broken)
-        settings |= {"carried": [part.ids[row] for row in carried], "warm": [part.ids[row] for row in warm]}
-        settings |= {"before": smaller.key if carried or warm else None}
-        return _Task(key=key_of(settings), part=part, carried=carried, warm=warm, cold=cold)
+        begun = set(before.ids) if entry.warm else set()
+        rows: dict[str, list[int]] = {"carried": [], "warm": [], "cold": []}
+        for row, key in enumerate(ids):
+            rows["carried" if key in broken else "warm" if key in begun else "cold"].append(row)
+        settings |= {kind: [ids[row] for row in rows[kind]] for kind in ("carried", "warm")}
+        settings |= {"before": smaller.key if rows["carried"] or rows["warm"] else None}
+        return _Task(key=key_of(settings), part=part, **rows)
 
     def _unbroken(self, unit: Unit) -> TestSet:
         """What earlier attacks of the same epsilon left."""
-        epsilon = unit.attack.settings.epsilon
-        left = torch.zeros(len(self.bench.test_set), dtype=torch.bool)
+        test_set, epsilon = self.bench.test_set, unit.attack.settings.epsilon
+        same = [outcome for outcome in self.done.values() if outcome.epsilon == epsilon]
+        left = torch.zeros(len(test_set), dtype=torch.bool)
         for defence in unit.shown_to:
-            earlier = [
-                outcome for outcome in self.outcomes if outcome.epsilon == epsilon and outcome.was_shown_to(defence)
-            ]
+            earlier = [outcome for outcome in same if outcome.was_shown_to(defence)]
             left |= self.bench.surviving(earlier, defence.name).any(dim=0) if earlier else True
-        ids = {self.bench.test_set.ids[row] for row in left.nonzero().flatten().tolist()}
+        ids = {test_set.ids[row] for row in left.nonzero().flatten().tolist()}
         return unit.part.take([row for row, key in enumerate(unit.part.ids) if key in ids])
 
     def _adversarial(self, unit: Unit) -> Crafted:
         """What the attack makes of its utterances, in their order; made anew only where nothing was kept."""
         if unit.shares is not None:
             return self._adversarial(unit.shares)
-        task = self.tasks[id(unit)]
-        smaller = _Smaller(self, unit)
-        pieces: list[tuple[tuple[int, ...], Crafted]] = []
-        if task.carried:
-            pieces.append((task.carried, self._carried(task, smaller)))
-            self.pace.count(unit, len(task.carried))
-        for rows in (task.warm, task.cold):
-            if not rows:
-                continue
-            made = craft(
-                task.part.take(rows),
-                unit.attack,
-                expectation=unit.expectation,
-                start=partial(smaller.adversarial_NFL, rows) if rows == task.warm else None,
-                cache=self.cache,
-                key=task.key,
-                on_batch=partial(self._told, unit),
-            )
-            pieces.append((rows, made))
-        order = [row for rows, _ in pieces for row in rows]
-        return Crafted.join([made for _, made in pieces], order, task.part.features_NFL[:0])
+        task, part = self.tasks[unit], self.tasks[unit].part
 
-    def _carried(self, task: _Task, smaller: _Smaller) -> Crafted:
-        """The adversarial utterances that a smaller epsilon broke; kept under this key too, so that a sweep looks one
-        step back only.
-        """
-        ids = [task.part.ids[row] for row in task.carried]
-        made = self.cache.batch(task.key, ids)
-        if made is None:
-            made = Crafted(adversarial_NFL=smaller.adversarial_NFL(task.carried))
-            self.cache.keep_batch(task.key, ids, made)
-        return made
+        @cached
+        def smaller() -> tuple[tuple[str, ...], Tensor]:
+            """Ids and adversarial utterances of the next smaller epsilon, got when they are first asked for."""
+            assert unit.before is not None
+            return self.tasks[unit.before].part.ids, self._adversarial(unit.before).adversarial_NFL
 
-    def _told(self, unit: Unit, utterances: int, seconds: float) -> None:
-        if id(unit) in self.done and not seconds:
-            return  # looked up again for a larger epsilon
-        self.pace.count(unit, utterances, seconds)
-        self.pace.tell(unit)
+        def from_smaller(rows: Sequence[int]) -> Tensor:
+            ids, adversarial_NFL = smaller()
+            return adversarial_NFL[rows_of(ids, [part.ids[row] for row in rows])]
+
+        def told(utterances: int, seconds: float) -> None:
+            if unit not in self.done or seconds:  # else looked up again for a larger epsilon
+                self.progress.count(unit, utterances, seconds)
+                self.progress.tell(unit)
+
+        pieces: list[Crafted] = []
+        if task.carried:  # kept under this key too, so that a sweep looks one step back only
+            ids = [part.ids[row] for row in task.carried]
+            carried = self.cache.batch(task.key, ids)
+            if carried is None:
+                carried = Crafted(adversarial_NFL=from_smaller(task.carried))
+                self.cache.keep_batch(task.key, ids, carried)
+            pieces.append(carried)
+            self.progress.count(unit, len(ids))
+        for rows, start in ((task.warm, partial(from_smaller, task.warm)), (task.cold, None)):
+            if rows:
+                pieces.append(
+                    craft(
+                        part.take(rows),
+                        unit.attack,
+                        expectation=unit.expectation,
+                        start=start,
+                        cache=self.cache,
+                        key=task.key,
+                        on_batch=told,
+                    )
+                )
+        return Crafted.join(pieces, [*task.carried, *task.warm, *task.cold], part.features_NFL[:0])
 
     def _never_better(self, unit: Unit, found: Outcome) -> Outcome:
         """The outcome in which nothing is recognised that a smaller epsilon broke."""
         if unit.before is None:
             return found
-        before = self.done[id(unit.before)]
-        place = {key: column for column, key in enumerate(before.ids)}
-        rows = [row for row, key in enumerate(found.ids) if key in place]
-        columns = [place[found.ids[row]] for row in rows]
-        labels_N = self.bench.test_set.labels_N[self.bench.test_set.rows_of(found.ids)].cpu()[rows]
+        before, known = self.done[unit.before], set(self.done[unit.before].ids)
+        rows = [row for row, key in enumerate(found.ids) if key in known]
+        ids = [found.ids[row] for row in rows]
+        columns, labels_N = rows_of(before.ids, ids), self.bench.labels_of(ids)
         votes = {}
         for name in found.votes:
             now_RN, then_RN = found.votes_RN(name), before.votes_RN(name)[:, columns]
@@ -250,27 +238,44 @@ class _Work:
             votes[name] = tuple(map(tuple, now_RN.tolist()))
         return replace(found, votes=votes)
 
-    def _tidy(self) -> None:
-        """Drop adversarial utterances that no larger epsilon waits for."""
-        left = [unit for unit in self.units if id(unit) not in self.done]
-        waiting = {id(unit.before) for unit in left} | {id(unit.shares) for unit in left}
-        for unit, outcome in self.done.items():
-            if unit not in waiting and not outcome.adversarials_kept:
-                self.cache.forget_batches(self.tasks[unit].key)
 
+class BenchmarkProgress:
+    """Counts utterances and seconds.
 
-@dataclass(slots=True, eq=False)
-class _Smaller:
-    """The adversarial utterances of the next smaller epsilon, got when they are first asked for."""
+    What is left is estimated from what an utterance has cost in the same attack, and for an attack that has not run yet
+    from its steps, restarts and draws, at the pace of those that have.
+    """
 
-    work: _Work
-    unit: Unit
-    _found_NFL: Tensor | None = None
+    def __init__(self, units: Sequence[Unit], on_attack: OnAttack) -> None:
+        self._on_attack = on_attack
+        self._left = {unit: len(unit.part) for unit in units}
+        self._total = sum(self._left.values())
+        self._seconds: dict[tuple[str, str | None], float] = defaultdict(float)
+        """By attack and attacker."""
+        self._work: dict[tuple[str, str | None], float] = defaultdict(float)
+        """Gradients, roughly."""
 
-    def adversarial_NFL(self, rows: Sequence[int]) -> Tensor:
-        """Of some rows of the unit."""
-        assert self.unit.before is not None
-        if self._found_NFL is None:
-            self._found_NFL = self.work._adversarial(self.unit.before).adversarial_NFL
-        ids = [self.work.tasks[id(self.unit)].part.ids[row] for row in rows]
-        return self._found_NFL[self.work.tasks[id(self.unit.before)].part.rows_of(ids)]
+    def tell(self, unit: Unit) -> None:
+        """Say where the benchmark is."""
+        left = sum(self._left.values())
+        self._on_attack(unit.label, self._total - left, self._total, self.seconds_left())
+
+    def count(self, unit: Unit, utterances: int, seconds: float = 0.0) -> None:
+        """Some utterances of a unit are done; 0 seconds are no measure of anything."""
+        self._left[unit] = max(0, self._left[unit] - utterances)
+        if seconds:
+            self._seconds[unit.attack.name, unit.adaptive_to] += seconds
+            self._work[unit.attack.name, unit.adaptive_to] += utterances * unit.effort
+
+    def seconds_left(self) -> float | None:
+        """None before anything was measured, unless nothing is left."""
+        if not any(self._left.values()):
+            return 0.0
+        if not self._work:
+            return None
+        usual = sum(self._seconds.values()) / sum(self._work.values())
+        pace = {kind: self._seconds[kind] / work for kind, work in self._work.items()}
+        return sum(
+            left * unit.effort * pace.get((unit.attack.name, unit.adaptive_to), usual)
+            for unit, left in self._left.items()
+        )

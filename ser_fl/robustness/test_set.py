@@ -5,7 +5,6 @@ Legend: N utterances, F mel bins, L frames.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,8 +86,7 @@ class TestSet:
 
     def rows_of(self, ids: Sequence[str]) -> list[int]:
         """Where utterances lie in this test set."""
-        places = {utterance_id: row for row, utterance_id in enumerate(self.ids)}
-        return [places[utterance_id] for utterance_id in ids]
+        return rows_of(self.ids, ids)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -105,8 +103,7 @@ class TrainedRun:
         Raises:
             UserError: the corpus moved, or it has other emotions than the model.
         """
-        corpus = open_configured_corpus(self.config)
-        cache_dir = cache_dir_of(self.config)
+        corpus, cache_dir = open_configured_corpus(self.config), cache_dir_of(self.config)
         store = compute_features(corpus, self.config.frontend, cache_dir=cache_dir, progress=on_features)
         self.check_corpus(store)
         return store
@@ -160,42 +157,15 @@ def load_run(folder: Path, *, root: str | None = None, client_id: str | None = N
     return TrainedRun(folder=folder, config=config, model=load_model(run, client_id=client_id))
 
 
-def load_test_set(folder: Path, *, root: str | None = None, seed: int = 0, batch_size: int = 64) -> TestSet:
-    """The test utterances of a run and its model.
-
-    Raises:
-        UserError: no such run or model, a corpus that moved, or one of other emotions than the model's.
-    """
-    run = load_run(folder, root=root)
-    return run.test_set(run.store(), seed=seed, batch_size=batch_size)
-
-
 def box_of(standardisation: Standardisation) -> Box:
     """The values that standardised features take."""
     return Box.of(standardisation.lower_F1, standardisation.upper_F1)
 
 
-def digest_of_weights(model: nn.Module) -> str:
-    """One word for a model's parameters and buffers, the same wherever the model is."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(_bytes_of(tensor))
-    return digest.hexdigest()
-
-
-def digest_of(test_set: TestSet) -> str:
-    """One word for all that attacks on a test set depend on, batches apart: model, utterances, box, seed, device."""
-    digest = hashlib.blake2b(digest_size=16)
-    known = (test_set.ids, test_set.num_classes, test_set.seed, test_set.features_NFL.device.type)
-    digest.update(f"{digest_of_weights(test_set.model)} {known!r}".encode())
-    for tensor in (test_set.features_NFL, test_set.labels_N, test_set.box.lower_F1, test_set.box.upper_F1):
-        digest.update(b"none" if tensor is None else _bytes_of(tensor))
-    return digest.hexdigest()
-
-
-def _bytes_of(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+def rows_of(all_ids: Sequence[str], ids: Sequence[str]) -> list[int]:
+    """Where utterances lie among all."""
+    places = {utterance_id: row for row, utterance_id in enumerate(all_ids)}
+    return [places[utterance_id] for utterance_id in ids]
 
 
 def balanced_rows(labels_N: Sequence[int], ids: Sequence[str], size: int, seed: int) -> list[int]:

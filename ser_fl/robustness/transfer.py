@@ -13,29 +13,38 @@ Legend: N utterances, F mel bins, L frames.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ser_fl.attacks.attack import Attack
 from ser_fl.attacks.domains import Crafted
+from ser_fl.attacks.registry import build
+from ser_fl.attacks.settings import AttackSettings
+from ser_fl.config.robustness import TransferConfig
+from ser_fl.data.corpora.folder import expand_home
+from ser_fl.data.features import FeatureStore, OnFeatures
 from ser_fl.data.frontend import Standardisation
-from ser_fl.defences import Defence
-from ser_fl.devices import send
+from ser_fl.data.splits import split_corpus
+from ser_fl.defences import Defence, build_defence
+from ser_fl.devices import CPU, devices_of, exact_arithmetic, send
 from ser_fl.errors import UserError
 from ser_fl.metrics import scores
-from ser_fl.robustness.attack_metrics import Bench
-from ser_fl.robustness.crafting import craft
+from ser_fl.robustness.attack_metrics import Bench, confusion_of
+from ser_fl.robustness.crafting import craft, judge, votes_of
 from ser_fl.robustness.evaluator import evaluating
-from ser_fl.robustness.outcomes import judge
 from ser_fl.robustness.plan import Unit
-from ser_fl.robustness.predictions import show
-from ser_fl.robustness.progress import OnAttack, silent
-from ser_fl.robustness.test_set import TestSet, balanced_rows, box_of
-from ser_fl.runs.records import AttackRecord, TransferRecord
+from ser_fl.robustness.runner import OnAttack, silent
+from ser_fl.robustness.test_set import TestSet, TrainedRun, balanced_rows, box_of, load_run, rows_of
+from ser_fl.runs.environment import threads_limited_to
+from ser_fl.runs.folder import RunFolder, write_transfer
+from ser_fl.runs.records import TransferMatrix, TransferRecord
+from ser_fl.runs.redaction import public_path
 
 KNOWLEDGE = "transfer"
 DB_PER_NATURAL_LOG = 20 / math.log(10)
@@ -95,12 +104,6 @@ def carried_over(features_BFL: Tensor, source: Standardisation, target: Standard
     shift_F1 = (source.mean_F1.double() - mean_F1) / deviation_F1
     moved_BFL = (features_BFL.double() * scale_F1 + shift_F1).float()
     return torch.clamp(moved_BFL, target.lower_F1, target.upper_F1)
-
-
-def rows_of(all_ids: Sequence[str], ids: Sequence[str]) -> list[int]:
-    """Where utterances lie among all."""
-    places = {utterance_id: row for row, utterance_id in enumerate(all_ids)}
-    return [places[utterance_id] for utterance_id in ids]
 
 
 def in_common(source: TransferModel, target: TransferModel, size: int | None = None, seed: int = 0) -> tuple[str, ...]:
@@ -170,64 +173,168 @@ def transfer_matrix(
     records: list[TransferRecord] = []
     for source in models:
         wanted = sorted({utterance_id for target in models for utterance_id in shared[source.name, target.name]})
+        attacked = source.test_set(wanted, seed=seed, batch_size=batch_size)
         with evaluating(source.network):
-            crafted = _craft_on(source, source.test_set(wanted, seed=seed, batch_size=batch_size), attack, on_attack)
+            made = _craft_on(source, attacked, attack, on_attack)
         for target in models:
+            test_set = target.test_set(shared[source.name, target.name], seed=seed, batch_size=batch_size)
+            rows = attacked.rows_of(test_set.ids)
+            clean_NFL, adversarial_NFL = (
+                carried_over(features_NFL[rows], source.standardisation, target.standardisation)
+                for features_NFL in (attacked.features_NFL, made.adversarial_NFL)
+            )
+            change_NFL = (adversarial_NFL - test_set.features_NFL) * target.standardisation.deviation_F1
+            unit = Unit(attack=attack, part=test_set, shown_to=tuple(defences))
+            labels, num_classes = test_set.labels_N.tolist(), test_set.num_classes
             with evaluating(target.network):
-                common = shared[source.name, target.name]
-                records += _show_to(target, common, crafted, attack, defences)
+                outcome = judge(unit, test_set, replace(made, adversarial_NFL=adversarial_NFL))
+                for defence, record in zip(defences, Bench(test_set, defences).records_of(outcome), strict=True):
+                    carried_RN = torch.tensor(votes_of(test_set, clean_NFL, defence))
+                    known = attack.knowledge if source.name == target.name else KNOWLEDGE
+                    records.append(
+                        TransferRecord(
+                            **asdict(replace(record, knowledge=known)),
+                            source=source.name,
+                            target=target.name,
+                            carried_uar=scores(confusion_of(labels, carried_RN, defence, num_classes)).uar,
+                            max_db=float(change_NFL.abs().max()) * DB_PER_NATURAL_LOG,
+                        )
+                    )
     by_defence = {defence.name: place for place, defence in enumerate(defences)}
     return sorted(records, key=lambda record: by_defence[record.defence])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _CraftedOn:
-    """What an attack made on a source, in its units."""
-
-    source: TransferModel
-    test_set: TestSet
-    made: Crafted
-
-
-def _craft_on(source: TransferModel, test_set: TestSet, attack: Attack, on_attack: OnAttack) -> _CraftedOn:
+def _craft_on(source: TransferModel, test_set: TestSet, attack: Attack, on_attack: OnAttack) -> Crafted:
     name, done = f"{attack.name} on {source.name}", 0
-    on_attack(name, done, len(test_set))
 
     def on_batch(size: int, seconds: float) -> None:
         nonlocal done
         done += size
         on_attack(name, done, len(test_set))
 
-    return _CraftedOn(source=source, test_set=test_set, made=craft(test_set, attack, on_batch=on_batch))
+    on_batch(0, 0.0)
+    return craft(test_set, attack, on_batch=on_batch)
 
 
-def _show_to(
-    target: TransferModel, ids: Sequence[str], crafted: _CraftedOn, attack: Attack, defences: Sequence[Defence]
-) -> list[TransferRecord]:
-    """A record for every defence of the target."""
-    source, attacked = crafted.source, crafted.test_set
-    rows = rows_of(attacked.ids, ids)
-    test_set = target.test_set(ids, seed=attacked.seed, batch_size=attacked.batch_size)
-    clean_NFL = carried_over(attacked.features_NFL[rows], source.standardisation, target.standardisation)
-    adversarial_NFL = carried_over(crafted.made.adversarial_NFL[rows], source.standardisation, target.standardisation)
-    change_NFL = (adversarial_NFL - test_set.features_NFL) * target.standardisation.deviation_F1
-    max_db = float(change_NFL.abs().max()) * DB_PER_NATURAL_LOG
-    unit = Unit(attack=attack, part=test_set, shown_to=tuple(defences))
-    outcome = judge(unit, test_set, replace(crafted.made, adversarial_NFL=adversarial_NFL))
-    records = []
-    for defence, record in zip(defences, Bench(test_set, defences).records_of(outcome), strict=True):
-        known = attack.knowledge if source.name == target.name else KNOWLEDGE
-        records.append(
-            TransferRecord(
-                **_fields(replace(record, knowledge=known)),
-                source=source.name,
-                target=target.name,
-                carried_uar=scores(show(test_set, clean_NFL, defence).confusion).uar,
-                max_db=max_db,
+def transfer_runs(
+    config: TransferConfig, *, on_attack: OnAttack = silent, on_features: OnFeatures | None = None
+) -> tuple[Path, TransferMatrix]:
+    """The matrix of some runs, written as ``transfer.json`` into ``out`` or the first run's folder, at the end.
+
+    A matrix that is there already is put aside as ``transfer.before.json``. A client's own model is measured on all
+    test utterances of its run, of whichever speaker.
+
+    Returns:
+        The file, and what is in it.
+
+    Raises:
+        UserError: no such run, client or model, one given twice, runs of different corpora, emotions or front ends, or
+            without a test utterance in common, an unknown attack or defence, or a corpus that moved.
+    """
+    places = [_place(text) for text in config.runs]
+    whole = [(folder.resolve(), client_id) for folder, client_id in places]
+    for number, place in enumerate(whole):
+        if place in whole[:number]:
+            raise UserError(f"{config.runs[number]} is given twice: each run is attacked and shown to once")
+    attack = build(
+        AttackSettings(name=config.attack, epsilon=config.epsilon, steps=config.steps, restarts=config.restarts)
+    )
+    defences = [build_defence(name) for name in config.defences]
+    (device, *_) = devices_of(config.accelerator, "accelerator")
+    # Short names that differ: each folder from where their paths part, and the client.
+    base = Path(os.path.commonpath([folder.parent for folder, _ in whole]))
+    names = [folder.relative_to(base).as_posix() + _colon(client_id) for folder, client_id in whole]
+    found = [load_run(folder, root=config.root, client_id=client_id) for folder, client_id in places]
+    runs = dict(zip(names, found, strict=True))
+    first = found[0]
+    for name, run in runs.items():
+        _refuse_unlike(names[0], first, name, run)
+    out = expand_home(config.out) if config.out else first.folder
+    if out.exists() and not out.is_dir():
+        raise UserError(f"out must be a folder, got the file {out}")
+    file = RunFolder(out).transfer
+    with threads_limited_to(first.config.executor.threads), exact_arithmetic():
+        # Attacks measure distances in float64, which Apple's GPUs lack.
+        models = [model.to(CPU if device.type == "mps" else device) for model in _models(runs, on_features)]
+        started = time.perf_counter()
+        records = transfer_matrix(
+            models,
+            attack,
+            defences,
+            max_examples=config.max_examples,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            on_attack=on_attack,
+        )
+    public = [public_path(folder) + _colon(client_id) for folder, client_id in places]
+    matrix = TransferMatrix(
+        models=dict(zip(names, public, strict=True)),
+        synthetic=any(run.model.synthetic for run in found),
+        seconds=time.perf_counter() - started,
+        records=tuple(records),
+    )
+    write_transfer(file, matrix)
+    return file, matrix
+
+
+def _place(given: str) -> tuple[Path, str | None]:
+    """RUN or RUN:CLIENT; either may hold colons, and the longest folder that is there is the run."""
+    parts = given.split(":")
+    for end in range(len(parts), 0, -1):
+        folder = Path(":".join(parts[:end]))
+        if folder.is_dir():
+            return folder, ":".join(parts[end:]) or None
+    raise UserError(f"no such run folder: {given}")
+
+
+def _colon(client_id: str | None) -> str:
+    """What stands behind a run for one of its clients."""
+    return f":{client_id}" if client_id else ""
+
+
+def _refuse_unlike(first_name: str, first: TrainedRun, name: str, run: TrainedRun) -> None:
+    """Refuse two runs between which nothing can be carried over.
+
+    Raises:
+        UserError: they have another corpus, other emotions or another front end.
+    """
+    pairs = {
+        "corpus": (run.config.data.name, first.config.data.name),
+        "emotions": (", ".join(run.model.classes), ", ".join(first.model.classes)),
+    }
+    for what, (one, other) in pairs.items():
+        if one != other:
+            raise UserError(f"{name} and {first_name} differ in their {what}: {one} against {other}")
+    theirs = vars(run.model.frontend_config)
+    for setting, value in vars(first.model.frontend_config).items():
+        # The front end's name and the box take no part in raw log-mel.
+        if setting not in ("name", "clip") and theirs[setting] != value:
+            raise UserError(
+                f"{name} and {first_name} differ in frontend.{setting}: {theirs[setting]} against {value}; an "
+                "attack on log-mel can be carried over between runs of one front end only"
+            )
+
+
+def _models(runs: Mapping[str, TrainedRun], on_features: OnFeatures | None) -> list[TransferModel]:
+    """The runs with their test utterances; features that runs share are opened once."""
+    models: list[TransferModel] = []
+    before: tuple[TrainedRun, FeatureStore] | None = None
+    for name, run in runs.items():
+        data, frontend = run.config.data, run.config.frontend
+        if before is None or (data, frontend) != (before[0].config.data, before[0].config.frontend):
+            before = run, run.store(on_features)
+        store = before[1]
+        run.check_corpus(store)
+        rows = torch.tensor(split_corpus(store.utterances, run.config.split).test)
+        models.append(
+            TransferModel(
+                name=name,
+                network=run.model.network,
+                standardisation=run.model.standardisation,
+                logmel_NFL=store.features_NFL[rows],
+                labels_N=store.labels_N[rows],
+                ids=tuple(store.utterances[row].utterance_id for row in rows.tolist()),
+                num_classes=len(run.model.classes),
             )
         )
-    return records
-
-
-def _fields(record: AttackRecord) -> dict[str, Any]:
-    return {entry.name: getattr(record, entry.name) for entry in fields(record)}
+    return models

@@ -24,7 +24,7 @@ from ser_fl.attacks.settings import AttackSettings
 from ser_fl.devices import exact_arithmetic
 from ser_fl.robustness.crafting import features_under
 from ser_fl.robustness.evaluator import evaluating
-from ser_fl.robustness.progress import OnAttack, silent
+from ser_fl.robustness.runner import OnAttack, silent
 from ser_fl.robustness.sanity_checks.report import HALF_A_POINT, Doubt, NotChecked, Outcome, SanityReport, Severity
 from ser_fl.robustness.sanity_checks.trial import (
     NO_DEFENCE,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ser_fl.attacks.attack import Attack
-from ser_fl.robustness.progress import OnAttack, silent
+from ser_fl.robustness.runner import OnAttack, silent
 from ser_fl.robustness.sanity_checks.probes import SUBSET, probe
 from ser_fl.robustness.sanity_checks.records import check_records
 from ser_fl.robustness.sanity_checks.report import SanityReport
