@@ -7,11 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ser_fl.attacks.art.estimator import Passes
-from ser_fl.attacks.attack import Attack
+from ser_fl.attacks.attack import Attack, Problem
 from ser_fl.attacks.domains import Crafted
-from ser_fl.attacks.problem import Problem
-from ser_fl.attacks.target import Expectation
+from ser_fl.attacks.target import Expectation, Passes
 from ser_fl.attacks.threat_model import Box
 from ser_fl.defences import Defence
 from ser_fl.robustness.plan import EOT_SAMPLES, plan

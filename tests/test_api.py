@@ -115,7 +115,7 @@ def test_benchmark_of_a_run_is_that_of_the_command_line(run: ser_fl.Run, tmp_pat
 def test_benchmark_of_a_model_makes_the_checks_of_a_run(run: ser_fl.Run) -> None:
     """The same model on the same utterances: the same figures and the same doubts."""
     settings: dict[str, Any] = {"name": "pgd", "epsilon": 0.1, "steps": 2, "restarts": 1}
-    from ser_fl.attacks.settings import AttackSettings
+    from ser_fl.attacks.attack import AttackSettings
 
     of_run = ser_fl.benchmark(run, **{**QUICK, "max_examples": None, "checks_subset": 64}, fresh=True)
     test = run.test_set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -12,14 +12,13 @@ import torch.nn.functional as F
 from attacking import generate as made_by
 from torch import Tensor, nn
 
-from ser_fl.attacks.art.estimator import Passes
 from ser_fl.attacks.domains import Crafted
 from ser_fl.attacks.expectation import expectation_of
 from ser_fl.attacks.losses import Loss, cross_entropy, margin
 from ser_fl.attacks.registry import ATTACKS, AttackSettings, build
-from ser_fl.attacks.target import Expectation, Target
+from ser_fl.attacks.surroundings import attacked
+from ser_fl.attacks.target import Expectation, Passes, Target
 from ser_fl.attacks.threat_model import Box
-from ser_fl.attacks.training_attacks import attacked
 from ser_fl.defences import (
     DEFENCES,
     Defence,
@@ -144,7 +143,7 @@ def test_without_a_defence_an_answer_is_plain_autograd() -> None:
     torch.testing.assert_close(answer.gradient, gradient)
     assert torch.equal(answer.loss_B, loss_B.detach())
     assert torch.equal(answer.right_B, (NET(FEATURES).argmax(1) == LABELS).float())
-    assert (questioned.passes.forward, questioned.passes.backward, questioned.num_draws) == (NUM, NUM, 1)
+    assert (questioned.passes.forward, questioned.passes.backward) == (NUM, NUM)
 
 
 def many_draws(defence: Defence, samples: int, copies: int = 250) -> Tensor:
@@ -409,7 +408,6 @@ def test_a_subset_of_a_victim_draws_as_the_whole() -> None:
     some_loss, some_right = whole.subset(rows).score(FEATURES[rows], LABELS[rows], cross_entropy, step=4)
     torch.testing.assert_close(some_right, right[rows])
     torch.testing.assert_close(some_loss, loss[rows])
-    assert replace(whole, expectation=None).num_draws == 1
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ser_fl.attacks.art.any_attack import attack_classes
 from ser_fl.attacks.domains import Crafted
-from ser_fl.attacks.registry import ATTACKS, AttackSettings, build, resolve
+from ser_fl.attacks.registry import ATTACKS, AttackSettings, build
 from ser_fl.attacks.threat_model import Box, budget_of, distance, keep_within
 from ser_fl.attacks.training_attacks import bim, fgsm, pgd, random_start
 from ser_fl.errors import UserError
@@ -283,7 +283,7 @@ def test_every_attack_is_told_the_true_labels() -> None:
 
 def test_defaults() -> None:
     def of(name: str, epsilon: float = 0.08) -> tuple[int | None, float | None, int | None]:
-        settings = resolve(AttackSettings(name=name, epsilon=epsilon))
+        settings = build(AttackSettings(name=name, epsilon=epsilon)).settings
         return settings.steps, settings.step_size, settings.restarts
 
     assert of("fgsm") == (1, 0.08, 0)
@@ -311,7 +311,7 @@ def test_defaults() -> None:
 )
 def test_what_a_record_says_of_an_attack(name: str, norm: str, library: str, knowledge: str) -> None:
     attack = build(AttackSettings(name=name, epsilon=0.5))
-    assert (attack.norm, attack.library, attack.knowledge) == (norm, library, knowledge)
+    assert (attack.norm, attack.entry.library, attack.entry.knowledge) == (norm, library, knowledge)
     assert attack.budget((64, 100)) == (0.5 if norm == "inf" else 40.0)
 
 
@@ -346,7 +346,9 @@ def test_library_names_the_class_that_runs(name: str, monkeypatch: pytest.Monkey
     made_by(attack, *problem, box=WIDE, num_classes=CLASSES, keys_B=["a", "b"], seed=1, batch_size=2)
     # A class of ours may stand in for one of ART's; the nearest ancestor among ART's is what runs.
     names = {next(parent.__name__ for parent in one.__mro__ if parent in classes.values()) for one in ran}
-    assert {f"art.{one}" for one in names} == ({attack.library} if attack.library.startswith("art.") else set())
+    assert {f"art.{one}" for one in names} == (
+        {attack.entry.library} if attack.entry.library.startswith("art.") else set()
+    )
 
 
 @pytest.mark.parametrize(

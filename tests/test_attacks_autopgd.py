@@ -10,10 +10,9 @@ import torch
 from attacking import generate as made_by
 from torch import Tensor, nn
 
-from ser_fl.attacks.art.estimator import Passes, import_art
+from ser_fl.attacks.art.estimator import import_art
 from ser_fl.attacks.art.evasion import AutoPGD
 from ser_fl.attacks.autopgd import autopgd, checkpoints, likeliest_wrong_classes
-from ser_fl.attacks.best_adversarial import BestAdversarial
 from ser_fl.attacks.domains import Crafted
 from ser_fl.attacks.losses import (
     Loss,
@@ -23,9 +22,10 @@ from ser_fl.attacks.losses import (
     targeted_difference_of_logits_ratio,
 )
 from ser_fl.attacks.registry import AttackSettings, build
-from ser_fl.attacks.target import Target
+from ser_fl.attacks.surroundings import attacked
+from ser_fl.attacks.target import BestAdversarial, Passes, Target
 from ser_fl.attacks.threat_model import Ball, Box
-from ser_fl.attacks.training_attacks import attacked, pgd
+from ser_fl.attacks.training_attacks import pgd
 from ser_fl.errors import UserError
 
 BINS, FRAMES, CLASSES = 6, 8, 5

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from ser_fl.attacks import pgd
 from ser_fl.attacks.art import gradient_attacks
-from ser_fl.attacks.art.estimator import Passes, import_art
-from ser_fl.attacks.problem import Problem
-from ser_fl.attacks.settings import AttackSettings
+from ser_fl.attacks.art.estimator import import_art
+from ser_fl.attacks.attack import AttackSettings, Problem
+from ser_fl.attacks.surroundings import attacked
+from ser_fl.attacks.target import Passes
 from ser_fl.attacks.threat_model import Box
-from ser_fl.attacks.training_attacks import attacked
 
 BINS, FRAMES, CLASSES = 7, 10, 4
 NATIVE: dict[str, Callable[[Problem], Tensor]] = {
@@ -106,7 +106,7 @@ def test_art_gives_our_bits(name: str, seed: int, num: int, epsilon: float, box:
     given = problem(name, seed=seed, num=num, epsilon=epsilon, box=BOXES[box], restarts=1)
     ours, arts, our_passes, art_passes = both(given)
     assert torch.equal(ours, arts)
-    assert not torch.equal(ours, given.features_BFL)
+    assert not torch.equal(ours, given.clean)
     assert our_passes == art_passes
 
 

@@ -15,15 +15,14 @@ import torch
 from attacking import generate as made_by
 from torch import Tensor, nn
 
-from ser_fl.attacks.art.estimator import Passes, import_art
+from ser_fl.attacks.art.estimator import import_art
 from ser_fl.attacks.art.evasion import CarliniWagnerL2, CarliniWagnerLInf, FastMinimumNorm
 from ser_fl.attacks.carlini_wagner import carlini_wagner_l2, carlini_wagner_linf
-from ser_fl.attacks.fmn import fast_minimum_norm
-from ser_fl.attacks.minimum_norm import SEGMENT_STEPS, Aim, Nearest
+from ser_fl.attacks.minimum_norm import SEGMENT_STEPS, Aim, Nearest, fast_minimum_norm
 from ser_fl.attacks.registry import AttackSettings, build
-from ser_fl.attacks.target import Target
+from ser_fl.attacks.surroundings import attacked
+from ser_fl.attacks.target import Passes, Target
 from ser_fl.attacks.threat_model import Ball, Box
-from ser_fl.attacks.training_attacks import attacked
 
 CELLS, CLASSES = 48, 4
 Engine = Callable[..., Tensor]

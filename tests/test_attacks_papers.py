@@ -13,12 +13,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ser_fl.attacks.art.estimator import Passes
 from ser_fl.attacks.autopgd import autopgd
 from ser_fl.attacks.carlini_wagner import carlini_wagner_linf
-from ser_fl.attacks.target import Target
+from ser_fl.attacks.surroundings import attacked
+from ser_fl.attacks.target import Passes, Target
 from ser_fl.attacks.threat_model import Ball, Box
-from ser_fl.attacks.training_attacks import attacked
 
 Vector = np.ndarray
 CELLS, WAVES, ASCENTS = 3, 6, 300

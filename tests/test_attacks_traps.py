@@ -16,13 +16,14 @@ from attacking import generate as made_by
 from torch import Tensor, nn
 
 from ser_fl.attacks.art import any_attack
-from ser_fl.attacks.art.estimator import Passes, clip_values_of, import_art
+from ser_fl.attacks.art.estimator import classifier_of, clip_values_of, generated, import_art
+from ser_fl.attacks.attack import Problem
 from ser_fl.attacks.losses import cross_entropy
-from ser_fl.attacks.problem import Problem
 from ser_fl.attacks.registry import ATTACKS, AttackSettings, build
-from ser_fl.attacks.target import Target
+from ser_fl.attacks.surroundings import attacked
+from ser_fl.attacks.target import Passes, Target
 from ser_fl.attacks.threat_model import Box
-from ser_fl.attacks.training_attacks import attacked, bim, fgsm, pgd
+from ser_fl.attacks.training_attacks import bim, fgsm, pgd
 
 EPSILON = 0.1
 BOX = Box(torch.full((12, 1), -2.0), torch.full((12, 1), 2.0))
@@ -99,13 +100,13 @@ def arts_bim(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
             passes=Passes(),
         )
         attack = BasicIterativeMethod(
-            problem.classifier(clip_values=clip_values_of(BOX)),
+            classifier_of(problem, clip_values_of(BOX)),
             eps=EPSILON,
             eps_step=EPSILON / 4,
             max_iter=2,
             verbose=False,
         )
-        return problem.features(attack.generate(problem.inputs(), problem.labels()))
+        return generated(attack, problem)
 
 
 def mixed_modes(model: Crnn) -> dict[str, bool]:

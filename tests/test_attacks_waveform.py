@@ -13,14 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ser_fl.attacks.art.estimator import Passes
-from ser_fl.attacks.attack import Attack
+from ser_fl.attacks.attack import Attack, AttackSettings, Problem
 from ser_fl.attacks.clips import Clips
 from ser_fl.attacks.losses import cross_entropy
-from ser_fl.attacks.problem import Problem
 from ser_fl.attacks.psychoacoustic import MaskingBall
 from ser_fl.attacks.registry import ON_RECORDINGS, build, build_on_recordings
-from ser_fl.attacks.settings import AttackSettings
+from ser_fl.attacks.target import Passes
 from ser_fl.attacks.threat_model import Box
 from ser_fl.attacks.waveform_domain import Waveform, WaveformToFeatures
 from ser_fl.config.compose import compose

@@ -21,11 +21,9 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 import ser_fl
-from ser_fl.attacks.attack import Attack, Entry
-from ser_fl.attacks.domains import LogMel
-from ser_fl.attacks.problem import Problem
+from ser_fl.attacks.attack import Attack, AttackSettings, Entry, Problem
+from ser_fl.attacks.domains import Domain
 from ser_fl.attacks.registry import build
-from ser_fl.attacks.settings import AttackSettings
 from ser_fl.attacks.threat_model import Box
 from ser_fl.cli.terminal import Bars, TimeLeft
 from ser_fl.defences import Defence, Deterministic, NoDefence, Randomisation
@@ -120,7 +118,7 @@ def moving(
         if seen is not None:
             seen.append(tuple(problem.keys_B))
         problem.passes.backward += len(problem.keys_B)
-        return problem.features_BFL + torch.tensor([move(problem, key) for key in problem.keys_B])[:, None, None]
+        return problem.clean + torch.tensor([move(problem, key) for key in problem.keys_B])[:, None, None]
 
     entry = Entry(craft=craft, library="t", norm="inf", paper="", **traits)
     return Attack(settings=AttackSettings(name=name, epsilon=epsilon), entry=entry)
@@ -211,7 +209,7 @@ def test_outcomes_of_the_other_domain_are_left_aside() -> None:
     cache.keep_outcome("audio", replace(first, domain="waveform", attack="three", votes={"none": everybody}))
     again = benchmark_attacks(test_set, [one, two], [NoDefence()], open_cache=lambda: cache)
     assert timeless(again) == timeless(expected)
-    assert [record.attack for record in Bench(replace(test_set, domain=LogMel(name="waveform")), [NoDefence()]).records(
+    assert [record.attack for record in Bench(replace(test_set, domain=Domain(name="waveform")), [NoDefence()]).records(
         cache.outcomes().values()
     )] == ["clean", "three"]  # fmt: skip
 

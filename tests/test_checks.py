@@ -18,10 +18,8 @@ import torch
 from attacking import benchmark_attacks
 from torch import Tensor, nn
 
-from ser_fl.attacks.attack import Attack, Entry
-from ser_fl.attacks.problem import Problem
+from ser_fl.attacks.attack import Attack, AttackSettings, Entry, Problem
 from ser_fl.attacks.registry import build
-from ser_fl.attacks.settings import AttackSettings
 from ser_fl.attacks.threat_model import Box
 from ser_fl.cli.benchmark import print_sanity_report
 from ser_fl.defences import NoDefence, Randomisation
@@ -153,7 +151,7 @@ def to_the_edge(problem: Problem) -> Tensor:
     """Noise of one sign in all cells, at the edge of the ball, by a stream of each utterance."""
     signs = [torch.rand(1, generator=generator(problem.seed, key)) < 0.5 for key in problem.keys_B]
     steps_B = torch.where(torch.cat(signs), problem.settings.epsilon, -problem.settings.epsilon)
-    return problem.features_BFL + steps_B[:, None, None]
+    return problem.clean + steps_B[:, None, None]
 
 
 def benchmarked(test_set: TestSet, *attacks: Attack, defence: Any = None) -> list[AttackRecord]:
@@ -390,7 +388,7 @@ def test_an_attack_that_helps_the_model_is_told() -> None:
 
     def help_on(problem: Problem) -> Tensor:
         towards_B = 2.0 * problem.labels_B - 1
-        return problem.features_BFL + problem.settings.epsilon * towards_B[:, None, None]
+        return problem.clean + problem.settings.epsilon * towards_B[:, None, None]
 
     test_set = make_test_set(Sign(), labels_N=wrong_N)
     assert only(found(benchmarked(test_set, crafted("helper", help_on)), checks.BELOW_CLEAN)).severity == "fails"

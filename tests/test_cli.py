@@ -21,7 +21,7 @@ import torch
 import yaml
 
 import ser_fl
-from ser_fl.attacks.settings import AttackSettings
+from ser_fl.attacks.attack import AttackSettings
 from ser_fl.attacks.threat_model import Box
 from ser_fl.cli.main import main
 from ser_fl.config.compose import compose

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import ser_fl
-from ser_fl.attacks.settings import AttackSettings
+from ser_fl.attacks.attack import AttackSettings
 from ser_fl.attacks.threat_model import Box
 from ser_fl.errors import UserError
 from ser_fl.runs.records import AttackRecord

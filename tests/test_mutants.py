@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import ser_fl
-from ser_fl.attacks.settings import AttackSettings
+from ser_fl.attacks.attack import AttackSettings
 from ser_fl.defences import build_defence
 from ser_fl.runs.records import AttackRecord
 

@@ -14,8 +14,8 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 import ser_fl
+from ser_fl.attacks.attack import AttackSettings
 from ser_fl.attacks.registry import BY_ART, build, entry_of
-from ser_fl.attacks.settings import AttackSettings
 from ser_fl.attacks.suites import SUITES
 from ser_fl.attacks.threat_model import Box
 from ser_fl.config.compose import compose_benchmark
@@ -115,7 +115,7 @@ def test_accuracy_stands_beside_uar() -> None:
 def test_the_suite_of_papers_is_arts_code() -> None:
     with_labels = Request(num_classes=4).attacks("paper", [0.1])
     assert [attack.name for attack in with_labels] == ["fgsm", "bim", "pgd", "cw_l2"]
-    assert [attack.library.split(".")[0] for attack in with_labels] == ["art"] * 4
+    assert [attack.entry.library.split(".")[0] for attack in with_labels] == ["art"] * 4
     without = Request(num_classes=4).attacks({"name": "paper", "labels": False}, [0.1])
     assert [attack.name for attack in without] == [f"{name}_unlabelled" for name in SUITES["paper"].attacks]
     found = records_of("paper", box=BOX)
@@ -133,9 +133,9 @@ def test_the_backend_says_whose_code_runs() -> None:
         assert entry_of(name, "native").library.startswith("art.")
     assert entry_of("apgd_ce", "art").library.startswith("ser_fl.")  # which only we have
     mixed = Request(num_classes=4, backend="art").attacks(["fgsm", {"name": "bim", "backend": "native"}], [0.1])
-    assert [attack.library for attack in mixed] == ["art.FastGradientMethod", "ser_fl.descend"]
+    assert [attack.entry.library for attack in mixed] == ["art.FastGradientMethod", "ser_fl.descend"]
     (adaptive,) = Request(num_classes=4, backend="art").attacks("pgd", [0.1], adaptive=True)
-    assert adaptive.library == "ser_fl.descend"
+    assert adaptive.entry.library == "ser_fl.descend"
     with pytest.raises(UserError, match="backend"):
         compose_benchmark(["run=RUN", "backend=foolbox"])
 

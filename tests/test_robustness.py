@@ -20,9 +20,8 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 from torch import Tensor, nn
 
 import ser_fl
-from ser_fl.attacks.problem import Problem
+from ser_fl.attacks.attack import AttackSettings, Problem
 from ser_fl.attacks.registry import Attack, Entry, build
-from ser_fl.attacks.settings import AttackSettings
 from ser_fl.attacks.threat_model import Box
 from ser_fl.config.compose import compose_benchmark
 from ser_fl.config.robustness import BenchmarkConfig
@@ -112,7 +111,7 @@ def made(
     def craft(problem: Problem) -> Tensor:
         if seen is not None:
             seen.extend(problem.keys_B)
-        return problem.features_BFL + torch.tensor([moves.get(key, 0.0) for key in problem.keys_B])[:, None, None]
+        return problem.clean + torch.tensor([moves.get(key, 0.0) for key in problem.keys_B])[:, None, None]
 
     entry = Entry(craft=craft, library="t", norm="inf", paper="", knowledge=knowledge)
     return Attack(settings=AttackSettings(name=name, epsilon=epsilon), entry=entry)

@@ -21,8 +21,8 @@ import yaml
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from ser_fl.attacks.attack import AttackSettings
 from ser_fl.attacks.registry import build
-from ser_fl.attacks.settings import AttackSettings
 from ser_fl.cli.main import main
 from ser_fl.config.compose import compose, compose_benchmark, compose_transfer
 from ser_fl.data.frontend import Standardisation

@@ -19,8 +19,7 @@ from attacking import benchmark_attacks
 from test_attacks_waveform import LINES, MeanAbove, Plain, unstandardised, wave
 from torch import Tensor, nn
 
-from ser_fl.attacks.attack import Attack
-from ser_fl.attacks.settings import AttackSettings
+from ser_fl.attacks.attack import Attack, AttackSettings
 from ser_fl.attacks.threat_model import Box
 from ser_fl.cli.main import main
 from ser_fl.config.compose import compose, compose_benchmark

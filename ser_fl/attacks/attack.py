@@ -1,4 +1,4 @@
-"""One attack: what it is, and how it is run on a batch.
+"""One attack: what a user says of it, what it is, the batch that it is given, and how it is run.
 
 Legend: B utterances, F mel bins, L frames, C classes; "..." is whatever is moved: mel bins and frames, or samples.
 """
@@ -6,28 +6,178 @@ Legend: B utterances, F mel bins, L frames, C classes; "..." is whatever is move
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import KW_ONLY, asdict, dataclass, replace
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor, nn
 
-from ser_fl.attacks.art.seeding import seeded
-from ser_fl.attacks.problem import Problem
-from ser_fl.attacks.settings import AttackSettings
-from ser_fl.attacks.target import Expectation
-from ser_fl.attacks.threat_model import Box, Norm, budget_of, keep_within
-from ser_fl.attacks.training_attacks import attacked
+from ser_fl.attacks.surroundings import attacked, seeded
+from ser_fl.attacks.target import Expectation, Passes, Target, ToFeatures
+from ser_fl.attacks.threat_model import Ball, Box, Norm, budget_of, keep_within
+from ser_fl.config.robustness import Backend
 from ser_fl.devices import current
 from ser_fl.errors import UserError
-from ser_fl.randomness import derive_seed
+from ser_fl.randomness import derive_seed, generator
 
 UNLABELLED = "_unlabelled"
 """Ends the name of an attack that does not know the true classes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AttackSettings:
+    """One attack of the registry; None means this attack's default, which `registry.build` fills in.
+
+    Its budget is an epsilon, an SNR or the masking threshold of each recording.
+
+    Raises:
+        UserError: a value out of its range.
+    """
+
+    name: str
+    """A name of `registry.ATTACKS`, or ``art:ClassName`` for any other evasion attack of ART."""
+    epsilon: float = math.inf
+    """L-infinity budget, >= 0: standardised log-mel units (attacks of norm "2" get epsilon * sqrt(F * L)), or the
+    largest change of a sample, full scale 1. Infinite where the budget is another."""
+    steps: int | None = None
+    """Gradient steps, >= 1; for C&W L2 per step of its search for the constant, for score attacks queries."""
+    step_size: float | None = None
+    """How far a step moves, > 0, same units as epsilon; None also for attacks that choose it themselves."""
+    restarts: int | None = None
+    """Random starts, >= 0; 0 starts once, at the clean utterance."""
+    snr_db: float | None = None
+    """Budget of a recording: the energy of the clip over that of the perturbation, in dB."""
+    masked: bool = False
+    """Whether the budget of a recording is its own masking threshold."""
+    labels: bool = True
+    """Whether the attack knows the true classes; else the model's own predictions of clean utterances stand for them,
+    as in published studies."""
+    backend: Backend = "auto"
+
+    def __post_init__(self) -> None:
+        def check(fine: bool, word: str, range_: str) -> None:
+            if not fine:
+                raise UserError(f"{word} must be {range_}, got {getattr(self, word)} for the attack {self.name}")
+
+        # ART refuses NumPy's and torch's scalars.
+        object.__setattr__(self, "epsilon", float(self.epsilon))
+        check(self.snr_db is None or math.isfinite(self.snr_db), "snr_db", "a finite number of dB")
+        elsewhere = self.snr_db is not None or self.masked
+        check(self.epsilon >= 0 and (elsewhere or math.isfinite(self.epsilon)), "epsilon", ">= 0 and finite")
+        check(self.steps is None or self.steps >= 1, "steps", ">= 1")
+        if self.step_size is not None:
+            object.__setattr__(self, "step_size", float(self.step_size))
+            check(0 < self.step_size < math.inf or self.epsilon == 0, "step_size", "> 0 and finite")
+        check(self.restarts is None or self.restarts >= 0, "restarts", ">= 0")
+
+    @property
+    def budget(self) -> str:
+        """For whoever waits: ``0.05``, ``30 dB``."""
+        if self.masked:
+            return "the masking threshold"
+        return f"{self.epsilon:g}" if self.snr_db is None else f"{self.snr_db:g} dB"
+
+    @property
+    def strength(self) -> tuple[bool, float]:
+        """Grows with the budget; SNRs come before epsilons."""
+        return self.snr_db is None, self.epsilon if self.snr_db is None else -self.snr_db
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """All that what is made depends on; a setting that came later only where it is set."""
+        content = asdict(self)
+        del content["backend"]  # which code runs is said by the library
+        unset = {"snr_db": None, "masked": False, "labels": True}
+        return {name: value for name, value in content.items() if name not in unset or value != unset[name]}
+
+
+class Moved(ToFeatures, Protocol):
+    """Recordings as what an attack moves."""
+
+    def ball(self, settings: AttackSettings) -> Ball:
+        """What the budget allows of each utterance."""
+        ...
+
+    def own(self, inputs: Tensor) -> Tensor:
+        """What was moved, where it may be; everywhere else the clean values, bit for bit."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Problem:
+    """One batch to be attacked: clean utterances, their true classes, and the model; all on the model's device."""
+
+    network: nn.Module
+    """Maps features of shape (B, F, L) to logits of shape (B, C); in eval mode already."""
+    num_classes: int
+    clean: Tensor
+    """What is moved, shape (B, ...): features of shape (B, F, L), or recorded samples of shape (B, T)."""
+    labels_B: Tensor
+    keys_B: Sequence[str]
+    """Utterance ids, which random starts are keyed by: draws depend on (seed, utterance), not on batches."""
+    box: Box
+    settings: AttackSettings
+    """Resolved."""
+    seed: int
+    passes: Passes
+    expectation: Expectation | None = None
+    """What the attacker knows of the defence in front of the network; None where it knows of none."""
+    start_BFL: Tensor | None = None
+    """Adversarial inputs that an attack may begin at, such as those of a smaller budget; None to choose itself."""
+    to_features: Moved | None = None
+    """From what is moved to features; None where features themselves are moved."""
+
+    def subset(self, indices_N: Tensor) -> Self:
+        """The same problem for some of its utterances."""
+        return replace(
+            self,
+            clean=self.clean[indices_N],
+            labels_B=self.labels_B[indices_N],
+            keys_B=[self.keys_B[index] for index in indices_N.tolist()],
+            start_BFL=None if self.start_BFL is None else self.start_BFL[indices_N],
+            to_features=None if self.to_features is None else self.to_features.subset(indices_N),
+        )
+
+    @property
+    def steps(self) -> int:
+        """The resolved number of steps."""
+        assert self.settings.steps is not None, self.settings.name
+        return self.settings.steps
+
+    @property
+    def target(self) -> Target:
+        """What an attack questions."""
+        return Target(
+            network=self.network,
+            keys_B=self.keys_B,
+            passes=self.passes,
+            to_features=self.to_features,
+            expectation=self.expectation,
+        )
+
+    @property
+    def ball(self) -> Ball:
+        """All that the budget allows: of features an L-infinity ball, of recordings what their budget says."""
+        if self.to_features is not None:
+            return self.to_features.ball(self.settings)
+        return Ball(self.clean, self.clean.new_full((len(self.keys_B),), self.settings.epsilon), "inf")
+
+    def streams(self, name: str, *numbers: int) -> Iterator[Generator]:
+        """A stream of random numbers for every utterance, keyed by (seed, utterance) and what is given."""
+        name = name if self.to_features is None else "waveform"
+        return (generator(name, self.seed, key, *numbers) for key in self.keys_B)
+
+    def starts(self, ball: Ball) -> list[Tensor]:
+        """Where PGD starts, each of shape (B, ...): at random, the first where a smaller budget led to; else clean."""
+        starts = [ball.random(self.streams("pgd", restart)) for restart in range(self.settings.restarts or 0)]
+        if self.start_BFL is not None:
+            starts[:1] = [self.start_BFL]
+        return starts or [ball.clean]
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """An attack of the registry."""
 
@@ -35,9 +185,10 @@ class Entry:
     """Maps a problem to adversarial inputs, in the shape of the clean ones."""
     library: str
     """The class that runs."""
-    norm: Norm
-    """The norm that it keeps to, or minimises."""
     paper: str
+    _: KW_ONLY
+    norm: Norm = "inf"
+    """The norm that it keeps to, or minimises."""
     knowledge: str = "undefended"
     """The threat model: "undefended" (gradients of the model without its test-time defence), "score", "decision"."""
     steps: int | None = None
@@ -52,7 +203,7 @@ class Entry:
     """Refused without a box: ART would take the range of what it is given for one, or fail."""
     adaptive: bool = False
     """Questions the model through `Problem.target` alone, and attacks a defence in expectation a batch at a time. Other
-    attacks that use gradients do so through `Problem.classifier`, an utterance at a time."""
+    attacks that use gradients do so through ART's classifier, an utterance at a time."""
     warm: bool = False
     """Can begin at `Problem.start_BFL`."""
     min_classes: int = 2
@@ -86,32 +237,21 @@ class Attack:
             return "masking"
         return self.entry.norm if self.settings.snr_db is None else "2"
 
-    @property
-    def library(self) -> str:
-        return self.entry.library
-
-    @property
-    def knowledge(self) -> str:
-        return self.entry.knowledge
-
     def knowledge_of(self, expectation: Expectation | None) -> str:
-        """The threat model of a record: "adaptive" where the attacker differentiates a defence, else `knowledge`.
+        """The threat model of a record: "adaptive" where the attacker differentiates a defence, else the entry's.
 
         An attack of ours that sees no gradient asks the defended model, in expectation, and is what it is: "score".
 
         Raises:
             UserError: this attack sees no gradient, and one of ART's asks for predictions of single draws.
         """
-        if expectation is None:
-            return self.knowledge
-        if self.knowledge != "undefended":
-            if self.entry.adaptive:
-                return self.knowledge
+        known = self.entry.knowledge
+        if expectation is not None and known != "undefended" and not self.entry.adaptive:
             raise UserError(
-                f"{self.name} sees no gradient ({self.knowledge}) and asks for one prediction at a time: take "
+                f"{self.name} sees no gradient ({known}) and asks for one prediction at a time: take "
                 "an attack that can be in expectation over a defence, such as pgd or square"
             )
-        return "adaptive"
+        return "adaptive" if expectation is not None and known == "undefended" else known
 
     def budget(self, features_shape: tuple[int, ...]) -> float | None:
         """Largest norm that counts as a success for features of shape (..., F, L); None where that is no epsilon."""
@@ -162,8 +302,8 @@ class Attack:
             clean, labels_B = problem.box.clip(problem.clean.detach().clone()), problem.labels_B.clone()
         if self.settings.epsilon == 0 or not total:
             return clean
-        problem = replace(problem, clean=clean, labels_B=labels_B)
-        device = clean.device
+        problem, device = replace(problem, clean=clean, labels_B=labels_B), clean.device
+        found = []
         # ART goes to whichever GPU is the current one.
         with (
             current(device),
@@ -171,16 +311,16 @@ class Attack:
             seeded(derive_seed("attack", problem.seed), device),
             np.errstate(all="ignore"),
         ):
-            batches = torch.split(torch.arange(total, device=device), max(size, 1))
-            return torch.cat([self._craft(problem.subset(batch)) for batch in batches])
-
-    def _craft(self, problem: Problem) -> Tensor:
-        if not self.settings.labels:
-            problem = replace(problem, labels_B=problem.logits(problem.clean).argmax(1))
-        adversarial = self.entry.craft(problem)
-        if problem.to_features is not None:
-            return problem.to_features.own(problem.box.clip(adversarial.detach()))
-        if not self.entry.minimal:
-            return adversarial
-        budget = budget_of(self.settings.epsilon, self.entry.norm, tuple(adversarial.shape))
-        return keep_within(problem.clean, problem.box.clip(adversarial), self.entry.norm, budget)
+            for batch in torch.split(torch.arange(total, device=device), max(size, 1)):
+                part = problem.subset(batch)
+                if not self.settings.labels:
+                    with torch.no_grad():
+                        part = replace(part, labels_B=part.target(part.clean).argmax(1))
+                made = self.entry.craft(part)
+                if part.to_features is not None:
+                    made = part.to_features.own(part.box.clip(made.detach()))
+                elif self.entry.minimal:
+                    budget = budget_of(self.settings.epsilon, self.entry.norm, tuple(made.shape))
+                    made = keep_within(part.clean, part.box.clip(made), self.entry.norm, budget)
+                found.append(made)
+        return torch.cat(found)

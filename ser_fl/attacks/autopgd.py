@@ -20,21 +20,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ser_fl.attacks.best_adversarial import BestAdversarial
+from ser_fl.attacks.attack import Problem
 from ser_fl.attacks.losses import (
     Loss,
     cross_entropy,
     difference_of_logits_ratio,
     targeted_difference_of_logits_ratio,
 )
-from ser_fl.attacks.problem import Problem
-from ser_fl.attacks.target import Target
-from ser_fl.attacks.threat_model import Ball, Box, per_utterance
+from ser_fl.attacks.target import BestAdversarial, Target
+from ser_fl.attacks.threat_model import Ball, Box, either, per_utterance
 
 MOMENTUM = 0.75
 """Share of the new step in a move; the rest is the last move's (alpha of the paper)."""
@@ -56,24 +54,6 @@ def checkpoints(steps: int) -> tuple[int, ...]:
     return tuple(mark for mark in marks if mark < steps)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Summit:
-    """The point with the largest loss, where an ascent goes back to."""
-
-    inputs: Tensor
-    gradient: Tensor
-    loss_B: Tensor
-
-    def or_higher(self, other: _Summit) -> _Summit:
-        higher_B = other.loss_B > self.loss_B
-        higher = per_utterance(higher_B, self.inputs)
-        return _Summit(
-            torch.where(higher, other.inputs, self.inputs),
-            torch.where(higher, other.gradient, self.gradient),
-            torch.where(higher_B, other.loss_B, self.loss_B),
-        )
-
-
 def autopgd(
     target: Target,
     ball: Ball,
@@ -85,7 +65,7 @@ def autopgd(
     start: Tensor | None = None,
     first_draws: int = 1,
 ) -> Tensor:
-    """One ascent for every utterance, to be used inside `ser_fl.attacks.training_attacks.attacked`.
+    """One ascent for every utterance, to be used inside `surroundings.attacked`.
 
     Args:
         target: what is asked: one forward and one backward pass a step, and one forward pass at the end.
@@ -105,6 +85,12 @@ def autopgd(
     def inside(moved: Tensor) -> Tensor:
         return box.clip(ball.project(moved))
 
+    def judge(inputs: Tensor) -> BestAdversarial:
+        """The better of what was found before and now, under draws that stay the same."""
+        now = BestAdversarial.of(target, inputs, labels_B, loss=loss)
+        return now if judged is None else judged.or_better(now)
+
+    judged: BestAdversarial | None = None
     marks, last_mark, draws = checkpoints(steps), 0, first_draws
     random = target.expectation is not None
     size_B = 2 * ball.radius_B
@@ -112,8 +98,7 @@ def autopgd(
     answer = target.answer(current, labels_B, loss, step=draws)
     gradient, loss_B = answer.gradient, answer.loss_B
     found = BestAdversarial(current, answer.right_B, loss_B)
-    summit = _Summit(current, gradient, loss_B)
-    judged: BestAdversarial | None = None
+    summit = [current, gradient, loss_B]  # the point with the largest loss, where an ascent goes back to
     rises_B, summit_at_mark_B = torch.zeros_like(size_B), loss_B
     halved_B = torch.ones_like(size_B, dtype=torch.bool)  # the paper's second condition needs a checkpoint before
     for step in range(1, steps + 1):
@@ -129,34 +114,22 @@ def autopgd(
         rises_B = rises_B + (answer.loss_B > loss_B)
         gradient, loss_B = answer.gradient, answer.loss_B
         found = found.or_better(BestAdversarial(current, answer.right_B, loss_B))
-        summit = summit.or_higher(_Summit(current, gradient, loss_B))
+        summit = either(loss_B > summit[2], (current, gradient, loss_B), summit)
         if step not in marks:
             continue
-        stuck_B = ~halved_B & (summit.loss_B <= summit_at_mark_B)
+        stuck_B = ~halved_B & (summit[2] <= summit_at_mark_B)
         halved_B = stuck_B | (rises_B < SHARE_OF_RISES * (step - last_mark))
         size_B = torch.where(halved_B, size_B / 2, size_B)
-        back = per_utterance(halved_B, current)
-        current = torch.where(back, summit.inputs, current)
-        gradient = torch.where(back, summit.gradient, gradient)
-        loss_B = torch.where(halved_B, summit.loss_B, loss_B)
+        current, gradient, loss_B = either(halved_B, summit, (current, gradient, loss_B))
         if random:
-            judged = _judge(judged, target, found.inputs, labels_B, loss)
+            judged = judge(found.inputs)
             draws += 1
             answer = target.answer(current, labels_B, loss, step=draws)
             gradient, loss_B = answer.gradient, answer.loss_B
             found = BestAdversarial(current, answer.right_B, loss_B)
-            summit_loss_B, _ = target.score(summit.inputs, labels_B, loss, step=draws)
-            summit = replace(summit, loss_B=summit_loss_B)
-        rises_B, summit_at_mark_B, last_mark = torch.zeros_like(rises_B), summit.loss_B, step
-    return _judge(judged, target, found.inputs, labels_B, loss).inputs if random else found.inputs
-
-
-def _judge(
-    judged: BestAdversarial | None, target: Target, inputs: Tensor, labels_B: Tensor, loss: Loss
-) -> BestAdversarial:
-    """The better of what was found before and now, under draws that stay the same."""
-    found = BestAdversarial.of(target, inputs, labels_B, loss=loss)
-    return found if judged is None else judged.or_better(found)
+            summit[2], _ = target.score(summit[0], labels_B, loss, step=draws)
+        rises_B, summit_at_mark_B, last_mark = torch.zeros_like(rises_B), summit[2], step
+    return judge(found.inputs).inputs if random else found.inputs
 
 
 def restarted(
@@ -199,8 +172,7 @@ def restarted(
             start=starts(rows_N, number),
             first_draws=1 + number * (1 + len(checkpoints(steps))),
         )
-        best = found.subset(rows_N).or_better(BestAdversarial.of(part, made, labels_B[rows_N]))
-        found = found.put(rows_N, best)
+        found = found.with_better(rows_N, BestAdversarial.of(part, made, labels_B[rows_N]))
         rows_N = found.unbroken()
     return found.inputs
 
@@ -247,12 +219,7 @@ def _craft(problem: Problem, losses: Sequence[Callable[[Tensor], Loss]]) -> Tens
             return None
         return ball.subset(rows_N).random(problem.subset(rows_N).streams("apgd", number))
 
+    every = list(losses) * max(restarts, 1)
     return restarted(
-        problem.target,
-        ball,
-        problem.labels_B,
-        losses=list(losses) * max(restarts, 1),
-        starts=starts,
-        steps=problem.steps,
-        box=problem.box,
+        problem.target, ball, problem.labels_B, losses=every, starts=starts, steps=problem.steps, box=problem.box
     )

@@ -4,7 +4,7 @@ An utterance has its own constant, its own place in the search for it and its ow
 who else is in the batch; one that is through leaves it. An iteration is one forward and one backward pass.
 
 When to choose which: the L2 attack is the one that the field compares by. The nearest adversarial utterance itself is
-found in fewer passes by `ser_fl.attacks.fmn`, in either norm.
+found in fewer passes by `minimum_norm`, in either norm.
 
 Legend: B utterances, N those still attacked; whatever follows is what is moved: mel bins and frames, or samples.
 """
@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from ser_fl.attacks.minimum_norm import Aim, Nearest, dual_size, size
-from ser_fl.attacks.problem import Problem
+from ser_fl.attacks.attack import Problem
+from ser_fl.attacks.minimum_norm import Aim, Nearest, nearest_by, rise_of
 from ser_fl.attacks.target import Target
-from ser_fl.attacks.threat_model import Ball, Box, per_utterance
+from ser_fl.attacks.threat_model import NORMS, Ball, Box, per_utterance
 
 STEP = 0.3
 """How far a first step of the L2 attack moves, as a share of the distance: the linear estimate, then the best."""
@@ -47,24 +48,31 @@ _MOMENTUM, _SQUARES = 0.7, 0.9
 
 
 @dataclass(slots=True, eq=False)
-class _Adam:
+class _Rows:
+    """Tensors that have a row for each utterance."""
+
+    def subset(self, kept: Tensor) -> Self:
+        return type(self)(**{field.name: getattr(self, field.name)[kept] for field in fields(self)})
+
+
+@dataclass(slots=True, eq=False)
+class _Adam(_Rows):
     """Adam (arXiv 1412.6980) for each utterance by itself, begun anew where it is told."""
 
     mean: Tensor
     square: Tensor
+    """One a cell, or one an utterance: a step then keeps the direction of the gradient."""
     age_N: Tensor
-    together: bool
-    """One second moment an utterance in place of one a cell: a step then keeps the direction of the gradient."""
 
     @classmethod
-    def at_rest(cls, inputs: Tensor, *, together: bool) -> _Adam:
+    def at_rest(cls, inputs: Tensor, *, together: bool) -> Self:
         square = inputs.new_zeros(len(inputs), *(1,) * (inputs.dim() - 1)) if together else torch.zeros_like(inputs)
-        return cls(torch.zeros_like(inputs), square, inputs.new_zeros(len(inputs)), together)
+        return cls(torch.zeros_like(inputs), square, inputs.new_zeros(len(inputs)))
 
     def direction(self, gradient: Tensor) -> Tensor:
         """The next step of size 1, root mean square, shape (N, ...)."""
         squared = gradient.square()
-        if self.together:
+        if self.square.shape != gradient.shape:
             squared = squared.mean(dim=tuple(range(1, gradient.dim())), keepdim=True)
         self.mean = _MOMENTUM * self.mean + (1 - _MOMENTUM) * gradient
         self.square = _SQUARES * self.square + (1 - _SQUARES) * squared
@@ -78,12 +86,9 @@ class _Adam:
         self.mean, self.square = (moment * per_utterance(keep_N, moment) for moment in (self.mean, self.square))
         self.age_N = self.age_N * keep_N
 
-    def subset(self, kept: Tensor) -> _Adam:
-        return _Adam(self.mean[kept], self.square[kept], self.age_N[kept], self.together)
-
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class _Search:
+class _Search(_Rows):
     """Where each utterance is in its search for the constant, the weight of the classification loss."""
 
     constant_N: Tensor
@@ -102,18 +107,10 @@ class _Search:
     """Iterations since it last fell."""
 
     @classmethod
-    def begin(cls, constant_N: Tensor) -> _Search:
-        zero_N = torch.zeros_like(constant_N)
-        return cls(
-            constant_N=constant_N,
-            too_small_N=zero_N,
-            enough_N=torch.full_like(constant_N, torch.inf),
-            number_N=zero_N,
-            iteration_N=zero_N,
-            found_N=zero_N.bool(),
-            lowest_N=torch.full_like(constant_N, torch.inf),
-            stale_N=zero_N,
-        )
+    def begin(cls, constant_N: Tensor) -> Self:
+        zeros = {field.name: torch.zeros_like(constant_N) for field in fields(cls)}
+        endless = {name: torch.full_like(constant_N, torch.inf) for name in ("enough_N", "lowest_N")}
+        return cls(**zeros | endless | {"constant_N": constant_N, "found_N": zeros["found_N"].bool()})
 
     def note(self, objective_N: Tensor, reached_N: Tensor, steps: int, patience: int) -> Tensor:
         """Take an iteration into account; where a constant is through, choose the next, and say so, shape (N,)."""
@@ -135,9 +132,6 @@ class _Search:
         self.found_N = self.found_N & ~over_N
         return over_N
 
-    def subset(self, kept: Tensor) -> _Search:
-        return _Search(**{field.name: getattr(self, field.name)[kept] for field in fields(self)})
-
 
 def carlini_wagner_l2(
     target: Target,
@@ -150,7 +144,7 @@ def carlini_wagner_l2(
     targeted: bool = False,
 ) -> Tensor:
     """Carlini and Wagner's L2 attack: the smallest ``|d|^2 + c * max(lead of the true class, 0)`` by Adam, inside
-    `ser_fl.attacks.training_attacks.attacked`.
+    `surroundings.attacked`.
 
     As in the paper a binary search looks for the smallest constant c that is enough, an objective that stops falling
     ends a constant early, and the nearest adversarial input of all iterations is kept. Where we depart from it:
@@ -164,18 +158,9 @@ def carlini_wagner_l2(
     - A next constant goes on from where the last one ended, so that few iterations are enough.
     - What was found is drawn in along the segment to the clean input at the end.
 
-    Args:
-        target: what is attacked.
-        clean: shape (B, ...), inside the box.
-        labels_B: true classes; target classes where targeted.
-        box: the values that inputs may take; None for any.
-        steps: iterations for each constant, at most; >= 1.
-        search_steps: constants tried of each utterance, >= 1; up to `EMPTY` more of one that nothing was found of.
-        targeted: towards the labels rather than away from them.
-
-    Returns:
-        Shape (B, ...): misclassified and inside the box, or clean where nothing was found and where the label is
-        missed (hit, if targeted) to begin with.
+    Arguments and what is returned are as of `minimum_norm.fast_minimum_norm`, but ``steps`` are iterations for each
+    constant, at most, and ``search_steps`` (>= 1) constants are tried of each utterance, up to `EMPTY` more of one that
+    nothing was found of.
     """
     box = Box.unbounded() if box is None else box
     rows_N, aim = Aim(target=target, labels_B=labels_B, box=box, targeted=targeted).set_out(clean, "2")
@@ -190,10 +175,10 @@ def carlini_wagner_l2(
             break
         lead_N, gradient, reached_N = part.ask(moved, iteration)
         change = moved - start
-        distance_N = size(change, "2")
+        distance_N = NORMS["2"].size(change)
         nearest.offer(going_N, moved, distance_N, reached_N)
         if search is None:
-            rise_N = dual_size(gradient, "2")
+            rise_N = rise_of(gradient, "2")
             reach_N = -lead_N / rise_N
             search = _Search.begin(2 * reach_N / rise_N)
         # The constant of this iteration: that of the next one is chosen below.
@@ -226,25 +211,15 @@ def carlini_wagner_linf(
     targeted: bool = False,
 ) -> Tensor:
     """Carlini and Wagner's L-infinity attack: Adam on the classification loss within a bound tau that shrinks, inside
-    `ser_fl.attacks.training_attacks.attacked`.
+    `surroundings.attacked`.
 
     As in the paper the bound falls to 0.9 of what was enough whenever something was found, and the search goes on
     from there. Where we depart from it: the bound is kept to by projection, not by the penalty ``sum(max(|d| - tau,
     0))``, so that no constant has to be weighed against it and an utterance keeps to its first bound, the budget, by
     construction; and all bounds together have so many iterations, rather than each.
 
-    Args:
-        target: what is attacked.
-        clean: shape (B, ...), inside the box.
-        labels_B: true classes; target classes where targeted.
-        tau_B: the first bound, >= 0, in the units of the inputs: nothing beyond it is looked at.
-        box: the values that inputs may take; None for any.
-        steps: iterations, >= 1.
-        targeted: towards the labels rather than away from them.
-
-    Returns:
-        Shape (B, ...): misclassified, inside the box and within the first bound, or clean where nothing was found and
-        where the label is missed (hit, if targeted) to begin with.
+    Arguments and what is returned are as of `minimum_norm.fast_minimum_norm`; ``tau_B`` is the first bound, >= 0, in
+    the units of the inputs: nothing beyond it is looked at or returned.
     """
     box = Box.unbounded() if box is None else box
     rows_N, aim = Aim(target=target, labels_B=labels_B, box=box, targeted=targeted).set_out(clean, "inf")
@@ -253,7 +228,7 @@ def carlini_wagner_linf(
     adam, tau_N = _Adam.at_rest(start, together=False), tau_B[rows_N]
     for iteration in range(steps if len(rows_N) else 0):
         _, gradient, reached_N = aim.ask(moved, iteration)
-        distance_N = size(moved - start, "inf")
+        distance_N = NORMS["inf"].size(moved - start)
         nearest.offer(every_N, moved, distance_N, reached_N)
         tau_N = torch.where(reached_N, torch.minimum(tau_N, TAU_FACTOR * distance_N), tau_N)
         stride_N = LINF_STEP * (1 - (1 - LAST_STEP) * iteration / steps) * tau_N
@@ -262,18 +237,10 @@ def carlini_wagner_linf(
     return clean.index_copy(0, rows_N, nearest.draw_in(aim, steps))
 
 
-def craft_cw_l2(problem: Problem) -> Tensor:
-    """Our C&W L2, where ART's class takes ten times as long and ends farther away; however far it is."""
-    return carlini_wagner_l2(problem.target, problem.clean, problem.labels_B, box=problem.box, steps=problem.steps)
+craft_cw_l2 = nearest_by(carlini_wagner_l2)
+"""Where ART's class takes ten times as long and ends farther away; however far it is."""
 
 
 def craft_cw_linf(problem: Problem) -> Tensor:
-    """Our C&W L-infinity from the budget inwards: ART's class takes tens of thousands of passes an utterance."""
-    return carlini_wagner_linf(
-        problem.target,
-        problem.clean,
-        problem.labels_B,
-        tau_B=problem.ball.radius_B,
-        box=problem.box,
-        steps=problem.steps,
-    )
+    """From the budget inwards: ART's class takes tens of thousands of passes an utterance."""
+    return nearest_by(carlini_wagner_linf, tau_B=problem.ball.radius_B)(problem)

@@ -9,8 +9,8 @@ Legend: B clips, T samples of the padded batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -62,20 +62,18 @@ class Clips:
 
     def to(self, device: torch.device) -> Clips:
         """The same clips on a device."""
-        return Clips(
-            waveform_BT=send(self.waveform_BT, device),
-            recorded_B=send(self.recorded_B, device),
-            heard_B=send(self.heard_B, device),
-            sample_rate_hz=self.sample_rate_hz,
-        )
+        return self._each(lambda tensor: send(tensor, device))
 
     def subset(self, rows_N: Tensor) -> Clips:
         """Some of the clips."""
-        return Clips(
-            waveform_BT=self.waveform_BT[rows_N],
-            recorded_B=self.recorded_B[rows_N],
-            heard_B=self.heard_B[rows_N],
-            sample_rate_hz=self.sample_rate_hz,
+        return self._each(lambda tensor: tensor[rows_N])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Clips:
+        return replace(
+            self,
+            waveform_BT=change(self.waveform_BT),
+            recorded_B=change(self.recorded_B),
+            heard_B=change(self.heard_B),
         )
 
     @property

@@ -11,16 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from ser_fl.attacks.problem import Problem
-from ser_fl.attacks.threat_model import Box, distance
-
-if TYPE_CHECKING:
-    from ser_fl.attacks.attack import Attack
+from ser_fl.attacks.attack import Attack, Problem
+from ser_fl.attacks.threat_model import Box, Norm, distance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -68,72 +65,42 @@ class Crafted:
         )
 
 
-class Domain(Protocol):
-    """What an attack moves."""
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """What an attack moves: as it stands, standardised log-mel features within epsilons."""
 
-    @property
-    def name(self) -> str:
-        """As records name it."""
-        ...
-
-    @property
-    def sweeps(self) -> bool:
-        """Whether an attack goes on where a smaller budget led to. Else each budget is attacked by itself, and an
-        attack that looks for the smallest perturbation is made once and held against all.
-        """
-        ...
+    name: str = "logmel"
+    """As records name it."""
+    sweeps: bool = True
+    """Whether an attack goes on where a smaller budget led to. Else each budget is attacked by itself, and an attack
+    that looks for the smallest perturbation is made once and held against all."""
 
     def problems(self, problem: Problem) -> list[tuple[list[int], Problem]]:
         """A batch of features as what is moved here: the rows of some utterances, and theirs; every row once."""
-        ...
-
-    def crafted(self, attack: Attack, problem: Problem, adversarial: Tensor) -> Crafted:
-        """What a classifier is shown of adversarial inputs."""
-        ...
-
-    def held(self, crafted: Crafted, attack: Attack, clean_NFL: Tensor) -> Crafted:
-        """What keeps to the attack's budget, clean utterances in place of the rest; with figures "l2" and "linf"."""
-        ...
-
-    def lacks(self, measured: Collection[str], attack: Attack, ids: Sequence[str], adaptive: bool) -> bool:
-        """Whether more is asked for than was measured of these utterances, or kept of them, when they were attacked."""
-        ...
-
-    def widest(self, features_NFL: Tensor, box: Box) -> float:
-        """The epsilon that allows everything."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class LogMel:
-    """Standardised log-mel features, within epsilons."""
-
-    name: str = "logmel"
-    sweeps: bool = True
-
-    def problems(self, problem: Problem) -> list[tuple[list[int], Problem]]:
-        """The batch itself."""
         return [(list(range(len(problem.keys_B))), problem)]
 
     def crafted(self, attack: Attack, problem: Problem, adversarial: Tensor) -> Crafted:
-        """Features as they are."""
+        """What a classifier is shown of adversarial inputs."""
         return Crafted(adversarial_NFL=adversarial)
 
     def held(self, crafted: Crafted, attack: Attack, clean_NFL: Tensor) -> Crafted:
-        """All of it: what an attack makes of features keeps to its budget."""
-        adversarial_NFL = crafted.adversarial_NFL
-        figures = {"l2": distance(clean_NFL, adversarial_NFL, "2"), "linf": distance(clean_NFL, adversarial_NFL, "inf")}
+        """What keeps to the attack's budget, clean utterances in place of the rest; with figures "l2" and "linf".
+
+        What an attack makes of features keeps to its budget.
+        """
+        norms: dict[str, Norm] = {"l2": "2", "linf": "inf"}
+        figures = {name: distance(clean_NFL, crafted.adversarial_NFL, norm) for name, norm in norms.items()}
         return replace(crafted, figures=figures)
 
     def lacks(self, measured: Collection[str], attack: Attack, ids: Sequence[str], adaptive: bool) -> bool:
-        """Never."""
+        """Whether more is asked for than was measured of these utterances, or kept of them, when they were attacked."""
         return False
 
     def widest(self, features_NFL: Tensor, box: Box) -> float:
-        """The box's widest side, or the range of the features where there is no box."""
+        """The epsilon that allows everything: the box's widest side, or the range of the features without a box."""
         if box.lower_F1 is None or box.upper_F1 is None:
             return float(features_NFL.max() - features_NFL.min())
         return float((box.upper_F1 - box.lower_F1).max())
 
 
-LOGMEL = LogMel()
+LOGMEL = Domain()

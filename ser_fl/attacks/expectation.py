@@ -52,86 +52,56 @@ def expectation_of(
     if fixed is not None:
         if samples is not None or not fixed:
             raise UserError(f"fixed needs one draw or more and no samples, got {list(fixed)} and samples={samples}")
-        return _OverDraws(defence, seed, tuple(fixed), fresh=False)
+        return _OverDefence(defence, seed, (1 / len(fixed),) * len(fixed), fixed=tuple(fixed))
     if samples is not None and samples < 1:
         raise UserError(f"EOT samples must be 1 or more, or none for the exact expectation, got {samples}")
-    weights = defence.outcome_weights
-    if weights is not None and (samples is None or len(weights) == 1):
-        return _OverEveryOutcome(defence, tuple(weights))
+    outcomes = defence.outcome_weights
+    if outcomes is not None and (samples is None or len(outcomes) == 1):
+        return _OverDefence(defence, seed, tuple(outcomes), every=True)
     if samples is None:
         raise UserError(f"the outcomes of {defence.name} cannot be listed: take a number of samples, such as 16")
-    if weights is None:
-        return _OverDraws(defence, seed, tuple(range(samples)), fresh=True)
-    return _OverSomeOutcomes(defence, seed, samples, tuple(accumulate(weights)))
-
-
-def _with_gradient(defence: Defence, features_BFL: Tensor, shown: Tensor, num_draws: int) -> Tensor:
-    """What is shown, K draws of B utterances, with the gradient of the defence's stand-in where it has one."""
-    if defence.approximation is None:
-        return shown
-    smooth_BFL = defence.approximation(features_BFL)
-    smooth = smooth_BFL.repeat(num_draws, *(1,) * (smooth_BFL.dim() - 1))
-    return shown.detach() + (smooth - smooth.detach())  # plus zero, so that the forward pass is exact
+    ends = None if outcomes is None else tuple(accumulate(outcomes))
+    return _OverDefence(defence, seed, (1 / samples,) * samples, ends=ends)
 
 
 @dataclass(frozen=True, slots=True)
-class _OverEveryOutcome:
-    """The exact expectation: all outcomes, each by its probability."""
+class _OverDefence:
+    """Outcomes or draws of a defence.
 
-    defence: Defence
-    weights: tuple[float, ...]
-
-    def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, step: int, draws: Sequence[int]) -> Tensor:
-        """Draw number n is outcome number n, whatever the step."""
-        shown = self.defence.outcomes(features_BFL, [[number] * len(features_BFL) for number in draws])
-        return _with_gradient(self.defence, features_BFL, shown, len(draws))
-
-
-@dataclass(frozen=True, slots=True)
-class _OverSomeOutcomes:
-    """Draws among listed outcomes, keyed by (seed, utterance, step).
-
-    The draws of one step are systematic (stratified with one common offset): the list, each outcome as long as it is
-    probable, is cut into K equal lengths, and all are drawn at the same random place of their length. Every draw by
-    itself has the outcomes' probabilities, so that means are unbiased; but no two of a step are alike by chance, and
-    since neighbours in the list are alike, they differ much less from the exact mean than independent ones.
+    Draws among listed outcomes are keyed by (seed, utterance, step). Those of one step are systematic (stratified with
+    one common offset): the list, each outcome as long as it is probable, is cut into K equal lengths, and all are drawn
+    at the same random place of their length. Every draw by itself has the outcomes' probabilities, so that means are
+    unbiased; but no two of a step are alike by chance, and since neighbours in the list are alike, they differ much
+    less from the exact mean than independent ones.
     """
 
     defence: Defence
     seed: int
-    samples: int
-    ends: tuple[float, ...]
-    """Cumulative probabilities."""
-
-    @property
-    def weights(self) -> tuple[float, ...]:
-        return (1 / self.samples,) * self.samples
-
-    def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, step: int, draws: Sequence[int]) -> Tensor:
-        offsets_B = [derive_seed("adaptive", self.seed, key, step) / _WHOLE for key in keys_B]
-        numbers_KB = [[self._at((draw + offset) / self.samples) for offset in offsets_B] for draw in draws]
-        return _with_gradient(self.defence, features_BFL, self.defence.outcomes(features_BFL, numbers_KB), len(draws))
-
-    def _at(self, place: float) -> int:
-        """The outcome at a place in [0, 1) of the list."""
-        return min(bisect_right(self.ends, place), len(self.ends) - 1)
-
-
-@dataclass(frozen=True, slots=True)
-class _OverDraws:
-    """Draws of a defence that lists nothing, or fixed ones; all count alike."""
-
-    defence: Defence
-    seed: int
-    numbers: tuple[int, ...]
-    fresh: bool
-    """Draws of the attacker's own, other ones in every step; False for the defence's under its own seed."""
-
-    @property
-    def weights(self) -> tuple[float, ...]:
-        return (1 / len(self.numbers),) * len(self.numbers)
+    weights: tuple[float, ...]
+    every: bool = False
+    """Draw number n is outcome number n, whatever the step: the exact expectation."""
+    ends: tuple[float, ...] | None = None
+    """Cumulative probabilities of the outcomes that are drawn among; None where the defence lists none."""
+    fixed: tuple[int, ...] | None = None
+    """Numbers of the defence's own draws under its own seed; None for the attacker's, other ones in every step."""
 
     def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, step: int, draws: Sequence[int]) -> Tensor:
-        seed = derive_seed("adaptive", self.seed, step) if self.fresh else self.seed
-        shown = [self.defence.transform(features_BFL, keys_B, seed=seed, draw=self.numbers[draw]) for draw in draws]
-        return _with_gradient(self.defence, features_BFL, torch.cat(shown), len(draws))
+        """What is shown in K draws of B utterances, with the gradient of the defence's stand-in where it has one."""
+        if self.every:
+            shown = self.defence.outcomes(features_BFL, [[number] * len(features_BFL) for number in draws])
+        elif self.ends is not None:
+            offsets_B = [derive_seed("adaptive", self.seed, key, step) / _WHOLE for key in keys_B]
+            places_KB = [[(draw + offset) / len(self.weights) for offset in offsets_B] for draw in draws]
+            last = len(self.ends) - 1
+            numbers_KB = [[min(bisect_right(self.ends, place), last) for place in places_B] for places_B in places_KB]
+            shown = self.defence.outcomes(features_BFL, numbers_KB)
+        else:
+            seed = derive_seed("adaptive", self.seed, step) if self.fixed is None else self.seed
+            numbers = draws if self.fixed is None else [self.fixed[draw] for draw in draws]
+            drawn = [self.defence.transform(features_BFL, keys_B, seed=seed, draw=number) for number in numbers]
+            shown = torch.cat(drawn)
+        if self.defence.approximation is None:
+            return shown
+        smooth_BFL = self.defence.approximation(features_BFL)
+        smooth = smooth_BFL.repeat(len(draws), *(1,) * (smooth_BFL.dim() - 1))
+        return shown.detach() + (smooth - smooth.detach())  # plus zero, so that the forward pass is exact

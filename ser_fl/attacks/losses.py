@@ -31,7 +31,8 @@ def cross_entropy(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
 def margin(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
     """Lead of the best wrong class over the true one, in logits, shape (B,); above 0 where misclassified."""
     true_B = logits_BC.gather(1, labels_B[:, None])[:, 0]
-    return _without(logits_BC, labels_B).amax(dim=1) - true_B
+    others_BC = logits_BC.masked_fill(F.one_hot(labels_B, logits_BC.shape[1]).bool(), -torch.inf)
+    return others_BC.amax(dim=1) - true_B
 
 
 def difference_of_logits_ratio(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
@@ -66,8 +67,3 @@ def targeted_difference_of_logits_ratio(targets_B: Tensor) -> Loss:
         return (target_B - true_B) / scale_B
 
     return loss
-
-
-def _without(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """Logits with the true class's at minus infinity."""
-    return logits_BC.masked_fill(F.one_hot(labels_B, logits_BC.shape[1]).bool(), -torch.inf)

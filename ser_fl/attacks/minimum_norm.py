@@ -1,23 +1,27 @@
-"""What attacks that look for the nearest adversarial input share: what they ask of the model, and what they keep.
+"""Attacks that look for the nearest adversarial input: what they share, and the fast minimum-norm attack.
 
 They look for it however far it is; `threat_model.keep_within` then decides whether that is near enough. What they
 return is misclassified inside the box, or else it is the clean utterance. Against a randomised defence misclassified
 means in most of the draws, which is near, and not all that a budget can do: for how much a defence withstands take
-attacks that fill their budget, such as AutoPGD.
+attacks that fill their budget, such as AutoPGD. Carlini and Wagner's two are in `carlini_wagner`.
 
 Legend: B utterances, C classes, N some of the utterances; whatever follows is what is moved: bins and frames, samples.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ser_fl.attacks.attack import Problem
 from ser_fl.attacks.losses import margin
 from ser_fl.attacks.target import Target
-from ser_fl.attacks.threat_model import Box, Norm, lengths, per_utterance
+from ser_fl.attacks.threat_model import NORMS, Ball, Box, Norm, either, per_utterance
 
 CLASSES = 8
 """How many wrong classes are looked at for the nearest boundary, the most likely ones first."""
@@ -27,7 +31,17 @@ ROUNDING = 1e-6
 """The least such lead, as a share of the largest logit: ten roundings to float32."""
 SEGMENT_STEPS = 5
 """Bisections of the last way from the clean input: one forward pass each, to a thirty-second of its length."""
-_TINY = 1e-12
+STEP, LAST_STEP = 0.5, 0.01
+"""First and last size of a step of FMN, as shares of the radius."""
+SHRINK, LAST_SHRINK = 0.1, 1e-3
+"""By what share its radius falls and grows, at first and at last."""
+OVERSHOOT = 0.02
+"""By what share its radius exceeds the linear estimate, which on a linear model ends on the boundary, not beyond it."""
+
+
+def rise_of(gradient: Tensor, norm: Norm) -> Tensor:
+    """How fast a loss of this gradient rises along its steepest perturbation of norm 1, shape (B,); never 0."""
+    return NORMS[norm].dual_size(gradient).clamp(min=1e-12)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -63,13 +77,12 @@ class Aim:
             wrong (right, if targeted) in more than half of its draws, by weight.
         """
         answer = self.target.answer(moved, self.labels_B, self._lead, step=step)
-        return answer.loss_B, self._movable(answer.gradient, moved), self._reached(answer.logits_BC, answer.right_B)
+        reached_B = self._reached(self._margin(answer.logits_BC, self.labels_B), answer.right_B)
+        return answer.loss_B, self._movable(answer.gradient, moved), reached_B
 
     def reached(self, moved: Tensor, step: int) -> Tensor:
         """Where the aim is reached, shape (B,), by one forward pass."""
-        if self.target.expectation is None:
-            return self._clearly(self.target(moved, step))
-        return self._mostly(self.target.right(moved, self.labels_B, step))
+        return self._reached(*self.target.score(moved, self.labels_B, self._margin, step=step))
 
     def set_out(self, clean: Tensor, norm: Norm) -> tuple[Tensor, Aim]:
         """The utterances whose aim is not reached to begin with, shape (N,), and theirs, with a class to head for.
@@ -83,26 +96,29 @@ class Aim:
         than `ROUNDING`: on the boundary itself a prediction depends on who else is in the batch.
         """
         answer = self.target.answer(clean, self.labels_B, self._lead)
-        rows_N = (~self._reached(answer.logits_BC, answer.right_B)).nonzero().flatten()
+        reached_B = self._reached(self._margin(answer.logits_BC, self.labels_B), answer.right_B)
+        rows_N = (~reached_B).nonzero().flatten()
         clear_B = torch.maximum(CLEAR * answer.loss_B.abs(), ROUNDING * answer.logits_BC.abs().amax(dim=1))
         part, clean = replace(self, clear_B=clear_B).subset(rows_N), clean[rows_N]
         if self.targeted or not len(rows_N):
             return rows_N, part
         logits_NC = answer.logits_BC[rows_N].scatter(1, part.labels_B[:, None], -torch.inf)
         order_NC = logits_NC.argsort(dim=1, descending=True, stable=True)[:, : min(CLASSES, logits_NC.shape[1] - 1)]
-        nearest_N = -answer.loss_B[rows_N] / dual_size(self._movable(answer.gradient[rows_N], clean), norm)
+        nearest_N = -answer.loss_B[rows_N] / rise_of(self._movable(answer.gradient[rows_N], clean), norm)
         towards_N = order_NC[:, 0]
         for rank in range(1, order_NC.shape[1]):
             lead_N, gradient, _ = replace(part, towards_B=order_NC[:, rank]).ask(clean, 0)
-            distance_N = -lead_N / dual_size(gradient, norm)
+            distance_N = -lead_N / rise_of(gradient, norm)
             towards_N = torch.where(distance_N < nearest_N, order_NC[:, rank], towards_N)
             nearest_N = torch.minimum(distance_N, nearest_N)
         return rows_N, replace(part, towards_B=towards_N)
 
+    def _margin(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+        return margin(logits_BC, labels_B) * (-1 if self.targeted else 1)
+
     def _lead(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         if self.towards_B is None:
-            lead_B = margin(logits_BC, labels_B)
-            return -lead_B if self.targeted else lead_B
+            return self._margin(logits_BC, labels_B)
         ahead_B, true_B = (logits_BC.gather(1, which_B[:, None])[:, 0] for which_B in (self.towards_B, labels_B))
         return ahead_B - true_B
 
@@ -111,14 +127,9 @@ class Aim:
             return gradient
         return gradient * (self.box.clip(moved + gradient.sign()) != moved)
 
-    def _reached(self, logits_BC: Tensor, right_B: Tensor) -> Tensor:
-        return self._clearly(logits_BC) if self.target.expectation is None else self._mostly(right_B)
-
-    def _clearly(self, logits_BC: Tensor) -> Tensor:
-        lead_B = margin(logits_BC, self.labels_B)
-        return (-lead_B if self.targeted else lead_B) > (0 if self.clear_B is None else self.clear_B)
-
-    def _mostly(self, right_B: Tensor) -> Tensor:
+    def _reached(self, margin_B: Tensor, right_B: Tensor) -> Tensor:
+        if self.target.expectation is None:
+            return margin_B > (0 if self.clear_B is None else self.clear_B)
         return right_B > 0.5 if self.targeted else right_B < 0.5
 
 
@@ -141,8 +152,8 @@ class Nearest:
     def offer(self, rows_N: Tensor, moved: Tensor, distance_N: Tensor, reached_N: Tensor) -> None:
         """Keep what is adversarial and nearer than what was kept of these utterances."""
         nearer_N = reached_N & (distance_N < self.distance_B[rows_N])
-        self.inputs[rows_N] = torch.where(per_utterance(nearer_N, moved), moved, self.inputs[rows_N])
-        self.distance_B[rows_N] = torch.where(nearer_N, distance_N, self.distance_B[rows_N])
+        kept = self.inputs[rows_N], self.distance_B[rows_N]
+        self.inputs[rows_N], self.distance_B[rows_N] = either(nearer_N, (moved, distance_N), kept)
 
     def draw_in(self, aim: Aim, step: int) -> Tensor:
         """What was found, moved towards the clean input along the segment for as long as it stays adversarial.
@@ -165,12 +176,69 @@ class Nearest:
         return self.inputs
 
 
-def size(step: Tensor, norm: Norm) -> Tensor:
-    """Norm of each utterance's perturbation, shape (B,)."""
-    return lengths(step) if norm == "2" else step.flatten(1).abs().amax(dim=1)
+def fast_minimum_norm(
+    target: Target,
+    clean: Tensor,
+    labels_B: Tensor,
+    *,
+    norm: Norm,
+    box: Box | None = None,
+    steps: int = 30,
+    targeted: bool = False,
+) -> Tensor:
+    """The fast minimum-norm attack (FMN; Pintor et al. 2021, arXiv 2102.12827): the nearest adversarial inputs, by
+    steps up the margin within a ball whose radius closes in on the boundary; inside `surroundings.attacked`.
+
+    It asks of every utterance how small a perturbation is enough, rather than whether one epsilon is. An iteration is
+    one forward and one backward pass.
+
+    The radius is where a linear model would have its boundary until something was found; from then on it shrinks
+    where the input is adversarial and grows where it is not (algorithm 1 of the paper). Where we depart from it: a step
+    is a share of the radius, not an absolute length, and for L-infinity goes along the signs of the gradient, so that
+    no setting has to fit the data; and what was found is drawn in along the segment to the clean input at the end.
+    On our CRNN 30 iterations end within a hundredth of where 500 do.
+
+    Args:
+        target: what is attacked.
+        clean: shape (B, ...), inside the box.
+        labels_B: true classes; target classes where targeted.
+        norm: the norm that is made small.
+        box: the values that inputs may take; None for any.
+        steps: iterations, >= 1.
+        targeted: towards the labels rather than away from them.
+
+    Returns:
+        Shape (B, ...): misclassified and inside the box, or clean where nothing was found and where the label is
+        missed (hit, if targeted) to begin with.
+    """
+    box = Box.unbounded() if box is None else box
+    rows_N, aim = Aim(target=target, labels_B=labels_B, box=box, targeted=targeted).set_out(clean, norm)
+    start = moved = clean[rows_N]
+    nearest, every_N = Nearest.none_yet(start, norm), torch.arange(len(rows_N), device=clean.device)
+    radius_N = clean.new_full((len(rows_N),), torch.inf)
+    for iteration in range(steps if len(rows_N) else 0):
+        lead_N, gradient, reached_N = aim.ask(moved, iteration)
+        distance_N = NORMS[norm].size(moved - start)
+        nearest.offer(every_N, moved, distance_N, reached_N)
+        best_N = nearest.distance_B
+        fading = (1 + math.cos(math.pi * iteration / steps)) / 2
+        step = LAST_STEP + (STEP - LAST_STEP) * fading
+        shrink = LAST_SHRINK + (SHRINK - LAST_SHRINK) * fading
+        linear_N = (1 + OVERSHOOT) * (distance_N + lead_N.abs() / rise_of(gradient, norm))
+        outward_N = torch.where(best_N.isfinite(), (1 + shrink) * radius_N, linear_N)
+        radius_N = torch.where(reached_N, (1 - shrink) * torch.minimum(radius_N, best_N), outward_N)
+        ball = Ball(start, radius_N, norm)
+        moved = box.clip(ball.project(moved + per_utterance(step * radius_N, moved) * ball.steepest(gradient)))
+    return clean.index_copy(0, rows_N, nearest.draw_in(aim, steps))
 
 
-def dual_size(gradient: Tensor, norm: Norm) -> Tensor:
-    """How fast a loss of this gradient rises along its steepest perturbation of norm 1, shape (B,); never 0."""
-    rise_B = lengths(gradient) if norm == "2" else gradient.flatten(1).abs().sum(dim=1)
-    return rise_B.clamp(min=_TINY)
+def nearest_by(search: Callable[..., Tensor], **how: Any) -> Callable[[Problem], Tensor]:
+    """A search of this kind as an attack of the registry."""
+    return lambda problem: search(
+        problem.target, problem.clean, problem.labels_B, box=problem.box, steps=problem.steps, **how
+    )
+
+
+craft_fmn = nearest_by(fast_minimum_norm, norm="inf")
+"""The smallest epsilon of each utterance."""
+craft_fmn_l2 = nearest_by(fast_minimum_norm, norm="2")

@@ -1,4 +1,4 @@
-"""FGSM, BIM and PGD: projected gradient ascent of a loss on a target, for any inputs, either norm, and in expectation.
+"""FGSM, BIM and PGD: projected gradient ascent of a loss on a target, for any inputs, any norm, and in expectation.
 
 In L-infinity and without an expectation it equals ART's FastGradientMethod, BasicIterativeMethod and
 ProjectedGradientDescentPyTorch, and `ser_fl.attacks.training_attacks`, to the last bit, given the same start and batch.
@@ -8,22 +8,17 @@ Legend: B utterances, R restarts; whatever follows B is what is moved: mel bins 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import torch
 from torch import Tensor
 
-from ser_fl.attacks.best_adversarial import BestAdversarial
+from ser_fl.attacks.attack import Problem
 from ser_fl.attacks.losses import Loss, cross_entropy
-from ser_fl.attacks.problem import Problem
-from ser_fl.attacks.target import Target
+from ser_fl.attacks.target import Target, best_of_starts
 from ser_fl.attacks.threat_model import Ball, Box, per_utterance
 
 TOTAL_RADII = 4.0
 """Length of all steps together, in radii, where no step size is set. A random start in an L2 ball of so many dimensions
 lies at a right angle to the way up, and the usual 2.5 end 9 degrees short of it."""
-_FINAL = -1
-"""The step whose draws compare what restarts have found; no step of an attack has it."""
 
 
 def craft_fgsm(problem: Problem) -> Tensor:
@@ -46,15 +41,7 @@ def craft_pgd(problem: Problem) -> Tensor:
     Where a smaller budget led to takes the place of the first start.
     """
     ball = problem.ball
-    return _iterate(problem, ball, torch.stack(starts_of(problem, ball)))
-
-
-def starts_of(problem: Problem, ball: Ball) -> list[Tensor]:
-    """Where PGD starts, each of shape (B, ...): at random, the first where a smaller budget led to; else clean."""
-    starts = [ball.random(problem.streams("pgd", restart)) for restart in range(problem.settings.restarts or 0)]
-    if problem.start_BFL is not None:
-        starts[:1] = [problem.start_BFL]
-    return starts or [ball.clean]
+    return _iterate(problem, ball, torch.stack(problem.starts(ball)))
 
 
 def _iterate(problem: Problem, ball: Ball, starts: Tensor | None) -> Tensor:
@@ -83,7 +70,7 @@ def descend(
     loss: Loss = cross_entropy,
     incumbent: Tensor | None = None,
 ) -> Tensor:
-    """Projected gradient ascent (Madry et al. 2018, arXiv 1706.06083), to be used inside `gradient.attacked`.
+    """Projected gradient ascent (Madry et al. 2018, arXiv 1706.06083), to be used inside `surroundings.attacked`.
 
     Sign steps in an L-infinity ball, normalised steps in an L2 ball; each is clipped to the box, then brought back to
     the ball. Of several restarts an utterance keeps the one in which it is least often recognised, under draws of the
@@ -126,33 +113,3 @@ def descend(
 
     held = None if incumbent is None else box.clip(incumbent.detach().clone())
     return best_of_starts(target, labels_B, starts, ascend, loss=loss, incumbent=held)
-
-
-Ascend = Callable[[Tensor | None, Tensor, int], Tensor]
-"""(rows of the utterances, None for all; where they start; number of the restart) -> their last iterates."""
-
-
-def best_of_starts(
-    target: Target,
-    labels_B: Tensor,
-    starts: Sequence[Tensor] | Tensor,
-    ascend: Ascend,
-    *,
-    loss: Loss = cross_entropy,
-    incumbent: Tensor | None = None,
-) -> Tensor:
-    """The best of what each start leads to, as `descend` says; only those that no start has broken start again."""
-    if len(starts) == 1 and incumbent is None:
-        return ascend(None, starts[0], 0)
-    best, every_B = None, torch.arange(len(labels_B), device=labels_B.device)
-    if incumbent is not None:
-        best = BestAdversarial.of(target, incumbent, labels_B, loss=loss, step=_FINAL)
-    for restart, start in enumerate(starts):
-        rows = every_B if best is None or restart == 0 else best.unbroken()
-        if not len(rows):
-            break
-        found = ascend(rows, start[rows], restart)
-        candidate = BestAdversarial.of(target.subset(rows), found, labels_B[rows], loss=loss, step=_FINAL)
-        best = candidate if best is None else best.put(rows, best.subset(rows).or_better(candidate))
-    assert best is not None, "there is one start at least"
-    return best.inputs

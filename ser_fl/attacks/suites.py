@@ -27,9 +27,7 @@ class Suite:
     """Whose code runs them, where nothing else is said."""
 
 
-_QUICK = ("fgsm", "bim", "apgd_ce", "noise_uniform")
 _STANDARD = ("fgsm", "bim", "pgd", "apgd_ce", "apgd_t", "cw_linf", "fmn", "square", "noise_uniform")
-_PAPER = ("fgsm", "bim", "pgd", "cw_l2")
 _THOROUGH = (
     *_STANDARD,
     *("apgd_dlr", "mim", "pgd_paper", "cw_l2", "fmn_l2", "deepfool", "hopskipjump", "universal", "noise_gaussian"),
@@ -37,9 +35,9 @@ _THOROUGH = (
 
 SUITES: Mapping[str, Suite] = MappingProxyType(
     {
-        "quick": Suite(attacks=_QUICK),
+        "quick": Suite(attacks=("fgsm", "bim", "apgd_ce", "noise_uniform")),
         "standard": Suite(attacks=_STANDARD, subsets={"square": 120}),
-        "paper": Suite(attacks=_PAPER, backend="art"),
+        "paper": Suite(attacks=("fgsm", "bim", "pgd", "cw_l2"), backend="art"),
         "thorough": Suite(attacks=_THOROUGH, subsets={"square": 120, "deepfool": 60, "hopskipjump": 12}),
     }
 )

@@ -1,16 +1,16 @@
-"""The model as an attack may question it: logits, losses and gradients, every pass counted.
+"""The model as an attack may question it, every pass counted, and the best that was found.
 
 With a `Defence` in front of it whose randomness the attacker knows of, every answer is an expectation over draws of the
 defence (expectation over transformation: Athalye et al. 2018, arXiv 1802.00420), so that one attack is written once and
 is adaptive where it is asked to be.
 
-Legend: B utterances, C classes, F mel bins, L frames, K draws; inputs are features_BFL, or whatever `to_features` maps
-to them.
+Legend: B utterances, N some of them, C classes, F mel bins, L frames, K draws; inputs are features_BFL, or whatever
+`to_features` maps to them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
@@ -18,15 +18,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ser_fl.attacks.art.estimator import Passes
-from ser_fl.attacks.losses import Loss, cross_entropy
-from ser_fl.attacks.settings import AttackSettings
-from ser_fl.attacks.threat_model import Ball
+from ser_fl.attacks.losses import Loss, cross_entropy, margin
+from ser_fl.attacks.threat_model import either
 
 _AT_A_TIME = {"cpu": 32}
 _AT_A_TIME_ELSEWHERE = 512
 """Utterances of all draws together in one forward pass of an expectation. On a CPU larger batches leave the cache: with
 64 an utterance takes a tenth longer, with 128 a fifth."""
+_ALIKE = 1e-6
+"""Probabilities of being recognised that differ by rounding."""
+_FINAL = -1
+"""The step whose draws compare what restarts have found; no step of an attack has it."""
+
+
+@dataclass(slots=True)
+class Passes:
+    """Cost of an attack, in utterances that went through the model."""
+
+    forward: int = 0
+    backward: int = 0
 
 
 class Expectation(Protocol):
@@ -69,14 +79,6 @@ class ToFeatures(Protocol):
         """The same for some of the utterances."""
         ...
 
-    def ball(self, settings: AttackSettings) -> Ball:
-        """What the budget allows of each utterance."""
-        ...
-
-    def own(self, inputs: Tensor) -> Tensor:
-        """What was moved, where it may be; everywhere else the clean values, bit for bit."""
-        ...
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
@@ -93,7 +95,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Target:
-    """A batch's model; to be used inside `ser_fl.attacks.training_attacks.attacked`."""
+    """A batch's model; to be used inside `ser_fl.attacks.surroundings.attacked`."""
 
     network: nn.Module
     """Maps features to logits of shape (B, C)."""
@@ -105,16 +107,15 @@ class Target:
     expectation: Expectation | None = None
     """None where the network alone is attacked."""
 
-    @property
-    def num_draws(self) -> int:
-        """Passes an utterance in one answer."""
-        return 1 if self.expectation is None else len(self.expectation.weights)
-
     def subset(self, rows_N: Tensor) -> Target:
         """The target of some of the utterances, which counts with this one."""
         keys_N = [self.keys_B[row] for row in rows_N.tolist()]
         front = None if self.to_features is None else self.to_features.subset(rows_N)
         return replace(self, keys_B=keys_N, to_features=front)
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """What the classifier, or the defence in front of it, is shown: shape (B, F, L)."""
+        return inputs if self.to_features is None else self.to_features(inputs)
 
     def __call__(self, inputs: Tensor, step: int = 0) -> Tensor:
         """Logits of shape (B, C); differentiable where the inputs ask for a gradient.
@@ -124,10 +125,9 @@ class Target:
         features_BFL = self.features(inputs)
         if self.expectation is None:
             return self._run(features_BFL)
-        drawn = self._drawn(self.expectation, features_BFL, step)
+        drawn = (draw for lot in self._lots(self.expectation, features_BFL, step) for draw in lot)
         return torch.stack([weight * F.log_softmax(logits_BC, dim=1) for weight, logits_BC in drawn]).sum(0)
 
-    @torch.no_grad()
     def right(self, inputs: Tensor, labels_B: Tensor, step: int = 0) -> Tensor:
         """Probability of each utterance of being recognised, shape (B,)."""
         return self.score(inputs, labels_B, cross_entropy, step=step)[1]
@@ -143,7 +143,8 @@ class Target:
             return loss(logits_BC := self._run(features_BFL), labels_B), _recognised(logits_BC, labels_B)
         parts = [
             torch.stack([weight * loss(logits_BC, labels_B), weight * _recognised(logits_BC, labels_B)])
-            for weight, logits_BC in self._drawn(self.expectation, features_BFL, step)
+            for lot in self._lots(self.expectation, features_BFL, step)
+            for weight, logits_BC in lot
         ]
         loss_B, right_B = torch.stack(parts).sum(0)
         return loss_B, right_B
@@ -161,64 +162,122 @@ class Target:
             step: number of the step, which chooses the draws: the same step, the same draws (common random numbers).
         """
         inputs = inputs.detach().requires_grad_()
+        features_BFL = self.features(inputs)
         if self.expectation is None:
-            logits_BC = self._run(self.features(inputs))
+            logits_BC = self._run(features_BFL)
             loss_B = loss(logits_BC, labels_B)
             self.passes.backward += len(inputs)
             # By the mean, as ART and adversarial training go, whose rounding the signs of small gradients share.
             (gradient,) = torch.autograd.grad(loss_B.mean(), inputs)
             gradient, logits_BC = gradient * len(inputs), logits_BC.detach()
             return Answer(loss_B.detach(), gradient, logits_BC, _recognised(logits_BC, labels_B))
-        features_BFL = self.features(inputs)
         shown_BFL = features_BFL.detach().requires_grad_()
-        gradient_BFL = torch.zeros_like(shown_BFL)
+        gradient = torch.zeros_like(shown_BFL)
         means: list[list[Tensor]] = []
         # Some draws at a time, each lot forward and backward, so that memory does not grow with the number of draws.
-        for draws in self._lots(self.expectation, inputs):
+        for lot in self._lots(self.expectation, shown_BFL, step):
             raised = []
-            for weight, logits_BC in self._together(self.expectation, shown_BFL, step, draws):
+            for weight, logits_BC in lot:
                 raised.append(weight * loss(logits_BC, labels_B))
                 seen_BC = logits_BC.detach()
                 right_B = weight * _recognised(seen_BC, labels_B)
                 means.append([raised[-1].detach(), weight * F.log_softmax(seen_BC, dim=1), right_B])
-            self.passes.backward += len(inputs) * len(draws)
-            gradient_BFL += torch.autograd.grad(torch.stack(raised).sum(), shown_BFL)[0]
+            self.passes.backward += len(inputs) * len(lot)
+            gradient += torch.autograd.grad(torch.stack(raised).sum(), shown_BFL)[0]
         loss_B, logits_BC, right_B = (torch.stack(parts).sum(0) for parts in zip(*means, strict=True))
-        gradient = gradient_BFL
         if self.to_features is not None:
-            (gradient,) = torch.autograd.grad(features_BFL, inputs, gradient_BFL)
+            (gradient,) = torch.autograd.grad(features_BFL, inputs, gradient)
         return Answer(loss_B, gradient, logits_BC, right_B)
-
-    def features(self, inputs: Tensor) -> Tensor:
-        """What the classifier, or the defence in front of it, is shown: shape (B, F, L)."""
-        return inputs if self.to_features is None else self.to_features(inputs)
 
     def _run(self, features_BFL: Tensor) -> Tensor:
         self.passes.forward += len(features_BFL)
         logits_BC: Tensor = self.network(features_BFL)
         return logits_BC
 
-    def _drawn(self, expectation: Expectation, features_BFL: Tensor, step: int) -> Iterator[tuple[float, Tensor]]:
-        """Weight and logits of every draw of a step."""
-        for draws in self._lots(expectation, features_BFL):
-            yield from self._together(expectation, features_BFL, step, draws)
-
-    def _together(
-        self, expectation: Expectation, features_BFL: Tensor, step: int, draws: range
-    ) -> list[tuple[float, Tensor]]:
-        """Weight and logits of some draws, by one forward pass."""
-        shown = expectation.transform(features_BFL, self.keys_B, step=step, draws=draws)
-        parts = torch.split(self._run(shown), len(features_BFL))
-        return [(expectation.weights[draw], logits_BC) for draw, logits_BC in zip(draws, parts, strict=True)]
-
-    @staticmethod
-    def _lots(expectation: Expectation, inputs: Tensor) -> Iterator[range]:
-        """The draws of a step, in lots that go forward together."""
-        size = max(1, _AT_A_TIME.get(inputs.device.type, _AT_A_TIME_ELSEWHERE) // max(len(inputs), 1))
-        for first in range(0, len(expectation.weights), size):
-            yield range(first, min(first + size, len(expectation.weights)))
+    def _lots(self, expectation: Expectation, features_BFL: Tensor, step: int) -> Iterator[list[tuple[float, Tensor]]]:
+        """Weight and logits of every draw of a step, in lots that go forward together."""
+        total, most = len(features_BFL), _AT_A_TIME.get(features_BFL.device.type, _AT_A_TIME_ELSEWHERE)
+        numbers = range(len(expectation.weights))
+        size = max(1, most // max(total, 1))
+        for first in numbers[::size]:
+            draws = numbers[first : first + size]
+            shown = expectation.transform(features_BFL, self.keys_B, step=step, draws=draws)
+            parts = torch.split(self._run(shown), total)
+            yield [(expectation.weights[draw], logits_BC) for draw, logits_BC in zip(draws, parts, strict=True)]
 
 
 def _recognised(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
     """1 where the prediction is right, 0 elsewhere, shape (B,)."""
     return (logits_BC.argmax(1) == labels_B).float()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BestAdversarial:
+    """Inputs, and what the model says of them: the less they are recognised the better, then the larger the loss.
+
+    What is compared must have been asked under the same draws of a randomised model.
+    """
+
+    inputs: Tensor
+    """Shape (B, ...)."""
+    right_B: Tensor
+    """Probability of being recognised, in [0, 1]."""
+    loss_B: Tensor
+
+    @classmethod
+    def of(
+        cls, target: Target, inputs: Tensor, labels_B: Tensor, *, loss: Loss = margin, step: int = 0
+    ) -> BestAdversarial:
+        """These inputs, by one forward pass an utterance and draw."""
+        loss_B, right_B = target.score(inputs, labels_B, loss, step=step)
+        return cls(inputs, right_B, loss_B)
+
+    def or_better(self, other: BestAdversarial) -> BestAdversarial:
+        """The better of the two for each utterance; this one where they are equal."""
+        fewer_B = self.right_B - other.right_B
+        better_B = (fewer_B > _ALIKE) | ((fewer_B >= -_ALIKE) & (other.loss_B > self.loss_B))
+        return BestAdversarial(*either(better_B, other.parts, self.parts))
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.inputs, self.right_B, self.loss_B
+
+    def with_better(self, rows_N: Tensor, other: BestAdversarial) -> BestAdversarial:
+        """With the better of what was found before and now for some of the utterances."""
+        best = BestAdversarial(*(part[rows_N] for part in self.parts)).or_better(other)
+        pairs = zip(self.parts, best.parts, strict=True)
+        return BestAdversarial(*(part.index_copy(0, rows_N, new) for part, new in pairs))
+
+    def unbroken(self) -> Tensor:
+        """Rows of the utterances that the model still recognises, or may."""
+        return (self.right_B > 0).nonzero().flatten()
+
+
+Ascend = Callable[[Tensor | None, Tensor, int], Tensor]
+"""(rows of the utterances, None for all; where they start; number of the restart) -> their last iterates."""
+
+
+def best_of_starts(
+    target: Target,
+    labels_B: Tensor,
+    starts: Sequence[Tensor] | Tensor,
+    ascend: Ascend,
+    *,
+    loss: Loss = cross_entropy,
+    incumbent: Tensor | None = None,
+) -> Tensor:
+    """The best of what each start leads to, as `pgd.descend` says; only what no start has broken starts again."""
+    if len(starts) == 1 and incumbent is None:
+        return ascend(None, starts[0], 0)
+    best, every_B = None, torch.arange(len(labels_B), device=labels_B.device)
+    if incumbent is not None:
+        best = BestAdversarial.of(target, incumbent, labels_B, loss=loss, step=_FINAL)
+    for restart, start in enumerate(starts):
+        rows = every_B if best is None or restart == 0 else best.unbroken()
+        if not len(rows):
+            break
+        found = ascend(rows, start[rows], restart)
+        candidate = BestAdversarial.of(target.subset(rows), found, labels_B[rows], loss=loss, step=_FINAL)
+        best = candidate if best is None else best.with_better(rows, candidate)
+    assert best is not None, "there is one start at least"
+    return best.inputs

@@ -1,13 +1,15 @@
-"""What an attack may do: the box that inputs live in, the ball a perturbation stays in, and the budget it must keep to.
+"""What an attack may do: the norms, the box that inputs live in, the ball a perturbation stays in, and the budget.
 
-Legend: B utterances, F mel bins, L frames; "..." is whatever is moved, mel bins and frames or samples. Features are
-standardised log-mel, float32; epsilon is in their units.
+To add a norm, give it an entry in `NORMS`: attacks, budgets and records take all that they need of a norm from there.
+
+Legend: B utterances, F mel bins, L frames, D values of an utterance; "..." is whatever is moved, mel bins and frames or
+samples. Features are standardised log-mel, float32; epsilon is in their units.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from copy import copy
 from dataclasses import dataclass
 from typing import Literal, Self
@@ -16,12 +18,100 @@ import torch
 from torch import Generator, Tensor
 
 from ser_fl.devices import send
-from ser_fl.errors import UserError
+from ser_fl.errors import UserError, unknown_name
 
 Norm = Literal["inf", "2"]
 
 RELATIVE_TOLERANCE = 1e-6
 _TINY = 1e-12
+
+
+def per_utterance(value_B: Tensor, inputs: Tensor) -> Tensor:
+    """One value an utterance, shaped to be broadcast over its inputs."""
+    return value_B.view(-1, *(1,) * (inputs.dim() - 1))
+
+
+def either(first_B: Tensor, these: Iterable[Tensor], those: Iterable[Tensor]) -> list[Tensor]:
+    """Of pairs of tensors with a row an utterance: the rows of the first where it is meant, else of the second."""
+    pairs = zip(these, those, strict=True)
+    return [torch.where(per_utterance(first_B, this), this, that) for this, that in pairs]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormFunctions:
+    """All that is particular to a norm; perturbations and gradients are of shape (B, ...)."""
+
+    order: float
+    """As ART's users write it."""
+    size: Callable[[Tensor], Tensor]
+    """Norm of each perturbation, shape (B,)."""
+    dual_size: Callable[[Tensor], Tensor]
+    """How fast a loss of a gradient rises along its steepest perturbation of norm 1, shape (B,)."""
+    shortened: Callable[[Tensor, Tensor], Tensor]
+    """(perturbations, radius_B) -> the nearest perturbations of no larger norm, a new tensor."""
+    steepest: Callable[[Tensor], Tensor]
+    """The perturbation of norm 1 along which a loss of a gradient rises most, same shape."""
+    drawn: Callable[[torch.Size, Generator], Tensor]
+    """One perturbation that is uniform in the ball of radius 1, shape (1, ...), on the generator's device."""
+    of_ones: Callable[[int], float]
+    """Norm of a perturbation of 1 in each of D values."""
+    rounded: bool = False
+    """Whether `keep_within` lets the rounding of the largest feature pass."""
+
+
+def _length(step: Tensor) -> Tensor:
+    length_B: Tensor = torch.linalg.vector_norm(step.flatten(1), dim=1)
+    return length_B
+
+
+def _shortened_l2(step: Tensor, radius_B: Tensor) -> Tensor:
+    length_B = _length(step)
+    return step * per_utterance(torch.where(length_B > radius_B, radius_B / length_B.clamp(min=_TINY), 1.0), step)
+
+
+def _steepest_l2(gradient: Tensor) -> Tensor:
+    # A sure model's gradient is so small that its squares would be nothing.
+    largest_B = gradient.flatten(1).abs().amax(dim=1).clamp(min=torch.finfo(gradient.dtype).tiny)
+    scaled = gradient / per_utterance(largest_B, gradient)
+    return scaled / per_utterance(_length(scaled).clamp(min=_TINY), scaled)
+
+
+def _drawn_l2(shape: torch.Size, stream: Generator) -> Tensor:
+    direction = torch.randn((1, *shape), generator=stream, device=stream.device)
+    share = torch.rand(1, generator=stream, device=stream.device, dtype=torch.float64) ** (1 / shape.numel())
+    inside: Tensor = direction / direction.norm() * share.float()
+    return inside
+
+
+class _Norms(dict[Norm, NormFunctions]):
+    def __missing__(self, norm: Norm) -> NormFunctions:
+        raise unknown_name("norm", str(norm), self)
+
+
+NORMS = _Norms(
+    {
+        "inf": NormFunctions(
+            order=math.inf,
+            size=lambda step: step.flatten(1).abs().amax(dim=1),
+            dual_size=lambda gradient: gradient.flatten(1).abs().sum(dim=1),
+            shortened=lambda step, radius_B: step.clamp(-(radius := per_utterance(radius_B, step)), radius),
+            steepest=torch.sign,
+            drawn=lambda shape, stream: 2 * torch.rand((1, *shape), generator=stream, device=stream.device) - 1,
+            of_ones=lambda number: 1.0,
+            rounded=True,
+        ),
+        "2": NormFunctions(
+            order=2,
+            size=_length,
+            dual_size=_length,
+            shortened=_shortened_l2,
+            steepest=_steepest_l2,
+            drawn=_drawn_l2,
+            of_ones=math.sqrt,
+        ),
+    }
+)
+"""By name; another name is a `UserError` that lists them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,47 +188,17 @@ class Ball:
 
     def project(self, moved: Tensor) -> Tensor:
         """The nearest inputs inside, shape (B, ...)."""
-        step = moved - self.clean
-        if self.norm == "inf":
-            radius = per_utterance(self.radius_B, step)
-            return step.clamp(-radius, radius).add_(self.clean)
-        length_B = lengths(step)
-        shrink_B = torch.where(length_B > self.radius_B, self.radius_B / length_B.clamp(min=_TINY), 1.0)
-        return self.clean + step * per_utterance(shrink_B, step)
+        return NORMS[self.norm].shortened(moved - self.clean, self.radius_B).add_(self.clean)
 
     def steepest(self, gradient: Tensor) -> Tensor:
         """The perturbation of norm 1 along which a loss of this gradient rises most, shape (B, ...)."""
-        if self.norm == "inf":
-            return gradient.sign()
-        # A sure model's gradient is so small that its squares would be nothing.
-        largest_B = gradient.flatten(1).abs().amax(dim=1).clamp(min=torch.finfo(gradient.dtype).tiny)
-        scaled = gradient / per_utterance(largest_B, gradient)
-        return scaled / per_utterance(lengths(scaled).clamp(min=_TINY), scaled)
+        return NORMS[self.norm].steepest(gradient)
 
     def random(self, generators_B: Iterable[Generator]) -> Tensor:
         """Inputs that are uniform in the ball, each by a generator of its own (all on one device), shape (B, ...)."""
-        drawn = torch.cat([self._draw(self.clean.shape[1:], stream) for stream in generators_B])
+        draw = NORMS[self.norm].drawn
+        drawn = torch.cat([draw(self.clean.shape[1:], stream) for stream in generators_B])
         return self.clean + send(drawn, self.clean.device) * per_utterance(self.radius_B, drawn)
-
-    def _draw(self, shape: torch.Size, stream: Generator) -> Tensor:
-        """One perturbation in the ball of radius 1, shape (1, ...)."""
-        if self.norm == "inf":
-            return 2 * torch.rand((1, *shape), generator=stream, device=stream.device) - 1
-        direction = torch.randn((1, *shape), generator=stream, device=stream.device)
-        share = torch.rand(1, generator=stream, device=stream.device, dtype=torch.float64) ** (1 / shape.numel())
-        inside: Tensor = direction / direction.norm() * share.float()
-        return inside
-
-
-def per_utterance(value_B: Tensor, inputs: Tensor) -> Tensor:
-    """One value an utterance, shaped to be broadcast over its inputs."""
-    return value_B.view(-1, *(1,) * (inputs.dim() - 1))
-
-
-def lengths(step: Tensor) -> Tensor:
-    """L2 norm of each utterance's part, shape (B,)."""
-    length_B: Tensor = torch.linalg.vector_norm(step.flatten(1), dim=1)
-    return length_B
 
 
 def budget_of(epsilon: float, norm: Norm, features_shape: tuple[int, ...]) -> float:
@@ -150,22 +210,19 @@ def budget_of(epsilon: float, norm: Norm, features_shape: tuple[int, ...]) -> fl
         features_shape: (F, L), or (B, F, L).
 
     Returns:
-        epsilon itself for "inf". For "2" it is epsilon * sqrt(F * L): the L2 norm of a perturbation of +-epsilon in
-        every cell, so that one epsilon means one budget for all attacks and none is asked for less than PGD may use.
+        epsilon itself for "inf"; for others the norm of a perturbation of +-epsilon in every cell, epsilon *
+        sqrt(F * L) in L2, so that one epsilon means one budget for all attacks and none is asked for less than PGD may
+        use.
 
     >>> budget_of(0.5, "2", (64, 100))
     40.0
     """
-    if norm == "inf":
-        return epsilon
-    return epsilon * math.sqrt(math.prod(features_shape[-2:]))
+    return epsilon * NORMS[norm].of_ones(math.prod(features_shape[-2:]))
 
 
 def distance(clean_BFL: Tensor, adversarial_BFL: Tensor, norm: Norm) -> Tensor:
     """Norm of each utterance's perturbation: float64, shape (B,)."""
-    difference_BD = (adversarial_BFL.double() - clean_BFL.double()).flatten(1)
-    norm_B: Tensor = torch.linalg.vector_norm(difference_BD, ord=math.inf if norm == "inf" else 2, dim=1)
-    return norm_B
+    return NORMS[norm].size(adversarial_BFL.double() - clean_BFL.double())
 
 
 def keep_within(clean_BFL: Tensor, adversarial_BFL: Tensor, norm: Norm, budget: float) -> Tensor:
@@ -177,7 +234,6 @@ def keep_within(clean_BFL: Tensor, adversarial_BFL: Tensor, norm: Norm, budget: 
     """
     distance_B = distance(clean_BFL, adversarial_BFL, norm)
     allowed_B = torch.full_like(distance_B, budget * (1 + RELATIVE_TOLERANCE))
-    if norm == "inf" and clean_BFL.numel():
+    if NORMS[norm].rounded and clean_BFL.numel():
         allowed_B += torch.finfo(torch.float32).eps * clean_BFL.abs().flatten(1).amax(1)
-    inside_B11 = (distance_B <= allowed_B)[:, None, None]
-    return torch.where(inside_B11, adversarial_BFL, clean_BFL)
+    return torch.where((distance_B <= allowed_B)[:, None, None], adversarial_BFL, clean_BFL)

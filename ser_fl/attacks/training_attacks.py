@@ -13,73 +13,20 @@ Legend: B utterances, F mel bins, L frames, C classes. A model maps features_BFL
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from ser_fl.attacks.art.estimator import Passes
 from ser_fl.attacks.losses import Loss, cross_entropy
 from ser_fl.attacks.pgd import descend
-from ser_fl.attacks.target import Target
+from ser_fl.attacks.surroundings import attacked
+from ser_fl.attacks.target import Passes, Target
 from ser_fl.attacks.threat_model import Ball, Box
-from ser_fl.devices import autocast, device_of, float32_by_default, send
+from ser_fl.devices import send
 from ser_fl.errors import UserError
-
-
-@contextmanager
-def attacked(model: nn.Module, *, low_precision: bool = False) -> Iterator[None]:
-    """Everything that a gradient attack needs of its surroundings, put back afterwards.
-
-    Inside, every module is in eval mode, no parameter asks for a gradient, gradients are enabled even under ``no_grad``
-    or ``inference_mode``, the model runs in float32 whatever autocast says outside, or, with ``low_precision``, in
-    bfloat16, and recurrent layers run without cuDNN, whose backward pass refuses eval mode.
-    Putting recurrent layers into training mode instead, as ART does, would switch their dropout on. Afterwards every
-    module has the mode that it had, each for itself: a frozen batch norm stays frozen.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for module, _ in modes:
-            module.training = False
-        for parameter in trained:
-            parameter.requires_grad_(False)  # layers with a backward pass of their own compute what is asked for
-        with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.enable_grad())
-            stack.enter_context(float32_by_default())
-            stack.enter_context(autocast(device_of(model), bf16=low_precision))
-            stack.enter_context(_recurrence_without_cudnn(model))
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter in trained:
-            parameter.requires_grad_(True)
-
-
-@contextmanager
-def _recurrence_without_cudnn(model: nn.Module) -> Iterator[None]:
-    """Turn cuDNN off while a recurrent layer runs, and only then, so that convolutions keep it.
-
-    The forward pass decides which kernel the backward pass uses, so that this is enough for both.
-    """
-    with ExitStack() as running, ExitStack() as hooks:
-
-        def switch_off(*_: Any) -> None:
-            running.enter_context(torch.backends.cudnn.flags(enabled=False))
-
-        def switch_back(*_: Any) -> None:
-            running.close()
-
-        for module in model.modules():
-            if isinstance(module, nn.RNNBase):
-                hooks.callback(module.register_forward_pre_hook(switch_off).remove)
-                hooks.callback(module.register_forward_hook(switch_back, always_call=True).remove)
-        yield
 
 
 def divergence(logits_BC: Tensor, adversarial_BC: Tensor) -> Tensor:
@@ -94,7 +41,8 @@ def random_start(features_BFL: Tensor, epsilon: float, generator: Generator) -> 
 
     The noise is drawn on the generator's device, so that a generator on the CPU gives the same start everywhere.
     """
-    return features_BFL.detach() + send(_noise(features_BFL.shape, epsilon, generator), features_BFL.device)
+    unit = torch.rand(features_BFL.shape, generator=generator, device=generator.device, dtype=torch.float32)
+    return features_BFL.detach() + send((2 * unit - 1) * epsilon, features_BFL.device)
 
 
 def own_starts(features_BFL: Tensor, epsilon: float, generators: Iterable[Generator]) -> Tensor:
@@ -102,42 +50,17 @@ def own_starts(features_BFL: Tensor, epsilon: float, generators: Iterable[Genera
 
     The generators are all on one device; their noise is sent in one copy.
     """
-    noise_BFL = torch.cat([_noise((1, *features_BFL.shape[1:]), epsilon, generator) for generator in generators])
-    return features_BFL.detach() + send(noise_BFL, features_BFL.device)
+    return _ball(features_BFL.detach(), epsilon).random(generators)
 
 
-def _noise(shape: tuple[int, ...], epsilon: float, generator: Generator) -> Tensor:
-    """Uniform within epsilon, on the generator's device."""
-    unit = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float32)
-    return (2 * unit - 1) * epsilon
-
-
-def fgsm(
-    model: nn.Module,
-    features_BFL: Tensor,
-    labels_B: Tensor,
-    *,
-    epsilon: float,
-    box: Box | None = None,
-    start_BFL: Tensor | None = None,
-    low_precision: bool = False,
-) -> Tensor:
+def fgsm(model: nn.Module, features_BFL: Tensor, labels_B: Tensor, *, epsilon: float, **how: Any) -> Tensor:
     """Fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572): one step of epsilon.
 
     With a random start it is the R+FGSM of Wong et al. 2020 (arXiv 2001.03994) at a step of epsilon; theirs of 1.25
-    epsilon is one step of `pgd`. Arguments, result and errors are those of `pgd`.
+    epsilon is one step of `pgd`. Arguments (``box``, ``start_BFL``, ``low_precision``), result and errors are those of
+    `pgd`.
     """
-    return pgd(
-        model,
-        features_BFL,
-        labels_B,
-        epsilon=epsilon,
-        step_size=epsilon,
-        steps=1,
-        box=box,
-        start_BFL=start_BFL,
-        low_precision=low_precision,
-    )
+    return pgd(model, features_BFL, labels_B, epsilon=epsilon, step_size=epsilon, steps=1, **how)
 
 
 def bim(
@@ -198,7 +121,7 @@ def pgd(
         clean_BFL = box.clip(features_BFL.detach().clone())
         return descend(
             Target(network=model, keys_B=[""] * len(clean_BFL), passes=Passes()),
-            Ball(clean_BFL, clean_BFL.new_full((len(clean_BFL),), epsilon), "inf"),
+            _ball(clean_BFL, epsilon),
             clean_BFL.new_zeros(len(clean_BFL), dtype=torch.int64) if labels_B is None else labels_B.clone(),
             steps=steps,
             step_size=step_size,
@@ -206,6 +129,10 @@ def pgd(
             box=box,
             loss=_away_from(model, clean_BFL) if labels_B is None else cross_entropy,
         )
+
+
+def _ball(features_BFL: Tensor, epsilon: float) -> Ball:
+    return Ball(features_BFL, features_BFL.new_full((len(features_BFL),), epsilon), "inf")
 
 
 def _away_from(model: nn.Module, clean_BFL: Tensor) -> Loss:

@@ -18,8 +18,8 @@ import math
 import torch
 from torch import Tensor
 
+from ser_fl.attacks.attack import Problem
 from ser_fl.attacks.losses import cross_entropy
-from ser_fl.attacks.problem import Problem
 
 UTTERANCES_AT_A_TIME = 64
 """In one pass; fixed, so that sums round alike whatever the batch size."""
@@ -35,37 +35,25 @@ def craft_universal(problem: Problem) -> Tensor:
     which the fewest utterances are recognised is kept, then the one with the largest loss. A randomised model is asked
     under the same draws throughout, which differ from utterance to utterance.
     """
-    epsilon, steps = problem.settings.epsilon, problem.steps
-    parts = _parts(problem)
-    perturbation_FL = best_FL = torch.zeros_like(problem.features_BFL[0])
+    epsilon, steps, enough = problem.settings.epsilon, problem.steps, math.log(problem.num_classes)
+    rows = sorted(range(len(problem.keys_B)), key=lambda row: problem.keys_B[row])
+    ordered_N = torch.tensor(rows, device=problem.clean.device)
+    parts = [problem.subset(rows_N) for rows_N in torch.split(ordered_N, UTTERANCES_AT_A_TIME)]
+    perturbation_FL = best_FL = torch.zeros_like(problem.clean[0])
     fewest = torch.full((2,), torch.inf, dtype=torch.float64, device=perturbation_FL.device)
     for step in range(steps + 1):
+        # What is missing to success: utterances recognised, and loss.
         gradient_FL, missing = torch.zeros_like(perturbation_FL), torch.zeros_like(fewest)
         for part in parts:
-            part_gradient_FL, part_missing = _ask(part, perturbation_FL)
-            gradient_FL += part_gradient_FL
-            missing += part_missing
+            moved_NFL = part.clean + perturbation_FL
+            shown_NFL = part.box.clip(moved_NFL)
+            answer = part.target.answer(
+                shown_NFL, part.labels_B, lambda *given: cross_entropy(*given).clamp(max=enough)
+            )
+            gradient_FL += torch.where(shown_NFL == moved_NFL, answer.gradient, 0.0).sum(0)
+            missing += torch.stack([answer.right_B.double().sum(), -answer.loss_B.double().sum()])
         better = (missing[0] < fewest[0]) | ((missing[0] == fewest[0]) & (missing[1] < fewest[1]))
         best_FL, fewest = torch.where(better, perturbation_FL, best_FL), torch.where(better, missing, fewest)
         size = epsilon * FIRST_STEP * (1 - step / steps)
         perturbation_FL = (perturbation_FL + size * gradient_FL.sign()).clamp(-epsilon, epsilon)
-    return problem.box.clip(problem.features_BFL + best_FL)
-
-
-def _parts(problem: Problem) -> list[Problem]:
-    """The utterances in the order of their ids, some at a time."""
-    rows = sorted(range(len(problem.keys_B)), key=lambda row: problem.keys_B[row])
-    ordered_N = torch.tensor(rows, device=problem.features_BFL.device)
-    return [problem.subset(rows_N) for rows_N in torch.split(ordered_N, UTTERANCES_AT_A_TIME)]
-
-
-def _ask(problem: Problem, perturbation_FL: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed gradient by the perturbation, and what is missing to success: utterances recognised, and loss."""
-    enough = math.log(problem.num_classes)
-    moved_NFL = problem.features_BFL + perturbation_FL
-    shown_NFL = problem.box.clip(moved_NFL)
-    answer = problem.target.answer(
-        shown_NFL, problem.labels_B, lambda logits_BC, labels_B: cross_entropy(logits_BC, labels_B).clamp(max=enough)
-    )
-    gradient_FL = torch.where(shown_NFL == moved_NFL, answer.gradient, 0.0).sum(0)
-    return gradient_FL, torch.stack([answer.right_B.double().sum(), -answer.loss_B.double().sum()])
+    return problem.box.clip(problem.clean + best_FL)

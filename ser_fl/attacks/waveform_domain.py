@@ -12,23 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from ser_fl.attacks.attack import Attack, AttackSettings, Problem
 from ser_fl.attacks.clips import ClipBall, Clips
-from ser_fl.attacks.domains import Crafted
-from ser_fl.attacks.problem import Problem
+from ser_fl.attacks.domains import Crafted, Domain
 from ser_fl.attacks.psychoacoustic import MaskingBall
-from ser_fl.attacks.settings import AttackSettings
 from ser_fl.attacks.threat_model import Ball, Box
 from ser_fl.data.frontend import LogMel as LogMelFrontend
 from ser_fl.data.frontend import Standardisation, resample
 from ser_fl.devices import send
-
-if TYPE_CHECKING:
-    from ser_fl.attacks.attack import Attack
 
 FULL_SCALE = Box(torch.tensor(-1.0), torch.tensor(1.0))
 """The values that samples may take."""
@@ -89,7 +85,7 @@ class WaveformToFeatures:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Waveform:
+class Waveform(Domain):
     """The samples of recordings, within SNRs, amplitudes or masking thresholds."""
 
     frontend: LogMelFrontend
@@ -116,12 +112,9 @@ class Waveform:
     def problems(self, problem: Problem) -> list[tuple[list[int], Problem]]:
         """The recordings of a batch; clips of one sampling rate go together."""
         recordings = [self.read(utterance_id) for utterance_id in problem.keys_B]
-        by_rate: dict[int, list[int]] = {}
-        for row, (_, rate) in enumerate(recordings):
-            by_rate.setdefault(rate, []).append(row)
-        device = problem.labels_B.device
-        found = []
-        for rate, rows in by_rate.items():
+        device, found = problem.labels_B.device, []
+        for rate in dict.fromkeys(rate for _, rate in recordings):
+            rows = [row for row, (_, its_rate) in enumerate(recordings) if its_rate == rate]
             clips = Clips.of([recordings[row][0] for row in rows], rate, self.frontend).to(device)
             part = replace(
                 problem.subset(torch.tensor(rows, device=device)),

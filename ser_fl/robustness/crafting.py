@@ -15,12 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ser_fl.attacks.art.estimator import Passes
-from ser_fl.attacks.attack import Attack
+from ser_fl.attacks.attack import Attack, AttackSettings, Problem
 from ser_fl.attacks.domains import Crafted
-from ser_fl.attacks.problem import Problem
-from ser_fl.attacks.settings import AttackSettings
-from ser_fl.attacks.target import Expectation
+from ser_fl.attacks.target import Expectation, Passes
 from ser_fl.defences import Defence
 from ser_fl.models.emotion_model import EmotionModel
 from ser_fl.robustness.plan import Unit
@@ -145,7 +142,7 @@ def judge(unit: Unit, part: TestSet, made: Crafted, *, leftover: bool = False) -
     }
     return Outcome(
         attack=attack.name,
-        library=attack.library,
+        library=attack.entry.library,
         knowledge=attack.knowledge_of(unit.expectation),
         domain=part.domain.name,
         norm=attack.norm,
@@ -192,7 +189,9 @@ def spectrogram_pair(test_set: TestSet, attacks: Sequence[Attack], bundle: Emoti
     iterated = [
         attack
         for attack in attacks
-        if attack.norm == "inf" and attack.knowledge not in ("score", "decision") and (attack.settings.steps or 1) > 1
+        if attack.norm == "inf"
+        and attack.entry.knowledge not in ("score", "decision")
+        and (attack.settings.steps or 1) > 1
     ]
     ((usual, _),) = Counter(attack.settings.epsilon for attack in iterated or attacks).most_common(1)
     attack = [attack for attack in iterated or attacks if attack.settings.epsilon == usual][-1]

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from ser_fl.attacks.attack import Attack
 from ser_fl.attacks.registry import ATTACKS
+from ser_fl.attacks.surroundings import attacked
 from ser_fl.attacks.threat_model import Box
-from ser_fl.attacks.training_attacks import attacked
 from ser_fl.devices import default_dtype, send
 from ser_fl.errors import UserError, one_line, shown
 from ser_fl.robustness.evaluator import EVALUATION_BATCH, evaluating
@@ -185,7 +185,7 @@ def check_gradients(test_set: TestSet, attacks: Iterable[Attack]) -> None:
         UserError: no gradient comes back from the logits to the features.
     """
     assert isinstance(test_set.model, ForeignModel)
-    if not any(attack.knowledge == "undefended" and attack.settings.name in ATTACKS for attack in attacks):
+    if not any(attack.entry.knowledge == "undefended" and attack.settings.name in ATTACKS for attack in attacks):
         return
     with attacked(test_set.model):
         features_BFL = test_set.features_NFL[:1].clone().requires_grad_()

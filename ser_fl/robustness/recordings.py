@@ -25,9 +25,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ser_fl.attacks.attack import Attack
+from ser_fl.attacks.attack import Attack, Problem
 from ser_fl.attacks.domains import Crafted
-from ser_fl.attacks.problem import Problem
 from ser_fl.attacks.waveform_domain import Waveform, WaveformToFeatures
 from ser_fl.config.robustness import BenchmarkConfig
 from ser_fl.data.audio import read_audio, write_wav

@@ -147,7 +147,11 @@ class _Work:
     def _task(self, unit: Unit) -> _Task:
         part = self._unbroken(unit) if self.drop_broken else unit.part
         ids, entry = part.ids, unit.attack.entry
-        settings: dict[str, Any] = {"attack": unit.attack.settings.key, "library": unit.attack.library, "ids": ids}
+        settings: dict[str, Any] = {
+            "attack": unit.attack.settings.key,
+            "library": unit.attack.entry.library,
+            "ids": ids,
+        }
         if part.domain.name != LOGMEL.name:
             settings["domain"] = part.domain.name
         if unit.expectation is not None:

@@ -22,10 +22,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ser_fl.attacks.attack import Attack
+from ser_fl.attacks.attack import Attack, AttackSettings
 from ser_fl.attacks.domains import Crafted
 from ser_fl.attacks.registry import build
-from ser_fl.attacks.settings import AttackSettings
 from ser_fl.config.robustness import TransferConfig
 from ser_fl.data.corpora.folder import expand_home
 from ser_fl.data.features import FeatureStore, OnFeatures
@@ -190,7 +189,7 @@ def transfer_matrix(
                 outcome = judge(unit, test_set, replace(made, adversarial_NFL=adversarial_NFL))
                 for defence, record in zip(defences, Bench(test_set, defences).records_of(outcome), strict=True):
                     carried_RN = torch.tensor(votes_of(test_set, clean_NFL, defence))
-                    known = attack.knowledge if source.name == target.name else KNOWLEDGE
+                    known = attack.entry.knowledge if source.name == target.name else KNOWLEDGE
                     records.append(
                         TransferRecord(
                             **asdict(replace(record, knowledge=known)),

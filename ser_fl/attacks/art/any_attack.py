@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from ser_fl.attacks.art.estimator import Array, ClipValues, Labels, clip_values_of, import_art, scalar_clip_values_of
-from ser_fl.attacks.art.random_states import random_states_from_the_global_one
-from ser_fl.attacks.art.seeding import seeded
-from ser_fl.attacks.problem import Problem
-from ser_fl.attacks.settings import AttackSettings
+from ser_fl.attacks.art.estimator import classifier_of, clip_values_of, generated, import_art, right_when_clean
+from ser_fl.attacks.attack import AttackSettings, Entry, Problem
 from ser_fl.attacks.step_size import default_step_size
-from ser_fl.attacks.threat_model import Norm, budget_of
+from ser_fl.attacks.surroundings import random_states_from_the_global_one, seeded
+from ser_fl.attacks.threat_model import budget_of
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.randomness import derive_seed
 
@@ -59,17 +57,18 @@ one_hot: it reads true classes as rows of zeros with a one.
 unlabelled: it leads to the class that it is told; told none, it draws a wrong one.
 l2: its epsilon is the L2 norm of the perturbation.
 """
-KNOWLEDGE = {name: word for name, traits in TRAITS.items() for word in ("score", "decision") if word in traits}
-NEEDS_BOX = frozenset(name for name, traits in TRAITS.items() if "box" in traits)
+
+
+def traits_of(name: str) -> frozenset[str]:
+    """Those of a class by its name, with or without the prefix."""
+    return TRAITS.get(name.removeprefix(PREFIX), frozenset())
 
 
 def attack_classes() -> dict[str, type[Any]]:
     """ART's evasion attacks by name."""
-    import_art()
-    import art.attacks.evasion
+    found = vars(import_art()).items()
     from art.attacks.attack import EvasionAttack
 
-    found = vars(art.attacks.evasion).items()
     return {name: value for name, value in found if inspect.isclass(value) and issubclass(value, EvasionAttack)}
 
 
@@ -86,25 +85,34 @@ def attack_class(name: str) -> type[Any]:
     return known[class_name]
 
 
-def norm_of(name: str) -> Norm:
-    """Norm "inf" for attacks with an epsilon or a choice of norms, which are given ours; "2" for minimal-norm ones."""
-    if "l2" in _traits(name):
-        return "2"
-    accepted = _accepted(name)
-    return "inf" if {"eps", "norm"} & accepted.keys() or name.endswith("CarliniLInfMethod") else "2"
+def entry_of(name: str) -> Entry:
+    """A class by its name ``art:ClassName``; attacks with an epsilon or a choice of norms are given "inf" for one.
+
+    Raises:
+        UserError: ART has no such evasion attack.
+    """
+    class_name, traits = name.removeprefix(PREFIX), traits_of(name)
+    in_linf = {"eps", "norm"} & _accepted(name).keys() or class_name == "CarliniLInfMethod"
+    return Entry(
+        craft,
+        f"art.{class_name}",
+        f"see ART's {class_name}",
+        norm="inf" if in_linf and "l2" not in traits else "2",
+        knowledge=next((word for word in ("score", "decision") if word in traits), "undefended"),
+        minimal=True,
+        needs_box="box" in traits,
+    )
 
 
 def resolve(settings: AttackSettings) -> AttackSettings:
     """Settings as the class will run: its own number of steps by default, and steps of a quarter of epsilon."""
     accepted = _accepted(settings.name)
-    steps = accepted["max_iter"].default if "max_iter" in accepted else None
-    step_size = default_step_size(settings.epsilon) if "eps_step" in accepted else None
-    return replace(
-        settings,
-        steps=steps if steps is None or settings.steps is None else settings.steps,
-        step_size=step_size if step_size is None or settings.step_size is None else settings.step_size,
-        restarts=None,
-    )
+    steps = step_size = None
+    if "max_iter" in accepted:
+        steps = accepted["max_iter"].default if settings.steps is None else settings.steps
+    if "eps_step" in accepted:
+        step_size = default_step_size(settings.epsilon) if settings.step_size is None else settings.step_size
+    return replace(settings, steps=steps, step_size=step_size, restarts=None)
 
 
 def craft(problem: Problem) -> Tensor:
@@ -113,17 +121,18 @@ def craft(problem: Problem) -> Tensor:
     Raises:
         UserError: the class needs another kind of model or input, or a package that is not installed.
     """
-    adversarial_BFL = problem.features_BFL.clone()
-    name = problem.settings.name
-    right = problem.right_when_clean()
-    if not len(right):
+    adversarial_BFL, name = problem.clean.clone(), problem.settings.name
+    right_N = right_when_clean(problem)
+    if not len(right_N):
         return adversarial_BFL
     import_art()  # before anything is seeded, since what is imported for the first time draws numbers
-    for part in right[None] if "batch" in _traits(name) else right[:, None]:
-        chosen = problem.subset(part)
-        seed = derive_seed(name, problem.seed, *chosen.keys_B)
-        with seeded(seed, problem.features_BFL.device), random_states_from_the_global_one():
-            adversarial_BFL[part] = chosen.box.clip(_generate(chosen))
+    for rows_N in right_N[None] if "batch" in traits_of(name) else right_N[:, None]:
+        part = problem.subset(rows_N)
+        with (
+            seeded(derive_seed(name, problem.seed, *part.keys_B), problem.clean.device),
+            random_states_from_the_global_one(),
+        ):
+            adversarial_BFL[rows_N] = part.box.clip(_generate(part))
     return adversarial_BFL
 
 
@@ -132,22 +141,27 @@ def craft_as(class_name: str) -> Callable[[Problem], Tensor]:
     return lambda problem: craft(replace(problem, settings=replace(problem.settings, name=f"{PREFIX}{class_name}")))
 
 
-craft_hopskipjump = craft_as("HopSkipJump")
-"""Decisions alone, some 2,000 forward passes an utterance in 10 steps."""
-craft_cw_l2 = craft_as("CarliniL2Method")
-"""Some 570 forward and 200 backward passes an utterance in 10 iterations; ours takes 37 and 32, and ends nearer."""
-craft_cw_linf = craft_as("CarliniLInfMethod")
-"""Tens of thousands of passes an utterance."""
-
-
 def _generate(problem: Problem) -> Tensor:
-    name = problem.settings.name
-    _refuse_what_cannot_work(problem)
-    if "probabilities" in _traits(name):
+    """What the class makes of these utterances.
+
+    Where ART's own words would mislead, or it would run without attacking anything, this says so first.
+    """
+    name, traits = problem.settings.name, traits_of(problem.settings.name)
+    _, num_bins, num_frames = problem.clean.shape
+    if name == f"{PREFIX}GeoDA" and num_bins != num_frames:
+        raise UserError(f"{name} needs square features, got {num_bins} mel bins x {num_frames} frames")
+    if name == f"{PREFIX}TargetedUniversalPerturbation":
+        raise UserError(f"{name} leads to a chosen class, where any wrong one will do: take art:UniversalPerturbation")
+    if "TensorFlow" in name:
+        raise UserError(f"{name} attacks models of TensorFlow only: take the class without that word in its name")
+    labels: dict[str, Any] = {"y": None} if "unlabelled" in traits else {}
+    if "one_hot" in traits:
+        labels = {"y": np.eye(problem.num_classes, dtype=np.float32)[problem.labels_B.cpu().numpy()]}
+    if "probabilities" in traits:
         problem = replace(problem, network=nn.Sequential(problem.network, nn.Softmax(dim=1)))
     try:
-        attack = attack_class(name)(problem.classifier(clip_values=_clip_values(problem)), **_keywords(problem))
-        return problem.features(attack.generate(problem.inputs(), _labels(problem)))
+        classifier = classifier_of(problem, clip_values_of(problem.box, scalar="scalar_bounds" in traits))
+        return generated(attack_class(name)(classifier, **_keywords(problem)), problem, **labels)
     except ModuleNotFoundError as error:
         package = (error.name or str(error)).partition(".")[0]
         raise UserError(f"{name} needs the package {package}, which is not installed: pip install {package}") from error
@@ -156,43 +170,16 @@ def _generate(problem: Problem) -> Tensor:
         raise UserError(f"{name} cannot attack log-mel features of this model ({reason[:200]})") from error
 
 
-def _refuse_what_cannot_work(problem: Problem) -> None:
-    """Say so where ART's own words would mislead, or where it would run without attacking anything."""
-    name = problem.settings.name
-    _, num_bins, num_frames = problem.features_BFL.shape
-    if name == f"{PREFIX}GeoDA" and num_bins != num_frames:
-        raise UserError(f"{name} needs square features, got {num_bins} mel bins x {num_frames} frames")
-    if name == f"{PREFIX}TargetedUniversalPerturbation":
-        raise UserError(f"{name} leads to a chosen class, where any wrong one will do: take art:UniversalPerturbation")
-    if "TensorFlow" in name:
-        raise UserError(f"{name} attacks models of TensorFlow only: take the class without that word in its name")
-
-
-def _clip_values(problem: Problem) -> ClipValues | None:
-    scalar = "scalar_bounds" in _traits(problem.settings.name)
-    return scalar_clip_values_of(problem.box) if scalar else clip_values_of(problem.box)
-
-
-def _labels(problem: Problem) -> Labels | Array | None:
-    """True classes as this class reads them: indices of shape (B,), one-hot rows of shape (B, C), or none at all."""
-    traits = _traits(problem.settings.name)
-    if "unlabelled" in traits:
-        return None
-    if "one_hot" in traits:
-        return np.eye(problem.num_classes, dtype=np.float32)[problem.labels()]
-    return problem.labels()
-
-
 def _keywords(problem: Problem) -> dict[str, Any]:
     """Our settings in the words of this class, as far as it knows them."""
     settings = problem.settings
-    shape = tuple(problem.features_BFL.shape)
+    shape = tuple(problem.clean.shape)
     _, num_bins, num_frames = shape
     # SquareAttack's first squares cover this share of the cells; its default is too large for what is not square.
     largest_square = (min(num_bins, num_frames) - 1.5) ** 2 / (num_bins * num_frames)
     words = {
         "norm": "inf",
-        "eps": budget_of(settings.epsilon, norm_of(settings.name), shape),
+        "eps": budget_of(settings.epsilon, entry_of(settings.name).norm, shape),
         "eps_step": settings.step_size,
         "max_iter": settings.steps,
         "batch_size": len(problem.keys_B),
@@ -207,10 +194,6 @@ def _keywords(problem: Problem) -> dict[str, Any]:
         "verbose": False,
     }
     return {word: value for word, value in words.items() if word in _accepted(settings.name)}
-
-
-def _traits(name: str) -> frozenset[str]:
-    return TRAITS.get(name.removeprefix(PREFIX), frozenset())
 
 
 def _accepted(name: str) -> Mapping[str, inspect.Parameter]:

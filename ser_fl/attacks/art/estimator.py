@@ -1,10 +1,11 @@
-"""Our model as an ART classifier, for as long as one attack runs.
+"""Our model as an ART classifier, for as long as one attack runs, and what an attack of ART's makes of it.
 
 ART switches modes, wipes gradients, runs recurrent layers in training mode and moves the model to its own idea of a
 device. It is therefore given `HiddenNetwork`, a module without parameters or children: there is nothing for ART to
 change. Nothing here is stored or pickled.
 
-Legend: B utterances, F mel bins, L frames, C classes. ART sees features as one-channel images, (B, 1, F, L).
+Legend: B utterances, N some of them, F mel bins, L frames, C classes. ART sees features as one-channel images,
+(B, 1, F, L).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import logging
 import logging.config
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,96 +21,91 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from ser_fl.attacks.attack import Problem
+from ser_fl.attacks.target import Target
 from ser_fl.attacks.threat_model import Box
 
 Array = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.int64]
 ClipValues = tuple[Array, Array] | tuple[float, float]
 
 
-@dataclass(slots=True)
-class Passes:
-    """Cost of an attack, in utterances that went through the model."""
-
-    forward: int = 0
-    backward: int = 0
-
-
-class HiddenNetwork(nn.Module):
-    """The network as ART gets to see it, to be used inside `ser_fl.attacks.training_attacks.attacked`.
-
-    Args:
-        answer: maps features_BFL and the number of a step to logits_BC, and counts its forward passes. It must be no
-            module, whose parameters and modes ART would find.
-        to_features: maps what the attack moves, of shape (B, F, L), to features; differentiable.
-        passes: counts every backward pass.
-        device: where the network is.
-        draws: passes of each utterance in one answer.
-    """
-
-    def __init__(
-        self,
-        answer: Callable[[Tensor, int], Tensor],
-        to_features: Callable[[Tensor], Tensor],
-        passes: Passes,
-        device: torch.device,
-        draws: int = 1,
-    ) -> None:
-        super().__init__()
-        self._answer = answer
-        self._to_features = to_features
-        self._passes = passes
-        self._device = device
-        self._draws = draws
-        self._step = 0
-
-    def forward(self, inputs_B1FL: Tensor) -> Tensor:
-        """Logits of shape (B, C), on the device of the inputs."""
-        differentiated = torch.is_grad_enabled() and inputs_B1FL.requires_grad
-        self._step += differentiated
-        features_BFL = self._to_features(inputs_B1FL.squeeze(1).float().to(self._device))
-        logits_BC = self._answer(features_BFL, self._step).to(inputs_B1FL.device)
-        if differentiated:
-            logits_BC.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
-        return logits_BC
-
-    def _count_backward(self, gradient_BC: Tensor) -> None:
-        self._passes.backward += len(gradient_BC) * self._draws
-
-
-def import_art() -> None:
-    """Import ART without what its import does to logging: it would close every handler there is."""
+def import_art() -> Any:
+    """ART's evasion attacks, imported without what that import does to logging: it would close every handler."""
     configure = logging.config.dictConfig
     logging.config.dictConfig = lambda config: None
     try:
         import art.attacks.evasion
-        import art.estimators.classification  # noqa: F401
+        import art.estimators.classification
     finally:
         logging.config.dictConfig = configure
     # Its warnings are about choices that are made here on purpose, or are looked at by our own checks.
     logging.getLogger("art").setLevel(logging.ERROR)
+    return art.attacks.evasion
 
 
-def classifier(hidden: HiddenNetwork, clip_values: ClipValues | None, num_classes: int, shape: tuple[int, int]) -> Any:
-    """An ART PyTorchClassifier over a hidden network, with one method made affordable.
+class HiddenNetwork(nn.Module):
+    """The network as ART gets to see it, to be used inside `surroundings.attacked`.
 
     Args:
-        hidden: the network.
-        clip_values: (lower, upper) of what the attack moves, numbers or arrays that broadcast to (F, L); or None.
-        num_classes: C.
-        shape: (F, L).
+        target: what answers, and counts passes. It is no module, whose parameters and modes ART would find.
+        device: where its network is.
+        to_features: maps what the attack moves, of shape (B, F, L), to features; differentiable; None for the same.
     """
+
+    def __init__(self, target: Target, device: torch.device, to_features: Callable[[Tensor], Tensor] | None) -> None:
+        super().__init__()
+        self._target, self._device, self._to_features = target, device, to_features
+        self._step = 0
+
+    def forward(self, inputs_B1FL: Tensor) -> Tensor:
+        """Logits of shape (B, C), on the device of the inputs; in expectation all inputs are of one utterance."""
+        differentiated = torch.is_grad_enabled() and inputs_B1FL.requires_grad
+        self._step += differentiated
+        features_BFL = inputs_B1FL.squeeze(1).float().to(self._device)
+        if self._to_features is not None:
+            features_BFL = self._to_features(features_BFL)
+        target, passes, draws = self._target, self._target.passes, 1
+        if target.expectation is not None:
+            draws = len(target.expectation.weights)
+            target = replace(target, keys_B=[*target.keys_B] * len(features_BFL))
+        logits_BC = target(features_BFL, self._step).to(inputs_B1FL.device)
+        if differentiated:
+
+            def count_backward(gradient_BC: Tensor) -> None:
+                passes.backward += len(gradient_BC) * draws
+
+            logits_BC.register_hook(count_backward)  # type: ignore[no-untyped-call]
+        return logits_BC
+
+
+def classifier_of(
+    problem: Problem, clip_values: ClipValues | None, to_features: Callable[[Tensor], Tensor] | None = None
+) -> Any:
+    """The model as an ART PyTorchClassifier, to be used while this problem is solved and never kept.
+
+    In expectation its logits are means of log-probabilities over the draws of a step, as `Target` has them. Every
+    gradient draws anew, and what is asked for without one, such as the steps of a line search, meets the draws of the
+    gradient before it. ART does not say whose images it shows, so that the problem is then one utterance's.
+
+    Args:
+        problem: what is attacked.
+        clip_values: bounds that ART clips to, numbers or arrays that broadcast to (F, L); None for none.
+        to_features: maps what ART moves, of shape (B, F, L), to features; None where it moves features.
+    """
+    assert problem.expectation is None or len(problem.keys_B) == 1, f"{len(problem.keys_B)} utterances for ART"
     import_art()
     from art.estimators.classification import PyTorchClassifier
 
+    device = problem.clean.device
+    hidden = HiddenNetwork(problem.target, device, to_features)
     estimator = PyTorchClassifier(
         model=hidden,
         loss=nn.CrossEntropyLoss(),
-        input_shape=(1, *shape),
-        nb_classes=num_classes,
+        input_shape=(1, *problem.clean.shape[1:]),
+        nb_classes=problem.num_classes,
         clip_values=clip_values,
         preprocessing=None,
-        device_type="gpu" if hidden._device.type == "cuda" else "cpu",
+        device_type="gpu" if device.type == "cuda" else "cpu",
     )
     by_class = estimator.class_gradient
 
@@ -129,19 +125,29 @@ def classifier(hidden: HiddenNetwork, clip_values: ClipValues | None, num_classe
     return estimator
 
 
-def clip_values_of(box: Box) -> tuple[Array, Array] | None:
+def generated(attack: Any, problem: Problem, **words: Any) -> Tensor:
+    """What an attack of ART's makes of the clean features, given true classes unless ``y`` is said: shape (B, F, L)."""
+    images, labels = problem.clean.cpu().numpy()[:, None].copy(), problem.labels_B.cpu().numpy()
+    made: Array = attack.generate(images, **{"y": labels} | words)
+    return torch.from_numpy(np.ascontiguousarray(made[:, 0], dtype=np.float32)).to(problem.clean.device)
+
+
+def right_when_clean(problem: Problem) -> Tensor:
+    """Rows of the utterances that the model gets right without an attack, shape (N,); ever, where it is randomised."""
+    return problem.target.right(problem.clean, problem.labels_B).nonzero().flatten()
+
+
+def clip_values_of(box: Box, *, scalar: bool = False) -> ClipValues | None:
     """Bounds of a box for ART; None where there is no box.
 
     ART refuses an empty range: a mel bin that can take one value only is widened by one rounding.
+
+    Args:
+        box: the values that features may take.
+        scalar: the smallest and the largest of all, for classes of ART that know no bounds per mel bin.
     """
     if box.lower_F1 is None or box.upper_F1 is None:
         return None
-    lower: Array = box.lower_F1.detach().cpu().numpy().astype(np.float32)
-    upper: Array = box.upper_F1.detach().cpu().numpy().astype(np.float32)
-    return lower, np.maximum(upper, np.nextafter(lower, np.float32(np.inf)))
-
-
-def scalar_clip_values_of(box: Box) -> tuple[float, float] | None:
-    """The smallest and the largest value of a box, for classes of ART that know no bounds per mel bin."""
-    bounds = clip_values_of(box)
-    return None if bounds is None else (float(bounds[0].min()), float(bounds[1].max()))
+    lower, upper = (side.detach().cpu().numpy().astype(np.float32) for side in (box.lower_F1, box.upper_F1))
+    upper = np.maximum(upper, np.nextafter(lower, np.float32(np.inf)))
+    return (float(lower.min()), float(upper.max())) if scalar else (lower, upper)

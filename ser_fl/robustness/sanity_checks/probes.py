@@ -18,9 +18,8 @@ from types import MappingProxyType
 import torch
 from safetensors.torch import load_file, save_file
 
-from ser_fl.attacks.attack import Attack
+from ser_fl.attacks.attack import Attack, AttackSettings
 from ser_fl.attacks.losses import cross_entropy, margin
-from ser_fl.attacks.settings import AttackSettings
 from ser_fl.devices import exact_arithmetic
 from ser_fl.robustness.crafting import features_under
 from ser_fl.robustness.evaluator import evaluating

@@ -13,12 +13,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ser_fl.attacks.attack import Attack
+from ser_fl.attacks.attack import Attack, AttackSettings, Problem
 from ser_fl.attacks.losses import Loss
-from ser_fl.attacks.problem import Problem
-from ser_fl.attacks.settings import AttackSettings
+from ser_fl.attacks.surroundings import attacked
 from ser_fl.attacks.threat_model import per_utterance
-from ser_fl.attacks.training_attacks import attacked
 from ser_fl.devices import send
 from ser_fl.metrics import confusion_matrix, scores
 from ser_fl.robustness.crafting import features_under, problems_of
@@ -72,7 +70,7 @@ def strongest(attacks: Sequence[Attack], records: Sequence[AttackRecord] = ()) -
     iterated = [
         attack
         for attack in attacks
-        if attack.knowledge == "undefended"
+        if attack.entry.knowledge == "undefended"
         and (attack.settings.steps or 0) > 1
         and attack.settings.epsilon > 0
         and not attack.settings.masked

@@ -6,9 +6,11 @@ Legend: B inputs, N some of them; whatever follows is their shape.
 from __future__ import annotations
 
 import inspect
+import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,12 +18,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ser_fl.attacks.art.estimator import Array, Passes, import_art
-from ser_fl.attacks.art.evasion.parameters import Parameter, choice, flag, real, refused, whole
+from ser_fl.attacks.art.estimator import Array, import_art
 from ser_fl.attacks.losses import Loss
-from ser_fl.attacks.target import Answer, Expectation, Target
-from ser_fl.attacks.threat_model import Ball, Box, Norm
-from ser_fl.attacks.training_attacks import attacked
+from ser_fl.attacks.surroundings import attacked
+from ser_fl.attacks.target import Answer, Expectation, Passes, Target
+from ser_fl.attacks.threat_model import NORMS, Ball, Box, Norm
+from ser_fl.errors import shown
 from ser_fl.randomness import generator
 
 import_art()  # before anything else does, which would close log files
@@ -29,8 +31,53 @@ from art.attacks.attack import EvasionAttack  # noqa: E402
 from art.estimators.classification import PyTorchClassifier  # noqa: E402
 from tqdm.auto import tqdm  # noqa: E402
 
-NORMS: dict[Any, Norm] = {np.inf: "inf", "inf": "inf", 2: "2", "2": "2"}
-"""Ours, under the names that ART's users give them."""
+NORM_OF: dict[Any, Norm] = {word: name for name, norm in NORMS.items() for word in (norm.order, name)}
+"""Ours, under the names that ART's users give them: np.inf, "inf", 2, "2"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """What a parameter may be: checked when the attack is made and whenever it is set."""
+
+    default: Any
+    allowed: str
+    """In words that follow "must be"."""
+    allows: Callable[[Any], bool]
+    kept: Callable[[Any], Any] = lambda value: value
+    """Maps what a user gives to what the attack keeps."""
+    settable: bool = True
+
+
+def whole(default: int, *, least: int) -> Parameter:
+    """An integer, Python's or NumPy's; no bool, which Python takes for one."""
+    return Parameter(default, f"an integer >= {least}", lambda value: _is_a(Integral, value) and value >= least, int)
+
+
+def real(default: float) -> Parameter:
+    """A finite number, >= 0."""
+    fits: Callable[[Any], bool] = lambda value: _is_a(Real, value) and 0 <= value < math.inf  # noqa: E731
+    return Parameter(default, "a number >= 0 and finite", fits, float)
+
+
+def flag(default: bool) -> Parameter:
+    """True or False; no word or number that could be taken for either."""
+    return Parameter(default, "True or False", lambda value: isinstance(value, bool | np.bool_), bool)
+
+
+def choice(default: Any, known: Mapping[Any, Any]) -> Parameter:
+    """One of the keys of a mapping, a number or a string."""
+    words = " or ".join(map(repr, known))
+    return Parameter(default, words, lambda value: isinstance(value, Real | str) and value in known)
+
+
+def refused(default: Any, reason: str) -> Parameter:
+    """A parameter that ART's users know, and that this attack refuses to have changed."""
+    return Parameter(default, f"{default}, since {reason}", lambda value: value is default, settable=False)
+
+
+def _is_a(kind: Any, value: Any) -> bool:
+    """Whether a value is a number of this kind; a bool is none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 class TensorAttack(EvasionAttack):  # type: ignore[misc]
@@ -85,9 +132,11 @@ class TensorAttack(EvasionAttack):  # type: ignore[misc]
         """
         if unknown := self._unknown(given):
             raise ValueError(unknown)
-        checked = {word: self.parameters[word].checked(word, value) for word, value in given.items()}
-        for word, value in checked.items():
-            setattr(self, word, value)
+        for word, value in given.items():
+            if not self.parameters[word].allows(value):
+                raise ValueError(f"{word} must be {self.parameters[word].allowed}, got {shown(value)}")
+        for word, value in given.items():
+            setattr(self, word, self.parameters[word].kept(value))
 
     def _unknown(self, given: Mapping[str, Any]) -> str:
         """What is wrong with the names of parameters; nothing where nothing is."""
@@ -118,8 +167,10 @@ class TensorAttack(EvasionAttack):  # type: ignore[misc]
         made = np.array(x, dtype=np.float32)
         labels = None if y is None else _indices(np.asarray(y), len(made), self.estimator.nb_classes)
         movable = None if mask is None else _movable(np.asarray(mask), made.shape)
-        network, device = _Classified(self.estimator), self.estimator.device
-        box, firsts = self._box(device), range(0, len(made), self.batch_size)
+        network, device, box = _Classified(self.estimator), self.estimator.device, Box.unbounded()
+        if self.estimator.clip_values is not None:
+            box = Box(*(torch.as_tensor(side, dtype=torch.float32) for side in self.estimator.clip_values)).to(device)
+        firsts = range(0, len(made), self.batch_size)
         with attacked(network):
             for first in tqdm(firsts, desc=type(self).__name__, disable=not self.verbose):
                 rows = slice(first, first + self.batch_size)
@@ -153,12 +204,6 @@ class TensorAttack(EvasionAttack):  # type: ignore[misc]
         """What the attacker knows of randomness in front of the model."""
         return None
 
-    def _box(self, device: torch.device) -> Box:
-        if self.estimator.clip_values is None:
-            return Box.unbounded()
-        lower, upper = (torch.as_tensor(side, dtype=torch.float32) for side in self.estimator.clip_values)
-        return Box(lower, upper).to(device)
-
 
 class BallAttack(TensorAttack):
     """An attack of ours that stays in a ball, from random starts that are keyed by (seed, row, start).
@@ -172,7 +217,7 @@ class BallAttack(TensorAttack):
     parameters: ClassVar[Mapping[str, Parameter]] = {
         **TensorAttack.parameters,
         "batch_size": whole(32, least=1),
-        "norm": choice(np.inf, NORMS),
+        "norm": choice(np.inf, NORM_OF),
         "eps": real(0.3),
         "max_iter": whole(100, least=1),
         "seed": whole(0, least=0),
@@ -185,12 +230,11 @@ class BallAttack(TensorAttack):
         return (_Towards if self.targeted else Target)(**parts)
 
     def _ball(self, clean: Tensor) -> Ball:
-        return Ball(clean, clean.new_full((len(clean),), self.eps), NORMS[self.norm])
+        return Ball(clean, clean.new_full((len(clean),), self.eps), NORM_OF[self.norm])
 
     def _start(self, target: Target, ball: Ball, name: str, number: int) -> Tensor:
         """Where a start of these inputs begins; where a mask forbids it, at the clean value."""
-        start = ball.random(generator(name, self.seed, key, number) for key in target.keys_B)
-        return start if target.to_features is None else target.to_features(start)
+        return target.features(ball.random(generator(name, self.seed, key, number) for key in target.keys_B))
 
 
 class _Towards(Target):
