@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ser_fl.federation.algorithm import Algorithm
     from ser_fl.federation.rounds import OnRound
     from ser_fl.models.emotion_model import EmotionModel
-    from ser_fl.models.registry import NetworkSource
+    from ser_fl.models.networks import NetworkSource
     from ser_fl.robustness.benchmark import ModelSettings
     from ser_fl.robustness.foreign import Model, Numbers
     from ser_fl.robustness.runner import OnAttack

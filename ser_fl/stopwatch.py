@@ -53,7 +53,7 @@ class Stopwatch(Watch):
 
     Lightning's SimpleProfiler cannot stand in for it: its actions lie in one another (their sum was 2.3 times the wall
     time of a fit of 120 batches), it knows no attack within a training step, and it waits for no device. It cost 0.05
-    ms a batch, this 0.03 (`ser_fl.training.fit_profiler`).
+    ms a batch, this 0.03 (`ser_fl.training.trainer.FitProfiler`).
 
     Args:
         rest: the part that counts where no other is named.

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from ser_fl.federation.aggregation import WeightedMean
 from ser_fl.federation.algorithm import GLOBAL, Algorithm, FedAdam, FedAvg, FedAvgM, LocalOnly
-from ser_fl.federation.client_results import ClientResults, find_problem
-from ser_fl.federation.server import RoundAverage, Server
+from ser_fl.federation.server import ClientResults, RoundAverage, Server, find_problem
 from ser_fl.runs.records import ClientUpdate, State
 
 

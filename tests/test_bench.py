@@ -174,7 +174,7 @@ def test_small_network_is_of_the_promised_size() -> None:
     from benchmarks.workload import SMALL
 
     from ser_fl.config.compose import compose
-    from ser_fl.models.registry import build_network
+    from ser_fl.models.networks import build_network
 
     network = build_network(compose(SMALL).model, 6, seed=1)
     assert sum(parameter.numel() for parameter in network.parameters()) == 132_743

@@ -28,13 +28,12 @@ from ser_fl.data.datamodule import Batch
 from ser_fl.data.examples import load_examples
 from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.errors import UserError
-from ser_fl.federation.client import ClientTask
-from ser_fl.federation.experiment import OwnObjects, make_clients
-from ser_fl.models.registry import build_network
+from ser_fl.federation.client import ClientTask, make_clients
+from ser_fl.federation.own_objects import OwnObjects
+from ser_fl.models.networks import build_network
 from ser_fl.runs.records import ClientUpdate
 from ser_fl.training.objectives import ClientRound
-from ser_fl.training.objectives.adversarial import PerStep
-from ser_fl.training.objectives.free import Free
+from ser_fl.training.objectives.adversarial import Free, PerStep
 from ser_fl.training.trainer import Trainers, has_installed_callbacks, quiet_trainer
 
 EPSILON = 0.5
@@ -427,7 +426,6 @@ def test_the_loop_takes_the_trainers_steps(cache: Path, changed: tuple[str, ...]
     for engine in ("trainer", "loop"):
         config = settings(cache, *changed, f"executor.engine={engine}")
         clients = make_clients(config, prepare(config))
-        assert clients.uses_trainer == (engine == "trainer")
         state = dict(build_network(config.model, len(clients.store.classes), seed=config.seed).state_dict())
         first = clients.update(ClientTask(round=1, client_id="f01", state=state, learning_rate=0.01))
         task = ClientTask(

@@ -30,8 +30,8 @@ from ser_fl.data.examples import Examples
 from ser_fl.defences import build_defence
 from ser_fl.devices import device_for, devices_of
 from ser_fl.errors import UserError
-from ser_fl.federation.executors.processes import count_workers
-from ser_fl.models.registry import build_network
+from ser_fl.federation.processes import count_workers
+from ser_fl.models.networks import build_network
 from ser_fl.robustness.benchmark import device_of_benchmark
 from ser_fl.robustness.evaluator import EVALUATION_BATCH, batches_of
 from ser_fl.training.objectives import OBJECTIVES, ClientRound

@@ -25,16 +25,14 @@ from ser_fl.config.compose import compose
 from ser_fl.config.schema import Config, ExecutorConfig, dump
 from ser_fl.data.prepared import prepare
 from ser_fl.errors import UserError
-from ser_fl.federation.client import Clients, ClientTask
-from ser_fl.federation.client_results import Outcome
-from ser_fl.federation.executors.executor import Executor, SerialExecutor
-from ser_fl.federation.executors.processes import ProcessExecutor, count_workers
-from ser_fl.federation.executors.worker import pack
-from ser_fl.federation.experiment import OwnObjects, make_clients
+from ser_fl.federation.client import Clients, ClientTask, Executor, SerialExecutor, make_clients
+from ser_fl.federation.own_objects import OwnObjects
+from ser_fl.federation.processes import ProcessExecutor, count_workers
+from ser_fl.federation.worker import pack
 from ser_fl.files import from_safetensors, to_safetensors
-from ser_fl.models.registry import build_network
+from ser_fl.models.networks import build_network
 from ser_fl.runs.folder import RunFolder
-from ser_fl.runs.records import ClientUpdate, State
+from ser_fl.runs.records import ClientUpdate, Outcome, State
 
 SMALL = (
     "experiment=debug",

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 from weakref import ReferenceType, ref
 
 import lightning.pytorch as pl
@@ -28,16 +27,15 @@ from ser_fl.data.examples import load_examples
 from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.data.splits import Part, holders
 from ser_fl.errors import RoundFailed, UserError
-from ser_fl.federation.algorithm import GLOBAL, FedAvg, make_algorithm
-from ser_fl.federation.checkpoint import Progress, checkpoint_key, load_checkpoint
-from ser_fl.federation.client import Clients, ClientTask
-from ser_fl.federation.experiment import first_progress, make_clients
-from ser_fl.federation.rounds import Federation, sample_cohort
+from ser_fl.federation.algorithm import GLOBAL, FedAvg, client_learning_rate, make_algorithm
+from ser_fl.federation.checkpoint import checkpoint_key, go_on_from, load_checkpoint
+from ser_fl.federation.client import Clients, ClientTask, make_clients
+from ser_fl.federation.rounds import sample_cohort
 from ser_fl.federation.scoring import LocalScorer, Scored
-from ser_fl.federation.server import Server
+from ser_fl.federation.server import Server, new_server
 from ser_fl.metrics import Confusion
 from ser_fl.metrics import confusion_matrix as our_confusion_matrix
-from ser_fl.models.registry import build_network
+from ser_fl.models.networks import build_network
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import ClientFailure, ClientUpdate, State
 
@@ -141,10 +139,10 @@ def initial_state(config: Config, prepared: Prepared) -> State:
 def server_of(run: RunFolder, config: Config) -> Server:
     """As the last checkpoint has it."""
     manifest = prepare(config).client_manifest()
-    progress, checkpoint = first_progress(config, manifest), load_checkpoint(run.checkpoint, checkpoint_key(config))
+    server, checkpoint = new_server(config, manifest), load_checkpoint(run.checkpoint, checkpoint_key(config))
     assert checkpoint is not None
-    progress.go_on_from(checkpoint, manifest.client_ids)
-    return progress.server
+    go_on_from(checkpoint, server, manifest.client_ids)
+    return server
 
 
 def average(updates: list[ClientUpdate]) -> dict[str, Any]:
@@ -349,16 +347,15 @@ def test_what_is_validated_selected_and_kept_is_the_average_over_rounds(
     average_state, last = server.average.model, server.algorithm.models[GLOBAL]
     assert not torch.equal(average_state["output.weight"], last["output.weight"])
     assert_same_state(judged[-1], average_state)
-    progress = Progress(round=3, server=server, best={}, best_round=0, best_score=-1.0)
-    progress.select(0.5)
-    assert_same_state(progress.best[GLOBAL], average_state)
+    server.best, server.best_score = {}, -1.0
+    server.select(0.5)
+    assert_same_state(server.best[GLOBAL], average_state)
 
 
 def learning_rates(config: Config, num_rounds: int) -> list[float]:
     """What the clients of a run's first rounds are told."""
-    federation: Any = Mock(config=config)
-    server = Server(make_algorithm(config))
-    return [Federation.learning_rate(federation, server, number) for number in range(1, num_rounds + 1)]
+    algorithm = make_algorithm(config)
+    return [client_learning_rate(config.optimiser, algorithm, number) for number in range(1, num_rounds + 1)]
 
 
 def test_cosine_schedule_by_worked_numbers(home: Path) -> None:
@@ -584,13 +581,13 @@ def test_more_clients_than_a_round_has_are_refused_before_the_first(home: Path) 
 def test_rounds_that_were_not_scored_are_not_selected() -> None:
     states: list[State] = [{"weight": torch.tensor([float(number)])} for number in range(6)]
     algorithm = FedAvg()
-    progress = Progress(round=0, server=Server(algorithm), best={}, best_round=0, best_score=-1.0)
+    server = Server(algorithm)
     selected = []
     for number, score in enumerate([None, None, 0.3, None, 0.3], start=1):
-        progress.round, algorithm.models = number, {GLOBAL: states[number]}
-        progress.select(score)
-        selected.append(progress.best_round)
-        assert progress.best[GLOBAL] is states[progress.best_round]
+        server.round, algorithm.models = number, {GLOBAL: states[number]}
+        server.select(score)
+        selected.append(server.best_round)
+        assert server.best[GLOBAL] is states[server.best_round]
     assert selected == [1, 2, 3, 3, 3]  # the newest, as long as none was scored
 
 

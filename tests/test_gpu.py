@@ -24,9 +24,9 @@ from ser_fl.data.examples import load_examples
 from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.devices import exact_arithmetic
 from ser_fl.federation.algorithm import GLOBAL
-from ser_fl.federation.client import ClientTask
-from ser_fl.federation.experiment import box_of, local_scorer, make_clients
-from ser_fl.models.registry import build_network
+from ser_fl.federation.client import ClientTask, make_clients
+from ser_fl.federation.scoring import LocalScorer
+from ser_fl.models.networks import build_network
 from ser_fl.robustness.benchmark import benchmark, benchmark_run
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import ClientUpdate, State
@@ -105,7 +105,10 @@ def test_scores_are_those_of_the_cpu(home: Path) -> None:
     for accelerator in ("cpu", "cuda"):
         config = settings(home, accelerator)
         prepared = prepare(config)
-        scorer, models = local_scorer(config, prepared), {GLOBAL: initial(config, prepared)}
+        scorer, models = (
+            LocalScorer(config, prepared.store, prepared.standardisation, prepared.split),
+            {GLOBAL: initial(config, prepared)},
+        )
         with exact_arithmetic():
             confusions.append([scorer.score(models, "test", attacked=attacked).total for attacked in (False, True)])
     (clean, robust), (clean_too, robust_too) = confusions
@@ -125,7 +128,7 @@ def test_pgd_keeps_to_ball_and_box_and_does_what_it_does_on_the_cpu(home: Path) 
     examples = load_examples(prepared.store, prepared.split.test, prepared.standardisation)
     start = random_start(examples.features_NFL, 0.1, torch.Generator().manual_seed(1))
     kept = {"epsilon": 0.1, "step_size": 0.025, "steps": 4}
-    box = box_of(prepared.standardisation)
+    box = Box.of(prepared.standardisation.lower_F1, prepared.standardisation.upper_F1)
     expected = pgd(network, examples.features_NFL, examples.labels_N, box=box, start_BFL=start, **kept)
     with exact_arithmetic():
         network = network.to("cuda")

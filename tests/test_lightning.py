@@ -32,12 +32,12 @@ from ser_fl.config.trainer import EXCLUDED, TrainerConfig
 from ser_fl.data.datamodule import EmotionDataModule
 from ser_fl.data.prepared import prepare
 from ser_fl.errors import UserError
-from ser_fl.federation.client import ClientTask
-from ser_fl.federation.experiment import OwnObjects, make_clients
+from ser_fl.federation.client import ClientTask, make_clients
+from ser_fl.federation.own_objects import OwnObjects
 from ser_fl.federation.rounds import checkpoint_key
 from ser_fl.metrics import confusion_matrix, scores
 from ser_fl.models.classifier import EmotionClassifier
-from ser_fl.models.registry import build_network
+from ser_fl.models.networks import build_network
 from ser_fl.runs.records import ClientUpdate
 
 EPOCHS = 3

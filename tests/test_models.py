@@ -16,7 +16,7 @@ from ser_fl.config.schema import CRNNConfig, FrontendConfig, ModelConfig, ResNet
 from ser_fl.data.frontend import Standardisation
 from ser_fl.errors import UserError
 from ser_fl.models.emotion_model import EmotionModel, load_model, save_model
-from ser_fl.models.registry import NETWORKS, build_network
+from ser_fl.models.networks import NETWORKS, build_network
 
 CRNN = CRNNConfig(name="crnn", channels=(8, 8, 8), hidden=8, norm="batch", dropout=0.5)
 DEEP_CRNN = CRNNConfig(name="crnn", channels=(4, 8, 12, 16), hidden=8, norm="batch", dropout=0.5)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ser_fl.models.cpu_convolutions import ConvolutionBlocks, StemConvolution
-from ser_fl.models.norms import BatchRenorm2d
+from ser_fl.models.cpu_kernels import ConvolutionBlocks, StemConvolution
+from ser_fl.models.networks import BatchRenorm2d
 
 SHAPES = [(64, 100), (64, 186), (64, 93), (66, 61), (79, 40), (65, 63), (5, 7)]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ser_fl.models.cpu_gru import BidirectionalGRU
+from ser_fl.models.cpu_kernels import BidirectionalGRU
 
 
 @pytest.mark.parametrize(("batch", "steps", "inputs", "hidden"), [(1, 1, 2, 3), (4, 7, 5, 3), (8, 23, 16, 8)])

@@ -24,8 +24,7 @@ from ser_fl.data.augmentation import augment
 from ser_fl.data.examples import Examples
 from ser_fl.errors import UserError
 from ser_fl.training.objectives import OBJECTIVES, ClientRound, Objective
-from ser_fl.training.objectives.adversarial import Adversarial, PerStep
-from ser_fl.training.objectives.free import FreePerturbation
+from ser_fl.training.objectives.adversarial import Adversarial, FreePerturbation, PerStep
 
 NUM_MELS, NUM_FRAMES, NUM_CLASSES = 6, 5, 3
 EPSILON = 0.2

@@ -21,7 +21,8 @@ from ser_fl.data.prepared import prepare
 from ser_fl.errors import UserError
 from ser_fl.federation.aggregation import Aggregation, WeightedMean
 from ser_fl.federation.algorithm import Algorithm, FedAvg
-from ser_fl.federation.experiment import OwnObjects, make_clients
+from ser_fl.federation.client import make_clients
+from ser_fl.federation.own_objects import OwnObjects
 from ser_fl.robustness.benchmark import benchmark_run
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import ClientUpdate, State

@@ -12,7 +12,7 @@ from ser_fl import train
 from ser_fl.attacks.training_attacks import pgd
 from ser_fl.config.compose import compose
 from ser_fl.config.schema import Config
-from ser_fl.models.registry import build_network
+from ser_fl.models.networks import build_network
 from ser_fl.runs.records import RoundRecord
 from ser_fl.training import precision
 from ser_fl.training.precision import resolve_precision, speed_up

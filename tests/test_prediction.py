@@ -14,7 +14,7 @@ import torch
 from ser_fl.config.compose import compose
 from ser_fl.data.frontend import Standardisation
 from ser_fl.models.emotion_model import EmotionModel, load_model, save_model
-from ser_fl.models.registry import build_network
+from ser_fl.models.networks import build_network
 from ser_fl.prediction import SYNTHETIC_NOTE, predict
 from ser_fl.runs.folder import RunFolder
 

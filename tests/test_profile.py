@@ -22,19 +22,19 @@ from ser_fl.config.schema import Config, dump
 from ser_fl.data import datamodule
 from ser_fl.data.prepared import prepare
 from ser_fl.federation import client
-from ser_fl.federation.client import ClientTask
-from ser_fl.federation.experiment import OwnObjects, make_clients
+from ser_fl.federation.client import ClientTask, make_clients
+from ser_fl.federation.own_objects import OwnObjects
 from ser_fl.federation.profile import RunProfile, open_watch
 from ser_fl.federation.rounds import Hooks
 from ser_fl.federation.session import train
-from ser_fl.models import classifier
-from ser_fl.models.registry import build_network
+from ser_fl.models.networks import build_network
 from ser_fl.report.time_spent import ALL_CLIENTS, ALL_ROUNDS, profile_table
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import ProfileRecord
 from ser_fl.stopwatch import UNWATCHED, ClientPart, ServerPart, Stopwatch
-from ser_fl.training.fit_profiler import FitProfiler
+from ser_fl.training import trainer
 from ser_fl.training.objectives import adversarial
+from ser_fl.training.trainer import FitProfiler
 
 SMALL = (
     *("experiment=debug", "tracking=none", "data.utterances_per_emotion=2", "optimiser.learning_rate=0.01"),
@@ -175,7 +175,7 @@ def test_what_a_client_does_counts_for_its_part(
     moved_on(client, "load_examples", 3)
     moved_on(client, "_distance", 5)
     moved_on(datamodule.ClientDataModule, "transfer_batch_to_device", 100)
-    moved_on(classifier, "augment", 10_000)
+    moved_on(trainer, "augment", 10_000)
     moved_on(adversarial, "augment", 7)
     moved_on(type(build_network(config.model, 2, seed=0)), "forward", 1_000_000)
     moved_on(torch.autograd, "backward", 100_000_000)

@@ -27,7 +27,7 @@ from ser_fl.config.schema import Config, dump
 from ser_fl.data.prepared import prepare
 from ser_fl.errors import UserError
 from ser_fl.federation.algorithm import Algorithm, FedAdam, FedAvg, FedAvgM, LocalOnly
-from ser_fl.federation.checkpoint import Progress, checkpoint_key, load_checkpoint, save_checkpoint
+from ser_fl.federation.checkpoint import checkpoint_key, go_on_from, load_checkpoint, save_checkpoint
 from ser_fl.federation.server import RoundAverage, Server
 from ser_fl.metrics import Scores
 from ser_fl.runs.folder import RunFolder
@@ -91,15 +91,15 @@ def copied(home: Path, finished: tuple[Config, RunFolder], tmp_path: Path) -> tu
     return settings(home, folder, "resume=true"), RunFolder(folder)
 
 
-def progress_of(
+def server_of(
     algorithm: Algorithm, number: int, client_ids: Sequence[str] = ("a",), network: nn.Module | None = None
-) -> Progress:
+) -> Server:
     """So many rounds of a server with an algorithm, in which nothing was trained."""
     network = network or nn.Linear(3, 2)
     algorithm.start(network, client_ids)
-    return Progress(
+    return Server(
+        algorithm,
         round=number,
-        server=Server(algorithm),
         best={owner: dict(state) for owner, state in algorithm.models.items()},
         best_round=number,
         best_score=0.5,
@@ -310,7 +310,7 @@ def test_leftovers_of_killed_writes_go_with_the_next_commit(home: Path, tmp_path
     folder.mkdir()
     for name in (".latest.json.ab12cd34", ".round-00001.safetensors.x", "round-00007.safetensors"):
         (folder / name).write_bytes(b"half")
-    save_checkpoint(folder, progress_of(FedAvg(), 8), {})
+    save_checkpoint(folder, server_of(FedAvg(), 8), {})
     assert {file.name for file in folder.iterdir()} == {
         "latest.json",
         "round-00008.safetensors",
@@ -441,16 +441,16 @@ def test_a_checkpoint_with_a_setting_that_is_no_more_is_refused(copied: tuple[Co
 def test_a_checkpoint_keeps_the_order_of_clients(tmp_path: Path) -> None:
     """With local_only the model that is saved is the first client's, after a resume too."""
     names = [f"client{k}" for k in (2, 0, 1)]
-    progress = progress_of(LocalOnly(), 1, names)
-    for number, (name, state) in enumerate(progress.server.algorithm.models.items()):
+    server = server_of(LocalOnly(), 1, names)
+    for number, (name, state) in enumerate(server.algorithm.models.items()):
         state["weight"] = torch.full((2, 3), float(number))
-        progress.best[name] = dict(state)
-    save_checkpoint(tmp_path, progress, {})
-    loaded, again = load_checkpoint(tmp_path, {}), progress_of(LocalOnly(), 0, names)
+        server.best[name] = dict(state)
+    save_checkpoint(tmp_path, server, {})
+    loaded, again = load_checkpoint(tmp_path, {}), server_of(LocalOnly(), 0, names)
     assert loaded is not None
-    again.go_on_from(loaded, tuple(names))
-    assert again.round == 1 and list(again.best) == list(again.server.algorithm.models) == names
-    for models in (again.best, again.server.algorithm.models):
+    go_on_from(loaded, again, tuple(names))
+    assert again.round == 1 and list(again.best) == list(again.algorithm.models) == names
+    for models in (again.best, again.algorithm.models):
         assert [float(state["weight"].mean()) for state in models.values()] == [0.0, 1.0, 2.0]
 
 
@@ -497,7 +497,7 @@ def test_resume_without_a_folder_takes_the_newest_run_of_the_experiment_and_seed
     ],
 )
 def test_a_checkpoint_that_was_changed_is_told_in_a_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    save_checkpoint(tmp_path, progress_of(FedAvg(), 1), {})
+    save_checkpoint(tmp_path, server_of(FedAvg(), 1), {})
     latest = tmp_path / "latest.json"
     assert load_checkpoint(tmp_path, {}) is not None
     latest.write_text(json.dumps(json.loads(latest.read_text()) | change))
@@ -511,21 +511,21 @@ def test_a_checkpoint_that_was_changed_is_told_in_a_line(tmp_path: Path, change:
 @pytest.mark.parametrize(
     ("other", "named"),
     [
-        (lambda: progress_of(FedAdam(0.1), 0), "carried/exp_avg_sq/bias"),
-        (lambda: progress_of(FedAvg(), 0), "carried/exp_avg/bias, expected nothing"),
-        (lambda: progress_of(FedAvgM(0.5), 0, network=nn.Linear(4, 2)), "weight, expected .2, 4."),
-        (lambda: progress_of(LocalOnly(), 0), "best model of other clients"),
+        (lambda: server_of(FedAdam(0.1), 0), "carried/exp_avg_sq/bias"),
+        (lambda: server_of(FedAvg(), 0), "carried/exp_avg/bias, expected nothing"),
+        (lambda: server_of(FedAvgM(0.5), 0, network=nn.Linear(4, 2)), "weight, expected .2, 4."),
+        (lambda: server_of(LocalOnly(), 0), "best model of other clients"),
     ],
 )
 def test_a_checkpoint_of_another_algorithm_or_network_is_refused_by_name(
-    tmp_path: Path, other: Callable[[], Progress], named: str
+    tmp_path: Path, other: Callable[[], Server], named: str
 ) -> None:
-    save_checkpoint(tmp_path, progress_of(FedAvgM(0.5), 3), {})
+    save_checkpoint(tmp_path, server_of(FedAvgM(0.5), 3), {})
     loaded = load_checkpoint(tmp_path, {})
     assert loaded is not None
-    progress_of(FedAvgM(0.1), 0).go_on_from(loaded, ("a",))
+    go_on_from(loaded, server_of(FedAvgM(0.1), 0), ("a",))
     with pytest.raises(UserError, match=f"does not fit this run .*{named}"):
-        other().go_on_from(loaded, ("a",))
+        go_on_from(loaded, other(), ("a",))
 
 
 def test_a_checkpoint_keeps_all_that_the_server_has_to_itself(tmp_path: Path) -> None:
@@ -541,22 +541,22 @@ def test_a_checkpoint_keeps_all_that_the_server_has_to_itself(tmp_path: Path) ->
             super().load_state_dict(state)
             self.rounds = int(state["rounds"])
 
-    saved, again = progress_of(Counting(0.5), 3), progress_of(Counting(0.5), 0)
-    for progress in (saved, again):
-        progress.server.average = RoundAverage(0.5, dict(progress.server.algorithm.models["global"]))
-    algorithm = saved.server.algorithm
-    assert isinstance(algorithm, Counting) and saved.server.average is not None
+    saved, again = server_of(Counting(0.5), 3), server_of(Counting(0.5), 0)
+    for server in (saved, again):
+        server.average = RoundAverage(0.5, dict(server.algorithm.models["global"]))
+    algorithm = saved.algorithm
+    assert isinstance(algorithm, Counting) and saved.average is not None
     algorithm.rounds = 7
     algorithm.carried["exp_avg"]["bias"] = torch.tensor([1.0, 2.0])
-    saved.server.average.add({"weight": torch.ones(2, 3), "bias": torch.ones(2)})
-    saved.server.optimiser_states["a"] = {"0.exp_avg": torch.full((2, 3), 4.0)}
+    saved.average.add({"weight": torch.ones(2, 3), "bias": torch.ones(2)})
+    saved.optimiser_states["a"] = {"0.exp_avg": torch.full((2, 3), 4.0)}
     save_checkpoint(tmp_path, saved, {})
     loaded = load_checkpoint(tmp_path, {})
     assert loaded is not None
-    again.go_on_from(loaded, ("a",))
-    expected, found = saved.server.state_dict(), again.server.state_dict()
+    go_on_from(loaded, again, ("a",))
+    expected, found = saved.state_dict(), again.state_dict()
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
-    assert isinstance(again.server.algorithm, Counting) and again.server.algorithm.rounds == 7
-    assert again.server.average is not None and again.server.average.num_rounds == 1
+    assert isinstance(again.algorithm, Counting) and again.algorithm.rounds == 7
+    assert again.average is not None and again.average.num_rounds == 1
     with pytest.raises(UserError, match="optimiser of an unknown client 'a'"):
-        progress_of(Counting(0.5), 0).go_on_from(loaded, ("b",))
+        go_on_from(loaded, server_of(Counting(0.5), 0), ("b",))

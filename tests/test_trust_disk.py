@@ -30,7 +30,7 @@ from ser_fl.cli.main import main
 from ser_fl.config.compose import compose
 from ser_fl.data.features import compute_features
 from ser_fl.errors import UserError
-from ser_fl.federation.run_setup import dated_folders
+from ser_fl.federation.checkpoint import dated_folders
 from ser_fl.files import write_bytes
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.lock import LOCK, claimed
@@ -400,7 +400,7 @@ def test_resume_takes_the_run_that_was_made_last_though_the_clock_went_back(
     monkeypatch.chdir(tmp_path)
     made: list[Path] = []
     for now in (NOW, NOW, NOW - timedelta(days=1)):
-        monkeypatch.setattr("ser_fl.federation.run_setup.datetime", clock_at(now))
+        monkeypatch.setattr("ser_fl.federation.checkpoint.datetime", clock_at(now))
         config = compose([*BASE, f"data.cache_dir={home / 'cache'}", "federation.num_rounds=1"])
         made.append(train(config).root)
     assert [folder.name for folder in made] == [f"2026-03-01_09-00-00{count}-1" for count in ("", ".2", ".3")]

@@ -20,8 +20,7 @@ from ser_fl.config.compose import compose
 from ser_fl.data.corpora import open_corpus
 from ser_fl.errors import UserError
 from ser_fl.federation.algorithm import LocalOnly
-from ser_fl.federation.client_results import ClientResults
-from ser_fl.federation.server import Server
+from ser_fl.federation.server import ClientResults, Server
 from ser_fl.runs.environment import describe_environment
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.path_aliases import is_place, recall, remember

@@ -30,7 +30,7 @@ from ser_fl.data.prepared import prepare
 from ser_fl.defences import Defence, NoDefence, Randomisation
 from ser_fl.errors import UserError
 from ser_fl.models.emotion_model import EmotionModel, save_model
-from ser_fl.models.registry import build_network
+from ser_fl.models.networks import build_network
 from ser_fl.robustness import recordings
 from ser_fl.robustness.attack_metrics import median_over_successes
 from ser_fl.robustness.benchmark import benchmark_run

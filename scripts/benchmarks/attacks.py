@@ -31,7 +31,7 @@ from ser_fl.attacks.registry import AttackSettings, build
 from ser_fl.attacks.threat_model import Box
 from ser_fl.attacks.training_attacks import pgd
 from ser_fl.config.compose import compose
-from ser_fl.models.registry import build_network
+from ser_fl.models.networks import build_network
 
 BATCH, NUM_MELS, NUM_FRAMES, NUM_CLASSES = 16, 64, 188, 6
 STEPS = 10

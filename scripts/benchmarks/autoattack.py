@@ -32,7 +32,7 @@ from ser_fl.attacks.threat_model import Box
 from ser_fl.attacks.training_attacks import pgd
 from ser_fl.config.compose import compose
 from ser_fl.metrics import confusion_matrix, scores
-from ser_fl.models.registry import build_network
+from ser_fl.models.networks import build_network
 
 NUM_UTTERANCES, NUM_FRAMES = 180, 64
 TRAINED_AT, EPSILON = 0.05, 0.07

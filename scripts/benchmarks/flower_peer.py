@@ -106,7 +106,7 @@ def simulate(folder: str, num_rounds: str, workers: str, told: str) -> None:
     from flwr.serverapp.strategy import FedAvg
     from flwr.simulation import run_simulation
 
-    from ser_fl.models.registry import build_network
+    from ser_fl.models.networks import build_network
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
     config, num_classes, examples = pickle.loads((Path(folder) / "workload.pickle").read_bytes())

@@ -22,8 +22,7 @@ from benchmarks.plain_loop import PlainLoop
 from benchmarks.workload import CLASSES, PGD5, TINY, Shape, Workload, default_precision, drawn, workload
 from ser_fl.config.compose import compose
 from ser_fl.federation.client import ClientTask
-from ser_fl.federation.experiment import box_of
-from ser_fl.models.registry import build_network
+from ser_fl.models.networks import build_network
 from ser_fl.runs.environment import keep_freed_memory, threads_limited_to
 
 SHORT = Shape()
@@ -350,8 +349,7 @@ def next_client(mine: Workload, train: Callable[[ClientTask], object]) -> Measur
 
 def plain_loop(mine: Workload, written: Literal["same layout", "contiguous"]) -> PlainLoop:
     """The loop that does what this workload's clients do."""
-    prepared = mine.prepared
-    num_classes, box = len(prepared.store.classes), box_of(prepared.standardisation)
+    num_classes, box = len(mine.prepared.store.classes), mine.clients.box
     return PlainLoop(mine.config, mine.examples(), num_classes, written=written, box=box)
 
 

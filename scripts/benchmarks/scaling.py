@@ -37,7 +37,9 @@ def over_clients(sizes: Sequence[int] = CLIENTS, repeats: int = 5, clips: int = 
             mine = workload(prepared, shape, "executor=processes", f"executor.workers={workers}")
             federation = stack.enter_context(mine.rounds()).federation
             for size in sizes:
-                some = replace(federation, client_ids=federation.client_ids[:size])
+                manifest = federation.client_manifest
+                few = replace(manifest, client_ids=manifest.client_ids[:size])
+                some = replace(federation, client_manifest=few)
                 measurements[f"{workers} {size}"] = Rounds(some, mine.server()).play
         seconds = alternately(measurements, repeats)
     for workers in (1, 2):

@@ -16,21 +16,20 @@ import numpy as np
 import torch
 
 from ser_fl.config.compose import compose
-from ser_fl.config.schema import Config, dump
+from ser_fl.config.schema import Config
 from ser_fl.data.examples import Examples, load_examples
 from ser_fl.data.features import open_store
 from ser_fl.data.frontend import FeatureStatistics, Standardisation
 from ser_fl.data.prepared import Prepared
 from ser_fl.data.splits import Split
 from ser_fl.data.utterance import EMOTIONS, Utterance
-from ser_fl.federation.client import Clients, ClientTask
-from ser_fl.federation.executors.executor import Executor
-from ser_fl.federation.experiment import first_progress, local_scorer, make_clients, open_executor
-from ser_fl.federation.rounds import Federation, cohort_size
-from ser_fl.federation.server import Server
+from ser_fl.federation.client import Clients, ClientTask, Executor, make_clients
+from ser_fl.federation.processes import open_executor
+from ser_fl.federation.rounds import Federation, cohort_size, sample_cohort
+from ser_fl.federation.scoring import LocalScorer
+from ser_fl.federation.server import Server, new_server
 from ser_fl.runs.environment import threads_limited_to
 from ser_fl.runs.folder import RunFolder
-from ser_fl.tracking import open_tracker
 from ser_fl.training.precision import resolve_precision
 
 SMALL = ("model=crnn", "model.hidden=40")
@@ -98,7 +97,7 @@ class Workload:
         """Of a first round: what every client receives."""
         server = self.server()
         with self.federation(open_executor(self.clients, self.cohort_size)) as federation:
-            return [federation.task(server, client_id, 1) for client_id in federation.cohort(1)]
+            return list(federation.tasks(server, cohort_of(federation, 1), 1))
 
     @property
     def cohort_size(self) -> int:
@@ -107,7 +106,7 @@ class Workload:
 
     def server(self) -> Server:
         """Before the first round."""
-        return first_progress(self.config, self.prepared.client_manifest()).server
+        return new_server(self.config, self.prepared.client_manifest())
 
     def examples(self) -> dict[str, Examples]:
         """Standardised features and labels by client, in memory: what a loop written by hand starts from."""
@@ -126,11 +125,10 @@ class Workload:
             run, data = RunFolder(Path(folder)), self.prepared
             yield Federation(
                 config=self.config,
-                client_ids=tuple(data.clients),
-                executor=executor,
-                scorer=local_scorer(self.config, data),
                 run=run,
-                tracker=open_tracker(dump(self.config), run),
+                client_manifest=data.client_manifest(),
+                executor=executor,
+                scorer=LocalScorer(self.config, data.store, data.standardisation, data.split),
             )
 
     @contextmanager
@@ -154,10 +152,15 @@ class Rounds:
     def play(self) -> None:
         """One round: broadcast, client updates, aggregation."""
         self.number += 1
-        cohort = self.federation.cohort(self.number)
-        results = self.federation.train(self.server, cohort, self.number)
+        results = self.federation.train(self.server, cohort_of(self.federation, self.number), self.number)
         if results.failures:
             raise RuntimeError(results.failures[0].error)
+
+
+def cohort_of(federation: Federation, number: int) -> tuple[str, ...]:
+    """The clients of a round."""
+    fraction, seed = federation.config.federation.fraction_train, federation.config.seed
+    return sample_cohort(federation.client_manifest.client_ids, fraction, seed, number)
 
 
 @contextmanager

@@ -220,7 +220,7 @@ def checked(jobs: Sequence[tuple[str, Config]], study: str) -> tuple[Place, ...]
     ``run_dir``, each goes on in the newest run of its configuration.
     """
     with collection_paused():
-        from ser_fl.federation.run_setup import newest_run, open_run
+        from ser_fl.federation.checkpoint import newest_run, open_run
 
     configs = [config for _, config in jobs]
     is_taken_up = configs[0].resume and not configs[0].run_dir

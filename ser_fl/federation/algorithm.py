@@ -30,6 +30,8 @@ class Algorithm:
     `start`. Anything else that it must not forget goes into `state_dict` and `load_state_dict`.
     """
 
+    carries: tuple[str, ...] = ()
+    """Names of what is carried, zeros at the start."""
     aggregation: Aggregation = WeightedMean()
     """A copy of it takes in the updates of each round."""
     models: dict[str, State]
@@ -40,7 +42,11 @@ class Algorithm:
 
     def start(self, network: nn.Module, client_ids: Sequence[str]) -> None:
         """Before the first round: everybody begins from these weights."""
-        self.models, self.carried = {GLOBAL: dict(network.state_dict())}, {}
+        self.models = {GLOBAL: dict(network.state_dict())}
+        parameters = dict(network.named_parameters())
+        self.carried = {
+            kind: {name: torch.zeros_like(parameter) for name, parameter in parameters.items()} for kind in self.carries
+        }
         self._gathered = None
 
     def model_for(self, client_id: str) -> State:
@@ -120,13 +126,10 @@ class FedAvgM(Algorithm):
         momentum: share of the last v that is carried on, 0 <= momentum < 1.
     """
 
+    carries = ("exp_avg",)
+
     def __init__(self, momentum: float) -> None:
         self.momentum = momentum
-
-    def start(self, network: nn.Module, client_ids: Sequence[str]) -> None:
-        """From rest."""
-        super().start(network, client_ids)
-        self.carried["exp_avg"] = _zeros(network)
 
     def step(self, received: State, average: State, round_number: int) -> State:
         """The average, moved on by what is left of the steps before."""
@@ -156,6 +159,8 @@ class FedAdam(Algorithm):
         schedule: share of the learning rate by the number of the round.
     """
 
+    carries = ("exp_avg", "exp_avg_sq")
+
     def __init__(
         self,
         learning_rate: float,
@@ -171,11 +176,6 @@ class FedAdam(Algorithm):
         self.tau = tau
         self.schedule = schedule
 
-    def start(self, network: nn.Module, client_ids: Sequence[str]) -> None:
-        """From rest."""
-        super().start(network, client_ids)
-        self.carried |= {"exp_avg": _zeros(network), "exp_avg_sq": _zeros(network)}
-
     def learning_rate(self, round_number: int) -> float:
         """The scheduled one."""
         share = 1.0 if self.schedule is None else self.schedule(round_number)
@@ -184,13 +184,11 @@ class FedAdam(Algorithm):
     def step(self, received: State, average: State, round_number: int) -> State:
         """The received model, one step on."""
         rate, model = self.learning_rate(round_number), dict(average)
-        exp_avg, exp_avg_sq = dict[str, Tensor](), dict[str, Tensor]()
-        for name, before in self.carried["exp_avg"].items():
+        exp_avg, exp_avg_sq = (dict(self.carried[kind]) for kind in self.carries)
+        for name in exp_avg:
             change = average[name] - received[name]
-            mean = self.momentum * before + (1 - self.momentum) * change
-            square = (
-                self.second_momentum * self.carried["exp_avg_sq"][name] + (1 - self.second_momentum) * change.square()
-            )
+            mean = self.momentum * exp_avg[name] + (1 - self.momentum) * change
+            square = self.second_momentum * exp_avg_sq[name] + (1 - self.second_momentum) * change.square()
             root = (square / (1 - self.second_momentum**round_number)).sqrt()
             direction = mean / (1 - self.momentum**round_number) / (root + self.tau)
             model[name] = received[name] + rate * direction
@@ -243,5 +241,7 @@ def scheduled_share(optimiser: OptimiserConfig, number: int) -> float:
     return optimiser.final_fraction + (1 - optimiser.final_fraction) * cosine
 
 
-def _zeros(network: nn.Module) -> State:
-    return {name: torch.zeros_like(parameter) for name, parameter in network.named_parameters()}
+def client_learning_rate(optimiser: OptimiserConfig, algorithm: Algorithm, number: int) -> float:
+    """Of the clients in a round: scheduled, unless the server has a rate of its own that is."""
+    is_scheduled = algorithm.learning_rate(number) is None
+    return optimiser.learning_rate * scheduled_share(optimiser, number) if is_scheduled else optimiser.learning_rate

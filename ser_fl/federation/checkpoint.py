@@ -1,4 +1,4 @@
-"""Everything a killed run needs to go on bit for bit, in safetensors and JSON.
+"""The folder of a run, and everything a killed run needs to go on bit for bit, in safetensors and JSON.
 
 A checkpoint is a file of tensors per round and ``latest.json``, which names it; renaming ``latest.json`` into place is
 the commit point. What is on disk before that rename is never touched, so a kill at any moment leaves the last round.
@@ -7,40 +7,94 @@ the commit point. What is on disk before that rename is never touched, so a kill
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, TypeAdapter
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 
 from ser_fl.config.resumable import fixed_settings
 from ser_fl.config.schema import Config, Precision, dump
 from ser_fl.errors import UserError, shown
-from ser_fl.federation.server import Server, below
+from ser_fl.federation.server import Committed, Server, below
 from ser_fl.files import check_same_form, from_safetensors, to_safetensors, write_bytes, write_json
+from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.lock import claimed
 from ser_fl.runs.records import State
 
 SCHEMA = 8
-
-
-@dataclass(slots=True, kw_only=True)
-class Committed:
-    """How far a run has come, as ``latest.json`` says it."""
-
-    round: Annotated[int, Field(ge=0)]
-    best_round: Annotated[int, Field(ge=0)]
-    best_score: float
-    data_digest: str = ""
-    """Of the data that the run is trained on (`ClientManifest.digest`)."""
-    lengths: dict[str, Annotated[int, Field(ge=0)]] = field(default_factory=dict)
-    """Bytes of each ``.jsonl`` file at the commit."""
-    tracking: dict[str, Any] = field(default_factory=dict)
-    """What the tracker needs to go on in the same W&B run."""
-
-
 _COMMITTED: TypeAdapter[Committed] = TypeAdapter(Committed)
+_STAMP = "%Y-%m-%d_%H-%M-%S"
+_DATED = re.compile(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:\.(\d+))?-.+")
+
+
+@contextmanager
+def open_run(config: Config) -> Iterator[tuple[RunFolder, Checkpoint | None]]:
+    """The run folder, which nobody else writes to inside, and the checkpoint that a resumed run goes on from.
+
+    Raises:
+        UserError: the folder holds a run and ``resume`` is false, another process writes to it, something in it leads
+            out of it, or its checkpoint is of another run or damaged.
+    """
+    folder = given_folder(config)
+    with ExitStack() as stack:
+        if folder is not None:
+            stack.enter_context(claimed(folder))
+        for new in new_folders(config) if folder is None else ():  # without an end: the first that is not there yet
+            with suppress(FileExistsError):
+                stack.enter_context(claimed(new, new=True))
+                folder = new
+                break
+        assert folder is not None
+        run = RunFolder(folder)
+        run.refuse_links_out()
+        if not config.resume and run.config.exists():
+            raise UserError(
+                f"{folder} holds a run already: add resume=true to go on with it, or choose another run_dir"
+            )
+        yield run, load_checkpoint(run.checkpoint, checkpoint_key(config)) if config.resume else None
+
+
+def given_folder(config: Config) -> Path | None:
+    """The run folder that is named: by `run_dir`, or as the run that `resume` goes on with; None asks for a new one."""
+    if config.run_dir:
+        return Path(config.run_dir).expanduser()
+    return newest_run(config) if config.resume else None
+
+
+def new_folders(config: Config) -> Iterator[Path]:
+    """Names for a new run of an experiment, the first one that is free to be taken."""
+    return dated_folders(Path("runs") / config.experiment, config.seed, datetime.now())
+
+
+def dated_folders(parent: Path, seed: int, now: datetime) -> Iterator[Path]:
+    """Names for a run that begins now, ``<date-time>-<seed>`` or ``<date-time>.<count>-<seed>``, without an end.
+
+    All of them sort behind the runs of this seed that are there already, whatever became of the clock since.
+    """
+    stamp, count = max([(f"{now:{_STAMP}}", 0), *(_order(folder) for folder in parent.glob(f"*-{seed}"))])
+    while True:
+        yield parent / (f"{stamp}.{count + 1}-{seed}" if count else f"{stamp}-{seed}")
+        count += 1
+
+
+def _order(folder: Path) -> tuple[str, int]:
+    """Date and count of a run folder, in the order that they were made in; of other names nothing."""
+    named = _DATED.fullmatch(folder.name)
+    return (named[1], int(named[2] or 1)) if named else ("", 0)
+
+
+def newest_run(config: Config) -> Path | None:
+    """The newest run folder with a checkpoint of this configuration, for ``resume=true`` without ``run_dir``."""
+    folders = (Path("runs") / config.experiment).glob(f"*-{config.seed}")
+    key = checkpoint_key(config)
+    there = (folder for folder in folders if is_checkpoint_of(RunFolder(folder).checkpoint, key))
+    return max(there, default=None, key=lambda folder: (_order(folder), folder))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,43 +111,26 @@ class Checkpoint:
     """A run goes on in the one that it began with."""
 
 
-@dataclass(slots=True, kw_only=True)
-class Progress(Committed):
-    """How far a run has come, with its server."""
+def go_on_from(checkpoint: Checkpoint, server: Server, client_ids: tuple[str, ...]) -> None:
+    """Let a server that is before its first round take up a checkpoint.
 
-    server: Server
-    best: dict[str, State]
-    """The server's models in the selected round."""
-
-    def select(self, score: float | None) -> None:
-        """Keep this round's models where they score above the best so far.
-
-        None is a round that was not scored: it is kept for as long as no round was.
-        """
-        if self.best_score < 0 if score is None else score > self.best_score:
-            self.best, self.best_round = dict(self.server.judged), self.round
-            self.best_score = -1.0 if score is None else score
-
-    def go_on_from(self, checkpoint: Checkpoint, client_ids: tuple[str, ...]) -> None:
-        """Take up a checkpoint, before the first round.
-
-        Raises:
-            UserError: it is of another algorithm, other clients or another network; what differs is named.
-        """
-        models = self.server.algorithm.models
-        try:
-            if checkpoint.best.keys() != models.keys():
-                raise ValueError("it has a best model of other clients")
-            for owner, state in checkpoint.best.items():
-                check_same_form(state, models[owner])
-            self.server.load_state_dict(checkpoint.server, client_ids)
-        except ValueError as error:
-            raise UserError(
-                f"the checkpoint in {checkpoint.folder} does not fit this run ({error}): start a new run"
-            ) from None
-        for name, value in asdict(checkpoint.committed).items():
-            setattr(self, name, value)
-        self.best = {owner: checkpoint.best[owner] for owner in models}
+    Raises:
+        UserError: it is of another algorithm, other clients or another network; what differs is named.
+    """
+    models = server.algorithm.models
+    try:
+        if checkpoint.best.keys() != models.keys():
+            raise ValueError("it has a best model of other clients")
+        for owner, state in checkpoint.best.items():
+            check_same_form(state, models[owner])
+        server.load_state_dict(checkpoint.server, client_ids)
+    except ValueError as error:
+        raise UserError(
+            f"the checkpoint in {checkpoint.folder} does not fit this run ({error}): start a new run"
+        ) from None
+    for name, value in asdict(checkpoint.committed).items():
+        setattr(server, name, value)
+    server.best = {owner: checkpoint.best[owner] for owner in models}
 
 
 def checkpoint_key(config: Config) -> dict[str, Any]:
@@ -101,16 +138,16 @@ def checkpoint_key(config: Config) -> dict[str, Any]:
     return fixed_settings(Config, dump(config))
 
 
-def save_checkpoint(folder: Path, progress: Progress, config: Mapping[str, Any]) -> None:
+def save_checkpoint(folder: Path, server: Server, config: Mapping[str, Any]) -> None:
     """Commit a round."""
-    files = _files(progress)
+    files = _files(server)
     current, best = files["current"], files["best"]
-    write_bytes(folder / current, to_safetensors(progress.server.state_dict()))
+    write_bytes(folder / current, to_safetensors(server.state_dict()))
     # A run that was killed before its first commit may have left a file of this name.
-    if progress.best_round == progress.round or not (folder / best).exists():
-        selected = {f"{owner}/{name}": t for owner, state in progress.best.items() for name, t in state.items()}
+    if server.best_round == server.round or not (folder / best).exists():
+        selected = {f"{owner}/{name}": t for owner, state in server.best.items() for name, t in state.items()}
         write_bytes(folder / best, to_safetensors(selected))
-    said = {each.name: getattr(progress, each.name) for each in fields(Committed)}
+    said = {each.name: getattr(server, each.name) for each in fields(Committed)}
     write_json(folder / "latest.json", {"schema": SCHEMA, **said, "files": files, "config": config})
     for file in folder.iterdir():  # earlier rounds, and what a killed write left
         if file.name not in (current, best, "latest.json"):

@@ -1,9 +1,15 @@
-"""What a client does in a round: receive the model, train it on its own utterances, send an update."""
+"""What a client does in a round: receive the model, train it on its own utterances, send an update.
+
+And the executor that lets clients do it one after the other, in this process; `processes` has the other one. Executors
+differ in time alone: an update depends on its task and on the seed, and outcomes come in the order of the cohort, so
+that every executor, with any number of workers, gives the same bits.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import lightning.pytorch as pl
@@ -16,17 +22,17 @@ from ser_fl.data.datamodule import ClientDataModule
 from ser_fl.data.examples import load_examples
 from ser_fl.data.features import FeatureStore
 from ser_fl.data.frontend import Standardisation
+from ser_fl.data.prepared import Prepared
 from ser_fl.data.splits import Indices
-from ser_fl.devices import seeded_streams
-from ser_fl.models.registry import NetworkSource, build_network
+from ser_fl.devices import devices_of, seeded_streams
+from ser_fl.federation.own_objects import NOTHING, OwnObjects
+from ser_fl.federation.profile import open_watch
+from ser_fl.models.networks import NetworkSource, build_network
 from ser_fl.randomness import derive_seed, generator
-from ser_fl.runs.records import ClientUpdate, State
+from ser_fl.runs.records import ClientUpdate, Outcome, State
 from ser_fl.stopwatch import UNWATCHED, Watch
-from ser_fl.training.client_classifier import ClientClassifier, LocalTraining
-from ser_fl.training.fit_profiler import FitProfiler
-from ser_fl.training.loop import fit_in_loop
-from ser_fl.training.objectives import ClientRound, Objective
-from ser_fl.training.trainer import Trainers, has_installed_callbacks
+from ser_fl.training.objectives import OBJECTIVES, ClientRound, Objective
+from ser_fl.training.trainer import ClientClassifier, Trainers, fit_in_loop, has_installed_callbacks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +46,7 @@ class ClientTask:
     optimiser_state: State = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Clients:
     """Everything that clients need to train: what each holds, and the experiment they share."""
 
@@ -49,8 +55,6 @@ class Clients:
     indices: dict[str, Indices]
     standardisation: Standardisation
     objective: Objective
-    box: Box
-    """Where features, and attacks on them, stay."""
     device: torch.device
     """Where they train, one after the other."""
     own_network: NetworkSource | None = None
@@ -58,99 +62,89 @@ class Clients:
     callbacks: Sequence[pl.Callback] = ()
     """A user's own: called for every batch of every client."""
     watch: Watch = UNWATCHED
+    box: Box = field(init=False)
+    """Where features, and attacks on them, stay."""
     trainers: Trainers = field(init=False)
-    _networks: list[nn.Module] = field(init=False, default_factory=list)
-    """The one that clients take in turns, once there is one."""
+    _reused: nn.Module | None = field(init=False, default=None)
+    """The network that clients take in turns, once there is one."""
 
     def __post_init__(self) -> None:
-        assert self.config.precision != "auto", "resolve_precision comes first"
-        profiler = FitProfiler.of(self.watch)
-        object.__setattr__(self, "trainers", Trainers(self.config, self.callbacks, self.device, profiler))
+        self.box = Box.of(self.standardisation.lower_F1, self.standardisation.upper_F1)
+        self.trainers = Trainers(self.config, self.callbacks, self.device, self.watch)
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()  # whatever the caller has switched off
     def update(self, task: ClientTask) -> ClientUpdate:
         """One client's local epochs. The result depends on the task and the seed alone."""
-        with torch.inference_mode(False), torch.enable_grad():  # whatever the caller has switched off
-            return self._update(task)
-
-    def _update(self, task: ClientTask) -> ClientUpdate:
-        started = time.perf_counter()
-        self.watch.restart()
+        started, settings, watch = time.perf_counter(), self.config.federation, self.watch
+        watch.restart()
         keys = (self.config.seed, "round", task.round, "client", task.client_id)
-        stream = generator(*keys)
-        network = self.network()
+        stream, bf16 = generator(*keys), self.config.precision == "bf16-mixed"
+        network = self._network()
         network.load_state_dict(task.state)
-        with self.watch.part("data"):
-            examples = load_examples(self.store, self.indices[task.client_id], self.standardisation)
-            training = self.objective.start_round(
-                ClientRound(
-                    number=task.round,
-                    network=network,
-                    examples=examples,
-                    stream=stream,
-                    augmentation=self.config.augmentation,
-                    box=self.box.to(self.device),
-                    low_precision=self.config.precision == "bf16-mixed",
-                    watch=self.watch,
-                )
+        with watch.part("data"):
+            given = ClientRound(
+                number=task.round,
+                network=network,
+                examples=load_examples(self.store, self.indices[task.client_id], self.standardisation),
+                stream=stream,
+                augmentation=self.config.augmentation,
+                box=self.box.to(self.device),
+                low_precision=bf16,
+                watch=watch,
             )
-        local = LocalTraining(
+            plan = self.objective.start_round(given)
+        classifier = ClientClassifier(
+            self.config,
+            len(self.store.classes),
+            given,
+            plan,
             learning_rate=task.learning_rate,
-            stream=stream,
-            plan=training,
-            freeze_norm=0 < self.config.federation.freeze_norm_from <= task.round,
-            optimiser_state=_unflatten(task.optimiser_state),
-            has_own_network=self.own_network is not None,
+            optimiser_state=task.optimiser_state,
         )
-        classifier = ClientClassifier(self.config, len(self.store.classes), network, local, self.watch)
         batches = ClientDataModule(
-            training.examples,
-            batch_size=self.config.federation.batch_size,
+            plan.examples,
+            batch_size=settings.batch_size,
             stream=stream,
             client_id=task.client_id,
             round=task.round,
-            most=self.config.federation.local_batches,
-            replays=training.replays,
+            most=settings.local_batches,
+            replays=plan.replays,
         )
-        with seeded_streams(derive_seed(*keys), self.device), self.watch.part("trainer"):  # dropout draws from them
-            optimiser = self.fit(classifier, batches)
+        with seeded_streams(derive_seed(*keys), self.device), watch.part("trainer"):  # dropout draws from them
+            if self.config.executor.engine == "trainer":
+                optimiser = self.trainers.fit(classifier, batches)
+            else:
+                epochs = settings.local_epochs
+                optimiser = fit_in_loop(classifier, batches, epochs=epochs, device=self.device, bf16=bf16)
         state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
+        carried = optimiser.state_dict()["state"] if settings.keep_optimiser else {}
         return ClientUpdate(
             client_id=task.client_id,
             state=state,
-            num_examples=training.num_examples,
+            num_examples=plan.num_examples,
             train_loss=float(classifier.train_figures["loss"]),
             seconds=time.perf_counter() - started,
             update_norm=_distance({name: state[name] for name, _ in network.named_parameters()}, task.state),
-            optimiser_state=_flatten(optimiser) if self.config.federation.keep_optimiser else {},
-            nanoseconds=self.watch.read(),
+            optimiser_state={
+                f"{index}.{name}": torch.as_tensor(value).detach().cpu().clone()
+                for index, entries in carried.items()
+                for name, value in entries.items()
+                if value is not None
+            },
+            nanoseconds=watch.read(),
         )
 
-    def network(self) -> nn.Module:
-        """In training mode, on the device, with any weights; a new one where callbacks may hook into it."""
-        if self._networks and not self.is_watched:
-            self._networks[0].zero_grad()
-            return self._networks[0].train()
+    def _network(self) -> nn.Module:
+        """In training mode, on the device, with any weights; a new one where callbacks may hook into it or keep it."""
+        is_watched = bool(self.callbacks) or has_installed_callbacks()
+        if self._reused is not None and not is_watched:
+            self._reused.zero_grad()
+            return self._reused.train()
         num_classes, seed = len(self.store.classes), self.config.seed
         network = build_network(self.config.model, num_classes, seed=seed, own=self.own_network).to(self.device).train()
-        self._networks[:] = [] if self.is_watched else [network]
+        self._reused = None if is_watched else network
         return network
-
-    @property
-    def is_watched(self) -> bool:
-        """Whether callbacks see each client's network, and may keep or change it."""
-        return bool(self.callbacks) or has_installed_callbacks()
-
-    def fit(self, classifier: ClientClassifier, batches: ClientDataModule) -> torch.optim.Optimizer:
-        """Train it, by a Trainer or in the loop that does the same, and return the optimiser that did."""
-        if self.uses_trainer:
-            return self.trainers.fit(classifier, batches)
-        epochs, bf16 = self.config.federation.local_epochs, self.config.precision == "bf16-mixed"
-        return fit_in_loop(classifier, batches, epochs=epochs, device=self.device, bf16=bf16)
-
-    @property
-    def uses_trainer(self) -> bool:
-        """Whether a Trainer runs the steps."""
-        return self.config.executor.engine == "trainer"
 
 
 def _distance(parameters: State, received: State) -> float:
@@ -158,21 +152,47 @@ def _distance(parameters: State, received: State) -> float:
     return float(torch.stack(squares).sum().sqrt())
 
 
-def _flatten(optimiser: torch.optim.Optimizer) -> State:
-    """Optimiser state as tensors by name, ``"<parameter index>.<entry>"``: what safetensors can hold."""
-    return {
-        f"{index}.{name}": torch.as_tensor(value).detach().cpu().clone()
-        for index, entries in optimiser.state_dict()["state"].items()
-        for name, value in entries.items()
-        if value is not None
-    }
+def make_clients(config: Config, prepared: Prepared, own: OwnObjects = NOTHING) -> Clients:
+    """The clients of an experiment, on this machine."""
+    return Clients(
+        config=config,
+        store=prepared.store,
+        indices=prepared.clients,
+        standardisation=prepared.standardisation,
+        objective=own.objective or OBJECTIVES[config.stock_objective.name](config.stock_objective),
+        device=devices_of(config.executor.accelerator)[0],
+        own_network=own.network,
+        callbacks=own.callbacks,
+        watch=open_watch(config, rest="client"),
+    )
 
 
-def _unflatten(state: State) -> dict[int, dict[str, torch.Tensor]] | None:
-    if not state:
-        return None
-    nested: dict[int, dict[str, torch.Tensor]] = {}
-    for key, tensor in state.items():
-        index, name = key.split(".", 1)
-        nested.setdefault(int(index), {})[name] = tensor.clone()
-    return nested
+class Executor:
+    """Runs the clients of one round after the other; a context, at whose end nothing is left running."""
+
+    def run(self, tasks: Iterable[ClientTask]) -> Iterator[tuple[str, Outcome]]:
+        """Each client's id and outcome, in the order of the tasks, of which each client has one at most."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """End what it has started: nothing is left running."""
+
+
+class SerialExecutor(Executor):
+    """The reference: clients one after the other, in this process."""
+
+    def __init__(self, clients: Clients) -> None:
+        self._clients = clients
+
+    def run(self, tasks: Iterable[ClientTask]) -> Iterator[tuple[str, Outcome]]:
+        """Each client's id and outcome; a client trains when its outcome is asked for."""
+        for task in tasks:
+            yield task.client_id, attempt(self._clients.update, task)
+
+
+def attempt(update: Callable[[ClientTask], ClientUpdate], task: ClientTask) -> Outcome:
+    """Whatever a client raises costs its round an update, not the run."""
+    try:
+        return update(task)
+    except Exception:
+        return traceback.format_exc()

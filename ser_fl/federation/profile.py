@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, get_args
 
 import torch
 
@@ -37,14 +36,13 @@ def synchronise() -> None:
 
 
 class RunProfile:
-    """Adds up rounds, the first apart from all others."""
+    """Notes rounds, to tell of the first apart from all others."""
 
     def __init__(self, config: Config) -> None:
         self._executor = config.executor.name
         self.watch = open_watch(config, rest="other")
         """The server's."""
-        self._first: _Sum | None = None
-        self._later: _Sum | None = None
+        self._rounds: list[_Round] = []
 
     def add(self, number: int, clients: Sequence[dict[str, int]]) -> None:
         """Take in a round, which `watch` has measured since its restart.
@@ -56,48 +54,41 @@ class RunProfile:
         server = self.watch.read()
         if not server:
             return
-        wall = sum(server.values())
+        wall, spent = sum(server.values()), Counter[str]()
+        for client in clients:
+            spent.update(client)
         if self._executor == "serial":  # nobody waits: clients train when they are asked for
-            server["other"] += server.pop("waiting") - sum(sum(spent.values()) for spent in clients)
-        if self._first is None:
-            total = self._first = _Sum(number)
-        else:
-            total = self._later = self._later or _Sum(number)
-        total.add(number, wall, server, clients)
+            server["other"] += server.pop("waiting") - spent.total()
+        self._rounds.append(_Round(number, len(clients), wall, spent, server))
 
     def record(self) -> ProfileRecord | None:
         """None where no round was measured."""
-        if self._first is None:
+        if not self._rounds:
             return None
-        later = None if self._later is None else self._later.spent()
-        return ProfileRecord(executor=self._executor, first=self._first.spent(), later=later)
+        later = _sum(self._rounds[1:]) if self._rounds[1:] else None
+        return ProfileRecord(executor=self._executor, first=_sum(self._rounds[:1]), later=later)
 
 
-@dataclass(slots=True)
-class _Sum:
-    """Nanoseconds of some rounds."""
+class _Round(NamedTuple):
+    """Nanoseconds of a round."""
 
-    first_round: int
-    last_round: int = 0
-    client_rounds: int = 0
-    wall: int = 0
-    clients: Counter[str] = field(default_factory=Counter)
-    server: Counter[str] = field(default_factory=Counter)
+    number: int
+    num_clients: int
+    wall: int
+    clients: Mapping[str, int]
+    server: Mapping[str, int]
 
-    def add(self, number: int, wall: int, server: dict[str, int], clients: Sequence[dict[str, int]]) -> None:
-        self.last_round = number
-        self.wall += wall
-        self.client_rounds += len(clients)
-        self.server.update(server)
-        for spent in clients:
-            self.clients.update(spent)
 
-    def spent(self) -> TimeSpent:
-        return TimeSpent(
-            first_round=self.first_round,
-            last_round=self.last_round,
-            client_rounds=self.client_rounds,
-            seconds=self.wall / 1e9,
-            clients={part: self.clients[part] / 1e9 for part in get_args(ClientPart)},
-            server={part: self.server[part] / 1e9 for part in get_args(ServerPart)},
-        )
+def _sum(rounds: Sequence[_Round]) -> TimeSpent:
+    clients, server = Counter[str](), Counter[str]()
+    for each in rounds:
+        clients.update(each.clients)
+        server.update(each.server)
+    return TimeSpent(
+        first_round=rounds[0].number,
+        last_round=rounds[-1].number,
+        client_rounds=sum(each.num_clients for each in rounds),
+        seconds=sum(each.wall for each in rounds) / 1e9,
+        clients={part: clients[part] / 1e9 for part in get_args(ClientPart)},
+        server={part: server[part] / 1e9 for part in get_args(ServerPart)},
+    )

@@ -1,30 +1,40 @@
-"""The round loop: broadcast, client updates, aggregation, evaluation, record, checkpoint."""
+"""A run, wherever its clients are: its rounds, what they leave on disk, and the test of the selected model."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+import yaml
 
-from ser_fl.config.schema import Config
-from ser_fl.errors import RoundFailed
-from ser_fl.federation.algorithm import scheduled_share
-from ser_fl.federation.checkpoint import Progress, checkpoint_key, save_checkpoint
-from ser_fl.federation.client import ClientTask
-from ser_fl.federation.client_results import ClientResults
-from ser_fl.federation.executors.executor import Executor
+from ser_fl.config.schema import CONFIG_SCHEMA, Config, dump
+from ser_fl.data.client_manifest import ClientManifest
+from ser_fl.data.splits import PARTS
+from ser_fl.devices import devices_of
+from ser_fl.errors import RoundFailed, UserError
+from ser_fl.federation.algorithm import GLOBAL, client_learning_rate
+from ser_fl.federation.checkpoint import Checkpoint, checkpoint_key, go_on_from, save_checkpoint
+from ser_fl.federation.client import ClientTask, Executor
+from ser_fl.federation.own_objects import NOTHING, OwnObjects, qualified_name
 from ser_fl.federation.profile import OnProfile, RunProfile
 from ser_fl.federation.scoring import Scorer
-from ser_fl.federation.server import Server
+from ser_fl.federation.server import ClientResults, Server, new_server
+from ser_fl.files import write_bytes, write_json
 from ser_fl.metrics import scores
+from ser_fl.models.emotion_model import EmotionModel, save_local_models, save_model
+from ser_fl.models.networks import build_network
 from ser_fl.randomness import generator
+from ser_fl.runs.environment import describe_environment
 from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.path_aliases import remember
 from ser_fl.runs.preemption import Preemption
-from ser_fl.runs.records import ClientRecord, RoundRecord
+from ser_fl.runs.records import SUMMARY_SCHEMA, RoundRecord
+from ser_fl.runs.redaction import is_private
 from ser_fl.stopwatch import UNWATCHED, Watch
-from ser_fl.tracking import Tracker
+from ser_fl.tracking import Tracker, open_tracker
 
 OnRound = Callable[[RoundRecord], None]
 
@@ -43,144 +53,214 @@ class Hooks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Federation:
-    """A server's view of its clients, and of whoever scores its models."""
+    """An experiment whose data are somewhere: what the server knows of them, who trains and who scores."""
 
     config: Config
-    client_ids: tuple[str, ...]
+    """With its precision settled."""
+    run: RunFolder
+    """Nobody else writes to it."""
+    client_manifest: ClientManifest
     executor: Executor
     scorer: Scorer
-    run: RunFolder
-    tracker: Tracker
-    profile: RunProfile | None = None
-    """Where the time goes, if anybody wants to know."""
-    watch: Watch = UNWATCHED
-    """The server's; the profile's, where there is one."""
+    own: OwnObjects = NOTHING
     hooks: Hooks = field(default_factory=Hooks)
 
-    def run_rounds(self, progress: Progress) -> str:
-        """Run the rounds that are left, and say why there are no more."""
-        while (reason := self.why_stop(progress)) is None:
-            with self.hooks.preemption.round():
-                self.run_round(progress)
-        return reason
+    def conduct(self, checkpoint: Checkpoint | None) -> None:
+        """The rounds that are left, and the test of the selected model.
 
-    def run_round(self, progress: Progress) -> None:
-        """The next round, up to its commit."""
-        self.watch.restart()
-        started, server, number = time.perf_counter(), progress.server, progress.round + 1
-        cohort = self.cohort(number)
-        results = self.train(server, cohort, number)
-        with self.watch.part("evaluation"):
-            record = self.measure(server, cohort, results, started)
-        with self.watch.part("records"):
-            self.commit(progress, record, results.records)
-        if self.profile is not None:
-            self.profile.add(number, results.nanoseconds)
-        self.hooks.on_round(record)
+        Args:
+            checkpoint: to go on from; None begins.
 
-    def why_stop(self, progress: Progress) -> str | None:
+        Raises:
+            UserError: what no round could put right, before anything is written: too few clients for
+                `federation.min_clients`, a checkpoint of other data or of another server.
+            RoundFailed: too few clients came back in a round, or a holder of test utterances gave no figures.
+        """
+        config, run, client_ids = self.config, self.run, self.client_manifest.client_ids
+        fraction, least = config.federation.fraction_train, config.federation.min_clients
+        if least > (size := cohort_size(len(client_ids), fraction)):
+            raise UserError(
+                f"federation.min_clients must be at most {size}, the clients of a round (federation.fraction_train="
+                f"{fraction:g} of {len(client_ids)}), got {least}"
+            )
+        if checkpoint is not None and checkpoint.committed.data_digest != self.client_manifest.digest:
+            raise UserError(f"{run.root} was trained on other data than {config.data.name} holds now: start a new run")
+        server = new_server(config, self.client_manifest, self.own)
+        if checkpoint is not None:
+            go_on_from(checkpoint, server, client_ids)
+        settings, profile = dump(config), RunProfile(config) if config.profile else None
+        tracker = open_tracker(settings, run, server.tracking)
+        try:
+            if server.round == 0:
+                write_settings(run, config, self.own)
+            for path in (run.rounds, run.clients):
+                run.cut_back(path, server.lengths.get(path.name, 0))
+            try:
+                while (stopped := self.why_stop(server)) is None:
+                    with self.hooks.preemption.round():
+                        self.run_round(server, tracker, profile)
+            finally:
+                if profile is not None and (record := profile.record()) is not None:
+                    run.write_profile(record)
+                    self.hooks.on_profile(record)
+            summary = self.test(server, stopped)
+            write_json(run.summary, summary)
+            tracker.log_summary(summary)
+        finally:
+            tracker.finish()
+
+    def why_stop(self, server: Server) -> str | None:
         """All rounds done, or the validation plateau; None while there is something left to do."""
         settings, selection = self.config.federation, self.config.selection
-        if progress.round >= settings.num_rounds:
+        if server.round >= settings.num_rounds:
             return f"all {settings.num_rounds} rounds done"
-        was_scored = self.is_due(
-            selection.robust_every if selection.by == "robust" else selection.every, progress.round
-        )
-        if was_scored and settings.patience and progress.round - progress.best_round >= settings.patience:
+        was_scored = self.is_due(selection.robust_every if selection.by == "robust" else selection.every, server.round)
+        if was_scored and settings.patience and server.round - server.best_round >= settings.patience:
             return f"no new best validation UAR for {settings.patience} rounds"
         return None
 
-    def train(self, server: Server, cohort: tuple[str, ...], number: int) -> ClientResults:
+    def is_due(self, every: int, number: int) -> bool:
+        """Whether a round takes what every so many rounds take, and the last one."""
+        return number % every == 0 or number == self.config.federation.num_rounds
+
+    def run_round(self, server: Server, tracker: Tracker, profile: RunProfile | None) -> None:
+        """Train, score where the round does, then commit: the records, and the checkpoint, which makes it count."""
+        config, selection, run = self.config, self.config.selection, self.run
+        watch = UNWATCHED if profile is None else profile.watch
+        watch.restart()
+        started, number = time.perf_counter(), server.round + 1
+        cohort = sample_cohort(self.client_manifest.client_ids, config.federation.fraction_train, config.seed, number)
+        results = self.train(server, cohort, number, watch)
+        with watch.part("evaluation"):
+            validation, robust, failures = None, None, list(results.failures)
+            if self.is_due(selection.every, number):
+                scored = self.scorer.score(server.judged, "validation")
+                validation = scores(scored.total)
+                failures += scored.failures
+            if selection.robust_every and self.is_due(selection.robust_every, number):
+                attacked = self.scorer.score(server.judged, "validation", attacked=True)
+                robust = scores(attacked.total).uar
+                failures += attacked.failures
+            record = RoundRecord(
+                round=number,
+                cohort=cohort,
+                train_loss=results.train_loss,
+                uar=validation.uar if validation else None,
+                accuracy=validation.accuracy if validation else None,
+                macro_f1=validation.macro_f1 if validation else None,
+                learning_rate=client_learning_rate(config.optimiser, server.algorithm, number),
+                server_learning_rate=server.algorithm.learning_rate(number),
+                robust_uar=robust,
+                failures=tuple(failures),
+                seconds=time.perf_counter() - started,
+            )
+        with watch.part("records"):
+            run.append(run.rounds, [record])
+            run.append(run.clients, results.records)
+            with watch.part("tracking"):
+                tracker.log_round(record, results.records)
+            server.round = number
+            score = record.robust_uar if selection.by == "robust" else record.uar
+            server.select(score if record.is_fully_scored else None)
+            server.lengths = {path.name: path.stat().st_size for path in (run.rounds, run.clients)}
+            server.tracking = tracker.state()
+            save_checkpoint(run.checkpoint, server, checkpoint_key(config))
+        if profile is not None:
+            profile.add(number, results.nanoseconds)
+        self.hooks.on_round(record)
+
+    def train(self, server: Server, cohort: Sequence[str], number: int, watch: Watch = UNWATCHED) -> ClientResults:
         """Broadcast, client updates, aggregation: the server has the round's model afterwards.
 
         Raises:
             RoundFailed: too few clients came back; it tells what the others said.
         """
+        folders = (self.config.data.root, self.config.data.cache_dir, str(self.run.root))
         results = ClientResults(
             round=number,
             reference=server.algorithm.model_for(cohort[0]),
             server=server,
-            folders=tuple(
-                folder for folder in (self.config.data.root, self.config.data.cache_dir, str(self.run.root)) if folder
-            ),
+            folders=tuple(filter(None, folders)),
         )
-        with self.watch.part("waiting"):
-            for client_id, outcome in self.executor.run(self.task(server, client, number) for client in cohort):
-                with self.watch.part("aggregation"):
+        with watch.part("waiting"):
+            for client_id, outcome in self.executor.run(self.tasks(server, cohort, number)):
+                with watch.part("aggregation"):
                     results.take(client_id, outcome)
                 del outcome  # else it would be kept while the next client trains
         count, minimum = len(results.records), self.config.federation.min_clients
         if count < minimum:
             reasons = "\n".join(f"client {failure.client_id}: {failure.error}" for failure in results.failures)
             raise RoundFailed(f"round {number} has {count} updates, needs {minimum}:\n{reasons}")
-        with self.watch.part("aggregation"):
+        with watch.part("aggregation"):
             server.finish(number)
         return results
 
-    def cohort(self, number: int) -> tuple[str, ...]:
-        """Clients that take part in a round."""
-        return sample_cohort(self.client_ids, self.config.federation.fraction_train, self.config.seed, number)
+    def tasks(self, server: Server, cohort: Sequence[str], number: int) -> Iterator[ClientTask]:
+        """What the clients of a round receive."""
+        for client_id in cohort:
+            yield ClientTask(
+                round=number,
+                client_id=client_id,
+                state=server.algorithm.model_for(client_id),
+                learning_rate=client_learning_rate(self.config.optimiser, server.algorithm, number),
+                optimiser_state=server.optimiser_states.get(client_id, {}),
+            )
 
-    def learning_rate(self, server: Server, number: int) -> float:
-        """Of the clients: scheduled, unless the server has a rate of its own that is."""
-        optimiser = self.config.optimiser
-        is_scheduled = server.algorithm.learning_rate(number) is None
-        return optimiser.learning_rate * scheduled_share(optimiser, number) if is_scheduled else optimiser.learning_rate
+    def test(self, server: Server, stopped: str) -> dict[str, Any]:
+        """Write the selected round's model, score it on the test part, and tell of the run what ``summary.json`` does.
 
-    def task(self, server: Server, client_id: str, number: int) -> ClientTask:
-        """What a client receives."""
-        return ClientTask(
-            round=number,
-            client_id=client_id,
-            state=server.algorithm.model_for(client_id),
-            learning_rate=self.learning_rate(server, number),
-            optimiser_state=server.optimiser_states.get(client_id, {}),
-        )
+        With `federation=local_only` the test figures are over all clients' models, and the model that is saved is the
+        first client's, beside everybody's own.
 
-    def measure(self, server: Server, cohort: tuple[str, ...], results: ClientResults, started: float) -> RoundRecord:
-        """Score the new models on the validation part in rounds that do, under attack in those that do; in the last
-        round in any case.
+        Raises:
+            RoundFailed: a holder of test utterances gave no figures.
         """
-        selection, number = self.config.selection, results.round
-        validation, robust, failures = None, None, list(results.failures)
-        if self.is_due(selection.every, number):
-            scored = self.scorer.score(server.judged, "validation")
-            validation = scores(scored.total)
-            failures += scored.failures
-        if selection.robust_every and self.is_due(selection.robust_every, number):
-            attacked = self.scorer.score(server.judged, "validation", attacked=True)
-            robust = scores(attacked.total).uar
-            failures += attacked.failures
-        return RoundRecord(
-            round=number,
-            cohort=cohort,
-            train_loss=results.train_loss,
-            uar=validation.uar if validation else None,
-            accuracy=validation.accuracy if validation else None,
-            macro_f1=validation.macro_f1 if validation else None,
-            learning_rate=self.learning_rate(server, number),
-            server_learning_rate=server.algorithm.learning_rate(number),
-            robust_uar=robust,
-            failures=tuple(failures),
-            seconds=time.perf_counter() - started,
+        config, manifest, best = self.config, self.client_manifest, server.best
+        network = build_network(config.model, len(manifest.classes), seed=config.seed, own=self.own.network)
+        network.load_state_dict(best.get(GLOBAL) or next(iter(best.values())))
+        bundle = EmotionModel(
+            network,
+            manifest.standardisation,
+            classes=manifest.classes,
+            model=config.model,
+            frontend=config.frontend,
+            synthetic=config.data.name == "builtin",
+            own_network=config.objects.get("network"),
         )
-
-    def is_due(self, every: int, number: int) -> bool:
-        """Whether a round takes what every so many rounds take, and the last one."""
-        return number % every == 0 or number == self.config.federation.num_rounds
-
-    def commit(self, progress: Progress, record: RoundRecord, clients: Sequence[ClientRecord]) -> None:
-        """Append the round's records, select, then write the checkpoint, which makes the round count."""
-        self.run.append(self.run.rounds, [record])
-        self.run.append(self.run.clients, clients)
-        with self.watch.part("tracking"):
-            self.tracker.log_round(record, clients)
-        progress.round = record.round
-        score = record.robust_uar if self.config.selection.by == "robust" else record.uar
-        progress.select(score if record.is_fully_scored else None)
-        progress.lengths = {path.name: path.stat().st_size for path in (self.run.rounds, self.run.clients)}
-        progress.tracking = self.tracker.state()
-        save_checkpoint(self.run.checkpoint, progress, checkpoint_key(self.config))
+        save_model(self.run.root, bundle)
+        if GLOBAL not in best:
+            save_local_models(self.run.root, best)
+        tested = self.scorer.score(best, "test")
+        if tested.failures:
+            reasons = "\n".join(f"{failure.client_id}: {failure.error}" for failure in tested.failures)
+            raise RoundFailed(
+                f"all rounds are done, but {len(tested.failures)} of {len(manifest.sizes['test'])} holders of test "
+                f"utterances gave no figures; the same command with resume=true asks again:\n{reasons}"
+            )
+        test = scores(tested.total)
+        return {
+            "schema": SUMMARY_SCHEMA,
+            "experiment": config.experiment,
+            "synthetic": config.data.name == "builtin",
+            "classes": list(manifest.classes),
+            "split": config.split.name,
+            "split_speakers": {part: manifest.speakers(part) for part in PARTS},
+            "split_sizes": {part: manifest.num_utterances(part) for part in PARTS},
+            "skipped": [{"id": file.utterance_id, "reason": file.reason} for file in manifest.skipped],
+            "num_clients": len(manifest.client_ids),
+            "num_rounds": server.round,
+            "selected_round": server.best_round,
+            "selection_score": server.best_score,
+            "stopped": stopped,
+            "test": {
+                "uar": test.uar,
+                "accuracy": test.accuracy,
+                "macro_f1": test.macro_f1,
+                "confusion": tested.total.tolist(),
+                "per_class_recall": list(test.per_class_recall),
+                "per_speaker_uar": {speaker: scores(confusion).uar for speaker, confusion in tested.by_holder.items()},
+            },
+        }
 
 
 def cohort_size(num_clients: int, fraction: float) -> int:
@@ -193,3 +273,22 @@ def sample_cohort(client_ids: Sequence[str], fraction: float, seed: int, number:
     count = cohort_size(len(client_ids), fraction)
     drawn = torch.randperm(len(client_ids), generator=generator(seed, "cohort", number))[:count]
     return tuple(client_ids[index] for index in sorted(drawn.tolist()))
+
+
+def write_settings(run: RunFolder, config: Config, own: OwnObjects) -> None:
+    """What a run is and what it is computed with: ``environment.json`` and ``config.yaml``.
+
+    ``config.yaml`` holds no absolute folders (`ser_fl.runs.path_aliases` remembers them), and not the run folder
+    itself: a repetition is a run of its own.
+    """
+    devices = [str(device) for device in devices_of(config.executor.accelerator)]
+    environment = describe_environment(seed=config.seed, threads=config.executor.threads, devices=devices)
+    callbacks = [qualified_name(callback) for callback in own.callbacks]
+    write_json(run.environment, environment | {"objects": config.objects, "callbacks": callbacks})
+    settings = dump(config)
+    data = settings["data"]
+    data |= {key: remember(data[key]) for key in ("root", "cache_dir") if data[key]}
+    if not settings["run_dir"] or is_private(settings["run_dir"]):
+        settings["run_dir"] = None
+    content = {"schema": CONFIG_SCHEMA, **settings}
+    write_bytes(run.config, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())

@@ -16,10 +16,12 @@ from ser_fl.attacks.step_size import default_step_size
 from ser_fl.attacks.threat_model import Box
 from ser_fl.attacks.training_attacks import own_starts, pgd
 from ser_fl.config.schema import Config
-from ser_fl.data.splits import Indices, Part
+from ser_fl.data.features import FeatureStore
+from ser_fl.data.frontend import Standardisation
+from ser_fl.data.splits import Part, Split, holders
 from ser_fl.devices import devices_of
 from ser_fl.metrics import Confusion
-from ser_fl.models.registry import NetworkSource, build_network
+from ser_fl.models.networks import NetworkSource, build_network
 from ser_fl.randomness import generator
 from ser_fl.robustness.evaluator import Evaluator, Perturb
 from ser_fl.runs.records import ClientFailure, State
@@ -57,25 +59,24 @@ class LocalScorer:
     """A `Scorer` for all data that are on this machine."""
 
     config: Config
-    evaluator: Evaluator
-    box: Box
-    holders: Mapping[Part, Mapping[str, Indices]]
-    """Of each part that is scored, each speaker's utterances."""
+    store: FeatureStore
+    standardisation: Standardisation
+    split: Split
     own_network: NetworkSource | None = None
     """A user's own, in place of the configured one."""
 
     def score(self, models: Mapping[str, State], part: Part, *, attacked: bool = False) -> Scored:
         """Confusion matrices of all holders of the part."""
-        num_classes, holders = len(self.evaluator.store.classes), self.holders[part]
+        num_classes, held = len(self.store.classes), holders(self.store.utterances, getattr(self.split, part))
         perturb: Perturb | None = self.selection_attack if attacked else None
-        summed = {holder: np.zeros((num_classes, num_classes)) for holder in holders}
-        (device, *_) = devices_of(self.config.executor.accelerator)
+        evaluator = Evaluator(self.store, self.standardisation)
+        summed = {holder: np.zeros((num_classes, num_classes)) for holder in held}
         network = build_network(self.config.model, num_classes, seed=self.config.seed, own=self.own_network)
-        network = network.to(device)
+        network = network.to(devices_of(self.config.executor.accelerator)[0])
         for owner, state in models.items():
             network.load_state_dict(state)
-            scored = {owner: holders[owner]} if owner in holders else holders
-            for holder, confusion in self.evaluator.confusions(network, scored, perturb).items():
+            scored = {owner: held[owner]} if owner in held else held
+            for holder, confusion in evaluator.confusions(network, scored, perturb).items():
                 summed[holder] += confusion
         return Scored(summed)
 
@@ -92,6 +93,6 @@ class LocalScorer:
             epsilon=selection.epsilon,
             step_size=default_step_size(selection.epsilon),
             steps=selection.steps,
-            box=self.box,
+            box=Box.of(self.standardisation.lower_F1, self.standardisation.upper_F1),
             start_BFL=own_starts(features_BFL, selection.epsilon, streams),
         )

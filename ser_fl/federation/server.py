@@ -1,16 +1,28 @@
-"""What a server holds between rounds: its algorithm, the average over rounds, and what clients asked it to keep."""
+"""What a server holds between rounds, and what it takes in from the clients of one."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from ser_fl.federation.algorithm import GLOBAL, Algorithm
+from ser_fl.config.schema import Config
+from ser_fl.data.client_manifest import ClientManifest
+from ser_fl.errors import LONGEST_VALUE, UserError, one_line, shown
+from ser_fl.federation.algorithm import GLOBAL, Algorithm, make_algorithm
+from ser_fl.federation.own_objects import NOTHING, OwnObjects, qualified_name
 from ser_fl.files import check_same_form
-from ser_fl.runs.records import ClientUpdate, State
+from ser_fl.models.networks import build_network
+from ser_fl.runs.records import ClientFailure, ClientRecord, ClientUpdate, Outcome, State
+from ser_fl.runs.redaction import public_text
+
+MOST_EXAMPLES = 2**31
+"""Utterances that one client can claim: with more, its weight and no data of others would make the average."""
 
 
 @dataclass(slots=True)
@@ -58,32 +70,52 @@ class RoundAverage:
         self.num_rounds = int(state["average/num_rounds"])
 
 
-@dataclass(slots=True)
-class Server:
-    """The server of a run."""
+@dataclass(slots=True, kw_only=True)
+class Committed:
+    """How far a run has come, as ``latest.json`` of its checkpoint says it."""
 
-    algorithm: Algorithm
+    round: Annotated[int, Field(ge=0)] = 0
+    best_round: Annotated[int, Field(ge=0)] = 0
+    best_score: float = -1.0
+    data_digest: str = ""
+    """Of the data that the run is trained on (`ClientManifest.digest`)."""
+    lengths: dict[str, Annotated[int, Field(ge=0)]] = field(default_factory=dict)
+    """Bytes of each ``.jsonl`` file at the commit."""
+    tracking: dict[str, Any] = field(default_factory=dict)
+    """What the tracker needs to go on in the same W&B run."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Server(Committed):
+    """The server of a run: its algorithm, the average over rounds, what clients asked it to keep, the best models."""
+
+    algorithm: Algorithm = field(kw_only=False)
     average: RoundAverage | None = None
     """Of the shared model over rounds, where there is to be one."""
     optimiser_states: dict[str, State] = field(default_factory=dict)
     """Of clients that keep their optimiser between rounds."""
+    best: dict[str, State] = field(default_factory=dict)
+    """The judged models of the selected round."""
 
     @property
     def judged(self) -> dict[str, State]:
         """The models that are validated, selected and kept: the average over rounds where there is one."""
         return {GLOBAL: self.average.model} if self.average and self.average.num_rounds else self.algorithm.models
 
-    def add(self, update: ClientUpdate) -> None:
-        """Take in an update of this round, in the order of the cohort."""
-        self.algorithm.add(update)
-        if update.optimiser_state:
-            self.optimiser_states[update.client_id] = update.optimiser_state
-
     def finish(self, round_number: int) -> None:
         """The round's models, from what was added."""
         self.algorithm.finish(round_number)
         if self.average is not None:
             self.average.add(self.algorithm.models[GLOBAL])
+
+    def select(self, score: float | None) -> None:
+        """Keep this round's models where they score above the best so far.
+
+        None is a round that was not scored: it is kept for as long as no round was.
+        """
+        if self.best_score < 0 if score is None else score > self.best_score:
+            self.best, self.best_round = dict(self.judged), self.round
+            self.best_score = -1.0 if score is None else score
 
     def state_dict(self) -> State:
         """All that the next round depends on; a client's id holds no slash."""
@@ -110,3 +142,106 @@ class Server:
 def below(state: Mapping[str, Tensor], prefix: str) -> State:
     """The tensors whose names begin so, by the rest of their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def new_server(config: Config, client_manifest: ClientManifest, own: OwnObjects = NOTHING) -> Server:
+    """Before the first round: initial weights drawn from the seed.
+
+    Raises:
+        UserError: an algorithm of the caller's own shares no model, and one is to be averaged over rounds.
+    """
+    network = build_network(config.model, len(client_manifest.classes), seed=config.seed, own=own.network)
+    algorithm = own.algorithm or make_algorithm(config)
+    if own.aggregation is not None:
+        algorithm.aggregation = own.aggregation
+    algorithm.start(network, client_manifest.client_ids)
+    decay = config.federation.weight_average
+    if decay and GLOBAL not in algorithm.models:
+        raise UserError(f"federation.weight_average averages a shared model, {qualified_name(algorithm)} has none")
+    average = RoundAverage(decay, dict(network.state_dict())) if decay else None
+    return Server(algorithm, average=average, best=dict(algorithm.models), data_digest=client_manifest.digest)
+
+
+@dataclass(slots=True, kw_only=True)
+class ClientResults:
+    """Who came back with what in a round. Of an update only its figures stay: the server adds up its tensors."""
+
+    round: int
+    reference: State
+    """The model that clients received: what updates must look like."""
+    server: Server
+    folders: tuple[str, ...] = ()
+    """Of the data and the run: what clients say names them by their last names alone."""
+    records: list[ClientRecord] = field(default_factory=list)
+    failures: list[ClientFailure] = field(default_factory=list)
+    nanoseconds: list[dict[str, int]] = field(default_factory=list)
+    """By part, of every client whose update is averaged."""
+
+    def take(self, client_id: str, outcome: Outcome) -> None:
+        """Hand an update on to the server's algorithm, or note why there is none that can be averaged."""
+        problem = outcome if isinstance(outcome, str) else find_problem(outcome, self.reference)
+        if isinstance(outcome, str) or problem is not None:
+            self.failures.append(ClientFailure(client_id=client_id, error=public_text(str(problem), self.folders)))
+            return
+        self.nanoseconds.append(outcome.nanoseconds)
+        self.server.algorithm.add(outcome)
+        if outcome.optimiser_state:
+            self.server.optimiser_states[outcome.client_id] = outcome.optimiser_state
+        size = sum(tensor.nbytes for tensor in outcome.state.values())
+        self.records.append(
+            ClientRecord(round=self.round, client_id=client_id, bytes_down=size, bytes_up=size, **outcome.figures())
+        )
+
+    @property
+    def train_loss(self) -> float:
+        """Over the round's utterances."""
+        total = sum(client.num_examples for client in self.records)
+        return sum(client.train_loss * client.num_examples for client in self.records) / total
+
+
+def find_problem(update: ClientUpdate, reference: State) -> str | None:
+    """Why an update cannot be averaged, or None; whatever a client sends, this is one line.
+
+    Other names, shapes, types or layouts than the model's, anything that is not finite, a figure that is no number, or
+    no utterance. An optimiser state that is not finite is a reason too: it would come back with every later round.
+    """
+    state: Any = update.state  # whatever a client sent
+    optimiser: Any = update.optimiser_state
+    times, figures = update.nanoseconds, update.figures()
+    if not isinstance(state, dict):
+        return f"its state is of type {type(state).__name__}, expected tensors by name"
+    if state.keys() != reference.keys():
+        return f"its state has other entries: {shown(sorted(state.keys() ^ reference.keys(), key=str)[:3])}"
+    for name, expected in reference.items():
+        if (problem := _problem_of_tensor(name, state[name])) is not None:
+            return problem
+        if state[name].shape != expected.shape:
+            return f"{name} has shape {tuple(state[name].shape)}, expected {tuple(expected.shape)}"
+        if state[name].dtype != expected.dtype:
+            return f"{name} is of type {state[name].dtype}, expected {expected.dtype}"
+    if not isinstance(optimiser, dict) or not all(isinstance(name, str) for name in optimiser):
+        return f"its optimiser's state is of type {type(optimiser).__name__}, expected tensors by name"
+    for name, tensor in optimiser.items():
+        if (problem := _problem_of_tensor(f"its optimiser's {one_line(name, LONGEST_VALUE)}", tensor)) is not None:
+            return problem
+    count = figures.pop("num_examples")
+    for name, figure in figures.items():
+        if type(figure) is not float or not math.isfinite(figure):
+            return f"its {name} is {shown(figure)}: {'not finite' if type(figure) is float else 'not a number'}"
+    if type(count) is not int or count > MOST_EXAMPLES:
+        return f"its num_examples is {shown(count)}, expected a whole number up to {MOST_EXAMPLES}"
+    if count < 1:
+        return f"it trained on no utterance (num_examples={shown(count)})"
+    if not isinstance(times, dict) or not all(type(n) is str and type(t) is int for n, t in times.items()):
+        return f"its nanoseconds are {shown(times)}, expected whole numbers by part"
+    return None
+
+
+def _problem_of_tensor(name: str, tensor: object) -> str | None:
+    """Why it is no plain tensor of finite numbers."""
+    if not isinstance(tensor, torch.Tensor):
+        return f"{name} is of type {type(tensor).__name__}, expected a tensor"
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        kind = "meta" if tensor.is_meta else "quantised" if tensor.is_quantized else tensor.layout
+        return f"{name} is a {kind} tensor"
+    return None if torch.isfinite(tensor).all() else f"{name} is not finite"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 from ser_fl.config.instantiate import instantiated_objects
@@ -11,20 +12,15 @@ from ser_fl.data.features import OnFeatures
 from ser_fl.data.prepared import prepare
 from ser_fl.devices import devices_of, exact_arithmetic
 from ser_fl.errors import UserError
-from ser_fl.federation.conduct import Sites, conduct
-from ser_fl.federation.experiment import (
-    OwnObjects,
-    check_client_manifest,
-    check_network,
-    local_scorer,
-    make_clients,
-    open_executor,
-)
-from ser_fl.federation.rounds import Hooks
-from ser_fl.federation.run_setup import open_run
+from ser_fl.federation.checkpoint import open_run
+from ser_fl.federation.client import make_clients
+from ser_fl.federation.own_objects import OwnObjects, check_network
+from ser_fl.federation.processes import open_executor
+from ser_fl.federation.rounds import Federation, Hooks, cohort_size
+from ser_fl.federation.scoring import LocalScorer
 from ser_fl.runs.environment import threads_limited_to
 from ser_fl.runs.folder import RunFolder
-from ser_fl.training.precision import resolve_precision, with_precision
+from ser_fl.training.precision import resolve_precision
 from ser_fl.training.trainer import check_callbacks
 
 
@@ -59,14 +55,23 @@ def train(
     with open_run(config) as (run, checkpoint), threads_limited_to(config.executor.threads), exact_arithmetic():
         prepared = prepare(config, on_features)
         client_manifest = prepared.client_manifest()
-        cohort_size = check_client_manifest(config, run, client_manifest, checkpoint)
         if own.network is not None:
             check_network(config, len(client_manifest.classes), own)
         if checkpoint is not None and checkpoint.precision is not None:
-            config = with_precision(config, checkpoint.precision)
+            config = replace(config, precision=checkpoint.precision)
         elif config.precision == "auto":
             config = resolve_precision(config, len(client_manifest.classes), own.network)
-        clients, scorer = make_clients(config, prepared, own), local_scorer(config, prepared, own)
-        with closing(open_executor(clients, cohort_size)) as executor:
-            conduct(config, run, client_manifest, checkpoint, Sites(executor, scorer), own, hooks)
+        clients = make_clients(config, prepared, own)
+        size = cohort_size(len(client_manifest.client_ids), config.federation.fraction_train)
+        with closing(open_executor(clients, size)) as executor:
+            federation = Federation(
+                config=config,
+                run=run,
+                client_manifest=client_manifest,
+                executor=executor,
+                scorer=LocalScorer(config, prepared.store, prepared.standardisation, prepared.split, own.network),
+                own=own,
+                hooks=hooks,
+            )
+            federation.conduct(checkpoint)
     return run

@@ -20,11 +20,8 @@ from ser_fl.config.schema import AugmentationConfig, Count, ModelConfig, Optimis
 from ser_fl.data.augmentation import augment
 from ser_fl.data.datamodule import Batch
 from ser_fl.errors import UserError
-from ser_fl.models.registry import build_network
+from ser_fl.models.networks import build_network
 from ser_fl.randomness import generator
-
-StepOutput = tuple[Tensor, Tensor]
-"""The loss of a step, and the logits_BC of its clean utterances, which are scored."""
 
 
 @stage
@@ -122,29 +119,24 @@ class EmotionClassifier(pl.LightningModule):
         logits_BC: Tensor = self.network(features_BFL)
         return logits_BC
 
-    def augmented(self, features_BFL: Tensor, labels_B: Tensor, batch_idx: int) -> Tensor:
-        """What a training step sees of a batch."""
-        return augment(features_BFL, labels_B, self.augmentation, self.stream)
-
-    def training_loss(self, features_BFL: Tensor, labels_B: Tensor) -> StepOutput:
-        """What a training step minimises, of an augmented batch."""
-        logits_BC = self(features_BFL)
-        return F.cross_entropy(logits_BC, labels_B, label_smoothing=self.augmentation.label_smoothing), logits_BC
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch."""
         features_BFL, labels_B = batch
-        loss, logits_BC = self.training_loss(self.augmented(features_BFL, labels_B, batch_idx), labels_B)
+        logits_BC = self(augment(features_BFL, labels_B, self.augmentation, self.stream))
+        loss = F.cross_entropy(logits_BC, labels_B, label_smoothing=self.augmentation.label_smoothing)
         self._steps.append((loss.detach(), logits_BC.detach(), labels_B))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score a batch."""
-        self._score(batch)
+        features_BFL, labels_B = batch
+        logits_BC = self(features_BFL)
+        loss = F.cross_entropy(logits_BC, labels_B)
+        self.figures.update(value=loss.float(), weight=len(labels_B), preds=logits_BC, target=labels_B)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Score a batch."""
-        self._score(batch)
+        self.validation_step(batch, batch_idx)
 
     def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> Tensor:
         """Probabilities of shape (B, C), from features or from a batch with its labels."""
@@ -157,11 +149,13 @@ class EmotionClassifier(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the epoch."""
-        self._log_scored("val")
+        part = "test" if self.trainer.testing else "val"
+        self.log_dict({f"{part}_{name}": value for name, value in self.figures.compute().items()})
+        self.figures.reset()
 
     def on_test_epoch_end(self) -> None:
         """Log the epoch."""
-        self._log_scored("test")
+        self.on_validation_epoch_end()
 
     def score_epoch(self) -> dict[str, Tensor]:
         """Figures of the training epoch that ends: computed once, so that no step pays for them or waits for a device.
@@ -177,13 +171,15 @@ class EmotionClassifier(pl.LightningModule):
         logits_NC, labels_N = torch.cat(logits), torch.cat(labels)
         self.figures["uar"].update(logits_NC, labels_N)
         self.figures["accuracy"].update(logits_NC, labels_N)
-        self.train_figures = self._take_figures()
+        self.train_figures = self.figures.compute()
+        self.figures.reset()
         return self.train_figures
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser of all parameters of the network; fused, but where a gradient scaler must come between."""
         settings, parameters = self.optimiser, self.network.parameters()
-        fused, decay = not self._scales_gradients(), settings.weight_decay
+        fused = self._trainer is None or self.trainer.precision != "16-mixed"
+        decay = settings.weight_decay
         if settings.name == "sgd":
             return torch.optim.SGD(
                 parameters, settings.learning_rate, settings.momentum, weight_decay=decay, fused=fused
@@ -212,20 +208,3 @@ class EmotionClassifier(pl.LightningModule):
             torch.set_rng_state(streams["torch"].cpu())
         if "cuda" in streams and self.device.type == "cuda":
             torch.cuda.set_rng_state(streams["cuda"].cpu(), self.device)
-
-    def _score(self, batch: Batch) -> None:
-        features_BFL, labels_B = batch
-        logits_BC = self(features_BFL)
-        loss = F.cross_entropy(logits_BC, labels_B)
-        self.figures.update(value=loss.float(), weight=len(labels_B), preds=logits_BC, target=labels_B)
-
-    def _log_scored(self, part: str) -> None:
-        self.log_dict({f"{part}_{name}": value for name, value in self._take_figures().items()})
-
-    def _take_figures(self) -> dict[str, Tensor]:
-        figures: dict[str, Tensor] = self.figures.compute()
-        self.figures.reset()
-        return figures
-
-    def _scales_gradients(self) -> bool:
-        return self._trainer is not None and self.trainer.precision == "16-mixed"

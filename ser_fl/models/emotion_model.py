@@ -20,7 +20,7 @@ from ser_fl.data.frontend import LogMel, Standardisation
 from ser_fl.devices import exact_arithmetic
 from ser_fl.errors import UserError, shown, unknown_name
 from ser_fl.files import check_same_form, from_safetensors, to_safetensors, write_bytes, write_json
-from ser_fl.models.registry import NetworkSource, build_network
+from ser_fl.models.networks import NetworkSource, build_network
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import MODEL_SCHEMA, State
 
@@ -114,7 +114,16 @@ def load_model(
     """
     run = folder if isinstance(folder, RunFolder) else RunFolder(Path(folder))
     run.refuse_links_out()
-    weights = run.weights if client_id is None else _weights_of(run, client_id)
+    weights = run.weights
+    if client_id is not None:
+        if not (known := run.local_clients):
+            raise UserError(
+                f"{run.root} keeps no client's own model, got {client_id!r}: only runs with federation=local_only do "
+                "(an older one writes them when it is resumed)"
+            )
+        if client_id not in known:
+            raise unknown_name("client", client_id, known)
+        weights = run.weights_of(client_id)
     card: Any = run.read_json(run.model)
     schema = card.get("schema") if isinstance(card, dict) else None
     if schema != MODEL_SCHEMA:
@@ -127,75 +136,47 @@ def load_model(
     if needed is None and network is not None:
         raise UserError(f"{run.root} was trained with the configured network: load it without one")
     try:
-        model, frontend = _MODEL.validate_python(card["model"]), _FRONTEND.validate_python(card["frontend"])
-        classes = _CLASSES.validate_python(card["classes"])
-        columns = {name: _column(name, values) for name, values in card["standardisation"].items()}
-        state = from_safetensors(weights.read_bytes())
-        if needed is None:
-            _check_weights(model, len(classes), state)
-        _check_sizes(frontend, columns)
-        standardisation = Standardisation(*(torch.zeros(frontend.num_mels) for _ in range(4)))
-        standardisation.load_state_dict(columns)
-        built = build_network(model, len(classes), seed=0, own=network)
-        built.load_state_dict(state)
-        bundle = EmotionModel(
-            built,
-            standardisation,
-            classes=classes,
-            model=model,
-            frontend=frontend,
-            synthetic=bool(card.get("synthetic", False)),
-            own_network=needed,
-        )
+        return _described(card, from_safetensors(weights.read_bytes()), network).eval()
     except FileNotFoundError:
         raise UserError(f"{run.root} has no {weights.name}: only its records were kept, train it again") from None
     except (KeyError, TypeError, AttributeError, ValueError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the model in {run.root} cannot be loaded: {reason}") from None
-    return bundle.eval()
 
 
-def _check_weights(model: ModelConfig | ObjectConfig, num_classes: int, state: State) -> None:
-    """What is described against what is there, before memory is taken for a model of the described size.
-
-    Raises:
-        ValueError: a tensor is missing, too many, or of another shape or type; it is named.
-    """
-    with torch.device("meta"):
-        described = build_network(model, num_classes, seed=0).state_dict()
-    try:
-        check_same_form(state, described)
-    except ValueError as error:
-        raise ValueError(f"its weights are not as model.json describes: {error}") from None
-
-
-def _check_sizes(frontend: FrontendConfig, columns: Mapping[str, Tensor]) -> None:
-    """The same of the front end.
+def _described(card: Mapping[str, Any], state: State, own: NetworkSource | None) -> EmotionModel:
+    """The model that ``model.json`` describes, with these weights; sizes are checked before memory is taken for them.
 
     Raises:
-        ValueError: a size does not fit, or is of no clip.
+        ValueError, KeyError and others: something is missing, or does not fit; it is named.
     """
-    for name, column_F1 in columns.items():
-        if len(column_F1) != frontend.num_mels:
-            raise ValueError(f"{name} has {len(column_F1)} values for {frontend.num_mels} mel bins")
+    model, frontend = _MODEL.validate_python(card["model"]), _FRONTEND.validate_python(card["frontend"])
+    classes = _CLASSES.validate_python(card["classes"])
+    if own is None:
+        with torch.device("meta"):
+            described = build_network(model, len(classes), seed=0).state_dict()
+        try:
+            check_same_form(state, described)
+        except ValueError as error:
+            raise ValueError(f"its weights are not as model.json describes: {error}") from None
     if frontend.window_samples > frontend.num_samples or frontend.num_samples > _LONGEST_CLIP:
         raise ValueError(f"clips of {frontend.num_samples} samples")
-
-
-def _weights_of(run: RunFolder, client_id: str) -> Path:
-    """The file of a client's own weights."""
-    known = run.local_clients
-    if not known:
-        raise UserError(
-            f"{run.root} keeps no client's own model, got {client_id!r}: only runs with federation=local_only do (an "
-            "older one writes them when it is resumed)"
-        )
-    if client_id not in known:
-        raise unknown_name("client", client_id, known)
-    return run.weights_of(client_id)
-
-
-def _column(name: str, values: list[float | None]) -> Tensor:
-    """JSON has no infinities: null is an open side of the box."""
-    open_side = float("-inf") if name.startswith("lower") else float("inf")
-    return torch.tensor([open_side if value is None else value for value in values]).reshape(-1, 1)
+    columns: State = {}
+    for name, values in card["standardisation"].items():
+        if len(values) != frontend.num_mels:
+            raise ValueError(f"{name} has {len(values)} values for {frontend.num_mels} mel bins")
+        open_side = float("-inf") if name.startswith("lower") else float("inf")  # JSON, which lacks it, says null
+        columns[name] = torch.tensor([open_side if value is None else value for value in values]).reshape(-1, 1)
+    standardisation = Standardisation(*(torch.zeros(frontend.num_mels) for _ in range(4)))
+    standardisation.load_state_dict(columns)
+    network = build_network(model, len(classes), seed=0, own=own)
+    network.load_state_dict(state)
+    return EmotionModel(
+        network,
+        standardisation,
+        classes=classes,
+        model=model,
+        frontend=frontend,
+        synthetic=bool(card.get("synthetic", False)),
+        own_network=card.get("network"),
+    )

@@ -55,6 +55,10 @@ class ClientUpdate(ClientFigures):
     """By part of its work (`ser_fl.stopwatch.ClientPart`), where the run is profiled; empty otherwise."""
 
 
+Outcome = ClientUpdate | str
+"""An update, or why there is none: the traceback of the client that raised, or how its process ended."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientFailure:
     """A client that was left out of a round, or a holder of validation utterances that gave no figures, and why."""

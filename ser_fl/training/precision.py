@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ser_fl.config.schema import Config, Precision
+from ser_fl.config.schema import Config
 from ser_fl.devices import autocast, devices_of
-from ser_fl.models.registry import NetworkSource, build_network
+from ser_fl.models.networks import NetworkSource, build_network
 
 WORTH_IT = 1.1
 """How many times as fast a step must be in bfloat16 to be taken in it: below, fp32 is the better bargain."""
@@ -31,13 +31,7 @@ def resolve_precision(config: Config, num_classes: int, own: NetworkSource | Non
     device = devices_of(config.executor.accelerator)[0]
     with torch.inference_mode(False), torch.enable_grad():  # whatever the caller has switched off
         pays = _has_bf16(device) and speed_up(config, num_classes, device, own) >= WORTH_IT
-    return with_precision(config, "bf16-mixed" if pays else "32-true")
-
-
-def with_precision(config: Config, precision: Precision) -> Config:
-    """The same experiment in another precision."""
-    # mypy does not see that pydantic's dataclass is one.
-    return replace(config, precision=precision)
+    return replace(config, precision="bf16-mixed" if pays else "32-true")
 
 
 def speed_up(config: Config, num_classes: int, device: torch.device, own: NetworkSource | None = None) -> float:

@@ -1,4 +1,9 @@
-"""Lightning Trainers for clients: every client and round has a new one, copied from one that was set up once."""
+"""How a client trains in one round: its module, and the Lightning Trainer or the plain loop that takes the steps.
+
+Every client and round has a new Trainer, copied from one that was set up once.
+
+Legend: B batch, F mel bins, L frames.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +12,10 @@ import logging
 import os
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -17,13 +24,19 @@ import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Checkpoint, DeviceStatsMonitor, EarlyStopping, LearningRateMonitor, ProgressBar
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler
+from torch import Tensor, nn
 
+from ser_fl.config.objects import ObjectConfig
 from ser_fl.config.schema import Config
-from ser_fl.data.datamodule import ClientDataModule
-from ser_fl.devices import CPU
+from ser_fl.data.augmentation import augment
+from ser_fl.data.datamodule import Batch, ClientDataModule
+from ser_fl.devices import CPU, autocast
 from ser_fl.errors import UserError
-from ser_fl.training.client_classifier import ClientClassifier
-from ser_fl.training.lightning_internals import copy_of, leave_signals_alone, let_go
+from ser_fl.models.classifier import EmotionClassifier
+from ser_fl.models.networks import BatchRenorm2d
+from ser_fl.stopwatch import UNWATCHED, ClientPart, Stopwatch, Watch
+from ser_fl.training.lightning_internals import QuickHookNames, copy_of, leave_signals_alone, let_go
+from ser_fl.training.objectives import ClientRound, TrainingPlan
 
 # Lightning makes torch look for GPUs through NVML, so that processes may be forked afterwards. Adam looks in every
 # step, and loading NVML takes a tenth of a millisecond each time. Nothing is forked here.
@@ -39,6 +52,243 @@ _NO_PLACE: tuple[tuple[type[pl.Callback], str], ...] = (
     (ProgressBar, "many clients train in every round, maybe side by side; on_round tells of each round"),
 )
 """Lightning's own callbacks that need what a client does not have."""
+_PARTS: dict[str, ClientPart] = {
+    "train_dataloader_next": "data",
+    "batch_to_device": "data",
+    "transfer_batch_to_device": "data",
+    "training_step": "forward",
+    "backward": "backward",
+    "configure_optimizers": "optimiser",
+    "optimizer_step": "optimiser",
+    "optimizer_zero_grad": "optimiser",
+}
+"""By the name of Lightning's hook; all others are the trainer's. Its optimizer_step holds the whole of a training step,
+of which what has no other part is left."""
+
+
+class ClientClassifier(QuickHookNames, EmotionClassifier):
+    """The local epochs of one client in one round: `EmotionClassifier` with what the round asks of it.
+
+    Args:
+        config: of the experiment.
+        num_classes: C.
+        given: the client's round; its network has the weights that the client received.
+        plan: what the objective makes of it.
+        learning_rate: of this round.
+        optimiser_state: what the optimiser carries from the client's last round, ``"<parameter index>.<entry>"``.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        num_classes: int,
+        given: ClientRound,
+        plan: TrainingPlan,
+        *,
+        learning_rate: float,
+        optimiser_state: Mapping[str, Tensor],
+    ) -> None:
+        super().__init__(
+            None if "network" in config.objects or isinstance(config.model, ObjectConfig) else config.model,
+            num_classes,
+            optimiser=replace(config.optimiser, learning_rate=learning_rate),
+            augmentation=plan.augmentation,
+            seed=config.seed,
+            network=given.network,
+        )
+        self.watch = given.watch
+        self.stream = given.stream
+        self._plan = plan
+        self._freezes_norm = 0 < config.federation.freeze_norm_from <= given.number
+        self._optimiser_state = optimiser_state
+        self._augmented_BFL = torch.empty(0)
+        """The minibatch that is replayed."""
+
+    def on_train_start(self) -> None:
+        """The network is in training mode by now; what stands still leaves it again.
+
+        From `federation.freeze_norm_from` on, batch norm normalises by the running statistics it was given and leaves
+        them as they are, while its scale and shift are trained (the second stage of FixBN: Zhong et al., arXiv
+        2303.06530, section 5). Batch renormalisation goes on, since it trains what is tested.
+        """
+        for module in self.network.modules() if self._freezes_norm else ():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, BatchRenorm2d):
+                module.eval()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The objective's loss of the augmented batch, which is the same for all of its replays."""
+        features_BFL, labels_B = batch
+        if batch_idx % self._plan.replays == 0:
+            with self.watch.part("data"):
+                self._augmented_BFL = augment(features_BFL, labels_B, self.augmentation, self.stream)
+        loss, logits_BC = self._plan.loss(self.network, self._augmented_BFL, labels_B)
+        self._steps.append((loss.detach(), logits_BC.detach(), labels_B))
+        return loss
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As configured; Lightning would look for what there is to clip where nothing is."""
+        if gradient_clip_val is not None:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The client's optimiser, with the state that it carries from its last round, if any."""
+        optimiser = super().configure_optimizers()
+        if self._optimiser_state:
+            parameters, entries = list(self.network.parameters()), defaultdict[int, dict[str, Tensor]](dict)
+            for key, entry in self._optimiser_state.items():
+                index, name = key.split(".", 1)
+                parameter = parameters[int(index)]
+                # A checkpoint does not keep the memory layout, which fused optimisers take for granted; counters have
+                # none.
+                is_moment = entry.shape == parameter.shape
+                entries[int(index)][name] = torch.empty_like(parameter).copy_(entry) if is_moment else entry.clone()
+            groups = optimiser.state_dict()["param_groups"]
+            optimiser.load_state_dict({"state": dict(sorted(entries.items())), "param_groups": groups})
+        return optimiser
+
+
+def fit_in_loop(
+    classifier: ClientClassifier, batches: ClientDataModule, *, epochs: int, device: torch.device, bf16: bool
+) -> torch.optim.Optimizer:
+    """A client's local epochs without Lightning's Trainer: the same steps as `Trainers.fit` without callbacks.
+
+    The same module, to the same bits, and nothing around: a Trainer costs some milliseconds a client and some tenths of
+    one a batch (``results/bench/trainer.md``), for flags, loggers, schedulers, validation and callbacks, which this
+    loop does not know. With ``bf16`` the training step runs under autocast and the rest does not, as in Lightning's
+    "bf16-mixed".
+
+    Returns:
+        The optimiser, with its state.
+    """
+    watch = classifier.watch
+    classifier.to(device)
+    with watch.part("optimiser"):
+        optimiser = classifier.configure_optimizers()
+    classifier.on_train_start()
+    for _ in range(epochs):
+        with watch.part("data"):
+            loader = iter(batches.train_dataloader())
+        for number in range(len(batches.batches)):
+            with watch.part("data"):
+                batch = batches.transfer_batch_to_device(next(loader), device, 0)
+            with watch.part("forward"), autocast(device, bf16=bf16):
+                loss = classifier.training_step(batch, number)
+            with watch.part("optimiser"):
+                optimiser.zero_grad()
+            with watch.part("backward"):
+                torch.autograd.backward(loss)
+            with watch.part("optimiser"):
+                optimiser.step()
+        classifier.score_epoch()
+    return optimiser
+
+
+class Trainers:
+    """Makes the Trainers of a process. Callbacks and the stopwatch are the same for all clients.
+
+    `EarlyStopping` begins anew with each client, as with any fit. A callback of the user's own keeps what it gathers.
+    """
+
+    def __init__(
+        self, config: Config, callbacks: Sequence[pl.Callback], device: torch.device = CPU, watch: Watch = UNWATCHED
+    ) -> None:
+        self._made_of = config, callbacks, device, watch
+        self._unused: pl.Trainer | None = None
+        self._fresh = [
+            (callback, callback.state_dict()) for callback in callbacks if isinstance(callback, EarlyStopping)
+        ]
+
+    def fit(self, classifier: ClientClassifier, batches: ClientDataModule) -> torch.optim.Optimizer:
+        """Train it, and return the optimiser that did.
+
+        The Trainer's flag for deterministic kernels holds for the process until then. An interrupt stays one: Lightning
+        turns Ctrl-C into the end of the process and goes on ignoring the signal, which the round loop owns here.
+        """
+        were = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        wanted, on_interrupt = self._made_of[0].trainer.deterministic, signal.getsignal(signal.SIGINT)
+        trainer = self._new()
+        try:
+            torch.use_deterministic_algorithms(bool(wanted) or were[0], warn_only=wanted == "warn" or were[1])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Lightning's advice on workers and log intervals, every time
+                trainer.fit(classifier, datamodule=batches)
+            assert trainer.global_step > 0, "the Trainer took no step"
+            return trainer.optimizers[0]
+        except SystemExit as end:
+            if not isinstance(end.__context__, KeyboardInterrupt):
+                raise
+            signal.signal(signal.SIGINT, on_interrupt)
+            raise KeyboardInterrupt from None
+        finally:
+            torch.use_deterministic_algorithms(were[0], warn_only=were[1])
+            let_go(trainer)
+
+    def _new(self) -> pl.Trainer:
+        if self._unused is None:
+            self._unused = quiet_trainer(*self._made_of)
+        for callback, state in self._fresh:
+            callback.load_state_dict(state)
+        return copy_of(self._unused)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Trainers, self._made_of
+
+
+def quiet_trainer(
+    config: Config, callbacks: Sequence[pl.Callback], device: torch.device = CPU, watch: Watch = UNWATCHED
+) -> pl.Trainer:
+    """A Lightning Trainer for one client and round: no files, no bars, one device, no cluster detection."""
+    assert config.precision != "auto", "resolve_precision comes first"
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    trainer = pl.Trainer(
+        **config.trainer.changed,
+        max_epochs=config.federation.local_epochs,
+        accelerator=device.type,
+        devices=[device.index or 0] if device.type == "cuda" else 1,
+        precision=config.precision,
+        callbacks=list(callbacks),
+        plugins=[LightningEnvironment()],  # under SLURM the round loop is the job's one task, not each Trainer
+        profiler=FitProfiler(watch) if isinstance(watch, Stopwatch) else _NoProfiler(),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+    leave_signals_alone(trainer)
+    return trainer
+
+
+class FitProfiler(Profiler):
+    """Where the time of a fit goes, by Lightning's own account: its hooks as parts of a stopwatch."""
+
+    def __init__(self, watch: Stopwatch) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def start(self, action_name: str) -> None:
+        """Lightning begins something, such as ``[Strategy]SingleDeviceStrategy.backward``."""
+        hook = action_name.rpartition(".")[2]
+        self._watch.enter("trainer" if action_name.startswith("[Callback]") else _PARTS.get(hook, "trainer"))
+
+    def stop(self, action_name: str) -> None:
+        """Lightning ends what it began last."""
+        self._watch.leave()
+
+
+class _NoProfiler(PassThroughProfiler):
+    """Lightning's own makes a generator for each of some thirty actions a batch."""
+
+    _NOTHING = nullcontext()
+
+    def profile(self, action_name: str) -> Any:
+        return self._NOTHING
 
 
 def check_callbacks(config: Config, callbacks: Sequence[pl.Callback]) -> None:
@@ -59,107 +309,3 @@ def check_callbacks(config: Config, callbacks: Sequence[pl.Callback]) -> None:
 def has_installed_callbacks() -> bool:
     """Whether an installed package gives every Trainer callbacks of its own, by Lightning's entry point for that."""
     return bool(entry_points(group="lightning.pytorch.callbacks_factory"))
-
-
-class Trainers:
-    """Makes the Trainers of a process. Callbacks and the profiler are the same for all clients.
-
-    `EarlyStopping` begins anew with each client, as with any fit. A callback of the user's own keeps what it gathers.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        callbacks: Sequence[pl.Callback],
-        device: torch.device = CPU,
-        profiler: Profiler | None = None,
-    ) -> None:
-        self._made_of = config, callbacks, device, profiler
-        self._unused: pl.Trainer | None = None
-        self._fresh = [
-            (callback, callback.state_dict()) for callback in callbacks if isinstance(callback, EarlyStopping)
-        ]
-
-    def fit(self, classifier: ClientClassifier, batches: ClientDataModule) -> torch.optim.Optimizer:
-        """Train it, and return the optimiser that did."""
-        with self.trainer() as trainer, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Lightning's advice on workers and log intervals, every time
-            _fit(trainer, classifier, batches)
-            assert trainer.global_step > 0, "the Trainer took no step"
-            return trainer.optimizers[0]
-
-    @contextmanager
-    def trainer(self) -> Iterator[pl.Trainer]:
-        """A Trainer for one client and round, which lets go at the end of what it was given.
-
-        Its flag for deterministic kernels holds for the process until then.
-        """
-        were = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-        wanted = self._made_of[0].trainer.deterministic
-        trainer = self._new()
-        try:
-            torch.use_deterministic_algorithms(bool(wanted) or were[0], warn_only=wanted == "warn" or were[1])
-            yield trainer
-        finally:
-            torch.use_deterministic_algorithms(were[0], warn_only=were[1])
-            let_go(trainer)
-
-    def _new(self) -> pl.Trainer:
-        if self._unused is None:
-            self._unused = quiet_trainer(*self._made_of)
-        for callback, state in self._fresh:
-            callback.load_state_dict(state)
-        return copy_of(self._unused)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Trainers, self._made_of
-
-
-class _NoProfiler(PassThroughProfiler):
-    """Lightning's own makes a generator for each of some thirty actions a batch."""
-
-    _NOTHING = nullcontext()
-
-    def profile(self, action_name: str) -> Any:
-        return self._NOTHING
-
-
-def quiet_trainer(
-    config: Config, callbacks: Sequence[pl.Callback], device: torch.device = CPU, profiler: Profiler | None = None
-) -> pl.Trainer:
-    """A Lightning Trainer for one client and round: no files, no bars, one device, no cluster detection."""
-    assert config.precision != "auto"
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    trainer = pl.Trainer(
-        **config.trainer.changed,
-        max_epochs=config.federation.local_epochs,
-        accelerator=device.type,
-        devices=[device.index or 0] if device.type == "cuda" else 1,
-        precision=config.precision,
-        callbacks=list(callbacks),
-        plugins=[LightningEnvironment()],  # under SLURM the round loop is the job's one task, not each Trainer
-        profiler=profiler or _NoProfiler(),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-    )
-    leave_signals_alone(trainer)
-    return trainer
-
-
-def _fit(trainer: pl.Trainer, classifier: ClientClassifier, batches: ClientDataModule) -> None:
-    """Fit, and let an interrupt be one.
-
-    Lightning turns Ctrl-C into the end of the process and goes on ignoring the signal; the round loop owns it here.
-    """
-    on_interrupt = signal.getsignal(signal.SIGINT)
-    try:
-        trainer.fit(classifier, datamodule=batches)
-    except SystemExit as end:
-        if not isinstance(end.__context__, KeyboardInterrupt):
-            raise
-        signal.signal(signal.SIGINT, on_interrupt)
-        raise KeyboardInterrupt from None

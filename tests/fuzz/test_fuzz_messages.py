@@ -21,13 +21,12 @@ from ser_fl.data.client_manifest import ClientManifest
 from ser_fl.data.frontend import Standardisation
 from ser_fl.federation.algorithm import GLOBAL, FedAvg
 from ser_fl.federation.client import ClientTask
-from ser_fl.federation.client_results import ClientResults
 from ser_fl.federation.flower.client_app import app
 from ser_fl.federation.flower.flower_executor import FlowerExecutor, FlowerScorer
 from ser_fl.federation.flower.messaging import Answer
 from ser_fl.federation.flower.nodes import Nodes, told_settings
 from ser_fl.federation.flower.serialisation import PROTOCOL, put, put_json
-from ser_fl.federation.server import Server
+from ser_fl.federation.server import ClientResults, Server
 from ser_fl.runs.records import State
 
 NODE, MELS = 5, 64

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from ser_fl import load, train
 from ser_fl.config.compose import compose, compose_benchmark
 from ser_fl.config.schema import Config
-from ser_fl.federation.checkpoint import Checkpoint, tracked_run
-from ser_fl.federation.run_setup import open_run
+from ser_fl.federation.checkpoint import Checkpoint, open_run, tracked_run
 from ser_fl.report.page import render_page
 from ser_fl.report.panels import draw_figures
 from ser_fl.report.reader import read_run

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ser_fl.federation.algorithm import GLOBAL, FedAvg
-from ser_fl.federation.client_results import ClientResults
-from ser_fl.federation.server import Server
+from ser_fl.federation.server import ClientResults, Server
 from ser_fl.runs.records import ClientUpdate, State
 
 HUGE = (1e308, -1e308, 3.4e38, -3.4e38, 1e-45, 0.0, 1.0)

@@ -17,15 +17,11 @@ from ser_fl.config.schema import Config
 from ser_fl.data.frontend import Standardisation
 from ser_fl.data.node_partition import Host, NodePartition, facts_of, open_node_corpus, open_partition
 from ser_fl.data.prepared import open_configured_corpus
-from ser_fl.data.splits import holders
 from ser_fl.devices import devices_of, exact_arithmetic
-from ser_fl.federation.client import Clients, ClientTask
-from ser_fl.federation.executors.executor import attempt
-from ser_fl.federation.experiment import box_of
+from ser_fl.federation.client import Clients, ClientTask, attempt
 from ser_fl.federation.flower.run_config import configured
 from ser_fl.federation.flower.serialisation import put, put_json, take, take_json
 from ser_fl.federation.scoring import LocalScorer
-from ser_fl.robustness.evaluator import Evaluator
 from ser_fl.runs.environment import threads_limited_to
 from ser_fl.runs.redaction import public_text
 from ser_fl.training.objectives import OBJECTIVES
@@ -104,7 +100,6 @@ def train(question: Question) -> RecordDict:
         indices=share.clients,
         standardisation=standardisation,
         objective=OBJECTIVES[config.stock_objective.name](config.stock_objective),
-        box=box_of(standardisation),
         device=devices_of(config.executor.accelerator)[0],
     )
     answer, figures = RecordDict(), dict[str, dict[str, Any]]()
@@ -132,15 +127,10 @@ def train(question: Question) -> RecordDict:
 
 def score(question: Question) -> RecordDict:
     """Confusion matrices of the speakers here."""
-    config, share, content = question.config, question.share, question.content
-    standardisation, part = question.standardisation, content["part"]
-    scorer = LocalScorer(
-        config,
-        Evaluator(share.store, standardisation),
-        box_of(standardisation),
-        {part: holders(share.store.utterances, getattr(share.split, part))},
-    )
-    scored = scorer.score({"global": take(question.records, "model")}, part, attacked=content["attacked"])
+    share, content = question.share, question.content
+    scorer = LocalScorer(question.config, share.store, question.standardisation, share.split)
+    model = take(question.records, "model")
+    scored = scorer.score({"global": model}, content["part"], attacked=content["attacked"])
     return _answer({"confusions": {holder: matrix.astype(int).tolist() for holder, matrix in scored.by_holder.items()}})
 
 

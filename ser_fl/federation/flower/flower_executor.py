@@ -12,15 +12,13 @@ from flwr.app import RecordDict
 from ser_fl.data.frontend import Standardisation
 from ser_fl.data.splits import Part
 from ser_fl.federation.algorithm import GLOBAL
-from ser_fl.federation.client import ClientTask
-from ser_fl.federation.client_results import Outcome
-from ser_fl.federation.executors.executor import Executor
+from ser_fl.federation.client import ClientTask, Executor
 from ser_fl.federation.flower.nodes import Answer, Nodes
 from ser_fl.federation.flower.replies import Confusions, Refusal, Updates
 from ser_fl.federation.flower.serialisation import WireError, put, take
 from ser_fl.federation.scoring import Scored
 from ser_fl.metrics import Confusion
-from ser_fl.runs.records import ClientFailure, ClientUpdate, State
+from ser_fl.runs.records import ClientFailure, ClientUpdate, Outcome, State
 
 _LOG = logging.getLogger(__name__)
 NOT_CONNECTED = "its node is not connected"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from threading import Event
 
 from flwr.app import Context
@@ -10,19 +11,17 @@ from flwr.serverapp import Grid, ServerApp
 from ser_fl.config.schema import Config
 from ser_fl.devices import exact_arithmetic
 from ser_fl.errors import RoundFailed, UserError
-from ser_fl.federation.conduct import Sites, conduct
-from ser_fl.federation.experiment import NOTHING, OwnObjects, check_client_manifest
+from ser_fl.federation.checkpoint import open_run
 from ser_fl.federation.flower.error_reporting import error_line
 from ser_fl.federation.flower.flower_executor import FlowerExecutor, FlowerScorer
 from ser_fl.federation.flower.messaging import Exchange
 from ser_fl.federation.flower.nodes import Nodes
 from ser_fl.federation.flower.run_config import configured
-from ser_fl.federation.rounds import Hooks
-from ser_fl.federation.run_setup import open_run
+from ser_fl.federation.own_objects import NOTHING, OwnObjects
+from ser_fl.federation.rounds import Federation, Hooks
 from ser_fl.runs.environment import threads_limited_to
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import RoundRecord
-from ser_fl.training.precision import with_precision
 
 
 def serve(
@@ -50,15 +49,22 @@ def serve(
     executor = config.executor
     with open_run(config) as (run, checkpoint), threads_limited_to(executor.threads), exact_arithmetic():
         if checkpoint is not None and checkpoint.precision is not None:
-            config = with_precision(config, checkpoint.precision)
+            config = replace(config, precision=checkpoint.precision)
         elif config.precision == "auto":
-            config = with_precision(config, "32-true")
+            config = replace(config, precision="32-true")
         nodes = Nodes(Exchange(grid, executor.deadline_s, given_up or Event()), config)
         client_manifest = nodes.enrol(executor.num_nodes or 1, executor.wait_s)
-        check_client_manifest(config, run, client_manifest, checkpoint)
         standardisation = client_manifest.standardisation
-        sites = Sites(FlowerExecutor(nodes, standardisation), FlowerScorer(nodes, standardisation))
-        conduct(config, run, client_manifest, checkpoint, sites, own, hooks)
+        federation = Federation(
+            config=config,
+            run=run,
+            client_manifest=client_manifest,
+            executor=FlowerExecutor(nodes, standardisation),
+            scorer=FlowerScorer(nodes, standardisation),
+            own=own,
+            hooks=hooks,
+        )
+        federation.conduct(checkpoint)
     return run
 
 

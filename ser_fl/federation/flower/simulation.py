@@ -16,9 +16,9 @@ from flwr.simulation import run_simulation
 from ser_fl.config.schema import Config
 from ser_fl.data.node_partition import Host
 from ser_fl.data.prepared import open_configured_corpus
-from ser_fl.federation.experiment import OwnObjects
 from ser_fl.federation.flower.client_app import make_client_app
 from ser_fl.federation.flower.server_app import serve
+from ser_fl.federation.own_objects import OwnObjects
 from ser_fl.federation.rounds import Hooks
 from ser_fl.runs.folder import RunFolder
 

@@ -19,9 +19,9 @@ import tomli_w
 
 from ser_fl.config.schema import Config, dump
 from ser_fl.errors import RoundFailed, UserError
+from ser_fl.federation.checkpoint import given_folder, new_folders
 from ser_fl.federation.flower import QUIET
 from ser_fl.federation.flower.error_reporting import error_told_by
-from ser_fl.federation.run_setup import given_folder, new_folders
 from ser_fl.files import write_bytes
 from ser_fl.runs.folder import RunFolder
 

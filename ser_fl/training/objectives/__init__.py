@@ -10,18 +10,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from ser_fl.config.schema import ObjectiveConfig
-from ser_fl.training.objectives.adversarial import BIM, FGSM, PGD, Fast, PerRound, PerStep
-from ser_fl.training.objectives.free import Free
+from ser_fl.training.objectives.adversarial import BIM, FGSM, PGD, Fast, Free, PerRound, PerStep, Trades
 from ser_fl.training.objectives.objective import ClientRound, Objective, TrainingPlan
-from ser_fl.training.objectives.trades import Trades
 
 __all__ = ["OBJECTIVES", "ClientRound", "Objective", "TrainingPlan"]
 
-_RECIPES = {"per_round": PerRound, "per_step": PerStep}
-
 
 def _by_recipe(attack: type[PGD], config: ObjectiveConfig) -> Objective:
-    return _RECIPES[config.recipe](config, attack)
+    return {"per_round": PerRound, "per_step": PerStep}[config.recipe](config, attack)
 
 
 OBJECTIVES: Mapping[str, Callable[[ObjectiveConfig], Objective]] = {

@@ -1,6 +1,6 @@
-"""Adversarial training with FGSM, BIM, PGD or the one fast step, made once a round or in every step.
+"""Adversarial training: with FGSM, BIM, PGD or the one fast step, once a round or in every step; free; and TRADES.
 
-Legend: N utterances, B batch, F mel bins, L frames.
+Legend: N utterances, B batch, F mel bins, L frames, C classes.
 """
 
 from __future__ import annotations
@@ -10,17 +10,22 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ser_fl.attacks.step_size import default_step_size
-from ser_fl.attacks.training_attacks import pgd, random_start
-from ser_fl.config.schema import AugmentationConfig, ObjectiveConfig
+from ser_fl.attacks.threat_model import Box
+from ser_fl.attacks.training_attacks import divergence, pgd, random_start
+from ser_fl.config.schema import ObjectiveConfig
 from ser_fl.data.augmentation import augment
 from ser_fl.data.examples import Examples
 from ser_fl.devices import CPU, device_of, send
 from ser_fl.training.objectives.objective import ClientRound, Objective, TrainingPlan
 
 _CRAFTING_BATCH = 32
+_CLOSE = 0.02
+"""Where the attack of TRADES starts, as a share of epsilon: at x itself the divergence has no gradient. The authors
+start within 0.001 at an epsilon of 0.031 (by Gaussian noise; here it is uniform)."""
 
 
 class PGD:
@@ -142,7 +147,15 @@ class PerRound(Adversarial):
         return TrainingPlan(
             examples=Examples(torch.cat([clean_NFL, torch.cat(copies).to(CPU)]), torch.cat([labels_N, labels_N])),
             num_examples=count,
-            augmentation=_nothing_but_smoothing(given.augmentation),
+            augmentation=replace(  # nothing but label smoothing: copies stay as they were made
+                given.augmentation,
+                roll=False,
+                splice=0.0,
+                time_masks=0,
+                mel_masks=0,
+                max_mel_warp=0.0,
+                max_equalisation=0.0,
+            ),
             loss=partial(self.loss, given),
         )
 
@@ -155,13 +168,11 @@ class PerStep(Adversarial):
 
     def start_adversarial_round(self, given: ClientRound, epsilon: float) -> TrainingPlan:
         """All examples, hardened batch by batch."""
-        return given.on_all(partial(self.hardened_loss, given, epsilon))
 
-    def hardened_loss(
-        self, given: ClientRound, epsilon: float, network: nn.Module, features_BFL: Tensor, labels_B: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of the hardened batch."""
-        return self.loss(given, network, self.harden(given, epsilon, features_BFL, labels_B), labels_B)
+        def hardened_loss(network: nn.Module, features_BFL: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
+            return self.loss(given, network, self.harden(given, epsilon, features_BFL, labels_B), labels_B)
+
+        return given.on_all(hardened_loss)
 
     def harden(self, given: ClientRound, epsilon: float, features_BFL: Tensor, labels_B: Tensor) -> Tensor:
         """A batch whose first share (batches are shuffled) is replaced by its adversarial version."""
@@ -170,9 +181,111 @@ class PerStep(Adversarial):
         return torch.cat([adversarial, features_BFL[count:]]) if count < len(features_BFL) else adversarial
 
 
-def _nothing_but_smoothing(augmentation: AugmentationConfig) -> AugmentationConfig:
-    """Copies that were made at the start of a round stay as they are."""
-    # mypy does not see that pydantic's dataclass is one.
-    return replace(
-        augmentation, roll=False, splice=0.0, time_masks=0, mel_masks=0, max_mel_warp=0.0, max_equalisation=0.0
-    )
+class Free(Adversarial):
+    """Free adversarial training (Shafahi et al., arXiv 1904.12843, algorithm 1).
+
+    It trains on every minibatch several times in a row, with a perturbation that each of these replays moves by the way
+    (`FreePerturbation`); utterances are augmented once, before the replays. The paper divides the number of epochs by
+    that of replays, so that training costs what clean training does. Here it is a client's round that does, since
+    rounds are what schedules, patience and comparisons count: with m replays each local epoch takes one in m
+    minibatches, and a second local epoch goes on with those that have not come yet. That makes as many steps as a clean
+    epoch, up to half of one minibatch's replays, and at least one minibatch's: a client of fewer than m minibatches
+    takes more. A client's weight in the average stays the number of its utterances. The default of 4 replays is the
+    authors' for inputs of a spectrogram's size (ImageNet): more of them make a stronger attack, on fewer utterances a
+    round. Its steps are single ones: look for the collapse of `Fast`.
+    """
+
+    def start_adversarial_round(self, given: ClientRound, epsilon: float) -> TrainingPlan:
+        """A perturbation of this round's own."""
+        assert self.config.replays is not None, "checked with the configuration"
+        perturbation = FreePerturbation(epsilon, self.attack.step_size(epsilon), given.box)
+        return given.on_all(partial(self.perturbed_loss, given, perturbation), self.config.replays)
+
+    def perturbed_loss(
+        self,
+        given: ClientRound,
+        perturbation: FreePerturbation,
+        network: nn.Module,
+        features_BFL: Tensor,
+        labels_B: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of the moved batch."""
+        return self.loss(given, network, perturbation(features_BFL), labels_B)
+
+
+class FreePerturbation:
+    """The perturbation of one client in one round.
+
+    Called once a training step, it gives the batch moved by the perturbation; when the step's own backward pass reaches
+    the batch, its gradient moves the perturbation by ``step_size`` in each cell, clipped to epsilon. The next step sees
+    that: the next replay of the minibatch or, as in the paper, the first one of the next minibatch. Minibatches differ
+    in size by one utterance, the larger ones first; as in the authors' code a smaller one takes the first rows.
+
+    The gradient is that of the loss which trains the weights, label smoothing included, in training mode: batch norm by
+    the statistics of the batch (unless it is frozen) and with dropout, while the other objectives attack in eval mode.
+    It is taken at the features inside the box, so that a cell on a side of the box has one too.
+
+    It starts at zero, as there: the first step of a round is a clean one.
+
+    Args:
+        epsilon: radius of the L-infinity ball, >= 0, in units of the features.
+        step_size: how far each step moves every cell, same units; the paper's is epsilon.
+        box: the values that features may take.
+    """
+
+    def __init__(self, epsilon: float, step_size: float, box: Box) -> None:
+        self.epsilon = epsilon
+        self.step_size = step_size
+        self.box = box
+        self.perturbation_BFL: Tensor | None = None
+
+    def __call__(self, features_BFL: Tensor) -> Tensor:
+        """The batch to train on, within epsilon and the box; a leaf that requires its gradient."""
+        if self.perturbation_BFL is None:
+            self.perturbation_BFL = torch.zeros_like(features_BFL)
+            self.box = self.box.to(features_BFL.device)
+        perturbation_BFL = self.perturbation_BFL[: len(features_BFL)]
+        moved_BFL = self.box.clip(features_BFL + perturbation_BFL).requires_grad_()
+
+        def ascend(gradient_BFL: Tensor) -> None:  # in the step's own backward pass
+            perturbation_BFL.add_(gradient_BFL.sign(), alpha=self.step_size).clamp_(-self.epsilon, self.epsilon)
+
+        moved_BFL.register_hook(ascend)  # type: ignore[no-untyped-call]
+        return moved_BFL
+
+
+class Trades(Adversarial):
+    """Cross-entropy of the clean batch and beta times the divergence of its adversarial predictions.
+
+    Zhang et al. (arXiv 1901.08573, equation 5), as in the authors' code: the mean over utterances of
+    KL(p(x) || p(x')), x' found by PGD on that divergence from a start close to x, and both sides trained.
+    """
+
+    def start_adversarial_round(self, given: ClientRound, epsilon: float) -> TrainingPlan:
+        """All examples, clean; each step attacks its own."""
+        return given.on_all(partial(self.trades_loss, given, epsilon))
+
+    def trades_loss(
+        self, given: ClientRound, epsilon: float, network: nn.Module, features_BFL: Tensor, labels_B: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Both halves go through the network in one forward pass, so that batch norm sees them together.
+
+        Returns:
+            The loss, and the clean utterances' logits of shape (B, C).
+        """
+        with given.watch.part("attack"):
+            adversarial_BFL = pgd(
+                network,
+                features_BFL,
+                None,
+                epsilon=epsilon,
+                step_size=self.attack.step_size(epsilon),
+                steps=self.config.steps,
+                box=given.box,
+                start_BFL=random_start(features_BFL, _CLOSE * epsilon, given.stream),
+                low_precision=given.low_precision,
+            )
+        logits_BC, adversarial_BC = network(torch.cat([features_BFL, adversarial_BFL])).float().chunk(2)
+        clean = F.cross_entropy(logits_BC, labels_B, label_smoothing=given.augmentation.label_smoothing)
+        assert self.config.beta is not None, "checked with the configuration"
+        return clean + self.config.beta * divergence(logits_BC, adversarial_BC).mean(), logits_BC

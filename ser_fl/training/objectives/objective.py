@@ -15,10 +15,9 @@ from torch import Generator, Tensor, nn
 from ser_fl.attacks.threat_model import Box
 from ser_fl.config.schema import AugmentationConfig
 from ser_fl.data.examples import Examples
-from ser_fl.models.classifier import StepOutput
 from ser_fl.stopwatch import UNWATCHED, Watch
 
-StepLoss = Callable[[nn.Module, Tensor, Tensor], StepOutput]
+StepLoss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(network, features_BFL, labels_B) -> the loss of a step, and the clean utterances' logits_BC, which are scored."""
 
 

@@ -18,10 +18,9 @@ from typing import cast
 from ser_fl.config.schema import ExecutorConfig
 from ser_fl.devices import CPU, device_for, devices_of
 from ser_fl.errors import UserError
-from ser_fl.federation.client import Clients, ClientTask
-from ser_fl.federation.client_results import Outcome
-from ser_fl.federation.executors.executor import Executor
-from ser_fl.federation.executors.worker import Worker, pack
+from ser_fl.federation.client import Clients, ClientTask, Executor, SerialExecutor
+from ser_fl.federation.worker import Worker, pack
+from ser_fl.runs.records import Outcome
 
 _LOG = logging.getLogger(__name__)
 
@@ -80,7 +79,7 @@ class ProcessExecutor(Executor):
         return self._workers[-1]
 
     def _collect(self, outcomes: dict[str, Outcome], deaths: dict[str, str]) -> None:
-        """Wait until a worker says something or dies."""
+        """Wait until a worker says something or dies. The client of one that died is tried on a new one, once."""
         busy = {worker.connection: worker for worker in self._workers if worker.task is not None}
         for connection in wait(list(busy)):
             worker = busy[cast(Connection, connection)]
@@ -89,27 +88,23 @@ class ProcessExecutor(Executor):
             try:
                 outcome = worker.hear()
             except EOFError:
-                self._replace(worker, task, outcomes, deaths)
+                self._workers.remove(worker)
+                end = worker.end(patience_s=60)  # its pipe is closed a moment before it is gone
+                if not self._was_any_ready:
+                    raise UserError(
+                        f"a worker process ended before it was ready ({end}): a script that trains with "
+                        "executor=processes needs `if __name__ == '__main__':` around what it runs"
+                    ) from None
+                if task.client_id in deaths:
+                    outcomes[task.client_id] = f"its worker process died twice: {deaths[task.client_id]}, then {end}"
+                    continue
+                deaths[task.client_id] = end
+                _LOG.warning("client %s is tried again: its worker process died (%s)", task.client_id, end)
+                self._start().give(task)
                 continue
             self._was_any_ready |= worker.is_ready
             if outcome is not None:
                 outcomes[task.client_id] = outcome
-
-    def _replace(self, worker: Worker, task: ClientTask, outcomes: dict[str, Outcome], deaths: dict[str, str]) -> None:
-        """Try the client of a worker that died on a new one, once."""
-        self._workers.remove(worker)
-        end = worker.end(patience_s=60)  # its pipe is closed a moment before it is gone
-        if not self._was_any_ready:
-            raise UserError(
-                f"a worker process ended before it was ready ({end}): a script that trains with executor=processes "
-                "needs `if __name__ == '__main__':` around what it runs"
-            )
-        if task.client_id in deaths:
-            outcomes[task.client_id] = f"its worker process died twice: {deaths[task.client_id]}, then {end}"
-            return
-        deaths[task.client_id] = end
-        _LOG.warning("client %s is tried again: its worker process died (%s)", task.client_id, end)
-        self._start().give(task)
 
     def _dismiss(self, workers: Iterable[Worker]) -> None:
         """End workers at once, whatever they are doing."""
@@ -127,18 +122,27 @@ class ProcessExecutor(Executor):
         self._workers.clear()
 
 
+def open_executor(clients: Clients, cohort_size: int) -> Executor:
+    """The configured executor, for rounds of so many clients. Worker processes start with the first round.
+
+    Raises:
+        UserError: an object of the caller's own cannot be sent to a worker process.
+    """
+    config = clients.config.executor
+    if config.name == "serial":
+        return SerialExecutor(clients)
+    return ProcessExecutor(clients, count_workers(config, cohort_size))
+
+
 def count_workers(config: ExecutorConfig, cohort_size: int) -> int:
     """Worker processes for rounds of so many clients: as many as asked for, else one a GPU, or as have cores."""
     if config.workers != "auto":
         return min(config.workers, cohort_size)
     devices = devices_of(config.accelerator)
-    wanted = _cores() // config.threads if devices == (CPU,) else len(devices)
+    wanted = len(devices)
+    if devices == (CPU,):
+        try:  # a cluster's job has often fewer cores than its machine
+            wanted = len(os.sched_getaffinity(0)) // config.threads
+        except AttributeError:  # not on every system
+            wanted = (os.cpu_count() or 1) // config.threads
     return max(1, min(wanted, cohort_size))
-
-
-def _cores() -> int:
-    """Cores that this process may run on: a cluster's job has often fewer than its machine."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every system
-        return os.cpu_count() or 1

@@ -22,17 +22,13 @@ import torch
 
 from ser_fl.devices import current
 from ser_fl.errors import UserError
-from ser_fl.federation.client import Clients, ClientTask
-from ser_fl.federation.client_results import Outcome
-from ser_fl.federation.executors.executor import attempt
+from ser_fl.federation.client import Clients, ClientTask, attempt
 from ser_fl.files import from_safetensors, to_safetensors
 from ser_fl.runs.environment import keep_freed_memory
 from ser_fl.runs.preemption import LEFT_TO_THE_PARENT
-from ser_fl.runs.records import State
+from ser_fl.runs.records import Outcome, State
 
 _SPAWN = get_context("spawn")
-
-
 _SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], None]], ...] = (
     (torch.get_num_threads, torch.set_num_threads),
     (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
@@ -116,7 +112,17 @@ class Worker:
         try:
             said: Ready | Outcome = self.connection.recv()
             if isinstance(said, Ready):
-                self._go_on(said)
+                if said.problem is not None:
+                    raise UserError(
+                        f"a worker process cannot build its clients ({said.problem}): define what it is given in a "
+                        "module that it can import, or use executor=serial"
+                    )
+                if not said.has_clients:
+                    self.connection.send_bytes(self._payload)
+                    return None
+                self.is_ready = True
+                if self.task is not None:
+                    self._send(self.task)
                 return None
             assert self.task is not None
             if not isinstance(said, str):
@@ -127,19 +133,6 @@ class Worker:
             raise EOFError from None
         self.task = None
         return said
-
-    def _go_on(self, said: Ready) -> None:
-        if said.problem is not None:
-            raise UserError(
-                f"a worker process cannot build its clients ({said.problem}): define what it is given in a module that "
-                "it can import, or use executor=serial"
-            )
-        if not said.has_clients:
-            self.connection.send_bytes(self._payload)
-            return
-        self.is_ready = True
-        if self.task is not None:
-            self._send(self.task)
 
     def end(self, patience_s: float) -> str:
         """End it: by itself, when it has nothing to do, within ``patience_s``; else by force.
@@ -199,28 +192,23 @@ def work(connection: Connection, device: torch.device) -> None:
             connection.send(Ready(has_clients=False, problem=f"{type(error).__name__}: {error}"))
             return
         connection.send(Ready(has_clients=True))
+        clients, state = replace(clients, device=device), State()
         with current(device):  # else pinned memory would belong to the first GPU, and take room there
-            _answer(replace(clients, device=device), connection)
+            while True:
+                task, is_new = connection.recv()
+                if is_new:
+                    state = from_safetensors(connection.recv_bytes())
+                task = replace(task, state=state, optimiser_state=from_safetensors(connection.recv_bytes()))
+                outcome = attempt(clients.update, task)
+                if isinstance(outcome, str):
+                    connection.send(outcome)
+                    continue
+                connection.send(replace(outcome, state={}, optimiser_state={}))
+                connection.send_bytes(to_safetensors(outcome.state))
+                connection.send_bytes(to_safetensors(outcome.optimiser_state))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # an orderly exit takes torch apart module by module, for seconds
-
-
-def _answer(clients: Clients, connection: Connection) -> None:
-    """One task after the other."""
-    state: State = {}
-    while True:
-        task, is_new = connection.recv()
-        if is_new:
-            state = from_safetensors(connection.recv_bytes())
-        task = replace(task, state=state, optimiser_state=from_safetensors(connection.recv_bytes()))
-        outcome = attempt(clients.update, task)
-        if isinstance(outcome, str):
-            connection.send(outcome)
-            continue
-        connection.send(replace(outcome, state={}, optimiser_state={}))
-        connection.send_bytes(to_safetensors(outcome.state))
-        connection.send_bytes(to_safetensors(outcome.optimiser_state))
 
 
 def _end_with_parent() -> None:

@@ -1,0 +1,108 @@
+"""Objects of the caller's own, in place of what the configuration names."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import nn
+
+from ser_fl.config.schema import Config
+from ser_fl.errors import UserError, one_line
+from ser_fl.federation.aggregation import Aggregation
+from ser_fl.federation.algorithm import Algorithm
+from ser_fl.models.networks import NetworkSource, build_network
+from ser_fl.training.objectives import Objective
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnObjects:
+    """What takes the place of what the configuration names; None leaves that."""
+
+    network: NetworkSource | None = None
+    objective: Objective | None = None
+    aggregation: Aggregation | None = None
+    algorithm: Algorithm | None = None
+    callbacks: tuple[pl.Callback, ...] = ()
+    """Beside the configured training, of which they change nothing that they do not reach into."""
+
+    @classmethod
+    def of(cls, *, network: Any = None, callbacks: Iterable[pl.Callback] = (), **given: Any) -> Self:
+        """From objects; a class stands for an object that is made without arguments, but for a network's.
+
+        Raises:
+            UserError: one is of another kind.
+        """
+        kinds = {"objective": Objective, "aggregation": Aggregation, "algorithm": Algorithm}
+        for name, kind in kinds.items():
+            one = given.get(name)
+            made = one() if isinstance(one, type) else one
+            if made is not None and not isinstance(made, kind):
+                raise UserError(f"{name} must be a {kind.__module__}.{kind.__name__}, got {qualified_name(made)}")
+            given[name] = made
+        if network is not None and not callable(network):
+            raise UserError(f"network must be a module, or make one for a number of classes, got {network!r}")
+        return cls(network=network, callbacks=tuple(callbacks), **given)
+
+    def recorded_in(self, config: Config) -> Config:
+        """The configuration with these objects named in it, but for callbacks, on which no result depends.
+
+        Raises:
+            UserError: it names others, or they do not go with it.
+        """
+        given = {name: getattr(self, name) for name in ("network", "objective", "aggregation", "algorithm")}
+        names = {name: qualified_name(value) for name, value in given.items() if value is not None}
+        for name, wanted in config.objects.items():
+            if names.get(name) != wanted:
+                raise UserError(f"this configuration is of a run with {name}={wanted}: give it to ser_fl.train")
+        federation, executor = config.federation.name, config.executor
+        for name in ("aggregation", "algorithm"):
+            if name in names and federation == "local_only":
+                raise UserError(f"federation=local_only averages nothing, got {name}={names[name]}")
+        for name in names if executor.name == "flower" else ():
+            if name in ("network", "objective") or executor.superlink is not None:
+                raise UserError(
+                    f"executor=flower sends no code to other hosts, got {name}={names[name]}: use executor=serial or "
+                    "executor=processes"
+                )
+        return replace(config, objects=names)
+
+
+NOTHING = OwnObjects()
+
+
+def qualified_name(value: object) -> str:
+    """Of a class or function, or of an object's class: ``module.Class``."""
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def check_network(config: Config, num_classes: int, own: OwnObjects) -> None:
+    """Refuse a network of the caller's own that is no classifier of these features, before anything is written.
+
+    Raises:
+        UserError: what it gives for two utterances of zeros is not (2, C), or it raises, or it has nothing to train.
+    """
+    network: object = build_network(config.model, num_classes, seed=config.seed, own=own.network)
+    name, shape = qualified_name(network), (2, config.frontend.num_mels, config.frontend.num_frames)
+    if not isinstance(network, nn.Module):
+        raise UserError(f"network must make a torch.nn.Module, got {name}")
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise UserError(f"network {name} has no parameter to train")
+    if odd := [key for key, value in network.state_dict().items() if not isinstance(value, torch.Tensor)]:
+        raise UserError(f"network {name} keeps {odd[0]} in its state, which is no tensor: clients could not send it")
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            logits_BC = copy.deepcopy(network).eval()(torch.zeros(shape))
+    except Exception as error:
+        reason = one_line(f"{type(error).__name__}: {error}")
+        raise UserError(f"network {name} cannot take features of shape {shape}: {reason}") from None
+    if not isinstance(logits_BC, torch.Tensor) or logits_BC.shape != (2, num_classes):
+        given = tuple(logits_BC.shape) if isinstance(logits_BC, torch.Tensor) else type(logits_BC).__name__
+        raise UserError(f"network {name} must give logits of shape {(2, num_classes)} for {shape}, got {given}")

@@ -1,0 +1,236 @@
+"""The networks, the normalisation between their convolutions, and how one is built by name.
+
+Legend: B batch, F mel bins, L frames, C classes, K channels, H hidden units; of maps, H and W are rows and columns.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ser_fl.config.objects import ObjectConfig, refusal
+from ser_fl.config.schema import CRNNConfig, ModelConfig, ResNetConfig, VGG15Config
+from ser_fl.devices import autocast, float32_by_default
+from ser_fl.models.cpu_kernels import BidirectionalGRU, ConvolutionBlocks, StemConvolution
+from ser_fl.randomness import derive_seed
+
+_MEL_BANDS = 4
+"""Bands of mel bins that the CRNN's GRU sees, whatever the number of mel bins."""
+_VGG_STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+"""Channels and convolutions of each stage; each ends in max pooling by 2."""
+_MOMENTUM = 0.02
+"""Weight of a batch in renorm's running statistics, which so average some fifty batches (in FedSGD: fifty rounds)."""
+_SETTLED = 300
+"""Batches until renorm's corrections may reach their largest values."""
+_LARGEST_SCALE = 3.0
+_LARGEST_SHIFT = 5.0
+
+
+def normalisation(norm: str, channels: int) -> nn.Module:
+    """Batch norm, batch renormalisation, or group norm of up to 8 groups, which keeps no statistics to be shared."""
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    if norm == "renorm":
+        return BatchRenorm2d(channels)
+    return nn.GroupNorm(max(count for count in range(1, 9) if channels % count == 0), channels)
+
+
+class BatchRenorm2d(nn.BatchNorm2d):
+    """Batch norm that trains what is tested (batch renormalisation: Ioffe, arXiv 1702.03275, algorithm 1).
+
+    With a batch's mean m and deviation s, and the running ones M and S: y = weight * ((x - m) / s * r + d) + bias with
+    r = s / S and d = (m - M) / S. No gradient passes through r and d, and they are clipped to [1 / 3, 3] and [-5, 5],
+    as in the paper. Where nothing is clipped that is (x - M) / S, the output in evaluation, with batch norm's gradient.
+    It matters to federated clients: their minibatches are of one speaker, whose own statistics batch norm removes in
+    training and keeps in a test.
+
+    Parameters, buffers and evaluation are those of `nn.BatchNorm2d`. Two deviations from the paper, since corpora of
+    emotion have few batches: the bounds of r and d grow from 1 and 0 (batch norm) to the full ones over the first 300
+    batches, not over 40,000 and 25,000; and the running statistics move by 0.02 a batch, not by 0.01.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, momentum=_MOMENTUM)
+
+    def forward(self, maps_BKHW: Tensor) -> Tensor:
+        """Maps of the same shape."""
+        if not self.training:
+            return super().forward(maps_BKHW)
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None and self.momentum is not None
+        with torch.no_grad():
+            # Mean and variance by batch norm's own kernel: several times as fast on CPUs.
+            mean_K, variance_K = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_mean)
+            functional.batch_norm(maps_BKHW, mean_K, variance_K, training=True, momentum=1.0)
+            count = maps_BKHW.numel() // len(mean_K)
+            biased_K = variance_K * ((count - 1) / count)
+            deviation_K = (self.running_var + self.eps).sqrt()
+            share = (self.num_batches_tracked.float() / _SETTLED).clamp(max=1)
+            largest, furthest = 1 + share * (_LARGEST_SCALE - 1), share * _LARGEST_SHIFT
+            scale_K = ((biased_K + self.eps).sqrt() / deviation_K).clamp(1 / largest, largest)
+            shift_K = ((mean_K - self.running_mean) / deviation_K).clamp(-furthest, furthest)
+            self.num_batches_tracked.add_(1)
+        return functional.batch_norm(
+            maps_BKHW,
+            self.running_mean,
+            self.running_var,
+            self.weight * scale_K,
+            self.bias + self.weight * shift_K,
+            training=True,
+            momentum=self.momentum,
+            eps=self.eps,
+        )
+
+
+class CRNN(nn.Module):
+    """Emotion classifier for log-mel features of any size from 16 mel bins and 16 frames up.
+
+    Convolution blocks, bidirectional GRU, attention pooling. The first block halves the resolution in its 5 x 5
+    convolution and again by max pooling. The second pools both axes, the third mel bins only: a frame that reaches the
+    GRU covers 8 frames of the input (0.13 s at a hop of 256 samples, 16 kHz). Mel bins are then averaged to four bands;
+    64 to 78 bins make four already, and fewer are repeated to four. Dropout is in modules of its own, never inside the
+    GRU, where it would stay on while an attack takes gradients.
+    """
+
+    def __init__(self, num_classes: int, config: CRNNConfig) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = []
+        before = 1
+        for depth, channels in enumerate(config.channels):
+            blocks += [
+                StemConvolution(channels) if depth == 0 else nn.Conv2d(before, channels, 3, padding=1, bias=False),
+                normalisation(config.norm, channels),
+            ]
+            if depth < 3:
+                blocks.append(nn.MaxPool2d((2, 2) if depth < 2 else (2, 1)))
+            blocks.append(nn.ReLU(inplace=True))  # commutes with pooling, and has less to do after it
+            before = channels
+        self.blocks = ConvolutionBlocks(*blocks).to(memory_format=torch.channels_last)
+        self.dropout = nn.Dropout(config.dropout)
+        self.gru = BidirectionalGRU(before * _MEL_BANDS, config.hidden)
+        self.attention = nn.Linear(2 * config.hidden, 1)
+        self.output = nn.Linear(2 * config.hidden, num_classes)
+
+    def forward(self, features_BFL: Tensor) -> Tensor:
+        """Logits of shape (B, C) from standardised features of shape (B, F, L)."""
+        maps_BKFL = self.blocks(features_BFL.unsqueeze(1).contiguous(memory_format=torch.channels_last))
+        if maps_BKFL.shape[2] != _MEL_BANDS:
+            maps_BKFL = functional.adaptive_avg_pool2d(maps_BKFL, (_MEL_BANDS, maps_BKFL.shape[3]))
+        steps_BLK = self.dropout(maps_BKFL.permute(0, 3, 1, 2).flatten(2))
+        hidden_BLH, _ = self.gru(steps_BLK)
+        with autocast(hidden_BLH.device, bf16=False):  # little work, and logits want their digits
+            hidden_BLH = hidden_BLH.to(self.output.weight.dtype)
+            weights_BL1 = torch.softmax(self.attention(hidden_BLH), dim=1)
+            logits_BC: Tensor = self.output(self.dropout((weights_BL1 * hidden_BLH).sum(dim=1)))
+        return logits_BC
+
+
+class _Pooled(nn.Module):
+    """Convolutions, global average pooling, dense layers: ``features`` and ``head`` of a subclass."""
+
+    features: nn.Module
+    head: nn.Module
+
+    def forward(self, features_BFL: Tensor) -> Tensor:
+        """Logits of shape (B, C) from standardised features of shape (B, F, L)."""
+        maps = self.features(features_BFL.unsqueeze(1).contiguous(memory_format=torch.channels_last))
+        logits_BC: Tensor = self.head(maps.mean(dim=(2, 3)))
+        return logits_BC
+
+
+class VGG15(_Pooled):
+    """VGG-15 as in the paper authors' code (arXiv 2203.04696); any input of 32 x 32 up.
+
+    13 convolutions 3 x 3 with batch norm and ReLU, global average pooling, FC 256, logits.
+    """
+
+    def __init__(self, num_classes: int, config: VGG15Config) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = 1
+        for channels, convolutions in _VGG_STAGES:
+            for _ in range(convolutions):
+                norm = normalisation(config.norm, channels)
+                layers += [nn.Conv2d(before, channels, 3, padding=1), norm, nn.ReLU(inplace=True)]
+                before = channels
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+        self.head = nn.Sequential(nn.Linear(before, 256), nn.ReLU(inplace=True), nn.Linear(256, num_classes))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions beside a 1 x 1 shortcut."""
+
+    def __init__(self, before: int, channels: int, stride: int, norm: str) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(before, channels, 3, stride=stride, padding=1, bias=False),
+            normalisation(norm, channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            normalisation(norm, channels),
+        )
+        self.shortcut = nn.Sequential(
+            nn.Conv2d(before, channels, 1, stride=stride, bias=False), normalisation(norm, channels)
+        )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps of shape (B, channels, F / stride, L / stride)."""
+        return functional.relu(self.body(maps) + self.shortcut(maps))
+
+
+class ResNet(_Pooled):
+    """The residual network of the paper authors' code (arXiv 2203.04696), used there for IEMOCAP.
+
+    conv 7x7/2-64, pool, residual 128, pool, residual 256/2, pool, average, dropout, FC 128, logits.
+    """
+
+    def __init__(self, num_classes: int, config: ResNetConfig) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False),
+            normalisation(config.norm, 64),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            ResidualBlock(64, 128, 1, config.norm),
+            nn.MaxPool2d(2),
+            ResidualBlock(128, 256, 2, config.norm),
+            nn.MaxPool2d(2),
+        ).to(memory_format=torch.channels_last)
+        self.head = nn.Sequential(
+            nn.Dropout(config.dropout), nn.Linear(256, 128), nn.ReLU(inplace=True), nn.Linear(128, num_classes)
+        )
+
+
+NETWORKS: Mapping[str, Callable[[int, Any], nn.Module]] = {"crnn": CRNN, "vgg15": VGG15, "resnet": ResNet}
+"""By name: an entry here and a dataclass in `ser_fl.config.schema` make a new one."""
+NetworkSource = nn.Module | Callable[[int], nn.Module]
+"""A network of the caller's own, whose weights are the initial ones; or a class or function that makes one for so many
+classes. It gives logits of shape (B, C) for features of shape (B, F, L)."""
+
+
+def build_network(
+    config: ModelConfig | ObjectConfig, num_classes: int, *, seed: int, own: NetworkSource | None = None
+) -> nn.Module:
+    """A network with initial weights drawn from ``seed``; torch's global random state stays as it was.
+
+    Args:
+        config: which, and how large.
+        num_classes: C.
+        seed: of the weights.
+        own: what takes the place of the configured one.
+    """
+    if isinstance(own, nn.Module):
+        return copy.deepcopy(own)
+    with torch.random.fork_rng(devices=[]), float32_by_default():
+        torch.default_generator.manual_seed(derive_seed("weights", seed))  # the CPU's: a GPU's would not be put back
+        if own is not None:
+            return own(num_classes)
+        if isinstance(config, ObjectConfig):
+            raise refusal(config)
+        return NETWORKS[config.name](num_classes, config)
