@@ -172,7 +172,8 @@ def benchmark(
         UserError: a model, arrays or settings that do not fit: told before an attack runs.
     """
     from ser_fl.config.compose import compose_benchmark
-    from ser_fl.config.robustness import parse_benchmark
+    from ser_fl.config.robustness import BenchmarkConfig
+    from ser_fl.config.schema import checked
     from ser_fl.robustness import benchmark as robustness
 
     if not isinstance(model, (RunFolder, Path, str)):
@@ -188,4 +189,5 @@ def benchmark(
     folder = model.root if isinstance(model, RunFolder) else model
     watching = {"on_attack": settings.pop("on_attack")} if "on_attack" in settings else {}
     defaults = vars(compose_benchmark(["run=RUN"]))
-    return robustness.benchmark_run(parse_benchmark({**defaults, "run": str(folder), **settings}), **watching)
+    config = checked(BenchmarkConfig, {**defaults, "run": str(folder), **settings})
+    return robustness.benchmark_run(config, **watching)

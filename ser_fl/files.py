@@ -105,10 +105,10 @@ def check_same_form(state: Mapping[str, Tensor], expected: Mapping[str, Tensor])
     Raises:
         ValueError: they are not; the first name is given.
     """
-
-    def form(tensors: Mapping[str, Tensor], name: str) -> str:
-        return f"{tuple(tensors[name].shape)} {tensors[name].dtype}" if name in tensors else "nothing"
-
-    for name in sorted({*state, *expected}):
-        if (found := form(state, name)) != (wanted := form(expected, name)):
-            raise ValueError(f"it has {found} for {name}, expected {wanted}")
+    found, wanted = (
+        {name: f"{tuple(tensor.shape)} {tensor.dtype}" for name, tensor in tensors.items()}
+        for tensors in (state, expected)
+    )
+    for name in sorted({*found, *wanted}):
+        if found.get(name) != wanted.get(name):
+            raise ValueError(f"it has {found.get(name, 'nothing')} for {name}, expected {wanted.get(name, 'nothing')}")

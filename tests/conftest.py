@@ -20,7 +20,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_state() -> Iterator[None]:
-    """What a machine remembers of runs (`ser_fl.runs.path_aliases`) stays among the tests."""
+    """What a machine remembers of runs (`ser_fl.runs.redaction`) stays among the tests."""
     folder = tempfile.mkdtemp()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", folder)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from ser_fl.config.schema import AugmentationConfig
+from ser_fl.config.data import AugmentationConfig
 from ser_fl.data.augmentation import augment, equalise, mask_band, partners, roll_in_time, splice, warp_mel
 from ser_fl.randomness import generator
 

@@ -21,11 +21,10 @@ from hydra.errors import MissingConfigException
 from packaging.version import Version
 
 from ser_fl.config import robustness as attack_config
-from ser_fl.config import schema
+from ser_fl.config import training
 from ser_fl.config.compose import compose, compose_benchmark, configs_dir, groups
-from ser_fl.config.instantiate import instantiated_objects
 from ser_fl.config.objects import ObjectConfig
-from ser_fl.config.schema import Config, dump, parse
+from ser_fl.config.schema import Config, dump, instantiated_objects, parse
 from ser_fl.errors import UserError
 
 ROOT = "data.root=corpus"
@@ -136,7 +135,7 @@ OF_FLOWER = {"superlink", "root_certificates", "num_nodes", "wait_s", "deadline_
 def test_every_field_is_in_the_yaml_and_every_setting_in_the_class(stage: str) -> None:
     """Parsing would refuse either; this looks at the files themselves, each group's base file with the rest over it."""
     classes = {
-        "model": {"crnn": schema.CRNNConfig, "vgg15": schema.VGG15Config, "resnet": schema.ResNetConfig},
+        "model": {"crnn": training.CRNNConfig, "vgg15": training.VGG15Config, "resnet": training.ResNetConfig},
     }.get(stage, {})
     for name in CHOICES[stage]:
         expected = classes.get(name, type(getattr(defaults(), stage)))

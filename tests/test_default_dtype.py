@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ser_fl.config.compose import compose
-from ser_fl.config.schema import AugmentationConfig, ModelConfig
+from ser_fl.config.data import AugmentationConfig
+from ser_fl.config.training import ModelConfig
 from ser_fl.data.augmentation import augment
 from ser_fl.data.features import compute_features
 from ser_fl.data.frontend import FeatureStatistics, Standardisation

@@ -23,7 +23,8 @@ from ser_fl.attacks.surroundings import seeded
 from ser_fl.attacks.threat_model import Box
 from ser_fl.attacks.training_attacks import own_starts, pgd, random_start
 from ser_fl.config.compose import compose, compose_benchmark
-from ser_fl.config.schema import AugmentationConfig, ExecutorConfig
+from ser_fl.config.data import AugmentationConfig
+from ser_fl.config.federation import ExecutorConfig
 from ser_fl.data.augmentation import augment, roll_in_time
 from ser_fl.data.datamodule import ClientDataModule
 from ser_fl.data.examples import Examples

@@ -22,7 +22,8 @@ import yaml
 
 from ser_fl import train
 from ser_fl.config.compose import compose
-from ser_fl.config.schema import Config, ExecutorConfig, dump
+from ser_fl.config.federation import ExecutorConfig
+from ser_fl.config.schema import Config, dump
 from ser_fl.data.prepared import prepare
 from ser_fl.errors import UserError
 from ser_fl.federation.client import Clients, ClientTask, Executor, SerialExecutor, make_clients

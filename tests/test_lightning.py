@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from ser_fl import train
 from ser_fl.config.compose import compose
 from ser_fl.config.schema import Config, dump, parse
-from ser_fl.config.trainer import EXCLUDED, TrainerConfig
+from ser_fl.config.training import EXCLUDED, TrainerConfig
 from ser_fl.data.datamodule import EmotionDataModule
 from ser_fl.data.prepared import prepare
 from ser_fl.errors import UserError

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ser_fl.config.compose import compose
-from ser_fl.config.schema import CRNNConfig, FrontendConfig, ModelConfig, ResNetConfig, VGG15Config
+from ser_fl.config.data import FrontendConfig
+from ser_fl.config.training import CRNNConfig, ModelConfig, ResNetConfig, VGG15Config
 from ser_fl.data.frontend import Standardisation
 from ser_fl.errors import UserError
 from ser_fl.models.emotion_model import EmotionModel, load_model, save_model

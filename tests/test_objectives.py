@@ -19,7 +19,8 @@ from torch.nn import functional
 from ser_fl.attacks.threat_model import Box
 from ser_fl.attacks.training_attacks import bim, divergence, fgsm, pgd, random_start
 from ser_fl.config.compose import compose
-from ser_fl.config.schema import AugmentationConfig, ObjectiveConfig
+from ser_fl.config.data import AugmentationConfig
+from ser_fl.config.training import ObjectiveConfig
 from ser_fl.data.augmentation import augment
 from ser_fl.data.examples import Examples
 from ser_fl.errors import UserError

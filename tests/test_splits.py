@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from ser_fl.config.schema import ClientsConfig, SplitConfig
+from ser_fl.config.data import ClientsConfig, SplitConfig
 from ser_fl.data import clients as clients_module
 from ser_fl.data import splits
 from ser_fl.data.clients import _fill_empty, assign_clients

@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 
 from ser_fl.cli.hydra_program import check_launcher, checked, planned
 from ser_fl.cli.main import main
-from ser_fl.cli.training_job import Place, grace_s
+from ser_fl.cli.training_job import grace_s
+from ser_fl.cli.training_job import placed as placed_run
 from ser_fl.config.compose import compose, configs_dir, groups, hydra_ready, told_in_a_line
 from ser_fl.config.schema import Config, dump
 from ser_fl.errors import UserError
@@ -76,8 +77,7 @@ def test_texts_of_a_sweep_are_texts() -> None:
 def test_a_job_is_what_a_run_of_its_own_would_be() -> None:
     """But for its folder and its group."""
     jobs = jobs_of(DEBUG, "objective=clean,pgd", "seed=7")
-    place = checked(jobs, "now")[1]
-    alone, mine = dump(compose([DEBUG, "objective=pgd", "seed=7"])), dump(place.taken_by(jobs[1][1]))
+    alone, mine = dump(compose([DEBUG, "objective=pgd", "seed=7"])), dump(checked(jobs, "now")[1])
     assert (mine["run_dir"], alone["run_dir"]) == ("runs/debug/now-2-7", None)
     assert (mine["tracking"].pop("group"), alone["tracking"].pop("group")) == ("debug-now", None)
     assert {**mine, "run_dir": None} == alone
@@ -85,8 +85,7 @@ def test_a_job_is_what_a_run_of_its_own_would_be() -> None:
 
 def placed(*settings: str) -> tuple[list[str], set[str | None]]:
     """Folders and groups of a sweep that starts now."""
-    jobs = jobs_of(*settings)
-    configs = [place.taken_by(config) for place, (_, config) in zip(checked(jobs, "now"), jobs, strict=True)]
+    configs = checked(jobs_of(*settings), "now")
     return [str(config.run_dir) for config in configs], {config.tracking.group for config in configs}
 
 
@@ -136,8 +135,8 @@ def test_several_values_without_a_sweep_say_what_is_missing() -> None:
 
 def test_a_run_that_a_sweeper_chose_lies_with_the_others() -> None:
     config = compose([DEBUG, "run_dir=study"])
-    assert Place.of(config, "now", "007", "g").folder == "study/007-1"
-    assert Place.of(compose([DEBUG]), "now", "007", "g").folder == "runs/debug/now-007-1"
+    assert placed_run(config, "now", "007", "g").run_dir == "study/007-1"
+    assert placed_run(compose([DEBUG]), "now", "007", "g").run_dir == "runs/debug/now-007-1"
 
 
 def refused(capsys: pytest.CaptureFixture[str], *settings: str) -> str:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ser_fl.config.compose import compose, compose_benchmark, compose_transfer, configs_dir
 from ser_fl.config.robustness import BenchmarkConfig, TransferConfig
 from ser_fl.config.schema import Config, dump
-from ser_fl.config.text import is_text, item_of, type_at
+from ser_fl.config.text import kind_of, type_at
 
 ODD = [
     *("exp #2", "2024", "007", "010", "1e3", "1_000", "0x1f", "1.", ".5", "a: b", "a:b", "12:30", "2020-01-01", "true"),
@@ -32,7 +32,7 @@ def texts(config: Any, prefix: str = "") -> Iterator[str]:
         value, name = getattr(config, field.name), prefix + field.name
         if is_dataclass(value):
             yield from texts(value, f"{name}.")
-        elif is_text(type_at(Config, tuple(name.split(".")))):
+        elif kind_of(type_at(Config, tuple(name.split(".")))).is_text:
             yield name
 
 
@@ -54,8 +54,8 @@ def test_what_is_text_comes_from_the_types() -> None:
     assert {"run_dir", "experiment", "data.root", "data.cache_dir", "tracking.project", "tracking.group"} <= {*SINGLE}
     assert {"frontend.name", "data.name", SUPERLINK} <= {*SINGLE}
     assert not {"seed", "precision", "split.name", "model.norm", "executor.workers", "profile"} & {*SINGLE}
-    assert is_text(item_of(type_at(Config, ("split", "test_speakers"))))
-    assert is_text(type_at(Config, ("data", "labels", "anything")))
+    assert kind_of(kind_of(type_at(Config, ("split", "test_speakers"))).item).is_text
+    assert kind_of(type_at(Config, ("data", "labels", "anything"))).is_text
     assert type_at(Config, ("model", "no such")) is None
 
 
@@ -167,7 +167,7 @@ def test_benchmarks_and_transfers_take_folders_as_they_are(text: str) -> None:
     config = compose_benchmark([f"run={text}", f"root={text}"])
     assert (config.run, config.root) == (text, text)
     assert compose_transfer(["a", "b", f"out={text}"]).out == text
-    assert is_text(type_at(BenchmarkConfig, ("run",))) and is_text(type_at(TransferConfig, ("out",)))
+    assert kind_of(type_at(BenchmarkConfig, ("run",))).is_text and kind_of(type_at(TransferConfig, ("out",))).is_text
 
 
 @example("a\\${b}'\\")

@@ -23,8 +23,7 @@ from ser_fl.federation.algorithm import LocalOnly
 from ser_fl.federation.server import ClientResults, Server
 from ser_fl.runs.environment import describe_environment
 from ser_fl.runs.folder import RunFolder
-from ser_fl.runs.path_aliases import is_place, recall, remember
-from ser_fl.runs.redaction import public_text
+from ser_fl.runs.redaction import is_place, public_text, recall, remember
 
 PRIVATE = "tell tale-Institut"
 SECRET = "telltale0123456789abcdef0123456789abcdef"

@@ -18,7 +18,8 @@ from torch.nn import functional
 
 from ser_fl.attacks.threat_model import Box
 from ser_fl.attacks.training_attacks import pgd, random_start
-from ser_fl.config.schema import Config, CRNNConfig
+from ser_fl.config.schema import Config
+from ser_fl.config.training import CRNNConfig
 from ser_fl.data.examples import Examples
 from ser_fl.models.networks import CRNN, build_network
 from ser_fl.randomness import derive_seed, generator

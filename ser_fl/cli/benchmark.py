@@ -12,7 +12,6 @@ from ser_fl.runs.environment import collection_paused, keep_freed_memory
 from ser_fl.runs.folder import RunFolder
 
 if TYPE_CHECKING:
-    from ser_fl.config.robustness import BenchmarkConfig
     from ser_fl.runs.records import AttackRecord
 
 
@@ -23,30 +22,23 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> None:
     """Attack, and print the records and what the benchmark doubts of itself."""
+    from ser_fl.cli.terminal import bars
     from ser_fl.config.compose import compose_benchmark
 
     config = compose_benchmark(arguments.settings)
-    records = benchmark_visibly(config)
-    attacked = RunFolder(Path(config.run))
-    print_attacks(records, synthetic=bool(attacked.read_json(attacked.model).get("synthetic")))
-    print_sanity_report(attacked)
-
-
-def benchmark_visibly(config: BenchmarkConfig) -> list[AttackRecord]:
-    """Attack a run with progress bars."""
-    from ser_fl.cli.terminal import bars
-
     keep_freed_memory()
     with collection_paused():
         from ser_fl.robustness.benchmark import benchmark_run
 
     with bars() as shown:
         records = benchmark_run(config, on_attack=shown.attacks, on_features=shown.features)
-    track_attacks(RunFolder(Path(config.run)), records)
-    return records
+    attacked = RunFolder(Path(config.run))
+    _track_attacks(attacked, records)
+    print_attacks(records, synthetic=bool(attacked.read_json(attacked.model).get("synthetic")))
+    print_sanity_report(attacked)
 
 
-def track_attacks(run: RunFolder, records: list[AttackRecord]) -> None:
+def _track_attacks(run: RunFolder, records: Sequence[AttackRecord]) -> None:
     """Log the records to the run's own tracked run, where its checkpoint still says which.
 
     The records are on disk by then: whatever is wrong with tracking is a warning.
@@ -57,8 +49,7 @@ def track_attacks(run: RunFolder, records: list[AttackRecord]) -> None:
     from ser_fl.federation.checkpoint import tracked_run
     from ser_fl.tracking import open_tracker
 
-    state = tracked_run(run.checkpoint)
-    if not state:
+    if not (state := tracked_run(run.checkpoint)):
         return
     settings = dump(compose(config_file=run.config))
     try:
@@ -101,9 +92,7 @@ def print_sanity_report(run: RunFolder) -> None:
     from ser_fl.cli.terminal import say
     from ser_fl.robustness.sanity_checks.report import read_sanity_report
 
-    found = read_sanity_report(run)
-    if found is None:
-        return
-    say(found.headline)
-    for doubt in found.doubts:
+    if found := read_sanity_report(run):
+        say(found.headline)
+    for doubt in found.doubts if found else ():
         say(f"{doubt.severity}: {doubt.check}. {doubt.words}")

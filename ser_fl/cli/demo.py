@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from argparse import ArgumentParser, Namespace
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import suppress
 from datetime import datetime
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,8 +20,6 @@ from ser_fl.runs.records import RoundRecord
 
 if TYPE_CHECKING:
     from queue import Queue
-
-    from ser_fl.cli.terminal import Bars
 
 EXPERIMENTS = ("demo_fl", "demo_fl_pgd")
 BENCHMARK = (
@@ -59,7 +58,7 @@ def run_demo(output: Path | None = None, overrides: tuple[str, ...] = ()) -> Pat
         The path of the report.
     """
     from ser_fl.cli.terminal import console, say
-    from ser_fl.cli.training_output import print_summary
+    from ser_fl.cli.training_job import print_summary
     from ser_fl.report.four_way import four_way
     from ser_fl.report.markup import print_table
     from ser_fl.report.page import write_report
@@ -103,25 +102,18 @@ def run_arm(experiment: str, run: Path, overrides: tuple[str, ...], events: Queu
 
 def _follow(arms: list[Future[None]], events: Queue[Event]) -> None:
     """Show events until all arms are done; an arm's error is raised here."""
-    from ser_fl.cli.terminal import bars
+    from ser_fl.cli.terminal import bars, say
 
     with bars() as shown:
-        while not all(arm.done() for arm in arms):
-            _show_waiting(events, shown)
-        _show_waiting(events, shown)
+        is_over = False
+        while not is_over:
+            is_over = all(arm.done() for arm in arms)  # then what waits is the last
+            with suppress(Empty):
+                while True:
+                    event = events.get(timeout=_POLL_S)
+                    if isinstance(event[1], RoundRecord):
+                        say(event[1].line(event[0]))
+                    else:
+                        shown.report(*event)
     for arm in arms:
         arm.result()
-
-
-def _show_waiting(events: Queue[Event], shown: Bars) -> None:
-    from ser_fl.cli.terminal import say
-
-    try:
-        while True:
-            event = events.get(timeout=_POLL_S)
-            if isinstance(event[1], RoundRecord):
-                say(event[1].line(event[0]))
-            else:
-                shown.report(*event)
-    except Empty:
-        return

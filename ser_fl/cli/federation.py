@@ -9,12 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
-if TYPE_CHECKING:
-    from ser_fl.deployment.flower_environment import Outgoing
-
-_SWITCHES = ("FLWR_HOME", "FLWR_TELEMETRY_ENABLED", "FLWR_DISABLE_UPDATE_CHECK")
+_SHARED = ("FLWR_HOME", "FLWR_TELEMETRY_ENABLED", "FLWR_DISABLE_UPDATE_CHECK")
+"""Variables of the link's environment that whoever submits a run needs too."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -61,55 +59,36 @@ def _names(text: str) -> list[str]:
 
 
 def run(arguments: Namespace) -> None:
-    """Do what the action says."""
-    {"keys": make_federation_keys, "link": run_link, "node": run_node}[arguments.action](arguments)
-
-
-def make_federation_keys(arguments: Namespace) -> None:
-    """Make what is asked for, and say what goes to which machine."""
+    """Make keys and say what goes to which machine, or run the link or a node until asked to stop."""
     from ser_fl.cli.terminal import say
-    from ser_fl.deployment.key_folder import KeyFolder
-    from ser_fl.deployment.keys import handed_out, make_keys
+    from ser_fl.deployment.flower_environment import Outgoing
 
-    made = make_keys(arguments.folder, arguments.host, arguments.nodes, arguments.days)
-    for line in handed_out(KeyFolder(arguments.folder), made):
-        say(line)
+    if arguments.action == "keys":
+        from ser_fl.deployment.key_folder import KeyFolder
+        from ser_fl.deployment.keys import handed_out, make_keys
 
+        made = make_keys(arguments.folder, arguments.host, arguments.nodes, arguments.days)
+        for line in handed_out(KeyFolder(arguments.folder), made):
+            say(line)
+        return
+    switches = ("telemetry", "update_check", "install_dependencies")
+    outgoing = Outgoing(**{name: getattr(arguments, name) for name in switches})
+    if arguments.action == "link":
+        from ser_fl.deployment.connection import CONNECTION
+        from ser_fl.deployment.link import Link
 
-def run_link(arguments: Namespace) -> None:
-    """Run the link until asked to stop."""
-    from ser_fl.cli.terminal import say
-    from ser_fl.deployment.connection import CONNECTION
-    from ser_fl.deployment.link import Link
-
-    link = Link(
-        arguments.folder,
-        host=arguments.host,
-        port=arguments.port,
-        state=arguments.state,
-        outgoing=_outgoing(arguments),
-    )
-    with _until_asked_to_stop(), link:
-        switches = " ".join(f"{name}={shlex.quote(link.environment[name])}" for name in _SWITCHES)
-        say(f"ready: {link.address} knows {', '.join(link.keys.public_keys)}; logs in {link.state.root}")
-        say(f"submit from this machine: {switches} flwr run APP {CONNECTION}")
-        link.watch()
-
-
-def run_node(arguments: Namespace) -> None:
-    """Run a node until asked to stop."""
-    from ser_fl.cli.terminal import say
+        named = {"host": arguments.host, "port": arguments.port, "state": arguments.state}
+        with _until_asked_to_stop(), Link(arguments.folder, outgoing=outgoing, **named) as link:
+            shared = " ".join(f"{name}={shlex.quote(link.environment[name])}" for name in _SHARED)
+            say(f"ready: {link.address} knows {', '.join(link.keys.public_keys)}; logs in {link.state.root}")
+            say(f"submit from this machine: {shared} flwr run APP {CONNECTION}")
+            link.watch()
+        return
     from ser_fl.deployment.node import Node, node_config
 
-    node = Node(
-        arguments.folder,
-        arguments.name,
-        link=arguments.link,
-        config=node_config(arguments.data, arguments.speakers, arguments.cache),
-        port=arguments.port,
-        state=arguments.state,
-        outgoing=_outgoing(arguments),
-    )
+    config = node_config(arguments.data, arguments.speakers, arguments.cache)
+    named = {"link": arguments.link, "port": arguments.port, "state": arguments.state}
+    node = Node(arguments.folder, arguments.name, config=config, outgoing=outgoing, **named)
     with _until_asked_to_stop():
         try:
             node.start(tell=say)
@@ -145,13 +124,3 @@ def _until_asked_to_stop() -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
-
-
-def _outgoing(arguments: Namespace) -> Outgoing:
-    from ser_fl.deployment.flower_environment import Outgoing
-
-    return Outgoing(
-        telemetry=arguments.telemetry,
-        update_check=arguments.update_check,
-        install_dependencies=arguments.install_dependencies,
-    )

@@ -11,21 +11,23 @@ import shlex
 import shutil
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import datetime
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from ser_fl.cli.terminal import say
-from ser_fl.cli.training_job import Note, Place, TrainingJob
+from ser_fl.cli.training_job import Note, TrainingJob, placed, print_summary
 from ser_fl.config.compose import HYDRA_VERSION, compose, hydra_ready, plain, told_in_a_line
 from ser_fl.config.schema import Config, parse
 from ser_fl.errors import RoundFailed, UserError, unknown_name
 from ser_fl.runs.environment import collection_paused
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.preemption import Stopped
+from ser_fl.runs.validation import parse_json, record_of
 
 MAX_NUM_TIMEOUT = 10
 """How often a job whose time is up is queued again; the launcher's own default is never, but our runs go on."""
@@ -33,6 +35,13 @@ _EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "joblib": "jobl
 """Plugins of Hydra's, and the extra that installs each."""
 _REPEATED = ("run_dir=null", "resume=false")
 """What does not come from the config.yaml of a run: a repetition is a run of its own."""
+_QUIET = {
+    "hydra.job.name": "ser-fl",
+    "hydra.output_subdir": "null",
+    "hydra/job_logging": "none",
+    "hydra/hydra_logging": "none",
+}
+"""Settings of Hydra's in which we differ from it: it writes no folders and no logs of its own."""
 
 
 def ask_hydra(arguments: Namespace, flags: Sequence[str]) -> None:
@@ -40,7 +49,7 @@ def ask_hydra(arguments: Namespace, flags: Sequence[str]) -> None:
     given = [] if arguments.shell_completion else arguments.settings
     with told_in_a_line(), _ready(arguments, given) as (name, overrides):
         asked = arguments.settings if arguments.shell_completion else overrides
-        _call_hydra(lambda settings: None, [*flags, *_unless_given(asked, [])], name)
+        _call_hydra(lambda settings: None, name, asked, {}, flags)
 
 
 def train_once(arguments: Namespace, train: Callable[[Config], RunFolder]) -> RunFolder:
@@ -59,14 +68,14 @@ def train_once(arguments: Namespace, train: Callable[[Config], RunFolder]) -> Ru
             failures.append(failure)
 
     with told_in_a_line(), _ready(arguments, arguments.settings) as (name, overrides):
-        _call_hydra(task, _unless_given(overrides, [("hydra.run.dir", ".")]), name)
+        _call_hydra(task, name, overrides, {"hydra.run.dir": "."})
     for failure in failures:
         raise failure
     return runs[0]
 
 
 def sweep(arguments: Namespace) -> None:
-    """Train every combination; with the basic sweeper after all of them were checked.
+    """Train every combination, with the basic sweeper after all of them were checked, and say what came of each.
 
     Raises:
         UserError: a mistake in the settings of any job, before the first one starts.
@@ -79,17 +88,17 @@ def sweep(arguments: Namespace) -> None:
         with told_in_a_line():
             jobs, hydra = planned(name, overrides)
             check_launcher(hydra)
-            places = checked(jobs, study) if jobs else ()
+            configs = checked(jobs, study) if jobs else ()
         is_here = hydra.launcher._target_.endswith(".BasicLauncher")
-        job = TrainingJob(study=study, notes=str(notes), places=places, command=tuple(sys.argv))
-        ours = [("hydra.sweep.dir", notes), ("hydra.sweep.subdir", ".")]
+        job = TrainingJob(study=study, notes=str(notes), configs=configs, command=tuple(sys.argv))
+        ours: dict[str, object] = {"hydra.sweep.dir": notes, "hydra.sweep.subdir": "."}
         if "max_num_timeout" in hydra.launcher:
-            ours.append(("hydra.launcher.max_num_timeout", MAX_NUM_TIMEOUT))
+            ours["hydra.launcher.max_num_timeout"] = MAX_NUM_TIMEOUT
         if "Optuna" in hydra.sweeper._target_:
-            ours.append(("hydra.sweeper.direction", "maximize"))
+            ours["hydra.sweeper.direction"] = "maximize"
         reason = "it has left no word: see the launcher's logs"
         try:
-            _call_hydra(job, ["--multirun", *_unless_given(overrides, ours)], name)
+            _call_hydra(job, name, overrides, ours, ["--multirun"])
         except (KeyboardInterrupt, Stopped):
             if not is_here:
                 say("jobs that were submitted are left to run")
@@ -98,10 +107,25 @@ def sweep(arguments: Namespace) -> None:
             if is_here:
                 raise
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
-    _tell(notes, places, reason, is_here=is_here)
+    left = {
+        number: Note(number=number, folder=str(config.run_dir), failure=reason) for number, config in enumerate(configs)
+    }
+    for file in (notes / "jobs").glob("*.json"):
+        note = record_of(Note, parse_json(file.read_text(encoding="utf-8")))
+        left[note.number] = note
+    ended = [note for _, note in sorted(left.items())]
+    done = [note.folder for note in ended if note.failure is None]
+    for folder in done if not is_here else ():
+        print_summary(RunFolder(Path(folder)))
+    if done:
+        say(f"all together: ser-fl report {shlex.join(done)}")
+    if reasons := [f"{note.folder}: {note.failure}" for note in ended if note.failure is not None]:
+        raise RoundFailed("\n".join([f"{len(reasons)} of {len(left)} jobs failed:", *reasons]))
 
 
-def _ready(arguments: Namespace, settings: Sequence[str], *, is_sweep: bool = False) -> Any:
+def _ready(
+    arguments: Namespace, settings: Sequence[str], *, is_sweep: bool = False
+) -> AbstractContextManager[tuple[str, list[str]]]:
     """Hydra with the settings that the arguments name."""
     return hydra_ready(
         [*_REPEATED, *settings] if arguments.config else settings,
@@ -112,40 +136,40 @@ def _ready(arguments: Namespace, settings: Sequence[str], *, is_sweep: bool = Fa
     )
 
 
-def _unless_given(overrides: Sequence[str], ours: Sequence[tuple[str, object]]) -> list[str]:
-    """Overrides, and settings of Hydra's in which we differ from it: it writes no folders and no logs of its own."""
-    quiet = [("hydra.job.name", "ser-fl"), ("hydra.output_subdir", "null")]
-    quiet += [("hydra/job_logging", "none"), ("hydra/hydra_logging", "none")]
-    given = {override.lstrip("+").partition("=")[0] for override in overrides}
-    return [*overrides, *(f"{key}={value}" for key, value in (*quiet, *ours) if key not in given)]
+def _call_hydra(
+    task: Callable[[Any], Any],
+    name: str,
+    overrides: Sequence[str],
+    ours: dict[str, object],
+    flags: Sequence[str] = (),
+) -> None:
+    """Run Hydra's program on a configuration; its errors come as they are, not as its many lines.
 
+    It looks at the process's arguments, and at a variable that keeps it from printing errors. Its loggers, which it
+    sets up for some reports, are gone afterwards.
 
-def _call_hydra(task: Callable[[Any], Any], arguments: Sequence[str], name: str) -> None:
-    """Run Hydra's program; its errors come as they are, not as its many lines."""
+    Args:
+        task: called with the settings of each job.
+        name: of the configuration.
+        overrides: in Hydra's grammar.
+        ours: settings of Hydra's that we choose, unless the user does.
+        flags: of Hydra's own.
+    """
     import hydra
 
-    with _process_has(arguments):
-        hydra.main(config_path=None, config_name=name, version_base=HYDRA_VERSION)(task)()
-
-
-@contextmanager
-def _process_has(arguments: Sequence[str]) -> Iterator[None]:
-    """Where `hydra.main` looks: the process's arguments, and a variable that keeps it from printing errors.
-
-    Its loggers, which it sets up for some reports, are gone afterwards.
-    """
+    given = {override.lstrip("+").partition("=")[0] for override in overrides}
+    ours = {key: value for key, value in (_QUIET | ours).items() if key not in given}
     argv, full, root = sys.argv, os.environ.get("HYDRA_FULL_ERROR"), logging.getLogger()
     level, handlers = root.level, list(root.handlers)
-    sys.argv, os.environ["HYDRA_FULL_ERROR"] = ["ser-fl", *arguments], "1"
+    sys.argv = ["ser-fl", *flags, *overrides, *(f"{key}={value}" for key, value in ours.items())]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        yield
+        hydra.main(config_path=None, config_name=name, version_base=HYDRA_VERSION)(task)()
     finally:
         sys.argv, root.handlers = argv, handlers
         root.setLevel(level)
-        if full is None:
-            del os.environ["HYDRA_FULL_ERROR"]
-        else:
-            os.environ["HYDRA_FULL_ERROR"] = full
+        os.environ.pop("HYDRA_FULL_ERROR")
+        os.environ |= {} if full is None else {"HYDRA_FULL_ERROR": full}
 
 
 def planned(name: str, overrides: Sequence[str]) -> tuple[list[tuple[str, Config]], Any]:
@@ -157,12 +181,22 @@ def planned(name: str, overrides: Sequence[str]) -> tuple[list[tuple[str, Config
     from hydra import initialize
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import MissingConfigException
 
     with initialize(config_path=None, job_name="ser-fl", version_base=HYDRA_VERSION):
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         parsed = parser.parse_overrides(list(overrides))
         single = [str(override.input_line) for override in parsed if not override.is_sweep_override()]
-        hydra = _hydras_own(lambda: hydra_compose(name, single, return_hydra_config=True).hydra)
+        try:
+            hydra = hydra_compose(name, single, return_hydra_config=True).hydra
+        except MissingConfigException as error:
+            group, _, plugin = str(error.missing_cfg_file).rpartition("/")
+            if plugin not in _EXTRAS:
+                raise unknown_name(group, plugin, error.options or ()) from None
+            extra = _EXTRAS[plugin]
+            raise UserError(
+                f"{error.missing_cfg_file} needs the extra `{extra}`: pip install 'ser-fl[{extra}]'"
+            ) from None
         if not hydra.sweeper._target_.endswith(".BasicSweeper"):
             return [], hydra
         parsed = [*parser.parse_overrides([f"{k}={v}" for k, v in (hydra.sweeper.params or {}).items()]), *parsed]
@@ -183,20 +217,6 @@ def planned(name: str, overrides: Sequence[str]) -> tuple[list[tuple[str, Config
         return jobs, hydra
 
 
-def _hydras_own(compose_it: Callable[[], Any]) -> Any:
-    """Hydra's settings, where its plugins are installed."""
-    from hydra.errors import MissingConfigException
-
-    try:
-        return compose_it()
-    except MissingConfigException as error:
-        group, _, plugin = str(error.missing_cfg_file).rpartition("/")
-        if plugin not in _EXTRAS:
-            raise unknown_name(group, plugin, error.options or ()) from None
-        extra = _EXTRAS[plugin]
-        raise UserError(f"{error.missing_cfg_file} needs the extra `{extra}`: pip install 'ser-fl[{extra}]'") from None
-
-
 def check_launcher(hydra: Any) -> None:
     """Refuse what a run cannot be: spread over tasks, or on a cluster that is not here."""
     for setting in ("nodes", "tasks_per_node"):
@@ -212,8 +232,8 @@ def check_launcher(hydra: Any) -> None:
         )
 
 
-def checked(jobs: Sequence[tuple[str, Config]], study: str) -> tuple[Place, ...]:
-    """A folder of its own for each job, which it may start or go on in; says which.
+def checked(jobs: Sequence[tuple[str, Config]], study: str) -> tuple[Config, ...]:
+    """Each job's configuration with a folder of its own, which it may start or go on in; says which.
 
     ``run_dir=DIR`` is the folder of them all: they lie in it as ``<number>-<seed>``. Without it they lie where single
     runs do, as ``runs/<experiment>/<study>-<number>-<seed>``. W&B shows them as one group. With ``resume=true`` and no
@@ -222,48 +242,24 @@ def checked(jobs: Sequence[tuple[str, Config]], study: str) -> tuple[Place, ...]
     with collection_paused():
         from ser_fl.federation.checkpoint import newest_run, open_run
 
-    configs = [config for _, config in jobs]
-    is_taken_up = configs[0].resume and not configs[0].run_dir
-    runs = [newest_run(config) if is_taken_up else None for config in configs]
+    first = jobs[0][1]
+    runs = [newest_run(config) if first.resume and not first.run_dir else None for _, config in jobs]
     group = next((compose(config_file=RunFolder(run).config).tracking.group for run in runs if run), None)
-    experiments = "+".join(sorted({config.experiment for config in configs}))
-    group = group or (Path(configs[0].run_dir).name if configs[0].run_dir else f"{experiments}-{study}")
+    experiments = "+".join(sorted({config.experiment for _, config in jobs}))
+    group = group or (Path(first.run_dir).name if first.run_dir else f"{experiments}-{study}")
     taken: dict[str, str] = {}
-    places = []
-    for number, ((varied, config), run) in enumerate(zip(jobs, runs, strict=True), start=1):
-        place = Place.of(config, study, f"{number:0{len(str(len(jobs)))}d}", group)
-        place = place if run is None else Place(folder=str(run), group=group)
-        with open_run(place.taken_by(config)):
+    configs = []
+    for number, ((varied, chosen), run) in enumerate(zip(jobs, runs, strict=True), start=1):
+        config = placed(chosen, study, f"{number:0{len(str(len(jobs)))}d}", group)
+        config = config if run is None else replace(config, run_dir=str(run))
+        with open_run(config):
             pass  # what would be refused then is refused now
-        if (other := taken.setdefault(place.folder, varied)) is not varied:
+        if (other := taken.setdefault(str(config.run_dir), varied)) is not varied:
             raise UserError(
-                f"{other} and {varied} would both go on in {place.folder}, since their results are the same: take one "
-                "of them"
+                f"{other} and {varied} would both go on in {config.run_dir}, since their results are the same: take "
+                "one of them"
             )
-        places.append(place)
-    for number, ((varied, _), place) in enumerate(zip(jobs, places, strict=True), start=1):
-        say(f"job {number} of {len(jobs)}: {varied or 'as given'}, in {place.folder}")
-    return tuple(places)
-
-
-def _tell(notes: Path, places: Sequence[Place], reason: str, *, is_here: bool) -> None:
-    """Say what came of the jobs, by their notes.
-
-    Raises:
-        RoundFailed: some failed.
-    """
-    from ser_fl.cli.training_output import print_summary
-
-    left = {note.number: note for note in Note.read_all(notes)}
-    for number, place in enumerate(places):
-        left.setdefault(number, Note(number=number, folder=place.folder, failure=reason))
-    failed = {note.folder: note.failure for _, note in sorted(left.items()) if note.failure is not None}
-    done = [note.folder for _, note in sorted(left.items()) if note.failure is None]
-    if not is_here:
-        for folder in done:
-            print_summary(RunFolder(Path(folder)))
-    if done:
-        say(f"all together: ser-fl report {shlex.join(done)}")
-    if failed:
-        reasons = "\n".join(f"{folder}: {why}" for folder, why in failed.items())
-        raise RoundFailed(f"{len(failed)} of {len(left)} jobs failed:\n{reasons}")
+        configs.append(config)
+    for number, ((varied, _), config) in enumerate(zip(jobs, configs, strict=True), start=1):
+        say(f"job {number} of {len(jobs)}: {varied or 'as given'}, in {config.run_dir}")
+    return tuple(configs)

@@ -24,7 +24,6 @@ COMMANDS: Mapping[str, str] = {
     "corpus": "list the known corpora, check or describe one",
     "federation": "across machines: make keys, run the link, run a node",
 }
-_COMPLETION = ("-sc", "--shell-completion")
 TRY_AGAIN = 75
 """Exit code of a training that a signal stopped: EX_TEMPFAIL of sysexits.h."""
 
@@ -51,11 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for a training that SIGTERM or SIGUSR1 stopped, which the same command with resume=true takes up again.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] and given[0] in _COMPLETION:  # as Hydra's completion of a shell calls a program
+    if given[:1] and given[0] in ("-sc", "--shell-completion"):  # as Hydra's completion of a shell calls a program
         given.insert(0, "train")
     if not given or given[0] not in COMMANDS:
         return _usage(given)
     name, *rest = given
+    way_on = "; the same command with resume=true goes on" if name == "train" else ""
     command = import_module(f"ser_fl.cli.{name}")
     parser = argparse.ArgumentParser(f"ser-fl {name}", description=COMMANDS[name])
     command.add_arguments(parser)
@@ -69,16 +69,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"ser-fl: {error.strerror}: {error.filename}{_way_on(name)}", file=sys.stderr)
+        print(f"ser-fl: {error.strerror}: {error.filename}{way_on}", file=sys.stderr)
         return 2
     except (RoundFailed, DaemonStopped) as failure:
         print(f"ser-fl: {failure}", file=sys.stderr)
         return 1
     except Stopped as stopped:
-        print(f"ser-fl: {stopped}; the same command with resume=true goes on", file=sys.stderr)
+        print(f"ser-fl: {stopped}{way_on}", file=sys.stderr)
         return TRY_AGAIN
     except KeyboardInterrupt:
-        print(f"ser-fl: interrupted{_way_on(name)}", file=sys.stderr)
+        print(f"ser-fl: interrupted{way_on}", file=sys.stderr)
         return 130
     return 0
 
@@ -92,8 +92,3 @@ def _usage(given: Sequence[str]) -> int:
         commands.add_parser(name, help=text)
     parser.parse_args(given)
     return 2
-
-
-def _way_on(command: str) -> str:
-    """What to do after something that is no mistake in the command."""
-    return "; the same command with resume=true goes on" if command == "train" else ""

@@ -10,16 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 console = Console()
@@ -30,9 +21,9 @@ PLAIN_EVERY_S = 30.0
 """Elsewhere than on a terminal, a bar is a line of text every so many seconds."""
 
 
-def say(line: str) -> None:
-    """A line as it is, without colours and without a break."""
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+def say(line: str, on: Console = console, *, style: str = "") -> None:
+    """A line as it is, without colours of its own and without a break."""
+    on.print(line, highlight=False, markup=False, soft_wrap=True, style=style)
 
 
 class Bars:
@@ -43,21 +34,18 @@ class Bars:
         self._tasks: dict[str, TaskID] = {}
         self._told = time.monotonic()
 
-    def report(self, name: str, done: int, total: int) -> None:
+    def report(self, name: str, done: int, total: int, **fields: Any) -> None:
         """Show that ``done`` of ``total`` are done."""
-        self._show(name, done, total, {})
-
-    def attacks(self, name: str, done: int, total: int, seconds_left: float | None = None) -> None:
-        """One bar for all attacks, named after the one that runs."""
-        self._show("attacks", done, total, {"description": name, "seconds_left": seconds_left})
-
-    def _show(self, name: str, done: int, total: int, fields: dict[str, Any]) -> None:
         if self._progress.disable and time.monotonic() - self._told >= PLAIN_EVERY_S:
             say(f"{fields.get('description', name)}: {done} of {total}")
             self._told = time.monotonic()
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(name, total=total)
         self._progress.update(self._tasks[name], completed=done, total=total, **fields)
+
+    def attacks(self, name: str, done: int, total: int, seconds_left: float | None = None) -> None:
+        """One bar for all attacks, named after the one that runs."""
+        self.report("attacks", done, total, description=name, seconds_left=seconds_left)
 
     def features(self, done: int, total: int) -> None:
         """Progress of the front end."""
@@ -77,6 +65,6 @@ class TimeLeft(TimeRemainingColumn):
 @contextmanager
 def bars() -> Iterator[Bars]:
     """Live progress on a terminal, plain lines elsewhere."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeLeft())
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeLeft())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield Bars(progress)

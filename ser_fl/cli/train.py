@@ -32,12 +32,18 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> None:
     """Train, or print what is asked for instead."""
     from ser_fl.cli.hydra_program import ask_hydra, sweep, train_once
-    from ser_fl.cli.training_output import print_summary, train_visibly
+    from ser_fl.cli.training_job import print_summary, train_visibly
 
-    if arguments.shell_completion:
-        _forget_command()
-    if _instead(arguments):
-        ask_hydra(arguments, _instead(arguments))
+    if arguments.shell_completion and "COMP_LINE" in os.environ:
+        # Hydra's completion takes all words of a line but the program's for settings.
+        os.environ["COMP_LINE"] = re.sub(r"^(\S+\s+)train\s", r"\1", os.environ["COMP_LINE"])
+    flags = ["--resolve"] if arguments.resolve else []
+    for name in ("cfg", "package", "info"):
+        flags += [f"--{name}", given] if (given := getattr(arguments, name)) else []
+    for name in ("hydra_help", "shell_completion"):
+        flags += [f"--{name.replace('_', '-')}"] if getattr(arguments, name) else []
+    if flags:
+        ask_hydra(arguments, flags)
         return
     preemption = Preemption()
     with preemption.listening():
@@ -45,21 +51,3 @@ def run(arguments: Namespace) -> None:
             sweep(arguments)
         else:
             print_summary(train_once(arguments, lambda config: train_visibly(config, preemption)))
-
-
-def _instead(arguments: Namespace) -> list[str]:
-    """Hydra's own flags, where one of them asks for something else than a run."""
-    flags = ["--resolve"] if arguments.resolve else []
-    for name in ("cfg", "package", "info"):
-        if given := getattr(arguments, name):
-            flags += [f"--{name}", given]
-    for name in ("hydra_help", "shell_completion"):
-        if getattr(arguments, name):
-            flags.append(f"--{name.replace('_', '-')}")
-    return flags
-
-
-def _forget_command() -> None:
-    """Hydra's completion takes all words of a line but the program's for settings."""
-    if "COMP_LINE" in os.environ:
-        os.environ["COMP_LINE"] = re.sub(r"^(\S+\s+)train\s", r"\1", os.environ["COMP_LINE"])

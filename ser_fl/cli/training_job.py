@@ -1,64 +1,92 @@
-"""A run of a sweep, as Hydra's launchers call it: in this process, in another, or on a cluster."""
+"""A training on the terminal, and as a job of a sweep that Hydra's launchers call: here, beside, or on a cluster."""
 
 from __future__ import annotations
 
 import math
 import signal
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ser_fl.errors import RoundFailed, UserError
 from ser_fl.files import write_json
+from ser_fl.runs.environment import collection_paused, keep_freed_memory
 from ser_fl.runs.preemption import Preemption, Stopped
-from ser_fl.runs.validation import parse_json, record_of
 
 if TYPE_CHECKING:
     from ser_fl.config.schema import Config
     from ser_fl.runs.folder import RunFolder
+    from ser_fl.runs.records import ProfileRecord, RoundRecord
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where a run of a sweep lies, and which others it is shown with."""
+def train_visibly(config: Config, preemption: Preemption) -> RunFolder:
+    """Train with a line for every round and progress bars; at the end, if asked for, where the time went.
 
-    folder: str
-    group: str
-    """Of W&B."""
+    Raises:
+        Stopped: a signal came that the preemption listens to.
+    """
+    from ser_fl.cli.terminal import bars, console
 
-    @classmethod
-    def of(cls, config: Config, study: str, number: str, group: str) -> Place:
-        """The folder of a new run: in `run_dir`, or among those of its experiment."""
-        own = f"{number}-{config.seed}"
-        parent = Path(config.run_dir) / own if config.run_dir else Path("runs") / config.experiment / f"{study}-{own}"
-        return cls(folder=str(parent), group=group)
+    keep_freed_memory()
+    with collection_paused():
+        from ser_fl.federation.rounds import Hooks
+        from ser_fl.federation.session import train
 
-    def taken_by(self, config: Config) -> Config:
-        """The configuration of the run here; a group that it has stays."""
-        tracking = replace(config.tracking, group=config.tracking.group or self.group)
-        return replace(config, run_dir=self.folder, tracking=tracking)
+    def on_profile(profile: ProfileRecord) -> None:
+        from ser_fl.report.markup import print_table
+        from ser_fl.report.time_spent import profile_table
+
+        print_table(profile_table(profile), console)
+
+    with bars() as shown:
+
+        def on_round(record: RoundRecord) -> None:
+            shown.report(config.experiment, record.round, config.federation.num_rounds)
+            line = record.line(config.experiment)
+            console.print(line, highlight=False, markup=False, style="red" if record.failures else "")
+
+        hooks = Hooks(on_round=on_round, on_profile=on_profile, preemption=preemption)
+        return train(config, hooks=hooks, on_features=shown.features)
+
+
+def print_summary(run: RunFolder) -> None:
+    """The test figures of a run and where it lies."""
+    from ser_fl.cli.terminal import console, say
+
+    summary = run.read_json(run.summary)
+    test = summary["test"]
+    note = " (synthetic corpus)" if summary["synthetic"] else ""
+    console.print(
+        f"test UAR [bold]{test['uar']:.3f}[/bold], accuracy {test['accuracy']:.3f}, macro F1 {test['macro_f1']:.3f}"
+        f"{note}; round {summary['selected_round']} selected, stopped: {summary['stopped']}",
+        highlight=False,
+    )
+    say(f"run folder: {run.root}")
+
+
+def placed(config: Config, study: str, number: str, group: str) -> Config:
+    """A run of a sweep, with a new folder in `run_dir`, or among those of its experiment; a group that it has stays.
+
+    Args:
+        config: as the sweep's settings have it.
+        study: name of the sweep.
+        number: of the run.
+        group: of W&B, which shows the runs together.
+    """
+    own = f"{number}-{config.seed}"
+    folder = Path(config.run_dir) / own if config.run_dir else Path("runs") / config.experiment / f"{study}-{own}"
+    tracking = replace(config.tracking, group=config.tracking.group or group)
+    return replace(config, run_dir=str(folder), tracking=tracking)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
-    """What a job leaves to whoever started the sweep."""
+    """What a job leaves to whoever started the sweep, in a file below the sweep's folder."""
 
     number: int
     folder: str
     failure: str | None = "it was stopped"
-
-    def write(self, notes: Path) -> None:
-        """Keep it below the sweep's folder."""
-        (notes / "jobs").mkdir(parents=True, exist_ok=True)
-        write_json(notes / "jobs" / f"{self.number}.json", asdict(self))
-
-    @classmethod
-    def read_all(cls, notes: Path) -> Iterator[Note]:
-        """Those that are there."""
-        for file in (notes / "jobs").glob("*.json"):
-            yield record_of(cls, parse_json(file.read_text(encoding="utf-8")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +97,7 @@ class TrainingJob:
     """Name of the sweep: when it started."""
     notes: str
     """Folder that each job leaves a `Note` in."""
-    places: tuple[Place, ...]
+    configs: tuple[Config, ...]
     """Of the jobs, by number; empty where a sweeper chooses them as it goes."""
     command: tuple[str, ...]
     """What the user called, for the runs' records."""
@@ -82,29 +110,29 @@ class TrainingJob:
         """
         from hydra.core.hydra_config import HydraConfig
 
-        from ser_fl.cli.training_output import print_summary
         from ser_fl.config.compose import plain
         from ser_fl.config.schema import parse
 
         sys.argv = list(self.command)
-        hydra, config = HydraConfig.get(), parse(plain(settings))
+        hydra = HydraConfig.get()
         number = int(hydra.job.num)
-        place = self.places[number] if self.places else self._next(config, number)
-        note, notes = Note(number=number, folder=place.folder), Path(self.notes)
-        note.write(notes)
+        if self.configs:
+            config = self.configs[number]
+        else:
+            chosen = parse(plain(settings))
+            group = Path(chosen.run_dir).name if chosen.run_dir else f"{chosen.experiment}-{self.study}"
+            config = placed(chosen, self.study, f"{number + 1:03d}", group)
+        note, file = Note(number=number, folder=str(config.run_dir)), Path(self.notes) / "jobs" / f"{number}.json"
+        write_json(file, asdict(note))
         try:
-            run = _train(place.taken_by(config), hydra.launcher)
+            run = _train(config, hydra.launcher)
         except (UserError, RoundFailed) as failure:
-            replace(note, failure=str(failure)).write(notes)
+            write_json(file, asdict(replace(note, failure=str(failure))))
             return math.nan
-        replace(note, failure=None).write(notes)
+        write_json(file, asdict(replace(note, failure=None)))
         if hydra.launcher._target_.endswith(".BasicLauncher"):
             print_summary(run)
         return float(run.read_json(run.summary)["selection_score"])
-
-    def _next(self, config: Config, number: int) -> Place:
-        group = Path(config.run_dir).name if config.run_dir else f"{config.experiment}-{self.study}"
-        return Place.of(config, self.study, f"{number + 1:03d}", group)
 
 
 def _train(config: Config, launcher: Any) -> RunFolder:
@@ -113,8 +141,6 @@ def _train(config: Config, launcher: Any) -> RunFolder:
     The signal that its time is up ends the round, and then goes to submitit, which queues the job again. Left to itself
     submitit would do so in the middle of the round.
     """
-    from ser_fl.cli.training_output import train_visibly
-
     if "submitit" not in launcher._target_:
         preemption = Preemption()
         with preemption.listening():

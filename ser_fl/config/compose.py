@@ -9,10 +9,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ser_fl.config.robustness import BenchmarkConfig, TransferConfig, parse_benchmark, parse_transfer
-from ser_fl.config.schema import Config, parse
+from ser_fl.config.robustness import BenchmarkConfig, TransferConfig
+from ser_fl.config.schema import Config, checked, parse
 from ser_fl.config.settings_file import first_line, read_settings
-from ser_fl.config.text import assignments, escaped, is_mapping, sweep_values, type_at
+from ser_fl.config.text import assignments, escaped, kind_of, sweep_values, type_at
 from ser_fl.errors import UserError, shown, unknown_name
 
 _LONGEST_OVERRIDE = 10_000
@@ -26,15 +26,11 @@ def configs_dir() -> Path:
     return shipped if shipped.is_dir() else package.parent / "configs"
 
 
-_NO_GROUPS = ("sweep",)
-"""Folders of ``configs/`` that hold something else than settings to choose: sweeps of W&B."""
-
-
 def groups(config_dir: Path | None = None) -> dict[str, list[str]]:
     """Names that each group offers, with those of a folder of the user's own: ``{"model": ["crnn", ...], ...}``."""
     found: dict[str, set[str]] = {}
     for folder in (group for root in _folders(config_dir) for group in root.iterdir() if group.is_dir()):
-        if folder.name not in _NO_GROUPS:
+        if folder.name != "sweep":  # files of W&B's
             found.setdefault(folder.name, set()).update(file.stem for file in folder.glob("*.yaml"))
     return {name: sorted(found[name]) for name in sorted(found) if found[name]}
 
@@ -60,7 +56,7 @@ def compose(
         UserError: an unknown group, name or setting (the known ones are listed), or a value out of range.
     """
     if config_file:
-        return parse(_changed(read_settings(config_file, Config), overrides, Config))
+        return parse(_changed(config_file, overrides, Config))
     from hydra import compose as hydra_compose
     from hydra import initialize
 
@@ -79,11 +75,10 @@ def compose_benchmark(overrides: Sequence[str]) -> BenchmarkConfig:
     Raises:
         UserError: an unknown setting (the known ones are listed), or a value out of range.
     """
-    defaults = read_settings(configs_dir() / "benchmark.yaml", BenchmarkConfig)
-    settings = _changed(defaults, overrides, BenchmarkConfig, example="run=RUN")
+    settings = _changed(configs_dir() / "benchmark.yaml", overrides, BenchmarkConfig, example="run=RUN")
     if not any(override.startswith("run=") for override in overrides):
         raise UserError("say which run: ser-fl benchmark run=RUN")
-    return parse_benchmark(settings)
+    return checked(BenchmarkConfig, settings)
 
 
 def compose_transfer(arguments: Sequence[str]) -> TransferConfig:
@@ -98,8 +93,8 @@ def compose_transfer(arguments: Sequence[str]) -> TransferConfig:
     """
     overrides = [argument for argument in arguments if re.match(r"[\w.]+=", argument)]
     runs = [argument for argument in arguments if argument not in overrides]
-    defaults = read_settings(configs_dir() / "transfer.yaml", TransferConfig)
-    return parse_transfer({**_changed(defaults, overrides, TransferConfig, example="epsilon=0.1"), "runs": runs})
+    settings = _changed(configs_dir() / "transfer.yaml", overrides, TransferConfig, example="epsilon=0.1")
+    return checked(TransferConfig, {**settings, "runs": runs})
 
 
 @contextmanager
@@ -123,12 +118,12 @@ def hydra_ready(
     Raises:
         UserError: an unknown group entry, or a file that cannot be read.
     """
-    from ser_fl.config.hydra_context import hydra_over, store_file, store_typed
+    from ser_fl.config.hydra_context import hydra_over
 
-    with hydra_over(_folders(config_dir)):
-        values, typed = _translated(overrides, {} if config_file else groups(config_dir), is_sweep=is_sweep)
-        name = store_file(read_settings(config_file, Config)) if config_file else config_name
-        yield name, [*values, *store_typed(typed)]
+    values, typed = _translated(overrides, {} if config_file else groups(config_dir), is_sweep=is_sweep)
+    whole = read_settings(config_file, Config) if config_file else None
+    with hydra_over(_folders(config_dir), whole=whole, typed=typed) as (name, laid_over):
+        yield name or config_name, [*values, *laid_over]
 
 
 @contextmanager
@@ -147,7 +142,13 @@ def told_in_a_line() -> Iterator[None]:
     except UserError:
         raise
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
-        raise _told(error) from None
+        if several := re.match(r"Ambiguous value for argument '\+*(.+?)'", str(error)):
+            raise _ambiguous(several[1]) from None
+        raise UserError(first_line(error)) from None
+
+
+def _ambiguous(setting: str) -> UserError:
+    return UserError(f"{setting} has several values: write [...] around a list, or -m for a sweep")
 
 
 def plain(composed: Any) -> dict[str, Any]:
@@ -158,66 +159,54 @@ def plain(composed: Any) -> dict[str, Any]:
     return settings
 
 
-def key_and_value(override: str, example: str = "seed=2") -> tuple[str, str]:
-    """Both sides of ``key=value``.
-
-    Raises:
-        UserError: it has no sides, or is too long.
-    """
-    key, separator, value = override.partition("=")
-    if not separator:
-        raise UserError(f"{shown(override)} is not a setting: write key=value, such as {example}")
-    if len(override) > _LONGEST_OVERRIDE:
-        raise UserError(f"the value of {shown(key)} has {len(value)} characters, expected {_LONGEST_OVERRIDE} at most")
-    return key, value
-
-
-def is_of_hydra(override: str) -> bool:
-    """Whether a setting is Hydra's own: of its launcher, its sweeper, its folders."""
-    return override.lstrip("+~").startswith(("hydra/", "hydra."))
-
-
 def _translated(
     overrides: Sequence[str], known: Mapping[str, Sequence[str]], *, is_sweep: bool
 ) -> tuple[list[str], dict[str, Any]]:
-    """Overrides in Hydra's grammar, and settings that it cannot name: those under keys of the user's own."""
+    """Overrides in Hydra's grammar, and settings that it cannot name: those under keys of the user's own.
+
+    Misspelt names are found before Hydra finds them, whose messages take many lines.
+    """
     values: list[str] = []
     typed: dict[str, Any] = {}
+    settings = [field.name for field in fields(Config)]
     for override in overrides:
-        if override.startswith("~") or is_of_hydra(override):
+        if re.match(r"~|\+*hydra[/.]", override):  # Hydra's own: its launcher, its sweeper, its folders
             values.append(override)
             continue
-        key, value = key_and_value(override)
+        key, value = _key_and_value(override)
         name = key.lstrip("+")
         if (group := name.partition("@")[0]) in known:
-            _check_choice(group, value, known[group], is_sweep=is_sweep)
+            for choice in value.split(",") if is_sweep and "(" not in value else [value]:
+                if "(" not in choice and choice.strip("'\"") not in known[group]:
+                    raise unknown_name(group, choice, known[group])
             values.append(override)
             continue
-        if (top := name.partition(".")[0]) not in (settings := [field.name for field in fields(Config)]):
+        if (top := name.partition(".")[0]) not in settings:
             raise unknown_name("setting", top, [*settings, *known])
-        found = [assignments(Config, name, each, _quoted_for_hydra) for each in _swept(name, value, is_sweep)]
+        swept = sweep_values(Config, name, value) if is_sweep else [value]
+        # A text is escaped where OmegaConf would take ${...} for another setting.
+        found = [assignments(Config, name, each, lambda text: _quoted(escaped(text))) for each in swept]
         is_known = is_sweep and known and type_at(Config, tuple(name.split("."))) is not None
         add = "" if is_known else "++"  # a sweeper writes down the names of what it found
         if len(found) > 1:
             values.append(f"{add}{name}={','.join(text for ((_, text),) in found)}")
             continue
         for path, text in found[0]:
-            if is_mapping(type_at(Config, path[:-1])):
-                _set(typed, path, _value(text))
+            if kind_of(type_at(Config, path[:-1])).is_mapping:
+                _set(typed, path, text)
             else:
                 values.append(f"{add}{'.'.join(path)}={text}")
     return values, typed
 
 
-def _swept(name: str, value: str, is_sweep: bool) -> list[str]:
-    return sweep_values(Config, name, value) if is_sweep else [value]
-
-
-def _check_choice(group: str, value: str, known: Sequence[str], *, is_sweep: bool) -> None:
-    """Find misspelt names before Hydra does, whose messages take many lines."""
-    for choice in value.split(",") if is_sweep and "(" not in value else [value]:
-        if "(" not in choice and choice.strip("'\"") not in known:
-            raise unknown_name(group, choice, known)
+def _key_and_value(override: str, example: str = "seed=2") -> tuple[str, str]:
+    """Both sides of ``key=value``."""
+    key, separator, value = override.partition("=")
+    if not separator:
+        raise UserError(f"{shown(override)} is not a setting: write key=value, such as {example}")
+    if len(override) > _LONGEST_OVERRIDE:
+        raise UserError(f"the value of {shown(key)} has {len(value)} characters, expected {_LONGEST_OVERRIDE} at most")
+    return key, value
 
 
 def _quoted(text: str) -> str:
@@ -227,53 +216,27 @@ def _quoted(text: str) -> str:
     return QuotedString(text, Quote.single).with_quotes()
 
 
-def _quoted_for_hydra(text: str) -> str:
-    """The same where OmegaConf would take ``${...}`` for another setting."""
-    return _quoted(escaped(text))
-
-
-def _value(text: str) -> Any:
-    """A value in Hydra's grammar, as a plain object."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    override = OverridesParser.create().parse_override(f"_={text}")
-    if override.is_sweep_override():
-        raise ValueError(f"Ambiguous value for argument '{text}'")
-    return override.value()
-
-
-def _changed(
-    settings: dict[str, Any], overrides: Sequence[str], schema: object, *, example: str = "seed=2"
-) -> dict[str, Any]:
+def _changed(file: Path, overrides: Sequence[str], schema: object, *, example: str = "seed=2") -> dict[str, Any]:
     """Settings of a file with overrides, which set values only."""
-    from hydra.errors import HydraException
-
+    settings = read_settings(file, schema)
     for override in overrides:
-        key, value = key_and_value(override, example)
-        try:
+        key, value = _key_and_value(override, example)
+        with told_in_a_line():
             for path, text in assignments(schema, key.lstrip("+"), value, _quoted):
-                _set(settings, path, _value(text))
-        except UserError:
-            raise
-        except (HydraException, ValueError, RecursionError) as error:
-            raise _told(error, key) from None
+                _set(settings, path, text)
     return settings
 
 
-def _set(settings: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    node = settings
+def _set(settings: dict[str, Any], path: Sequence[str], text: str) -> None:
+    """Set a value that is written in Hydra's grammar."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    override, node = OverridesParser.create().parse_override(f"_={text}"), settings
+    if override.is_sweep_override():
+        raise _ambiguous(f"{'.'.join(path)}={text}")
     for depth, name in enumerate(path[:-1], start=1):
-        below = node.get(name)
-        node[name] = below if below is not None else {}
+        node[name] = {} if node.get(name) is None else node[name]
         node = node[name]
         if not isinstance(node, dict):
             raise UserError(f"{'.'.join(path[:depth])} holds one value and no settings, got {shown('.'.join(path))}")
-    node[path[-1]] = value
-
-
-def _told(error: BaseException, key: str | None = None) -> UserError:
-    """What Hydra or OmegaConf found wrong, in one line of ours."""
-    if several := re.match(r"Ambiguous value for argument '\+*(.+?)'", str(error)):
-        given = several[1] if key is None else f"{key}={several[1]}"
-        return UserError(f"{given} has several values: write [...] around a list, or -m for a sweep")
-    return UserError(first_line(error))
+    node[path[-1]] = override.value()

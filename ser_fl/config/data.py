@@ -1,4 +1,4 @@
-"""Which corpus is read, and how."""
+"""What is trained on: the corpus, its front end and augmentation, who tests, and how clients share the rest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ser_fl.config.resumable import Resumable
-from ser_fl.config.values import Count, Folder, stage
+from ser_fl.config.values import (
+    Amount,
+    Count,
+    Folder,
+    NonNegative,
+    Positive,
+    Proportion,
+    Share,
+    Speaker,
+    refuse_given,
+    stage,
+)
 
 
 @stage
@@ -30,3 +41,101 @@ class DataConfig:
     """Virtual speakers, "builtin" only."""
     utterances_per_emotion: Count
     """Utterances of each emotion and speaker, "builtin" only."""
+
+
+@stage
+class FrontendConfig:
+    """Log-mel spectrogram of clips repeated to one length."""
+
+    name: str
+    sample_rate_hz: Annotated[int, Field(ge=4000, le=768_000)]
+    window_samples: Annotated[int, Field(ge=16, le=1 << 16)]
+    hop_samples: Count
+    num_mels: Annotated[int, Field(ge=8, le=4096)]
+    fmin_hz: Annotated[float, Field(ge=0)]
+    fmax_hz: Positive
+    duration_s: Annotated[float, Field(gt=0, le=3600)]
+    """Clips shorter than this are repeated, longer ones cut."""
+    log_offset: Positive
+    """The logarithm is taken of the mel magnitude plus this."""
+    clip: Literal["training", "none"]
+    """Box that features are clipped to and attacks stay in: per bin the log floor to the training maximum, or none."""
+
+    def __post_init__(self) -> None:
+        if self.fmax_hz > self.sample_rate_hz / 2 or self.fmin_hz >= self.fmax_hz:
+            raise ValueError(
+                f"frontend.fmax_hz must be above fmin_hz ({self.fmin_hz:g}) and at most half the sampling rate "
+                f"({self.sample_rate_hz / 2:g}), got {self.fmax_hz:g}"
+            )
+        if self.num_samples < self.window_samples:
+            raise ValueError(f"frontend.duration_s must hold one window, got {self.duration_s:g} s")
+
+    @property
+    def num_samples(self) -> int:
+        """Length of a clip, T."""
+        return round(self.duration_s * self.sample_rate_hz)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of a clip, L, without centring."""
+        return (self.num_samples - self.window_samples) // self.hop_samples + 1
+
+
+@stage
+class SplitConfig:
+    """Which utterances train, select and test."""
+
+    name: Literal["within_speaker", "speaker_independent", "published"]
+    """within_speaker: the paper's, a share of every speaker's utterances. speaker_independent: no speaker in two parts.
+    published: the corpus's or the manifest's own split column."""
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]
+    """Draws the split; its own setting, so that runs of several seeds share one split."""
+    test_fraction: Share
+    """within_speaker: share of every speaker's utterances that is the pooled test set."""
+    validation_fraction: Share
+    """within_speaker: share of every speaker's remaining utterances that selects the round."""
+    test_speakers: tuple[Speaker, ...]
+    """speaker_independent: named test speakers; empty: folds."""
+    validation_speakers: tuple[Speaker, ...]
+    """speaker_independent: named validation speakers; empty: drawn."""
+    fold: Amount
+    """speaker_independent without named speakers: which fold is left out, from 0."""
+    num_test_speakers: Count
+    num_validation_speakers: Count
+
+    def __post_init__(self) -> None:
+        if self.name != "speaker_independent":
+            names, owner = ("test_speakers", "validation_speakers", "fold"), "split=speaker_independent"
+            refuse_given(self, "split", names, owner=owner, instead=f"split={self.name}")
+
+
+@stage
+class ClientsConfig:
+    """How training utterances are spread over clients."""
+
+    by: Literal["speaker", "session", "dirichlet", "iid"]
+    num_clients: Count | None
+    """For dirichlet and iid; null: as many as training speakers. For speaker and session: at most this many."""
+    dirichlet_alpha: Positive
+    """Label skew of "dirichlet": small is skewed, large is iid."""
+
+
+@stage
+class AugmentationConfig:
+    """Batched augmentation of training features."""
+
+    roll: bool
+    """Rotate clips in time by a random number of frames: clips are repeated, so a rotation is a later start."""
+    time_masks: Amount
+    max_time_mask: Amount
+    """Frames of one mask at most."""
+    mel_masks: Amount
+    max_mel_mask: Amount
+    """Mel bins of one mask at most."""
+    label_smoothing: Share
+    max_mel_warp: Share = 0.0
+    """Stretch or squeeze the mel axis by up to this share: another vocal tract."""
+    max_equalisation: NonNegative = 0.0
+    """Add a smooth curve over mel bins of up to this many standardised log-mel units: another microphone or room."""
+    splice: Proportion = 0.0
+    """Share of utterances that go on, from a random frame, as another of their batch with the same emotion."""

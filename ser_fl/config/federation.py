@@ -1,11 +1,29 @@
-"""The round loop and the server."""
+"""The round loop: the server, where clients run, what selects the best round, and where figures are tracked."""
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator
 
 from ser_fl.config.objects import Own
-from ser_fl.config.values import Amount, Count, Fraction, Positive, Share, stage
+from ser_fl.config.resumable import Resumable
+from ser_fl.config.values import (
+    Amount,
+    Count,
+    Epsilon,
+    Folder,
+    Fraction,
+    NonNegative,
+    Positive,
+    Share,
+    as_yaml,
+    is_count,
+    must_be,
+    refuse_given,
+    stage,
+)
 
 
 @stage
@@ -47,32 +65,101 @@ class FederationConfig:
     server_tau: Positive | None = None
     """Of adam, and null without it: added to the root of an update's mean square. For single gradients, where
     `local_batches` is 1, it must be far smaller than for epochs."""
-
     algorithm: Own | None = None
     """An algorithm of the server of your own; null: the one that the settings above describe."""
     aggregation: Own | None = None
     """An aggregation of client updates of your own; null: the weighted average."""
 
     def __post_init__(self) -> None:
-        for setting, given in (("server_momentum", self.server_momentum), ("weight_average", self.weight_average)):
-            if self.name == "local_only" and given:
+        averaging = {"server_momentum": 0, "weight_average": 0, "server_optimiser": "momentum"}
+        for setting, neutral in averaging.items():
+            if self.name == "local_only" and (given := getattr(self, setting)) != neutral:
                 raise ValueError(
-                    f"federation.{setting} must be 0 with federation=local_only, which averages nothing, got {given:g}"
+                    f"federation.{setting} must be {neutral} with federation=local_only, which averages nothing, got "
+                    f"{as_yaml(given)}"
                 )
-        if self.name == "local_only" and self.server_optimiser != "momentum":
+        of_adam = ("server_learning_rate", "server_second_momentum", "server_tau")
+        if self.server_optimiser != "adam":
+            owner = "federation.server_optimiser=adam"
+            refuse_given(self, "federation", of_adam, owner=owner, instead=self.server_optimiser)
+        elif missing := [setting for setting in of_adam if getattr(self, setting) is None]:
             raise ValueError(
-                "federation.server_optimiser must be momentum (at 0) with federation=local_only, which averages "
-                f"nothing, got {self.server_optimiser}"
+                f"federation.{missing[0]} is needed with federation.server_optimiser=adam: start from "
+                "federation=federated_adam, or federated_sgd"
             )
-        for setting in ("server_learning_rate", "server_second_momentum", "server_tau"):
-            given = getattr(self, setting)
-            if self.server_optimiser == "adam" and given is None:
-                raise ValueError(
-                    f"federation.{setting} is needed with federation.server_optimiser=adam: start from "
-                    "federation=federated_adam, or federated_sgd"
-                )
-            if self.server_optimiser != "adam" and given is not None:
-                raise ValueError(
-                    f"federation.{setting} goes with federation.server_optimiser=adam, got {given:g} with "
-                    f"{self.server_optimiser}"
-                )
+
+
+_WORKERS = "executor.workers must be auto or a whole number from 1 up"
+Workers = Annotated[Count | Literal["auto"], must_be(_WORKERS, lambda given: given == "auto" or is_count(given))]
+Engine = Annotated[Literal["trainer", "loop"], BeforeValidator(lambda given: "trainer" if given == "auto" else given)]
+"""In older config.yaml files it may be "auto"."""
+
+
+@stage
+class ExecutorConfig:
+    """Where the clients of a round run: no result depends on it but by `threads` and `accelerator`."""
+
+    name: Resumable[Literal["serial", "processes", "flower"]]
+    """serial: one after the other in this process. processes: side by side in worker processes, one client each.
+    flower: at the nodes of a Flower federation, or, without `superlink`, in Flower's simulation of one on Ray."""
+    threads: Count
+    """Threads per client: part of the result's bits, so recorded and the same everywhere."""
+    accelerator: Literal["cpu", "auto", "cuda", "mps"]
+    """Of training and of scoring. auto: the first of cuda, mps and cpu that is here."""
+    engine: Resumable[Engine] = "trainer"
+    """trainer: Lightning's Trainer takes every client's steps, with the flags of `trainer`. loop: the same steps
+    without it, to the same bits, for runs without flags or callbacks: it saves some tenths of a millisecond a batch."""
+    workers: Resumable[Workers] = "auto"
+    """Worker processes, at most the clients of a round. auto: as many as find `threads` cores each, or one a GPU; more
+    workers than GPUs share them in turns. The default keeps older config files
+    loadable, as those below do."""
+    superlink: Resumable[str | None] = None
+    """flower: HOST:PORT of the SuperLink that the run is given to; null simulates."""
+    root_certificates: Resumable[Folder | None] = None
+    """flower: file of the authority that signed the SuperLink's certificate."""
+    num_nodes: Resumable[Count | None] = None
+    """flower: connected nodes to wait for before the first round; null takes those that are there, and one at least."""
+    wait_s: Resumable[Positive] = 600.0
+    """flower: how long to wait for them."""
+    deadline_s: Resumable[Positive] = 3600.0
+    """flower: an answer of a node that takes longer is dropped, and its clients have failed in that round."""
+    client_cpus: Resumable[Positive] = 1.0
+    """flower, simulated: cores that a client is given on the Ray cluster."""
+    client_gpus: Resumable[NonNegative] = 0.0
+    """flower, simulated: GPUs, or the share of one, that a client is given."""
+
+    def __post_init__(self) -> None:
+        if self.name == "serial" and self.workers not in ("auto", 1):
+            raise ValueError(f"executor.workers goes with executor=processes, got {self.workers} with executor=serial")
+        if self.name != "flower":
+            own = ("superlink", "root_certificates", "num_nodes", "wait_s", "deadline_s", "client_cpus", "client_gpus")
+            refuse_given(self, "executor", own, owner="executor=flower", instead=self.name)
+        host = r"[^\s:/]+|\[[0-9a-fA-F:]+\]"
+        if self.superlink is not None and not re.fullmatch(rf"({host}):\d{{1,5}}", self.superlink):
+            raise ValueError(f"executor.superlink must be HOST:PORT, got {self.superlink!r}")
+
+
+@stage
+class SelectionConfig:
+    """The attack on validation utterances in rounds that measure robust UAR, and what selects the best round."""
+
+    by: Literal["clean", "robust"]
+    robust_every: Amount
+    """Measure robust validation UAR every so many rounds; 0: never."""
+    epsilon: Epsilon
+    steps: Count
+    every: Count = 1
+    """Score the model on validation utterances every so many rounds, and after the last of `federation.num_rounds`.
+    `federation.patience` ends after a round that is scored."""
+
+
+@stage
+class TrackingConfig:
+    """Beside the run folder, which is always written."""
+
+    backend: Literal["wandb", "tensorboard", "none"]
+    mode: Literal["auto", "online", "offline"]
+    """auto: online where an API key is found, else offline."""
+    project: str
+    entity: str | None
+    group: str | None

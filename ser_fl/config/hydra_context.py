@@ -25,15 +25,13 @@ from omegaconf import OmegaConf
 
 from ser_fl.config.robustness import BenchmarkConfig, TransferConfig
 from ser_fl.config.schema import Config
+from ser_fl.config.settings_file import bounded_yaml
 from ser_fl.config.text import escaped, literal_yaml
-from ser_fl.config.yaml_limits import refuse_bombs
 
 _SCHEMAS: Mapping[str, type] = {"benchmark": BenchmarkConfig, "transfer": TransferConfig}
 _FOLDERS: ContextVar[Sequence[Path]] = ContextVar("folders", default=())
-FILE = "_file_"
-"""Name in the config store of settings that come from a file of somebody's."""
-_TYPED = "_typed_"
-"""Group in the config store of settings that Hydra's grammar cannot name."""
+_WHOLE, _TYPED = "_file_", "_typed_"
+"""Names in the config store."""
 
 
 class LiteralFiles(ConfigSource):
@@ -47,8 +45,7 @@ class LiteralFiles(ConfigSource):
         file = self._file(config_path)
         if not file.is_file():
             raise ConfigLoadError(f"no such file of settings: {file}")
-        refuse_bombs(file)
-        text = file.read_text(encoding="utf-8")
+        text = bounded_yaml(file)
         header = self._get_header_dict(text[:512])
         group = () if header.get("package") == "_global_" else tuple(config_path.split("/")[:-1])
         schema = _SCHEMAS.get(config_path.removesuffix(".yaml"), Config)
@@ -83,42 +80,43 @@ class OurFolders(SearchPathPlugin):
 
 
 @contextmanager
-def hydra_over(folders: Sequence[Path]) -> Iterator[None]:
-    """Inside, a Hydra that is initialised has these folders on its search path; afterwards the caller's is back."""
+def hydra_over(
+    folders: Sequence[Path], *, whole: Mapping[str, Any] | None, typed: Mapping[str, Any]
+) -> Iterator[tuple[str | None, list[str]]]:
+    """Inside, a Hydra that is initialised has our settings; afterwards the caller's Hydra is back.
+
+    Args:
+        folders: on its search path.
+        whole: settings of a file of somebody's, to start from; texts are taken literally.
+        typed: settings that Hydra's grammar cannot name, to be laid over all others.
+
+    Yields:
+        The name of the whole settings, and overrides that lay the typed ones over others.
+    """
     for plugin in (LiteralFiles, OurFolders):
         Plugins.instance().register(plugin)
     callers, base = GlobalHydra.instance().hydra, version.VersionBase.instance().getbase()
-    job = HydraConfig.instance().cfg
+    job, store = HydraConfig.instance().cfg, ConfigStore.instance()
     token = _FOLDERS.set(folders)
     GlobalHydra.instance().clear()
+    if whole is not None:
+        store.store(_WHOLE, _literal(whole))
+    if typed:
+        store.store("typed", dict(typed), group=_TYPED, package="_global_")
     try:
-        yield
+        yield _WHOLE if whole is not None else None, [f"+{_TYPED}=typed"] if typed else []
     finally:
         _FOLDERS.reset(token)
         GlobalHydra.instance().hydra, HydraConfig.instance().cfg = callers, job
         version.VersionBase.instance().version_base = base
-        for stored in (FILE + ".yaml", _TYPED):
-            ConfigStore.instance().repo.pop(stored, None)
+        for stored in (_WHOLE + ".yaml", _TYPED):
+            store.repo.pop(stored, None)
 
 
-def store_file(settings: Mapping[str, Any]) -> str:
-    """Keep the settings of a file for the `hydra_over` around; returns the config's name."""
-    ConfigStore.instance().store(FILE, _escaped(settings))
-    return FILE
-
-
-def _escaped(value: Any) -> Any:
-    """Values whose texts OmegaConf takes literally."""
+def _literal(value: Any) -> Any:
+    """Settings whose texts OmegaConf takes as they are."""
     if isinstance(value, Mapping):
-        return {name: _escaped(item) for name, item in value.items()}
+        return {name: _literal(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_escaped(item) for item in value]
+        return [_literal(item) for item in value]
     return escaped(value) if isinstance(value, str) else value
-
-
-def store_typed(settings: Mapping[str, Any]) -> list[str]:
-    """Keep settings to be laid over all others; returns the overrides that do so."""
-    if not settings:
-        return []
-    ConfigStore.instance().store("typed", dict(settings), group=_TYPED, package="_global_")
-    return [f"+{_TYPED}=typed"]

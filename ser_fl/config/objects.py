@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, GetCoreSchemaHandler, PlainSerializer
-from pydantic_core import CoreSchema, core_schema
+from pydantic import BeforeValidator, Discriminator, PlainSerializer, Tag
 
-from ser_fl.errors import UserError, shown
+from ser_fl.errors import UserError, one_line, shown
 
 _TARGET = "_target_"
+_Ours = TypeVar("_Ours")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectConfig:
     """A class or function, and what it is called with: ``{_target_: mypackage.MyNetwork, width: 8}``.
 
-    Reading one imports nothing: only `instantiated` runs somebody's code.
+    Reading one imports nothing: only `instantiate` runs somebody's code.
     """
 
     target: str
@@ -29,6 +31,26 @@ class ObjectConfig:
     def plain(self) -> dict[str, Any]:
         """As it stands in YAML."""
         return {_TARGET: self.target, **self.arguments}
+
+    def instantiate(self, **more: Any) -> Any:
+        """The object, whose package may lie in the working directory.
+
+        Raises:
+            UserError: it cannot be imported, or does not take its arguments.
+        """
+        from hydra.errors import InstantiationException
+        from hydra.utils import instantiate
+
+        if str(Path.cwd()) not in sys.path:
+            sys.path.append(str(Path.cwd()))
+        try:
+            return instantiate(self.plain(), _convert_="all", **more)
+        except InstantiationException as error:
+            raise UserError(f"{self.target} cannot be made: {one_line(str(error.__cause__ or error), 600)}") from error
+
+    def refusal(self) -> UserError:
+        """What is said where the settings of a choice of ours are needed."""
+        return UserError(f"{self.target} is an object of your own: what is asked for needs one of ser_fl's")
 
 
 def _read(given: object) -> object:
@@ -45,31 +67,11 @@ def _read(given: object) -> object:
     return ObjectConfig(target=given[_TARGET], arguments=arguments)
 
 
-def _read_own(given: object, read_stock: Callable[[object], object]) -> object:
-    """An object's settings where there is a ``_target_``, else those of a class of ours."""
+def _whose(given: object) -> str:
     is_own = isinstance(given, ObjectConfig) or (isinstance(given, Mapping) and _TARGET in given)
-    return _read(given) if is_own else read_stock(given)
-
-
-def _write_own(value: object, write_stock: Callable[[object], object]) -> object:
-    return value.plain() if isinstance(value, ObjectConfig) else write_stock(value)
+    return "[own]" if is_own else "[ours]"
 
 
 Own = Annotated[ObjectConfig, BeforeValidator(_read), PlainSerializer(ObjectConfig.plain)]
-
-
-class OrOwn:
-    """Annotates a setting that takes an object in place of a choice of ours, by whose schema all else is checked."""
-
-    def __init__(self, stock: object) -> None:
-        self.stock = stock
-
-    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        schema = handler.generate_schema(self.stock)
-        written = core_schema.wrap_serializer_function_ser_schema(_write_own, schema=schema)
-        return core_schema.no_info_wrap_validator_function(_read_own, schema, serialization=written)
-
-
-def refusal(own: ObjectConfig) -> UserError:
-    """What is said where the settings of a choice of ours are needed."""
-    return UserError(f"{own.target} is an object of your own: what is asked for needs one of ser_fl's")
+OrOwn = Annotated[Annotated[_Ours, Tag("[ours]")] | Annotated[Own, Tag("[own]")], Discriminator(_whose)]
+"""A choice of ours, or an object in place of it; brackets keep the tags out of messages (`ser_fl.config.schema`)."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field
 
-from ser_fl.config.schema import Amount, Count, Epsilon, Positive, one_line, stage
-from ser_fl.errors import shown
+from ser_fl.config.values import Amount, Count, Epsilon, Positive, as_yaml, is_count, must_be, stage
 
 Backend = Literal["auto", "art", "native"]
 """Whose code runs an attack: ART's for FGSM, BIM, PGD, MIM, DeepFool and HopSkipJump and ours for the rest; ART's
@@ -41,24 +40,13 @@ def _listed(given: object) -> object:
 
 
 Choices = Annotated[tuple[AttackChoice, ...], BeforeValidator(_listed)]
-
-
-def _check_epsilons(given: object) -> object:
-    if isinstance(given, str) and given != "auto":
-        raise ValueError(f"epsilons must be auto or a list of numbers, got {shown(given)}")
-    return given
-
-
-Epsilons = Annotated[tuple[Epsilon, ...] | Literal["auto"], BeforeValidator(_check_epsilons)]
-
-
-def _check_samples(given: object) -> object:
-    if given == "exact" or (type(given) is int and given >= 1):
-        return given
-    raise ValueError(f"eot_samples must be exact or a whole number from 1 up, got {shown(given)}")
-
-
-Samples = Annotated[Count | Literal["exact"], BeforeValidator(_check_samples)]
+_EPSILONS = "epsilons must be auto or a list of numbers"
+Epsilons = Annotated[
+    tuple[Epsilon, ...] | Literal["auto"],
+    must_be(_EPSILONS, lambda given: not isinstance(given, str) or given == "auto"),
+]
+_SAMPLES = "eot_samples must be exact or a whole number from 1 up"
+Samples = Annotated[Count | Literal["exact"], must_be(_SAMPLES, lambda given: given == "exact" or is_count(given))]
 
 
 @stage
@@ -121,24 +109,19 @@ class BenchmarkConfig:
     """How many utterances the checks attack."""
 
     def __post_init__(self) -> None:
-        budgets = {"logmel": "epsilons", "waveform": "snr_dbs"}
-        for setting, domain in _OF_ONE_DOMAIN.items():
+        other, budgets, of_other = {
+            "waveform": ("logmel", "snr_dbs", ("epsilons", "curve_epsilons", "drop_broken", "keep_adversarials")),
+            "logmel": ("waveform", "epsilons", ("snr_dbs", "amplitudes", "write_audio")),
+        }[self.domain]
+        for setting in of_other:
             given = getattr(self, setting)
-            if domain != self.domain and given and (setting, given) != ("curve_epsilons", "auto"):
-                shown = list(given) if isinstance(given, tuple) else str(given).lower()
-                instead = f"take {budgets[self.domain]}" if isinstance(given, (tuple, str)) else f"leave {setting} out"
+            if given and (setting, given) != ("curve_epsilons", "auto"):
+                written = list(given) if isinstance(given, tuple) else as_yaml(given)
+                instead = f"take {budgets}" if isinstance(given, (tuple, str)) else f"leave {setting} out"
                 raise ValueError(
-                    f"{setting} goes with domain={domain}, got {shown} with domain={self.domain}: {instead}, or "
-                    f"domain={domain}"
+                    f"{setting} goes with domain={other}, got {written} with domain={self.domain}: {instead}, or "
+                    f"domain={other}"
                 )
-
-
-_OF_ONE_DOMAIN = {
-    **dict.fromkeys(("epsilons", "curve_epsilons"), "logmel"),
-    **dict.fromkeys(("drop_broken", "keep_adversarials"), "logmel"),
-    **dict.fromkeys(("snr_dbs", "amplitudes", "write_audio"), "waveform"),
-}
-"""Settings that mean nothing in the other domain."""
 
 
 @stage
@@ -171,23 +154,3 @@ class TransferConfig:
             raise ValueError(
                 f"ser-fl transfer needs two runs at least, got {len(self.runs)}: ser-fl transfer RUN RUN [RUN ...]"
             )
-
-
-_BENCHMARK: TypeAdapter[BenchmarkConfig] = TypeAdapter(BenchmarkConfig)
-_TRANSFER: TypeAdapter[TransferConfig] = TypeAdapter(TransferConfig)
-
-
-def parse_benchmark(settings: Mapping[str, Any]) -> BenchmarkConfig:
-    """Check the settings of a benchmark; errors as in `parse`."""
-    try:
-        return _BENCHMARK.validate_python(dict(settings))
-    except ValidationError as error:
-        raise one_line(error, settings) from None
-
-
-def parse_transfer(settings: Mapping[str, Any]) -> TransferConfig:
-    """Check the settings of a transfer matrix; errors as in `parse`."""
-    try:
-        return _TRANSFER.validate_python(dict(settings))
-    except ValidationError as error:
-        raise one_line(error, settings) from None

@@ -1,4 +1,4 @@
-"""The typed schema of ``configs/``, checked once, here, at the border: a file a stage, put together in `Config`.
+"""The typed schema of ``configs/``, checked once, here, at the border: related stages share a file.
 
 The YAML files hold every default; the classes hold what each setting means and which values it may take. Inside the
 package a `Config` is trusted.
@@ -6,42 +6,30 @@ package a `Config` is trusted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import field
-from typing import Annotated, Any, Literal
+from functools import update_wrapper
+from typing import Any, Literal, TypeVar, cast
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from ser_fl.config.augmentation import AugmentationConfig as AugmentationConfig
-from ser_fl.config.clients import ClientsConfig as ClientsConfig
-from ser_fl.config.data import DataConfig as DataConfig
-from ser_fl.config.executor import ExecutorConfig as ExecutorConfig
-from ser_fl.config.federation import FederationConfig as FederationConfig
-from ser_fl.config.frontend import FrontendConfig as FrontendConfig
-from ser_fl.config.messages import one_line as one_line
-from ser_fl.config.model import CRNNConfig as CRNNConfig
-from ser_fl.config.model import ModelConfig as ModelConfig
-from ser_fl.config.model import ResNetConfig as ResNetConfig
-from ser_fl.config.model import VGG15Config as VGG15Config
-from ser_fl.config.objective import ObjectiveConfig as ObjectiveConfig
-from ser_fl.config.objects import ObjectConfig, OrOwn, Own, refusal
-from ser_fl.config.optimiser import OptimiserConfig as OptimiserConfig
+from ser_fl.config.data import AugmentationConfig, ClientsConfig, DataConfig, FrontendConfig, SplitConfig
+from ser_fl.config.federation import ExecutorConfig, FederationConfig, SelectionConfig, TrackingConfig
+from ser_fl.config.objects import ObjectConfig, OrOwn, Own
 from ser_fl.config.resumable import Resumable
-from ser_fl.config.selection import SelectionConfig as SelectionConfig
-from ser_fl.config.split import SplitConfig as SplitConfig
-from ser_fl.config.tracking import TrackingConfig as TrackingConfig
-from ser_fl.config.trainer import TrainerConfig, check_engine
-from ser_fl.config.values import Amount as Amount
-from ser_fl.config.values import Count as Count
-from ser_fl.config.values import Epsilon as Epsilon
-from ser_fl.config.values import Folder
-from ser_fl.config.values import Positive as Positive
-from ser_fl.config.values import stage as stage
+from ser_fl.config.training import EXCLUDED, ModelConfig, ObjectiveConfig, OptimiserConfig, TrainerConfig
+from ser_fl.config.values import Amount, Folder, stage
+from ser_fl.errors import UserError, shown, unknown_name
+from ser_fl.runs.validation import adapter
 
 CONFIG_SCHEMA = 1
 """Version of a run's ``config.yaml``."""
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+_Checked = TypeVar("_Checked")
+_UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
 
 
 @stage
@@ -64,10 +52,10 @@ class Config:
     frontend: FrontendConfig
     split: SplitConfig
     clients: ClientsConfig
-    model: Annotated[ModelConfig | ObjectConfig, OrOwn(ModelConfig)]
+    model: OrOwn[ModelConfig]
     optimiser: OptimiserConfig
     augmentation: AugmentationConfig
-    objective: Annotated[ObjectiveConfig | ObjectConfig, OrOwn(ObjectiveConfig)]
+    objective: OrOwn[ObjectiveConfig]
     selection: SelectionConfig
     federation: FederationConfig
     executor: ExecutorConfig
@@ -82,73 +70,118 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     @property
-    def stock_model(self) -> ModelConfig:
-        """The settings of one of our networks; a `UserError` where it is the user's own."""
-        if isinstance(self.model, ObjectConfig):
-            raise refusal(self.model)
-        return self.model
-
-    @property
     def stock_objective(self) -> ObjectiveConfig:
         """The settings of one of our objectives; a `UserError` where it is the user's own."""
         if isinstance(self.objective, ObjectConfig):
-            raise refusal(self.objective)
+            raise self.objective.refusal()
         return self.objective
 
     def __post_init__(self) -> None:
-        check_engine(self.trainer, self.executor.engine, self.precision, self.executor.accelerator)
-        is_elsewhere = self.executor.name == "flower" and self.executor.superlink is not None
+        executor, federation, model = self.executor, self.federation, self.model
+        if executor.engine == "loop":
+            for name, value in self.trainer.changed.items():
+                raise ValueError(
+                    f"trainer.{name}={shown(value)} needs executor.engine=trainer, got loop, which has no flags"
+                )
+        if self.precision == "16-mixed" and executor.engine == "loop":
+            raise ValueError("precision=16-mixed needs executor.engine=trainer, got loop, which scales no gradients")
+        if self.precision == "16-mixed" and executor.accelerator == "cpu":
+            raise ValueError("precision=16-mixed needs a GPU, got executor.accelerator=cpu: take bf16-mixed or 32-true")
+        is_elsewhere = executor.name == "flower" and executor.superlink is not None
         if self.data.name != "builtin" and self.data.root is None and not is_elsewhere:
             raise ValueError(f"data={self.data.name} needs data.root=DIR, the folder of the corpus")
-        size, model = (self.frontend.num_mels, self.frontend.num_frames), self.model
+        size = self.frontend.num_mels, self.frontend.num_frames
         if not isinstance(model, ObjectConfig) and min(size) < model.least_size:
             raise ValueError(
                 f"{model.name} needs at least {model.least_size} mel bins and {model.least_size} frames, got "
                 f"{size[0]} and {size[1]}: raise frontend.num_mels or frontend.duration_s"
             )
-        if self.executor.name == "flower":
-            self._check_flower()
-        if self.selection.by == "robust" and self.selection.robust_every == 0:
-            raise ValueError("selection.by=robust needs selection.robust_every of at least 1, got 0")
-        self._check_patience()
-
-    def _check_patience(self) -> None:
-        """No run stops before what it waits for was measured again."""
-        name = "robust_every" if self.selection.by == "robust" else "every"
-        every, what = getattr(self.selection, name), "robust UAR" if self.selection.by == "robust" else "UAR"
-        if 0 < self.federation.patience < every:
-            raise ValueError(
-                f"federation.patience must be at least selection.{name} ({every}), so that {what} is measured before "
-                f"the run stops, got {self.federation.patience}"
-            )
-
-    def _check_flower(self) -> None:
-        """What hosts that keep their data to themselves cannot do."""
-        if self.clients.by not in ("speaker", "session"):
+        if executor.name == "flower" and self.clients.by not in ("speaker", "session"):
             raise ValueError(
                 f"clients.by must be speaker or session with executor=flower, got {self.clients.by}: it would deal out "
                 "utterances that lie on different hosts"
             )
-        if self.federation.name != "federated":
-            raise ValueError(f"executor=flower goes with federation=federated, got federation={self.federation.name}")
+        if executor.name == "flower" and federation.name != "federated":
+            raise ValueError(f"executor=flower goes with federation=federated, got federation={federation.name}")
+        selection, is_robust = self.selection, self.selection.by == "robust"
+        if is_robust and selection.robust_every == 0:
+            raise ValueError("selection.by=robust needs selection.robust_every of at least 1, got 0")
+        name, every = ("robust_every", selection.robust_every) if is_robust else ("every", selection.every)
+        if 0 < federation.patience < every:
+            raise ValueError(
+                f"federation.patience must be at least selection.{name} ({every}), so that "
+                f"{'robust UAR' if is_robust else 'UAR'} is measured before the run stops, got {federation.patience}"
+            )
 
 
-_ADAPTER: TypeAdapter[Config] = TypeAdapter(Config)
-
-
-def parse(settings: Mapping[str, Any]) -> Config:
-    """Check settings and turn them into a `Config`.
+def checked(kind: type[_Checked], settings: Mapping[str, Any]) -> _Checked:
+    """Settings as an instance of their dataclass.
 
     Raises:
         UserError: one line that names the first wrong setting, its value, and what is accepted.
     """
     try:
-        return _ADAPTER.validate_python(dict(settings))
+        found: _Checked = adapter(cast(Any, kind)).validate_python(dict(settings))
+        return found
     except ValidationError as error:
-        raise one_line(error, settings) from None
+        raise _one_line(error, dict.fromkeys(kind.__annotations__) | dict(settings)) from None
+
+
+def _one_line(error: ValidationError, settings: Mapping[str, Any]) -> UserError:
+    """The first problem in words; unknown settings before missing ones, since a misspelt setting is both."""
+    problem: Any = min(error.errors(), key=lambda found: found["type"] not in _UNKNOWN)
+    kind, context, given = problem["type"], problem.get("ctx", {}), problem["input"]
+    path = [str(part) for part in problem["loc"] if "[" not in str(part)]  # without the branch of a union of types
+    if len(path) > 1 and path[0] == "model":
+        path.pop(1)  # the tag of the model union
+    key = ".".join(path)
+    if kind in _UNKNOWN and path[0] == "trainer" and path[-1] in EXCLUDED:
+        return UserError(f"{key} cannot be set: {EXCLUDED[path[-1]]}")
+    if kind in _UNKNOWN:
+        node: Any = settings
+        for part in path[:-1]:  # one setting of a list may stand there without its list
+            if isinstance(node, Sequence) and part.isdigit():
+                node = node[int(part)]
+            elif isinstance(node, Mapping):
+                node = node.get(part, node)
+        beside = [str(name) for name in node if name != path[-1]] if isinstance(node, Mapping) else []
+        return unknown_name("setting", key, (".".join([*path[:-1], name]) for name in beside))
+    if kind == "value_error":
+        return UserError(str(context["error"]))
+    if kind in ("missing", "missing_argument", "union_tag_not_found"):
+        name = f"{key}.name" if kind == "union_tag_not_found" else key
+        return UserError(f"setting {name} is missing: start from a file of configs/ or from a run's config.yaml")
+    if kind == "union_tag_invalid":
+        return unknown_name("model", str(context["tag"]), re.findall(r"'(\w+)'", str(context["expected_tags"])))
+    if kind == "too_short" and context["min_length"] == 1:
+        return UserError(f"{key} must name one at least, got {shown(given)}")
+    if kind == "literal_error":
+        return unknown_name(key, str(given), re.findall(r"'([^']+)'", context["expected"]))
+    return UserError(f"{key} must be {problem['msg'].removeprefix('Input should be ')}, got {shown(given)}")
+
+
+def parse(settings: Mapping[str, Any]) -> Config:
+    """Check settings and turn them into a `Config`; errors as in `checked`."""
+    return checked(Config, settings)
 
 
 def dump(config: Config) -> dict[str, Any]:
     """Plain mapping of a configuration, for YAML and JSON: `parse(dump(config)) == config`."""
-    plain: dict[str, Any] = _ADAPTER.dump_python(config, mode="json")
+    plain: dict[str, Any] = adapter(Config).dump_python(config, mode="json")
     return plain
+
+
+def instantiated_objects(config: Config) -> dict[str, Any]:
+    """What `ser_fl.train` takes as objects, by its argument's name, where the configuration names some by import path.
+
+    Here somebody's code is imported and called.
+    """
+    named: dict[str, object] = {"network": config.model, "objective": config.objective}
+    named |= {"algorithm": config.federation.algorithm, "aggregation": config.federation.aggregation}
+    own = {name: value for name, value in named.items() if isinstance(value, ObjectConfig)}
+    made = {name: value.instantiate(_partial_=name == "network") for name, value in own.items()}
+    if network := made.get("network"):  # whoever knows the number of classes builds it
+        update_wrapper(network, network.func)
+    if config.callbacks:
+        made["callbacks"] = [callback.instantiate() for callback in config.callbacks]
+    return made

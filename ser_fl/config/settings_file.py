@@ -9,13 +9,20 @@ from typing import Any
 
 from ser_fl.config.schema import CONFIG_SCHEMA
 from ser_fl.config.text import literal_yaml
-from ser_fl.config.yaml_limits import refuse_bombs
 from ser_fl.errors import UserError, one_line, shown
-from ser_fl.runs.path_aliases import is_place, recall
+from ser_fl.runs.redaction import is_place, recall
+
+_LARGEST_FILE = 1 << 20
+_MOST_VALUES = 100_000
+"""Of a file, aliases counted as often as they would be written out: a run's config.yaml has a hundred."""
+_DEEPEST = 50
 
 
 def read_settings(file: Path, schema: object) -> dict[str, Any]:
     """Settings of a YAML file of anybody's making, with text as it stands there.
+
+    Folders are those that this machine remembers. A corpus that it does not know stays as it is written, since only who
+    opens it needs it; a cache that it does not know becomes the default one.
 
     Raises:
         UserError: there is no such file, it is no configuration, or one of another version.
@@ -27,8 +34,7 @@ def read_settings(file: Path, schema: object) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"no such configuration: {file}")
     try:
-        refuse_bombs(file)
-        text = literal_yaml(file.read_text(encoding="utf-8"), schema, escape=True)
+        text = literal_yaml(bounded_yaml(file), schema, escape=True)
         content = OmegaConf.load(StringIO(text))  # by a safe loader: it makes no objects
         _refuse_interpolation(file, OmegaConf.to_container(content))
         settings = OmegaConf.to_container(content, resolve=True)
@@ -44,33 +50,53 @@ def read_settings(file: Path, schema: object) -> dict[str, Any]:
     for name in ("hydra", "defaults"):
         if name in settings:
             raise UserError(f"{file} has {name}, which a resolved configuration has not: use --config-dir")
-    return _recalled({str(key): value for key, value in settings.items()})
+    if isinstance(data := settings.get("data"), dict):
+        if is_place(root := data.get("root")):
+            data["root"] = recall(root) or root
+        if is_place(cache_dir := data.get("cache_dir")):
+            data["cache_dir"] = recall(cache_dir)
+    return {str(key): value for key, value in settings.items()}
 
 
 def _refuse_interpolation(file: Path, value: Any) -> None:
     """A file holds values alone: ``${oc.env:...}`` would take a secret of this machine into the records."""
     if isinstance(value, str) and re.search(r"(?<!\\)(\\\\)*\$\{", value):
         raise UserError(f"{file} has {shown(value)}: write the value itself")
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for item in items:
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         _refuse_interpolation(file, item)
 
 
-def _recalled(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with the folders that this machine remembers; of a cache that it does not know, the default one.
+def bounded_yaml(file: Path) -> str:
+    """The text of a YAML file that may be of anybody's making.
 
-    A corpus that it does not know stays as it is written: only who opens it needs it.
+    Raises:
+        UserError: its values would fill the memory: it is large, deep, or small with aliases of aliases.
     """
-    data = settings.get("data")
-    if not isinstance(data, dict):
-        return settings
-    root, cache_dir = data.get("root"), data.get("cache_dir")
-    recalled = dict(data)
-    if isinstance(root, str) and is_place(root):
-        recalled["root"] = recall(root) or root
-    if isinstance(cache_dir, str) and is_place(cache_dir):
-        recalled["cache_dir"] = recall(cache_dir)
-    return {**settings, "data": recalled}
+    import yaml
+
+    if (size := file.stat().st_size) > _LARGEST_FILE:
+        raise UserError(f"{file} has {size} bytes: that is no configuration")
+    text, loader = file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    num_values, of_anchors, opened = 0, dict[str, int](), list[tuple[str, int]]()
+    for event in yaml.parse(text, Loader=loader):
+        anchor = str(getattr(event, "anchor", None))
+        if isinstance(event, yaml.AliasEvent):
+            num_values += of_anchors.get(anchor, 0)
+        elif isinstance(event, yaml.CollectionStartEvent):
+            opened.append((anchor, num_values))
+            of_anchors[anchor] = _MOST_VALUES + 1  # of a value that holds itself
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = opened.pop()
+            of_anchors[anchor] = num_values - before
+        elif isinstance(event, yaml.ScalarEvent):
+            num_values += 1
+            of_anchors[anchor] = 1
+        if num_values > _MOST_VALUES or len(opened) > _DEEPEST:
+            raise UserError(
+                f"{file} holds more than {_MOST_VALUES} values, one that holds itself, or lists more than {_DEEPEST} "
+                "deep: that is no configuration"
+            )
+    return text
 
 
 def first_line(error: BaseException) -> str:

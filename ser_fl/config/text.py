@@ -7,92 +7,89 @@ YAML files plain scalars become strings: ``010``, ``12:30``, ``1e3``, ``no`` and
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import is_dataclass
 from functools import cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, Union, cast, get_args, get_origin, get_type_hints
 
 from ser_fl.config.values import PATH
 
 Path = tuple[str, ...]
 """Names from the top down: ``("data", "labels", "02")``."""
-Assignment = tuple[Path, str]
-"""A setting and its value, in Hydra's syntax."""
+_CLOSING = {"'": "'", '"': '"', "[": "]", "{": "}", "(": ")"}
+_IMPLICIT = ("str", "int", "float", "bool", "null", "timestamp")
+
+
+_type_hints = cache(get_type_hints)
+
+
+class Kind(NamedTuple):
+    """What a setting's annotated type says of it."""
+
+    is_text: bool
+    """Whether a scalar is text, and nothing else: also a name that stands for a mapping with a ``name``."""
+    is_nullable: bool
+    """Whether ``null`` is no text."""
+    is_path: bool
+    is_mapping: bool
+    """Whether keys are the user's own, which are text."""
+    below: Mapping[str, object]
+    """Types of the settings below; of those with keys of the user's own, under the empty name."""
+    item: object
+    """Type of a list's items; None of no list."""
+
+
+def kind_of(hint: object) -> Kind:
+    """What an annotated type, or a union of them, says of a setting."""
+    types = [hint]
+    for part in types:  # which grows, by the types that each is made of
+        if get_origin(part) is Annotated:
+            types.append(get_args(part)[0])
+        elif get_origin(part) in (Union, UnionType):
+            types.extend(get_args(part))
+    plain = [part for part in types if get_origin(part) not in (Annotated, Union, UnionType)]
+    below: dict[str, object] = {}
+    for part in reversed(plain):  # of two settings of one name the first one's counts
+        if is_dataclass(part):
+            below |= _type_hints(cast(Hashable, part), include_extras=True)
+        elif get_origin(part) is dict:
+            below[""] = get_args(part)[1]
+    is_named = "name" in below and kind_of(below["name"]).is_text
+    return Kind(
+        is_text=is_named or (str in plain and {int, float, bool}.isdisjoint(plain)),
+        is_nullable=NoneType in plain,
+        is_path=any(PATH in get_args(part) for part in types),
+        is_mapping="" in below,
+        below=below,
+        item=next((get_args(part)[0] for part in plain if get_origin(part) is tuple), None),
+    )
 
 
 def type_at(schema: object, path: Path) -> object:
     """The annotated type of a setting; None where the schema knows of none."""
     for name in path:
-        schema = next(iter(_below(schema, name)), None)
+        below = kind_of(schema).below
+        schema = below.get(name, below.get(""))
     return schema
 
 
-def _below(hint: object, name: str) -> Iterator[object]:
-    for part in _alternatives(hint):
-        if is_dataclass(part):
-            yield from filter(None, [_types(cast(Hashable, part)).get(name)])
-        elif get_origin(part) is dict:
-            yield get_args(part)[1]
+def assignments(schema: object, key: str, value: str, quote: Callable[[str], str]) -> list[tuple[Path, str]]:
+    """What ``key=value`` sets, with text quoted: one setting, or each entry of a mapping whose keys are the user's.
 
-
-@cache
-def _types(stage: Hashable) -> dict[str, object]:
-    return get_type_hints(stage, include_extras=True)
-
-
-def _alternatives(hint: object) -> list[object]:
-    """The types that a value may have, without annotations."""
-    origin, parts = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        return _alternatives(parts[0])
-    if origin in (Union, UnionType):
-        return [alternative for part in parts for alternative in _alternatives(part)]
-    return [hint]
-
-
-def is_text(hint: object) -> bool:
-    """Whether a scalar is text here, and nothing else: also a name that stands for a mapping with a ``name``."""
-    alternatives = _alternatives(hint)
-    is_named = any(is_dataclass(part) and is_text(type_at(part, ("name",))) for part in alternatives)
-    return is_named or (str in alternatives and {int, float, bool}.isdisjoint(alternatives))
-
-
-def is_nullable(hint: object) -> bool:
-    """Whether ``null`` is no text here."""
-    return NoneType in _alternatives(hint)
-
-
-def is_mapping(hint: object) -> bool:
-    """Whether keys are the user's own, which are text."""
-    return any(get_origin(part) is dict for part in _alternatives(hint))
-
-
-def item_of(hint: object) -> object:
-    """The type of a list's items; None of no list."""
-    return next((get_args(part)[0] for part in _alternatives(hint) if get_origin(part) is tuple), None)
-
-
-def _is_path(hint: object) -> bool:
-    return PATH in get_args(hint) or any(_is_path(part) for part in get_args(hint))
-
-
-def assignments(schema: object, key: str, value: str, quote: Callable[[str], str]) -> list[Assignment]:
-    """What ``key=value`` sets, with text quoted: one setting, or each entry of a mapping whose keys are the user's."""
+    Returns:
+        Settings and their values, in Hydra's syntax.
+    """
     path = tuple(key.split("."))
     for length in range(1, len(path)):
-        if is_mapping(type_at(schema, path[:length])):
+        if kind_of(type_at(schema, path[:length])).is_mapping:
             path = (*path[:length], ".".join(path[length:]))  # a key of the user's own may have a dot
             break
     hint, inside = type_at(schema, path), value.strip()
-    if is_mapping(hint) and inside.startswith("{") and inside.endswith("}") and inside != "{}":
-        entries = [entry.partition(":") for entry in split(inside[1:-1])]
-        value_hint = type_at(schema, (*path, ""))
-        return [
-            ((*path, _unquoted(name.strip())), _typed(value_hint, _unquoted(text.strip()), quote))
-            for name, _, text in entries
-        ]
-    return [(path, _typed(hint, value, quote))]
+    if not (kind_of(hint).is_mapping and inside.startswith("{") and inside.endswith("}") and inside != "{}"):
+        return [(path, _typed(hint, value, quote))]
+    hint = type_at(schema, (*path, ""))
+    return [((*path, _unquoted(name)), _typed(hint, _unquoted(text), quote)) for name, text in _entries(inside)]
 
 
 def sweep_values(schema: object, key: str, value: str) -> list[str]:
@@ -101,37 +98,41 @@ def sweep_values(schema: object, key: str, value: str) -> list[str]:
     A comma belongs to a text where ``\,`` is written, and to a path always.
     """
     path = tuple(key.split("."))
-    hint = type_at(schema, path)
-    if is_mapping(type_at(schema, path[:-1])) or _is_path(hint) or not (is_text(hint) or is_text(item_of(hint))):
+    kind = kind_of(type_at(schema, path))
+    is_entry = kind_of(type_at(schema, path[:-1])).is_mapping
+    if is_entry or kind.is_path or not (kind.is_text or kind_of(kind.item).is_text):
         return [value]
     if value.startswith("choice(") and value.endswith(")"):
         value = value[len("choice(") : -1]
-    return split(value) if item_of(hint) is not None else _at_commas(value)
-
-
-def _at_commas(text: str) -> list[str]:
-    return [part.replace("\0", ",") for part in text.replace("\\,", "\0").split(",")]
+    if kind.item is not None:
+        return split(value)
+    return [part.replace("\\,", ",") for part in re.split(r"(?<!\\),", value)]
 
 
 def _typed(hint: object, value: str, quote: Callable[[str], str]) -> str:
-    """A value in Hydra's syntax."""
-    inside = value.strip()
-    if is_text(hint):
-        return "null" if value == "null" and is_nullable(hint) else quote(value)
-    if not is_text(item_of(hint)):
+    """A value in Hydra's syntax: a text, or a list of texts, or of mappings with a name."""
+    kind, inside = kind_of(hint), value.strip()
+    if kind.is_text:
+        return "null" if value == "null" and kind.is_nullable else quote(value)
+    item = kind_of(kind.item)
+    if not item.is_text or inside.startswith("{"):
         return value
-    if inside.startswith("[") and inside.endswith("]"):
-        return f"[{','.join(_item(item_of(hint), part, quote) for part in split(inside[1:-1]))}]"
-    return value if inside.startswith("{") else quote(value)
+    if not (inside.startswith("[") and inside.endswith("]")):
+        return quote(value)
+    parts = split(inside[1:-1])
+    for place, part in enumerate(parts):
+        if item.below and part.startswith("{") and part.endswith("}"):
+            typed = (f"{name}:{_typed(item.below.get(name), text, quote)}" for name, text in _entries(part))
+            parts[place] = f"{{{','.join(typed)}}}"
+        else:
+            parts[place] = quote(_unquoted(part))
+    return f"[{','.join(parts)}]"
 
 
-def _item(hint: object, part: str, quote: Callable[[str], str]) -> str:
-    """An item of a list of texts, or of mappings with a name."""
-    if is_dataclass(next(iter(_alternatives(hint)))) and part.startswith("{") and part.endswith("}"):
-        entries = [entry.partition(":") for entry in split(part[1:-1])]
-        typed = [f"{name}:{_typed(type_at(hint, (name.strip(),)), text.strip(), quote)}" for name, _, text in entries]
-        return f"{{{','.join(typed)}}}"
-    return quote(_unquoted(part))
+def _entries(mapping: str) -> Iterator[tuple[str, str]]:
+    """Names and values of ``{name: value, ...}``."""
+    for name, _, text in (entry.partition(":") for entry in split(mapping[1:-1])):
+        yield name.strip(), text.strip()
 
 
 def _unquoted(text: str) -> str:
@@ -159,20 +160,16 @@ def split(text: str) -> list[str]:
     return [part.strip() for part in parts] if text.strip() else []
 
 
-_CLOSING = {"'": "'", '"': '"', "[": "]", "{": "}", "(": ")"}
-_IMPLICIT = ("str", "int", "float", "bool", "null", "timestamp")
-
-
 def escaped(text: str) -> str:
     """A text that OmegaConf takes literally where it holds ``${``."""
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
 
 
-def literal_yaml(text: str, schema: object, path: Sequence[str] = (), *, escape: bool = False) -> str:
+def literal_yaml(text: str, schema: object, path: Path = (), *, escape: bool = False) -> str:
     """A YAML document in which whatever the schema takes for text is a string.
 
     Args:
-        text: of the file, which `refuse_bombs` has let pass.
+        text: of the file, which `bounded_yaml` has let pass.
         schema: the settings' dataclass.
         path: where in the settings the document stands.
         escape: whether ``${`` in a text is no interpolation either.
@@ -182,31 +179,30 @@ def literal_yaml(text: str, schema: object, path: Sequence[str] = (), *, escape:
     """
     import yaml
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    document = yaml.compose(text, Loader=loader)
-    if document is None:
+    document = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    if document is None or not _mark(document, type_at(schema, path), escape):
         return text
-    has_text = _mark(document, type_at(schema, tuple(path)), escape)
-    return yaml.serialize(document, allow_unicode=True) if has_text else text
+    return yaml.serialize(document, allow_unicode=True)
 
 
 def _mark(node: Any, hint: object, escape: bool) -> bool:
     """Make strings of scalars that are text; whether there were any."""
     import yaml
 
+    kind = kind_of(hint)
     if isinstance(node, yaml.MappingNode):
-        keys = [_mark(name, str, False) for name, _ in node.value] if is_mapping(hint) else []
+        keys = [_mark(name, str, False) for name, _ in node.value] if kind.is_mapping else []
         values = [_mark(value, type_at(hint, (str(name.value),)), escape) for name, value in node.value]
         return any([*keys, *values])
     if isinstance(node, yaml.SequenceNode):
-        items = [_mark(item, item_of(hint), escape) for item in node.value]
+        items = [_mark(item, kind.item, escape) for item in node.value]
         return any(items)
-    if not (is_text(hint) or is_text(item_of(hint))):
+    if not (kind.is_text or kind_of(kind.item).is_text):
         return False
     if escape and "${" in node.value:
         node.value, node.style = escaped(node.value), '"'
         return True
-    is_null = node.tag.endswith(":null") and (is_nullable(hint) or not node.value)
+    is_null = node.tag.endswith(":null") and (kind.is_nullable or not node.value)
     if node.style or is_null or node.tag.rpartition(":")[2] not in _IMPLICIT:
         return False
     node.tag, node.style = "tag:yaml.org,2002:str", '"'

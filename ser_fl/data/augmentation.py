@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from ser_fl.config.schema import AugmentationConfig
+from ser_fl.config.data import AugmentationConfig
 from ser_fl.devices import send
 
 

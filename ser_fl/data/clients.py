@@ -9,7 +9,7 @@ from heapq import heapify, heapreplace
 import torch
 from torch import Generator, Tensor
 
-from ser_fl.config.schema import ClientsConfig
+from ser_fl.config.data import ClientsConfig
 from ser_fl.data.splits import BrokenPromise, Indices
 from ser_fl.data.utterance import Utterance
 from ser_fl.errors import UserError

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ser_fl.config.schema import FrontendConfig
+from ser_fl.config.data import FrontendConfig
 from ser_fl.data.frontend import LogMel
 from ser_fl.data.utterance import Corpus, Utterance, classes_of
 from ser_fl.devices import float32_by_default

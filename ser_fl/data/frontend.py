@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ser_fl.config.schema import FrontendConfig
+from ser_fl.config.data import FrontendConfig
 from ser_fl.data.audio import check_resampling
 from ser_fl.devices import float32_by_default
 from ser_fl.errors import UserError

@@ -22,7 +22,7 @@ from ser_fl.data.splits import Indices, Split, part_sizes, split_corpus
 from ser_fl.data.synthetic import SyntheticCorpus
 from ser_fl.data.utterance import Corpus, SkippedFile, Utterance
 from ser_fl.errors import UserError
-from ser_fl.runs.path_aliases import is_place
+from ser_fl.runs.redaction import is_place
 
 _LOG = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from ser_fl.config.schema import SplitConfig
+from ser_fl.config.data import SplitConfig
 from ser_fl.data.utterance import Utterance
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.randomness import generator

@@ -13,7 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ser_fl.config.schema import Config, OptimiserConfig
+from ser_fl.config.schema import Config
+from ser_fl.config.training import OptimiserConfig
 from ser_fl.errors import UserError
 from ser_fl.federation.aggregation import Aggregation, WeightedMean
 from ser_fl.files import check_same_form

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import cast
 
-from ser_fl.config.schema import ExecutorConfig
+from ser_fl.config.federation import ExecutorConfig
 from ser_fl.devices import CPU, device_for, devices_of
 from ser_fl.errors import UserError
 from ser_fl.federation.client import Clients, ClientTask, Executor, SerialExecutor

@@ -29,10 +29,9 @@ from ser_fl.models.networks import build_network
 from ser_fl.randomness import generator
 from ser_fl.runs.environment import describe_environment
 from ser_fl.runs.folder import RunFolder
-from ser_fl.runs.path_aliases import remember
 from ser_fl.runs.preemption import Preemption
 from ser_fl.runs.records import SUMMARY_SCHEMA, RoundRecord
-from ser_fl.runs.redaction import is_private
+from ser_fl.runs.redaction import is_private, remember
 from ser_fl.stopwatch import UNWATCHED, Watch
 from ser_fl.tracking import Tracker, open_tracker
 
@@ -278,7 +277,7 @@ def sample_cohort(client_ids: Sequence[str], fraction: float, seed: int, number:
 def write_settings(run: RunFolder, config: Config, own: OwnObjects) -> None:
     """What a run is and what it is computed with: ``environment.json`` and ``config.yaml``.
 
-    ``config.yaml`` holds no absolute folders (`ser_fl.runs.path_aliases` remembers them), and not the run folder
+    ``config.yaml`` holds no absolute folders (`ser_fl.runs.redaction` remembers them), and not the run folder
     itself: a repetition is a run of its own.
     """
     devices = [str(device) for device in devices_of(config.executor.accelerator)]

@@ -6,8 +6,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
-from ser_fl.config.instantiate import instantiated_objects
-from ser_fl.config.schema import Config
+from ser_fl.config.schema import Config, instantiated_objects
 from ser_fl.data.features import OnFeatures
 from ser_fl.data.prepared import prepare
 from ser_fl.devices import devices_of, exact_arithmetic

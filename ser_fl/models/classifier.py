@@ -11,17 +11,20 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassRecall
 
-from ser_fl.config.schema import AugmentationConfig, Count, ModelConfig, OptimiserConfig, one_line, stage
+from ser_fl.config.data import AugmentationConfig
+from ser_fl.config.schema import checked
+from ser_fl.config.training import ModelConfig, OptimiserConfig
+from ser_fl.config.values import Count, stage
 from ser_fl.data.augmentation import augment
 from ser_fl.data.datamodule import Batch
 from ser_fl.errors import UserError
 from ser_fl.models.networks import build_network
 from ser_fl.randomness import generator
+from ser_fl.runs.validation import adapter
 
 
 @stage
@@ -33,9 +36,6 @@ class _HyperParameters:
     optimiser: OptimiserConfig
     augmentation: AugmentationConfig
     seed: int
-
-
-_HYPER_PARAMETERS: TypeAdapter[_HyperParameters] = TypeAdapter(_HyperParameters)
 
 
 class EmotionClassifier(pl.LightningModule):
@@ -85,12 +85,9 @@ class EmotionClassifier(pl.LightningModule):
             "augmentation": augmentation,
             "seed": seed,
         }
-        try:
-            settings = _HYPER_PARAMETERS.validate_python(given)
-        except ValidationError as error:
-            raise one_line(error, given) from None
+        settings = checked(_HyperParameters, given)
         # save_hyperparameters() would look through the callers' frames, and keep alive what they hold.
-        self.hparams.update(_HYPER_PARAMETERS.dump_python(settings, mode="json"))
+        self.hparams.update(adapter(_HyperParameters).dump_python(settings, mode="json"))
         self.optimiser, self.augmentation = settings.optimiser, settings.augmentation
         if network is None:
             if settings.model is None:

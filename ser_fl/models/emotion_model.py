@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from ser_fl.config.data import FrontendConfig
 from ser_fl.config.objects import ObjectConfig, OrOwn
-from ser_fl.config.schema import FrontendConfig, ModelConfig
+from ser_fl.config.training import ModelConfig
 from ser_fl.data.frontend import LogMel, Standardisation
 from ser_fl.devices import exact_arithmetic
 from ser_fl.errors import UserError, shown, unknown_name
@@ -25,7 +26,7 @@ from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import MODEL_SCHEMA, State
 
 _FRONTEND: TypeAdapter[FrontendConfig] = TypeAdapter(FrontendConfig)
-_MODEL: TypeAdapter[ModelConfig | ObjectConfig] = TypeAdapter(Annotated[ModelConfig | ObjectConfig, OrOwn(ModelConfig)])
+_MODEL: TypeAdapter[ModelConfig | ObjectConfig] = TypeAdapter(OrOwn[ModelConfig])
 _CLASSES: TypeAdapter[tuple[str, ...]] = TypeAdapter(tuple[str, ...])
 _LONGEST_CLIP = 1 << 28
 """Samples, over an hour and a half at 48 kHz: more is no clip but a damaged description."""

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ser_fl.config.objects import ObjectConfig, refusal
-from ser_fl.config.schema import CRNNConfig, ModelConfig, ResNetConfig, VGG15Config
+from ser_fl.config.objects import ObjectConfig
+from ser_fl.config.training import CRNNConfig, ModelConfig, ResNetConfig, VGG15Config
 from ser_fl.devices import autocast, float32_by_default
 from ser_fl.models.cpu_kernels import BidirectionalGRU, ConvolutionBlocks, StemConvolution
 from ser_fl.randomness import derive_seed
@@ -208,7 +208,7 @@ class ResNet(_Pooled):
 
 
 NETWORKS: Mapping[str, Callable[[int, Any], nn.Module]] = {"crnn": CRNN, "vgg15": VGG15, "resnet": ResNet}
-"""By name: an entry here and a dataclass in `ser_fl.config.schema` make a new one."""
+"""By name: an entry here and a dataclass in `ser_fl.config.training` make a new one."""
 NetworkSource = nn.Module | Callable[[int], nn.Module]
 """A network of the caller's own, whose weights are the initial ones; or a class or function that makes one for so many
 classes. It gives logits of shape (B, C) for features of shape (B, F, L)."""
@@ -232,5 +232,5 @@ def build_network(
         if own is not None:
             return own(num_classes)
         if isinstance(config, ObjectConfig):
-            raise refusal(config)
+            raise config.refusal()
         return NETWORKS[config.name](num_classes, config)

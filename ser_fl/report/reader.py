@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import yaml
 
-from ser_fl.config.yaml_limits import refuse_bombs
 from ser_fl.errors import UserError
 from ser_fl.report.wording import CLEAN, NO_DEFENCE
 from ser_fl.robustness.sanity_checks.report import SanityReport, read_sanity_report
@@ -212,9 +211,10 @@ def _read_example(run: RunFolder) -> Example | None:
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
+    from ser_fl.config.settings_file import bounded_yaml
+
     try:
-        refuse_bombs(path)
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(bounded_yaml(path))
         str(content)  # a number of thousands of digits cannot be written
     except UserError:
         raise

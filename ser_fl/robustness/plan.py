@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from ser_fl.attacks.attack import UNLABELLED, Attack, AttackSettings
 from ser_fl.attacks.expectation import expectation_of
 from ser_fl.attacks.objects import attack_from
@@ -20,7 +18,7 @@ from ser_fl.attacks.suites import SUITE_ON_RECORDINGS, SUITES, expand, subsets_o
 from ser_fl.attacks.target import Expectation
 from ser_fl.attacks.waveform_domain import SNR_DBS
 from ser_fl.config.robustness import AttackChoice, Backend, BenchmarkConfig
-from ser_fl.config.schema import one_line
+from ser_fl.config.schema import checked
 from ser_fl.defences import Defence
 from ser_fl.errors import UserError
 from ser_fl.randomness import derive_seed
@@ -29,7 +27,6 @@ from ser_fl.robustness.test_set import TestSet
 ADAPTIVE = "adaptive"
 """The knowledge of an attacker who differentiates the defended model; and in `subsets` all such attacks."""
 EOT_SAMPLES = 16
-_CHOICE: TypeAdapter[AttackChoice] = TypeAdapter(AttackChoice)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,11 +141,7 @@ def listed(given: object) -> list[object]:
     found: list[object] = []
     for one in given if isinstance(given, Sequence) and not isinstance(given, str) else [given]:
         if isinstance(one, (str, Mapping)):
-            settings: dict[str, Any] = {"name": one} if isinstance(one, str) else dict(one)
-            try:
-                found.append(_CHOICE.validate_python(settings))
-            except ValidationError as error:
-                raise one_line(error, dict.fromkeys(AttackChoice.__annotations__) | settings) from None
+            found.append(checked(AttackChoice, {"name": one} if isinstance(one, str) else one))
         else:
             found.append(one)
     return found

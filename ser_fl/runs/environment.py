@@ -5,11 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,8 @@ from typing import Any
 from ser_fl.runs.redaction import is_private, is_secret, last_name, public_path, public_text
 
 _PACKAGES = (
-    "ser-fl",
-    "torch",
-    "torchaudio",
-    "lightning",
-    "torchmetrics",
-    "adversarial-robustness-toolbox",
-    "numpy",
-    "wandb",
-    "hydra-core",
-    "soundfile",
-    "safetensors",
+    *("ser-fl", "torch", "torchaudio", "lightning", "torchmetrics", "adversarial-robustness-toolbox", "numpy"),
+    *("wandb", "hydra-core", "soundfile", "safetensors"),
 )
 
 
@@ -35,19 +27,53 @@ def describe_environment(*, seed: int, threads: int, devices: Sequence[str] = ("
     """Content of ``environment.json``, without folders, since they name people and machines."""
     import torch
 
+    program = Path(sys.argv[0]).name
+    packages: dict[str, str | None] = dict.fromkeys(_PACKAGES)
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            packages[name] = version(name)
+    processor = None
+    with suppress(OSError):
+        cpus = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        processor = re.search(r"^model name[^:]*:(.*)$", cpus, re.MULTILINE)
     return {
-        "command": shlex.join([_program(), *(_without_folder(part) for part in sys.argv[1:])]),
+        "command": shlex.join(
+            ["ser-fl" if program == "__main__.py" else program, *(_without_folder(part) for part in sys.argv[1:])]
+        ),
         "git_commit": _git_commit(),
         "seed": seed,
         "threads": threads,
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": packages,
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": processor[1].strip() if processor else platform.processor(),
         "cpus": os.cpu_count(),
         "devices": list(devices),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
+
+
+def _without_folder(argument: str) -> str:
+    """``data.root=/a/b`` becomes ``data.root=b``: absolute folders stay out of the records, and so do secrets."""
+    key, separator, value = argument.partition("=")
+    if not separator:
+        return public_path(argument)
+    if is_secret(key.rpartition(".")[2]):
+        return f"{key}=***"
+    return f"{key}={last_name(value) if is_private(value) else public_text(value)}"
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout that the package lies in, with "+" where files differ from it; None for a wheel."""
+    folder = Path(__file__).parents[1]
+    try:
+        commit, changes = (
+            subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, check=True).stdout.strip()
+            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "."])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changes else "")
 
 
 @contextmanager
@@ -94,48 +120,3 @@ def collection_paused() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _program() -> str:
-    name = Path(sys.argv[0]).name
-    return "ser-fl" if name == "__main__.py" else name
-
-
-def _without_folder(argument: str) -> str:
-    """``data.root=/a/b`` becomes ``data.root=b``: absolute folders stay out of the records, and so do secrets."""
-    key, separator, value = argument.partition("=")
-    if not separator:
-        return public_path(argument)
-    if is_secret(key.rpartition(".")[2]):
-        return f"{key}=***"
-    return f"{key}={last_name(value) if is_private(value) else public_text(value)}"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git_commit() -> str | None:
-    """Commit of the checkout that the package lies in, with "+" where files differ from it; None for a wheel."""
-    folder = Path(__file__).parents[1]
-    try:
-        commit, changes = (
-            subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, check=True).stdout.strip()
-            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "."])
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit + ("+" if changes else "")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )

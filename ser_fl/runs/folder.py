@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
 from ser_fl.errors import UserError, shown
@@ -30,15 +30,24 @@ from ser_fl.runs.records import (
 )
 from ser_fl.runs.validation import parse_json, record_of
 
+_Form = TypeVar("_Form")
 
+
+@dataclass(frozen=True)
 class _Below:
     """A path below the run folder."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    name: str
 
     def __get__(self, run: RunFolder, owner: type) -> Path:
-        return run.root / self._name
+        return run.root / self.name
+
+
+@dataclass(frozen=True, slots=True)
+class _Attacks:
+    """Under ``attacks.json``."""
+
+    records: tuple[AttackRecord, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +85,7 @@ class RunFolder:
     @property
     def local_clients(self) -> list[str]:
         """Clients whose own weights are there."""
-        return sorted(
-            unquote(file.name.removesuffix(".safetensors")) for file in self.local_models.glob("*.safetensors")
-        )
+        return sorted(unquote(file.stem) for file in self.local_models.glob("*.safetensors"))
 
     def append(self, path: Path, records: Iterable[RoundRecord] | Iterable[ClientRecord]) -> None:
         """Append records to a ``.jsonl`` file and flush them to disk."""
@@ -161,8 +168,7 @@ class RunFolder:
 
     def write_attacks(self, records: Iterable[AttackRecord]) -> None:
         """Write ``attacks.json``."""
-        content = {"schema": ATTACKS_SCHEMA, "records": [asdict(record) for record in records]}
-        write_json(self.attacks, content)
+        write_json(self.attacks, {"schema": ATTACKS_SCHEMA, **asdict(_Attacks(tuple(records)))})
 
     def read_attacks(self) -> list[AttackRecord]:
         """Records of ``attacks.json``; an empty list where there is none.
@@ -172,22 +178,14 @@ class RunFolder:
         """
         if not self.attacks.exists():
             return []
-        content = self.read_json(self.attacks)
-        _check_schema(self.attacks, content, ATTACKS_SCHEMA, "ser-fl benchmark")
-        try:
-            return list(record_of(tuple[AttackRecord, ...], content.get("records"), "records"))
-        except ValueError as error:
-            raise UserError(
-                f"{self.attacks} has an incomplete record ({error}): run `ser-fl benchmark` again"
-            ) from None
+        return list(_read(self.attacks, _Attacks, ATTACKS_SCHEMA, "ser-fl benchmark").records)
 
 
 def write_transfer(path: Path, matrix: TransferMatrix) -> None:
     """Write ``transfer.json`` whole; one that is there already is put aside as ``transfer.before.json``."""
-    content = {"schema": TRANSFER_SCHEMA, **asdict(matrix)}
     if path.exists():
         write_bytes(path.with_suffix(".before.json"), path.read_bytes())
-    write_json(path, content)
+    write_json(path, {"schema": TRANSFER_SCHEMA, **asdict(matrix)})
 
 
 def read_transfer(path: Path) -> TransferMatrix:
@@ -196,12 +194,7 @@ def read_transfer(path: Path) -> TransferMatrix:
     Raises:
         UserError: the file is missing, damaged or of another schema.
     """
-    content = RunFolder(path.parent).read_json(path)
-    _check_schema(path, content, TRANSFER_SCHEMA, "ser-fl transfer")
-    try:
-        matrix = record_of(TransferMatrix, content)
-    except ValueError as error:
-        raise UserError(f"{path} is incomplete ({error}): run `ser-fl transfer` again") from None
+    matrix = _read(path, TransferMatrix, TRANSFER_SCHEMA, "ser-fl transfer")
     there = {(record.defence, record.source, record.target) for record in matrix.records}
     pairs = [(source, target) for source in matrix.models for target in matrix.models]
     if not there or any((defence, *pair) not in there for defence, _, _ in there for pair in pairs):
@@ -209,7 +202,13 @@ def read_transfer(path: Path) -> TransferMatrix:
     return matrix
 
 
-def _check_schema(path: Path, content: Any, schema: int, command: str) -> None:
+def _read(path: Path, kind: type[_Form], schema: int, command: str) -> _Form:
+    """The content of a file that a command writes."""
+    content = RunFolder(path.parent).read_json(path)
     found = content.get("schema") if isinstance(content, dict) else None
     if found != schema:
         raise UserError(f"{path} has schema {shown(found)}, this version reads {schema}: run `{command}` again")
+    try:
+        return record_of(kind, content)
+    except ValueError as error:
+        raise UserError(f"{path} has an incomplete record ({error}): run `{command}` again") from None

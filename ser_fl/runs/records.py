@@ -10,16 +10,8 @@ from ser_fl.runs.validation import Figure
 if TYPE_CHECKING:
     from torch import Tensor
 
-ATTACKS_SCHEMA = 1
-"""Version of ``attacks.json``."""
-SUMMARY_SCHEMA = 1
-"""Version of ``summary.json``."""
-MODEL_SCHEMA = 1
-"""Version of ``model.json``."""
-PROFILE_SCHEMA = 1
-"""Version of ``profile.json``."""
-TRANSFER_SCHEMA = 1
-"""Version of ``transfer.json``."""
+ATTACKS_SCHEMA = SUMMARY_SCHEMA = MODEL_SCHEMA = PROFILE_SCHEMA = TRANSFER_SCHEMA = 1
+"""Versions of ``attacks.json``, ``summary.json``, ``model.json``, ``profile.json`` and ``transfer.json``."""
 
 State = dict[str, "Tensor"]
 """A model's full state: parameters and buffers by name."""

@@ -1,13 +1,25 @@
-"""What is kept out of records, logs and trackers: folders of this machine, and secrets."""
+"""What is kept out of records, logs and trackers: folders of this machine, and secrets.
+
+A run's ``config.yaml`` is shared and published, so it says ``place:NAME-1a2b3c4d`` for an absolute folder. Which folder
+that is stands in a file of the user's own, ``$XDG_STATE_HOME/ser_fl/places/NAME-1a2b3c4d`` (``~/.local/state``): here
+the run can be repeated and attacked as it is, elsewhere by naming the folder again. The digits are drawn: nothing about
+a folder but its last name can be told from them.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, TypeGuard
 
+from ser_fl.files import user_folder, write_bytes
+
+_LOG = logging.getLogger(__name__)
+_PLACE = "place:"
 _SECRET_WORDS = ("key", "token", "password", "secret")
 _SHORTEST_SECRET = 8
 """Characters: shorter values of such variables are words like "none"."""
@@ -63,13 +75,49 @@ def public_text(text: str, folders: Iterable[str | Path] = ()) -> str:
 
 def public_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration without secrets, its folders of this machine cut to their last names."""
-    return {key: _public_value(value, key) for key, value in config.items() if not is_secret(key)}
+
+    def public(value: Any, key: str = "") -> Any:
+        if isinstance(value, Mapping):
+            return public_config(value)
+        if isinstance(value, (list, tuple)):
+            return [public(item) for item in value]
+        is_folder = isinstance(value, (str, Path)) and (key == "root" or is_private(value))
+        return last_name(value) if is_folder else value
+
+    return {key: public(value, key) for key, value in config.items() if not is_secret(key)}
 
 
-def _public_value(value: Any, key: str = "") -> Any:
-    if isinstance(value, Mapping):
-        return public_config(value)
-    if isinstance(value, (list, tuple)):
-        return [_public_value(item) for item in value]
-    is_folder = isinstance(value, (str, Path)) and (key == "root" or is_private(value))
-    return last_name(value) if is_folder else value
+def is_place(written: object) -> TypeGuard[str]:
+    """Whether a setting names a remembered folder."""
+    return isinstance(written, str) and written.startswith(_PLACE)
+
+
+def remember(folder: str) -> str:
+    """What to write in place of a folder: a relative one itself, for an absolute one a name that this machine knows."""
+    if not is_private(folder) or is_place(folder):
+        return folder
+    whole = os.path.abspath(os.path.expanduser(folder))  # noqa: PTH100, PTH111
+    places = user_folder("XDG_STATE_HOME", ".local/state") / "places"
+    for known in sorted(places.glob("*")):
+        if recall(known.name) == whole:
+            return _PLACE + known.name
+    readable = re.sub(r"[^\w.-]+", "_", last_name(whole)).lstrip(".") or "folder"
+    name = f"{readable}-{secrets.token_hex(4)}"
+    try:
+        write_bytes(places / name, whole.encode(errors="surrogateescape"))
+    except OSError as error:
+        _LOG.warning("the run's folders cannot be remembered (%s): name them again to repeat it", error.strerror)
+    return _PLACE + name
+
+
+def recall(written: str) -> str | None:
+    """The folder of such a name; None where this machine does not know it."""
+    name = written.removeprefix(_PLACE)
+    if name != Path(name).name or name.startswith("."):
+        return None
+    try:
+        file = user_folder("XDG_STATE_HOME", ".local/state") / "places" / name
+        folder = file.read_bytes().decode(errors="surrogateescape")
+    except OSError:
+        return None
+    return folder if os.path.isabs(folder) else None  # noqa: PTH117

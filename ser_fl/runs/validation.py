@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 from ser_fl.errors import shown
@@ -38,7 +38,8 @@ def parse_json(text: str) -> Any:
         ValueError: it is not JSON, nested too deeply, or holds a number beyond 64 bits or half a character.
     """
     try:
-        content = json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
+        real = partial(_bounded, float)
+        content = json.loads(text, parse_int=partial(_bounded, int), parse_float=real, parse_constant=real)
         if "\\ud" in text.lower():
             json.dumps(content, ensure_ascii=False).encode()  # half a character is no text
     except RecursionError:
@@ -46,16 +47,8 @@ def parse_json(text: str) -> Any:
     return content
 
 
-def _whole(digits: str) -> int:
-    return int(_bounded(int(digits), digits))
-
-
-def _finite(digits: str) -> float:
-    return _bounded(float(digits), digits)
-
-
-def _bounded(number: float, digits: str) -> float:
-    if abs(number) < _LIMIT:
+def _bounded(kind: type[float], digits: str) -> float:
+    if abs(number := kind(digits)) < _LIMIT:
         return number
     raise ValueError(f"a number must be finite and of 64 bits at most, got {shown(digits)}")
 
@@ -75,7 +68,7 @@ def record_of(kind: type[_Form], content: Any, name: str = "") -> _Form:
 
     try:
         # From JSON, where lists are tuples; of Python objects pydantic would either refuse lists or take "1" for 1.
-        form: _Form = _adapter(cast(Any, kind)).validate_json(json.dumps(content), strict=True)
+        form: _Form = adapter(cast(Any, kind)).validate_json(json.dumps(content), strict=True)
         return form
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
@@ -89,7 +82,8 @@ def record_of(kind: type[_Form], content: Any, name: str = "") -> _Form:
 
 
 @cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
+def adapter(kind: Any) -> TypeAdapter[Any]:
+    """Pydantic's reader and writer of a type."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)

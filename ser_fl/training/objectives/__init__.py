@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from ser_fl.config.schema import ObjectiveConfig
+from ser_fl.config.training import ObjectiveConfig
 from ser_fl.training.objectives.adversarial import BIM, FGSM, PGD, Fast, Free, PerRound, PerStep, Trades
 from ser_fl.training.objectives.objective import ClientRound, Objective, TrainingPlan
 

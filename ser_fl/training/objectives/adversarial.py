@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ser_fl.attacks.step_size import default_step_size
 from ser_fl.attacks.threat_model import Box
 from ser_fl.attacks.training_attacks import divergence, pgd, random_start
-from ser_fl.config.schema import ObjectiveConfig
+from ser_fl.config.training import ObjectiveConfig
 from ser_fl.data.augmentation import augment
 from ser_fl.data.examples import Examples
 from ser_fl.devices import CPU, device_of, send

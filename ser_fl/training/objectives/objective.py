@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from ser_fl.attacks.threat_model import Box
-from ser_fl.config.schema import AugmentationConfig
+from ser_fl.config.data import AugmentationConfig
 from ser_fl.data.examples import Examples
 from ser_fl.stopwatch import UNWATCHED, Watch
 

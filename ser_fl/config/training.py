@@ -1,0 +1,209 @@
+"""How a client trains: the network, the optimiser, what a step minimises, and the flags of Lightning's Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from ser_fl.config.values import (
+    Amount,
+    Count,
+    Epsilon,
+    Fraction,
+    NonNegative,
+    Positive,
+    Share,
+    as_yaml,
+    is_count,
+    must_be,
+    refuse_given,
+    stage,
+)
+
+Norm = Literal["batch", "renorm", "group"]
+
+
+@stage
+class CRNNConfig:
+    """Convolution blocks, bidirectional GRU, attention pooling."""
+
+    least_size: ClassVar[int] = 16
+    """Mel bins and frames that it needs."""
+
+    name: Literal["crnn"]
+    channels: Annotated[tuple[Count, ...], Field(min_length=3)]
+    """Output channels of each convolution block."""
+    hidden: Count
+    """Units of the GRU in each direction."""
+    norm: Norm
+    dropout: Share
+
+
+@stage
+class VGG15Config:
+    """VGG-15 of the authors' code: 13 convolutions, global average pooling, two dense layers."""
+
+    least_size: ClassVar[int] = 32
+
+    name: Literal["vgg15"]
+    norm: Norm
+
+
+@stage
+class ResNetConfig:
+    """The residual network of the authors' code."""
+
+    least_size: ClassVar[int] = 32
+
+    name: Literal["resnet"]
+    norm: Norm
+    dropout: Share
+
+
+ModelConfig = Annotated[CRNNConfig | VGG15Config | ResNetConfig, Field(discriminator="name")]
+
+
+@stage
+class OptimiserConfig:
+    """Optimiser of a client's local epochs; new at every round unless `federation.keep_optimiser`."""
+
+    name: Literal["adam", "adamw", "sgd"]
+    learning_rate: Positive
+    weight_decay: NonNegative
+    momentum: Share
+    """sgd only."""
+    schedule: Literal["constant", "cosine"]
+    """Over rounds: constant, or a cosine down to `final_fraction` of the rate at round `decay_rounds`; of the server's
+    rate where it has one (`federation.server_optimiser=adam`)."""
+    decay_rounds: Count
+    final_fraction: Fraction
+
+
+_RECIPES: Mapping[str, Mapping[str, object]] = {
+    "fast": {"recipe": "per_step", "steps": 1, "random_start": True, "fraction": 1.0},
+    "free": {"recipe": "per_step", "steps": 1, "random_start": False, "fraction": 1.0},
+    "trades": {"recipe": "per_step", "random_start": True, "fraction": 1.0},
+}
+"""What each of these objectives is, and what it cannot have in place of that."""
+
+
+@stage
+class ObjectiveConfig:
+    """What a training step minimises: the loss on clean utterances, or on a mix with adversarial ones."""
+
+    name: Literal["clean", "fgsm", "bim", "pgd", "fast", "free", "trades"]
+    """fgsm, bim, pgd: by one of the recipes below. fast (Wong et al., arXiv 2001.03994) and free (Shafahi et al., arXiv
+    1904.12843): adversarial training for the price of two training passes a step, and of one. trades (Zhang et al.,
+    arXiv 1901.08573): the clean loss, and how far predictions move within the budget."""
+    recipe: Literal["per_round", "per_step"]
+    """per_round: the paper's. At the start of a round a client draws a random share of its utterances, makes
+    adversarial copies with the received model and trains on that share and its copies. per_step: a share of every
+    batch is replaced by its adversarial version."""
+    from_round: Count
+    """First adversarial round; the paper starts at 2."""
+    fraction: Fraction
+    """The share, of utterances or of a batch."""
+    epsilon: Epsilon
+    """L-infinity budget, in standardised log-mel units."""
+    steps: Count
+    step_size: Positive | None
+    """Null: epsilon / 4, and epsilon for one step; 1.25 epsilon for fast."""
+    random_start: bool
+    warm_up_rounds: Amount = 0
+    """Epsilon grows from 0 to its full value over so many adversarial rounds; 0: full from the first."""
+    beta: Positive | None = None
+    """trades: weight of the divergence between clean and adversarial predictions."""
+    replays: Count | None = None
+    """free: how many times in a row each minibatch is trained on. An epoch then takes one in so many minibatches, and
+    costs as many passes as ever. The default keeps older config files loadable."""
+
+    def __post_init__(self) -> None:
+        for setting, needed in _RECIPES.get(self.name, {}).items():
+            if (given := getattr(self, setting)) != needed:
+                raise ValueError(
+                    f"objective.{setting} must be {as_yaml(needed)} with objective={self.name}, got {as_yaml(given)}"
+                )
+        for setting, owner, least in (("replays", "free", "of at least 1"), ("beta", "trades", "above 0")):
+            if self.name != owner:
+                chosen = f"objective={self.name}"
+                refuse_given(self, "objective", [setting], owner=f"objective={owner}", instead=chosen)
+            elif getattr(self, setting) is None:
+                raise ValueError(f"objective={owner} needs objective.{setting} {least}, got null")
+
+
+EXCLUDED: Mapping[str, str] = {
+    flag: reason
+    for flags, reason in {
+        "max_epochs min_epochs max_steps min_steps max_time fast_dev_run overfit_batches "
+        "reload_dataloaders_every_n_epochs": (
+            "a client's round is federation.local_epochs epochs of federation.local_batches batches"
+        ),
+        "accelerator devices num_nodes strategy plugins sync_batchnorm use_distributed_sampler": (
+            "a client trains on one device: executor.accelerator, executor.workers and executor.threads say where"
+        ),
+        "check_val_every_n_epoch val_check_interval num_sanity_val_steps limit_val_batches limit_test_batches "
+        "limit_predict_batches inference_mode": "a client validates nothing, the server does: selection.every",
+        "enable_checkpointing default_root_dir log_every_n_steps": (
+            "clients write no files: the run folder has the figures and the checkpoint of every round"
+        ),
+        "enable_progress_bar enable_model_summary profiler barebones": (
+            "clients draw no bars and print no tables: profile=true shows where the time goes"
+        ),
+        "logger": "the run is tracked as one: tracking=wandb or tracking=tensorboard",
+        "callbacks": "they are given from Python: ser_fl.train(config, callbacks=[...])",
+        "precision": "the whole run has one: precision=32-true, bf16-mixed or 16-mixed",
+    }.items()
+    for flag in flags.split()
+}
+"""Flags of Lightning's Trainer that a client's round has no room for, and what there is instead."""
+
+
+def _is_limit(given: object) -> bool:
+    return given is None or is_count(given) or (isinstance(given, float) and 0 < given <= 1)
+
+
+_LIMIT = "trainer.limit_train_batches must be a number of batches from 1 up, or a share above 0.0 up to 1.0"
+Limit = Annotated[int | float | None, must_be(_LIMIT, _is_limit)]
+_DETERMINISTIC = "trainer.deterministic must be true, false or warn"
+Deterministic = Annotated[bool | Literal["warn"], must_be(_DETERMINISTIC, lambda given: given in (True, False, "warn"))]
+
+
+@stage
+class TrainerConfig:
+    """Flags of Lightning's Trainer for a client's local epochs; the defaults are Lightning's.
+
+    They need executor.engine=trainer, and weights depend on them, so that a resumed run must have the same.
+    """
+
+    gradient_clip_val: Positive | None = None
+    """Gradients are clipped to it before each step; null: not."""
+    gradient_clip_algorithm: Literal["norm", "value"] = "norm"
+    """norm: of all parameters together (L2). value: of every entry."""
+    accumulate_grad_batches: Count = 1
+    """An optimiser's step takes the gradients of so many batches."""
+    limit_train_batches: Limit = None
+    """Batches of each local epoch: a number of them, or a share of all; null: all."""
+    deterministic: Deterministic = False
+    """Use deterministic kernels only, and stop, or warn, where torch has none."""
+    benchmark: bool = False
+    """Let cuDNN try which algorithm is fastest for each shape: faster, and bits may differ from run to run."""
+    detect_anomaly: bool = False
+    """Name the operation whose gradient is not a number, and stop; slow."""
+
+    def __post_init__(self) -> None:
+        if self.gradient_clip_val is None and self.gradient_clip_algorithm != "norm":
+            raise ValueError(
+                f"trainer.gradient_clip_algorithm={self.gradient_clip_algorithm} needs trainer.gradient_clip_val above "
+                "0, got null"
+            )
+        if self.deterministic and self.benchmark:
+            raise ValueError("trainer.benchmark must be false with trainer.deterministic, got true: it picks by speed")
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The flags that are not at Lightning's defaults."""
+        given = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        return {name: value for name, (value, default) in given.items() if value != default}
