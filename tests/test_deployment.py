@@ -26,8 +26,7 @@ import pytest
 
 from ser_fl.deployment.daemon import free_port
 from ser_fl.deployment.flower_environment import Outgoing, flower_environment
-from ser_fl.deployment.key_folder import KeyFolder
-from ser_fl.deployment.keys import make_keys
+from ser_fl.deployment.keys import KeyFolder, make_keys
 from ser_fl.deployment.link import Link
 from ser_fl.deployment.node import Node
 from ser_fl.errors import DaemonStopped, UserError

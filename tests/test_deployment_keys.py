@@ -16,8 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ser_fl.cli.main import main
 from ser_fl.deployment.certificates import certified_hosts, days_left
-from ser_fl.deployment.key_folder import KeyFolder, require_private
-from ser_fl.deployment.keys import handed_out, make_keys
+from ser_fl.deployment.keys import KeyFolder, handed_out, make_keys, require_private
 from ser_fl.errors import UserError
 
 

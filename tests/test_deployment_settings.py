@@ -19,12 +19,17 @@ import pytest
 
 from ser_fl.deployment import certificates
 from ser_fl.deployment import flower_environment as flower
-from ser_fl.deployment.connection import answers, join_address, split_address, write_connection
 from ser_fl.deployment.daemon import StateFolder, free_port
-from ser_fl.deployment.flower_environment import Outgoing, flower_environment
+from ser_fl.deployment.flower_environment import (
+    Outgoing,
+    answers,
+    flower_environment,
+    join_address,
+    split_address,
+    write_connection,
+)
 from ser_fl.deployment.flwr_gate import Gate
-from ser_fl.deployment.key_folder import KeyFolder
-from ser_fl.deployment.keys import make_keys
+from ser_fl.deployment.keys import KeyFolder, make_keys
 from ser_fl.deployment.link import Link
 from ser_fl.deployment.node import Node, node_config
 from ser_fl.errors import UserError

@@ -29,9 +29,9 @@ from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.checkpoint import checkpoint_key, load_checkpoint
 from ser_fl.federation.client import Clients, ClientTask
 from ser_fl.federation.flower.client_app import app
-from ser_fl.federation.flower.error_reporting import error_line, error_told_by
 from ser_fl.federation.flower.serialisation import PROTOCOL, WireError, put, put_json, take, take_json
 from ser_fl.federation.flower.server_app import serve
+from ser_fl.federation.flower.submission import error_line, error_told_by
 from ser_fl.federation.rounds import Hooks
 from ser_fl.federation.session import train
 from ser_fl.runs.folder import RunFolder

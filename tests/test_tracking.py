@@ -189,7 +189,7 @@ def test_an_offline_run_reads_back(run: RunFolder) -> None:
     (records,) = offline_runs(run)
     started = next(record.run for record in records if record.WhichOneof("record_type") == "run")
     assert (started.run_id, started.project, started.display_name, started.run_group) == (
-        tracker.state()["wandb_id"],
+        tracker.state["wandb_id"],
         "test",
         "a run",
         "study",
@@ -251,16 +251,16 @@ def test_a_resumed_run_goes_on_under_the_same_id(run: RunFolder) -> None:
     first = open_for(run)
     first.log_round(round_record(1), [])
     first.finish()
-    state = json.loads(json.dumps(first.state()))
+    state = json.loads(json.dumps(first.state))
     second = open_for(run, state)
     second.log_round(round_record(2), [])
     second.finish()
-    assert second.state() == first.state()
+    assert second.state == first.state
 
     runs = offline_runs(run)
     assert len(runs) == 2
     started = [record.run for records in runs for record in records if record.WhichOneof("record_type") == "run"]
-    assert {one.run_id for one in started} == {first.state()["wandb_id"]}
+    assert {one.run_id for one in started} == {first.state["wandb_id"]}
     assert all(one.resume for one in started)
     assert [row["round"] for records in runs for row in history(records)] == [1, 2]
 
@@ -274,7 +274,7 @@ def test_two_runs_in_one_process_do_not_mix(tmp_path: Path) -> None:
         tracker.log_round(round_record(number), [])
     for tracker in trackers:
         tracker.finish()
-    assert trackers[0].state() != trackers[1].state()
+    assert trackers[0].state != trackers[1].state
     assert [[row["round"] for row in history(offline_runs(folder)[0])] for folder in folders] == [[1], [2]]
 
 
@@ -313,7 +313,7 @@ where = {"backend": "wandb", "mode": "offline", "project": "ours", "entity": "us
 settings = {"experiment": "a run", "tracking": where, "seed": 1}
 tracker = open_tracker(settings, RunFolder(Path(sys.argv[1])), json.loads(sys.argv[2]))
 tracker.finish()
-print(json.dumps(tracker.state()))
+print(json.dumps(tracker.state))
 """
     agent = {"WANDB_SWEEP_ID": "sweep123", "WANDB_RUN_ID": "agents1", "WANDB_PROJECT": "theirs", "WANDB_ENTITY": "they"}
     done = subprocess.run(
@@ -345,7 +345,7 @@ def test_a_run_killed_before_its_first_checkpoint_goes_on_in_the_wandb_run_that_
     begun = open_for(run)
     for _ in range(2):  # in one second, so that the second folder has a number behind the id
         resumed = open_for(run)
-        assert resumed.state() == begun.state()
+        assert resumed.state == begun.state
         resumed.finish()
     begun.finish()
     assert len(list(run.root.glob("wandb/offline-run-*"))) == 3
@@ -353,7 +353,7 @@ def test_a_run_killed_before_its_first_checkpoint_goes_on_in_the_wandb_run_that_
     other.root.mkdir()
     new = open_for(other)
     new.finish()
-    assert new.state() != begun.state()
+    assert new.state != begun.state
 
 
 def raising(*_: object, **__: object) -> None:
@@ -372,7 +372,7 @@ def test_a_failing_start_is_one_warning(
     use_every_method(tracker)
     assert len(own_warnings(caplog)) == 1
     assert "RuntimeError: no network" in caplog.text
-    assert tracker.state() == {"wandb_id": "abc"}, "a later run may still go on in it"
+    assert tracker.state == {"wandb_id": "abc"}, "a later run may still go on in it"
 
 
 def test_a_server_out_of_reach_is_one_warning_and_an_offline_run(
@@ -392,7 +392,7 @@ def test_a_server_out_of_reach_is_one_warning_and_an_offline_run(
     use_every_method(tracker)
     assert len(own_warnings(caplog)) == 1 and "wandb sync" in caplog.text
     assert len(offline_runs(run)) == 1
-    assert tracker.state() == {"wandb_id": "abc"}
+    assert tracker.state == {"wandb_id": "abc"}
 
 
 def test_an_unwritable_folder_is_one_warning(run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
@@ -501,7 +501,7 @@ def test_a_wrong_mode_of_the_environment_is_told(run: RunFolder, monkeypatch: py
 def test_no_tracking_writes_nothing_and_keeps_the_id(run: RunFolder) -> None:
     tracker = open_for(run, {"wandb_id": "abc"}, backend="none")
     use_every_method(tracker)
-    assert tracker.state() == {"wandb_id": "abc"}
+    assert tracker.state == {"wandb_id": "abc"}
     assert not list(run.root.iterdir())
 
 
@@ -510,7 +510,7 @@ def test_tensorboard_reads_back_without_repeated_rounds(run: RunFolder) -> None:
     killed = open_for(run, backend="tensorboard")
     for number in (1, 2, 3):
         killed.log_round(round_record(number), client_records(number))
-    resumed = open_for(run, killed.state(), backend="tensorboard")
+    resumed = open_for(run, killed.state, backend="tensorboard")
     resumed.log_round(round_record(2), client_records(2))
     resumed.log_attacks([PGD])
     resumed.log_summary(SUMMARY)

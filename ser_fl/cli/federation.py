@@ -61,11 +61,10 @@ def _names(text: str) -> list[str]:
 def run(arguments: Namespace) -> None:
     """Make keys and say what goes to which machine, or run the link or a node until asked to stop."""
     from ser_fl.cli.terminal import say
-    from ser_fl.deployment.flower_environment import Outgoing
+    from ser_fl.deployment.flower_environment import CONNECTION, Outgoing
 
     if arguments.action == "keys":
-        from ser_fl.deployment.key_folder import KeyFolder
-        from ser_fl.deployment.keys import handed_out, make_keys
+        from ser_fl.deployment.keys import KeyFolder, handed_out, make_keys
 
         made = make_keys(arguments.folder, arguments.host, arguments.nodes, arguments.days)
         for line in handed_out(KeyFolder(arguments.folder), made):
@@ -74,7 +73,6 @@ def run(arguments: Namespace) -> None:
     switches = ("telemetry", "update_check", "install_dependencies")
     outgoing = Outgoing(**{name: getattr(arguments, name) for name in switches})
     if arguments.action == "link":
-        from ser_fl.deployment.connection import CONNECTION
         from ser_fl.deployment.link import Link
 
         named = {"host": arguments.host, "port": arguments.port, "state": arguments.state}

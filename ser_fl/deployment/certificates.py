@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from ser_fl.deployment.key_folder import KeyFolder, write_private
+from ser_fl.deployment.keys import KeyFolder, write_private
 from ser_fl.errors import UserError
 from ser_fl.files import write_bytes
 
@@ -34,9 +34,7 @@ _HOST = re.compile(r"[A-Za-z0-9*][A-Za-z0-9*_.-]*")
 def make_root(folder: KeyFolder, days: int) -> None:
     """Write the root certificate and its key."""
     key = _private_key(folder.ca_key)
-    name = _name("ser_fl federation CA")
-    certificate = _certificate(name, name, key, days, is_ca=True)
-    write_bytes(folder.ca, certificate.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    _certify(folder.ca, "ser_fl federation CA", key, None, key, days)
 
 
 def make_server(folder: KeyFolder, hosts: Sequence[str], days: int) -> tuple[str, ...]:
@@ -44,14 +42,7 @@ def make_server(folder: KeyFolder, hosts: Sequence[str], days: int) -> tuple[str
     before = certified_hosts(folder.server) if folder.server.exists() else ()
     names = tuple(dict.fromkeys((*LOOPBACK, *before, *hosts)))
     ca_key, key = _private_key(folder.ca_key), _private_key(folder.server_key)
-    signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())
-    certificate = (
-        _certificate(_name("ser_fl link"), _read(folder.ca).subject, key, days, is_ca=False)
-        .add_extension(x509.SubjectAlternativeName([general_name(name) for name in names]), critical=False)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(signer, critical=False)
-    )
-    write_bytes(folder.server, certificate.sign(ca_key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    _certify(folder.server, "ser_fl link", key, _read(folder.ca).subject, ca_key, days, names)
     return names
 
 
@@ -100,25 +91,25 @@ def general_name(host: str) -> x509.GeneralName:
     return x509.DNSName(host)
 
 
-def _certificate(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, days: int, *, is_ca: bool
-) -> x509.CertificateBuilder:
-    now = datetime.now(UTC)
-    usage = x509.KeyUsage(
-        digital_signature=not is_ca,
-        key_cert_sign=is_ca,
-        crl_sign=is_ca,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
-    return (
+def _certify(
+    path: Path,
+    name: str,
+    key: ec.EllipticCurvePrivateKey,
+    issuer: x509.Name | None,
+    signer: ec.EllipticCurvePrivateKey,
+    days: int,
+    hosts: Sequence[str] = (),
+) -> None:
+    """Write a certificate: of hosts, for servers, or, without an issuer, the root's."""
+    now, is_ca = datetime.now(UTC), issuer is None
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    others = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
+    uses = dict.fromkeys((*others, "encipher_only", "decipher_only"), False)
+    usage = x509.KeyUsage(digital_signature=not is_ca, key_cert_sign=is_ca, crl_sign=is_ca, **uses)
+    certificate = (
         x509.CertificateBuilder()
         .subject_name(subject)
-        .issuer_name(issuer)
+        .issuer_name(issuer or subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(hours=1))  # clocks of machines differ
@@ -127,10 +118,15 @@ def _certificate(
         .add_extension(usage, critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
-
-
-def _name(common_name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    if not is_ca:
+        authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
+        for extension in (
+            x509.SubjectAlternativeName([general_name(host) for host in hosts]),
+            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]),
+            authority,
+        ):
+            certificate = certificate.add_extension(extension, critical=False)
+    write_bytes(path, certificate.sign(signer, hashes.SHA256()).public_bytes(Encoding.PEM))
 
 
 def _private_key(path: Path) -> ec.EllipticCurvePrivateKey:

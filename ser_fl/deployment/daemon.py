@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
+from ser_fl.deployment.flower_environment import Outgoing, flower_environment
+from ser_fl.deployment.keys import KeyFolder, write_private
 from ser_fl.errors import DaemonStopped, UserError
 
 LOOK_S = 0.2
@@ -66,14 +68,12 @@ class StateFolder:
             os.close(self.lock)
             self.lock = None
 
-    def new_secret(self) -> Path:
-        """A file with fresh random bytes, by which a daemon and its SuperExec know each other."""
+    def new_secret(self) -> list[str]:
+        """Arguments that name a file with fresh random bytes, by which a daemon and its SuperExec know each other."""
         file = self.root / "superexec.secret"
         file.unlink(missing_ok=True)
-        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "wb") as opened:
-            opened.write(secrets.token_bytes(32))
-        return file
+        write_private(file, secrets.token_bytes(32))
+        return ["--superexec-auth-secret-file", str(file)]
 
 
 class Daemon:
@@ -114,17 +114,8 @@ class Daemon:
             log.seek(self._begin)
             return log.read().decode("utf-8", "replace")
 
-    def require(self) -> None:
-        """Check that it runs.
-
-        Raises:
-            DaemonStopped: it has ended; with the end of its log.
-        """
-        if not self.runs:
-            raise self.stopped()
-
     def stopped(self) -> DaemonStopped:
-        """The error for a process that has ended by itself."""
+        """The error for a process that has ended by itself, with the end of its log."""
         tail = "\n".join(self.said.rstrip().splitlines()[-_TAIL_LINES:])
         return DaemonStopped(
             f"the {self.program} has ended (exit code {self.process.poll()}), {self.log} ends:\n{tail}"
@@ -153,17 +144,38 @@ class Daemons:
     As a context it is started on entry and stopped on exit.
     """
 
-    def __init__(self, state: StateFolder, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, keys: KeyFolder, state: StateFolder, outgoing: Outgoing, environment: Mapping[str, str] | None
+    ) -> None:
+        self.keys = keys
         self.state = state
-        self.environment = environment
+        self.outgoing = outgoing
+        self.environment = flower_environment(state.home, outgoing, environment)
         self._daemons: list[Daemon] = []
 
     def start(self) -> None:
-        """Start them."""
+        """Start them, each daemon's own way."""
         raise NotImplementedError
 
-    def _start_daemon(self, program: str, arguments: Sequence[str]) -> None:
+    def _start_daemon(self, program: str, *arguments: str) -> None:
+        if self.outgoing.install_dependencies and program != "superlink":
+            arguments = (*arguments, "--allow-runtime-dependency-installation")
         self._daemons.append(Daemon(program, arguments, self.state, self.environment))
+
+    def _tell_link(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `ser_fl.deployment.registration`."""
+        command = [sys.executable, "-m", "ser_fl.deployment.registration", *arguments]
+        return subprocess.run(command, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+
+    def _require(self) -> None:
+        """Check that all run.
+
+        Raises:
+            DaemonStopped: one has ended by itself; with the end of its log.
+        """
+        for daemon in self._daemons:
+            if not daemon.runs:
+                raise daemon.stopped()
 
     def _stop_daemons(self) -> None:
         for daemon in self._daemons:
@@ -220,10 +232,10 @@ def require_free(host: str, port: int) -> None:
 
 
 def _runs(pid: str) -> bool:
-    if not pid.isdecimal():
-        return False
     try:
         os.kill(int(pid), 0)
-    except OSError as error:
-        return isinstance(error, PermissionError)
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        return False
     return True

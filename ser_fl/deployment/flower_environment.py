@@ -1,19 +1,25 @@
-"""Whether the right Flower is installed, and the environment that its programs are started in."""
+"""What Flower's programs are started with: the right Flower, an environment, and the way to the link."""
 
 from __future__ import annotations
 
 import os
+import ssl
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http.client import HTTPException, HTTPSConnection
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ser_fl.errors import UserError
+from ser_fl.files import write_bytes
 
 FLOWER = "1.41.0"
 """Programs, ports and flags change from one minor version to the next; the code here is for this one."""
+CONNECTION = "ser_fl"
+"""Name of the connection to the link: ``flwr run APP ser_fl``."""
 _POLL_S = "0.5"
+_ANSWER_S = 5.0
 _LOOPBACK = "127.0.0.1,localhost,::1"
 
 
@@ -49,12 +55,9 @@ def require_flower() -> None:
 def flower_environment(
     home: Path, outgoing: Outgoing = NOTHING_OUTGOING, extra: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Environment of a Flower program: this process's, without the Flower settings in it.
+    """Environment of a Flower program: this process's, without the Flower settings in it, and with `extra` variables.
 
-    Args:
-        home: FLWR_HOME, where Flower keeps connections and unpacked apps.
-        outgoing: what it may do on the internet.
-        extra: variables that come last.
+    `home` is FLWR_HOME, where Flower keeps connections and unpacked apps.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FLWR_")}
     environment |= {
@@ -69,3 +72,52 @@ def flower_environment(
     for name in ("NO_PROXY", "no_proxy"):  # its parts meet on loopback, never through a proxy
         environment[name] = ",".join(filter(None, (os.environ.get(name), _LOOPBACK)))
     return environment | dict(extra or {})
+
+
+def write_connection(home: Path, address: str, ca: Path) -> None:
+    """Write Flower's ``config.toml``, by which ``flwr`` with this FLWR_HOME (`home`) finds the link."""
+    import tomli_w
+
+    connection = {"address": address, "root-certificates": str(ca.absolute())}
+    content = {"superlink": {"default": CONNECTION, CONNECTION: connection}}
+    write_bytes(home / "config.toml", tomli_w.dumps(content).encode())
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of ``host:port``; an IPv6 address stands in brackets.
+
+    Raises:
+        UserError: it is something else.
+    """
+    host, _, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or "/" in host or not port.isascii() or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UserError(f"the link's address is HOST:PORT, as localhost:9092, got {address!r}")
+    return host, int(port)
+
+
+def join_address(host: str, port: int) -> str:
+    """The inverse of `split_address`."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def answers(address: str, ca: Path) -> bool:
+    """Whether a healthy link is there.
+
+    Raises:
+        UserError: what answers is not of this federation, or its certificate has ended or is for other hosts.
+    """
+    host, port = split_address(address)
+    connection = HTTPSConnection(host, port, timeout=_ANSWER_S, context=ssl.create_default_context(cafile=ca))
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except ssl.SSLCertVerificationError as error:
+        raise UserError(
+            f"the certificate of {address} is not accepted with {ca}: {error.verify_message}"
+            " (`ser-fl federation keys DIR --host HOST` makes one for further hosts)"
+        ) from None
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()

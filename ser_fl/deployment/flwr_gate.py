@@ -8,53 +8,42 @@ public. So `uvicorn.run`, by which it serves, is replaced in the link's process.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from collections.abc import Awaitable, Callable, Mapping
+from ipaddress import ip_address
 from typing import Any
 from unittest.mock import patch
 
 _STREAMS_S = 2
 """How long a stopping SuperLink waits for streams of logs."""
 
-_Message = MutableMapping[str, Any]
-_Receive = Callable[[], Awaitable[_Message]]
-_Send = Callable[[_Message], Awaitable[None]]
-_App = Callable[[_Message, _Receive, _Send], Awaitable[None]]
+_Call = Callable[..., Awaitable[Any]]
 
 
 class Gate:
     """An ASGI app that passes on what nodes may ask, and everything from this machine; the rest gets 403."""
 
-    def __init__(self, app: _App) -> None:
+    def __init__(self, app: _Call) -> None:
         self.app = app
 
-    async def __call__(self, scope: _Message, receive: _Receive, send: _Send) -> None:
-        if scope["type"] == "lifespan" or is_for_all(scope["path"]) or is_from_here(scope["client"], scope["server"]):
+    async def __call__(self, scope: Mapping[str, Any], receive: _Call, send: _Call) -> None:
+        kind, path = scope["type"], scope.get("path", "")
+        of_nodes = path == "/health" or path.startswith("/v1/fleet/")  # Flower checks their keys
+        if kind == "lifespan" or of_nodes or is_from_here(scope["client"], scope["server"]):
             await self.app(scope, receive, send)
-        elif scope["type"] == "http":
+        elif kind == "http":
             await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
             await send({"type": "http.response.body", "body": b"only from the machine of the link\n"})
         else:
             await send({"type": "websocket.close", "code": 1008})
 
 
-def is_for_all(path: str) -> bool:
-    """Whether any machine may ask for a path: nodes' calls, whose keys Flower checks, and ``/health``."""
-    return path == "/health" or path.startswith("/v1/fleet/")
-
-
 def is_from_here(client: tuple[str, int] | None, server: tuple[str, int | None] | None) -> bool:
     """Whether a caller is on this machine: on loopback, or calling from the very address it calls."""
     if client is None or server is None:
         return False
-    caller, called = _address(client[0]), _address(server[0])
-    return caller.is_loopback or caller == called
-
-
-def _address(host: str) -> IPv4Address | IPv6Address:
-    address = ip_address(host)
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return mapped or address
+    addresses = (ip_address(host) for host, _ in (client, server))
+    caller, called = (getattr(address, "ipv4_mapped", None) or address for address in addresses)
+    return bool(caller.is_loopback or caller == called)
 
 
 def close_gate() -> None:
@@ -63,7 +52,7 @@ def close_gate() -> None:
 
     run = uvicorn.run
 
-    def run_gated(app: _App, **settings: Any) -> None:
+    def run_gated(app: _Call, **settings: Any) -> None:
         # a caller's address is the socket's, whatever its headers say; a line for every poll would fill the disk
         settings |= {"proxy_headers": False, "access_log": False, "timeout_graceful_shutdown": _STREAMS_S}
         run(Gate(app), **settings)

@@ -1,22 +1,55 @@
 """Certificates and node keys of a federation: made once, in one folder, then handed out machine by machine.
 
-A key that is there is never written over.
+    DIR/ca.crt               root certificate: to every machine
+    DIR/private/ca.key       its key: stays where it was made
+    DIR/link/server.pem      certificate of the link, and its key server.key: to the link's machine
+    DIR/nodes/NAME           private key of a node: to that node's machine, nowhere else
+    DIR/nodes/NAME.pub       its public key: to the link's machine, which knows a node by it
+
+A machine has those that it was given. Private files have mode 0600, in folders of mode 0700. A key that is there is
+never written over.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ser_fl.deployment.flower_environment import require_flower
-from ser_fl.deployment.key_folder import KeyFolder
 from ser_fl.errors import UserError
 
 _CA_DAYS = 3650
 _MOST_DAYS = 36500
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+class KeyFolder:
+    """Where the keys of a federation lie."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.ca = root / "ca.crt"
+        self.ca_key = root / "private" / "ca.key"
+        self.server = root / "link" / "server.pem"
+        self.server_key = root / "link" / "server.key"
+        self.nodes = root / "nodes"
+
+    def node(self, name: str) -> Path:
+        """Private key of a node."""
+        return self.nodes / name
+
+    def public(self, name: str) -> Path:
+        """Public key of a node."""
+        return self.nodes / f"{name}.pub"
+
+    @property
+    def public_keys(self) -> dict[str, Path]:
+        """Public keys by name of node."""
+        return {file.stem: file for file in sorted(self.nodes.glob("*.pub"))}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,23 +69,38 @@ def make_keys(root: Path, hosts: Sequence[str] = (), nodes: Sequence[str] = (), 
     keeps its key. The root certificate is valid for ten years at least, the server's for `days`.
 
     Raises:
-        UserError: a key is there already, or a host, a name or `days` cannot be used.
+        UserError: a key is there already, or a host, a name or `days` cannot be used. Nothing is written then.
     """
     require_flower()
     from ser_fl.deployment.certificates import general_name, make_node_key, make_root, make_server
 
     folder = KeyFolder(root)
+    new_ca, new_server = not folder.ca.exists(), not folder.server.exists()
     for host in hosts:
         general_name(host)
-    _check(folder, hosts, nodes, days)
+    if not 1 <= days <= _MOST_DAYS:
+        raise UserError(f"--days must be between 1 and {_MOST_DAYS}, got {days}")
+    for name in nodes:
+        if not _NAME.fullmatch(name) or name.endswith(".pub"):
+            raise UserError(f"a node's name is made of letters, digits, '_', '-' and '.', at most 64, got {name!r}")
+        if nodes.count(name) > 1:
+            raise UserError(f"--nodes names {name} twice")
+        for key in (folder.node(name), folder.public(name)):
+            if key.exists():
+                raise UserError(
+                    f"{key} is there already and is never written over: remove it first, or leave {name} out"
+                )
+    if not new_ca and not folder.ca_key.exists() and (hosts or (new_server and not nodes)):
+        raise UserError(f"a server certificate needs {folder.ca_key}: go to the machine where the keys were made")
+    if not (new_ca or new_server or hosts or nodes):
+        raise UserError(f"{folder.ca} is there already: say what to add, with --nodes or --host")
     for private in (root, folder.ca_key.parent, folder.server.parent, folder.nodes):
         private.mkdir(mode=0o700, parents=True, exist_ok=True)
         if private != root:
             private.chmod(0o700)
-    new_ca = not folder.ca.exists()
     if new_ca:
         make_root(folder, max(days, _CA_DAYS))
-    certified = make_server(folder, hosts, days) if hosts or not folder.server.exists() else ()
+    certified = make_server(folder, hosts, days) if hosts or new_server else ()
     for name in nodes:
         make_node_key(folder, name)
     return MadeKeys(ca=new_ca, hosts=certified, nodes=tuple(nodes))
@@ -70,21 +118,32 @@ def handed_out(folder: KeyFolder, made: MadeKeys) -> Iterator[str]:
         yield f"no other machine: {folder.ca_key} (it makes certificates of the link)"
 
 
-def _check(folder: KeyFolder, hosts: Sequence[str], nodes: Sequence[str], days: int) -> None:
-    """Refuse what cannot be made, before anything is written."""
-    if not 1 <= days <= _MOST_DAYS:
-        raise UserError(f"--days must be between 1 and {_MOST_DAYS}, got {days}")
-    for name in nodes:
-        if not _NAME.fullmatch(name) or name.endswith(".pub"):
-            raise UserError(f"a node's name is made of letters, digits, '_', '-' and '.', at most 64, got {name!r}")
-        if nodes.count(name) > 1:
-            raise UserError(f"--nodes names {name} twice")
-        for key in (folder.node(name), folder.public(name)):
-            if key.exists():
-                raise UserError(
-                    f"{key} is there already and is never written over: remove it first, or leave {name} out"
-                )
-    if folder.ca.exists() and not folder.ca_key.exists() and (hosts or not (nodes or folder.server.exists())):
-        raise UserError(f"a server certificate needs {folder.ca_key}: go to the machine where the keys were made")
-    if folder.ca.exists() and folder.server.exists() and not (hosts or nodes):
-        raise UserError(f"{folder.ca} is there already: say what to add, with --nodes or --host")
+def require_private(key: Path, *, made_by: str) -> None:
+    """Refuse a private key that is missing, or that others on the machine can read.
+
+    Raises:
+        UserError: it is, with the way out.
+    """
+    if not key.is_file():
+        raise UserError(f"{key} is missing: {made_by}")
+    if key.stat().st_mode & 0o077:
+        raise UserError(f"{key} can be read by others on this machine: chmod 600 {key}")
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Write a file of mode 0600 whole, or not at all where one is there.
+
+    Raises:
+        UserError: one is there.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # of mode 0600
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)
+    except FileExistsError:
+        raise UserError(f"{path} is there already and is never written over") from None
+    finally:
+        Path(temporary).unlink(missing_ok=True)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ser_fl.deployment.connection import answers, split_address
 from ser_fl.deployment.daemon import LOOK_S, Daemon, Daemons, StateFolder, free_port, require_free
-from ser_fl.deployment.flower_environment import NOTHING_OUTGOING, Outgoing, flower_environment, require_flower
-from ser_fl.deployment.key_folder import KeyFolder, require_private
+from ser_fl.deployment.flower_environment import NOTHING_OUTGOING, Outgoing, answers, require_flower, split_address
+from ser_fl.deployment.keys import KeyFolder, require_private
 from ser_fl.errors import DaemonStopped, UserError
 from ser_fl.files import write_bytes
 
@@ -57,14 +54,12 @@ class Node(Daemons):
             outgoing: what Flower may do on the internet.
             environment: variables for the processes, beside this process's own.
         """
-        self.keys = KeyFolder(keys.absolute())
+        folder = KeyFolder(keys.absolute())
+        super().__init__(folder, StateFolder(state or folder.root / "state" / name, "node"), outgoing, environment)
         self.name = name
         self.link = link
         self.config = dict(config or {})
         self.port = port
-        self.outgoing = outgoing
-        folder = StateFolder(state or self.keys.state(name), "node")
-        super().__init__(folder, flower_environment(folder.home, outgoing, environment))
         self._last_id = self.state.root / "node.id"
         self._link_came_later = False
 
@@ -100,7 +95,7 @@ class Node(Daemons):
         require_valid(self.keys.ca)
         self.state.claim()
         with self._stopped_if_it_fails():
-            self._start_daemons()
+            self._restart_daemons()
 
     def wait_until_accepted(self, timeout_s: float | None = None) -> None:
         """Wait until the link has accepted it; what can be raised is as for `start`."""
@@ -110,13 +105,18 @@ class Node(Daemons):
             supernode, superexec = self._daemons
             if not supernode.runs:
                 tries += 1
-                most = _TRIES_AT_START if self._link_came_later else _TRIES
-                if tries > most or not (self._may_rejoin(supernode) or self._may_be_early(supernode)):
-                    raise self._refusal(supernode)
-                self._stop_daemons()
-                self._start_daemons()
+                if tries > (_TRIES_AT_START if self._link_came_later else _TRIES) or not self._may_retry(supernode):
+                    if _REFUSED in supernode.said:
+                        raise UserError(
+                            f"the link does not know this node's key: {self.keys.public(self.name)} must be in nodes/"
+                            " of the link's folder when the link starts (or another SuperNode runs with the same key)"
+                        )
+                    answers(self.link, self.keys.ca)
+                    raise supernode.stopped()
+                self._restart_daemons()
                 continue
-            superexec.require()
+            if not superexec.runs:
+                raise superexec.stopped()
             now = time.monotonic()
             if timeout_s is not None and now - began > timeout_s:
                 raise DaemonStopped(f"{self.link} has not accepted {self.name} after {timeout_s:.0f} s")
@@ -140,33 +140,29 @@ class Node(Daemons):
             for daemon in self._daemons:
                 if not daemon.runs:
                     tell(f"{daemon.stopped()}\n{self.name} is started again")
-                    self._stop_daemons()
-                    self._start_daemons()
+                    self._restart_daemons()
                     self.wait_until_accepted()
                     tell(f"ready again: {self.name} is accepted by {self.link}")
                     break
             time.sleep(LOOK_S)
 
-    def _start_daemons(self) -> None:
+    def _restart_daemons(self) -> None:
+        self._stop_daemons()
         if self.port is not None:
             require_free(_LOOPBACK, self.port)
-        port = self.port or free_port()
-        secret = ["--superexec-auth-secret-file", str(self.state.new_secret())]
-        supernode = [
+        port = str(self.port or free_port())
+        secret = self.state.new_secret()
+        self._start_daemon(
+            "supernode",
             *("--root-certificates", str(self.keys.ca)),
             *("--superlink", self.link),
             *("--auth-supernode-private-key", str(self.keys.node(self.name))),
             *("--node-config", str(self._write_config())),
-            *("--host", _LOOPBACK, "--port", str(port)),
+            *("--host", _LOOPBACK, "--port", port),
             *("--isolation", "process"),
             *secret,
-        ]
-        superexec = ["--insecure", *("--runtime-api-address", f"{_LOOPBACK}:{port}"), *secret]
-        if self.outgoing.install_dependencies:
-            supernode.append("--allow-runtime-dependency-installation")
-            superexec.append("--allow-runtime-dependency-installation")
-        self._start_daemon("supernode", supernode)
-        self._start_daemon("superexec", superexec)
+        )
+        self._start_daemon("superexec", "--insecure", "--runtime-api-address", f"{_LOOPBACK}:{port}", *secret)
 
     def _write_config(self) -> Path:
         """A file, since Flower's own quoting on the command line cannot hold every path."""
@@ -176,31 +172,22 @@ class Node(Daemons):
         write_bytes(file, tomli_w.dumps(self.config).encode())
         return file
 
-    def _may_rejoin(self, supernode: Daemon) -> bool:
-        """Whether a refused key is one that the link still counts as online, and no longer does."""
-        if _REFUSED not in supernode.said or not self._last_id.exists():
-            return False
-        command = [sys.executable, "-m", "ser_fl.deployment.rejoin", self.link]
-        command += [str(self.keys.ca), str(self.keys.node(self.name)), self._last_id.read_text(encoding="ascii")]
-        done = subprocess.run(command, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True)
-        return done.returncode == 0
+    def _may_retry(self, supernode: Daemon) -> bool:
+        """Whether a refused key may be taken at the next try.
 
-    def _may_be_early(self, supernode: Daemon) -> bool:
-        """Whether a refused key may be one that a link which has just come up was not told of yet; after a pause."""
-        if _REFUSED not in supernode.said or not self._link_came_later:
+        It is one that the link still counted as online, and no longer does; or, after a pause, one that a link which
+        has just come up was not told of yet.
+        """
+        if _REFUSED not in supernode.said:
             return False
-        time.sleep(_REGISTRATION_S)
-        return True
-
-    def _refusal(self, supernode: Daemon) -> Exception:
-        """Why a SuperNode ended before it was accepted."""
-        if _REFUSED in supernode.said:
-            return UserError(
-                f"the link does not know this node's key: {self.keys.public(self.name)} must be in nodes/ of the"
-                " link's folder when the link starts (or another SuperNode runs with the same key)"
-            )
-        answers(self.link, self.keys.ca)
-        return supernode.stopped()
+        if self._last_id.exists():
+            last_id = self._last_id.read_text(encoding="ascii")
+            key = str(self.keys.node(self.name))
+            if self._tell_link("rejoin", self.link, str(self.keys.ca), key, last_id).returncode == 0:
+                return True
+        if self._link_came_later:
+            time.sleep(_REGISTRATION_S)
+        return self._link_came_later
 
 
 def node_config(data: Path | None = None, speakers: Sequence[str] = (), cache: Path | None = None) -> dict[str, str]:

@@ -1,87 +1,90 @@
-"""Run beside a link that has just started: it knows the public keys of a folder, no more and no less, and runs nothing.
+"""What is told to a link's Flower beside its daemons, by Flower's own clients in a process of their own.
 
-    python -m ser_fl.deployment.registration ADDRESS KEY_FOLDER
-
-Ends with exit code 0 and a line for each change, or with 2 and one line for a key that cannot be known again.
+Of the link: ``python -m ser_fl.deployment.registration keys ADDRESS KEY_FOLDER``.
+Of a node: ``python -m ser_fl.deployment.registration rejoin LINK CA_FILE PRIVATE_KEY NODE_ID``.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ser_fl.deployment.key_folder import KeyFolder
-from ser_fl.errors import UserError
-
-if TYPE_CHECKING:
-    from flwr.supercore.control import ControlHttpClient
+from ser_fl.deployment.keys import KeyFolder
 
 _MANY = 1000
 """Runs, newest first, that are looked through; Flower shows 20."""
 
 
-def synchronise(client: ControlHttpClient, keys: Mapping[str, bytes]) -> list[str]:
-    """Register keys that the link does not know, and withdraw those that have no file any more.
+def keys(address: str, folder: str) -> int:
+    """Have a link that has just started know the public keys of a folder, no more and no less, and run nothing.
 
-    Raises:
-        UserError: a key was withdrawn before; Flower never takes it again.
-    """
-    from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, UnregisterNodeRequest
-    from flwr.supercore.constant import NodeStatus
+    The runs that it was killed in are stopped: their server's part died with it. Flower would start the ones that had
+    none yet, beside what is submitted to go on with them, and have nodes work on messages that nobody waits for.
 
-    known = {node.public_key: node for node in client.ListNodes(ListNodesRequest()).nodes_info}
-    changes = []
-    for name, key in keys.items():
-        if key not in known:
-            client.RegisterNode(RegisterNodeRequest(public_key=key, name=name))
-            changes.append(f"registered {name}")
-        elif known[key].status == NodeStatus.UNREGISTERED:
-            raise UserError(f"the key of {name} was withdrawn from this link and cannot come back: make it a new key")
-    for key, node in known.items():
-        if key not in keys.values() and node.status != NodeStatus.UNREGISTERED:
-            client.UnregisterNode(UnregisterNodeRequest(node_id=node.node_id))
-            changes.append(f"withdrew {node.name or node.node_id}")
-    return changes
-
-
-def stop_unfinished(client: ControlHttpClient) -> list[str]:
-    """Stop the runs that a link was killed in.
-
-    Their server's part died with it. Flower would start the ones that had none yet, beside what is submitted to go
-    on with them, and have nodes work on messages that nobody waits for.
+    Returns:
+        0, or 2 and one line for a key that was withdrawn before; Flower never takes it again.
     """
     import httpx
-    from flwr.common.constant import Status
-    from flwr.proto.control_pb2 import ListRunsRequest, StopRunRequest
-
-    runs = client.ListRuns(ListRunsRequest(limit=_MANY)).run_dict
-    unfinished = [run_id for run_id, run in sorted(runs.items()) if run.status.status != Status.FINISHED]
-    for run_id in unfinished:
-        with suppress(httpx.HTTPStatusError):  # it has just been found out that its server's part is gone
-            client.StopRun(StopRunRequest(run_id=run_id))
-    return [f"stopped run {run_id}" for run_id in unfinished]
-
-
-def main() -> int:
-    """Synchronise a link with a folder of public keys, and stop what it ran before."""
     from flwr.cli.supernode.register import try_load_public_key
+    from flwr.common.constant import Status
+    from flwr.proto import control_pb2
+    from flwr.supercore.constant import NodeStatus
     from flwr.supercore.control import ControlHttpClient
     from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
 
-    address, folder = sys.argv[1], KeyFolder(Path(sys.argv[2]))
-    keys = {name: try_load_public_key(file) for name, file in folder.public_keys.items()}
+    at = KeyFolder(Path(folder))
+    given = {name: try_load_public_key(file) for name, file in at.public_keys.items()}
     version = RuntimeVersionHttpInterceptor(component_name="flwr CLI")
-    with ControlHttpClient.from_server_address(address, False, folder.ca.read_bytes(), [version]) as client:
+    with ControlHttpClient.from_server_address(address, False, at.ca.read_bytes(), [version]) as client:
+        for run_id, run in client.ListRuns(control_pb2.ListRunsRequest(limit=_MANY)).run_dict.items():
+            if run.status.status != Status.FINISHED:
+                with suppress(httpx.HTTPStatusError):  # it has just been found out that its server's part is gone
+                    client.StopRun(control_pb2.StopRunRequest(run_id=run_id))
+        known = {node.public_key: node for node in client.ListNodes(control_pb2.ListNodesRequest()).nodes_info}
+        for name, key in given.items():
+            if key not in known:
+                client.RegisterNode(control_pb2.RegisterNodeRequest(public_key=key, name=name))
+            elif known[key].status == NodeStatus.UNREGISTERED:
+                print(
+                    f"the key of {name} was withdrawn from this link and cannot come back: make it a new key",
+                    file=sys.stderr,
+                )
+                return 2
+        for key, node in known.items():
+            if key not in given.values() and node.status != NodeStatus.UNREGISTERED:
+                client.UnregisterNode(control_pb2.UnregisterNodeRequest(node_id=node.node_id))
+    return 0
+
+
+def rejoin(link: str, ca: str, private: str, node_id: str) -> int:
+    """Tell the link that the SuperNode it believes to be online is no more.
+
+    A SuperNode that was killed counts as online for a minute, and as long its key is refused. The link lets nobody but
+    the holder of the key say this, so a key that it does not know is told apart.
+
+    Returns:
+        0 where the key may be tried again, 1 where the link does not know it.
+    """
+    import httpx
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+    from flwr.proto.fleet_pb2 import DeactivateNodeRequest
+    from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
+    from flwr.supernode.fleet_http_client import FleetHttpClient
+    from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+    key = load_ssh_private_key(Path(private).read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    signed = (RuntimeVersionHttpInterceptor("SuperNode"), NodeAuthHttpInterceptor(key, key.public_key()))
+    with FleetHttpClient.from_server_address(link, False, Path(ca).read_bytes(), signed) as client:
         try:
-            print("\n".join([*stop_unfinished(client), *synchronise(client, keys)]))
-        except UserError as error:
-            print(error, file=sys.stderr)
-            return 2
+            client.DeactivateNode(DeactivateNodeRequest(node_id=int(node_id)))
+        except httpx.HTTPStatusError as error:
+            return int(error.response.status_code == httpx.codes.UNAUTHORIZED)  # else: it is offline by now
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    action, *arguments = sys.argv[1:]
+    sys.exit(keys(*arguments) if action == "keys" else rejoin(*arguments))

@@ -162,7 +162,7 @@ class Federation:
             score = record.robust_uar if selection.by == "robust" else record.uar
             server.select(score if record.is_fully_scored else None)
             server.lengths = {path.name: path.stat().st_size for path in (run.rounds, run.clients)}
-            server.tracking = tracker.state()
+            server.tracking = tracker.state
             save_checkpoint(run.checkpoint, server, checkpoint_key(config))
         if profile is not None:
             profile.add(number, results.nanoseconds)

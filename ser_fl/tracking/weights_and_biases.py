@@ -6,7 +6,7 @@ import logging
 import netrc
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -63,11 +63,6 @@ def resolve_mode(mode: str) -> str:
     return mode
 
 
-def run_of_sweep_agent() -> str | None:
-    """Id of the run that ``wandb agent`` started this process for; None where none did."""
-    return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
-
-
 def run_begun_in(run: RunFolder) -> str | None:
     """Id of the W&B run that was begun in a run folder before it had a checkpoint to say so."""
     begun = [found for folder in run.root.glob("wandb/*run-*") if (found := _RUN_NAME.search(folder.name))]
@@ -106,7 +101,7 @@ _DISCREET = _Discreet()
 
 
 class WeightsAndBiases:
-    """One W&B run."""
+    """One W&B run; where the server cannot be reached, as on most cluster nodes, an offline one of the same id."""
 
     def __init__(self, run: RunFolder, settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")  # wandb speaks before it has read our settings
@@ -117,7 +112,17 @@ class WeightsAndBiases:
         self._online = settings["mode"] == "online"
         _DISCREET.runs.add(run.root.absolute())
         logging.getLogger("wandb").addFilter(_DISCREET)  # the first lines come before there is a file to watch
-        self._run = self._open(settings, config)
+        try:
+            self._run = self._init(settings, config)
+        except Exception as error:
+            if not self._online:
+                raise
+            reason = public_text(" ".join(f"{type(error).__name__}: {error}".split()))
+            logger.warning("W&B cannot be reached, this run is tracked offline: `wandb sync` sends it (%s)", reason)
+            self._online = False
+            if wandb.run is None:  # a caller's own run would end with it
+                wandb.teardown()  # else the id counts as in use by what has just failed
+            self._run = self._init({**settings, "mode": "offline"}, config)
         for handler in logging.getLogger("wandb").handlers:
             handler.addFilter(_DISCREET)
         self._run.define_metric(ROUND)
@@ -125,28 +130,13 @@ class WeightsAndBiases:
         if self._online:
             logger.info("W&B run: %s", self._run.url)
 
-    def _open(self, settings: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
-        """A W&B run; where the server cannot be reached, as on most cluster nodes, an offline one of the same id."""
-        try:
-            return self._init(settings, config)
-        except Exception as error:
-            if not self._online:
-                raise
-            reason = public_text(" ".join(f"{type(error).__name__}: {error}".split()))
-            logger.warning("W&B cannot be reached, this run is tracked offline: `wandb sync` sends it (%s)", reason)
-            self._online = False
-            if self._wandb.run is None:  # a caller's own run would end with it
-                self._wandb.teardown()  # else the id counts as in use by what has just failed
-            return self._init({**settings, "mode": "offline"}, config)
-
     def _init(self, settings: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
-        wandb = self._wandb
-        return wandb.init(
+        return self._wandb.init(
             **settings,
             resume="allow",
             dir=self._folder.root,
             config=dict(config),
-            settings=wandb.Settings(
+            settings=self._wandb.Settings(
                 silent=True,
                 console="off",
                 use_dot_wandb=False,
@@ -173,21 +163,17 @@ class WeightsAndBiases:
     def log_summary(self, summary: Mapping[str, Any]) -> None:
         self._run.summary.update(summary_metrics(summary))
         classes, test = summary["classes"], summary["test"]
-        counts: list[Iterable[Any]] = [
+        counts = [
             (true, predicted, count)
             for true, row in zip(classes, test["confusion"], strict=True)
             for predicted, count in zip(classes, row, strict=True)
         ]
-        recall: list[Iterable[Any]] = list(zip(classes, test["per_class_recall"], strict=True))
-        confusion_table = self._wandb.Table(columns=["true", "predicted", "count"], data=counts)
-        recall_table = self._wandb.Table(columns=["class", "recall"], data=recall)
-        self._run.log({CONFUSION_TABLE: confusion_table, RECALL_TABLE: recall_table})
-        if self._online:
-            self._upload_model()
-
-    def _upload_model(self) -> None:
+        recall = list(zip(classes, test["per_class_recall"], strict=True))
+        table: Callable[..., Any] = self._wandb.Table
+        confusion_table = table(columns=["true", "predicted", "count"], data=counts)
+        self._run.log({CONFUSION_TABLE: confusion_table, RECALL_TABLE: table(columns=["class", "recall"], data=recall)})
         weights = self._folder.weights
-        if not weights.exists() or weights.stat().st_size > MAX_ARTIFACT_BYTES:
+        if not self._online or not weights.exists() or weights.stat().st_size > MAX_ARTIFACT_BYTES:
             return
         artifact = self._wandb.Artifact(f"model-{self._run.id}", type="model")
         for path in (weights, self._folder.model, self._folder.summary):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -23,7 +23,6 @@ from ser_fl.federation.algorithm import GLOBAL, FedAvg
 from ser_fl.federation.client import ClientTask
 from ser_fl.federation.flower.client_app import app
 from ser_fl.federation.flower.flower_executor import FlowerExecutor, FlowerScorer
-from ser_fl.federation.flower.messaging import Answer
 from ser_fl.federation.flower.nodes import Nodes, told_settings
 from ser_fl.federation.flower.serialisation import PROTOCOL, put, put_json
 from ser_fl.federation.server import ClientResults, Server
@@ -92,21 +91,25 @@ def answer(content: Mapping[str, Any]) -> RecordDict:
 
 @dataclass
 class Scripted:
-    """In place of an `Exchange`: one node that gives the prepared answers in turn."""
+    """In place of a `Grid`: one node that gives the prepared answers in turn."""
 
-    answers: list[Answer]
-    deadline_s: float = 1.0
+    answers: list[RecordDict]
+    arrived: dict[str, Message] = field(default_factory=dict)
 
-    @property
-    def grid(self) -> Scripted:
-        return self
+    def __post_init__(self) -> None:
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
 
     def get_node_ids(self) -> list[int]:
         return [NODE]
 
-    def ask(self, kind: str, questions: Mapping[int, RecordDict], number: int) -> Iterator[tuple[int, Answer]]:
-        for node in questions:
-            yield node, self.answers.pop(0)
+    def push_messages(self, questions: Iterable[Message]) -> list[str]:
+        for question in questions:
+            asked = question.metadata.__dict__["_message_id"] = str(len(self.answers))
+            self.arrived[asked] = Message(self.answers.pop(0), reply_to=question)
+        return list(self.arrived)
+
+    def pull_messages(self, asked: Iterable[str]) -> list[Message]:
+        return [self.arrived.pop(number) for number in asked]
 
 
 values = st.recursive(
@@ -203,7 +206,7 @@ def mangled(draw: st.DrawFn, honest: RecordDict) -> RecordDict:
     return records
 
 
-def enrolled(answers: list[Answer]) -> tuple[Nodes, ClientManifest]:
+def enrolled(answers: list[RecordDict]) -> tuple[Nodes, ClientManifest]:
     nodes = Nodes(Scripted([speakers_answer(), enrol_answer(), *answers]), settings())  # type: ignore[arg-type]
     return nodes, nodes.enrol(1, 1.0)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,10 +19,11 @@ from ser_fl.data.node_partition import Host, NodePartition, facts_of, open_node_
 from ser_fl.data.prepared import open_configured_corpus
 from ser_fl.devices import devices_of, exact_arithmetic
 from ser_fl.federation.client import Clients, ClientTask, attempt
-from ser_fl.federation.flower.run_config import configured
 from ser_fl.federation.flower.serialisation import put, put_json, take, take_json
+from ser_fl.federation.flower.submission import configured
 from ser_fl.federation.scoring import LocalScorer
 from ser_fl.runs.environment import threads_limited_to
+from ser_fl.runs.records import State
 from ser_fl.runs.redaction import public_text
 from ser_fl.training.objectives import OBJECTIVES
 
@@ -30,21 +31,19 @@ _LOG = logging.getLogger(__name__)
 _LONGEST_REASON = 10_000
 """Characters of an error that are told, from its end."""
 
-Answer = Callable[["Question"], RecordDict]
+Answer = tuple[dict[str, Any], dict[str, State]]
+"""What becomes JSON, and tensors by name."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Question:
     """A server's message, and the host that answers it."""
 
     host: Host
-    records: RecordDict
+    config: Config
+    """The experiment, on the host's own files."""
     content: dict[str, Any]
-
-    @property
-    def config(self) -> Config:
-        """The experiment, on the host's own files."""
-        return self.host.config_of(self.content["config"])
+    records: RecordDict
 
     @property
     def share(self) -> NodePartition:
@@ -63,101 +62,93 @@ def _open_share(host: Host, settings: str, classes: tuple[str, ...]) -> NodePart
     return open_partition(host.config_of(json.loads(settings)), host, classes)
 
 
-def speakers(question: Question) -> RecordDict:
+def speakers(question: Question) -> Answer:
     """Who is here: names, sexes and emotions of the speakers."""
     corpus = open_node_corpus(question.config, question.host)
     for skipped in corpus.skipped:
         _LOG.warning("left out %s: %s", skipped.utterance_id, skipped.reason)
-    return _answer({"speakers": [asdict(facts) for facts in facts_of(corpus)], "skipped": len(corpus.skipped)})
+    return {"speakers": [asdict(facts) for facts in facts_of(corpus)], "skipped": len(corpus.skipped)}, {}
 
 
-def enrol(question: Question) -> RecordDict:
+def enrol(question: Question) -> Answer:
     """What standardisation, the split and a resumed run need: sums over features, counts and digests."""
     share = question.share
-    answer, statistics = RecordDict(), share.statistics()
-    for client, sums in statistics.items():
-        tensors = {"sum_F": sums.sum_F, "sum_of_squares_F": sums.sum_of_squares_F, "maximum_F": sums.maximum_F}
-        put(answer, f"statistics/{client}", tensors)
-    put_json(
-        answer,
-        {
-            "clients": {client: len(held) for client, held in share.clients.items()},
-            "frames": {client: sums.count for client, sums in statistics.items()},
-            "sizes": share.sizes(),
-            "digests": share.digests(),
-        },
-    )
-    return answer
+    statistics = share.statistics()
+    content = {
+        "clients": {client: len(held) for client, held in share.clients.items()},
+        "frames": {client: sums.count for client, sums in statistics.items()},
+        "sizes": share.sizes(),
+        "digests": share.digests(),
+    }
+    names = ("sum_F", "sum_of_squares_F", "maximum_F")
+    return content, {
+        f"statistics/{client}": {name: getattr(sums, name) for name in names} for client, sums in statistics.items()
+    }
 
 
-def train(question: Question) -> RecordDict:
+def train(question: Question) -> Answer:
     """The local epochs of the clients that are here."""
     config, share, content = question.config, question.share, question.content
-    standardisation = question.standardisation
     clients = Clients(
         config=config,
         store=share.store,
         indices=share.clients,
-        standardisation=standardisation,
+        standardisation=question.standardisation,
         objective=OBJECTIVES[config.stock_objective.name](config.stock_objective),
         device=devices_of(config.executor.accelerator)[0],
     )
-    answer, figures = RecordDict(), dict[str, dict[str, Any]]()
+    figures, tensors = dict[str, dict[str, Any]](), dict[str, State]()
     for client_id in content["clients"]:
+        kept = f"optimiser/{client_id}"
         task = ClientTask(
             round=content["round"],
             client_id=client_id,
             state=take(question.records, "model"),
             learning_rate=content["learning_rate"],
-            optimiser_state=take(question.records, key)
-            if (key := f"optimiser/{client_id}") in question.records
-            else {},
+            optimiser_state=take(question.records, kept) if kept in question.records else {},
         )
         outcome = attempt(clients.update, task)
         if isinstance(outcome, str):
             _LOG.error("client %s failed in round %d:\n%s", client_id, task.round, outcome)
             figures[client_id] = {"error": _public(outcome, question.host)}
             continue
-        put(answer, f"update/{client_id}", outcome.state)
-        put(answer, f"optimiser/{client_id}", outcome.optimiser_state)
         figures[client_id] = outcome.figures()
-    put_json(answer, {"updates": figures})
-    return answer
+        tensors[f"update/{client_id}"] = outcome.state
+        tensors[kept] = outcome.optimiser_state
+    return {"updates": figures}, tensors
 
 
-def score(question: Question) -> RecordDict:
+def score(question: Question) -> Answer:
     """Confusion matrices of the speakers here."""
     share, content = question.share, question.content
     scorer = LocalScorer(question.config, share.store, question.standardisation, share.split)
     model = take(question.records, "model")
     scored = scorer.score({"global": model}, content["part"], attacked=content["attacked"])
-    return _answer({"confusions": {holder: matrix.astype(int).tolist() for holder, matrix in scored.by_holder.items()}})
-
-
-def _answer(content: Mapping[str, Any]) -> RecordDict:
-    answer = RecordDict()
-    put_json(answer, content)
-    return answer
+    return {"confusions": {holder: matrix.astype(int).tolist() for holder, matrix in scored.by_holder.items()}}, {}
 
 
 def make_client_app(host_of: Callable[[Context], Host]) -> ClientApp:
     """A ClientApp for the hosts that a context tells of."""
     app = ClientApp()
 
-    def answering(answer: Answer) -> Callable[[Message, Context], Message]:
+    def answering(answer: Callable[[Question], Answer]) -> Callable[[Message, Context], Message]:
         def respond(message: Message, context: Context) -> Message:
-            host = Host()
+            host, records = Host(), RecordDict()
             try:
                 host = host_of(context)
                 content = take_json(message.content)
-                question = Question(host=host, records=message.content, content=content)
                 threads = content["config"]["executor"]["threads"]
                 with threads_limited_to(threads), exact_arithmetic():
-                    return Message(answer(question), reply_to=message)
+                    config = host.config_of(content["config"])
+                    said, tensors = answer(Question(host, config, content, message.content))
+                for name, state in tensors.items():
+                    put(records, name, state)
             except Exception as error:
                 _LOG.exception("this host could not answer")
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
-                return Message(_answer({"error": _public(reason, host)}), reply_to=message)
+                records, said = RecordDict(), {"error": _public(reason, host)}
+            put_json(records, said)
+            return Message(records, reply_to=message)
 
         return respond
 
@@ -173,18 +164,26 @@ def _public(text: str, host: Host) -> str:
     return public_text(text, [folder for folder in (host.root, host.cache_dir) if folder])[-_LONGEST_REASON:]
 
 
+def all_speakers(config: Config) -> list[str]:
+    """Of the corpus that an experiment names."""
+    return sorted({utterance.speaker for utterance in open_configured_corpus(config).utterances})
+
+
+def simulated_host(config: Config, speakers: Sequence[str], context: Context) -> Host:
+    """The k-th of n simulated nodes, which holds every n-th speaker from the k-th on; all read the one corpus."""
+    number, count = (int(str(context.node_config[name])) for name in ("partition-id", "num-partitions"))
+    return Host(config.data.root, config.data.cache_dir, tuple(speakers[number::count]))
+
+
 def host_of_node(context: Context) -> Host:
     """As the node was started: ``data-root``, ``cache-dir`` and ``speakers`` of its configuration.
 
-    A node of a simulation by `flwr run` is started with a number alone. It reads the corpus that the run names, and
-    holds every n-th speaker.
+    A node of a simulation by `flwr run` is started with a number alone. It reads the corpus that the run names.
     """
     given = {key: str(value) for key, value in context.node_config.items()}
     if "partition-id" in given and "data-root" not in given:
         config = configured(context.run_config)
-        speakers = sorted({utterance.speaker for utterance in open_configured_corpus(config).utterances})
-        own = speakers[int(given["partition-id"]) :: int(given["num-partitions"])]
-        return Host(config.data.root, config.data.cache_dir, tuple(own))
+        return simulated_host(config, all_speakers(config), context)
     names = (name.strip() for name in given.get("speakers", "").split(","))
     return Host(given.get("data-root"), given.get("cache-dir"), tuple(name for name in names if name))
 

@@ -1,15 +1,17 @@
-"""Who of the connected nodes holds which speakers: found by asking, at the start and when somebody is gone."""
+"""Who of the connected nodes holds which speakers, and how they are asked: a message each, and a deadline for all."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import Any, Generic, TypeVar
+from threading import Event
+from typing import Any, TypeVar
 
 import torch
-from flwr.app import RecordDict
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
 
 from ser_fl.config.schema import Config, dump
 from ser_fl.data.client_manifest import ClientManifest, Sizes, digest_of_all
@@ -18,21 +20,18 @@ from ser_fl.data.frontend import FeatureStatistics, Standardisation
 from ser_fl.data.splits import PARTS, check_parts, settle_split
 from ser_fl.data.utterance import SkippedFile
 from ser_fl.errors import UserError, one_line
-from ser_fl.federation.flower.messaging import Exchange, GivenUp
-from ser_fl.federation.flower.replies import Enrolled, Refusal, Speakers, checked
-from ser_fl.federation.flower.serialisation import WireError, put_json, take, take_json
+from ser_fl.federation.flower.serialisation import Enrolled, Speakers, WireError, put_json, take, take_reply
 
-_LOOK_S = 0.5
+_SHORTEST_S, _LONGEST_S = 0.02, 0.5
+"""Between two looks for answers: at first often, since a simulation answers in milliseconds."""
 
 T = TypeVar("T")
+Answer = tuple[T, RecordDict] | str
+"""What a node said, checked, with tensors that are yet to be taken; or why it said nothing that can be used."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer(Generic[T]):
-    """What a node said: checked content, and tensors that are yet to be taken."""
-
-    content: T
-    records: RecordDict
+class GivenUp(BaseException):
+    """The process ends: no `Exception`, so that no client's failure is made of it."""
 
 
 @dataclass(slots=True)
@@ -42,25 +41,19 @@ class Nodes:
     A node is known by its speakers: one that was started anew is found by them, whatever its key.
     """
 
-    exchange: Exchange
+    grid: Grid
     config: Config
     """As nodes are told it: the split is settled by names as soon as their speakers are known."""
+    given_up: Event = field(default_factory=Event)
+    """Set by another thread when nobody will answer any more."""
     classes: tuple[str, ...] = ()
     num_examples: dict[str, int] = field(default_factory=dict)
     """Training utterances of each client: what its updates are weighted by."""
     sizes: Sizes = field(default_factory=dict)
+    speaker_of: dict[str, str] = field(default_factory=dict)
+    """By client: somebody whose utterances it trains on."""
     _node_of: dict[str, int] = field(default_factory=dict)
     """By speaker."""
-    _speaker_of: dict[str, str] = field(default_factory=dict)
-    """By client: somebody whose utterances it trains on."""
-
-    def of_client(self, client_id: str) -> int:
-        """The node where a client is."""
-        return self._node_of[self._speaker_of[client_id]]
-
-    def of_speaker(self, speaker: str) -> int:
-        """The node where a speaker's utterances are."""
-        return self._node_of[speaker]
 
     def question(self, **content: Any) -> RecordDict:
         """A message with the experiment in it, so that a node need not remember any."""
@@ -70,21 +63,105 @@ class Nodes:
 
     def ask(
         self, message_type: str, questions: Mapping[int, RecordDict], kind: type[T], number: int = 0
-    ) -> Iterator[tuple[int, Answer[T] | str]]:
-        """Each node's answer, or why there is none that can be used, in the order in which they come."""
-        for node, records in self.exchange.ask(message_type, questions, number):
-            if isinstance(records, str):
-                yield node, records
-                continue
-            try:
-                content = take_json(records)
-                del content["protocol"]
-                if content.keys() == {"error"}:
-                    yield node, checked(Refusal, content).reason
-                else:
-                    yield node, Answer(checked(kind, content), records)
-            except WireError as error:
-                yield node, one_line(f"its answer cannot be used: {error}")
+    ) -> Iterator[tuple[int, Answer[T]]]:
+        """Each node's answer, in the order in which they come; what comes after the deadline is dropped.
+
+        Args:
+            message_type: which function of the ClientApp answers.
+            questions: by node.
+            kind: form of the answers.
+            number: the round, for Flower's own books.
+        """
+        deadline_s = self.config.executor.deadline_s
+        messages = [
+            Message(question, node, message_type, ttl=deadline_s + 60, group_id=str(number))
+            for node, question in questions.items()
+        ]
+        sent = set(self.grid.push_messages(messages))
+        waiting: dict[str, int] = {}
+        for message, node in zip(messages, questions, strict=True):
+            if message.metadata.message_id in sent:
+                waiting[message.metadata.message_id] = node
+            else:
+                yield node, "the message could not be sent: its node is not connected, or the message is too large"
+        begun, pause = time.monotonic(), _SHORTEST_S
+        while waiting:
+            came = self._pull(list(waiting), kind)
+            for asked, answer in came.items():
+                yield waiting.pop(asked), answer
+            if time.monotonic() - begun > deadline_s:
+                break
+            pause = _SHORTEST_S if came else min(1.5 * pause, _LONGEST_S)
+            if waiting and self.given_up.wait(pause):
+                raise GivenUp
+        for node in waiting.values():
+            yield node, f"no answer within {deadline_s:g} s (executor.deadline_s)"
+
+    def _pull(self, waiting: list[str], kind: type[T]) -> dict[str, Answer[T]]:
+        """Answers that are here, by the message that they answer.
+
+        Where one is so damaged that Flower cannot put it together, the others still count.
+        """
+        try:
+            messages = list(self.grid.pull_messages(waiting))
+        except (ValueError, TypeError, KeyError, AssertionError) as error:
+            if len(waiting) == 1:
+                return {waiting[0]: one_line(f"its answer cannot be read: {type(error).__name__}: {error}")}
+            return {key: answer for one in waiting for key, answer in self._pull([one], kind).items()}
+        answers: dict[str, Answer[T]] = {}
+        for message in messages:
+            if message.has_error():
+                told = message.error
+                answer: Answer[T] = one_line(f"Flower says {told.reason or 'nothing'} (code {told.code})")
+            else:
+                try:
+                    said = take_reply(message.content, kind)
+                    answer = said if isinstance(said, str) else (said, message.content)
+                except WireError as problem:
+                    answer = one_line(f"its answer cannot be used: {problem}")
+            answers[message.metadata.reply_to_message_id] = answer
+        return {asked: answers[asked] for asked in waiting if asked in answers}
+
+    def ask_holders(
+        self,
+        message_type: str,
+        speakers: Mapping[str, str],
+        question: Callable[[list[str]], RecordDict],
+        kind: type[T],
+        number: int,
+    ) -> Iterator[tuple[str, Answer[T]]]:
+        """The answers of the nodes where clients or speakers are, each under the names that were asked for.
+
+        Args:
+            message_type: which function of the ClientApp answers.
+            speakers: for each name a speaker, who says which node is asked.
+            question: made for the names at one node.
+            kind: form of the answers.
+            number: the round, for Flower's own books.
+        """
+        connected = self.refresh()
+        at_node: dict[int, list[str]] = {}
+        for name, speaker in speakers.items():
+            at_node.setdefault(self._node_of[speaker], []).append(name)
+        for node in at_node.keys() - connected:
+            for name in at_node.pop(node):
+                yield name, "its node is not connected"
+        questions = {node: question(names) for node, names in at_node.items()}
+        for node, answer in self.ask(message_type, questions, kind, number):
+            for name in at_node[node]:
+                yield name, answer
+
+    def refresh(self) -> set[int]:
+        """The nodes that are connected; new ones take over the speakers of those that are gone."""
+        connected = set(self.grid.get_node_ids())
+        known = set(self._node_of.values())
+        if gone := known - connected:
+            questions = {node: self.question() for node in sorted(connected - known)}
+            for node, answer in self.ask("query.speakers", questions, Speakers):
+                for facts in [] if isinstance(answer, str) else answer[0].speakers:
+                    if self._node_of.get(facts.speaker) in gone:
+                        self._node_of[facts.speaker] = node
+        return connected
 
     def enrol(self, num_nodes: int, patience_s: float) -> ClientManifest:
         """Wait for nodes, ask who is there and what they hold, and settle the experiment by it.
@@ -92,10 +169,18 @@ class Nodes:
         Raises:
             UserError: too few nodes, one that cannot take part, or data that make no experiment.
         """
-        nodes = self._wait_for(num_nodes, patience_s)
+        begun = time.monotonic()
+        while len(nodes := sorted(self.grid.get_node_ids())) < num_nodes:
+            if time.monotonic() - begun > patience_s:
+                raise UserError(
+                    f"executor.num_nodes asks for {num_nodes} nodes, {len(nodes)} are connected after "
+                    f"{patience_s:g} s (executor.wait_s): start the others, or ask for fewer"
+                )
+            if self.given_up.wait(_LONGEST_S):
+                raise GivenUp
         sexes, emotions, skipped = dict[str, str | None](), set[str](), list[SkippedFile]()
-        for node, answer in self._ask_all("query.speakers", nodes, Speakers):
-            for facts in answer.content.speakers:
+        for node, said, _ in self._ask_all("query.speakers", nodes, Speakers):
+            for facts in said.speakers:
                 if facts.speaker in self._node_of:
                     raise UserError(
                         f"two nodes hold speaker {facts.speaker!r}: each speaker's data must be at one node"
@@ -103,72 +188,55 @@ class Nodes:
                 self._node_of[facts.speaker] = node
                 sexes[facts.speaker] = facts.sex
                 emotions |= set(facts.emotions)
-            if count := answer.content.skipped:
-                skipped.append(SkippedFile(f"{count} files of a node", "named in the log of the node"))
+            if said.skipped:
+                skipped.append(SkippedFile(f"{said.skipped} files of a node", "named in the log of the node"))
         self.classes = tuple(sorted(emotions))
         if len(self.classes) < 2:
             raise UserError(f"the nodes hold one emotion only ({', '.join(self.classes)}): a classifier needs two")
         self.config = replace(self.config, split=settle_split(sexes, self.config.split))
         return self._add_up(nodes, tuple(skipped))
 
-    def refresh(self) -> set[int]:
-        """The nodes that are connected; new ones take over the speakers of those that are gone."""
-        connected = set(self.exchange.grid.get_node_ids())
-        known = set(self._node_of.values())
-        if gone := known - connected:
-            questions = {node: self.question() for node in sorted(connected - known)}
-            for node, answer in self.ask("query.speakers", questions, Speakers):
-                if isinstance(answer, str):
-                    continue
-                for facts in answer.content.speakers:
-                    if self._node_of.get(facts.speaker) in gone:
-                        self._node_of[facts.speaker] = node
-        return connected
-
-    def _wait_for(self, num_nodes: int, patience_s: float) -> list[int]:
-        begun = time.monotonic()
-        while len(nodes := sorted(self.exchange.grid.get_node_ids())) < num_nodes:
-            if time.monotonic() - begun > patience_s:
-                raise UserError(
-                    f"executor.num_nodes asks for {num_nodes} nodes, {len(nodes)} are connected after "
-                    f"{patience_s:g} s (executor.wait_s): start the others, or ask for fewer"
-                )
-            if self.exchange.given_up.wait(_LOOK_S):
-                raise GivenUp
-        return nodes
-
-    def _ask_all(self, message_type: str, nodes: Sequence[int], kind: type[T]) -> Iterator[tuple[int, Answer[T]]]:
+    def _ask_all(self, message_type: str, nodes: Sequence[int], kind: type[T]) -> Iterator[tuple[int, T, RecordDict]]:
         """Answers in the order of the nodes; at the start, nobody may be missing."""
-        questions = {node: self.question() for node in nodes}
-        answers = dict(self.ask(message_type, questions, kind))
+        answers = dict(self.ask(message_type, {node: self.question() for node in nodes}, kind))
         for node in nodes:
             answer = answers[node]
             if isinstance(answer, str):
                 raise UserError(f"a node cannot take part: {answer}")
-            yield node, answer
+            yield node, *answer
 
     def _add_up(self, nodes: Sequence[int], skipped: tuple[SkippedFile, ...]) -> ClientManifest:
-        statistics: dict[str, FeatureStatistics] = {}
-        digests: dict[str, str] = {}
+        """Ask what the nodes hold, and put it together."""
+        statistics, digests = dict[str, FeatureStatistics](), dict[str, str]()
         self.sizes = {part: {} for part in PARTS}
-        for node, answer in self._ask_all("query.enrol", nodes, Enrolled):
-            content, own = answer.content, [name for name, holder in self._node_of.items() if holder == node]
-            told = {*content.digests, *(name for sizes in content.sizes.values() for name in sizes)}
-            if told - set(own) or content.sizes.keys() != set(PARTS) or content.clients.keys() != content.frames.keys():
+        num_mels = self.config.frontend.num_mels
+        names = ("sum_F", "sum_of_squares_F", "maximum_F")
+        like = {name: torch.empty(num_mels, dtype=torch.float64) for name in names}
+        for node, said, records in self._ask_all("query.enrol", nodes, Enrolled):
+            own = [name for name, holder in self._node_of.items() if holder == node]
+            told = {*said.digests, *(name for sizes in said.sizes.values() for name in sizes)}
+            fits = said.sizes.keys() == set(PARTS) and said.clients.keys() == said.frames.keys()
+            if not told <= set(own) or not fits or (said.clients and not own):
                 raise UserError("a node cannot take part: it answers for speakers that it did not name")
-            digests |= content.digests
+            digests |= said.digests
             for part in PARTS:
-                self.sizes[part] |= content.sizes[part]
-            for client in content.clients:
+                self.sizes[part] |= said.sizes[part]
+            for client in said.clients:
                 if client in statistics:
                     raise UserError(f"two nodes hold data of {client!r}, which is one client: give them to one node")
-                statistics[client] = self._statistics(answer.records, client, content.frames[client])
-                self.num_examples[client] = content.clients[client]
-                self._speaker_of[client] = client if client in own else own[0]
+                try:
+                    sums = take(records, f"statistics/{client}", like=like)
+                    if not all(torch.isfinite(tensor).all() for tensor in sums.values()):
+                        raise WireError("its sums over features are not finite")
+                except WireError as error:
+                    raise UserError(f"client {client!r} cannot take part: {error}") from None
+                statistics[client] = FeatureStatistics(said.frames[client], **sums)
+                self.num_examples[client] = said.clients[client]
+                self.speaker_of[client] = client if client in own else own[0]
         check_parts({part: sum(self.sizes[part].values()) for part in PARTS}, self.config.split)
         client_ids = capped(sorted(statistics), self.config.clients)
-        sums = reduce(FeatureStatistics.merge, (statistics[client] for client in client_ids))
-        standardisation = Standardisation.from_statistics(sums, self.config.frontend)
+        sums_of_all = reduce(FeatureStatistics.merge, (statistics[client] for client in client_ids))
+        standardisation = Standardisation.from_statistics(sums_of_all, self.config.frontend)
         return ClientManifest(
             classes=self.classes,
             client_ids=client_ids,
@@ -177,19 +245,6 @@ class Nodes:
             digest=digest_of_all(digests, client_ids, standardisation),
             skipped=skipped,
         )
-
-    def _statistics(self, records: RecordDict, client: str, frames: int) -> FeatureStatistics:
-        like = {name: torch.empty(self.config.frontend.num_mels, dtype=torch.float64) for name in _SUMS}
-        try:
-            sums = take(records, f"statistics/{client}", like=like)
-            if not all(torch.isfinite(tensor).all() for tensor in sums.values()):
-                raise WireError("its sums over features are not finite")
-        except WireError as error:
-            raise UserError(f"client {client!r} cannot take part: {error}") from None
-        return FeatureStatistics(frames, **sums)
-
-
-_SUMS = ("sum_F", "sum_of_squares_F", "maximum_F")
 
 
 def told_settings(config: Config) -> dict[str, Any]:

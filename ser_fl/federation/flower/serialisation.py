@@ -1,18 +1,21 @@
-"""What crosses between hosts: tensors as safetensors and JSON, never pickles, checked before they are used."""
+"""What crosses between hosts: tensors as safetensors and JSON, never pickles, checked before anything of it is used."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from ser_fl.data.splits import Part
 from ser_fl.errors import one_line, shown
 from ser_fl.files import from_safetensors, to_safetensors
-from ser_fl.runs.records import State
+from ser_fl.runs.records import ClientFigures, State
 
 PROTOCOL = 2
 """Version of what crosses: both sides must speak the same."""
@@ -26,6 +29,8 @@ _HEADER_BYTES = 4096
 """Room for the name, type and shape of a tensor."""
 _LONGEST_JSON = 64 << 20
 _LONGEST_REASON = 200
+
+T = TypeVar("T")
 
 
 class WireError(ValueError):
@@ -62,38 +67,28 @@ def take(records: RecordDict, name: str, *, like: Mapping[str, Tensor] | None = 
     record = records.get(name)
     if not isinstance(record, ArrayRecord):
         raise WireError(f"it has no tensors named {name!r}")
-    content = _content(record)
+    if list(record) != [_STATE]:
+        raise WireError(f"it has arrays named {sorted(record)[:3]}, expected {_STATE!r} alone")
+    stype, content = record[_STATE].stype, record[_STATE].data
+    if stype != _SAFETENSORS:
+        raise WireError(f"its tensors are serialised as {stype[:_LONGEST_REASON]!r}, expected {_SAFETENSORS!r}")
     if like is not None and len(content) > (most := sum(_HEADER_BYTES + tensor.nbytes for tensor in like.values())):
         raise WireError(f"its tensors take {len(content)} bytes, expected {most} at most")
     try:
         tensors = from_safetensors(content)  # refuses what does not fit its own header, and copies
     except Exception as error:  # a type that torch does not know is a KeyError, and so on
         raise WireError(f"its tensors are damaged: {type(error).__name__}: {error}"[:_LONGEST_REASON]) from None
-    if like is not None and tensors.keys() != like.keys():
-        raise WireError(f"its state has other entries: {sorted(tensors.keys() ^ like.keys())[:3]}")
+    expected = tensors if like is None else like
+    if tensors.keys() != expected.keys():
+        raise WireError(f"its state has other entries: {sorted(tensors.keys() ^ expected.keys())[:3]}")
     for key, tensor in tensors.items():
+        if tensor.shape != expected[key].shape:
+            raise WireError(f"{key} has shape {tuple(tensor.shape)}, expected {tuple(expected[key].shape)}")
+        if tensor.dtype != expected[key].dtype:
+            raise WireError(f"{key} is of type {tensor.dtype}, expected {expected[key].dtype}")
         if tensor.dtype not in _TYPES:
             raise WireError(f"{key} is of type {tensor.dtype}, expected a known one")
-        if like is not None:
-            _compare(key, tensor, like[key])
-    return tensors if like is None else {key: tensors[key] for key in like}
-
-
-def _content(record: ArrayRecord) -> bytes:
-    """The bytes of an array record of ours."""
-    if list(record) != [_STATE]:
-        raise WireError(f"it has arrays named {sorted(record)[:3]}, expected {_STATE!r} alone")
-    array = record[_STATE]
-    if array.stype != _SAFETENSORS:
-        raise WireError(f"its tensors are serialised as {array.stype[:_LONGEST_REASON]!r}, expected {_SAFETENSORS!r}")
-    return array.data
-
-
-def _compare(name: str, tensor: Tensor, like: Tensor) -> None:
-    if tensor.shape != like.shape:
-        raise WireError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(like.shape)}")
-    if tensor.dtype != like.dtype:
-        raise WireError(f"{name} is of type {tensor.dtype}, expected {like.dtype}")
+    return {key: tensors[key] for key in expected}
 
 
 def put_json(records: RecordDict, content: Mapping[str, Any]) -> None:
@@ -119,8 +114,90 @@ def take_json(records: RecordDict) -> dict[str, Any]:
         raise WireError("its message is not JSON") from None
     if not isinstance(content, dict):
         raise WireError("its message is not a JSON object")
-    if content.get("protocol") != PROTOCOL:
-        raise WireError(
-            f"it speaks version {shown(content.get('protocol'))}, expected {PROTOCOL}: install the same ser-fl"
-        )
+    if (version := content.pop("protocol", None)) != PROTOCOL:
+        raise WireError(f"it speaks version {shown(version)}, expected {PROTOCOL}: install the same ser-fl")
     return content
+
+
+_reply = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
+
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Count = Annotated[int, Field(ge=1, le=1 << 53)]
+Amount = Annotated[int, Field(ge=0, le=1 << 53)]
+
+
+@_reply
+class Refusal:
+    """A node that could not answer says why."""
+
+    error: Annotated[str, Field(max_length=20_000)]
+
+    @property
+    def reason(self) -> str:
+        """Its lines, fit for a terminal and a log, whatever the node sent."""
+        return "\n".join(filter(None, map(one_line, self.error.splitlines()))) or "it gives no reason"
+
+
+@_reply
+class Speaker:
+    """A speaker, and what is told of it before an experiment begins."""
+
+    speaker: Name
+    sex: Name | None
+    emotions: list[Name]
+
+
+@_reply
+class Speakers:
+    """Who is here, and how many files could not be used."""
+
+    speakers: list[Speaker]
+    skipped: Amount
+
+
+@_reply
+class Enrolled:
+    """Counts and digests; the sums over features are tensors."""
+
+    clients: dict[Name, Count]
+    """Training utterances of each."""
+    frames: dict[Name, Count]
+    """Of each client's training features."""
+    sizes: dict[Part, dict[Name, Count]]
+    digests: dict[Name, Name]
+
+
+@_reply
+class Figures(ClientFigures):
+    """Of a client's update; its state is tensors. What makes no sense is refused where updates are."""
+
+
+@_reply
+class Updates:
+    """By client; the error of one that failed."""
+
+    updates: dict[Name, Figures | Refusal]
+
+
+@_reply
+class Confusions:
+    """By speaker: how often each true class (row) was predicted as each class."""
+
+    confusions: dict[Name, list[list[Amount]]]
+
+
+def take_reply(records: RecordDict, kind: type[T]) -> T | str:
+    """What a node says, in one of the forms above, or the reason that it gives for not saying it.
+
+    Raises:
+        WireError: it is of another form.
+    """
+    content = take_json(records)
+    form: TypeAdapter[T | Refusal] = TypeAdapter(Refusal if content.keys() == {"error"} else kind)
+    try:
+        said = form.validate_json(json.dumps(content))  # as JSON: else objects would have to be of the class
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(str(part) for part in problem["loc"])
+        raise WireError(f"{place or 'it'}: {problem['msg']}") from None
+    return said.reason if isinstance(said, Refusal) else said

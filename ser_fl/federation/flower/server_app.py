@@ -12,11 +12,9 @@ from ser_fl.config.schema import Config
 from ser_fl.devices import exact_arithmetic
 from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.checkpoint import open_run
-from ser_fl.federation.flower.error_reporting import error_line
 from ser_fl.federation.flower.flower_executor import FlowerExecutor, FlowerScorer
-from ser_fl.federation.flower.messaging import Exchange
 from ser_fl.federation.flower.nodes import Nodes
-from ser_fl.federation.flower.run_config import configured
+from ser_fl.federation.flower.submission import configured, error_line
 from ser_fl.federation.own_objects import NOTHING, OwnObjects
 from ser_fl.federation.rounds import Federation, Hooks
 from ser_fl.runs.environment import threads_limited_to
@@ -52,7 +50,7 @@ def serve(
             config = replace(config, precision=checkpoint.precision)
         elif config.precision == "auto":
             config = replace(config, precision="32-true")
-        nodes = Nodes(Exchange(grid, executor.deadline_s, given_up or Event()), config)
+        nodes = Nodes(grid, config, given_up or Event())
         client_manifest = nodes.enrol(executor.num_nodes or 1, executor.wait_s)
         standardisation = client_manifest.standardisation
         federation = Federation(

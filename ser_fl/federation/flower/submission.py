@@ -1,14 +1,15 @@
-"""Giving an experiment to a SuperLink, and staying until it has ended there."""
+"""Giving an experiment to a SuperLink, and staying until it has ended there: what is told, both ways."""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from itertools import islice
@@ -17,11 +18,11 @@ from typing import Any
 
 import tomli_w
 
-from ser_fl.config.schema import Config, dump
+from ser_fl.config.compose import compose
+from ser_fl.config.schema import Config, dump, parse
 from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.checkpoint import given_folder, new_folders
 from ser_fl.federation.flower import QUIET
-from ser_fl.federation.flower.error_reporting import error_told_by
 from ser_fl.files import write_bytes
 from ser_fl.runs.folder import RunFolder
 
@@ -30,28 +31,24 @@ _CONNECTION = "ser_fl"
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _COURTESIES = ("Using SuperLink", "Displaying information")
 """What Flower says before it says what is wrong."""
-APP: dict[str, Any] = {
-    "project": {
-        "name": "ser-fl",
-        "version": version("ser-fl"),
-        "description": "The ser_fl that link and nodes have installed.",
-        "license": "Apache-2.0",
-        "dependencies": ["flwr>=1.41,<1.42"],
-    },
-    "tool": {
-        "flwr": {
-            "app": {
-                "publisher": "ser-fl",
-                "components": {
-                    "serverapp": "ser_fl.federation.flower.server_app:app",
-                    "clientapp": "ser_fl.federation.flower.client_app:app",
-                },
-                "config": {"config": "", "settings": ""},
-            }
-        }
-    },
-}
+_APP = """
+[project]
+name = "ser-fl"
+version = "{version}"
+description = "The ser_fl that link and nodes have installed."
+license = "Apache-2.0"
+dependencies = ["flwr>=1.41,<1.42"]
+[tool.flwr.app]
+publisher = "ser-fl"
+config = {{ config = "", settings = "" }}
+[tool.flwr.app.components]
+serverapp = "ser_fl.federation.flower.server_app:app"
+clientapp = "ser_fl.federation.flower.client_app:app"
+"""
 """An app without code of its own: link and nodes run the ser_fl that they have installed, and none that is sent."""
+_OURS = "ser-fl: "
+_FAILED = "the run has failed: "
+"""How the server's part of a run begins the line of its log that says why it ends."""
 
 
 def submit(config: Config) -> RunFolder:
@@ -63,21 +60,26 @@ def submit(config: Config) -> RunFolder:
         UserError: the SuperLink does not take it, or the settings, the nodes or their data do not fit.
         RoundFailed: the run has failed there.
     """
-    run = _run_folder(config)
+    # as `open_run` chooses it, but absolute: the link has a folder of its own
+    run = (given_folder(config) or next(new_folders(config))).absolute()
+    sent = dump(config) | {"run_dir": str(run)}  # nothing of this machine but where the run folder is to be
+    sent["data"] |= {"root": None, "cache_dir": None}
+    sent["executor"]["root_certificates"] = None
     with tempfile.TemporaryDirectory(prefix="ser_fl-") as folder:
         home, app = Path(folder, "home"), Path(folder, "app")
         write_bytes(home / "config.toml", tomli_w.dumps(_connection(config)).encode())
-        write_bytes(app / "pyproject.toml", tomli_w.dumps(APP).encode())
-        write_bytes(app / "run.toml", tomli_w.dumps({"config": json.dumps(_sent(config, run))}).encode())
+        write_bytes(app / "pyproject.toml", _APP.format(version=version("ser-fl")).encode())
+        write_bytes(app / "run.toml", tomli_w.dumps({"config": json.dumps(sent)}).encode())
         flower = _Flower(home)
         link = config.executor.superlink
         try:
-            run_id = flower.start(app)
+            started = flower.call("run", str(app), _CONNECTION, "--run-config", str(app / "run.toml"))
         except _Unanswered as error:
             raise UserError(
                 f"{link} does not take the run ({error}): it must be a link that runs,"
                 " and executor.root_certificates its ca.crt"
             ) from None
+        run_id = str(started["run-id"])
         try:
             status, told = flower.follow(run_id)
         except _Unanswered as error:
@@ -86,7 +88,8 @@ def submit(config: Config) -> RunFolder:
                 f" the same command with resume=true goes on with {run}"
             ) from None
         except BaseException:  # Ctrl-C, or a signal: a run that went on there would hold the folder
-            flower.stop(run_id)
+            with suppress(_Unanswered):
+                flower.call("stop", run_id, _CONNECTION)
             raise
     if status != "finished:completed":
         if told is not None:
@@ -95,17 +98,30 @@ def submit(config: Config) -> RunFolder:
     return RunFolder(run)
 
 
-def _run_folder(config: Config) -> Path:
-    """As `open_run` chooses it, but absolute: the link has a folder of its own."""
-    return (given_folder(config) or next(new_folders(config))).absolute()
+def configured(run_config: Mapping[str, object]) -> Config:
+    """The experiment of a run: ``config``, a whole configuration as JSON, or else ``settings``, overrides in a row.
+
+    Raises:
+        UserError: a setting is wrong.
+    """
+    if text := str(run_config.get("config", "")):
+        return parse(json.loads(text))
+    return compose(["executor=flower", *shlex.split(str(run_config.get("settings", "")))])
 
 
-def _sent(config: Config, run: Path) -> dict[str, Any]:
-    """What the link is told: nothing of this machine but where the run folder is to be."""
-    settings = dump(config) | {"run_dir": str(run)}
-    settings["data"] |= {"root": None, "cache_dir": None}
-    settings["executor"]["root_certificates"] = None
-    return settings
+def error_line(error: UserError | RoundFailed) -> str:
+    """An error as a line of the log of a run, by which it is told to whoever submitted it."""
+    first, *others = (" ".join(line.split()) for line in str(error).splitlines())
+    text = " ".join([first, "; ".join(others)]).rstrip()
+    return f"{_OURS}{_FAILED if isinstance(error, RoundFailed) else ''}{text}"
+
+
+def error_told_by(line: str) -> UserError | RoundFailed | None:
+    """The error that a line of a log tells of; None where it tells of none."""
+    if not line.startswith(_OURS):
+        return None
+    text = line.removeprefix(_OURS).strip()
+    return RoundFailed(text.removeprefix(_FAILED)) if text.startswith(_FAILED) else UserError(text)
 
 
 def _connection(config: Config) -> dict[str, Any]:
@@ -138,67 +154,17 @@ class _Flower:
     """The `flwr` command, told of one SuperLink."""
 
     def __init__(self, home: Path) -> None:
+        self._command = [sys.executable, "-c", "from flwr.cli.app import app; app()"]
         self._environment = {**os.environ, **QUIET, "FLWR_HOME": str(home)}
 
-    def start(self, app: Path) -> str:
-        """Submit, and return the run's number there."""
-        return str(self._json("run", str(app), _CONNECTION, "--run-config", str(app / "run.toml"))["run-id"])
-
-    def follow(self, run_id: str) -> tuple[str, UserError | RoundFailed | None]:
-        """Print what a run prints until it has ended; how it has, and the error that it tells of.
+    def call(self, *arguments: str) -> dict[str, Any]:
+        """What a command says.
 
         Raises:
-            _Unanswered: the SuperLink is gone.
+            _Unanswered: it does not succeed.
         """
-        shown, told = 0, None
-        while True:
-            for line in self._lines(run_id, shown):
-                shown += 1
-                told = told or error_told_by(line)
-                if told is None:  # what follows is where in the code it was raised
-                    print(line, end="", flush=True)
-            status = self._status(run_id)
-            if status.startswith("finished"):
-                return status, told
-            time.sleep(_LOOK_S)
-
-    def _lines(self, run_id: str, shown: int) -> Iterator[str]:
-        """A run's lines, but for those that were shown before, until they end or the connection does."""
-        process = subprocess.Popen(
-            self._command("log", run_id, _CONNECTION, "--stream"),
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # its own words; that a connection has ended is found out by the next question
-            text=True,
-        )
-        with process:
-            assert process.stdout is not None
-            try:
-                yield from islice(process.stdout, shown, None)
-            finally:
-                process.terminate()  # where we are interrupted
-
-    def _status(self, run_id: str) -> str:
-        """How far a run is; a SuperLink that does not answer at once is asked again."""
-        for _ in range(_LOOKS - 1):
-            with suppress(_Unanswered):
-                return self._look(run_id)
-            time.sleep(_LOOK_S)
-        return self._look(run_id)
-
-    def _look(self, run_id: str) -> str:
-        (run,) = self._json("list", "--run-id", run_id, _CONNECTION)["runs"]
-        return str(run["status"])
-
-    def stop(self, run_id: str) -> None:
-        """End a run there, if it is not at its end."""
-        with suppress(_Unanswered):
-            self._json("stop", run_id, _CONNECTION)
-
-    def _json(self, *arguments: str) -> dict[str, Any]:
         done = subprocess.run(
-            self._command(*arguments, "--format", "json"),
+            [*self._command, *arguments, "--format", "json"],
             env=self._environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -214,6 +180,44 @@ class _Flower:
             raise _Unanswered(f"flwr {arguments[0]}: {problem[-300:]}")
         return said
 
-    @staticmethod
-    def _command(*arguments: str) -> list[str]:
-        return [sys.executable, "-c", "from flwr.cli.app import app; app()", *arguments]
+    def follow(self, run_id: str) -> tuple[str, UserError | RoundFailed | None]:
+        """Print what a run prints until it has ended; how it has, and the error that it tells of.
+
+        Raises:
+            _Unanswered: the SuperLink is gone.
+        """
+        shown, told = 0, None
+        while True:
+            process = subprocess.Popen(
+                [*self._command, "log", run_id, _CONNECTION, "--stream"],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,  # its own words; whether it still answers is asked next
+                text=True,
+            )
+            with process:
+                assert process.stdout is not None
+                try:
+                    for line in islice(process.stdout, shown, None):
+                        shown += 1
+                        told = told or error_told_by(line)
+                        if told is None:  # what follows is where in the code it was raised
+                            print(line, end="", flush=True)
+                finally:
+                    process.terminate()  # where we are interrupted
+            status = self._status(run_id)
+            if status.startswith("finished"):
+                return status, told
+            time.sleep(_LOOK_S)
+
+    def _status(self, run_id: str, looks: int = _LOOKS) -> str:
+        """How far a run is; a SuperLink that does not answer at once is asked again."""
+        try:
+            (run,) = self.call("list", "--run-id", run_id, _CONNECTION)["runs"]
+        except _Unanswered:
+            if looks == 1:
+                raise
+            time.sleep(_LOOK_S)
+            return self._status(run_id, looks - 1)
+        return str(run["status"])
