@@ -29,21 +29,27 @@ def jsonable(value: Any) -> Any:
     return value
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole: to a temporary neighbour, flushed to disk, then renamed into place."""
+def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Write a file whole: to a temporary neighbour, flushed to disk, then renamed into place.
+
+    Raises:
+        FileExistsError: it should be ``private``, of mode 0600 and never written over, and one is there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with naming(path):
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # of mode 0600
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-        except BaseException:
+            if private:
+                os.link(temporary, path)
+            else:
+                Path(temporary).chmod(0o644)
+                Path(temporary).replace(path)
+        finally:
             Path(temporary).unlink(missing_ok=True)
-            raise
 
 
 @contextmanager

@@ -22,36 +22,59 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from ser_fl.deployment.keys import KeyFolder, write_private
 from ser_fl.errors import UserError
 from ser_fl.files import write_bytes
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-"""Hosts of every server certificate: the link's own parts meet there."""
 _HOST = re.compile(r"[A-Za-z0-9*][A-Za-z0-9*_.-]*")
 
 
-def make_root(folder: KeyFolder, days: int) -> None:
-    """Write the root certificate and its key."""
-    key = _private_key(folder.ca_key)
-    _certify(folder.ca, "ser_fl federation CA", key, None, key, days)
+def certify(
+    certificate: Path, key: Path, days: int, *, ca: tuple[Path, Path] | None = None, hosts: Sequence[str] = ()
+) -> None:
+    """Write a certificate of the key that lies there, or is put there.
+
+    Args:
+        certificate: where to write it.
+        key: its private key.
+        days: how long it is valid.
+        ca: the root's certificate and private key, for a server's certificate; None makes a root's.
+        hosts: of a server.
+    """
+    now, own, is_ca = datetime.now(UTC), _private_key(key), ca is None
+    name = "ser_fl federation CA" if is_ca else "ser_fl link"
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    issuer, signer = (subject, own) if ca is None else (_read(ca[0]).subject, _private_key(ca[1]))
+    others = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
+    uses = dict.fromkeys((*others, "encipher_only", "decipher_only"), False)
+    usage = x509.KeyUsage(digital_signature=not is_ca, key_cert_sign=is_ca, crl_sign=is_ca, **uses)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(own.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))  # clocks of machines differ
+        .not_valid_after(now + timedelta(days=days))
+        .add_extension(x509.BasicConstraints(ca=is_ca, path_length=0 if is_ca else None), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(own.public_key()), critical=False)
+    )
+    if not is_ca:
+        made = (
+            made.add_extension(x509.SubjectAlternativeName([general_name(host) for host in hosts]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        )
+    write_bytes(certificate, made.sign(signer, hashes.SHA256()).public_bytes(Encoding.PEM))
 
 
-def make_server(folder: KeyFolder, hosts: Sequence[str], days: int) -> tuple[str, ...]:
-    """Write the link's certificate for some hosts, those of the one before and loopback, and return them all."""
-    before = certified_hosts(folder.server) if folder.server.exists() else ()
-    names = tuple(dict.fromkeys((*LOOPBACK, *before, *hosts)))
-    ca_key, key = _private_key(folder.ca_key), _private_key(folder.server_key)
-    _certify(folder.server, "ser_fl link", key, _read(folder.ca).subject, ca_key, days, names)
-    return names
-
-
-def make_node_key(folder: KeyFolder, name: str) -> None:
+def make_node_key(private: Path, public: Path) -> None:
     """Write an EC P-384 key pair in OpenSSH format, as Flower reads it."""
     key = ec.generate_private_key(ec.SECP384R1())
-    public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-    write_private(folder.node(name), key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
-    write_bytes(folder.public(name), public + b" " + name.encode() + b"\n")
+    line = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    content = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+    write_bytes(private, content, private=True)
+    write_bytes(public, line + b" " + private.name.encode() + b"\n")
 
 
 def certified_hosts(certificate: Path) -> tuple[str, ...]:
@@ -91,49 +114,12 @@ def general_name(host: str) -> x509.GeneralName:
     return x509.DNSName(host)
 
 
-def _certify(
-    path: Path,
-    name: str,
-    key: ec.EllipticCurvePrivateKey,
-    issuer: x509.Name | None,
-    signer: ec.EllipticCurvePrivateKey,
-    days: int,
-    hosts: Sequence[str] = (),
-) -> None:
-    """Write a certificate: of hosts, for servers, or, without an issuer, the root's."""
-    now, is_ca = datetime.now(UTC), issuer is None
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    others = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
-    uses = dict.fromkeys((*others, "encipher_only", "decipher_only"), False)
-    usage = x509.KeyUsage(digital_signature=not is_ca, key_cert_sign=is_ca, crl_sign=is_ca, **uses)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer or subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))  # clocks of machines differ
-        .not_valid_after(now + timedelta(days=days))
-        .add_extension(x509.BasicConstraints(ca=is_ca, path_length=0 if is_ca else None), critical=True)
-        .add_extension(usage, critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-    )
-    if not is_ca:
-        authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
-        for extension in (
-            x509.SubjectAlternativeName([general_name(host) for host in hosts]),
-            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]),
-            authority,
-        ):
-            certificate = certificate.add_extension(extension, critical=False)
-    write_bytes(path, certificate.sign(signer, hashes.SHA256()).public_bytes(Encoding.PEM))
-
-
 def _private_key(path: Path) -> ec.EllipticCurvePrivateKey:
     """The key that lies there, or a new one put there."""
     if not path.exists():
         new = ec.generate_private_key(ec.SECP256R1())
-        write_private(path, new.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        content = new.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        write_bytes(path, content, private=True)
         return new
     try:
         key = load_pem_private_key(path.read_bytes(), None)

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Self
 
 from ser_fl.deployment.flower_environment import Outgoing, flower_environment
-from ser_fl.deployment.keys import KeyFolder, write_private
+from ser_fl.deployment.keys import KeyFolder
 from ser_fl.errors import DaemonStopped, UserError
+from ser_fl.files import write_bytes
 
 LOOK_S = 0.2
 """Seconds between two looks at a daemon."""
@@ -72,7 +73,7 @@ class StateFolder:
         """Arguments that name a file with fresh random bytes, by which a daemon and its SuperExec know each other."""
         file = self.root / "superexec.secret"
         file.unlink(missing_ok=True)
-        write_private(file, secrets.token_bytes(32))
+        write_bytes(file, secrets.token_bytes(32), private=True)
         return ["--superexec-auth-secret-file", str(file)]
 
 

@@ -12,9 +12,7 @@ never written over.
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,8 @@ from ser_fl.errors import UserError
 
 _CA_DAYS = 3650
 _MOST_DAYS = 36500
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""Hosts of every server certificate: the link's own parts meet there."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -72,7 +72,7 @@ def make_keys(root: Path, hosts: Sequence[str] = (), nodes: Sequence[str] = (), 
         UserError: a key is there already, or a host, a name or `days` cannot be used. Nothing is written then.
     """
     require_flower()
-    from ser_fl.deployment.certificates import general_name, make_node_key, make_root, make_server
+    from ser_fl.deployment.certificates import certified_hosts, certify, general_name, make_node_key
 
     folder = KeyFolder(root)
     new_ca, new_server = not folder.ca.exists(), not folder.server.exists()
@@ -99,10 +99,14 @@ def make_keys(root: Path, hosts: Sequence[str] = (), nodes: Sequence[str] = (), 
         if private != root:
             private.chmod(0o700)
     if new_ca:
-        make_root(folder, max(days, _CA_DAYS))
-    certified = make_server(folder, hosts, days) if hosts or new_server else ()
+        certify(folder.ca, folder.ca_key, max(days, _CA_DAYS))
+    certified: tuple[str, ...] = ()
+    if hosts or new_server:
+        before = () if new_server else certified_hosts(folder.server)
+        certified = tuple(dict.fromkeys((*_LOOPBACK, *before, *hosts)))
+        certify(folder.server, folder.server_key, days, ca=(folder.ca, folder.ca_key), hosts=certified)
     for name in nodes:
-        make_node_key(folder, name)
+        make_node_key(folder.node(name), folder.public(name))
     return MadeKeys(ca=new_ca, hosts=certified, nodes=tuple(nodes))
 
 
@@ -128,22 +132,3 @@ def require_private(key: Path, *, made_by: str) -> None:
         raise UserError(f"{key} is missing: {made_by}")
     if key.stat().st_mode & 0o077:
         raise UserError(f"{key} can be read by others on this machine: chmod 600 {key}")
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Write a file of mode 0600 whole, or not at all where one is there.
-
-    Raises:
-        UserError: one is there.
-    """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # of mode 0600
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(temporary, path)
-    except FileExistsError:
-        raise UserError(f"{path} is there already and is never written over") from None
-    finally:
-        Path(temporary).unlink(missing_ok=True)
