@@ -26,7 +26,7 @@ from ser_fl.attacks.threat_model import Box
 from ser_fl.cli.main import main
 from ser_fl.config.compose import compose
 from ser_fl.data.audio import read_audio
-from ser_fl.data.examples import load_examples
+from ser_fl.data.features import load_examples
 from ser_fl.data.prepared import prepare
 from ser_fl.files import write_json
 from ser_fl.robustness.sanity_checks.report import read_sanity_report

@@ -25,7 +25,7 @@ from ser_fl import train
 from ser_fl.config.compose import compose
 from ser_fl.config.schema import Config
 from ser_fl.data.datamodule import Batch
-from ser_fl.data.examples import load_examples
+from ser_fl.data.features import load_examples
 from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.errors import UserError
 from ser_fl.federation.client import ClientTask, make_clients

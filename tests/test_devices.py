@@ -27,7 +27,7 @@ from ser_fl.config.data import AugmentationConfig
 from ser_fl.config.federation import ExecutorConfig
 from ser_fl.data.augmentation import augment, roll_in_time
 from ser_fl.data.datamodule import ClientDataModule
-from ser_fl.data.examples import Examples
+from ser_fl.data.features import Examples
 from ser_fl.defences import build_defence
 from ser_fl.devices import device_for, devices_of
 from ser_fl.errors import UserError

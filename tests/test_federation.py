@@ -23,7 +23,7 @@ from torch import Tensor
 from ser_fl import load, train
 from ser_fl.config.compose import compose
 from ser_fl.config.schema import Config, dump
-from ser_fl.data.examples import load_examples
+from ser_fl.data.features import load_examples
 from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.data.splits import Part, holders
 from ser_fl.errors import RoundFailed, UserError

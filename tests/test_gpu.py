@@ -20,7 +20,7 @@ from ser_fl.attacks.threat_model import Box
 from ser_fl.attacks.training_attacks import pgd, random_start
 from ser_fl.config.compose import compose, compose_benchmark
 from ser_fl.config.schema import Config, dump
-from ser_fl.data.examples import load_examples
+from ser_fl.data.features import load_examples
 from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.devices import exact_arithmetic
 from ser_fl.federation.algorithm import GLOBAL

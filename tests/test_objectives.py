@@ -22,7 +22,7 @@ from ser_fl.config.compose import compose
 from ser_fl.config.data import AugmentationConfig
 from ser_fl.config.training import ObjectiveConfig
 from ser_fl.data.augmentation import augment
-from ser_fl.data.examples import Examples
+from ser_fl.data.features import Examples
 from ser_fl.errors import UserError
 from ser_fl.training.objectives import OBJECTIVES, ClientRound, Objective
 from ser_fl.training.objectives.adversarial import Adversarial, FreePerturbation, PerStep

@@ -11,10 +11,8 @@ import pytest
 import torch
 
 from ser_fl.config.data import ClientsConfig, SplitConfig
-from ser_fl.data import clients as clients_module
 from ser_fl.data import splits
-from ser_fl.data.clients import _fill_empty, assign_clients
-from ser_fl.data.splits import BrokenPromise, Indices, Split, holders, split_corpus
+from ser_fl.data.splits import BrokenPromise, Indices, Split, _fill_empty, assign_clients, holders, split_corpus
 from ser_fl.data.utterance import Utterance
 from ser_fl.errors import UserError
 
@@ -222,7 +220,7 @@ def test_utterance_in_two_parts_is_never_let_through(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("split", [Split((0, 21), (22,), (1,)), Split((0,), (1,), (22,)), Split((22,), (1,), (23,))])
 def test_speaker_in_two_parts_is_never_let_through(monkeypatch: pytest.MonkeyPatch, split: Split) -> None:
-    monkeypatch.setattr(splits, "_speaker_independent", lambda utterances, config: split)
+    monkeypatch.setattr(splits, "_by_part", lambda utterances, config: split)
     with pytest.raises(BrokenPromise, match=r"s0[01] is in the \w+ part and in the \w+ part"):
         split_corpus(even_table(2), INDEPENDENT)
     monkeypatch.setattr(splits, "_within_speaker", lambda utterances, config: split)
@@ -242,7 +240,7 @@ def test_utterance_in_two_clients_or_none_is_never_let_through(
     monkeypatch: pytest.MonkeyPatch, by: str, clients: dict[str, Indices], message: str
 ) -> None:
     for maker in ("natural_clients", "_drawn_clients"):
-        monkeypatch.setattr(clients_module, maker, lambda *arguments: clients)
+        monkeypatch.setattr(splits, maker, lambda *arguments: clients)
     with pytest.raises(BrokenPromise, match=message):
         assign_clients(even_table(2), (0, 1, 2, 3), replace(BY_SPEAKER, by=by), seed=0)
 

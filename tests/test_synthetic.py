@@ -15,11 +15,9 @@ from numpy.typing import NDArray
 import ser_fl
 from ser_fl.config.compose import compose
 from ser_fl.data.synthetic import SyntheticCorpus
-from ser_fl.data.synthetic.articulation import SENTENCES, articulate
 from ser_fl.data.synthetic.corpus import SYNTHESISER_VERSION
-from ser_fl.data.synthetic.delivery import SYNTHETIC_EMOTIONS, Delivery
-from ser_fl.data.synthetic.speakers import Speaker, make_speaker
-from ser_fl.data.synthetic.synthesiser import synthesise
+from ser_fl.data.synthetic.synthesiser import SENTENCES, articulate, synthesise
+from ser_fl.data.synthetic.voices import SYNTHETIC_EMOTIONS, Delivery, Speaker, make_speaker
 from ser_fl.data.utterance import EMOTIONS, Corpus
 from ser_fl.errors import UserError
 from ser_fl.runs.folder import RunFolder

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.plain_loop import PlainLoop
-from ser_fl.data.examples import Examples
+from ser_fl.data.features import Examples
 from ser_fl.runs.environment import keep_freed_memory
 from ser_fl.runs.records import State
 

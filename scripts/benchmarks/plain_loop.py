@@ -20,7 +20,7 @@ from ser_fl.attacks.threat_model import Box
 from ser_fl.attacks.training_attacks import pgd, random_start
 from ser_fl.config.schema import Config
 from ser_fl.config.training import CRNNConfig
-from ser_fl.data.examples import Examples
+from ser_fl.data.features import Examples
 from ser_fl.models.networks import CRNN, build_network
 from ser_fl.randomness import derive_seed, generator
 from ser_fl.runs.records import State

@@ -17,8 +17,7 @@ import torch
 
 from ser_fl.config.compose import compose
 from ser_fl.config.schema import Config
-from ser_fl.data.examples import Examples, load_examples
-from ser_fl.data.features import open_store
+from ser_fl.data.features import Examples, load_examples, open_store
 from ser_fl.data.frontend import FeatureStatistics, Standardisation
 from ser_fl.data.prepared import Prepared
 from ser_fl.data.splits import Split

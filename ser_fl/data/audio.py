@@ -11,7 +11,6 @@ import hashlib
 import io
 import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,12 +51,14 @@ class UnusableAudio(UserError):
     """A file that cannot be read, or whose samples cannot be used.
 
     Args:
-        message: One line for the user.
-        reason: Why, without the file's name and figures: files with one fault have one reason.
+        reason: why, without the file's name and figures: files with one fault have one reason.
+        path: the file; the message is one line that begins with ``cannot VERB PATH``.
+        detail: the reason with its figures.
+        verb: "read" or "use".
     """
 
-    def __init__(self, message: str, reason: str) -> None:
-        super().__init__(message)
+    def __init__(self, reason: str, path: Path | None = None, detail: str | None = None, verb: str = "read") -> None:
+        super().__init__((f"cannot {verb} {path}: " if path else "") + (detail or reason))
         self.reason = reason
 
 
@@ -97,8 +98,8 @@ def check_resampling(from_hz: int, to_hz: int) -> None:
         UnusableAudio: they are such rates.
     """
     if from_hz * to_hz // math.gcd(from_hz, to_hz) ** 2 > _LARGEST_KERNEL:
-        reason = f"{from_hz} Hz cannot be resampled to {to_hz} Hz; convert the recording to a usual rate first"
-        raise UnusableAudio(reason, reason)
+        way_out = "convert the recording to a usual rate first"
+        raise UnusableAudio(f"{from_hz} Hz cannot be resampled to {to_hz} Hz; {way_out}")
 
 
 def missing_bytes(path: Path) -> int:
@@ -120,7 +121,7 @@ def read_audio(path: Path, channel: str = "first") -> tuple[Tensor, int]:
     """Read one channel of a file.
 
     Args:
-        path: A file soundfile can read.
+        path: a file soundfile can read.
         channel: "first", "second" or "mean", see `CHANNELS`.
 
     Returns:
@@ -138,39 +139,58 @@ def read_audio(path: Path, channel: str = "first") -> tuple[Tensor, int]:
 
 
 def _read_samples(path: Path, channel: str) -> tuple[NDArray[np.float32], int]:
-    """One channel of shape (T,), finite and at most `OVERSHOOT`, and its sampling rate in Hz."""
+    """One channel of shape (T,), finite and at most `OVERSHOOT`, and its sampling rate in Hz.
+
+    All samples that there are: a header may announce any number. A recording of less than half an hour is one block,
+    since decoders of lossy formats may err where they go on.
+    """
     check_channel(channel)
+    blocks: list[NDArray[np.float32]] = []
     with _open(path) as file:
-        sample_rate_hz = int(file.samplerate)
+        index, is_mean = CHANNELS.index(channel), channel == "mean"
+        if not is_mean and index >= file.channels:
+            reason = "it has one channel, no second; take the first (data.channel=first, --channel first)"
+            raise UnusableAudio(reason, path, verb="use")
+        largest, left = _BLOCK_SAMPLES // file.channels, max(file.frames, 0)
         try:
-            samples_T = np.concatenate([_one_channel(block, channel, path) for block in _blocks(file)])
+            while not blocks or len(blocks[-1]) == largest:
+                block = file.read(min(largest, left), dtype="float32", always_2d=True)
+                left -= len(block)
+                blocks.append(block.mean(1, dtype=np.float32) if is_mean else np.ascontiguousarray(block[:, index]))
         except (soundfile.SoundFileError, OSError) as error:
-            raise _unusable(path, _reason(error), verb="read") from None
+            raise UnusableAudio(_reason(error), path) from None
+    samples_T = np.concatenate(blocks)
     if len(samples_T) == 0:
-        raise _unusable(path, _why_empty(path), verb="read")
+        raise UnusableAudio(_why_empty(path), path)
     peak = float(np.maximum(samples_T.max(), -samples_T.min()))
     if not np.isfinite(peak):
-        raise _unusable(path, "some samples are no numbers (NaN or infinite); make the file again from its source")
+        reason = "some samples are no numbers (NaN or infinite); make the file again from its source"
+        raise UnusableAudio(reason, path, verb="use")
     if peak > OVERSHOOT:
-        found = f"samples reach {peak:g}, expected [-1, 1]"
-        raise _unusable(path, "samples far beyond [-1, 1]; rescale the file", f"{found}; rescale the file")
-    return samples_T, sample_rate_hz
+        detail = f"samples reach {peak:g}, expected [-1, 1]; rescale the file"
+        raise UnusableAudio("samples far beyond [-1, 1]; rescale the file", path, detail, verb="use")
+    return samples_T, int(file.samplerate)
 
 
 def _open(path: Path) -> soundfile.SoundFile:
     """A file that has a header that can be read, and a rate in `RATES_HZ`."""
     _check_file(path)
     if path.suffix.lower() == ".raw":
-        raise _unusable(path, "a .raw file has no header that tells its sampling rate; make a WAV file of it")
+        reason = "a .raw file has no header that tells its sampling rate; make a WAV file of it"
+        raise UnusableAudio(reason, path, verb="use")
     try:
         file = soundfile.SoundFile(str(path))
     except (soundfile.SoundFileError, OSError) as error:
-        raise _unusable(path, _why_no_audio(path) or _reason(error), verb="read") from None
+        head = b""
+        with contextlib.suppress(OSError), path.open("rb") as opened:
+            head = opened.read(64).lstrip()
+        known = next((reason for beginning, reason in _NO_AUDIO.items() if head.startswith(beginning)), None)
+        raise UnusableAudio(known or _reason(error), path) from None
     low, high = RATES_HZ
     if not low <= file.samplerate <= high:
         file.close()
         reason = f"its header tells a sampling rate beyond {low} to {high} Hz; make it again from its source"
-        raise _unusable(path, reason, f"{reason}, got {file.samplerate}")
+        raise UnusableAudio(reason, path, f"{reason}, got {file.samplerate}", verb="use")
     return file
 
 
@@ -179,32 +199,9 @@ def _check_file(path: Path) -> None:
     if os.path.isfile(path):  # noqa: PTH113
         return
     if os.path.isdir(path):  # noqa: PTH112
-        raise _unusable(path, "it is a folder", verb="read")
+        raise UnusableAudio("it is a folder", path)
     is_there = os.path.exists(path)  # noqa: PTH110
-    reason = "it is a device or a pipe, whose end nobody knows" if is_there else "no such file"
-    raise _unusable(path, reason, verb="read")
-
-
-def _blocks(file: soundfile.SoundFile) -> Iterator[NDArray[np.float32]]:
-    """All samples in shape (T, channels), as many as there are: a header may announce any number.
-
-    A recording of less than half an hour is one block, since decoders of lossy formats may err where they go on.
-    """
-    largest, left = _BLOCK_SAMPLES // file.channels, max(file.frames, 0)
-    while True:
-        block = file.read(min(largest, left), dtype="float32", always_2d=True)
-        yield block
-        left -= len(block)
-        if len(block) < largest:
-            return
-
-
-def _why_no_audio(path: Path) -> str | None:
-    """What lies in the place of audio, where it is one of the usual things."""
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        head = file.read(64).lstrip()
-        return next((reason for beginning, reason in _NO_AUDIO.items() if head.startswith(beginning)), None)
-    return None
+    raise UnusableAudio("it is a device or a pipe, whose end nobody knows" if is_there else "no such file", path)
 
 
 def _why_empty(path: Path) -> str:
@@ -217,21 +214,6 @@ def _why_empty(path: Path) -> str:
     return "it holds no samples"
 
 
-def _unusable(path: Path, reason: str, detail: str | None = None, *, verb: str = "use") -> UnusableAudio:
-    return UnusableAudio(f"cannot {verb} {path}: {detail or reason}", reason)
-
-
-def _one_channel(samples: NDArray[np.float32], channel: str, path: Path) -> NDArray[np.float32]:
-    """Samples of shape (T, channels) to (T,)."""
-    if channel == "mean":
-        mean_T: NDArray[np.float32] = samples.mean(axis=1, dtype=np.float32)
-        return mean_T
-    index = CHANNELS.index(channel)
-    if index >= samples.shape[1]:
-        raise _unusable(path, "it has one channel, no second; take the first (data.channel=first, --channel first)")
-    return np.ascontiguousarray(samples[:, index])
-
-
 def write_wav(path: Path, waveform_T: Tensor, sample_rate_hz: int) -> None:
     """Write a mono 16-bit WAV file, whole.
 
@@ -239,9 +221,9 @@ def write_wav(path: Path, waveform_T: Tensor, sample_rate_hz: int) -> None:
     back bit for bit (libsndfile's own conversion scales by 2^15 - 1 and does not).
 
     Args:
-        path: Where to; missing folders are made.
-        waveform_T: Shape (T,), in [-1, 1].
-        sample_rate_hz: Sampling rate in Hz.
+        path: where to; missing folders are made.
+        waveform_T: shape (T,), in [-1, 1].
+        sample_rate_hz: sampling rate in Hz.
 
     Raises:
         ValueError: the waveform is not of shape (T,) or not finite.

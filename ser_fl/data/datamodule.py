@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from ser_fl.config.schema import Config
-from ser_fl.data.examples import Examples, load_examples
+from ser_fl.data.features import Examples, load_examples
 from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.data.splits import Part
 from ser_fl.devices import send
@@ -25,39 +25,50 @@ Batch = tuple[Tensor, Tensor]
 """features_BFL, labels_B."""
 
 
-class _ShuffledBatches(IterableDataset[Batch]):
+class ShuffledBatches(IterableDataset[Batch]):
     """All examples once per iteration, in an order drawn from the stream, in batches of nearly equal size.
 
-    Nearly equal, because a last batch of one or two utterances would upset batch normalisation. With ``most``, an
-    iteration ends after so many batches.
+    Nearly equal, because a last batch of one or two utterances would upset batch normalisation.
+
+    Args:
+        examples: of whom.
+        batch_size: the largest.
+        stream: where orders are drawn from.
+        most: an iteration ends after so many batches; None takes them all.
+        replays: each batch is given so many times in a row, in an iteration that is about as long as without: it takes
+            the nearest whole number to one in ``replays`` batches, and one at least, and the next iteration goes on
+            where it stopped.
     """
 
-    def __init__(self, examples: Examples, batch_size: int, stream: Generator, most: int | None = None) -> None:
+    def __init__(
+        self, examples: Examples, batch_size: int, stream: Generator, most: int | None = None, replays: int = 1
+    ) -> None:
         self.examples = examples
+        self.stream = stream
+        self.replays = replays
         self.num_batches = -(-len(examples) // batch_size)
         self.num_taken = min(self.num_batches, most or self.num_batches)
-        self.stream = stream
+        self.num_distinct = max(1, (2 * self.num_taken + replays) // (2 * replays))
         self._to_come: list[Tensor] = []
-        """Rows of the batches that are left of the iteration that is going on."""
+        """Rows of the batches that are left of an order."""
         self._goes_on = False
 
     def __len__(self) -> int:
-        return self.num_taken
+        return self.num_distinct * self.replays
 
     def __iter__(self) -> Iterator[Batch]:
-        if not self._goes_on:
-            self._to_come = self.shuffled()
+        if self.replays == 1 and not self._goes_on:
+            self._to_come = []
+        count = len(self._to_come) if self._goes_on else self.num_distinct
         self._goes_on = False
-        while self._to_come:
-            yield self.batch(self._to_come.pop(0))
-
-    def shuffled(self) -> list[Tensor]:
-        """The rows of each batch of an iteration; larger batches first."""
-        batches = torch.randperm(len(self.examples), generator=self.stream).tensor_split(self.num_batches)
-        return list(batches[: self.num_taken])
-
-    def batch(self, rows: Tensor) -> Batch:
-        return self.examples.features_NFL[rows], self.examples.labels_N[rows]
+        for _ in range(count):
+            if not self._to_come:  # larger batches come first
+                order_N = torch.randperm(len(self.examples), generator=self.stream)
+                self._to_come = list(order_N.tensor_split(self.num_batches)[: self.num_taken])
+            rows = self._to_come.pop(0)
+            batch = self.examples.features_NFL[rows], self.examples.labels_N[rows]
+            for _ in range(self.replays):
+                yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream is, and what is to come of an iteration."""
@@ -70,41 +81,13 @@ class _ShuffledBatches(IterableDataset[Batch]):
         self._goes_on = bool(self._to_come)
 
 
-class _ReplayedBatches(_ShuffledBatches):
-    """The same batches, each so many times in a row, in an iteration that is about as long as without replays.
-
-    It takes the nearest whole number to one in ``replays`` batches, and one at least; the next iteration goes on where
-    it stopped.
-    """
-
-    def __init__(self, examples: Examples, batch_size: int, stream: Generator, most: int | None, replays: int) -> None:
-        super().__init__(examples, batch_size, stream, most)
-        self.replays = replays
-        self.distinct_batches = max(1, (2 * self.num_taken + replays) // (2 * replays))
-
-    def __len__(self) -> int:
-        return self.distinct_batches * self.replays
-
-    def __iter__(self) -> Iterator[Batch]:
-        for _ in range(self.distinct_batches):
-            self._to_come = self._to_come or self.shuffled()
-            batch = self.batch(self._to_come.pop(0))
-            for _ in range(self.replays):
-                yield batch
-
-
 class _StatefulLoader(DataLoader[Batch]):
     """A loader of shuffled batches whose state goes into Lightning's checkpoints."""
 
-    def __init__(self, batches: _ShuffledBatches) -> None:
+    def __init__(self, batches: ShuffledBatches) -> None:
         super().__init__(batches, batch_size=None, generator=Generator())
-        self._batches = batches
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._batches.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._batches.load_state_dict(state)
+        self.state_dict = batches.state_dict
+        self.load_state_dict = batches.load_state_dict
 
 
 class EmotionDataModule(pl.LightningDataModule):
@@ -138,23 +121,14 @@ class EmotionDataModule(pl.LightningDataModule):
         """Standardised features and labels of a part."""
         return load_examples(self.prepared.store, getattr(self.prepared.split, part), self.prepared.standardisation)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled batches of nearly equal size."""
-        return self._train_loader
-
     @cached_property
     def _train_loader(self) -> _StatefulLoader:
         stream = generator(self.config.seed, "batches")
-        batches = _ShuffledBatches(self.examples("train"), self.config.federation.batch_size, stream)
-        return _StatefulLoader(batches)
+        return _StatefulLoader(ShuffledBatches(self.examples("train"), self.config.federation.batch_size, stream))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Of shuffling. Lightning asks the loader for it too, but does not give it back at the end of an epoch."""
-        return self._train_loader.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on in the order of the fit that the checkpoint is of."""
-        self._train_loader.load_state_dict(state_dict)
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled batches of nearly equal size."""
+        return self._train_loader
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The validation part, in its order."""
@@ -164,14 +138,20 @@ class EmotionDataModule(pl.LightningDataModule):
         """The test part, in its order."""
         return self._in_order("test")
 
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        """The test part, in its order."""
-        return self._in_order("test")
+    predict_dataloader = test_dataloader
 
     def _in_order(self, part: Part) -> DataLoader[Batch]:
         examples, size = self.examples(part), self.config.federation.batch_size
         batches = list(zip(torch.split(examples.features_NFL, size), torch.split(examples.labels_N, size), strict=True))
         return DataLoader(batches, batch_size=None, generator=Generator())  # type: ignore[arg-type]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of shuffling. Lightning asks the loader for it too, but does not give it back at the end of an epoch."""
+        return self._train_loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on in the order of the fit that the checkpoint is of."""
+        self._train_loader.load_state_dict(state_dict)
 
 
 class ClientDataModule(pl.LightningDataModule):
@@ -194,11 +174,7 @@ class ClientDataModule(pl.LightningDataModule):
         super().__init__()
         self.client_id = client_id
         self.round = round
-        self.batches = (
-            _ShuffledBatches(examples, batch_size, stream, most)
-            if replays == 1
-            else _ReplayedBatches(examples, batch_size, stream, most, replays)
-        )
+        self.batches = ShuffledBatches(examples, batch_size, stream, most, replays)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches come ready made from memory: no worker processes, no collation."""

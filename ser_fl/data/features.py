@@ -6,6 +6,7 @@ Legend: N utterances, F mel bins, L frames.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import tempfile
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +24,36 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ser_fl.config.data import FrontendConfig
-from ser_fl.data.frontend import LogMel
-from ser_fl.data.utterance import Corpus, Utterance, classes_of
-from ser_fl.devices import float32_by_default
+from ser_fl.config.schema import Config
+from ser_fl.data.corpora import open_corpus
+from ser_fl.data.corpora.folder import expand_home
+from ser_fl.data.frontend import LogMel, Standardisation
+from ser_fl.data.synthetic import SyntheticCorpus
+from ser_fl.data.utterance import Corpus, Utterance
+from ser_fl.devices import float32_by_default, send
 from ser_fl.errors import UserError
 from ser_fl.files import NO_ROOM, naming, user_folder
 from ser_fl.runs.environment import threads_limited_to
 from ser_fl.runs.lock import hold
+from ser_fl.runs.redaction import is_place
 
 CACHE_VERSION = 2
 """Raised whenever the same audio and settings would give other features."""
+_KEY = (
+    "sample_rate_hz",
+    "window_samples",
+    "hop_samples",
+    "num_mels",
+    "fmin_hz",
+    "fmax_hz",
+    "num_samples",
+    "log_offset",
+)
+"""Settings that the values depend on: not the name of the settings, and not the box, which is applied later."""
 _BATCH = 32
 _LEFT_BEHIND_S = 3600.0
 """A temporary file of this age is nobody's any more: its writer touches it with every batch."""
+_LOG = logging.getLogger(__name__)
 
 OnFeatures = Callable[[int, int], None]
 """Told how many utterances are done, of how many."""
@@ -55,32 +74,63 @@ class FeatureStore:
     """Index into `classes`, int64."""
     utterances: tuple[Utterance, ...]
     classes: tuple[str, ...]
+    """Names of the emotions, in the order of the classifier's outputs."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_store, (self.file, self.labels_N, self.utterances, self.classes)
 
 
-def open_store(
-    file: Path, labels_N: Tensor, utterances: tuple[Utterance, ...], classes: tuple[str, ...]
-) -> FeatureStore:
-    """Map features from their file.
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Standardised features and labels of some utterances, in memory: what is trained on and what is tested."""
 
-    Copy-on-write, since torch has no read-only tensors: pages are shared until somebody writes, and nobody does.
-    """
-    rows = np.load(file, mmap_mode="c", allow_pickle=False)
-    return FeatureStore(file, torch.from_numpy(rows), labels_N, utterances, classes)
+    features_NFL: Tensor
+    labels_N: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    def to(self, device: torch.device) -> Examples:
+        """The same examples on a device."""
+        return Examples(send(self.features_NFL, device), send(self.labels_N, device))
 
 
-def default_cache_dir() -> Path:
-    """$XDG_CACHE_HOME/ser_fl, or ~/.cache/ser_fl."""
-    return user_folder("XDG_CACHE_HOME", ".cache")
+def load_examples(store: FeatureStore, indices: tuple[int, ...], standardisation: Standardisation) -> Examples:
+    """Read utterances from the store and standardise them; nothing of it is kept."""
+    rows = torch.tensor(indices, dtype=torch.int64)
+    with torch.no_grad():
+        return Examples(standardisation(store.features_NFL[rows]), store.labels_N[rows])
+
+
+def open_configured_corpus(config: Config) -> Corpus:
+    """The corpus that the configuration names."""
+    data = config.data
+    if data.name == "builtin":
+        return SyntheticCorpus(data.num_speakers, data.utterances_per_emotion)
+    assert data.root is not None
+    if is_place(data.root):
+        raise UserError(
+            f"the run has its corpus at {data.root}, which this machine does not know: say where it is, with "
+            "data.root=DIR (train) or root=DIR (benchmark, transfer)"
+        )
+    corpus = open_corpus(
+        data.name,
+        Path(data.root),
+        channel=data.channel,
+        on_unreadable=data.on_unreadable,
+        labels=data.labels or None,
+        to_hz=config.frontend.sample_rate_hz,
+    )
+    for skipped in corpus.skipped:
+        _LOG.warning("left out %s: %s", skipped.utterance_id, skipped.reason)
+    return corpus
 
 
 def compute_features(
     corpus: Corpus,
     config: FrontendConfig,
     *,
-    cache_dir: Path | None = None,
+    cache_dir: Path | str | None = None,
     progress: OnFeatures | None = None,
     classes: tuple[str, ...] | None = None,
 ) -> FeatureStore:
@@ -89,63 +139,57 @@ def compute_features(
     Args:
         corpus: utterances and their audio.
         config: the front end.
-        cache_dir: where features are kept; None is `default_cache_dir`.
+        cache_dir: where features are kept; None is $XDG_CACHE_HOME/ser_fl, or ~/.cache/ser_fl.
         progress: told how far it is.
-        classes: of an experiment of which this corpus is a part; None: the emotions that occur.
+        classes: of an experiment of which this corpus is a part; None: the emotions that occur, by name.
 
     Raises:
         UserError: a file cannot be decoded (it is named), the corpus has fewer than two emotions, or the front end has
             mel bins without a frequency.
     """
-    classes = classes or classes_of(corpus.utterances)
+    utterances = corpus.utterances
+    classes = classes or tuple(sorted({utterance.emotion for utterance in utterances}))
     if len(classes) < 2:
         raise UserError(f"corpus {corpus.name!r} has one emotion only ({', '.join(classes)}): a classifier needs two")
-    file = (cache_dir or default_cache_dir()) / "features" / f"{_key(corpus, config)}.npy"
-    shape = (len(corpus.utterances), config.num_mels, config.num_frames)
-    if not _is_whole(file, shape):
-        _fill(file, corpus, LogMel(config), shape, progress)
-        if not _is_whole(file, shape):
-            raise UserError(f"{file} was just written and cannot be read: is the disk of data.cache_dir sound?")
-    labels = torch.tensor([classes.index(utterance.emotion) for utterance in corpus.utterances])
-    return open_store(file.absolute(), labels, corpus.utterances, classes)
-
-
-def _is_whole(file: Path, shape: tuple[int, int, int]) -> bool:
-    """Whether features are there, and neither a full disk nor a crash cut them off.
-
-    `open_memmap` reads plain numbers only: it refuses a file of objects, which would have to be unpickled.
-    """
-    try:
-        rows = np.lib.format.open_memmap(file, mode="r")
-    except (FileNotFoundError, ValueError, EOFError, OverflowError):
-        return False
-    return rows.dtype == np.float32 and bool(rows.shape == shape)
-
-
-def _key(corpus: Corpus, config: FrontendConfig) -> str:
-    digest = blake2b(repr((CACHE_VERSION, torch.__version__, _settings(config))).encode(), digest_size=16)
+    labels_N = torch.tensor([classes.index(utterance.emotion) for utterance in utterances])
+    key = blake2b(repr((CACHE_VERSION, torch.__version__, attrgetter(*_KEY)(config))).encode(), digest_size=16)
 
     def digests(start: int) -> bytes:
-        return b"".join(map(corpus.content_digest, corpus.utterances[start : start + _BATCH]))
+        return b"".join(map(corpus.content_digest, utterances[start : start + _BATCH]))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for contents in pool.map(digests, range(0, len(corpus.utterances), _BATCH)):
-            digest.update(contents)
-    return digest.hexdigest()
+        for contents in pool.map(digests, range(0, len(utterances), _BATCH)):
+            key.update(contents)
+    folder = expand_home(cache_dir) if cache_dir else user_folder("XDG_CACHE_HOME", ".cache")
+    file = folder / "features" / f"{key.hexdigest()}.npy"
+    shape = (len(utterances), config.num_mels, config.num_frames)
+
+    def stored() -> FeatureStore | None:
+        """What is there, unless a full disk or a crash cut it off."""
+        try:
+            store = open_store(file.absolute(), labels_N, utterances, classes)
+        except (FileNotFoundError, ValueError, EOFError, OverflowError, TypeError):
+            return None
+        is_whole = store.features_NFL.dtype == torch.float32 and store.features_NFL.shape == shape
+        return store if is_whole else None
+
+    if (store := stored()) is None:
+        _fill(file, corpus, LogMel(config), shape, progress)
+        if (store := stored()) is None:
+            raise UserError(f"{file} was just written and cannot be read: is the disk of data.cache_dir sound?")
+    return store
 
 
-def _settings(config: FrontendConfig) -> tuple[object, ...]:
-    """What the values depend on: not the name of the settings, and not the box, which is applied later."""
-    return (
-        config.sample_rate_hz,
-        config.window_samples,
-        config.hop_samples,
-        config.num_mels,
-        config.fmin_hz,
-        config.fmax_hz,
-        config.num_samples,
-        config.log_offset,
-    )
+def open_store(
+    file: Path, labels_N: Tensor, utterances: tuple[Utterance, ...], classes: tuple[str, ...]
+) -> FeatureStore:
+    """Map features from their file.
+
+    Copy-on-write, since torch has no read-only tensors: pages are shared until somebody writes, and nobody does.
+    `open_memmap` reads plain numbers only: it refuses a file of objects, which would have to be unpickled.
+    """
+    rows = np.lib.format.open_memmap(file, mode="c")
+    return FeatureStore(file, torch.from_numpy(rows), labels_N, utterances, classes)
 
 
 def _fill(
@@ -180,7 +224,11 @@ def _fill(
         with naming(file):
             hold(handle, wait=True)  # nobody sweeps it up while it is open
             rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
-            _allocate(handle)
+            try:  # take the room: a disk that fills up while mapped memory is written would kill the process
+                os.posix_fallocate(handle, 0, os.fstat(handle).st_size)
+            except (AttributeError, OSError) as error:  # some systems and file systems cannot
+                if isinstance(error, OSError) and error.errno in NO_ROOM:
+                    raise
         with float32_by_default(), threads_limited_to(1), ThreadPoolExecutor(os.cpu_count()) as pool:
             done = 0
             for count in pool.map(partial(fill_batch, rows), range(0, total, _BATCH)):
@@ -195,18 +243,6 @@ def _fill(
     finally:
         temporary.unlink(missing_ok=True)
         os.close(handle)
-
-
-def _allocate(handle: int) -> None:
-    """Take the room on disk for the whole length of an open file.
-
-    A disk that fills up while mapped memory is written would kill the process without a word.
-    """
-    try:
-        os.posix_fallocate(handle, 0, os.fstat(handle).st_size)
-    except (AttributeError, OSError) as error:  # some systems and file systems cannot
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
-            raise
 
 
 def _sweep(file: Path) -> None:

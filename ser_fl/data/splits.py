@@ -1,14 +1,15 @@
-"""Which utterances of a corpus train, select and test."""
+"""How a corpus is divided: which utterances train, select and test, and which client holds which to train on."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from heapq import heapify, heapreplace
+from typing import Literal, NamedTuple
 
 import torch
 
-from ser_fl.config.data import SplitConfig
+from ser_fl.config.data import ClientsConfig, SplitConfig
 from ser_fl.data.utterance import Utterance
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.randomness import generator
@@ -17,6 +18,8 @@ Indices = tuple[int, ...]
 """Positions in the utterance table, ascending."""
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
+EVERYBODY = "all"
+"""Id of a client that holds everything."""
 
 _WAYS_OUT: Mapping[str, Mapping[str, str]] = {
     "within_speaker": {
@@ -36,38 +39,50 @@ class BrokenPromise(AssertionError):
     """Our mistake: utterances were spread in a way that would make figures wrong. Raised under ``python -O`` too."""
 
 
-@dataclass(frozen=True, slots=True)
-class Split:
-    """Disjoint parts of a corpus."""
+class Split(NamedTuple):
+    """Disjoint parts of a corpus, in the order of `PARTS`."""
 
     train: Indices
     validation: Indices
     test: Indices
 
-    @property
-    def parts(self) -> dict[Part, Indices]:
-        """The parts by name."""
-        return {"train": self.train, "validation": self.validation, "test": self.test}
 
-
-def split_corpus(utterances: Sequence[Utterance], config: SplitConfig) -> Split:
+def split_corpus(utterances: Sequence[Utterance], config: SplitConfig, *, whole: bool = True) -> Split:
     """Split a corpus as configured; what the split promises is checked on the outcome.
+
+    Args:
+        utterances: all of each speaker.
+        config: how.
+        whole: False for some of the speakers only, with the split of `settle_split`: a part may then be empty, since
+            others may hold what is in it.
 
     Raises:
         UserError: an unknown speaker, too few speakers, or an empty part.
         BrokenPromise: an utterance, or where it is promised a speaker, would be in two parts.
     """
-    split = split_settled(utterances, settle_split({u.speaker: u.sex for u in utterances}, config))
-    check_parts({part: len(indices) for part, indices in split.parts.items()}, config)
+    if whole:
+        config = settle_split({utterance.speaker: utterance.sex for utterance in utterances}, config)
+    split = _within_speaker(utterances, config) if config.name == "within_speaker" else _by_part(utterances, config)
+    promised = ("utterance_id", "speaker") if config.name == "speaker_independent" else ("utterance_id",)
+    for name in promised:
+        seen: dict[str, Part] = {}
+        for part, indices in zip(PARTS, split, strict=True):
+            values = [getattr(utterances[index], name) for index in indices]
+            for value in sorted(values if name == "utterance_id" else set(values)):
+                if value in seen:
+                    raise BrokenPromise(f"{value} is in the {seen[value]} part and in the {part} part")
+                seen[value] = part
+    if whole:
+        check_parts({part: len(indices) for part, indices in zip(PARTS, split, strict=True)}, config)
     return split
 
 
 def settle_split(speakers: Mapping[str, str | None], config: SplitConfig) -> SplitConfig:
     """The same split with its speakers named, so that a node that holds only some of them splits as one that holds all.
 
-    Folds come from an order of the speakers that is drawn once from ``split.seed``: fold i tests speakers i*k to
-    (i+1)*k - 1 of it (the last fold may be smaller) and validates on those that follow, so that over all folds every
-    speaker is tested once.
+    Folds come from an order of the speakers that is drawn once from ``split.seed`` and spreads each sex evenly: the
+    k-th of n stands at (k + 1/2) / n of the way. Fold i tests speakers i*k to (i+1)*k - 1 of it (the last fold may be
+    smaller) and validates on those that follow, so that over all folds every speaker is tested once.
 
     Args:
         speakers: every speaker of the corpus and their sex.
@@ -81,7 +96,13 @@ def settle_split(speakers: Mapping[str, str | None], config: SplitConfig) -> Spl
     for name in (*config.test_speakers, *config.validation_speakers):
         if name not in speakers:
             raise unknown_name("speaker", name, sorted(speakers))
-    order = _fold_order(speakers, config.seed)
+    names = sorted(speakers)
+    drawn = [names[i] for i in torch.randperm(len(names), generator=generator("folds", config.seed)).tolist()]
+    place: dict[str, float] = {}
+    for sex in sorted({sex or "" for sex in speakers.values()}):
+        of_sex = [speaker for speaker in drawn if (speakers[speaker] or "") == sex]
+        place |= {speaker: (k + 0.5) / len(of_sex) for k, speaker in enumerate(of_sex)}
+    order = sorted(drawn, key=place.__getitem__)
     if config.test_speakers:
         testers = list(config.test_speakers)
         others = [speaker for speaker in order if speaker not in config.test_speakers]
@@ -100,28 +121,6 @@ def settle_split(speakers: Mapping[str, str | None], config: SplitConfig) -> Spl
     return SplitConfig(**{**vars(config), **named})
 
 
-def split_settled(utterances: Sequence[Utterance], settled: SplitConfig) -> Split:
-    """Split some speakers' utterances; a part may be empty, since others may hold what is in it.
-
-    Args:
-        utterances: all of each speaker.
-        settled: from `settle_split`.
-
-    Raises:
-        BrokenPromise: an utterance, or where it is promised a speaker, would be in two parts.
-    """
-    split_by = {
-        "within_speaker": _within_speaker,
-        "speaker_independent": _speaker_independent,
-        "published": _published,
-    }[settled.name]
-    split = split_by(utterances, settled)
-    _check_disjoint({part: [utterances[i].utterance_id for i in indices] for part, indices in split.parts.items()})
-    if settled.name == "speaker_independent":
-        _check_disjoint({part: {utterances[i].speaker for i in indices} for part, indices in split.parts.items()})
-    return split
-
-
 def check_parts(sizes: Mapping[Part, int], config: SplitConfig) -> None:
     """Refuse a split with an empty part.
 
@@ -136,86 +135,140 @@ def check_parts(sizes: Mapping[Part, int], config: SplitConfig) -> None:
             raise UserError(f"split {config.name!r} leaves no {part} utterances of {sum(sizes.values())}: {way_out}")
 
 
-def holders(utterances: Sequence[Utterance], part: Iterable[int]) -> dict[str, Indices]:
+def holders(
+    utterances: Sequence[Utterance], part: Iterable[int], by: Literal["speaker", "session"] = "speaker"
+) -> dict[str, Indices]:
     """Who holds the utterances of a part: each speaker the own recordings, whoever trains on them."""
     grouped: dict[str, list[int]] = {}
     for index in part:
-        grouped.setdefault(utterances[index].speaker, []).append(index)
-    return {speaker: tuple(grouped[speaker]) for speaker in sorted(grouped)}
-
-
-def part_sizes(utterances: Sequence[Utterance], split: Split) -> dict[Part, dict[str, int]]:
-    """How many utterances of each part each speaker has."""
-    held = {part: holders(utterances, indices) for part, indices in split.parts.items()}
-    return {part: {speaker: len(of_speaker) for speaker, of_speaker in held[part].items()} for part in PARTS}
+        grouped.setdefault(getattr(utterances[index], by), []).append(index)
+    return {name: tuple(grouped[name]) for name in sorted(grouped)}
 
 
 def _within_speaker(utterances: Sequence[Utterance], config: SplitConfig) -> Split:
     """The paper's split: a share of every speaker's utterances is one pooled test set; validation by the same rule.
 
-    The share is spread evenly over a speaker's emotions (the paper's code draws it without regard to them).
+    The share, rounded to the nearest count, is spread evenly over a speaker's emotions (the paper's code draws it
+    without regard to them).
     """
-    train: list[int] = []
-    validation: list[int] = []
-    test: list[int] = []
+    parts: dict[Part, list[int]] = {part: [] for part in PARTS}
     for speaker, indices in holders(utterances, range(len(utterances))).items():
         order = torch.randperm(len(indices), generator=generator("split", config.seed, speaker)).tolist()
-        by_emotion = sorted((indices[i] for i in order), key=lambda index: utterances[index].emotion)
-        tested, rest = _take_evenly(by_emotion, config.test_fraction)
-        validated, trained = _take_evenly(rest, config.validation_fraction)
-        test += tested
-        validation += validated
-        train += trained
-    return Split(tuple(sorted(train)), tuple(sorted(validation)), tuple(sorted(test)))
+        rest = sorted((indices[i] for i in order), key=lambda index: utterances[index].emotion)
+        fractions: tuple[tuple[Part, float], ...] = (
+            ("test", config.test_fraction),
+            ("validation", config.validation_fraction),
+        )
+        for part, fraction in fractions:
+            count = round(fraction * len(rest))
+            taken = {int((k + 0.5) * len(rest) / count) for k in range(count)}
+            parts[part] += [index for place, index in enumerate(rest) if place in taken]
+            rest = [index for place, index in enumerate(rest) if place not in taken]
+        parts["train"] += rest
+    return Split(*(tuple(sorted(parts[part])) for part in PARTS))
 
 
-def _speaker_independent(utterances: Sequence[Utterance], settled: SplitConfig) -> Split:
-    """By named speakers; everybody else trains."""
+def _by_part(utterances: Sequence[Utterance], settled: SplitConfig) -> Split:
+    """By named speakers, everybody else trains; or the corpus's own, where utterances without one are left out."""
     part_of = dict.fromkeys(settled.validation_speakers, "validation") | dict.fromkeys(settled.test_speakers, "test")
-    return _by_part(part_of.get(utterance.speaker, "train") for utterance in utterances)
+    is_own = settled.name == "published"
+    parts = [each.split if is_own else part_of.get(each.speaker, "train") for each in utterances]
+    return Split(*(tuple(index for index, part in enumerate(parts) if part == wanted) for wanted in PARTS))
 
 
-def _published(utterances: Sequence[Utterance], settled: SplitConfig) -> Split:
-    """The corpus's own split; utterances without one are left out."""
-    return _by_part(utterance.split for utterance in utterances)
+def assign_clients(
+    utterances: Sequence[Utterance], train: Indices, config: ClientsConfig, *, seed: int
+) -> dict[str, Indices]:
+    """Spread the training utterances over clients: client id to its utterances, each in exactly one client.
 
-
-def _by_part(names: Iterable[str | None]) -> Split:
-    """From the part of each utterance; None is no part."""
-    indices: dict[str | None, list[int]] = {part: [] for part in (*PARTS, None)}
-    for index, part in enumerate(names):
-        indices[part].append(index)
-    return Split(*(tuple(indices[part]) for part in PARTS))
-
-
-def _fold_order(sexes: Mapping[str, str | None], seed: int) -> list[str]:
-    """All speakers in a drawn order that spreads each sex evenly: the k-th of n stands at (k + 1/2) / n of the way."""
-    speakers = sorted(sexes)
-    drawn = [speakers[i] for i in torch.randperm(len(speakers), generator=generator("folds", seed)).tolist()]
-    place: dict[str, float] = {}
-    for sex in sorted({sex or "" for sex in sexes.values()}):
-        of_sex = [speaker for speaker in drawn if (sexes[speaker] or "") == sex]
-        place |= {speaker: (k + 0.5) / len(of_sex) for k, speaker in enumerate(of_sex)}
-    return sorted(drawn, key=place.__getitem__)
-
-
-def _check_disjoint(named: Mapping[Part, Iterable[str]]) -> None:
-    """No utterance or speaker twice."""
-    seen: dict[str, str] = {}
-    for part, name in ((part, name) for part, names in named.items() for name in sorted(names)):
-        if name in seen:
-            raise BrokenPromise(f"{name} is in the {seen[name]} part and in the {part} part")
-        seen[name] = part
-
-
-def _take_evenly(items: Sequence[int], fraction: float) -> tuple[list[int], list[int]]:
-    """Split a sequence into evenly spaced items, ``fraction`` of it rounded to the nearest count, and the rest.
-
-    >>> _take_evenly([1, 2, 3, 4, 5], 0.4)
-    ([2, 4], [1, 3, 5])
+    Raises:
+        UserError: more clients than utterances, speakers or sessions, or sessions asked of a corpus without any.
+        BrokenPromise: an utterance would be in two clients, in none, or would not be of the training part.
     """
-    count = round(fraction * len(items))
-    taken = {int((k + 0.5) * len(items) / count) for k in range(count)}
-    return [item for i, item in enumerate(items) if i in taken], [
-        item for i, item in enumerate(items) if i not in taken
-    ]
+    is_drawn = config.by in ("iid", "dirichlet")
+    if is_drawn:
+        clients = _drawn_clients(utterances, train, config, seed)
+    else:
+        clients = natural_clients(utterances, train, config)
+    assigned, wanted = Counter(index for indices in clients.values() for index in indices), set(train)
+    for index in sorted({*assigned, *wanted}):
+        name = utterances[index].utterance_id
+        if index not in wanted:
+            raise BrokenPromise(f"{name} is in a client and not in the training part")
+        if assigned[index] > 1:
+            raise BrokenPromise(f"{name} is in {assigned[index]} clients")
+        if not assigned[index]:
+            raise BrokenPromise(f"{name} is of the training part and in no client")
+    return clients if is_drawn else {name: clients[name] for name in capped(sorted(clients), config)}
+
+
+def natural_clients(utterances: Sequence[Utterance], train: Indices, config: ClientsConfig) -> dict[str, Indices]:
+    """A client for each speaker or session, however many there are.
+
+    Raises:
+        UserError: an utterance is of no session.
+    """
+    if config.by != "session":
+        return holders(utterances, train)
+    for index in train:
+        if utterances[index].session is None:
+            raise UserError(f"clients.by=session: utterance {utterances[index].utterance_id!r} has no session")
+    return holders(utterances, train, "session")
+
+
+def capped(names: Sequence[str], config: ClientsConfig) -> tuple[str, ...]:
+    """The first ``clients.num_clients`` of the speakers or sessions; all of them where it is null.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if config.num_clients is not None and config.num_clients > len(names):
+        raise UserError(
+            f"clients.num_clients must be at most {len(names)} (one a {config.by}), got {config.num_clients}"
+        )
+    return tuple(names[: config.num_clients])
+
+
+def _drawn_clients(
+    utterances: Sequence[Utterance], train: Indices, config: ClientsConfig, seed: int
+) -> dict[str, Indices]:
+    """iid: shuffled and dealt out. dirichlet: each emotion's utterances in proportions drawn from Dirichlet(alpha).
+
+    Shares are softmax of logarithms of Gamma draws, in float64, since the draws themselves underflow for a small alpha:
+    log Gamma(a) = log Gamma(a + 1) + log(U) / a. A client that stays empty gets one utterance of the largest client.
+    """
+    num_clients, alpha = (
+        config.num_clients or len({utterances[index].speaker for index in train}),
+        config.dirichlet_alpha,
+    )
+    if num_clients > len(train):
+        raise UserError(f"clients.num_clients must be at most the {len(train)} training utterances, got {num_clients}")
+    stream = generator("clients", seed, config.by, num_clients)
+    shuffled = [train[i] for i in torch.randperm(len(train), generator=stream).tolist()]
+    if config.by == "iid":
+        dealt = [shuffled[k::num_clients] for k in range(num_clients)]
+    else:
+        dealt = [[] for _ in range(num_clients)]
+        for emotion in sorted({utterances[index].emotion for index in train}):
+            of_emotion = [index for index in shuffled if utterances[index].emotion == emotion]
+            draws = torch._standard_gamma(torch.full((num_clients,), alpha + 1, dtype=torch.float64), generator=stream)
+            uniform = torch.rand(num_clients, dtype=torch.float64, generator=stream)
+            shares = torch.softmax(draws.log() + uniform.log() / alpha, dim=0)
+            bounds = (shares.cumsum(0) * len(of_emotion)).round().long().tolist()
+            for client, (start, stop) in enumerate(zip([0, *bounds[:-1]], bounds, strict=True)):
+                dealt[client] += of_emotion[start:stop]
+        _fill_empty(dealt)
+    if num_clients == 1:
+        return {EVERYBODY: tuple(sorted(dealt[0]))}
+    width = len(str(num_clients - 1))
+    return {f"client{k:0{width}d}": tuple(sorted(part)) for k, part in enumerate(dealt)}
+
+
+def _fill_empty(dealt: list[list[int]]) -> None:
+    """Give every empty part one utterance of the part that is the largest by then, of several the first."""
+    by_size = [(-len(part), client) for client, part in enumerate(dealt)]
+    heapify(by_size)
+    for part in [part for part in dealt if not part]:
+        negative_size, largest = by_size[0]
+        part.append(dealt[largest].pop())
+        heapreplace(by_size, (negative_size + 1, largest))

@@ -81,8 +81,3 @@ class Corpus(Protocol):
     def content_digest(self, utterance: Utterance) -> bytes:
         """What the waveform depends on, as a digest of 16 bytes or more: the key of the feature cache."""
         ...
-
-
-def classes_of(utterances: tuple[Utterance, ...]) -> tuple[str, ...]:
-    """Emotions that occur, in alphabetical order: the order of the classifier's outputs."""
-    return tuple(sorted({utterance.emotion for utterance in utterances}))

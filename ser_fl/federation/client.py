@@ -19,8 +19,7 @@ from torch import nn
 from ser_fl.attacks.threat_model import Box
 from ser_fl.config.schema import Config
 from ser_fl.data.datamodule import ClientDataModule
-from ser_fl.data.examples import load_examples
-from ser_fl.data.features import FeatureStore
+from ser_fl.data.features import FeatureStore, load_examples
 from ser_fl.data.frontend import Standardisation
 from ser_fl.data.prepared import Prepared
 from ser_fl.data.splits import Indices

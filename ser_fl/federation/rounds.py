@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from ser_fl.config.schema import CONFIG_SCHEMA, Config, dump
-from ser_fl.data.client_manifest import ClientManifest
+from ser_fl.data.prepared import ClientManifest
 from ser_fl.data.splits import PARTS
 from ser_fl.devices import devices_of
 from ser_fl.errors import RoundFailed, UserError
@@ -243,8 +243,8 @@ class Federation:
             "synthetic": config.data.name == "builtin",
             "classes": list(manifest.classes),
             "split": config.split.name,
-            "split_speakers": {part: manifest.speakers(part) for part in PARTS},
-            "split_sizes": {part: manifest.num_utterances(part) for part in PARTS},
+            "split_speakers": {part: sorted(manifest.sizes[part]) for part in PARTS},
+            "split_sizes": {part: sum(manifest.sizes[part].values()) for part in PARTS},
             "skipped": [{"id": file.utterance_id, "reason": file.reason} for file in manifest.skipped],
             "num_clients": len(manifest.client_ids),
             "num_rounds": server.round,

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ser_fl.config.schema import Config
-from ser_fl.data.client_manifest import ClientManifest
+from ser_fl.data.prepared import ClientManifest
 from ser_fl.errors import LONGEST_VALUE, UserError, one_line, shown
 from ser_fl.federation.algorithm import GLOBAL, Algorithm, make_algorithm
 from ser_fl.federation.own_objects import NOTHING, OwnObjects, qualified_name

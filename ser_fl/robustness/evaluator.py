@@ -13,8 +13,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from ser_fl.data.examples import load_examples
-from ser_fl.data.features import FeatureStore
+from ser_fl.data.features import FeatureStore, load_examples
 from ser_fl.data.frontend import Standardisation
 from ser_fl.data.splits import Indices
 from ser_fl.devices import device_of

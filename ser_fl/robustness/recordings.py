@@ -30,9 +30,8 @@ from ser_fl.attacks.domains import Crafted
 from ser_fl.attacks.waveform_domain import Waveform, WaveformToFeatures
 from ser_fl.config.robustness import BenchmarkConfig
 from ser_fl.data.audio import read_audio, write_wav
-from ser_fl.data.features import FeatureStore
+from ser_fl.data.features import FeatureStore, open_configured_corpus
 from ser_fl.data.frontend import resample
-from ser_fl.data.prepared import open_configured_corpus
 from ser_fl.files import write_json
 from ser_fl.robustness.test_set import TestSet, TrainedRun
 from ser_fl.runs.folder import RunFolder

@@ -16,10 +16,8 @@ from ser_fl.attacks.domains import LOGMEL, Domain
 from ser_fl.attacks.threat_model import Box
 from ser_fl.config.compose import compose
 from ser_fl.config.schema import Config
-from ser_fl.data.examples import load_examples
-from ser_fl.data.features import FeatureStore, OnFeatures, compute_features
+from ser_fl.data.features import FeatureStore, OnFeatures, compute_features, load_examples, open_configured_corpus
 from ser_fl.data.frontend import Standardisation
-from ser_fl.data.prepared import cache_dir_of, open_configured_corpus
 from ser_fl.data.splits import split_corpus
 from ser_fl.devices import send
 from ser_fl.errors import UserError
@@ -103,7 +101,7 @@ class TrainedRun:
         Raises:
             UserError: the corpus moved, or it has other emotions than the model.
         """
-        corpus, cache_dir = open_configured_corpus(self.config), cache_dir_of(self.config)
+        corpus, cache_dir = open_configured_corpus(self.config), self.config.data.cache_dir
         store = compute_features(corpus, self.config.frontend, cache_dir=cache_dir, progress=on_features)
         self.check_corpus(store)
         return store

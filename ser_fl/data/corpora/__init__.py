@@ -1,9 +1,8 @@
-"""Corpora of audio files: a declaration each, one registry, one way to open them."""
+"""Corpora of audio files: a declaration each (in `named_files` or `tables`), one registry, one way to open them."""
 
-from ser_fl.data.corpora.file_corpus import FileCorpus
 from ser_fl.data.corpora.info import CorpusInfo, PublishedCounts, Recording, balanced_counts
 from ser_fl.data.corpora.named_files import named_files
-from ser_fl.data.corpora.registry import CORPORA, open_corpus
+from ser_fl.data.corpora.registry import CORPORA, FileCorpus, open_corpus
 
 __all__ = [
     "CORPORA",

@@ -1,4 +1,4 @@
-"""Looking through a corpus folder: files by name, whatever the nesting and the case."""
+"""Looking through a corpus folder: files by name, whatever the nesting and the case, and the tables among them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from ser_fl.errors import UserError
 
 AUDIO_SUFFIXES = (".wav", ".flac")
 """Of corpora that name their files by a scheme; a manifest may name any format soundfile reads."""
+_SEXES = {"f": "female", "female": "female", "woman": "female", "m": "male", "male": "male", "man": "male"}
+_SPLITS = {"train": "train", "training": "train", "test": "test"}
+_SPLITS |= dict.fromkeys(("dev", "val", "valid", "validation"), "validation")
 
 
 def expand_home(path: Path | str) -> Path:
@@ -62,7 +65,7 @@ class AudioIndex:
         """The file that lies at a path, or bears its name elsewhere, in any case; the ending may be missing or another.
 
         Args:
-            published: Where the corpus's authors put it: copies elsewhere may have been filtered or cut.
+            published: where the corpus's authors put it: copies elsewhere may have been filtered or cut.
 
         Returns:
             The file, or ``published`` itself where there is none.
@@ -72,25 +75,21 @@ class AudioIndex:
         """
         has_suffix = published.suffix.lower() in AUDIO_SUFFIXES
         stem = (published.stem if has_suffix else published.name).lower()
-        candidates = self._by_stem.get(stem, [])
+        found = self._by_stem.get(stem, [])
         folder = published.parent.as_posix().lower()
-        in_place = [path for path in candidates if path.parent.as_posix().lower() == folder]
-        found = in_place or candidates
+        found = [path for path in found if path.parent.as_posix().lower() == folder] or found
         found = [path for path in found if path.name.lower() == published.name.lower()] or found
         for other in found[1:]:
             refuse_difference(found[0], other, stem)
         return found[0] if found else published
 
 
-def refuse_difference(first: Path, second: Path, key: str) -> None:
-    """Raise `UserError` unless two files that claim to be one utterance are equal."""
-    if first != second and not (first.exists() and second.exists() and filecmp.cmp(first, second, shallow=False)):
-        raise both_claim(first, second, key)
-
-
-def both_claim(first: Path, second: Path, key: str) -> UserError:
-    """Error for two files that claim to be one utterance and differ."""
-    return UserError(f"{first} and {second} are both utterance {key!r} and differ: remove one of them")
+def refuse_difference(first: Path, second: Path, key: str, *, alike: bool = True) -> None:
+    """Raise `UserError` unless two files that claim to be one utterance are equal, and what is known of them is too."""
+    if alike and first == second:
+        return
+    if not (alike and first.exists() and second.exists() and filecmp.cmp(first, second, shallow=False)):
+        raise UserError(f"{first} and {second} are both utterance {key!r} and differ: remove one of them")
 
 
 def read_table(
@@ -100,38 +99,49 @@ def read_table(
 
     Args:
         path: UTF-8, with or without byte-order mark.
-        separator: One character.
-        required: Columns that must be there and filled.
+        separator: one character.
+        required: columns that must be there and filled.
         quoted: False where quotation marks are text.
 
     Raises:
         UserError: the table cannot be read, lacks a column, or a row lacks a required field; the line is named.
     """
-    rows = _raw_rows(path, separator, quoted)
-    _, header = next(rows, (0, []))
-    columns = [name.lower() for name in header]
-    for name in required:
-        if name not in columns:
-            raise UserError(f"{path} lacks the column {name!r}: it has {', '.join(columns) or 'nothing'}")
-    for line, fields in rows:
-        if not any(fields):
-            continue
-        if len(fields) > len(columns):
-            raise UserError(
-                f"{path} line {line} has {len(fields)} fields, not {len(columns)}: quote separators in text"
-            )
-        row = dict(zip(columns, fields + [""] * (len(columns) - len(fields)), strict=True))
-        if missing := [name for name in required if not row[name]]:
-            raise UserError(f"{path} line {line} has no {missing[0]!r}: fill the field or remove the line")
-        yield line, row
-
-
-def _raw_rows(path: Path, separator: str, quoted: bool) -> Iterator[tuple[int, list[str]]]:
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter=separator, quoting=quoting, skipinitialspace=quoted)
-            for fields in reader:
-                yield reader.line_num, [field.strip() for field in fields]
+            rows = [(reader.line_num, [field.strip() for field in fields]) for fields in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read the table {path} ({error}): it must be UTF-8 text") from None
+    columns = [name.lower() for name in rows[0][1]] if rows else []
+    for name in required:
+        if name not in columns:
+            raise UserError(f"{path} lacks the column {name!r}: it has {', '.join(columns) or 'nothing'}")
+    for line, fields in rows[1:]:
+        place, lacking = f"{path} line {line}", len(columns) - len(fields)
+        if not any(fields):
+            continue
+        if lacking < 0:
+            raise UserError(f"{place} has {len(fields)} fields, not {len(columns)}: quote separators in text")
+        row = dict(zip(columns, fields + [""] * lacking, strict=True))
+        if missing := [name for name in required if not row[name]]:
+            raise UserError(f"{place} has no {missing[0]!r}: fill the field or remove the line")
+        yield line, row
+
+
+def sex_of(word: str) -> str | None:
+    """The usual spellings to "female" or "male", None for anything else.
+
+    >>> sex_of("F"), sex_of("other")
+    ('female', None)
+    """
+    return _SEXES.get(word.strip().lower())
+
+
+def split_of(word: str) -> str | None:
+    """The usual spellings to "train", "validation" or "test", None for anything else.
+
+    >>> split_of("dev")
+    'validation'
+    """
+    return _SPLITS.get(word.strip().lower())

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ser_fl.data.corpora.folder import both_claim, refuse_difference
+from ser_fl.data.corpora.folder import refuse_difference
 from ser_fl.data.utterance import Utterance
 from ser_fl.errors import UserError
 
@@ -41,6 +41,24 @@ class PublishedCounts:
     """Utterances of each speaker."""
     of_each_speaker: Mapping[str, int] = field(default_factory=dict)
     """Utterances of each emotion by each speaker, for corpora in which every speaker recorded the same."""
+
+
+def pairs(text: str) -> dict[str, str]:
+    """A small table, such as a label map.
+
+    >>> pairs("W=anger L=boredom")
+    {'W': 'anger', 'L': 'boredom'}
+    """
+    return dict(pair.split("=") for pair in text.split())
+
+
+def counts(text: str) -> dict[str, int]:
+    """A small table of counts.
+
+    >>> counts("anger=127 boredom=81")
+    {'anger': 127, 'boredom': 81}
+    """
+    return {name: int(count) for name, count in pairs(text).items()}
 
 
 def balanced_counts(speakers: Sequence[str], of_each_speaker: Mapping[str, int]) -> PublishedCounts:
@@ -83,17 +101,23 @@ class CorpusInfo:
     def scan(self, root: Path, labels: Mapping[str, str] | None = None) -> tuple[list[Utterance], Mapping[str, str]]:
         """All utterances below a folder, sorted by id, and the label map in force.
 
+        Copies are dropped: corpora are often unpacked twice, or one folder inside the other.
+
         Args:
-            root: The corpus folder.
-            labels: Code to word, instead of `label_map`; codes it lacks are left out (of a manifest: kept).
+            root: the corpus folder.
+            labels: code to word, instead of `label_map`; codes it lacks are left out (of a manifest: kept).
 
         Raises:
             UserError: nothing was found, two files claim to be one utterance, or a label is unknown.
         """
-        recordings = _once_each(self.find(root))
+        recordings: dict[str, Recording] = {}
+        for recording in self.find(root):
+            first = recordings.setdefault(recording.key, recording)
+            alike = (first.code.lower(), first.speaker) == (recording.code.lower(), recording.speaker)
+            refuse_difference(first.path, recording.path, recording.key, alike=alike)
         if not recordings:
             raise UserError(f"no utterance of {self.title} below {root}: looked for {self.example}")
-        words = self._words(recordings, labels)
+        words = self._words(list(recordings.values()), labels)
         emotion_of = {code.lower(): word.strip() for code, word in words.items()}
         folder = root.parent if root.is_file() else root
         utterances = [
@@ -107,7 +131,7 @@ class CorpusInfo:
                 text=recording.text,
                 split=recording.split,
             )
-            for recording in recordings
+            for recording in recordings.values()
             if recording.code.lower() in emotion_of
         ]
         if not utterances:
@@ -119,54 +143,34 @@ class CorpusInfo:
         if blank := [code for code, word in (labels or {}).items() if not word.strip()]:
             raise UserError(f"data.labels: the word for {blank[0]!r} is blank; leave the code out instead")
         if self.recognised_labels is not None:
-            return self._own_words(sorted({recording.code.lower() for recording in recordings}), labels)
-        known = sorted({*self.label_map, *self.left_out})
-        if unknown := [code for code in labels or () if code not in known]:
-            raise UserError(f"data.labels: {self.title} has no code {unknown[0]!r}, its codes are {', '.join(known)}")
-        known_lower = {code.lower() for code in known}
-        for recording in recordings:
-            if recording.code.lower() not in known_lower:
+            words = self._words_of_table(sorted({recording.code.lower() for recording in recordings}), labels)
+        else:
+            known = sorted({*self.label_map, *self.left_out})
+            if unknown := [code for code in labels or () if code not in known]:
                 raise UserError(
-                    f"unknown emotion {recording.code!r} of {recording.path}: {self.title} has {', '.join(known)}"
+                    f"data.labels: {self.title} has no code {unknown[0]!r}, its codes are {', '.join(known)}"
                 )
-        return self.label_map if labels is None else _distinct(labels)
+            known_lower = {code.lower() for code in known}
+            for recording in recordings:
+                if recording.code.lower() not in known_lower:
+                    where = f"unknown emotion {recording.code!r} of {recording.path}"
+                    raise UserError(f"{where}: {self.title} has {', '.join(known)}")
+            words = self.label_map if labels is None else labels
+        spellings: dict[str, str] = {}
+        for word in map(str.strip, words.values()):
+            if word != (first := spellings.setdefault(word.lower(), word)):  # they would become two classes
+                raise UserError(f"the labels {first!r} and {word!r} differ by case only: use one in data.labels")
+        return words
 
-    def _own_words(self, codes: Sequence[str], labels: Mapping[str, str] | None) -> Mapping[str, str]:
-        """The label map in force of a table with labels of its own."""
+    def _words_of_table(self, codes: Sequence[str], labels: Mapping[str, str] | None) -> Mapping[str, str]:
+        """The label map of a table with labels of its own."""
         if labels is None:
-            whole = [known for known in (self.recognised_labels or {}).values() if set(codes) <= set(known)]
-            mapped = dict(whole[0]) if whole else {}
+            mapped = next((known for known in (self.recognised_labels or {}).values() if {*codes} <= {*known}), {})
         else:
             mapped = {code.lower(): word for code, word in labels.items()}
             if len(mapped) < len(labels):
                 raise UserError(f"data.labels: two of {', '.join(labels)} differ by case only, and case is ignored")
             if unknown := [code for code in mapped if code not in codes]:
-                raise UserError(
-                    f"data.labels: the table has no label {unknown[0]!r}, its labels are {', '.join(codes)}"
-                )
-        return _distinct({code: mapped.get(code, code) for code in codes})
-
-
-def _distinct(words: Mapping[str, str]) -> Mapping[str, str]:
-    """The words themselves, unless two of them differ by case only and would become two classes."""
-    spellings: dict[str, str] = {}
-    for word in map(str.strip, words.values()):
-        first = spellings.setdefault(word.lower(), word)
-        if first != word:
-            raise UserError(f"the labels {first!r} and {word!r} differ by case only: use one in data.labels")
-    return words
-
-
-def _once_each(recordings: Iterable[Recording]) -> list[Recording]:
-    """Drop copies: corpora are often unpacked twice, or one folder inside the other.
-
-    Raises:
-        UserError: two files bear one key and differ.
-    """
-    kept: dict[str, Recording] = {}
-    for recording in recordings:
-        first = kept.setdefault(recording.key, recording)
-        if (first.code.lower(), first.speaker) != (recording.code.lower(), recording.speaker):
-            raise both_claim(first.path, recording.path, recording.key)
-        refuse_difference(first.path, recording.path, recording.key)
-    return list(kept.values())
+                told = f"the table has no label {unknown[0]!r}, its labels are {', '.join(codes)}"
+                raise UserError(f"data.labels: {told}")
+        return {code: mapped.get(code, code) for code in codes}

@@ -1,23 +1,69 @@
-"""Corpora by name, and how one is opened.
+"""Corpora by name, how one is opened, and what it then is: utterances whose files can be read, and the audio of each.
 
 Readers take the layouts the authors publish, in any nesting and case, as WAV or FLAC; copies of one utterance are taken
-once. What is not of the corpus is ignored.
+once. What is not of the corpus is ignored. T samples.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ser_fl.data.corpora import cremad, emodb, emovo, emozionalmente, iemocap, manifest, nemo, ravdess, savee, tess
-from ser_fl.data.corpora.file_corpus import FileCorpus, keep_usable
+from ser_fl.data.audio import check_channel, content_digest, probe_audio, probe_header, read_audio
 from ser_fl.data.corpora.folder import expand_home
 from ser_fl.data.corpora.info import CorpusInfo
+from ser_fl.data.corpora.named_files import CREMAD, EMODB, EMOVO, RAVDESS, SAVEE, TESS
+from ser_fl.data.corpora.tables import EMOZIONALMENTE, IEMOCAP, MANIFEST, NEMO
+from ser_fl.data.utterance import SkippedFile, Utterance
 from ser_fl.errors import UserError, unknown_name
 
-_MODULES = (cremad, emodb, emovo, emozionalmente, iemocap, manifest, nemo, ravdess, savee, tess)
-CORPORA: dict[str, CorpusInfo] = {module.INFO.name: module.INFO for module in _MODULES}
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_ALL = (CREMAD, EMODB, EMOVO, EMOZIONALMENTE, IEMOCAP, MANIFEST, NEMO, RAVDESS, SAVEE, TESS)
+CORPORA: dict[str, CorpusInfo] = {info.name: info for info in _ALL}
 """Every corpus with a reader, by name: ``CORPORA["mine"] = CorpusInfo(...)`` makes ``data=mine`` known."""
+ON_UNREADABLE = ("stop", "skip")
+_AT_ONCE = 16
+"""Files that a thread takes at a time: a header is read in less time than handing it over would take."""
+
+
+@dataclass(slots=True, kw_only=True)
+class FileCorpus:
+    """Utterances of a corpus folder (a `ser_fl.data.utterance.Corpus`)."""
+
+    name: str
+    root: Path
+    """The folder that utterance ids start from."""
+    utterances: tuple[Utterance, ...]
+    """Sorted by utterance_id; every file's header can be read."""
+    channel: str
+    labels: Mapping[str, str]
+    """Original code to word, as used; codes that are not in it were left out."""
+    skipped: tuple[SkippedFile, ...] = ()
+    synthetic: bool = False
+
+    def read(self, utterance: Utterance) -> tuple[Tensor, int]:
+        """Waveform of shape (T,), float32 in [-1, 1], and its sampling rate in Hz.
+
+        Raises:
+            UserError: the file cannot be read, or lacks the channel; it is named.
+        """
+        return read_audio(_path(utterance), self.channel)
+
+    def content_digest(self, utterance: Utterance) -> bytes:
+        """16 bytes from the file's bytes and the channel choice.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        return content_digest(_path(utterance), self.channel)
 
 
 def open_corpus(
@@ -33,15 +79,15 @@ def open_corpus(
     """Open a corpus folder.
 
     Args:
-        name: A name in `CORPORA`.
-        root: The corpus folder; for "manifest" also the table itself; a leading ``~`` is the home folder.
+        name: a name in `CORPORA`.
+        root: the corpus folder; for "manifest" also the table itself; a leading ``~`` is the home folder.
         channel: "first", "second" or "mean", see `ser_fl.data.audio.CHANNELS`.
         on_unreadable: "stop" at files that cannot be read, or "skip" those and the ones whose samples cannot be used,
             and list them in `FileCorpus.skipped`; then every file is decoded here.
-        labels: Original code to word, instead of the corpus's own label map. Codes it lacks are left out; a manifest's
+        labels: original code to word, instead of the corpus's own label map. Codes it lacks are left out; a manifest's
             labels that it lacks stay as they are.
-        to_hz: With "skip", files whose sampling rate cannot be resampled to this one (Hz) are left out too.
-        root_name: What the user calls the folder, for error messages.
+        to_hz: with "skip", files whose sampling rate cannot be resampled to this one (Hz) are left out too.
+        root_name: what the user calls the folder, for error messages.
 
     Returns:
         The corpus, its utterances sorted by id.
@@ -58,6 +104,33 @@ def open_corpus(
     if name != "manifest" and not root.is_dir():
         raise UserError(f"{root} is a file: set {root_name} to the folder of {info.title}")
     utterances, words = info.scan(root, labels)
+    check_channel(channel)
+    if on_unreadable not in ON_UNREADABLE:
+        raise unknown_name("data.on_unreadable", on_unreadable, ON_UNREADABLE)
     folder = root.parent if root.is_file() else root
-    found = FileCorpus(name=name, root=folder, utterances=tuple(utterances), channel=channel, labels=words)
-    return keep_usable(found, on_unreadable=on_unreadable, to_hz=to_hz, root_name=root_name)
+    # Only to leave files out are they decoded: a run that stops at the first bad one meets it in the front end anyway.
+    probe = probe_header if on_unreadable == "stop" else partial(probe_audio, channel=channel, to_hz=to_hz)
+
+    def probe_some(start: int) -> list[str | None]:
+        return [probe(_path(utterance)) for utterance in utterances[start : start + _AT_ONCE]]
+
+    # On network file systems the wait is the cost, hence more threads than cores.
+    with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
+        reasons = list(chain.from_iterable(pool.map(probe_some, range(0, len(utterances), _AT_ONCE))))
+    probed = list(zip(utterances, reasons, strict=True))
+    skipped = tuple(SkippedFile(utterance.utterance_id, reason) for utterance, reason in probed if reason is not None)
+    if skipped and (on_unreadable == "stop" or len(skipped) == len(utterances)):
+        first = skipped[0]
+        if len(skipped) < len(utterances):
+            way_out = "; data.on_unreadable=skip leaves them out"
+        else:  # some reasons end in a way out of their own
+            way_out = "" if ";" in first.reason else f"; is {root_name} right?"
+        count = f"one of {len(skipped)} such files among {len(utterances)}"
+        raise UserError(f"cannot read {folder / first.utterance_id}: {first.reason} ({count}){way_out}")
+    kept = tuple(utterance for utterance, reason in probed if reason is None)
+    return FileCorpus(name=name, root=folder, utterances=kept, channel=channel, labels=words, skipped=skipped)
+
+
+def _path(utterance: Utterance) -> Path:
+    assert utterance.path is not None, f"{utterance.utterance_id} is no file"
+    return utterance.path

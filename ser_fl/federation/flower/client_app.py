@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -14,9 +14,10 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from ser_fl.config.schema import Config
+from ser_fl.data.features import open_configured_corpus
 from ser_fl.data.frontend import Standardisation
-from ser_fl.data.node_partition import Host, NodePartition, facts_of, open_node_corpus, open_partition
-from ser_fl.data.prepared import open_configured_corpus
+from ser_fl.data.node_partition import Host, facts_of, open_node_corpus, open_partition
+from ser_fl.data.prepared import Partition
 from ser_fl.devices import devices_of, exact_arithmetic
 from ser_fl.federation.client import Clients, ClientTask, attempt
 from ser_fl.federation.flower.serialisation import put, put_json, take, take_json
@@ -46,7 +47,7 @@ class Question:
     records: RecordDict
 
     @property
-    def share(self) -> NodePartition:
+    def share(self) -> Partition:
         """The host's data for it."""
         return _open_share(self.host, json.dumps(self.content["config"]), tuple(self.content["classes"]))
 
@@ -58,7 +59,7 @@ class Question:
 
 
 @lru_cache(maxsize=64)  # for processes that answer more than one question: a simulation's
-def _open_share(host: Host, settings: str, classes: tuple[str, ...]) -> NodePartition:
+def _open_share(host: Host, settings: str, classes: tuple[str, ...]) -> Partition:
     return open_partition(host.config_of(json.loads(settings)), host, classes)
 
 
@@ -67,18 +68,18 @@ def speakers(question: Question) -> Answer:
     corpus = open_node_corpus(question.config, question.host)
     for skipped in corpus.skipped:
         _LOG.warning("left out %s: %s", skipped.utterance_id, skipped.reason)
-    return {"speakers": [asdict(facts) for facts in facts_of(corpus)], "skipped": len(corpus.skipped)}, {}
+    return {"speakers": facts_of(corpus), "skipped": len(corpus.skipped)}, {}
 
 
 def enrol(question: Question) -> Answer:
     """What standardisation, the split and a resumed run need: sums over features, counts and digests."""
     share = question.share
-    statistics = share.statistics()
+    statistics, (sizes, digests) = share.statistics(), share.sizes_and_digests()
     content = {
         "clients": {client: len(held) for client, held in share.clients.items()},
         "frames": {client: sums.count for client, sums in statistics.items()},
-        "sizes": share.sizes(),
-        "digests": share.digests(),
+        "sizes": sizes,
+        "digests": digests,
     }
     names = ("sum_F", "sum_of_squares_F", "maximum_F")
     return content, {

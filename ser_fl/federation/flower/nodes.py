@@ -14,10 +14,9 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from ser_fl.config.schema import Config, dump
-from ser_fl.data.client_manifest import ClientManifest, Sizes, digest_of_all
-from ser_fl.data.clients import capped
 from ser_fl.data.frontend import FeatureStatistics, Standardisation
-from ser_fl.data.splits import PARTS, check_parts, settle_split
+from ser_fl.data.prepared import ClientManifest, Sizes, digest_of_all
+from ser_fl.data.splits import PARTS, capped, check_parts, settle_split
 from ser_fl.data.utterance import SkippedFile
 from ser_fl.errors import UserError, one_line
 from ser_fl.federation.flower.serialisation import Enrolled, Speakers, WireError, put_json, take, take_reply

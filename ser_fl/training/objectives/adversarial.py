@@ -18,7 +18,7 @@ from ser_fl.attacks.threat_model import Box
 from ser_fl.attacks.training_attacks import divergence, pgd, random_start
 from ser_fl.config.training import ObjectiveConfig
 from ser_fl.data.augmentation import augment
-from ser_fl.data.examples import Examples
+from ser_fl.data.features import Examples
 from ser_fl.devices import CPU, device_of, send
 from ser_fl.training.objectives.objective import ClientRound, Objective, TrainingPlan
 

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 
 from ser_fl.attacks.threat_model import Box
 from ser_fl.config.data import AugmentationConfig
-from ser_fl.data.examples import Examples
+from ser_fl.data.features import Examples
 from ser_fl.stopwatch import UNWATCHED, Watch
 
 StepLoss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -1,0 +1,201 @@
+"""Corpora that tell speaker and emotion in tables, and any other one by a manifest."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ser_fl.data.corpora.folder import AudioIndex, file_named, list_files, read_table, sex_of, split_of
+from ser_fl.data.corpora.info import CorpusInfo, PublishedCounts, Recording, counts, pairs
+from ser_fl.data.corpora.named_files import ITALIAN_LABELS
+from ser_fl.errors import UserError
+
+
+def _find_emozionalmente(root: Path) -> Iterator[Recording]:
+    """Utterances of the sample table, wherever it and the audio lie; ``audio/`` beside its folder comes first."""
+    files = list_files(root)
+    samples, users = file_named("samples.csv", files), file_named("users.csv", files)
+    if samples is None:
+        return
+    people = () if users is None else read_table(users, separator=",", required=("username", "gender"))
+    sexes = {row["username"]: sex_of(row["gender"]) for _, row in people}
+    splits: dict[str, str] = {}
+    for path in files:
+        split = split_of(path.stem) if path.suffix.lower() == ".csv" else None
+        for line, row in read_table(path, separator=",", required=("file_name",)) if split else ():
+            stem = Path(row["file_name"]).stem.lower()
+            if splits.setdefault(stem, split or "") != split:
+                place = f"{path} line {line}: {row['file_name']}"
+                raise UserError(f"{place} is in the {splits[stem]} split too; mend the tables")
+    audio = AudioIndex(files)
+    for _, row in read_table(samples, separator=",", required=("file_name", "actor", "emotion_expressed")):
+        name = Path(row["file_name"]).name
+        yield Recording(
+            path=audio.find(samples.parent.parent / "audio" / name),
+            key=Path(name).stem.lower(),
+            code=row["emotion_expressed"],
+            speaker=row["actor"],
+            sex=sexes.get(row["actor"]),
+            text=row.get("sentence") or None,
+            split=splits.get(Path(name).stem.lower()),
+        )
+
+
+# Emozionalmente: Italian, 431 amateurs, 18 sentences, seven emotions; Catania et al., IEEE TASLP 2025. Files are named
+# by time stamp; metadata/samples.csv (file_name, actor, emotion_expressed, sentence) tells the rest, metadata/users.csv
+# (username, gender) the sex, and metadata/split/{train,dev,test}.csv, from version 1.1 on, the authors'
+# speaker-independent split. The emotion is the acted one, not the listeners'.
+EMOZIONALMENTE = CorpusInfo(
+    name="emozionalmente",
+    title="Emozionalmente",
+    licence="CC BY 4.0",
+    url="https://zenodo.org/records/6569824",
+    label_map=pairs(
+        "anger=anger disgust=disgust fear=fear joy=happiness neutrality=neutral sadness=sadness surprise=surprise"
+    ),
+    example="metadata/samples.csv beside audio/",
+    find=_find_emozionalmente,
+    published_counts=PublishedCounts(num_utterances=6902, num_speakers=431),
+)
+
+_TURN = re.compile(
+    r"^\[\s*[\d.]+\s*-\s*[\d.]+\s*\]\s+((Ses0[1-5])[FM]_\S+_([FM])\w+)\s+(\w{3})\s+\[", re.IGNORECASE | re.MULTILINE
+)
+_DIALOGUE = re.compile(r"Ses0[1-5][FM]_.*\.txt", re.IGNORECASE)
+
+
+def _find_iemocap(root: Path) -> Iterator[Recording]:
+    """Labelled turns of all sessions; the speaker is the session with the speaking side, such as Ses01F."""
+    files = list_files(root)
+    audio = AudioIndex(files)
+    for table in (path for path in files if _DIALOGUE.fullmatch(path.name)):
+        published = table.parents[min(2, len(table.parents) - 1)] / "sentences" / "wav"
+        # Some comments of the raters are not UTF-8; names and labels are ASCII.
+        for match in _TURN.finditer(table.read_text(encoding="latin-1")):
+            turn, session, side = match[1], match[2].capitalize(), match[3].upper()
+            yield Recording(
+                path=audio.find(published / turn.rpartition("_")[0] / f"{turn}.wav"),
+                key=turn.lower(),
+                code=match[4],
+                speaker=session + side,
+                sex="female" if side == "F" else "male",
+                session=session,
+            )
+
+
+# IEMOCAP: English, ten actors in five sessions of two; Busso et al., LREC 2008. The labels are in the text files of
+# Session?/dialog/EmoEvaluation, one bracketed line a turn with the majority of the raters, the audio of each turn in
+# Session?/sentences/wav. The default label map is the field's four classes: anger, happiness with excitement merged
+# into it, neutral and sadness, 5,531 utterances; other codes are left out. With data.labels each can have its own word.
+IEMOCAP = CorpusInfo(
+    name="iemocap",
+    title="IEMOCAP",
+    licence="signed licence of USC SAIL",
+    url="https://sail.usc.edu/iemocap/",
+    label_map=pairs("ang=anger hap=happiness exc=happiness neu=neutral sad=sadness"),
+    left_out=("dis", "fea", "fru", "oth", "sur", "xxx"),
+    example="dialog/EmoEvaluation/Ses01F_impro01.txt",
+    find=_find_iemocap,
+    published_counts=PublishedCounts(
+        num_utterances=5531,
+        num_speakers=10,
+        per_emotion=counts("anger=1103 happiness=1636 neutral=1708 sadness=1084"),
+    ),
+)
+
+
+def _find_nemo(root: Path) -> Iterator[Recording]:
+    """Utterances of data.tsv, wherever it and the audio lie; ``samples/`` beside it comes first."""
+    files = list_files(root)
+    table = file_named("data.tsv", files)
+    if table is None:
+        return
+    audio = AudioIndex(files)
+    for _, row in read_table(table, separator="\t", required=("file_id", "emotion", "speaker_id"), quoted=False):
+        name = Path(row["file_id"]).name
+        yield Recording(
+            path=audio.find(table.parent / "samples" / name),
+            key=Path(name).stem.lower(),
+            code=row["emotion"],
+            speaker=row["speaker_id"],
+            sex=sex_of(row.get("gender", "")),
+            text=row.get("raw_text") or None,
+        )
+
+
+# nEMO: Polish, nine actors, ninety sentences, six emotions; Christop, LREC-COLING 2024. data.tsv beside samples/ names
+# the files. Its texts hold bare quotation marks, its speaker ids leading blanks. The corpus is uneven as published: MP0
+# has few utterances and MK0 none of surprise.
+NEMO = CorpusInfo(
+    name="nemo",
+    title="nEMO",
+    licence="CC BY-NC-SA 4.0",
+    url="https://github.com/amu-cai/nEMO",
+    label_map=pairs("anger=anger fear=fear happiness=happiness neutral=neutral sadness=sadness surprised=surprise"),
+    example="data.tsv beside samples/",
+    find=_find_nemo,
+    published_counts=PublishedCounts(
+        num_utterances=4481,
+        num_speakers=9,
+        per_emotion=counts("anger=749 fear=736 happiness=749 neutral=809 sadness=769 surprise=669"),
+    ),
+)
+
+_REQUIRED = ("path", "emotion", "speaker")
+
+
+def _find_listed(root: Path) -> Iterator[Recording]:
+    """Utterances of the table at ``root``, a file or the folder of manifest.csv.
+
+    A written path may not leave the folder. Links in the folder may, since on clusters a corpus is often a folder of
+    links: whoever owns the folder made them, while a table comes from anywhere.
+    """
+    names = ("manifest.csv", "manifest.tsv")
+    named = [root] if root.is_file() else [path for path in sorted(root.iterdir()) if path.name.lower() in names]
+    if not named:
+        raise UserError(f"no manifest.csv in {root}: a table with the columns {', '.join(_REQUIRED)}")
+    table, lines = named[0], dict[Path, int]()
+    with table.open("rb") as file:
+        separator = "\t" if b"\t" in file.readline() else ","
+    for line, row in read_table(table, separator=separator, required=_REQUIRED):
+        written, place = row["path"], f"{table} line {line}"
+        if any(not character.isprintable() for character in written):
+            raise UserError(f"{place} names {written!r}: a path of printable characters is wanted")
+        relative = os.path.relpath(table.parent / written.replace("\\", "/"), table.parent)
+        if relative == ".." or relative.startswith("../"):
+            raise UserError(f"{place} names {written}, outside the manifest's folder: move or link the audio below it")
+        path = table.parent / relative
+        if path in lines:
+            raise UserError(f"{place} lists {written} again, after line {lines[path]}: keep one of them")
+        lines[path] = line
+        split = split_of(row.get("split", ""))
+        if row.get("split") and split is None:
+            raise UserError(f"{place} has the split {row['split']!r}: use train, validation or test")
+        yield Recording(
+            path=path,
+            key=path.as_posix(),
+            code=row["emotion"],
+            speaker=row["speaker"],
+            sex=sex_of(row.get("sex", "")),
+            session=row.get("session") or None,
+            text=row.get("text") or None,
+            split=split,
+        )
+
+
+# Any other corpus, through a table: path, emotion, speaker, and where known text, sex, session, split. manifest.csv
+# (commas or tabs) lies at the top of the folder its paths start from. Labels are taken in lower case, so that "anger",
+# "Anger" and "ANGER" are one class, and stay as they are unless data.labels maps them. DEMoS, whose files need a signed
+# licence, comes this way: where every label is one of its codes they are mapped.
+MANIFEST = CorpusInfo(
+    name="manifest",
+    title="a manifest",
+    licence="yours",
+    url="",
+    label_map={},
+    example=f"a table with the columns {', '.join(_REQUIRED)}",
+    find=_find_listed,
+    recognised_labels={"DEMoS": {**ITALIAN_LABELS, "col": "guilt"}},  # "colpa"; the other seven are EMOVO's
+)
