@@ -28,7 +28,7 @@ from ser_fl.defences import (
     Randomisation,
     build_defence,
 )
-from ser_fl.defences.randomisation import apply_pattern, patterns
+from ser_fl.defences.randomisation import apply_patterns, patterns
 from ser_fl.errors import UserError
 
 BINS, FRAMES, CLASSES, NUM = 6, 20, 3, 6
@@ -110,7 +110,7 @@ def test_the_exact_answer_is_the_sum_over_all_patterns(name: str, loss: Loss) ->
     """Forward and backward pattern by pattern, by plain autograd."""
     inputs = FEATURES.clone().requires_grad_()
     listed = patterns(FRAMES, BINS)
-    logits = [NET(apply_pattern(inputs, pattern)) for pattern in listed]
+    logits = [NET(apply_patterns(inputs, [pattern] * NUM)) for pattern in listed]
     weights = [pattern.probability for pattern in listed]
     loss_B = torch.stack([w * loss(one, LABELS) for w, one in zip(weights, logits, strict=True)]).sum(0)
     (gradient,) = torch.autograd.grad(loss_B.sum(), inputs)

@@ -28,7 +28,7 @@ from ser_fl.randomness import generator
 from ser_fl.robustness.sanity_checks import probes
 from ser_fl.robustness.sanity_checks import records as checks
 from ser_fl.robustness.sanity_checks.probes import probe, strongest
-from ser_fl.robustness.sanity_checks.records import check_records, doubts_of_records
+from ser_fl.robustness.sanity_checks.records import check_records
 from ser_fl.robustness.sanity_checks.report import (
     Doubt,
     NotChecked,
@@ -36,7 +36,6 @@ from ser_fl.robustness.sanity_checks.report import (
     read_sanity_report,
     write_sanity_report,
 )
-from ser_fl.robustness.sanity_checks.run import check_benchmark
 from ser_fl.robustness.test_set import TestSet
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import AttackRecord
@@ -224,7 +223,7 @@ def test_an_honest_benchmark_passes_every_check() -> None:
     ],
 )
 def test_one_false_record_fails_its_check_alone(check: str, tripping: AttackRecord) -> None:
-    doubts = doubts_of_records([*HONEST, tripping])
+    doubts = check_records([*HONEST, tripping]).doubts
     assert {(doubt.check, doubt.severity) for doubt in doubts if doubt.severity == "fails"} == {(check, "fails")}
     doubt = next(doubt for doubt in doubts if doubt.check == check)
     assert doubt.defence == tripping.defence and doubt.attack is not None
@@ -540,7 +539,7 @@ def test_probes_work_under_inference_mode_and_on_what_was_made_there() -> None:
 def test_one_examination_is_the_same_as_another() -> None:
     test_set, attacks = make_test_set(Masked()), [attack_of("fgsm"), attack_of()]
     records = benchmarked(test_set, *attacks)
-    first, again = (check_benchmark(test_set, attacks, records) for _ in range(2))
+    first, again = (check_records(records) + probe(test_set, attacks, records=records) for _ in range(2))
     assert first == again
     assert set(first.failed) | set(first.hinted) | set(first.passed) | set(first.not_checked) == {
         *checks.RECORD_CHECKS,

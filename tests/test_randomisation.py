@@ -26,7 +26,6 @@ from ser_fl.defences import (
 )
 from ser_fl.defences.randomisation import (
     Pattern,
-    apply_pattern,
     apply_patterns,
     draw_pattern,
     patterns,
@@ -117,6 +116,11 @@ def test_draws_of_one_utterance_and_of_one_seed_are_unrelated() -> None:
 
     for counted in (offsets(range(1), range(3500)), offsets(range(3500), range(1))):
         assert all(abs(counted[extra] - 500) < 5 * (500 * 6 / 7) ** 0.5 for extra in range(7))
+
+
+def apply_pattern(features_BFL: Tensor, pattern: Pattern) -> Tensor:
+    """All utterances alike."""
+    return apply_patterns(features_BFL, [pattern] * len(features_BFL))
 
 
 def bilinear(image: npt.NDArray[np.float64], height: int, width: int) -> npt.NDArray[np.float64]:

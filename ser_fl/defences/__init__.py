@@ -1,8 +1,7 @@
 """Test-time defences: what stands between features and an unchanged classifier when it is evaluated."""
 
-from ser_fl.defences.defence import Classifier, Defence, Deterministic, NoDefence
+from ser_fl.defences.defence import DEFENCES, Classifier, Defence, Deterministic, NoDefence, build_defence
 from ser_fl.defences.randomisation import ExpectedRandomisation, Randomisation, RandomisationEnsemble
-from ser_fl.defences.registry import DEFENCES, build_defence
 from ser_fl.defences.squeezing import MedianSmoothing, Quantisation
 
 __all__ = [
@@ -18,3 +17,11 @@ __all__ = [
     "RandomisationEnsemble",
     "build_defence",
 ]
+
+DEFENCES.update(
+    randomisation=Randomisation,
+    randomisation_expected=ExpectedRandomisation,
+    randomisation_ensemble=RandomisationEnsemble,
+    quantisation=Quantisation,
+    smoothing=MedianSmoothing,
+)

@@ -14,12 +14,15 @@ Legend: B utterances, F mel bins, L frames, C classes, R runs, K outcomes.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ser_fl.errors import UserError, shown, unknown_name
 
 Classifier = Callable[[Tensor], Tensor]
 """Features of shape (B, F, L), any F and L, to logits of shape (B, C)."""
@@ -97,8 +100,8 @@ class Defence(ABC):
         Returns:
             Shape (R, B), int64. The mean of the R runs' confusion matrices, by `run_weights`, is what is scored.
         """
-        shown = (self.transform(features_BFL, keys_B, seed=seed, draw=draw) for draw in range(self.num_draws))
-        return torch.stack([model(features).argmax(dim=-1) for features in shown])
+        shown_B = (self.transform(features_BFL, keys_B, seed=seed, draw=draw) for draw in range(self.num_draws))
+        return torch.stack([model(features).argmax(dim=-1) for features in shown_B])
 
 
 class Deterministic(Defence):
@@ -124,3 +127,27 @@ class NoDefence(Deterministic):
     def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int, draw: int) -> Tensor:
         """The features as they are."""
         return features_BFL
+
+
+DEFENCES: dict[str, Callable[[], Defence]] = {"none": NoDefence}
+"""Defences by name, each with its default settings when called; an entry more makes another name."""
+
+
+def build_defence(given: str | Defence) -> Defence:
+    """The defence of that name, with its default settings; or the very object, checked.
+
+    Raises:
+        UserError: no such defence (the known ones are listed), or an object that is none.
+    """
+    if isinstance(given, str):
+        if given not in DEFENCES:
+            raise unknown_name("defence", given, DEFENCES)
+        return DEFENCES[given]()
+    if not isinstance(given, Defence):
+        raise UserError(
+            f"a defence is a name or an object of a class derived from ser_fl.defences.Defence, got {shown(given)}"
+        )
+    weights = given.run_weights
+    if not math.isclose(sum(weights), 1, abs_tol=1e-6) or min(weights) < 0:
+        raise UserError(f"run_weights of defence {given.name!r} must be 0 or more and sum to 1, got {shown(weights)}")
+    return given

@@ -18,11 +18,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, pad
+from torch.nn.functional import interpolate
 
 from ser_fl.defences.defence import Classifier, Defence
 from ser_fl.devices import send
@@ -67,9 +68,8 @@ def patterns(num_frames: int, num_bins: int) -> tuple[Pattern, ...]:
         for height in range(num_bins, num_bins + NUM_HEIGHTS):
             num_left, num_top = num_frames + NUM_WIDTHS - width, num_bins + NUM_HEIGHTS - height
             probability = 1 / (NUM_WIDTHS * NUM_HEIGHTS * num_left * num_top)
-            found += [
-                Pattern(width, height, left, top, probability) for left in range(num_left) for top in range(num_top)
-            ]
+            places = product(range(num_left), range(num_top))
+            found += [Pattern(width, height, left, top, probability) for left, top in places]
     return tuple(found)
 
 
@@ -89,51 +89,36 @@ def draw_pattern(seed: int, utterance_key: str, draw: int = 0, *, num_frames: in
     return Pattern(num_frames + extra_width, num_bins + extra_height, left, top, probability)
 
 
-def _resize(features_BFL: Tensor, height: int, width: int) -> Tensor:
-    # Aligned corners are what TensorFlow's crop_and_resize does over a whole image.
-    if height == features_BFL.shape[1]:  # the same to the last bit, with its gradient in less than half the time
-        return interpolate(features_BFL, size=width, mode="linear", align_corners=True)
-    return interpolate(features_BFL[:, None], size=(height, width), mode="bilinear", align_corners=True)[:, 0]
-
-
-def apply_pattern(features_BFL: Tensor, pattern: Pattern) -> Tensor:
-    """Resize and pad all utterances alike; differentiable.
-
-    Args:
-        features_BFL: log-mel features, shape (B, F, L), on any device.
-        pattern: one of `patterns(L, F)`.
-
-    Returns:
-        Features of shape (B, F + 2, L + 7).
-    """
-    _, num_bins, num_frames = features_BFL.shape
-    right = num_frames + NUM_WIDTHS - pattern.width - pattern.left
-    bottom = num_bins + NUM_HEIGHTS - pattern.height - pattern.top
-    assert min(right, bottom) > 0, f"{pattern} is not one for {num_bins} bins and {num_frames} frames"
-    resized = _resize(features_BFL, pattern.height, pattern.width)
-    return pad(resized, (pattern.left, right, pattern.top, bottom), value=PAD_VALUE)
-
-
 def apply_patterns(features_BFL: Tensor, patterns_N: Sequence[Pattern]) -> Tensor:
     """Resize and pad each utterance by its own patterns; differentiable, one resize per size that occurs.
 
     Args:
         features_BFL: log-mel features, on any device.
-        patterns_N: of all utterances in the first draw, then in the second, and so on: N is a multiple of B. A size
-            that an utterance has in several draws is made once.
+        patterns_N: those of `patterns(L, F)`, of all utterances in the first draw, then in the second, and so on: N is
+            a multiple of B. A size that an utterance has in several draws is made once.
 
     Returns:
         Features of shape (N, F + 2, L + 7), in the order of the patterns, ready for one forward pass.
     """
     num_utterances, num_bins, num_frames = features_BFL.shape
     assert len(patterns_N) % num_utterances == 0, f"{len(patterns_N)} patterns for {num_utterances} utterances"
+    for pattern in patterns_N:
+        fits = 0 <= pattern.width - num_frames < NUM_WIDTHS and 0 <= pattern.height - num_bins < NUM_HEIGHTS
+        assert fits, f"{pattern} is not one for {num_bins} bins and {num_frames} frames"
     wanted_N = [(pattern.height, pattern.width, number % num_utterances) for number, pattern in enumerate(patterns_N)]
     order = sorted(set(wanted_N))
     count_by_size = Counter((height, width) for height, width, _ in order)
     # One split of the sorted batch: an index per size would cost a gradient of the whole batch for each.
     rows = send(torch.tensor([row for _, _, row in order]), features_BFL.device)
     groups = torch.split(features_BFL.index_select(0, rows), list(count_by_size.values()))
-    resized = [_resize(group, *size) for size, group in zip(count_by_size, groups, strict=True)]
+    resized = []
+    for (height, width), group in zip(count_by_size, groups, strict=True):
+        # Aligned corners are what TensorFlow's crop_and_resize does over a whole image.
+        if height == num_bins:  # the same to the last bit, with its gradient in less than half the time
+            resized.append(interpolate(group, size=width, mode="linear", align_corners=True))
+        else:
+            image = interpolate(group[:, None], size=(height, width), mode="bilinear", align_corners=True)
+            resized.append(image[:, 0])
     found = [(group, index) for group, count in enumerate(count_by_size.values()) for index in range(count)]
     where = dict(zip(order, found, strict=True))
     places_N = [
@@ -257,4 +242,4 @@ class ExpectedRandomisation(_RandomPatterns):
     def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int, draw: int) -> Tensor:
         """What the classifier is shown with pattern number ``draw``, whatever keys and seed; (B, F + 2, L + 7)."""
         _, num_bins, num_frames = features_BFL.shape
-        return apply_pattern(features_BFL, patterns(num_frames, num_bins)[draw])
+        return apply_patterns(features_BFL, [patterns(num_frames, num_bins)[draw]] * len(features_BFL))

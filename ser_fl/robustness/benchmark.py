@@ -32,8 +32,9 @@ from ser_fl.robustness.plan import ADAPTIVE, EOT_SAMPLES, Request, Unit, plan, r
 from ser_fl.robustness.recordings import recordings_of
 from ser_fl.robustness.result_cache import RunCache
 from ser_fl.robustness.runner import OnAttack, run_plan, silent
+from ser_fl.robustness.sanity_checks.probes import probe
+from ser_fl.robustness.sanity_checks.records import check_records
 from ser_fl.robustness.sanity_checks.report import CheckedRecords, write_sanity_report
-from ser_fl.robustness.sanity_checks.run import check_benchmark
 from ser_fl.robustness.test_set import TestSet, box_of, load_run
 from ser_fl.runs.environment import threads_limited_to
 from ser_fl.runs.folder import RunFolder
@@ -157,7 +158,9 @@ def benchmark(model: Model, features: Numbers, labels: Numbers, **settings: Unpa
         attacks, units = _planned(test_set, attacks_at, defences, asked, subsets=sizes, curve=epsilons == "auto")
         check_gradients(test_set, [unit.attack for unit in units])
         records = run_plan(test_set, units, defences, drop_broken=asked["drop_broken"], on_attack=on_attack)
-        found = check_benchmark(test_set, attacks, records, on_check=on_attack) if asked["checks"] else None
+        found = None
+        if asked["checks"]:
+            found = check_records(records) + probe(test_set, attacks, records=records, on_check=on_attack)
     return CheckedRecords(records, found)
 
 
@@ -215,9 +218,9 @@ def benchmark_run(
             )
             together, found = cache.write(records), None
             if config.checks:
-                found = check_benchmark(
-                    test_set, attacks, together, subset_size=config.checks_subset, on_check=on_attack
-                )
+                size = config.checks_subset
+                probed = probe(test_set, attacks, records=together, subset_size=size, on_check=on_attack)
+                found = check_records(together) + probed
                 write_sanity_report(run, found)
             if config.domain == "logmel":
                 write_json(run.spectrograms, spectrogram_pair(test_set, attacks, model))

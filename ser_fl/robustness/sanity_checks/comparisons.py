@@ -6,30 +6,91 @@ Two figures disagree where they differ by more than half a point of UAR, and by 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import TypeVar
 
-from ser_fl.robustness.sanity_checks.record_facts import (
-    GRADIENT,
-    QUERIES,
-    doubt_of,
-    groups,
-    is_grey_box,
-    is_noise,
-    leeway,
-    single_attacks,
-    strength,
-    threat,
-    unless_grey_box,
-    worst_cases,
-)
-from ser_fl.robustness.sanity_checks.report import Doubt, NotChecked, Outcome, Severity, at
+from ser_fl.robustness.sanity_checks.report import HALF_A_POINT, ROUNDING, Doubt, NotChecked, Outcome, Severity
 from ser_fl.runs.records import AttackRecord
+
+CLEAN = "clean"
+WORST_CASE = "worst_case"
+NO_DEFENCE = "none"
+GRADIENT = frozenset({"undefended", "adaptive"})
+"""Knowledge of an attacker who differentiates the model itself."""
+QUERIES = frozenset({"score", "decision"})
+"""Knowledge of one who sees no gradient, and may honestly break nothing where one who does breaks little."""
 
 FALLS = "UAR falls as the budget grows"
 MANY_STEPS = "many steps beat one"
 WHITE_BOX = "the white box beats the black box"
 NOISE = "attacks beat noise"
+
+Item = TypeVar("Item")
+Pair = tuple[AttackRecord, AttackRecord]
+"""A weak attack and a strong one, which should leave no higher UAR."""
+
+
+def attacks_in(records: Iterable[AttackRecord], *, worst_cases: bool = False) -> list[AttackRecord]:
+    """Single attacks and noises; then worst cases, where they are asked for."""
+    attacks = [record for record in records if record.attack != CLEAN and (worst_cases or record.attack != WORST_CASE)]
+    return sorted(attacks, key=lambda record: record.attack == WORST_CASE)
+
+
+def knows(record: AttackRecord) -> set[str]:
+    """What the attacker knows; of a worst case, what any of its attackers does."""
+    return set(record.knowledge.split("+"))
+
+
+def is_noise(record: AttackRecord) -> bool:
+    return record.attack.startswith("noise")
+
+
+def is_grey_box(record: AttackRecord) -> bool:
+    return record.defence != NO_DEFENCE and "adaptive" not in knows(record)
+
+
+def threat(record: AttackRecord) -> tuple[Hashable, ...]:
+    """Domain, norm, defence and budget: what two attacks must share to be compared."""
+    budget = record.epsilon, record.snr_db
+    return record.domain, record.norm, record.defence, *budget, record.seed, record.device
+
+
+def strength(record: AttackRecord) -> float | None:
+    """Grows with the budget; None for a record without one."""
+    if record.epsilon is not None:
+        return record.epsilon
+    return None if record.snr_db is None else -record.snr_db
+
+
+def leeway(*records: AttackRecord) -> float:
+    """How far figures may lie apart: half a point, or what an utterance of the rarest class is worth, if more."""
+    worth = [HALF_A_POINT]
+    for record in records:
+        support = [count for row in record.confusion if (count := sum(row)) > 0]
+        worth.append(1 / (len(support) * min(support)) if support else 1 / max(record.num_examples, 1))
+    return max(worth) + ROUNDING
+
+
+def groups(items: Iterable[Item], key: Callable[[Item], Hashable]) -> list[list[Item]]:
+    """Items that share a key, in the order in which the keys first occur."""
+    groups: dict[Hashable, list[Item]] = defaultdict(list)
+    for item in items:
+        groups[key(item)].append(item)
+    return list(groups.values())
+
+
+def at(record: AttackRecord) -> str:
+    """The budget of a record, as sentences name it."""
+    if record.epsilon is not None:
+        return f"at epsilon {record.epsilon:.4g}"
+    return "without a budget" if record.snr_db is None else f"at an SNR of {record.snr_db:g} dB"
+
+
+def doubt_of(check: str, record: AttackRecord, words: str, severity: Severity = "fails") -> Doubt:
+    """A doubt about one record."""
+    threat = {"defence": record.defence, "attack": record.attack}
+    return Doubt(check=check, words=words, severity=severity, epsilon=record.epsilon, **threat)
 
 
 def falls_with_the_budget(records: Sequence[AttackRecord]) -> Outcome:
@@ -38,36 +99,37 @@ def falls_with_the_budget(records: Sequence[AttackRecord]) -> Outcome:
     A single step can, since it always goes to the edge, and so can one that is shown to a defence that it does not
     know of: those hint only. An attack that went on where it was at the smaller budget cannot by its making.
     """
-    pairs, compared = [], False
-    tried = single_attacks(records)
-    if not any(record.swept for record in tried):
-        tried += worst_cases(records)
+    swept = any(record.swept for record in attacks_in(records))
     curves = groups(
-        (record for record in tried if strength(record) is not None and not record.swept),
+        (
+            record
+            for record in attacks_in(records, worst_cases=not swept)
+            if strength(record) is not None and not record.swept
+        ),
         lambda record: (
             *(record.attack, record.knowledge, record.domain, record.norm, record.defence, record.num_examples),
             *(record.seed, record.device),
             *(record.steps, record.restarts, record.eot_samples, record.epsilon is None),
         ),
     )
+    pairs: list[Pair] = []
     for curve in curves:
         lowest, *rest = sorted(curve, key=lambda record: strength(record) or 0.0)
-        compared |= bool(rest)
         for record in rest:
-            pairs.append(_Pair(weak=lowest, strong=record))
+            pairs.append((lowest, record))
             lowest = min(lowest, record, key=lambda tried: tried.robust_uar)
-    if not compared:
+    if not pairs:
         return NotChecked("no attack was recorded at two budgets, each by itself (sweep=false)")
     return [
         doubt_of(
             FALLS,
-            pair.strong,
-            f"{pair.strong.attack} leaves UAR {pair.strong.robust_uar:.3f} {at(pair.strong)} and only "
-            f"{pair.weak.robust_uar:.3f} {at(pair.weak)}, which is less to spend (defence {pair.strong.defence}): the "
-            "attack does not search its ball, so give it more steps, restarts or a larger step size.",
-            "hint" if pair.strong.steps == 1 or is_noise(pair.strong) or is_grey_box(pair.strong) else "fails",
+            strong,
+            f"{strong.attack} leaves UAR {strong.robust_uar:.3f} {at(strong)} and only {weak.robust_uar:.3f} "
+            f"{at(weak)}, which is less to spend (defence {strong.defence}): the attack does not search its ball, so "
+            "give it more steps, restarts or a larger step size.",
+            "hint" if strong.steps == 1 or is_noise(strong) or is_grey_box(strong) else "fails",
         )
-        for pair in _worst_pairs(pairs)
+        for weak, strong in _worst_pairs(pairs)
     ]
 
 
@@ -76,32 +138,29 @@ def many_steps_beat_one(records: Sequence[AttackRecord]) -> Outcome:
 
     Shown to a defence that it does not know of, it may not (a single step transfers better): that hints only.
     """
-    pairs = []
-    tried = (
-        record for record in single_attacks(records) if set(record.knowledge.split("+")) <= {*GRADIENT, "transfer"}
-    )
+    pairs: list[Pair] = []
+    tried = (record for record in attacks_in(records) if knows(record) <= {*GRADIENT, "transfer"})
     for group in groups(tried, lambda record: (*threat(record), record.knowledge, record.num_examples)):
         many = [record for record in group if (record.steps or 0) > 1]
         if many:
             strongest = min(many, key=lambda record: record.robust_uar)
-            pairs += [_Pair(weak=record, strong=strongest) for record in group if record.steps == 1]
+            pairs += [(record, strongest) for record in group if record.steps == 1]
     if not pairs:
         return NotChecked("no single step and no iterated attack were recorded at one budget on the same utterances")
+    advice = (
+        "gradients near the utterance mislead, as they do where they are masked, so attack by score, in transfer and "
+        "with a loss on logits"
+    )
     return [
         doubt_of(
             MANY_STEPS,
-            pair.weak,
-            f"{pair.weak.attack} in one step leaves UAR {pair.weak.robust_uar:.3f} {at(pair.weak)}, the best iterated "
-            f"attack, {pair.strong.attack} in {pair.strong.steps} steps, leaves {pair.strong.robust_uar:.3f} (defence "
-            f"{pair.weak.defence}): "
-            + unless_grey_box(
-                pair.strong,
-                "gradients near the utterance mislead, as they do where they are masked, so attack by score, in "
-                "transfer and with a loss on logits",
-            ),
-            "hint" if is_grey_box(pair.strong) else "fails",
+            weak,
+            f"{weak.attack} in one step leaves UAR {weak.robust_uar:.3f} {at(weak)}, the best iterated attack, "
+            f"{strong.attack} in {strong.steps} steps, leaves {strong.robust_uar:.3f} (defence {weak.defence}): "
+            f"{_unless_grey_box(strong, advice)}",
+            "hint" if is_grey_box(strong) else "fails",
         )
-        for pair in _worst_pairs(pairs)
+        for weak, strong in _worst_pairs(pairs)
     ]
 
 
@@ -112,35 +171,32 @@ def white_box_beats_black_box(records: Sequence[AttackRecord]) -> Outcome:
     gap must exceed two standard errors of the smaller set, and hints only.
     """
     doubts, compared = [], False
-    for group in groups(single_attacks(records), threat):
-        white = [record for record in group if set(record.knowledge.split("+")) <= GRADIENT and not is_noise(record)]
-        for black in (record for record in group if set(record.knowledge.split("+")) & QUERIES):
-            if not white:
-                continue
+    advice = (
+        "gradients are masked or their attacks too weak, so report the worst case and attack what hides the gradient"
+    )
+    for group in groups(attacks_in(records), threat):
+        white = [record for record in group if knows(record) <= GRADIENT and not is_noise(record)]
+        for black in (record for record in group if white and knows(record) & QUERIES):
             compared = True
             alike = [record for record in white if record.num_examples == black.num_examples]
             best = min(alike or white, key=lambda record: record.robust_uar)
-            slack = leeway(black, best) if alike else max(leeway(black, best), 2 * _sampling_error(black, best))
+            slack, sizes = leeway(black, best), ""
+            if not alike:
+                # By the binomial of their numbers.
+                errors = [
+                    math.sqrt(max(record.robust_uar * (1 - record.robust_uar), 0.0) / max(record.num_examples, 1))
+                    for record in (black, best)
+                ]
+                slack = max(slack, 2 * max(errors))
+                sizes = f", though on {black.num_examples} and on {best.num_examples} utterances respectively"
             if best.robust_uar - black.robust_uar <= slack:
                 continue
-            sizes = (
-                "" if alike else f", though on {black.num_examples} and on {best.num_examples} utterances respectively"
+            words = (
+                f"{black.attack}, which knows {black.knowledge}s only, leaves UAR {black.robust_uar:.3f} {at(black)} "
+                f"where the best attack by gradients, {best.attack}, leaves {best.robust_uar:.3f} (defence "
+                f"{black.defence}){sizes}: {_unless_grey_box(best, advice)}"
             )
-            doubts.append(
-                doubt_of(
-                    WHITE_BOX,
-                    black,
-                    f"{black.attack}, which knows {black.knowledge}s only, leaves UAR {black.robust_uar:.3f} "
-                    f"{at(black)} where the best attack by gradients, {best.attack}, leaves {best.robust_uar:.3f} "
-                    f"(defence {black.defence}){sizes}: "
-                    + unless_grey_box(
-                        best,
-                        "gradients are masked or their attacks too weak, so report the worst case and attack what "
-                        "hides the gradient",
-                    ),
-                    "fails" if alike and not is_grey_box(best) else "hint",
-                )
-            )
+            doubts.append(doubt_of(WHITE_BOX, black, words, "fails" if alike and not is_grey_box(best) else "hint"))
     if not compared:
         return NotChecked("no attack by scores or decisions was recorded beside one by gradients at one budget")
     return doubts
@@ -151,64 +207,55 @@ def attacks_beat_noise(records: Sequence[AttackRecord]) -> Outcome:
 
     Where it breaks more than another attack only, that one is hinted at.
     """
-    best, others = [], []
-    for group in groups(single_attacks(records), lambda record: (*threat(record), record.num_examples)):
+    best: list[Pair] = []
+    others: list[Pair] = []
+    for group in groups(attacks_in(records), lambda record: (*threat(record), record.num_examples)):
         noises = [record for record in group if is_noise(record)]
         attacks = [record for record in group if not is_noise(record)]
-        if not noises or not attacks:
-            continue
-        noise = min(noises, key=lambda record: record.robust_uar)
-        gradient = [record for record in attacks if set(record.knowledge.split("+")) <= GRADIENT]
-        strongest = min(gradient or attacks, key=lambda record: record.robust_uar)
-        best.append(_Pair(weak=noise, strong=strongest))
-        others += [_Pair(weak=noise, strong=record) for record in attacks if record is not strongest]
+        if noises and attacks:
+            noise = min(noises, key=lambda record: record.robust_uar)
+            gradient = [record for record in attacks if knows(record) <= GRADIENT]
+            strongest = min(gradient or attacks, key=lambda record: record.robust_uar)
+            best.append((noise, strongest))
+            others += [(noise, record) for record in attacks if record is not strongest]
     if not best:
         return NotChecked("no noise was recorded beside an attack at one budget on the same utterances")
-
-    def doubt(pair: _Pair, severity: Severity) -> Doubt:
-        return doubt_of(
+    advice = (
+        "the attack does worse than one that knows nothing, so do not report it as robustness; look for zero "
+        "gradients, or give it more steps"
+    )
+    told: tuple[tuple[list[Pair], str, Severity], ...] = (
+        (best, "the best attack by gradients,", "fails"),
+        (others, "but", "hint"),
+    )
+    return [
+        doubt_of(
             NOISE,
-            pair.strong,
-            f"{pair.weak.attack} leaves UAR {pair.weak.robust_uar:.3f} {at(pair.weak)}, "
-            f"{'the best attack by gradients,' if severity == 'fails' else 'but'} {pair.strong.attack}, "
-            f"{pair.strong.robust_uar:.3f} (defence {pair.strong.defence}): "
-            + unless_grey_box(
-                pair.strong,
-                "the attack does worse than one that knows nothing, so do not report it as robustness; look for zero "
-                "gradients, or give it more steps",
-            ),
-            "hint" if is_grey_box(pair.strong) else severity,
+            strong,
+            f"{weak.attack} leaves UAR {weak.robust_uar:.3f} {at(weak)}, {which} {strong.attack}, "
+            f"{strong.robust_uar:.3f} (defence {strong.defence}): {_unless_grey_box(strong, advice)}",
+            "hint" if is_grey_box(strong) else severity,
         )
-
-    return [doubt(pair, "fails") for pair in _worst_pairs(best)] + [
-        doubt(pair, "hint") for pair in _worst_pairs(others)
+        for pairs, which, severity in told
+        for weak, strong in _worst_pairs(pairs)
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class _Pair:
-    """Two records, of which the strong one should leave no higher UAR."""
-
-    weak: AttackRecord
-    strong: AttackRecord
-
-    @property
-    def gap(self) -> float:
-        return self.strong.robust_uar - self.weak.robust_uar
+def _unless_grey_box(record: AttackRecord, advice: str) -> str:
+    """What to do; where an attack does not know of the defence, that comes first."""
+    if is_grey_box(record):
+        return f"{record.attack} does not know of the defence, so attack it adaptively."
+    return f"{advice}."
 
 
-def _worst_pairs(pairs: Iterable[_Pair]) -> list[_Pair]:
+def _worst_pairs(pairs: Iterable[Pair]) -> list[Pair]:
     """Of the pairs that disagree the widest, one for every two attacks, defence and threat, whatever the budget."""
-    wide = [pair for pair in pairs if pair.gap > leeway(pair.weak, pair.strong)]
+
+    def gap(pair: Pair) -> float:
+        return pair[1].robust_uar - pair[0].robust_uar
+
     alike = groups(
-        wide, lambda pair: (pair.weak.attack, pair.strong.attack, pair.strong.knowledge, *threat(pair.strong)[:3])
+        (pair for pair in pairs if gap(pair) > leeway(*pair)),
+        lambda pair: (pair[0].attack, pair[1].attack, pair[1].knowledge, *threat(pair[1])[:3]),
     )
-    return [max(group, key=lambda pair: pair.gap) for group in alike]
-
-
-def _sampling_error(*records: AttackRecord) -> float:
-    """Largest standard error of these UARs over the choice of utterances, by the binomial of their number."""
-    return max(
-        math.sqrt(max(record.robust_uar * (1 - record.robust_uar), 0.0) / max(record.num_examples, 1))
-        for record in records
-    )
+    return [max(group, key=gap) for group in alike]

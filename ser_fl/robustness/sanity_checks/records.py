@@ -5,35 +5,32 @@ Two figures disagree where they differ by more than half a point of UAR, and by 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from ser_fl.robustness.sanity_checks.comparisons import (
     FALLS,
     MANY_STEPS,
-    NOISE,
-    WHITE_BOX,
-    attacks_beat_noise,
-    falls_with_the_budget,
-    many_steps_beat_one,
-    white_box_beats_black_box,
-)
-from ser_fl.robustness.sanity_checks.record_facts import (
     NO_DEFENCE,
-    ROUNDING,
-    asks_only,
+    NOISE,
+    QUERIES,
+    WHITE_BOX,
+    at,
+    attacks_beat_noise,
+    attacks_in,
     doubt_of,
+    falls_with_the_budget,
     groups,
     is_grey_box,
     is_noise,
+    knows,
     leeway,
-    single_attacks,
+    many_steps_beat_one,
     strength,
     threat,
-    worst_cases,
+    white_box_beats_black_box,
 )
-from ser_fl.robustness.sanity_checks.report import Doubt, NotChecked, Outcome, SanityReport, at
+from ser_fl.robustness.sanity_checks.report import ROUNDING, Doubt, NotChecked, Outcome, SanityReport
 from ser_fl.runs.records import AttackRecord
 
 IMPLAUSIBLE_UAR = 0.9
@@ -44,11 +41,6 @@ BELOW_CLEAN = "an attack does not raise UAR"
 EXPECTATION = "every defence is attacked by one who knows of it"
 SUCCESS = "passes buy successes"
 PLAUSIBLE = "clean UAR is plausible"
-
-
-def doubts_of_records(records: Sequence[AttackRecord]) -> list[Doubt]:
-    """Every doubt that the records alone raise, in the order of `RECORD_CHECKS`."""
-    return list(check_records(records).doubts)
 
 
 def check_records(records: Sequence[AttackRecord]) -> SanityReport:
@@ -62,7 +54,7 @@ def check_records(records: Sequence[AttackRecord]) -> SanityReport:
 
 def epsilon_0_is_clean(records: Sequence[AttackRecord]) -> Outcome:
     """Without a budget, every score must be the clean one, exactly."""
-    idle = [record for record in single_attacks(records) + worst_cases(records) if record.epsilon == 0]
+    idle = [record for record in attacks_in(records, worst_cases=True) if record.epsilon == 0]
     if not idle:
         return NotChecked("no attack was recorded at epsilon 0")
     return [
@@ -80,7 +72,7 @@ def epsilon_0_is_clean(records: Sequence[AttackRecord]) -> Outcome:
 
 def attacks_do_not_help(records: Sequence[AttackRecord]) -> Outcome:
     """No attack may raise UAR above the clean one; noise, which does not try to lower it, hints only."""
-    attacks = single_attacks(records) + worst_cases(records)
+    attacks = attacks_in(records, worst_cases=True)
     if not attacks:
         return NotChecked("no attack was recorded")
     return [
@@ -98,26 +90,20 @@ def attacks_do_not_help(records: Sequence[AttackRecord]) -> Outcome:
 
 def defences_are_attacked_adaptively(records: Sequence[AttackRecord]) -> Outcome:
     """A defence is judged by an attacker who knows of it, in expectation over its draws (Athalye et al. 2018)."""
-    shown: dict[str, list[AttackRecord]] = defaultdict(list)
-    for record in single_attacks(records):
-        if record.defence != NO_DEFENCE and not is_noise(record):
-            shown[record.defence].append(record)
+    shown = [record for record in attacks_in(records) if record.defence != NO_DEFENCE and not is_noise(record)]
     if not shown:
         return NotChecked("no test-time defence was shown to an attack")
     doubts = []
-    for attacks in shown.values():
-        if any("adaptive" in record.knowledge.split("+") and record.eot_samples > 0 for record in attacks):
+    for attacks in groups(shown, lambda record: record.defence):
+        if any("adaptive" in knows(record) and record.eot_samples > 0 for record in attacks):
             continue
         lowest = min(attacks, key=lambda record: record.robust_uar)
-        doubts.append(
-            doubt_of(
-                EXPECTATION,
-                lowest,
-                f"No attack on the defence {lowest.defence} differentiated it in expectation over its draws: UAR "
-                f"{lowest.robust_uar:.3f} under {lowest.attack} {at(lowest)} is what an attacker leaves who does not "
-                "know of the defence, and is no evidence of robustness; add an adaptive attack with EOT samples.",
-            )
+        words = (
+            f"No attack on the defence {lowest.defence} differentiated it in expectation over its draws: UAR "
+            f"{lowest.robust_uar:.3f} under {lowest.attack} {at(lowest)} is what an attacker leaves who does not know "
+            "of the defence, and is no evidence of robustness; add an adaptive attack with EOT samples."
         )
+        doubts.append(doubt_of(EXPECTATION, lowest, words))
     return doubts
 
 
@@ -129,7 +115,7 @@ def passes_buy_successes(records: Sequence[AttackRecord]) -> Outcome:
     """
     paid = [
         record
-        for record in single_attacks(records)
+        for record in attacks_in(records)
         if record.forward_passes + record.backward_passes > 0
         and record.epsilon != 0
         and not is_noise(record)
@@ -137,19 +123,19 @@ def passes_buy_successes(records: Sequence[AttackRecord]) -> Outcome:
     ]
     if not paid:
         return NotChecked("no attack was recorded that asked the model it was shown to")
-    idle = [record for record in paid if record.attack_success_rate == 0 and record.clean_uar > 0]
-    better = [(record, _success_with_no_more(record, paid)) for record in idle]
-    doubts = []
-    for record, other in better:
-        if other is not None and record.steps != 1 and not asks_only(record):
-            words = (
-                f"{record.attack} {at(record)} sent {record.forward_passes} utterances forward and "
-                f"{record.backward_passes} backward through the model and broke none, where {other.attack} {at(other)} "
-                f"broke {other.attack_success_rate:.1%} (defence {record.defence}): the attack does not work on this "
-                "model, so do not report it."
-            )
-            doubts.append(doubt_of(SUCCESS, record, words))
-    left = [record for record, other in better if other is None or record.steps == 1 or asks_only(record)]
+    doubts, left = [], []
+    for record in (record for record in paid if record.attack_success_rate == 0 and record.clean_uar > 0):
+        other = _success_with_no_more(record, paid)
+        if other is None or record.steps == 1 or knows(record) & QUERIES:
+            left.append(record)
+            continue
+        words = (
+            f"{record.attack} {at(record)} sent {record.forward_passes} utterances forward and "
+            f"{record.backward_passes} backward through the model and broke none, where {other.attack} {at(other)} "
+            f"broke {other.attack_success_rate:.1%} (defence {record.defence}): the attack does not work on this "
+            "model, so do not report it."
+        )
+        doubts.append(doubt_of(SUCCESS, record, words))
     for group in groups(left, lambda record: threat(record)[:3]):
         largest = max(group, key=lambda record: strength(record) or 0.0)
         names = ", ".join(dict.fromkeys(record.attack for record in group))

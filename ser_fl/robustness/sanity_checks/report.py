@@ -17,6 +17,7 @@ from ser_fl.runs.validation import record_of
 
 HALF_A_POINT = 0.005
 """Of UAR: what may change without a doubt."""
+ROUNDING = 1e-9
 
 Severity = Literal["fails", "hint"]
 
@@ -89,13 +90,12 @@ class SanityReport:
     def headline(self) -> str:
         """How many checks there were and what became of them, in one line."""
         num_checks = len(self.failed) + len(self.hinted) + len(self.passed)
-        parts = [
-            f"{len(self.failed)} {'fails' if len(self.failed) == 1 else 'fail'}",
-            f"{len(self.hinted)} with a hint",
-            f"{len(self.passed)} passed",
-        ]
         skipped = f"; {len(self.not_checked)} had nothing to look at" if self.not_checked else ""
-        return f"{num_checks} checks of the benchmark itself: {', '.join(parts)}{skipped}"
+        return (
+            f"{num_checks} checks of the benchmark itself: {len(self.failed)} "
+            f"{'fails' if len(self.failed) == 1 else 'fail'}, {len(self.hinted)} with a hint, {len(self.passed)} "
+            f"passed{skipped}"
+        )
 
 
 class CheckedRecords(list[AttackRecord]):
@@ -105,13 +105,6 @@ class CheckedRecords(list[AttackRecord]):
         super().__init__(records)
         self.checks = checks
         """None where none were made."""
-
-
-def at(record: AttackRecord) -> str:
-    """The budget of a record, as sentences name it."""
-    if record.epsilon is not None:
-        return f"at epsilon {record.epsilon:.4g}"
-    return "without a budget" if record.snr_db is None else f"at an SNR of {record.snr_db:g} dB"
 
 
 def write_sanity_report(run: RunFolder, sanity_report: SanityReport) -> None:

@@ -6,7 +6,7 @@ Legend: N utterances of the subset, C classes, F mel bins, L frames; "..." is wh
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ser_fl.attacks.attack import Attack, AttackSettings, Problem
-from ser_fl.attacks.losses import Loss
+from ser_fl.attacks.losses import Loss, cross_entropy
 from ser_fl.attacks.surroundings import attacked
 from ser_fl.attacks.threat_model import per_utterance
 from ser_fl.devices import send
@@ -49,10 +49,14 @@ class Trial:
         """Under the attack."""
         return logits_of(self.test_set, self.adversarial_NFL)
 
-    @property
+    @cached_property
     def right_N(self) -> Tensor:
         """Which utterances the attack left recognised."""
         return self.logits_NC.argmax(1) == self.test_set.labels_N
+
+    def left(self) -> TestSet:
+        """Those utterances alone."""
+        return self.test_set.take(self.right_N.nonzero().flatten().tolist())
 
     def uar(self, right_N: Tensor) -> float:
         """UAR where these are recognised; it needs recalls only, so that the rest may count as any other class."""
@@ -60,6 +64,12 @@ class Trial:
         predicted_N = torch.where(right_N, labels_N, (labels_N + 1) % self.test_set.num_classes)
         matrix = confusion_matrix(labels_N.tolist(), predicted_N.tolist(), self.test_set.num_classes)
         return scores(matrix).uar
+
+    def uar_without(self, broken_S: Tensor) -> float:
+        """UAR where some of the utterances that the attack left are broken too, what it broke staying broken."""
+        right_N = self.right_N.clone()
+        right_N[self.right_N] = ~broken_S
+        return self.uar(right_N)
 
 
 def strongest(attacks: Sequence[Attack], records: Sequence[AttackRecord] = ()) -> Attack | None:
@@ -102,11 +112,6 @@ def at_epsilon(attack: Attack, epsilon: float) -> Attack:
     return replace(attack, settings=replace(settings, epsilon=epsilon, snr_db=None, step_size=step_size))
 
 
-def budget_of(settings: AttackSettings) -> str:
-    """As sentences name it: "at epsilon 0.05"."""
-    return f"at epsilon {settings.epsilon:.4g}" if settings.snr_db is None else f"at {settings.budget}"
-
-
 def logits_of(test_set: TestSet, features_NFL: Tensor, *, batch_size: int | None = None) -> Tensor:
     """Logits of the bare classifier, shape (N, C), in batches of the test set's size or another."""
     with torch.no_grad():
@@ -127,41 +132,32 @@ def largest_gradients(test_set: TestSet, loss: Loss) -> Tensor:
     return largest_N
 
 
-def broken_by(test_set: TestSet, settings: AttackSettings, direction: Callable[[Problem], Tensor]) -> Tensor:
+def broken_by_a_step(test_set: TestSet, settings: AttackSettings, *, draw: int | None = None) -> Tensor:
     """Which utterances a single step over the whole budget breaks, shape (N,).
 
     Args:
         test_set: classifier and utterances.
         settings: that the budget is of.
-        direction: gives what is stepped along, in the shape of what is moved; the steepest way in the ball is taken.
+        draw: number of a draw of random signs, by a stream of each utterance, which the step goes along; None for the
+            gradient of the cross-entropy, which leads nowhere where there is none.
     """
     broken_N = torch.empty(len(test_set), dtype=torch.bool, device=test_set.labels_N.device)
     for rows, problem in _batches(test_set, settings):
+        clean, own = problem.clean, None if problem.to_features is None else problem.to_features.own
         with attacked(test_set.model):
-            ball, along = problem.ball, direction(problem)
-        moved = problem.box.clip(problem.clean + per_utterance(ball.radius_B, along) * ball.steepest(along))
-        if problem.to_features is not None:
-            moved = problem.to_features.own(moved)
+            ball = problem.ball
+            if draw is None:
+                along = problem.target.answer(clean, problem.labels_B, cross_entropy).gradient.nan_to_num(nan=0.0)
+            else:
+                streams = problem.streams("signs", draw)
+                signs = torch.stack([torch.randint(2, clean.shape[1:], generator=stream) for stream in streams])
+                along = send(2.0 * signs - 1, clean.device)
+                along = along if own is None else own(clean + along) - clean
+        moved = problem.box.clip(clean + per_utterance(ball.radius_B, along) * ball.steepest(along))
         with torch.no_grad():
-            broken_N[rows] = test_set.model(problem.target.features(moved)).argmax(1) != problem.labels_B
+            features = problem.target.features(moved if own is None else own(moved))
+            broken_N[rows] = test_set.model(features).argmax(1) != problem.labels_B
     return broken_N
-
-
-def gradient_of(loss: Loss) -> Callable[[Problem], Tensor]:
-    """The way up a loss, which is nowhere where it has none."""
-    return lambda problem: problem.target.answer(problem.clean, problem.labels_B, loss).gradient.nan_to_num(nan=0.0)
-
-
-def signs_of(draw: int) -> Callable[[Problem], Tensor]:
-    """Every value up or down, by a stream of each utterance."""
-
-    def direction(problem: Problem) -> Tensor:
-        shape = problem.clean.shape[1:]
-        signs = torch.stack([torch.randint(2, shape, generator=stream) for stream in problem.streams("signs", draw)])
-        along = send(2.0 * signs - 1, problem.clean.device)
-        return along if problem.to_features is None else problem.to_features.own(problem.clean + along) - problem.clean
-
-    return direction
 
 
 def _batches(test_set: TestSet, settings: AttackSettings) -> Iterator[tuple[list[int], Problem]]:
