@@ -28,7 +28,7 @@ from ser_fl.federation.profile import RunProfile, open_watch
 from ser_fl.federation.rounds import Hooks
 from ser_fl.federation.session import train
 from ser_fl.models.networks import build_network
-from ser_fl.report.time_spent import ALL_CLIENTS, ALL_ROUNDS, profile_table
+from ser_fl.report.tables import ALL_CLIENTS, ALL_ROUNDS, profile_table
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import ProfileRecord
 from ser_fl.stopwatch import UNWATCHED, ClientPart, ServerPart, Stopwatch

@@ -26,14 +26,21 @@ from rich.console import Console
 from ser_fl.errors import UserError
 from ser_fl.files import write_json
 from ser_fl.report import wording
-from ser_fl.report.figures import loss_over_rounds, robust_uar_curve, speaker_bars, uar_over_rounds
-from ser_fl.report.images import confusion_matrix, spectrogram_pair
+from ser_fl.report.figures import (
+    confusion_matrix,
+    loss_over_rounds,
+    robust_uar_curve,
+    speaker_bars,
+    spectrogram_pair,
+    uar_over_rounds,
+)
+from ser_fl.report.four_way import four_way
 from ser_fl.report.markup import Table, print_table, to_markdown
 from ser_fl.report.page import write_report
 from ser_fl.report.panels import draw_figures
 from ser_fl.report.reader import Example, Round, RunRecords, read_run
-from ser_fl.report.run_labels import labels_of
-from ser_fl.report.tables import attack_table, four_way, group_table, summary_table, training_table
+from ser_fl.report.tables import attack_table, group_table, summary_table, training_table
+from ser_fl.report.wording import labels_of
 from ser_fl.robustness.sanity_checks.report import Doubt, SanityReport, write_sanity_report
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import AttackRecord, RoundRecord
@@ -360,6 +367,31 @@ def test_terminal_shows_every_figure(tmp_path: Path) -> None:
     assert "[red]10 < 20[/red]" in screen.getvalue()
 
 
+def test_the_demos_table_fits_80_columns_with_accuracy_beside_uar(tmp_path: Path) -> None:
+    """Two runs, two defences, four attacks, one of them on a subset, and the worst case."""
+    attacks = [
+        record(
+            name, 0.5, epsilon=epsilon, norm=norm, defence=defence, robust_accuracy=0.25, clean_accuracy=0.75, **more
+        )
+        for defence in ("none", "randomisation")
+        for name, epsilon, norm, more in (
+            ("clean", None, "none", {"steps": None}),
+            ("fgsm", 0.05, "inf", {"steps": 1}),
+            ("bim", 0.05, "inf", {}),
+            ("pgd", 0.05, "inf", {}),
+            ("cw_l2", 5.46, "2", {"num_examples": 14}),
+            ("worst_case", 0.05, "inf", {"steps": None}),
+        )
+    ]
+    settings = config(data={"name": "builtin"})
+    runs = [make_run(tmp_path / "fl", settings, attacks)]
+    runs.append(make_run(tmp_path / "pgd", settings | {"objective": PGD_TRAINING}, attacks))
+    screen = io.StringIO()
+    print_table(four_way([read_run(run) for run in runs]), Console(file=screen, width=80))
+    assert max(map(len, screen.getvalue().splitlines())) <= 80
+    assert screen.getvalue().split().count("50.0/25.0") == 4 * 6
+
+
 def test_page_needs_nothing_but_itself(full_run: Path) -> None:
     text = RunFolder(full_run).report.read_text(encoding="utf-8")
     page = Page(text)
@@ -599,7 +631,7 @@ def test_spectrogram_pair_shows_the_difference_in_seconds() -> None:
 
 
 def test_importing_the_report_loads_neither_torch_nor_matplotlib() -> None:
-    modules = "run_labels markup reader tables figures images panels page"
+    modules = "wording markup reader tables figures panels page"
     code = f"import importlib, sys; [importlib.import_module('ser_fl.report.' + name) for name in {modules.split()!r}]"
     code += "; print([name for name in ('torch', 'matplotlib', 'rich', 'art', 'wandb') if name in sys.modules])"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -31,9 +31,9 @@ from ser_fl.defences import NoDefence, Randomisation
 from ser_fl.errors import UserError
 from ser_fl.federation.session import train
 from ser_fl.models.emotion_model import load_model, save_local_models
-from ser_fl.report.images import heat_table
+from ser_fl.report.figures import heat_table
 from ser_fl.report.page import write_report
-from ser_fl.report.transfer_tables import pair_table, transfer_tables
+from ser_fl.report.tables import pair_table, transfer_tables
 from ser_fl.robustness.benchmark import benchmark_run
 from ser_fl.robustness.transfer import TransferModel, carried_over, in_common, transfer_matrix, transfer_runs
 from ser_fl.runs.folder import RunFolder, read_transfer, write_transfer

@@ -19,10 +19,9 @@ def run(arguments: Namespace) -> None:
     from ser_fl.report.four_way import four_way
     from ser_fl.report.markup import print_table, to_markdown
     from ser_fl.report.page import write_report
-    from ser_fl.report.reader import read_run
+    from ser_fl.report.reader import read_matrices, read_run
     from ser_fl.report.replications import replication_table, spread_table
-    from ser_fl.report.tables import summary_table
-    from ser_fl.report.transfer_tables import read_matrices, transfer_tables
+    from ser_fl.report.tables import summary_table, transfer_tables
 
     files = [Path(run) for run in arguments.runs if run.endswith(".json")]
     folders = [Path(run) for run in arguments.runs if not run.endswith(".json")]

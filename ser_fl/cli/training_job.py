@@ -35,7 +35,7 @@ def train_visibly(config: Config, preemption: Preemption) -> RunFolder:
 
     def on_profile(profile: ProfileRecord) -> None:
         from ser_fl.report.markup import print_table
-        from ser_fl.report.time_spent import profile_table
+        from ser_fl.report.tables import profile_table
 
         print_table(profile_table(profile), console)
 

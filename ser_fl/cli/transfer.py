@@ -20,7 +20,7 @@ def run(arguments: Namespace) -> None:
     from ser_fl.cli.terminal import bars, console, say
     from ser_fl.config.compose import compose_transfer
     from ser_fl.report.markup import print_table
-    from ser_fl.report.transfer_tables import transfer_tables
+    from ser_fl.report.tables import transfer_tables
 
     config = compose_transfer([*arguments.runs, *arguments.settings])
     keep_freed_memory()

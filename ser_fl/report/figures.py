@@ -1,18 +1,23 @@
-"""The curves and bars of a report: each function draws records onto an ``ax`` and returns it.
+"""What a report draws: curves, bars, confusion matrices and spectrograms, each onto an ``ax``, which is returned.
 
 Nothing here uses pyplot, so nothing is global. Shares are drawn in [0, 1] and labelled in per cent. Colours are Okabe
 and Ito's, told apart with any colour vision; lines differ by marker as well.
+
+Legend: C classes, F mel bins, L frames.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ser_fl.report import wording
-from ser_fl.report.reader import Round
-from ser_fl.runs.records import AttackRecord
+from ser_fl.report.reader import Example, Round
+from ser_fl.runs.records import WORST_CASE, AttackRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,9 +47,10 @@ def robust_uar_curve(
         num_test: size of the test part; an attack on fewer utterances says so in the legend.
     """
     over_snr = bool(records) and records[0].snr_db is not None
+    budget = attrgetter("snr_db" if over_snr else "epsilon")
     for place, (label, series) in enumerate(_series(records, num_test).items()):
-        measured = sorted((record for record in series if not math.isnan(record.robust_uar)), key=_budget)
-        places, uars = [_budget(record) for record in measured], [record.robust_uar for record in measured]
+        measured = sorted((record for record in series if not math.isnan(record.robust_uar)), key=budget)
+        places, uars = [budget(record) for record in measured], [record.robust_uar for record in measured]
         style = _line_style(series[0], place)
         start = ([], []) if over_snr else ([0.0], [series[0].clean_uar])
         ax.plot([*start[0], *places], [*start[1], *uars], label=label, **style)
@@ -61,14 +67,11 @@ def robust_uar_curve(
         ax.set_xlabel("SNR (dB)")
         ax.invert_xaxis()
     else:
-        ax.set_xlabel(_epsilon_label(records))
+        unit = f" ({_UNITS.get(records[0].domain, records[0].domain)})" if records else ""
+        norm = f"{wording.norm_name(records[0].norm)} " if records and records[0].norm != "inf" else ""
+        ax.set_xlabel(f"{norm}epsilon{unit}")
         ax.set_xlim(left=0)
     return _share_axis(ax, "robust UAR")
-
-
-def _budget(record: AttackRecord) -> float:
-    """Where a record stands on the axis."""
-    return (record.epsilon if record.epsilon is not None else record.snr_db) or 0.0
 
 
 def uar_over_rounds(
@@ -82,10 +85,10 @@ def uar_over_rounds(
     if robust[0]:
         ax.plot(*robust, color=colour, linewidth=1.2, linestyle="--", marker=".", label=f"{label}, robust UAR")
     chosen = [entry for entry in rounds if entry.round == selected_round]
-    key = "uar" if _over_rounds(chosen, "uar")[0] else "robust_uar"
-    if _over_rounds(chosen, key)[0]:
-        star: dict[str, Any] = {"marker": "*", "markersize": 12, "markerfacecolor": colour, "markeredgecolor": "black"}
-        ax.plot(*_over_rounds(chosen, key), linestyle="none", label="selected round", zorder=5, **star)
+    star = _over_rounds(chosen, "uar") if _over_rounds(chosen, "uar")[0] else _over_rounds(chosen, "robust_uar")
+    if star[0]:
+        style: dict[str, Any] = {"marker": "*", "markersize": 12, "markerfacecolor": colour, "markeredgecolor": "black"}
+        ax.plot(*star, linestyle="none", label="selected round", zorder=5, **style)
     _round_axis(ax)
     return _share_axis(ax, "validation UAR")
 
@@ -101,17 +104,82 @@ def loss_over_rounds(ax: Axes, rounds: Sequence[Round], *, label: str, place: in
 
 def speaker_bars(ax: Axes, uar_by_speaker: Mapping[str, float | None], *, overall_uar: float | None) -> Axes:
     """UAR of each test speaker, lowest first, with the UAR over all of them as a line."""
-    known = {speaker: uar for speaker, uar in uar_by_speaker.items() if uar is not None}
-    speakers = sorted(known, key=lambda speaker: (known[speaker], speaker))
-    ax.bar(range(len(speakers)), [known[speaker] for speaker in speakers], color=COLOURS[5], width=0.7)
+    known = sorted((uar, speaker) for speaker, uar in uar_by_speaker.items() if uar is not None)
+    ax.bar(range(len(known)), [uar for uar, _ in known], color=COLOURS[5], width=0.7)
     if overall_uar is not None:
         ax.axhline(overall_uar, color="black", linewidth=1.2, linestyle="--")
         ax.text(1.01, overall_uar, "all", va="center", transform=ax.get_yaxis_transform())
-    crowded = len(speakers) > 16
-    ax.set_xticks(range(len(speakers)), labels=speakers, rotation=90 if crowded else 0, fontsize=6 if crowded else 9)
+    look: dict[str, Any] = {"rotation": 90, "fontsize": 6} if len(known) > 16 else {"rotation": 0, "fontsize": 9}
+    ax.set_xticks(range(len(known)), labels=[speaker for _, speaker in known], **look)
     ax.set_xlabel("test speaker")
     ax.grid(axis="x", visible=False)
     return _share_axis(ax, "UAR")
+
+
+def confusion_matrix(ax: Axes, confusion: Sequence[Sequence[float]], classes: Sequence[str]) -> Axes:
+    """Confusion matrix of shape (C, C): colour is the share of the true class (row), the text the count.
+
+    Counts averaged over random draws need not be whole and are shown with one decimal.
+    """
+    counts = np.asarray(confusion, dtype=np.float64)
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
+    form = ".0f" if np.allclose(counts, counts.round()) else ".1f"
+    texts = [[format(count, form) for count in row] for row in counts]
+    _square(ax, shares, texts, classes, colours="Blues", is_dark=shares > 0.55)
+    ax.set_xlabel("predicted")
+    ax.set_ylabel("true")
+    return ax
+
+
+def heat_table(ax: Axes, shares: Sequence[Sequence[float]], names: Sequence[str]) -> Axes:
+    """A square table of shares in per cent, darker where lower, with a frame around each cell of the diagonal."""
+    from matplotlib.patches import Rectangle
+
+    values = np.asarray(shares, dtype=np.float64)
+    texts = [[wording.percent(share) for share in row] for row in values.tolist()]
+    _square(ax, values, texts, names, colours="Reds_r", is_dark=values < 0.4)
+    for place in range(len(names)):
+        ax.add_patch(Rectangle((place - 0.5, place - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1.2))
+    return ax
+
+
+def spectrogram_pair(axes: Sequence[Axes], example: Example) -> Sequence[Axes]:
+    """Clean and adversarial log-mel spectrogram of one utterance and their difference, on three axes.
+
+    The first two share their colours; in the third white is no change.
+    """
+    clean_FL, adversarial_FL = np.asarray(example.clean), np.asarray(example.adversarial)
+    difference_FL = adversarial_FL - clean_FL
+    shared = (float(min(clean_FL.min(), adversarial_FL.min())), float(max(clean_FL.max(), adversarial_FL.max())))
+    largest = float(np.abs(difference_FL).max()) or 1.0
+    attack = f"{wording.attack_name(example.attack)}, ε {wording.number(example.epsilon, '.3g')}"
+    panels = (
+        (clean_FL, f"clean: heard as {example.predicted_clean} (true: {example.emotion})"),
+        (adversarial_FL, f"adversarial ({attack}): heard as {example.predicted_adversarial}"),
+        (difference_FL, "adversarial − clean"),
+    )
+    for ax, (values_FL, title) in zip(axes, panels, strict=True):
+        is_change = values_FL is difference_FL
+        num_bins, num_frames = values_FL.shape
+        low, high = (-largest, largest) if is_change else shared
+        image = ax.imshow(
+            values_FL,
+            origin="lower",
+            aspect="auto",
+            extent=(0.0, num_frames * example.hop_s, -0.5, num_bins - 0.5),
+            cmap="PuOr_r" if is_change else "viridis",
+            vmin=low,
+            vmax=high,
+            interpolation="nearest",
+        )
+        ax.set_title(title)
+        ax.set_xlabel("time (s)")
+        ax.set_ylabel("mel bin")
+        ax.grid(visible=False)
+        quantity = "difference" if is_change else "log-mel magnitude"
+        ax.figure.colorbar(image, ax=ax, label=f"{quantity}\n(natural log)", pad=0.01)
+    return axes
 
 
 def _series(records: Iterable[AttackRecord], num_test: int | None) -> dict[str, list[AttackRecord]]:
@@ -132,7 +200,7 @@ def _series(records: Iterable[AttackRecord], num_test: int | None) -> dict[str, 
 def _line_style(record: AttackRecord, place: int) -> dict[str, Any]:
     """Colour and marker by attack; grey-box attacks are dashed, other knowledge than the usual has open markers."""
     index = _STYLE_OF.get(record.attack, len(_STYLE_OF) + place) % len(COLOURS)
-    is_worst = record.attack == wording.WORST_CASE
+    is_worst = record.attack == WORST_CASE
     return {
         "color": "black" if is_worst else COLOURS[index],
         "linewidth": 1.0 if is_worst else 1.6,
@@ -142,14 +210,6 @@ def _line_style(record: AttackRecord, place: int) -> dict[str, Any]:
         "fillstyle": "full" if record.knowledge == "undefended" else "none",
         "clip_on": False,
     }
-
-
-def _epsilon_label(records: Sequence[AttackRecord]) -> str:
-    if not records:
-        return "epsilon"
-    unit = _UNITS.get(records[0].domain, records[0].domain)
-    norm = "" if records[0].norm == "inf" else f"{wording.norm_name(records[0].norm)} "
-    return f"{norm}epsilon ({unit})"
 
 
 def _over_rounds(rounds: Iterable[Round], key: str) -> tuple[list[int], list[float]]:
@@ -182,3 +242,17 @@ def _share_axis(ax: Axes, name: str) -> Axes:
     ax.set_ylim(0, 1)
     ax.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol=""))
     return ax
+
+
+def _square(ax: Axes, shares: Any, texts: Any, names: Sequence[str], *, colours: str, is_dark: Any) -> None:
+    """A square table of coloured cells with a text in each, white on dark ones, and names on both sides."""
+    ax.imshow(shares, cmap=colours, vmin=0.0, vmax=1.0)
+    for (row, column), dark in np.ndenumerate(is_dark):
+        colour = "white" if dark else "black"
+        ax.text(column, row, texts[row][column], ha="center", va="center", color=colour, fontsize=8)
+    places = np.arange(len(names))
+    ax.set_xticks(places, labels=list(names), rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_yticks(places, labels=list(names))
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.grid(visible=False)

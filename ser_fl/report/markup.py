@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table as RichTable
 
 MISSING = "–"
 """What stands in a cell that has no figure."""
@@ -33,26 +32,38 @@ class Table:
 
 def to_markdown(table: Table) -> str:
     """The table as GitHub-flavoured Markdown: title, rows, caption."""
+
+    def escaped(text: str) -> str:
+        return _MARKDOWN.sub(r"\\\g<0>", text).replace("\n", "<br>")
+
+    header, *rows = (f"| {' | '.join(map(escaped, row))} |" for row in (table.header, *table.rows))
     rules = [":---" if column < table.num_labels else "---:" for column in range(len(table.header))]
-    lines = [tuple(_markdown(cell) for cell in row) for row in (table.header, *table.rows)]
-    body = [f"| {' | '.join(line)} |" for line in (lines[0], tuple(rules), *lines[1:])]
-    parts = (f"**{_markdown(table.title)}**", "\n".join(body), _markdown(table.caption))
+    body = "\n".join((header, f"| {' | '.join(rules)} |", *rows))
+    parts = (f"**{escaped(table.title)}**", body, escaped(table.caption))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def print_table(table: Table, console: Console) -> None:
-    """Print the table; one that is too wide for the terminal runs over its edge, so that no column is lost."""
-    shown = _to_rich(table)
-    least = console.measure(shown).minimum
-    console.print(shown, width=max(console.width, least), crop=False)
+    """Print the table; one that is too wide for the terminal runs over its edge, so that no column is lost.
 
-
-def _to_rich(table: Table) -> RichTable:
-    """The labels of a row share one column, to spare room for figures."""
+    To spare room for figures, the labels of a row share one column, and two figures of a cell have no blanks between
+    them and their stroke. In a narrow terminal cells go on in the next line, but a figure stays whole.
+    """
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
 
+    labels = table.num_labels
+    rows = [
+        (", ".join(row[:labels]), *(cell.replace(" / ", "/") for cell in row[labels:]))
+        for row in (table.header, *table.rows)
+    ]
+    columns = list(zip(*rows, strict=True))
+    wanted = [max(len(line) for cell in cells for line in cell.split("\n")) for cells in columns]
+    widths = [min(_WIDEST, max((len(word) for cell in cells for word in cell.split()), default=0)) for cells in columns]
+    gaps = 2 * (len(columns) - 1)
+    for _ in range(min(console.width - gaps, sum(wanted)) - sum(widths)):
+        widths[max(range(len(columns)), key=lambda column: wanted[column] - widths[column])] += 1
     shown = RichTable(
         title=Text(table.title),
         caption=Text(table.caption),
@@ -61,19 +72,11 @@ def _to_rich(table: Table) -> RichTable:
         show_edge=False,
         pad_edge=False,
         collapse_padding=True,
+        width=sum(widths) + gaps,
     )
-    labels = table.num_labels
-    header, *rows = ((", ".join(row[:labels]), *row[labels:]) for row in (table.header, *table.rows))
-    for column, cell in enumerate(header):
-        # In a narrow terminal cells go on in the next line; without the least width, rich would cut figures short.
-        words = [word for row in (header, *rows) for word in row[column].split()]
-        longest = max(map(len, words), default=0)
-        shown.add_column(Text(cell), justify="right" if column else "left", min_width=min(longest, _WIDEST))
-    for row in rows:
+    for column, (cell, width) in enumerate(zip(rows[0], widths, strict=True)):
+        shown.add_column(Text(cell), justify="right" if column else "left", width=width)
+    for row in rows[1:]:
         # Text, not str: names from files must not be read as rich's own markup.
         shown.add_row(*(Text(cell) for cell in row))
-    return shown
-
-
-def _markdown(text: str) -> str:
-    return _MARKDOWN.sub(r"\\\g<0>", text).replace("\n", "<br>")
+    console.print(shown, crop=False)

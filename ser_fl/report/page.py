@@ -11,11 +11,11 @@ from typing import Any
 
 from ser_fl.errors import UserError
 from ser_fl.files import write_bytes
-from ser_fl.report.reader import RunRecords, read_run
+from ser_fl.report.four_way import four_way
+from ser_fl.report.reader import RunRecords, read_matrices, read_run
 from ser_fl.report.replications import replication_table, spread_table
-from ser_fl.report.run_labels import labelled
-from ser_fl.report.tables import attack_table, four_way, group_table, summary_table, training_table
-from ser_fl.report.transfer_tables import pair_table, read_matrices, transfer_tables
+from ser_fl.report.tables import attack_table, group_table, pair_table, summary_table, training_table, transfer_tables
+from ser_fl.report.wording import labelled
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import TransferMatrix
 from ser_fl.runs.redaction import public_path
@@ -94,7 +94,7 @@ def _missing(run: RunRecords) -> Iterator[tuple[str, str, str]]:
     """What was left out: name of the run, a sentence, and the command that makes it."""
     root = Path(public_path(run.root))
     folder = shlex.quote(str(root))
-    if not (run.rounds and run.finished):
+    if not run.rounds or run.summary.test is None:
         train = f"ser-fl train --config {shlex.quote(str(RunFolder(root).config))}"
         yield run.name, "The training has not finished", f"{train} run_dir={folder} resume=true"
     for there, what in ((run.attacks, "No attack was recorded"), (run.example, "There is no spectrogram pair")):
@@ -109,7 +109,7 @@ def _origin(run: RunRecords) -> dict[str, str]:
         "experiment": run.name,
         "corpus": run.corpus,
         "split": run.split,
-        "classes": ", ".join(run.classes),
+        "classes": ", ".join(run.summary.classes),
         "model": run.setting("model.name"),
         "seed": run.setting("seed"),
         **run.environment,

@@ -6,12 +6,11 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ser_fl.report import figures, images, wording
+from ser_fl.report import figures, wording
 from ser_fl.report.four_way import budget_key, reference_budgets
 from ser_fl.report.reader import Example, RunRecords
-from ser_fl.report.run_labels import labelled
-from ser_fl.report.transfer_tables import attack_of
-from ser_fl.runs.records import AttackRecord, TransferMatrix
+from ser_fl.report.tables import attack_of
+from ser_fl.runs.records import NO_DEFENCE, AttackRecord, TransferMatrix
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,8 +18,8 @@ if TYPE_CHECKING:
 
 Threat = tuple[str, ...]
 """Domain, norm and, where the budget is one, "snr"."""
-Matrix = tuple[str, Sequence[Sequence[float]], Sequence[str]]
-"""A confusion matrix to draw: title, counts of shape (C, C), classes."""
+Labelled = Sequence[tuple[str, RunRecords]]
+"""Runs, each after its label."""
 
 _STYLE: Any = {
     "text.parse_math": False,  # a label may hold dollar signs
@@ -40,52 +39,60 @@ _DPI = 160
 
 
 def draw_figures(runs: Sequence[RunRecords], transferred: Sequence[TransferMatrix] = ()) -> dict[str, bytes]:
-    """PNG of every figure the records allow, by file stem and in the order of the report."""
+    """PNG of every figure the records allow, by file stem and in the order of the report.
+
+    Equal records give equal bytes: there is no version stamp in them.
+    """
     import matplotlib
 
+    labelled = wording.labelled(runs)
     with matplotlib.rc_context(_STYLE):
         drawn: dict[str, Figure] = {}
         if any(run.rounds for run in runs):
-            drawn["training"] = training_curves(runs)
+            drawn["training"] = training_curves(labelled)
         for threat in _threats(runs):
-            drawn["_".join(("robust_uar", *threat))] = robust_uar(runs, threat)
-        if matrices := _confusions(runs):
-            drawn["confusion"] = confusions(matrices)
+            drawn["_".join(("robust_uar", *threat))] = robust_uar(labelled, threat)
+        if (matrices := confusions(labelled)) is not None:
+            drawn["confusion"] = matrices
         if speakers := [run for run in runs if run.test.per_speaker_uar]:
-            drawn["speakers"] = speaker_uars(speakers)
-        for place, (label, run) in enumerate(labelled(runs)):
+            drawn["speakers"] = speaker_uars(wording.labelled(speakers))
+        for place, (label, run) in enumerate(labelled):
             if run.example:
                 drawn[f"spectrogram_{place + 1}"] = spectrograms(label, run.example)
         for place, matrix in enumerate(transferred):
             drawn[f"transfer_{place + 1}"] = transfers(matrix)
-        if any(run.synthetic for run in runs) or any(matrix.synthetic for matrix in transferred):
-            for figure in drawn.values():
+        found = {}
+        for name, figure in drawn.items():
+            if any(run.synthetic for run in runs) or any(matrix.synthetic for matrix in transferred):
                 figure.text(0.995, 0.005, "SYNTHETIC speech", ha="right", va="bottom", fontsize=7, color="0.35")
-        return {name: _png(figure) for name, figure in drawn.items()}
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+            found[name] = buffer.getvalue()
+        return found
 
 
-def training_curves(runs: Sequence[RunRecords]) -> Figure:
+def training_curves(labelled: Labelled) -> Figure:
     """Validation UAR above training loss, all runs on the same axes."""
     figure, ((upper,), (lower,)) = _grid(2, 1, width=6.6, height=2.2, sharex=True)
-    for place, (label, run) in enumerate(labelled(runs)):
-        selected = run.summary.selected_round
-        figures.uar_over_rounds(upper, run.rounds, label=_one_line(label), selected_round=selected, place=place)
-        figures.loss_over_rounds(lower, run.rounds, label=_one_line(label), place=place)
+    for place, (label, run) in enumerate(labelled):
+        name, selected = label.replace("\n", ", "), run.summary.selected_round
+        figures.uar_over_rounds(upper, run.rounds, label=name, selected_round=selected, place=place)
+        figures.loss_over_rounds(lower, run.rounds, label=name, place=place)
     upper.set_xlabel("")
     _legend_below(figure, [upper])
     return figure
 
 
-def robust_uar(runs: Sequence[RunRecords], threat: Threat) -> Figure:
+def robust_uar(labelled: Labelled, threat: Threat) -> Figure:
     """Robust UAR over the budget in one domain and norm: a row of panels per run, a column per test-time defence."""
-    defences = list(dict.fromkeys(defence for run in runs for defence in run.defences))
-    figure, grid = _grid(len(runs), len(defences), width=3.4, height=2.5, sharex=True, sharey=True)
-    for (label, run), row in zip(labelled(runs), grid, strict=True):
+    defences = list(dict.fromkeys(defence for _, run in labelled for defence in run.defences))
+    figure, grid = _grid(len(labelled), len(defences), width=3.4, height=2.5, sharex=True, sharey=True)
+    for (label, run), row in zip(labelled, grid, strict=True):
         for defence, ax in zip(defences, row, strict=True):
             figures.robust_uar_curve(
                 ax,
                 [record for record in run.attacked if record.defence == defence and _threat(record) == threat],
-                num_classes=len(run.classes),
+                num_classes=len(run.summary.classes),
                 clean_uar=run.clean_scores(defence)[0],
                 num_test=run.num_test_utterances,
             )
@@ -95,32 +102,57 @@ def robust_uar(runs: Sequence[RunRecords], threat: Threat) -> Figure:
     return figure
 
 
-def confusions(matrices: Sequence[Matrix]) -> Figure:
-    """Confusion matrices side by side, two to a row."""
-    side = 1.4 + 0.32 * max(len(classes) for _, _, classes in matrices)
+def confusions(labelled: Labelled) -> Figure | None:
+    """Confusion matrices side by side, two to a row; None where there is none.
+
+    Of every run: the clean one, and that of the strongest attack of the four-way table on the bare model.
+    """
+    budgets = reference_budgets([run for _, run in labelled])
+    matrices: list[tuple[str, Sequence[Sequence[float]], Sequence[str]]] = []
+    for label, run in labelled:
+        classes = run.summary.classes
+        if classes and run.test.confusion:
+            title = f"{label}\nclean, UAR {wording.percent(run.test.uar)} %"
+            matrices.append((title, run.test.confusion, classes))
+        attacked = [
+            record
+            for record in run.attacked
+            if record.defence == NO_DEFENCE
+            and record.confusion
+            and budget_key(record) in budgets
+            and run.subset(record) is None
+        ]
+        if classes and attacked:
+            worst = min(attacked, key=lambda record: record.robust_uar)
+            attack = f"{wording.attack_name(worst.attack)} {wording.budget(worst)}"
+            title = f"{label}\n{attack}, UAR {wording.percent(worst.robust_uar)} %"
+            matrices.append((title, worst.confusion, classes))
+    if not matrices:
+        return None
+    side = 1.4 + 0.32 * max(len(names) for _, _, names in matrices)
     figure, grid = _grid(-(-len(matrices) // 2), min(len(matrices), 2), width=side + 0.4, height=side)
     axes = [ax for row in grid for ax in row]
-    for (title, counts, classes), ax in zip(matrices, axes, strict=False):
-        images.confusion_matrix(ax, counts, classes).set_title(title)
-        ax.grid(visible=False)
+    for (title, counts, names), ax in zip(matrices, axes, strict=False):
+        figures.confusion_matrix(ax, counts, names).set_title(title)
     for ax in axes[len(matrices) :]:
         ax.remove()
     return figure
 
 
-def speaker_uars(runs: Sequence[RunRecords]) -> Figure:
+def speaker_uars(labelled: Labelled) -> Figure:
     """UAR of every test speaker, a panel per run."""
-    figure, grid = _grid(len(runs), 1, width=6.6, height=2.2)
-    for (label, run), (ax,) in zip(labelled(runs), grid, strict=True):
-        figures.speaker_bars(ax, run.test.per_speaker_uar, overall_uar=run.test.uar).set_title(_one_line(label))
+    figure, grid = _grid(len(labelled), 1, width=6.6, height=2.2)
+    for (label, run), (ax,) in zip(labelled, grid, strict=True):
+        figures.speaker_bars(ax, run.test.per_speaker_uar, overall_uar=run.test.uar)
+        ax.set_title(label.replace("\n", ", "))
     return figure
 
 
 def spectrograms(label: str, example: Example) -> Figure:
     """A clean utterance, its adversarial copy and the difference."""
     figure, grid = _grid(3, 1, width=6.6, height=1.7, sharex=True)
-    images.spectrogram_pair([ax for (ax,) in grid], example)
-    figure.suptitle(_one_line(label), fontsize="medium")
+    figures.spectrogram_pair([ax for (ax,) in grid], example)
+    figure.suptitle(label.replace("\n", ", "), fontsize="medium")
     for (ax,) in grid[:-1]:
         ax.set_xlabel("")
     return figure
@@ -135,7 +167,7 @@ def transfers(matrix: TransferMatrix) -> Figure:
     for defence, ax in zip(defences, grid[0], strict=True):
         cells = {(record.source, record.target): record for record in matrix.records if record.defence == defence}
         uars = [[cells[source, target].robust_uar for target in names] for source in names]
-        images.heat_table(ax, uars, names).set_title(wording.defence_name(defence))
+        figures.heat_table(ax, uars, names).set_title(wording.defence_name(defence))
         ax.set_ylabel(f"{attack_of(matrix)} on")
         ax.set_xlabel("shown to")
     return figure
@@ -157,39 +189,12 @@ def _threat(record: AttackRecord) -> Threat | None:
     return record.domain, f"l{record.norm}", *(() if record.snr_db is None else ("snr",))
 
 
-def _confusions(runs: Sequence[RunRecords]) -> list[Matrix]:
-    """Of every run: the clean matrix and the one of the strongest attack of the four-way table on the bare model."""
-    budgets = reference_budgets(runs)
-    matrices: list[Matrix] = []
-    for label, run in labelled(runs):
-        if run.classes and run.test.confusion:
-            title = f"{label}\nclean, UAR {wording.percent(run.test.uar)} %"
-            matrices.append((title, run.test.confusion, run.classes))
-        attacked = [
-            record
-            for record in run.attacked
-            if record.defence == wording.NO_DEFENCE
-            and record.confusion
-            and budget_key(record) in budgets
-            and run.subset(record) is None
-        ]
-        if run.classes and attacked:
-            worst = min(attacked, key=lambda record: record.robust_uar)
-            attack = f"{wording.attack_name(worst.attack)} {wording.budget(worst)}"
-            title = f"{label}\n{attack}, UAR {wording.percent(worst.robust_uar)} %"
-            matrices.append((title, worst.confusion, run.classes))
-    return matrices
-
-
-def _grid(
-    num_rows: int, num_columns: int, *, width: float, height: float, sharex: bool = False, sharey: bool = False
-) -> tuple[Figure, list[list[Axes]]]:
-    """A figure of panels, each of the given size in inches."""
+def _grid(num_rows: int, num_columns: int, *, width: float, height: float, **share: Any) -> tuple[Figure, Any]:
+    """A figure of panels, each of the given size in inches, and its axes, row by row."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width * num_columns, height * num_rows + 0.3), layout="constrained")
-    axes = figure.subplots(num_rows, num_columns, squeeze=False, sharex=sharex, sharey=sharey)
-    return figure, [list(row) for row in axes]
+    return figure, figure.subplots(num_rows, num_columns, squeeze=False, **share)
 
 
 def _legend_below(figure: Figure, axes: Iterable[Axes]) -> None:
@@ -202,14 +207,3 @@ def _legend_below(figure: Figure, axes: Iterable[Axes]) -> None:
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + 0.17 * -(-len(entries) // columns))
     figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns, handlelength=3.2)
-
-
-def _one_line(label: str) -> str:
-    return label.replace("\n", ", ")
-
-
-def _png(figure: Figure) -> bytes:
-    """PNG of a figure, drawn by Agg; without the version stamp, so that equal records give equal bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
-    return buffer.getvalue()

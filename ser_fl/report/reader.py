@@ -10,10 +10,9 @@ from typing import Any, TypeVar
 import yaml
 
 from ser_fl.errors import UserError
-from ser_fl.report.wording import CLEAN, NO_DEFENCE
 from ser_fl.robustness.sanity_checks.report import SanityReport, read_sanity_report
-from ser_fl.runs.folder import RunFolder
-from ser_fl.runs.records import AttackRecord
+from ser_fl.runs.folder import RunFolder, read_transfer
+from ser_fl.runs.records import CLEAN, NO_DEFENCE, AttackRecord, TransferMatrix
 from ser_fl.runs.validation import Figure, record_of
 
 _Form = TypeVar("_Form")
@@ -98,6 +97,11 @@ class RunRecords:
         return str(self.setting("experiment") or self.root.name)
 
     @property
+    def is_hardened(self) -> bool:
+        """Whether it was trained on adversarial utterances."""
+        return self.setting("objective.name") not in (None, "clean")
+
+    @property
     def synthetic(self) -> bool:
         """True where the speech was made by the built-in synthesiser."""
         return self.setting("data.name") == "builtin" or self.summary.synthetic
@@ -113,17 +117,9 @@ class RunRecords:
         return str(self.summary.split or self.setting("split.name") or "unknown")
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        return self.summary.classes
-
-    @property
     def test(self) -> TestScores:
         """Scores on the test part; without figures before the run has finished."""
         return self.summary.test or TestScores()
-
-    @property
-    def finished(self) -> bool:
-        return self.summary.test is not None
 
     @property
     def attacked(self) -> Iterator[AttackRecord]:
@@ -143,12 +139,12 @@ class RunRecords:
     def clean_scores(self, defence: str) -> tuple[float | None, float | None]:
         """Clean UAR and accuracy under a defence, from the largest set of utterances they were measured on."""
         records = [record for record in self.attacks if record.defence == defence]
-        if records:
-            best = max(records, key=lambda record: (record.num_examples, record.attack == CLEAN))
-            if best.attack == CLEAN:
-                return best.robust_uar, best.robust_accuracy
-            return best.clean_uar, best.clean_accuracy
-        return (self.test.uar, self.test.accuracy) if defence == NO_DEFENCE else (None, None)
+        if not records:
+            return (self.test.uar, self.test.accuracy) if defence == NO_DEFENCE else (None, None)
+        best = max(records, key=lambda record: (record.num_examples, record.attack == CLEAN))
+        if best.attack == CLEAN:
+            return best.robust_uar, best.robust_accuracy
+        return best.clean_uar, best.clean_accuracy
 
     def subset(self, record: AttackRecord) -> int | None:
         """Number of utterances of a record that saw only some of the test part; None where it saw all."""
@@ -168,24 +164,40 @@ def read_run(folder: Path) -> RunRecords:
             f"{folder} is not a run folder (it has no config.yaml): give the folder that `ser-fl train` made"
         )
     run.refuse_links_out()
-    summary = _form(run.summary, Summary, _read_mapping(run, run.summary))
+    summary = _form(run.summary, Summary, _mapping(run, run.summary))
     attacks = tuple(run.read_attacks())
-    num_classes = len(summary.classes)
     for path, name, matrix in (
         (run.summary, "test.confusion", summary.test.confusion if summary.test else ()),
         *((run.attacks, "confusion", record.confusion) for record in attacks),
     ):
-        _check_square(path, name, matrix, num_classes or len(matrix))
+        size = len(summary.classes) or len(matrix)
+        if matrix and ([len(row) for row in matrix] != [size] * size or any(not n >= 0 for row in matrix for n in row)):
+            raise UserError(f"{path} must hold {size} rows of {size} counts as {name}: was it changed by hand?")
+    example = _form(run.spectrograms, Example, run.read_json(run.spectrograms)) if run.spectrograms.exists() else None
+    if example is not None:
+        clean, adversarial = ([len(line) for line in lines] for lines in (example.clean, example.adversarial))
+        if clean != adversarial or len(set(clean)) != 1:
+            raise UserError(f"{run.spectrograms} must hold two spectrograms of one shape: was it changed by hand?")
     return RunRecords(
         root=folder,
-        config=_read_config(run.config),
-        environment=_read_mapping(run, run.environment),
+        config=_mapping(run, run.config),
+        environment=_mapping(run, run.environment),
         summary=summary,
         rounds=tuple(_form(run.rounds, Round, entry) for entry in run.read_jsonl(run.rounds)),
         attacks=attacks,
-        example=_read_example(run),
+        example=example,
         sanity_report=read_sanity_report(run),
     )
+
+
+def read_matrices(folders: Sequence[Path], files: Sequence[Path] = ()) -> list[TransferMatrix]:
+    """The transfer matrices in run folders and those in other files, each file once.
+
+    Raises:
+        UserError: a file is missing, damaged or of another schema.
+    """
+    there = [file for file in (RunFolder(folder).transfer for folder in folders) if file.exists()]
+    return [read_transfer(file) for file in {file.resolve(): file for file in (*there, *files)}.values()]
 
 
 def _form(path: Path, kind: type[_Form], content: Any) -> _Form:
@@ -195,40 +207,23 @@ def _form(path: Path, kind: type[_Form], content: Any) -> _Form:
         raise UserError(f"{path} {error}: was it changed by hand?") from None
 
 
-def _check_square(path: Path, name: str, matrix: Sequence[Sequence[float]], size: int) -> None:
-    if matrix and ([len(row) for row in matrix] != [size] * size or any(not n >= 0 for row in matrix for n in row)):
-        raise UserError(f"{path} must hold {size} rows of {size} counts as {name}: was it changed by hand?")
+def _mapping(run: RunFolder, path: Path) -> Mapping[str, Any]:
+    """Content of a file of YAML or JSON; an empty one where there is none."""
+    if not path.exists():
+        return {}
+    if path.suffix == ".yaml":
+        from ser_fl.config.settings_file import bounded_yaml
 
-
-def _read_example(run: RunFolder) -> Example | None:
-    if not run.spectrograms.exists():
-        return None
-    example = _form(run.spectrograms, Example, run.read_json(run.spectrograms))
-    clean, adversarial = ([len(line) for line in lines] for lines in (example.clean, example.adversarial))
-    if clean != adversarial or len(set(clean)) != 1:
-        raise UserError(f"{run.spectrograms} must hold two spectrograms of one shape: was it changed by hand?")
-    return example
-
-
-def _read_config(path: Path) -> Mapping[str, Any]:
-    from ser_fl.config.settings_file import bounded_yaml
-
-    try:
-        content = yaml.safe_load(bounded_yaml(path))
-        str(content)  # a number of thousands of digits cannot be written
-    except UserError:
-        raise
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not YAML ({reason}): was it changed by hand?") from None
-    return _mapping(path, content)
-
-
-def _read_mapping(run: RunFolder, path: Path) -> Mapping[str, Any]:
-    return _mapping(path, run.read_json(path)) if path.exists() else {}
-
-
-def _mapping(path: Path, content: Any) -> Mapping[str, Any]:
+        try:
+            content = yaml.safe_load(bounded_yaml(path))
+            str(content)  # a number of thousands of digits cannot be written
+        except UserError:
+            raise
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path} is not YAML ({reason}): was it changed by hand?") from None
+    else:
+        content = run.read_json(path)
     if not isinstance(content, Mapping):
         raise UserError(f"{path} must hold a mapping, got {type(content).__name__}: was it changed by hand?")
     return content

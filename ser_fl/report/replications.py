@@ -15,14 +15,16 @@ from functools import cached_property
 from typing import Any
 
 from ser_fl.report import wording
-from ser_fl.report.four_way import Column, budget_key, columns_of, reference_budgets
+from ser_fl.report.four_way import Budget, budget_key, columns_of, record_under, reference_budgets
 from ser_fl.report.markup import MISSING, Table
 from ser_fl.report.reader import RunRecords
-from ser_fl.report.run_labels import labels_of, provenance
-from ser_fl.runs.records import AttackRecord
+from ser_fl.report.wording import percent, provenance
+from ser_fl.runs.records import CLEAN, WORST_CASE, AttackRecord
 
 _FREE = {"seed", "run_dir", "resume", "tracking", "executor", "profile", "experiment"}
-"""Settings in which repetitions may differ; and of the split its seed and its fold."""
+"""Settings in which repetitions may differ; and of the split its part, of the data their place."""
+_PART = ("seed", "fold", "test_speakers", "validation_speakers")
+_PLACE = ("root", "cache_dir")
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Replication:
     @cached_property
     def by_fold(self) -> bool:
         """Whether the repetitions are folds, whose test parts differ."""
-        return len({repr(_part(run)) for run in self.runs}) > 1
+        return len({repr([run.setting(f"split.{name}") for name in _PART]) for run in self.runs}) > 1
 
     @property
     def what(self) -> str:
@@ -55,21 +57,24 @@ class Replication:
             return statistics.mean(values), half_width_over_seeds(values)
         if not all(record.confusion for record in records):
             return None
+        import numpy as np
+
         from ser_fl.metrics import scores
 
-        summed = _summed([record.confusion for record in records])
+        summed = np.sum([np.asarray(record.confusion, dtype=np.float64) for record in records], axis=0)
         return scores(summed).uar, half_width_of_uar(summed)
-
-    def deviation(self, records: Sequence[AttackRecord]) -> float | None:
-        """Standard deviation of UAR over seeds (n - 1); None over folds, whose utterances differ."""
-        return None if self.by_fold else statistics.stdev([record.robust_uar for record in records])
 
 
 def replications(runs: Sequence[RunRecords]) -> list[Replication]:
     """The given runs, sorted into experiments; those of one run as well."""
     groups: dict[str, list[RunRecords]] = {}
     for run in runs:
-        groups.setdefault(repr(_sameness(run.config)), []).append(run)
+        shared = {name: value for name, value in run.config.items() if name not in _FREE}
+        for part, free in (("split", _PART), ("data", _PLACE)):
+            settings = shared.pop(part, None)
+            if isinstance(settings, Mapping):
+                shared[part] = {name: value for name, value in settings.items() if name not in free}
+        groups.setdefault(repr(shared), []).append(run)
     return [Replication(group) for group in groups.values()]
 
 
@@ -84,15 +89,21 @@ def replication_table(runs: Sequence[RunRecords]) -> Table | None:
     everybody = [run for group in repeated for run in group.runs]
     budgets = reference_budgets(everybody)
     columns = columns_of(everybody, budgets)
-    rows = [
-        (label, wording.defence_name(defence), *_cells(group, defence, columns))
-        for label, group in zip(_labels(repeated), repeated, strict=True)
-        for defence in group.runs[0].defences
-    ]
+    budgets &= {budget_key(record) for run in everybody for record in run.attacked if record.attack != WORST_CASE}
+    rows = []
+    for label, group in zip(_labels(repeated), repeated, strict=True):
+        for defence in group.runs[0].defences:
+            found = [[_clean(run, defence) for run in group.runs]]
+            found += [[record_under(column, run, defence) for run in group.runs] for column in columns]
+            worst = [_worst(run, defence, budgets) for run in group.runs]
+            sizes = {run.subset(record) for run, record in zip(group.runs, worst, strict=True) if record is not None}
+            size = "" if None in sizes or not sizes else f" (n = {max(size for size in sizes if size)})"
+            cells = [_cell(group, records) for records in (*found, worst)]
+            rows.append((label, wording.defence_name(defence), *cells[:-1], cells[-1] + size))
     whats = " / ".join(dict.fromkeys(group.what for group in repeated))
     return Table(
         title=f"Robust UAR in per cent over {whats}",
-        header=("Training", "Test-time defence", "Clean", *(column.heading for column in columns), "Worst case"),
+        header=("Training", "Test-time defence", "Clean", *columns, "Worst case"),
         rows=tuple(rows),
         caption=(
             f"{provenance(everybody)} Each figure with half of its 95 % interval: of the mean over seeds (Student's t),"
@@ -103,26 +114,22 @@ def replication_table(runs: Sequence[RunRecords]) -> Table | None:
     )
 
 
-_SCORES = (("UAR", "uar"), ("Accuracy", "accuracy"), ("Macro F1", "macro_f1"))
-
-
 def spread_table(runs: Sequence[RunRecords]) -> Table | None:
     """Test scores without attack over seeds, in per cent; None where no experiment has two finished runs.
 
     A run that has not finished is left out. Folds are too: their test parts differ, and so do their scores.
     """
-    finished = [run for run in runs if run.finished]
+    finished = [run for run in runs if run.summary.test is not None]
     repeated = [group for group in replications(finished) if len(group.runs) > 1 and not group.by_fold]
     if not repeated:
         return None
     rows = []
     for label, group in zip(_labels(repeated), repeated, strict=True):
-        for name, key in _SCORES:
+        for name, key in (("UAR", "uar"), ("Accuracy", "accuracy"), ("Macro F1", "macro_f1")):
             scores = [getattr(run.test, key) for run in group.runs]
             values = [math.nan if score is None else score for score in scores]
             figures = (statistics.mean(values), statistics.stdev(values), half_width_over_seeds(values))
-            each = ", ".join(map(wording.percent, values))
-            rows.append((label, name, *map(wording.percent, figures), each))
+            rows.append((label, name, *map(percent, figures), ", ".join(map(percent, values))))
     return Table(
         title="Test scores in per cent over seeds",
         header=("Training", "Score", "Mean", "Deviation", "95 % ±", "Each seed"),
@@ -155,32 +162,18 @@ def half_width_of_uar(confusion: Any) -> float:
     return 1.96 * math.sqrt(float(variance))
 
 
-def _cells(group: Replication, defence: str, columns: Sequence[Column]) -> tuple[str, ...]:
-    clean = [
-        next((one for one in run.attacks if one.attack == wording.CLEAN and one.defence == defence), None)
-        for run in group.runs
-    ]
-    cells = [_cell(group, [record for record in clean if record is not None])]
-    for column in columns:
-        found = [column.record_of(run, defence) for run in group.runs]
-        cells.append(_cell(group, [record for record in found if record is not None]))
-    threats = {(column.domain, column.norm, column.budget) for column in columns}
-    worst = [_worst(run, defence, threats) for run in group.runs]
-    recorded = [record for record in worst if record is not None]
-    partial = {run.subset(record) for run, record in zip(group.runs, worst, strict=True) if record is not None}
-    size = "" if None in partial or not partial else f" (n = {max(size for size in partial if size)})"
-    cells.append(_cell(group, recorded) + size)
-    return tuple(cells)
+def _clean(run: RunRecords, defence: str) -> AttackRecord | None:
+    return next((record for record in run.attacks if record.attack == CLEAN and record.defence == defence), None)
 
 
-def _worst(run: RunRecords, defence: str, threats: set[tuple[str, str, str]]) -> AttackRecord | None:
+def _worst(run: RunRecords, defence: str, budgets: set[Budget]) -> AttackRecord | None:
     """The worst case per utterance at a budget of the table: in L-infinity, and over attackers who know of the defence,
     where there is one.
     """
     worst = [
         record
         for record in run.attacks
-        if record.attack == wording.WORST_CASE and record.defence == defence and budget_key(record) in threats
+        if record.attack == WORST_CASE and record.defence == defence and budget_key(record) in budgets
     ]
     return min(
         worst,
@@ -189,38 +182,17 @@ def _worst(run: RunRecords, defence: str, threats: set[tuple[str, str, str]]) ->
     )
 
 
-def _cell(group: Replication, records: Sequence[AttackRecord]) -> str:
+def _cell(group: Replication, found: Sequence[AttackRecord | None]) -> str:
+    records = [record for record in found if record is not None]
     figure = group.figure(records)
     if figure is None:
         return MISSING
-    deviation = group.deviation(records)
-    spread = "" if deviation is None else f" (sd {wording.percent(deviation)})"
-    return wording.marked(f"{wording.percent(figure[0])} ± {wording.percent(figure[1])}{spread}", records[0])
+    deviation = None if group.by_fold else statistics.stdev([record.robust_uar for record in records])
+    spread = "" if deviation is None else f" (sd {percent(deviation)})"
+    return wording.marked(f"{percent(figure[0])} ± {percent(figure[1])}{spread}", records[0])
 
 
 def _labels(groups: Sequence[Replication]) -> list[str]:
     """As of their first runs, which differ in what the experiments differ in."""
-    labels = labels_of([group.runs[0] for group in groups])
+    labels = wording.labels_of([group.runs[0] for group in groups])
     return [f"{label}\n{group.what}" for label, group in zip(labels, groups, strict=True)]
-
-
-def _summed(confusions: Sequence[Any]) -> Any:
-    import numpy as np
-
-    return np.sum([np.asarray(confusion, dtype=np.float64) for confusion in confusions], axis=0)
-
-
-def _sameness(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What repetitions share."""
-    shared = {name: value for name, value in config.items() if name not in _FREE}
-    split = {name: value for name, value in dict(shared.pop("split", None) or {}).items() if name not in _PART}
-    data = {name: value for name, value in dict(shared.pop("data", None) or {}).items() if name not in _PLACE}
-    return shared | {"split": split, "data": data}
-
-
-_PART = ("seed", "fold", "test_speakers", "validation_speakers")
-_PLACE = ("root", "cache_dir")
-
-
-def _part(run: RunRecords) -> list[Any]:
-    return [run.setting(f"split.{name}") for name in _PART]

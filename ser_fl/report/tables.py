@@ -1,68 +1,86 @@
-"""The tables of a report, from the records of runs: attacks, whom they hit, test scores, training.
+"""The tables of a report, from records: attacks, whom they hit, test scores, training, time, transfer between models.
 
 Shares are in per cent, UAR first; a dash stands for what was not measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 from ser_fl.report import wording
-from ser_fl.report.four_way import budget_key, four_way, reference_budgets
+from ser_fl.report.four_way import budget_key, reference_budgets
 from ser_fl.report.markup import MISSING, Table
 from ser_fl.report.reader import Round, RunRecords
-from ser_fl.report.run_labels import labelled, labels_of, provenance
-from ser_fl.runs.records import AttackRecord
+from ser_fl.report.wording import count, interval, number, percent
+from ser_fl.runs.records import CLEAN, WORST_CASE, ProfileRecord, TimeSpent, TransferMatrix
 
-__all__ = ["attack_table", "four_way", "group_table", "summary_table", "training_table"]
+ALL_CLIENTS, ALL_ROUNDS = "= clients", "= rounds"
+"""Rows of sums in the table of the time spent."""
 
-_ATTACK_COLUMNS: tuple[tuple[str, Callable[[AttackRecord], str]], ...] = (
-    ("Attack", lambda record: wording.attack_name(record.attack)),
-    ("Class that ran", lambda record: record.library),
-    ("Knowledge", lambda record: wording.marked(record.knowledge, record)),
-    ("Test-time defence", lambda record: wording.defence_name(record.defence)),
-    ("Domain", lambda record: record.domain),
-    ("Norm", lambda record: wording.norm_name(record.norm)),
-    ("Budget", wording.budget),
-    ("Steps", lambda record: wording.count(record.steps)),
-    ("Step size", lambda record: wording.number(record.step_size, ".3g")),
-    ("Restarts", lambda record: wording.count(record.restarts)),
-    ("EOT samples", lambda record: wording.count(record.eot_samples)),
-    ("n", lambda record: wording.count(record.num_examples)),
-    ("Clean UAR", lambda record: wording.scores(record.clean_uar, record.clean_accuracy)),
-    ("Robust UAR", lambda record: wording.scores(record.robust_uar, record.robust_accuracy)),
-    ("Success rate", lambda record: wording.percent(record.attack_success_rate)),
-    ("Mean L2", lambda record: wording.number(record.mean_l2, ".3g")),
-    ("Median SNR (dB)", lambda record: wording.number(record.median_snr_db, ".1f")),
-    ("Forward passes", lambda record: wording.count(record.forward_passes)),
-    ("Backward passes", lambda record: wording.count(record.backward_passes)),
-    ("Seconds", lambda record: wording.number(record.seconds, ".1f")),
-)
-_ATTACK_LABELS = 7
-"""Columns of words among those."""
-_WHERE_MEASURED: tuple[tuple[str, Callable[[AttackRecord], str]], ...] = (
-    ("Robust UAR, 95 %", lambda record: wording.interval(record.uar_interval)),
-    ("Median smallest ε", lambda record: wording.number(record.median_epsilon, ".3g")),
-    ("Gap to grey-box", lambda record: wording.percent(record.undefended_gap and record.undefended_gap[0])),
-    ("Gap, 95 %", lambda record: wording.interval(record.undefended_gap and record.undefended_gap[1:])),
-    ("Under the masking threshold", lambda record: wording.percent(record.masked_share)),
-    ("Median PESQ", lambda record: wording.number(record.median_pesq, ".2f")),
-    ("Median STOI", lambda record: wording.number(record.median_stoi, ".3f")),
-    ("Lost to 16 bits", lambda record: wording.number(record.lost_to_quantisation, ".3g")),
-)
+Columns = dict[str, Callable[[Any], str]]
+"""What to write of a record, by the heading."""
+
+_LABELS: Columns = {
+    "Attack": lambda record: wording.attack_name(record.attack),
+    "Class that ran": lambda record: record.library,
+    "Knowledge": lambda record: wording.marked(record.knowledge, record),
+    "Test-time defence": lambda record: wording.defence_name(record.defence),
+    "Domain": lambda record: record.domain,
+    "Norm": lambda record: wording.norm_name(record.norm),
+    "Budget": wording.budget,
+}
+_FIGURES: Columns = {
+    "Steps": lambda record: count(record.steps),
+    "Step size": lambda record: number(record.step_size, ".3g"),
+    "Restarts": lambda record: count(record.restarts),
+    "EOT samples": lambda record: count(record.eot_samples),
+    "n": lambda record: count(record.num_examples),
+    "Clean UAR": lambda record: wording.scores(record.clean_uar, record.clean_accuracy),
+    "Robust UAR": lambda record: wording.scores(record.robust_uar, record.robust_accuracy),
+    "Success rate": lambda record: percent(record.attack_success_rate),
+    "Mean L2": lambda record: number(record.mean_l2, ".3g"),
+    "Median SNR (dB)": lambda record: number(record.median_snr_db, ".1f"),
+    "Forward passes": lambda record: count(record.forward_passes),
+    "Backward passes": lambda record: count(record.backward_passes),
+    "Seconds": lambda record: number(record.seconds, ".1f"),
+}
+_WHERE_MEASURED: Columns = {
+    "Robust UAR, 95 %": lambda record: interval(record.uar_interval),
+    "Median smallest ε": lambda record: number(record.median_epsilon, ".3g"),
+    "Gap to grey-box": lambda record: percent(record.undefended_gap and record.undefended_gap[0]),
+    "Gap, 95 %": lambda record: interval(record.undefended_gap and record.undefended_gap[1:]),
+    "Under the masking threshold": lambda record: percent(record.masked_share),
+    "Median PESQ": lambda record: number(record.median_pesq, ".2f"),
+    "Median STOI": lambda record: number(record.median_stoi, ".3f"),
+    "Lost to 16 bits": lambda record: number(record.lost_to_quantisation, ".3g"),
+}
 """Columns that stand only where a record has them."""
+_TRANSFER: Columns = {
+    "Made on": lambda record: record.source,
+    "Shown to": lambda record: record.target,
+    **{name: _LABELS[name] for name in ("Test-time defence", "Knowledge")},
+    **{name: _FIGURES[name] for name in ("n", "Clean UAR")},
+    "Carried over": lambda record: percent(record.carried_uar),
+    **{name: _FIGURES[name] for name in ("Robust UAR", "Success rate")},
+    "Max L∞ there": lambda record: number(record.max_linf, ".3g"),
+    "Mean L2 there": _FIGURES["Mean L2"],
+    "Max dB": lambda record: number(record.max_db, ".2f"),
+    **{name: _FIGURES[name] for name in ("Forward passes", "Backward passes", "Seconds")},
+}
+"""Four columns of words, then figures."""
 
 
 def attack_table(runs: Sequence[RunRecords]) -> Table:
     """Every attack record: knowledge, norm, budget, steps, restarts, success rate and cost."""
     records = [record for run in runs for record in run.attacks]
-    measured = [(name, cell) for name, cell in _WHERE_MEASURED if any(cell(record) != MISSING for record in records)]
-    columns = (*_ATTACK_COLUMNS, *measured)
-    rows = [(label, *(cell(record) for _, cell in columns)) for label, run in labelled(runs) for record in run.attacks]
+    measured = {name for name, cell in _WHERE_MEASURED.items() if any(cell(record) != MISSING for record in records)}
+    columns = _LABELS | _FIGURES | {name: cell for name, cell in _WHERE_MEASURED.items() if name in measured}
     caption = (
-        f"{provenance(runs)} UAR / accuracy and success rate in per cent, over the n test utterances attacked. Success"
-        " rate: over those that were right when clean. Mean L2: over successful attacks, in the units of the domain."
-        " Passes: utterances that went forward or backward through the model."
+        f"{wording.provenance(runs)} UAR / accuracy and success rate in per cent, over the n test utterances attacked. "
+        "Success rate: over those that were right when clean. Mean L2: over successful attacks, in the units of the "
+        "domain. Passes: utterances that went forward or backward through the model."
     )
     if measured:
         caption += (
@@ -71,10 +89,14 @@ def attack_table(runs: Sequence[RunRecords]) -> Table:
         )
     return Table(
         title="Attacks: strength and cost",
-        header=("Training", *(name for name, _ in columns)),
-        rows=tuple(rows),
+        header=("Training", *columns),
+        rows=tuple(
+            (label, *(cell(record) for cell in columns.values()))
+            for label, run in wording.labelled(runs)
+            for record in run.attacks
+        ),
         caption=caption + wording.mark_explained(records),
-        num_labels=1 + _ATTACK_LABELS,
+        num_labels=1 + len(_LABELS),
     )
 
 
@@ -86,104 +108,195 @@ def group_table(runs: Sequence[RunRecords]) -> Table | None:
     budgets = reference_budgets(runs)
     shown = [
         (label, record)
-        for label, run in labelled(runs)
+        for label, run in wording.labelled(runs)
         for record in run.attacks
-        if record.attack == wording.CLEAN
-        or (record.attack == wording.WORST_CASE and (budget_key(record) in budgets or record.norm == "none"))
+        if record.attack == CLEAN
+        or (record.attack == WORST_CASE and (budget_key(record) in budgets or record.norm == "none"))
         if record.speaker_uar or record.emotion_recall
     ]
-    if not any(record.attack == wording.WORST_CASE for _, record in shown):
+    if not any(record.attack == WORST_CASE for _, record in shown):
         return None
-    kinds = ("sex_uar", "speaker_uar", "emotion_recall")
     groups = [
-        (kind, name) for kind in kinds for name in sorted({n for _, record in shown for n in getattr(record, kind)})
+        (kind, name)
+        for kind in ("sex_uar", "speaker_uar", "emotion_recall")
+        for name in sorted({name for _, record in shown for name in getattr(record, kind)})
     ]
-    rows = [
-        (
-            label,
-            wording.attack_name(record.attack),
-            wording.budget(record),
-            wording.defence_name(record.defence),
-            *(wording.percent(getattr(record, kind).get(name)) for kind, name in groups),
-        )
-        for label, record in shown
-    ]
+    labels = ("Attack", "Budget", "Test-time defence")
     return Table(
         title="Whom attacks hit",
-        header=("Training", "Attack", "Budget", "Test-time defence", *(name for _, name in groups)),
-        rows=tuple(rows),
-        caption=f"{provenance(runs)} Robust UAR by sex and by speaker, robust recall by emotion, in per cent.",
+        header=("Training", *labels, *(name for _, name in groups)),
+        rows=tuple(
+            (
+                label,
+                *(_LABELS[name](record) for name in labels),
+                *(percent(getattr(record, kind).get(name)) for kind, name in groups),
+            )
+            for label, record in shown
+        ),
+        caption=f"{wording.provenance(runs)} Robust UAR by sex and by speaker, robust recall by emotion, in per cent.",
         num_labels=4,
     )
 
 
 def summary_table(runs: Sequence[RunRecords]) -> Table:
     """Clean scores on the test part, one column a run: UAR, accuracy, macro F1, recalls, UAR by speaker."""
-    emotions = list(dict.fromkeys(emotion for run in runs for emotion in run.classes))
+
+    def recall(emotion: str, run: RunRecords) -> str:
+        return percent(dict(zip(run.summary.classes, run.test.per_class_recall, strict=False)).get(emotion))
+
+    def of_speaker(speaker: str, run: RunRecords) -> str:
+        return percent(run.test.per_speaker_uar.get(speaker))
+
+    emotions = dict.fromkeys(emotion for run in runs for emotion in run.summary.classes)
     speakers = sorted({speaker for run in runs for speaker in run.test.per_speaker_uar})
-    facts: list[tuple[str, Callable[[RunRecords], str]]] = [
-        ("UAR", lambda run: wording.percent(run.test.uar)),
-        ("Accuracy", lambda run: wording.percent(run.test.accuracy)),
-        ("Macro F1", lambda run: wording.percent(run.test.macro_f1)),
-        ("Selected round", lambda run: wording.count(run.summary.selected_round)),
-        ("Corpus", lambda run: run.corpus),
-        ("Split", lambda run: run.split),
-        ("Clients", _clients),
-        ("Seed", lambda run: str(run.setting("seed"))),
-        ("Test utterances", lambda run: wording.count(run.num_test_utterances)),
-    ]
-    rows = [(name, *(cell(run) for run in runs)) for name, cell in facts]
-    rows += [
-        (f"Recall: {emotion}", *(wording.percent(_recalls(run).get(emotion)) for run in runs)) for emotion in emotions
-    ]
-    rows += [
-        (f"UAR of speaker {name}", *(wording.percent(run.test.per_speaker_uar.get(name)) for run in runs))
-        for name in speakers
-    ]
-    return Table(
-        title="Test scores without attack",
-        header=("", *labels_of(runs)),
-        rows=tuple(rows),
-        caption=f"{provenance(runs)} Scores in per cent, without attack and without test-time defence.",
-    )
+    facts: Columns = {
+        "UAR": lambda run: percent(run.test.uar),
+        "Accuracy": lambda run: percent(run.test.accuracy),
+        "Macro F1": lambda run: percent(run.test.macro_f1),
+        "Selected round": lambda run: count(run.summary.selected_round),
+        "Corpus": lambda run: run.corpus,
+        "Split": lambda run: run.split,
+        "Clients": lambda run: ", by ".join(
+            str(word) for word in (count(run.summary.num_clients), run.setting("clients.by")) if word
+        ),
+        "Seed": lambda run: str(run.setting("seed")),
+        "Test utterances": lambda run: count(run.num_test_utterances),
+        **{f"Recall: {emotion}": partial(recall, emotion) for emotion in emotions},
+        **{f"UAR of speaker {speaker}": partial(of_speaker, speaker) for speaker in speakers},
+    }
+    caption = "Scores in per cent, without attack and without test-time defence."
+    return _by_run("Test scores without attack", facts, runs, caption)
 
 
 def training_table(runs: Sequence[RunRecords]) -> Table:
     """How training went, one column a run: rounds, validation UAR, loss, time, clients left out."""
-    facts: list[tuple[str, Callable[[RunRecords], str]]] = [
-        ("Rounds", lambda run: wording.count(len(run.rounds))),
-        ("Selected round", lambda run: wording.count(run.summary.selected_round)),
-        ("Validation UAR there", lambda run: wording.percent(_selected(run).uar)),
-        ("Robust validation UAR there", lambda run: wording.percent(_selected(run).robust_uar)),
-        ("Best validation UAR", lambda run: wording.percent(max(_measured(run, "uar"), default=None))),
-        ("Last training loss", lambda run: wording.number(next(reversed(_measured(run, "train_loss")), None), ".3f")),
-        ("Minutes", lambda run: wording.number(sum(_measured(run, "seconds")) / 60, ".1f")),
-        ("Clients left out", lambda run: wording.count(sum(len(entry.failures) for entry in run.rounds))),
-        ("Stopped", lambda run: str(run.summary.stopped or MISSING)),
-    ]
+
+    def selected(run: RunRecords) -> Round:
+        chosen = run.summary.selected_round
+        return next((entry for entry in run.rounds if entry.round == chosen), Round(round=0))
+
+    def measured(run: RunRecords, key: str) -> list[float]:
+        return [value for entry in run.rounds if (value := getattr(entry, key)) is not None]
+
+    facts: Columns = {
+        "Rounds": lambda run: count(len(run.rounds)),
+        "Selected round": lambda run: count(run.summary.selected_round),
+        "Validation UAR there": lambda run: percent(selected(run).uar),
+        "Robust validation UAR there": lambda run: percent(selected(run).robust_uar),
+        "Best validation UAR": lambda run: percent(max(measured(run, "uar"), default=None)),
+        "Last training loss": lambda run: number(next(reversed(measured(run, "train_loss")), None), ".3f"),
+        "Minutes": lambda run: number(sum(measured(run, "seconds")) / 60, ".1f"),
+        "Clients left out": lambda run: count(sum(len(entry.failures) for entry in run.rounds)),
+        "Stopped": lambda run: str(run.summary.stopped or MISSING),
+    }
+    caption = "UAR in per cent, on the validation part. Clients left out: over all rounds."
+    return _by_run("Training", facts, runs, caption)
+
+
+def _by_run(title: str, facts: Columns, runs: Sequence[RunRecords], caption: str) -> Table:
+    """A row for each fact, a column for each run."""
     return Table(
-        title="Training",
-        header=("", *labels_of(runs)),
-        rows=tuple((name, *(cell(run) for run in runs)) for name, cell in facts),
-        caption=f"{provenance(runs)} UAR in per cent, on the validation part. Clients left out: over all rounds.",
+        title=title,
+        header=("", *wording.labels_of(runs)),
+        rows=tuple((name, *map(cell, runs)) for name, cell in facts.items()),
+        caption=f"{wording.provenance(runs)} {caption}",
     )
 
 
-def _selected(run: RunRecords) -> Round:
-    """The selected round; one without figures where there is none."""
-    selected = run.summary.selected_round
-    return next((entry for entry in run.rounds if entry.round == selected), Round(round=0))
+def profile_table(profile: ProfileRecord) -> Table:
+    """Where the time of the rounds went: a row a part, first and later rounds, and milliseconds a client-round."""
+
+    def parts(span: TimeSpent) -> dict[str, float]:
+        """Seconds of parts and sums, from top to bottom."""
+        clients = {**span.clients, ALL_CLIENTS: sum(span.clients.values())}
+        return clients | span.server | {ALL_ROUNDS: span.seconds}
+
+    spans: dict[str, TimeSpent] = {}
+    for span in filter(None, (profile.first, profile.later)):
+        one = span.first_round == span.last_round
+        spans[f"round {span.first_round}" if one else f"rounds {span.first_round}–{span.last_round}"] = span
+    *_, (last_name, last) = spans.items()
+    side_by_side = profile.executor != "serial"
+    columns = [list(parts(last))]
+    for span in spans.values():
+        seconds, shares = parts(span), []
+        for part, spent in seconds.items():
+            of_clients = side_by_side and part in (*span.clients, ALL_CLIENTS)
+            whole = seconds[ALL_CLIENTS] if of_clients else span.seconds
+            shares.append(f"{100 * spent / whole if whole else 0.0:.1f}")
+        columns += [[f"{spent:.2f}" for spent in seconds.values()], shares]
+    columns.append([f"{1000 * spent / max(1, last.client_rounds):.1f}" for spent in parts(last).values()])
+    client_rounds = ", ".join(f"{span.client_rounds} in {name}" for name, span in spans.items())
+    shares_of = (
+        "Clients trained side by side: their seconds are worker-seconds, several of which pass in one second of a"
+        " round, and their shares are of these; the server's shares are of the rounds' wall time."
+        if side_by_side
+        else "Shares are of the rounds' wall time."
+    )
+    return Table(
+        title="Where the time of the rounds went",
+        header=("part", *(head for name in spans for head in (f"{name}, s", "%")), "ms a client-round"),
+        rows=tuple(zip(*columns, strict=True)),
+        caption=(
+            f"Client-rounds: {client_rounds}; the last column is of {last_name}. {shares_of} Forward, backward,"
+            " optimiser: of training steps; attack: adversarial utterances, with the passes they take; trainer: what is"
+            " around these, with callbacks and metrics; client and other: the rest of a client and of a round; waiting:"
+            " for worker processes."
+        ),
+    )
 
 
-def _measured(run: RunRecords, key: str) -> list[float]:
-    return [value for entry in run.rounds if (value := getattr(entry, key)) is not None]
+def transfer_tables(matrix: TransferMatrix) -> list[Table]:
+    """Robust UAR of what an attack made on one model did to another: a table for every defence.
+
+    A row for each source, a column for each target.
+    """
+
+    def rows(defence: str) -> Iterator[tuple[str, ...]]:
+        cells = {(record.source, record.target): record for record in matrix.records if record.defence == defence}
+        yield "nothing (clean)", *(percent(cells[target, target].clean_uar) for target in matrix.models)
+        for source in matrix.models:
+            yield source, *(percent(cells[source, target].robust_uar) for target in matrix.models)
+
+    return [
+        Table(
+            title=f"{attack_of(matrix)} from one model to another, {wording.defence_name(defence)}",
+            header=("Made on", *(f"shown to {target}" for target in matrix.models)),
+            rows=tuple(rows(defence)),
+            caption=f"UAR in per cent; where both are one model it is the white-box figure. {_conditions(matrix)}",
+        )
+        for defence in dict.fromkeys(record.defence for record in matrix.records)
+    ]
 
 
-def _recalls(run: RunRecords) -> Mapping[str, float | None]:
-    return dict(zip(run.classes, run.test.per_class_recall, strict=False))
+def pair_table(matrix: TransferMatrix) -> Table:
+    """All that was measured of a transfer, a row for each source, target and defence."""
+    caption = (
+        f"{_conditions(matrix)} UAR / accuracy in per cent, over the n utterances that are test utterances of both."
+        " Carried over: UAR on the source's clean utterances, which its box has clipped. Max L∞ and mean L2 (over"
+        " successful attacks) are in the target's units, max dB is of raw log-mel. Passes and seconds: of the attack on"
+        " the source, spent once for all its targets."
+    )
+    return Table(
+        title=f"{attack_of(matrix)} from one model to another: all that was measured",
+        header=tuple(_TRANSFER),
+        rows=tuple(tuple(cell(record) for cell in _TRANSFER.values()) for record in matrix.records),
+        caption=caption + wording.mark_explained(matrix.records),
+        num_labels=4,
+    )
 
 
-def _clients(run: RunRecords) -> str:
-    count = wording.count(run.summary.num_clients)
-    by = run.setting("clients.by")
-    return f"{count}, by {by}" if by else count
+def attack_of(matrix: TransferMatrix) -> str:
+    """The attack and its budget: "PGD ε 0.05"."""
+    return f"{wording.attack_name(matrix.records[0].attack)} {wording.budget(matrix.records[0])}"
+
+
+def _conditions(matrix: TransferMatrix) -> str:
+    """What epsilon means, and what came of it in the units of the targets."""
+    changes = [record.max_linf for record in matrix.records]
+    least, largest = (number(change, ".3g") for change in (min(changes), max(changes)))
+    synthetic = " SYNTHETIC speech is no evidence about real speech." if matrix.synthetic else ""
+    return (
+        "Epsilon is in the standardised units of the model that the attack was made on; in the units of those that it"
+        f" was shown to, the largest change is {least if least == largest else f'{least} to {largest}'}.{synthetic}"
+    )

@@ -1,4 +1,4 @@
-"""How reports write attacks, budgets, defences and figures: the same words in tables and plots."""
+"""How reports write runs, attacks, budgets, defences and figures: the same words in tables and plots."""
 
 from __future__ import annotations
 
@@ -7,14 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ser_fl.report.markup import MISSING
-from ser_fl.runs.records import AttackRecord
+from ser_fl.report.reader import RunRecords
+from ser_fl.runs.records import CLEAN, NO_DEFENCE, WORST_CASE, AttackRecord
 
-CLEAN = "clean"
-"""Name of the record without an attack."""
-WORST_CASE = "worst_case"
-"""Name of the record that takes, per utterance, the worst over all attacks of one budget."""
-NO_DEFENCE = "none"
-"""Name of the missing test-time defence."""
 GREY_BOX = "†"
 """Marks a figure whose attacker did not know of the defence."""
 
@@ -41,6 +36,7 @@ _ATTACKS = {
     "noise_gaussian": "Gaussian noise",
     WORST_CASE: "worst case",
 }
+_FEDERATIONS = {"federated": "Federated", "centralised": "Centralised", "local_only": "Local only"}
 _NORMS = {"inf": "L∞", "2": "L2", "1": "L1", "0": "L0"}
 _DEFENCES = {NO_DEFENCE: "no randomisation", "randomisation_ensemble": "randomisation ensemble"}
 
@@ -96,9 +92,9 @@ def effort(record: AttackRecord) -> str:
     """How hard the attacker tried: "50 steps, 5 restarts, EOT 20"."""
     parts = []
     if record.steps is not None:
-        parts.append(_counted(record.steps, "step"))
+        parts.append("1 step" if record.steps == 1 else f"{record.steps} steps")
     if record.restarts is not None and record.restarts > 1:
-        parts.append(_counted(record.restarts, "restart"))
+        parts.append(f"{record.restarts} restarts")
     if record.eot_samples > 1:
         parts.append(f"EOT {record.eot_samples}")
     return ", ".join(parts)
@@ -137,5 +133,53 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def training_epsilon(run: RunRecords) -> float | None:
+    """Budget of the adversarial training; None for clean training."""
+    epsilon = run.setting("objective.epsilon")
+    return float(epsilon) if isinstance(epsilon, (int, float)) and run.is_hardened else None
+
+
+def labels_of(runs: Sequence[RunRecords]) -> list[str]:
+    """A label for each run: how it was trained and, on a second line, whatever else tells it from the others.
+
+    Corpus, split, model and seed are named only where the runs differ in them; runs that still read the same get the
+    name of their folder.
+    """
+    traits = (
+        [f"corpus {run.corpus}" for run in runs],
+        [f"split {run.split}" for run in runs],
+        [f"model {run.setting('model.name')}" for run in runs],
+        [f"seed {run.setting('seed')}" for run in runs],
+    )
+    labels = []
+    for place, run in enumerate(runs):
+        federation = str(run.setting("federation.name") or "unknown")
+        heading, adversary = _FEDERATIONS.get(federation, federation), ""
+        if run.is_hardened:
+            epsilon, recipe = training_epsilon(run), str(run.setting("objective.recipe") or "")
+            budget = "" if epsilon is None else f"ε {epsilon:.3g}"
+            words = (str(run.setting("objective.name")).upper(), budget, recipe.replace("_", " "))
+            heading, adversary = f"{heading} + adversarial training", " ".join(filter(None, words))
+        details = [adversary, *(trait[place] for trait in traits if len(set(trait)) > 1)]
+        labels.append("\n".join(filter(None, (heading, ", ".join(filter(None, details))))))
+    return [
+        f"{label}\n{run.root.name}" if labels.count(label) > 1 else label
+        for label, run in zip(labels, runs, strict=True)
+    ]
+
+
+def labelled(runs: Sequence[RunRecords]) -> list[tuple[str, RunRecords]]:
+    """Each run after its label."""
+    return list(zip(labels_of(runs), runs, strict=True))
+
+
+def provenance(runs: Sequence[RunRecords]) -> str:
+    """Where the figures come from: corpus, split, seed; SYNTHETIC where the speech is."""
+    facts = (
+        ("Corpus", [run.corpus for run in runs]),
+        ("split", [run.split for run in runs]),
+        ("seed", [str(run.setting("seed")) for run in runs]),
+    )
+    words = "; ".join(f"{name} {' / '.join(dict.fromkeys(values))}" for name, values in facts)
+    warning = " Synthetic speech is no evidence about real speech." if any(run.synthetic for run in runs) else ""
+    return f"{words}.{warning}"

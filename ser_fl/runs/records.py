@@ -13,6 +13,13 @@ if TYPE_CHECKING:
 ATTACKS_SCHEMA = SUMMARY_SCHEMA = MODEL_SCHEMA = PROFILE_SCHEMA = TRANSFER_SCHEMA = 1
 """Versions of ``attacks.json``, ``summary.json``, ``model.json``, ``profile.json`` and ``transfer.json``."""
 
+CLEAN = "clean"
+"""`AttackRecord.attack` of the score without an attack."""
+WORST_CASE = "worst_case"
+"""`AttackRecord.attack` of the worst over all attacks of one budget, utterance by utterance."""
+NO_DEFENCE = "none"
+"""`AttackRecord.defence` without one."""
+
 State = dict[str, "Tensor"]
 """A model's full state: parameters and buffers by name."""
 

@@ -11,11 +11,8 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeVar
 
 from ser_fl.robustness.sanity_checks.report import HALF_A_POINT, ROUNDING, Doubt, NotChecked, Outcome, Severity
-from ser_fl.runs.records import AttackRecord
+from ser_fl.runs.records import CLEAN, NO_DEFENCE, WORST_CASE, AttackRecord
 
-CLEAN = "clean"
-WORST_CASE = "worst_case"
-NO_DEFENCE = "none"
 GRADIENT = frozenset({"undefended", "adaptive"})
 """Knowledge of an attacker who differentiates the model itself."""
 QUERIES = frozenset({"score", "decision"})

@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -36,7 +36,6 @@ from ser_fl.robustness.sanity_checks.report import (
     Severity,
 )
 from ser_fl.robustness.sanity_checks.trial import (
-    NO_DEFENCE,
     Trial,
     at_epsilon,
     broken_by_a_step,
@@ -45,7 +44,7 @@ from ser_fl.robustness.sanity_checks.trial import (
     strongest,
 )
 from ser_fl.robustness.test_set import TestSet
-from ser_fl.runs.records import AttackRecord
+from ser_fl.runs.records import NO_DEFENCE, AttackRecord
 
 SUBSET = 64
 """Utterances, where nothing else is asked for."""
@@ -191,7 +190,8 @@ def twice_the_effort(trial: Trial, attack: Attack, *, check: str, effort: Litera
     if effort not in attack.entry.settable:
         return NotChecked(f"{attack.name}, the strongest iterated attack, has no {effort}")
     used = max(getattr(attack.settings, effort) or 1, 1)
-    harder = replace(attack, settings=replace(attack.settings, **{effort: 2 * used}))
+    more_effort: dict[str, Any] = {effort: 2 * used}
+    harder = replace(attack, settings=replace(attack.settings, **more_effort))
     left, total = trial.left(), len(trial.test_set)
     if not len(left):
         return []

@@ -11,7 +11,6 @@ from types import MappingProxyType
 from ser_fl.robustness.sanity_checks.comparisons import (
     FALLS,
     MANY_STEPS,
-    NO_DEFENCE,
     NOISE,
     QUERIES,
     WHITE_BOX,
@@ -31,7 +30,7 @@ from ser_fl.robustness.sanity_checks.comparisons import (
     white_box_beats_black_box,
 )
 from ser_fl.robustness.sanity_checks.report import ROUNDING, Doubt, NotChecked, Outcome, SanityReport
-from ser_fl.runs.records import AttackRecord
+from ser_fl.runs.records import NO_DEFENCE, AttackRecord
 
 IMPLAUSIBLE_UAR = 0.9
 """Clean; far above what is published on speakers that were not trained on."""

@@ -21,9 +21,7 @@ from ser_fl.devices import send
 from ser_fl.metrics import confusion_matrix, scores
 from ser_fl.robustness.crafting import features_under, problems_of
 from ser_fl.robustness.test_set import TestSet
-from ser_fl.runs.records import AttackRecord
-
-NO_DEFENCE = "none"
+from ser_fl.runs.records import NO_DEFENCE, AttackRecord
 
 
 @dataclass(frozen=True, kw_only=True)
