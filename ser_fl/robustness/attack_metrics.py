@@ -18,9 +18,9 @@ from torch import Tensor
 from ser_fl.defences import Defence
 from ser_fl.metrics import Bootstrap, Confusion, Floats, confusion_matrix, scores, uar_by_group, uar_of
 from ser_fl.robustness.crafting import votes_of
-from ser_fl.robustness.result_cache import CLEAN, WORST_CASE, Outcome
+from ser_fl.robustness.result_cache import Outcome
 from ser_fl.robustness.test_set import TestSet, rows_of
-from ser_fl.runs.records import AttackRecord
+from ser_fl.runs.records import CLEAN, WORST_CASE, AttackRecord
 
 LIBRARY = "ser_fl"
 """What a record names as the class that ran where no attack did."""

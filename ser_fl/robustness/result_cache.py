@@ -29,12 +29,10 @@ from ser_fl.errors import UserError
 from ser_fl.files import write_bytes, write_json
 from ser_fl.robustness.test_set import TestSet
 from ser_fl.runs.folder import RunFolder
-from ser_fl.runs.records import AttackRecord
+from ser_fl.runs.records import CLEAN, WORST_CASE, AttackRecord
 
 OUTCOME_SCHEMA = 3
 """Version of the files below ``attacks/``; those of another are left alone and made anew."""
-CLEAN = "clean"
-WORST_CASE = "worst_case"
 _SHOWN, _WRITTEN = "adversarial_BFL", "written_BFL"
 _DAMAGE = (SafetensorError, ValueError, KeyError, TypeError, RecursionError)
 """What reading a file of tensors raises that is not whole."""
