@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from ser_fl.errors import UserError, shown
+from ser_fl.files import record_of
 from ser_fl.runs.folder import RunFolder
-from ser_fl.runs.validation import record_of
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

@@ -23,8 +23,8 @@ from packaging.version import Version
 from ser_fl.config import robustness as attack_config
 from ser_fl.config import training
 from ser_fl.config.compose import compose, compose_benchmark, configs_dir, groups
-from ser_fl.config.objects import ObjectConfig
 from ser_fl.config.schema import Config, dump, instantiated_objects, parse
+from ser_fl.config.values import ObjectConfig
 from ser_fl.errors import UserError
 
 ROOT = "data.root=corpus"

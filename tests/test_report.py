@@ -24,7 +24,7 @@ from matplotlib.patches import Rectangle
 from rich.console import Console
 
 from ser_fl.errors import UserError
-from ser_fl.files import write_json
+from ser_fl.files import record_of, write_json
 from ser_fl.report import wording
 from ser_fl.report.figures import (
     confusion_matrix,
@@ -44,7 +44,6 @@ from ser_fl.report.wording import labels_of
 from ser_fl.robustness.sanity_checks.report import Doubt, SanityReport, write_sanity_report
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import AttackRecord, RoundRecord
-from ser_fl.runs.validation import record_of
 
 SETTINGS = dict(matplotlib.rcParams)
 CLASSES = ["anger", "neutral", "sadness"]

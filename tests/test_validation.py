@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
-from ser_fl.runs.validation import Figure, parse_json, record_of
+from ser_fl.files import Figure, parse_json, record_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

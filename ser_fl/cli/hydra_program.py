@@ -24,10 +24,10 @@ from ser_fl.cli.training_job import Note, TrainingJob, placed, print_summary
 from ser_fl.config.compose import HYDRA_VERSION, compose, hydra_ready, plain, told_in_a_line
 from ser_fl.config.schema import Config, parse
 from ser_fl.errors import RoundFailed, UserError, unknown_name
+from ser_fl.files import parse_json, record_of
 from ser_fl.runs.environment import collection_paused
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.preemption import Stopped
-from ser_fl.runs.validation import parse_json, record_of
 
 MAX_NUM_TIMEOUT = 10
 """How often a job whose time is up is queued again; the launcher's own default is never, but our runs go on."""

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
-from ser_fl.config.objects import Own
 from ser_fl.config.resumable import Resumable
 from ser_fl.config.values import (
     Amount,
@@ -16,6 +15,7 @@ from ser_fl.config.values import (
     Folder,
     Fraction,
     NonNegative,
+    Own,
     Positive,
     Share,
     as_yaml,

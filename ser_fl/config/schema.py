@@ -16,12 +16,11 @@ from pydantic import ValidationError
 
 from ser_fl.config.data import AugmentationConfig, ClientsConfig, DataConfig, FrontendConfig, SplitConfig
 from ser_fl.config.federation import ExecutorConfig, FederationConfig, SelectionConfig, TrackingConfig
-from ser_fl.config.objects import ObjectConfig, OrOwn, Own
 from ser_fl.config.resumable import Resumable
 from ser_fl.config.training import EXCLUDED, ModelConfig, ObjectiveConfig, OptimiserConfig, TrainerConfig
-from ser_fl.config.values import Amount, Folder, stage
+from ser_fl.config.values import Amount, Folder, ObjectConfig, OrOwn, Own, stage
 from ser_fl.errors import UserError, shown, unknown_name
-from ser_fl.runs.validation import adapter
+from ser_fl.files import adapter
 
 CONFIG_SCHEMA = 1
 """Version of a run's ``config.yaml``."""

@@ -22,9 +22,9 @@ from ser_fl.config.values import Count, stage
 from ser_fl.data.augmentation import augment
 from ser_fl.data.datamodule import Batch
 from ser_fl.errors import UserError
+from ser_fl.files import adapter
 from ser_fl.models.networks import build_network
 from ser_fl.randomness import generator
-from ser_fl.runs.validation import adapter
 
 
 @stage

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ser_fl.config.data import FrontendConfig
-from ser_fl.config.objects import ObjectConfig, OrOwn
 from ser_fl.config.training import ModelConfig
+from ser_fl.config.values import ObjectConfig, OrOwn
 from ser_fl.data.frontend import LogMel, Standardisation
 from ser_fl.devices import exact_arithmetic
 from ser_fl.errors import UserError, shown, unknown_name

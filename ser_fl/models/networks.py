@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ser_fl.config.objects import ObjectConfig
 from ser_fl.config.training import CRNNConfig, ModelConfig, ResNetConfig, VGG15Config
+from ser_fl.config.values import ObjectConfig
 from ser_fl.devices import autocast, float32_by_default
 from ser_fl.models.cpu_kernels import BidirectionalGRU, ConvolutionBlocks, StemConvolution
 from ser_fl.randomness import derive_seed

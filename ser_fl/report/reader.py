@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import yaml
 
 from ser_fl.errors import UserError
+from ser_fl.files import Figure, record_of
 from ser_fl.robustness.sanity_checks.report import SanityReport, read_sanity_report
 from ser_fl.runs.folder import RunFolder, read_transfer
 from ser_fl.runs.records import CLEAN, NO_DEFENCE, AttackRecord, TransferMatrix
-from ser_fl.runs.validation import Figure, record_of
 
 _Form = TypeVar("_Form")
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
 from ser_fl.errors import UserError, shown
-from ser_fl.files import jsonable, naming, write_bytes, write_json
+from ser_fl.files import jsonable, naming, parse_json, record_of, write_bytes, write_json
 from ser_fl.runs.records import (
     ATTACKS_SCHEMA,
     PROFILE_SCHEMA,
@@ -28,7 +28,6 @@ from ser_fl.runs.records import (
     RoundRecord,
     TransferMatrix,
 )
-from ser_fl.runs.validation import parse_json, record_of
 
 _Form = TypeVar("_Form")
 

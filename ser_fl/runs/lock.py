@@ -38,8 +38,21 @@ def claimed(folder: Path, *, new: bool = False) -> Iterator[None]:
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(exist_ok=not new)
-    lock = folder / LOCK
-    handle = _locked(lock)
+    lock, is_ours = folder / LOCK, False
+    while not is_ours:
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # its last owner has just cleared the folder away, or the file
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            try:
+                hold(handle)
+                is_ours = os.path.samestat(lock.stat(), os.fstat(handle))
+            except BlockingIOError:
+                raise UserError(
+                    f"{folder} is being written by another process: wait for its end, or take another folder"
+                ) from None
+            finally:
+                if not is_ours:
+                    os.close(handle)
     try:
         yield
     finally:
@@ -48,27 +61,6 @@ def claimed(folder: Path, *, new: bool = False) -> Iterator[None]:
         with suppress(OSError):  # something came of it
             for place in made:
                 place.rmdir()
-
-
-def _locked(lock: Path) -> int:
-    """An open and locked file of this name."""
-    while True:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-        except FileNotFoundError:  # its last owner has just cleared the folder away
-            continue
-        try:
-            hold(handle)
-            with suppress(FileNotFoundError):
-                if os.path.samestat(lock.stat(), os.fstat(handle)):  # still the file of this name
-                    return handle
-        except BlockingIOError:
-            os.close(handle)
-            raise UserError(
-                f"{lock.parent} is being written by another process: wait for its end, or take another folder"
-            ) from None
-        os.close(handle)
 
 
 def hold(handle: int, *, wait: bool = False) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from ser_fl.runs.validation import Figure
+from ser_fl.files import Figure
 
 if TYPE_CHECKING:
     from torch import Tensor

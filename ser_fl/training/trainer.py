@@ -26,8 +26,8 @@ from lightning.pytorch.callbacks import Checkpoint, DeviceStatsMonitor, EarlySto
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from torch import Tensor, nn
 
-from ser_fl.config.objects import ObjectConfig
 from ser_fl.config.schema import Config
+from ser_fl.config.values import ObjectConfig
 from ser_fl.data.augmentation import augment
 from ser_fl.data.datamodule import Batch, ClientDataModule
 from ser_fl.devices import CPU, autocast

@@ -10,10 +10,9 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
 from ser_fl.errors import UserError
-from ser_fl.files import write_json
+from ser_fl.files import record_of, write_json
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import AttackRecord
-from ser_fl.runs.validation import record_of
 
 HALF_A_POINT = 0.005
 """Of UAR: what may change without a doubt."""
