@@ -199,7 +199,9 @@ def benchmark_run(
             store = trained.store(on_features)
             test_set = trained.test_set(store, seed=config.seed, batch_size=config.batch_size)
             test_set, model = test_set.subset(config.max_examples).to(device), trained.model.to(device)
-            cache = RunCache(run, test_set)
+            cache = RunCache(
+                run=run, test_set=test_set, fresh=config.fresh, keeps_adversarials=config.keep_adversarials
+            )
             if config.domain == "waveform":
                 test_set = recordings_of(trained, store, test_set, config, run)
             sizes = subsets_for(config.attacks, config.subsets)
@@ -212,7 +214,7 @@ def benchmark_run(
                 units,
                 defences,
                 drop_broken=config.drop_broken,
-                open_cache=lambda: cache.open(fresh=config.fresh, keeps_adversarials=config.keep_adversarials),
+                open_cache=cache.open,
                 on_attack=on_attack,
                 on_records=cache.write,
             )

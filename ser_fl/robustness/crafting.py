@@ -119,16 +119,15 @@ def _batches(test_set: TestSet, attack: Attack) -> Iterator[range]:
         yield range(first, min(first + size, total))
 
 
-def judge(unit: Unit, part: TestSet, made: Crafted, *, leftover: bool = False) -> Outcome:
+def judge(unit: Unit, made: Crafted, *, leftover: bool = False) -> Outcome:
     """Show what an attack made to the defences that it is meant for.
 
     Args:
-        unit: the attack and the attacker.
-        part: the utterances that were attacked.
+        unit: the attack, the attacker and the utterances.
         made: their adversarial versions.
         leftover: whether these are the utterances that earlier attacks had not broken.
     """
-    attack, settings = unit.attack, unit.attack.settings
+    attack, settings, part = unit.attack, unit.attack.settings, unit.part
     held = part.domain.held(made, attack, part.features_NFL)
     votes, written = (
         {} if shown_NFL is None else {defence.name: votes_of(part, shown_NFL, defence) for defence in unit.shown_to}
@@ -202,10 +201,9 @@ def spectrogram_pair(test_set: TestSet, attacks: Sequence[Attack], bundle: Emoti
     turned = ((before == tried.labels_N) & (after != tried.labels_N)).nonzero().flatten().tolist()
     row = turned[0] if turned else 0
 
-    def logmel(features_FL: Tensor) -> list[list[float]]:
-        raw = features_FL * bundle.standardisation.deviation_F1 + bundle.standardisation.mean_F1
-        return [[round(value, 4) for value in line] for line in raw.tolist()]
-
+    features_2FL = torch.stack([tried.features_NFL[row], adversarial_NFL[row]])
+    raw_2FL = features_2FL * bundle.standardisation.deviation_F1 + bundle.standardisation.mean_F1
+    clean, adversarial = ([[round(value, 4) for value in line] for line in raw] for raw in raw_2FL.tolist())
     return {
         "utterance_id": tried.ids[row],
         "attack": attack.name,
@@ -213,7 +211,7 @@ def spectrogram_pair(test_set: TestSet, attacks: Sequence[Attack], bundle: Emoti
         "emotion": bundle.classes[int(tried.labels_N[row])],
         "predicted_clean": bundle.classes[int(before[row])],
         "predicted_adversarial": bundle.classes[int(after[row])],
-        "clean": logmel(tried.features_NFL[row]),
-        "adversarial": logmel(adversarial_NFL[row]),
+        "clean": clean,
+        "adversarial": adversarial,
         "hop_s": bundle.frontend_config.hop_samples / bundle.frontend_config.sample_rate_hz,
     }

@@ -52,7 +52,15 @@ class Evaluator:
         The network stays on its device, and is waited for once, at the end.
         """
         network.eval()
-        predicted = [self._predict(network, rows, perturb) for rows in batches_of(holders.values())]
+        predicted = []
+        for rows in batches_of(holders.values()):
+            examples = load_examples(self.store, rows, self.standardisation).to(device_of(network))
+            features_BFL = examples.features_NFL
+            if perturb is not None:
+                ids = tuple(self.store.utterances[row].utterance_id for row in rows)
+                features_BFL = perturb(network, features_BFL, examples.labels_N, ids)
+            with torch.no_grad():  # a network of the user's may cache what it trains with later
+                predicted.append(network(features_BFL).argmax(dim=1))
         predictions = iter(torch.cat(predicted).tolist() if predicted else ())
         return {
             holder: confusion_matrix(
@@ -62,17 +70,6 @@ class Evaluator:
             )
             for holder, indices in holders.items()
         }
-
-    def _predict(self, network: nn.Module, rows: Indices, perturb: Perturb | None) -> Tensor:
-        """Predicted classes of a batch, shape (B,), where the network is."""
-        examples = load_examples(self.store, rows, self.standardisation).to(device_of(network))
-        features_BFL = examples.features_NFL
-        if perturb is not None:
-            ids = tuple(self.store.utterances[row].utterance_id for row in rows)
-            features_BFL = perturb(network, features_BFL, examples.labels_N, ids)
-        with torch.no_grad():  # a network of the user's may cache what it trains with later
-            predictions_B: Tensor = network(features_BFL).argmax(dim=1)
-        return predictions_B
 
 
 def batches_of(parts: Iterable[Indices]) -> Iterator[Indices]:

@@ -22,6 +22,7 @@ from ser_fl.config.schema import checked
 from ser_fl.defences import Defence
 from ser_fl.errors import UserError
 from ser_fl.randomness import derive_seed
+from ser_fl.robustness.result_cache import Outcome
 from ser_fl.robustness.test_set import TestSet
 
 ADAPTIVE = "adaptive"
@@ -152,9 +153,9 @@ def subsets_for(given: object, own: Mapping[str, int] | None) -> dict[str, int]:
     return subsets_of([one.name for one in listed(given) if isinstance(one, AttackChoice)]) | dict(own or {})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Unit:
-    """An attack with its settings, the attacker's knowledge, and the utterances."""
+    """An attack with its settings, the attacker's knowledge and the utterances, and what became of it."""
 
     attack: Attack
     part: TestSet
@@ -166,6 +167,15 @@ class Unit:
     """The same at the next smaller epsilon, in a sweep."""
     shares: Unit | None = None
     """The same at another budget, whose adversarial utterances are held against this budget too."""
+    key: str = ""
+    """Under which its work is kept, from its turn on; so the rows."""
+    carried: Sequence[int] = ()
+    """Rows that the smaller epsilon broke: its adversarial utterances are taken."""
+    warm: Sequence[int] = ()
+    """Rows that may begin at the smaller epsilon's."""
+    cold: Sequence[int] = ()
+    outcome: Outcome | None = None
+    """Once it has run."""
 
     @property
     def adaptive_to(self) -> str | None:
@@ -179,13 +189,7 @@ class Unit:
     @property
     def label(self) -> str:
         """For whoever waits: ``pgd at 0.05, adaptive``."""
-        return f"{self.attack.name} at {self.attack.settings.budget}" + (", adaptive" if self.adaptive_to else "")
-
-    @property
-    def effort(self) -> int:
-        """Roughly how much work an utterance is, in gradients."""
-        settings = self.attack.settings
-        return (settings.steps or 1) * max(settings.restarts or 1, 1) * max(self.eot_samples, 1)
+        return f"{self.attack.name} at {self.attack.settings.budget}" + (", adaptive" if self.expectation else "")
 
 
 def plan(

@@ -13,11 +13,11 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from ser_fl.attacks.domains import Crafted
 from ser_fl.attacks.registry import VERSION
 from ser_fl.defences import Defence
-from ser_fl.errors import UserError
+from ser_fl.errors import UserError, one_line
 from ser_fl.files import write_bytes, write_json
 from ser_fl.robustness.test_set import TestSet
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import CLEAN, WORST_CASE, AttackRecord
+from ser_fl.runs.validation import record_of
 
 OUTCOME_SCHEMA = 3
 """Version of the files below ``attacks/``; those of another are left alone and made anew."""
@@ -95,9 +96,6 @@ class Outcome:
         return self.norm, self.epsilon, self.snr_db
 
 
-_OUTCOME: TypeAdapter[Outcome] = TypeAdapter(Outcome)
-
-
 def key_of(settings: Mapping[str, Any]) -> str:
     """One word for what an outcome depends on beside its test set, the version of the attacks included."""
     content = json.dumps({"version": VERSION, **settings}, sort_keys=True)
@@ -106,7 +104,7 @@ def key_of(settings: Mapping[str, Any]) -> str:
 
 @dataclass(slots=True)
 class Memory:
-    """Keeps outcomes and adversarial batches until the benchmark ends."""
+    """Keeps outcomes, and adversarial batches of exactly some utterances, by key, until the benchmark ends."""
 
     keeps_adversarials: bool = False
     """Whether adversarial utterances are to stay when nobody needs them any more."""
@@ -114,27 +112,21 @@ class Memory:
     _batches: dict[str, dict[tuple[str, ...], Crafted]] = field(default_factory=dict)
 
     def outcome(self, key: str) -> Outcome | None:
-        """The outcome of that key, where there is one."""
         return self._outcomes.get(key)
 
     def keep_outcome(self, key: str, outcome: Outcome) -> None:
-        """Keep it, in place of one that there may be."""
         self._outcomes[key] = outcome
 
     def outcomes(self) -> dict[str, Outcome]:
-        """All outcomes that are kept, by key."""
         return dict(self._outcomes)
 
     def batch(self, key: str, ids: Sequence[str]) -> Crafted | None:
-        """What was made of exactly these utterances, where it was."""
         return self._batches.get(key, {}).get(tuple(ids))
 
     def keep_batch(self, key: str, ids: Sequence[str], made: Crafted) -> None:
-        """Keep what was made of these utterances."""
         self._batches.setdefault(key, {})[tuple(ids)] = made
 
     def forget_batches(self, key: str) -> None:
-        """Drop all adversarial utterances of a key."""
         self._batches.pop(key, None)
 
 
@@ -151,17 +143,11 @@ class Folder:
 
     @classmethod
     def of(cls, archive: Path, test_set: TestSet, *, keeps_adversarials: bool = False) -> Self:
-        """The folder of a test set below ``RUN/attacks``, made where it is not there.
-
-        Its name is one word for all that attacks on a test set depend on, batches apart: model, utterances, box, seed
-        and device.
-        """
-        features_NFL, weights = test_set.features_NFL, digest_of_weights(test_set.model)
+        """The folder of a test set below ``RUN/attacks``; its name is of all that attacks depend on, batches apart."""
+        features_NFL, box, weights = test_set.features_NFL, test_set.box, digest_of_weights(test_set.model)
         known = (test_set.ids, test_set.num_classes, test_set.seed, features_NFL.device.type)
-        digest = hashlib.blake2b(f"{weights} {known!r}".encode(), digest_size=16)
-        for tensor in (features_NFL, test_set.labels_N, test_set.box.lower_F1, test_set.box.upper_F1):
-            digest.update(b"none" if tensor is None else _bytes_of(tensor))
-        root = archive / digest.hexdigest()
+        tensors = (features_NFL, test_set.labels_N, box.lower_F1, box.upper_F1)
+        root = archive / _digest(f"{weights} {known!r}", *("none" if part is None else part for part in tensors))
         if _read(root / "test_set.json").get("weights") != weights:
             write_json(root / "test_set.json", {"weights": weights})
         return cls(root, features_NFL.device, tuple(features_NFL.shape[1:]), keeps_adversarials)
@@ -171,8 +157,8 @@ class Folder:
         if content.pop("schema", None) != OUTCOME_SCHEMA or content.keys() != {entry.name for entry in fields(Outcome)}:
             return None
         try:
-            outcome = _OUTCOME.validate_python(content)
-        except ValidationError:
+            outcome = record_of(Outcome, content)
+        except ValueError:
             return None
         votes = (runs for kind in (outcome.votes, outcome.written_votes) for runs in kind.values())
         rows = (outcome.l2_N, outcome.linf_N, *outcome.measured.values(), *(run for runs in votes for run in runs))
@@ -236,35 +222,37 @@ def adversarials(folder: Path) -> dict[str, Tensor]:
                 ids = json.loads(file.metadata()["ids"])
                 found |= dict(zip(ids, file.get_tensor(_SHOWN), strict=True))
         except _DAMAGE as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(str(error), 200)
             raise UserError(f"{path} cannot be read ({reason}): run `ser-fl benchmark` again") from None
     return found
 
 
+@dataclass(slots=True, kw_only=True)
 class RunCache:
     """``attacks.json`` and the outcomes below ``attacks/``, beside those of earlier benchmarks of the same model.
 
     Nothing moves before there is something to write: a benchmark that is refused leaves the run folder as it was.
     """
 
-    def __init__(self, run: RunFolder, test_set: TestSet) -> None:
-        self._run = run
-        self._test_set = test_set
-        self._earlier: list[AttackRecord] = []
+    run: RunFolder
+    test_set: TestSet
+    fresh: bool
+    keeps_adversarials: bool
+    _earlier: list[AttackRecord] = field(default_factory=list)
 
-    def open(self, *, fresh: bool, keeps_adversarials: bool) -> Folder:
-        """The folder of outcomes; records of another model, and with ``fresh`` all, go to ``attacks.before.json``."""
-        if fresh or not was_attacked(self._run.outcomes, digest_of_weights(self._test_set.model)):
-            if self._run.attacks.exists():
-                self._run.attacks.replace(self._run.root / "attacks.before.json")
-            shutil.rmtree(self._run.outcomes, ignore_errors=True)
-        self._earlier = self._run.read_attacks()
-        return Folder.of(self._run.outcomes, self._test_set, keeps_adversarials=keeps_adversarials)
+    def open(self) -> Folder:
+        """The folder of outcomes; records of other weights, and with ``fresh`` all, are put aside first."""
+        if self.fresh or not was_attacked(self.run.outcomes, digest_of_weights(self.test_set.model)):
+            if self.run.attacks.exists():
+                self.run.attacks.replace(self.run.root / "attacks.before.json")
+            shutil.rmtree(self.run.outcomes, ignore_errors=True)
+        self._earlier = self.run.read_attacks()
+        return Folder.of(self.run.outcomes, self.test_set, keeps_adversarials=self.keeps_adversarials)
 
     def write(self, records: Sequence[AttackRecord]) -> list[AttackRecord]:
         """Write ``attacks.json``: these records, and earlier ones that say something else; all that is in it now."""
         together = merged(self._earlier, records)
-        self._run.write_attacks(together)
+        self.run.write_attacks(together)
         return together
 
 
@@ -287,15 +275,18 @@ def merged(earlier: Sequence[AttackRecord], records: Sequence[AttackRecord]) -> 
 
 def digest_of_weights(model: nn.Module) -> str:
     """One word for a model's parameters and buffers, the same wherever the model is."""
+    state = sorted(model.state_dict().items())
+    return _digest(*chain(*((f"{name} {value.dtype} {tuple(value.shape)}", value) for name, value in state)))
+
+
+def _digest(*parts: str | Tensor) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(_bytes_of(tensor))
+    for part in parts:
+        if isinstance(part, Tensor):
+            digest.update(part.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(part.encode())
     return digest.hexdigest()
-
-
-def _bytes_of(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -15,9 +15,8 @@ Legend: N utterances, F mel bins, L frames, R runs of a defence.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache as cached
 from functools import partial
 from typing import Any, Protocol
@@ -76,14 +75,14 @@ def run_plan(
     """
     cache = open_cache()
     bench = Bench(test_set, defences)
+    work = _Work(bench=bench, cache=cache, drop_broken=drop_broken, units=units)
     progress = BenchmarkProgress(units, on_attack)
-    work = _Work(bench=bench, cache=cache, drop_broken=drop_broken, units=units, progress=progress)
     records = bench.records_of(bench.clean)
     for unit in units:
-        outcome = work.run(unit)
-        records += bench.records_of(outcome, list(work.done.values()))
+        outcome = work.run(unit, progress)
+        records += bench.records_of(outcome, work.outcomes)
         on_records(list(records))
-    now = {work.tasks[unit].key: outcome for unit, outcome in work.done.items()}
+    now = {unit.key: unit.outcome for unit in units if unit.outcome is not None}
     earlier = [outcome for key, outcome in cache.outcomes().items() if key not in now]
     earlier.sort(key=lambda outcome: (outcome.attack, outcome.adaptive_to or "", outcome.epsilon or 0.0))
     outcomes = [*earlier, *now.values()]
@@ -91,19 +90,6 @@ def run_plan(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Task:
-    """A unit when it is its turn: which utterances, under which key."""
-
-    key: str
-    part: TestSet
-    carried: Sequence[int] = ()
-    """Rows that the smaller epsilon broke: its adversarial utterances are taken."""
-    warm: Sequence[int] = ()
-    """Rows that may begin at the smaller epsilon's."""
-    cold: Sequence[int] = ()
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
 class _Work:
     """Runs units in their order, and keeps what they leave."""
 
@@ -111,108 +97,111 @@ class _Work:
     cache: ResultCache
     drop_broken: bool
     units: Sequence[Unit]
-    progress: BenchmarkProgress
-    tasks: dict[Unit, _Task] = field(default_factory=dict)
-    done: dict[Unit, Outcome] = field(default_factory=dict)
 
-    def run(self, unit: Unit) -> Outcome:
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """Of this benchmark so far."""
+        return [unit.outcome for unit in self.units if unit.outcome is not None]
+
+    def run(self, unit: Unit, progress: BenchmarkProgress) -> Outcome:
         """What an attack does to its utterances: known already, or found out now."""
-        self.progress.tell(unit)
-        task = self.tasks[unit] = self._task(unit)
-        part, keeps = task.part, self.cache.keeps_adversarials
-        known = self.cache.outcome(task.key)
+        progress.tell(unit)
+        self._begin(unit)
+        part, keeps = unit.part, self.cache.keeps_adversarials
+        known = self.cache.outcome(unit.key)
         if (
             known is None
             or not all(map(known.was_shown_to, unit.shown_to))
-            or part.domain.lacks(known.measured, unit.attack, part.ids, unit.adaptive_to is not None)
+            or part.domain.lacks(known.measured, unit.attack, part.ids, unit.expectation is not None)
             or (keeps and not known.adversarials_kept)
         ):
-            found = self._never_better(unit, judge(unit, part, self._adversarial(unit), leftover=self.drop_broken))
+            found = judge(unit, self._adversarial(unit, progress), leftover=self.drop_broken)
+            found = replace(self._never_better(unit, found), adversarials_kept=keeps)
             if known is not None:
                 found = replace(
-                    found, votes=known.votes | found.votes, written_votes=known.written_votes | found.written_votes
+                    found,
+                    votes=known.votes | found.votes,
+                    written_votes=known.written_votes | found.written_votes,
+                    adversarials_kept=keeps or known.adversarials_kept,
                 )
-            known = replace(found, adversarials_kept=keeps or (known is not None and known.adversarials_kept))
-            self.cache.keep_outcome(task.key, known)
-        self.done[unit] = known
-        left = [other for other in self.units if other not in self.done]
-        waiting = {other.before for other in left} | {other.shares for other in left}
-        for other, outcome in self.done.items():
-            if other not in waiting and not outcome.adversarials_kept:
-                self.cache.forget_batches(self.tasks[other].key)
-        self.progress.count(unit, len(unit.part))
-        self.progress.tell(unit)
+            self.cache.keep_outcome(unit.key, found)
+            known = found
+        unit.outcome = known
+        waiting = {needed for other in self.units if other.outcome is None for needed in (other.before, other.shares)}
+        for other in self.units:
+            if other.outcome is not None and not other.outcome.adversarials_kept and other not in waiting:
+                self.cache.forget_batches(other.key)
+        progress.count(unit, len(self.bench.test_set))
+        progress.tell(unit)
         return known
 
-    def _task(self, unit: Unit) -> _Task:
-        part = self._unbroken(unit) if self.drop_broken else unit.part
-        ids, entry = part.ids, unit.attack.entry
-        settings: dict[str, Any] = {
-            "attack": unit.attack.settings.key,
-            "library": unit.attack.entry.library,
-            "ids": ids,
-        }
-        if part.domain.name != LOGMEL.name:
-            settings["domain"] = part.domain.name
+    def _begin(self, unit: Unit) -> None:
+        """Settle which utterances are attacked, from where, and under which key."""
+        if self.drop_broken:
+            unit.part = self._unbroken(unit)
+        ids, before, entry = unit.part.ids, unit.before, unit.attack.entry
+        settings: dict[str, Any] = {"attack": unit.attack.settings.key, "library": entry.library, "ids": ids}
+        if unit.part.domain.name != LOGMEL.name:
+            settings["domain"] = unit.part.domain.name
         if unit.expectation is not None:
             settings |= {"adaptive": repr(unit.shown_to[0]), "eot_samples": unit.eot_samples}
-        if unit.before is None or entry.whole_set:  # one perturbation is for all, broken before or not
-            return _Task(key=key_of(settings), part=part, cold=range(len(part)))
-        before, smaller = self.done[unit.before], self.tasks[unit.before]
-        broken = set(before.ids)
-        for defence in unit.shown_to:
-            right_N = (before.votes_RN(defence.name) == smaller.part.labels_N.cpu()).any(dim=0).tolist()
-            broken -= {key for key, right in zip(before.ids, right_N, strict=True) if right}
-        begun = set(before.ids) if entry.warm else set()
-        rows: dict[str, list[int]] = {"carried": [], "warm": [], "cold": []}
-        for row, key in enumerate(ids):
-            rows["carried" if key in broken else "warm" if key in begun else "cold"].append(row)
-        settings |= {kind: [ids[row] for row in rows[kind]] for kind in ("carried", "warm")}
-        settings |= {"before": smaller.key if rows["carried"] or rows["warm"] else None}
-        return _Task(key=key_of(settings), part=part, **rows)
+        unit.cold = range(len(ids))
+        # One perturbation for all is made for all, broken before or not.
+        if before is not None and before.outcome is not None and not entry.whole_set:
+            known, labels_N = before.outcome.ids, self.bench.labels_of(before.outcome.ids)
+            broken = set(known)
+            for defence in unit.shown_to:
+                right_N = (before.outcome.votes_RN(defence.name) == labels_N).any(dim=0).tolist()
+                broken -= {key for key, right in zip(known, right_N, strict=True) if right}
+            begun = set(known) if entry.warm else set()
+            unit.carried = [row for row, key in enumerate(ids) if key in broken]
+            unit.warm = [row for row, key in enumerate(ids) if key in begun - broken]
+            unit.cold = [row for row, key in enumerate(ids) if key not in begun | broken]
+            settings |= {kind: [ids[row] for row in getattr(unit, kind)] for kind in ("carried", "warm")}
+            settings |= {"before": before.key if unit.carried or unit.warm else None}
+        unit.key = key_of(settings)
 
     def _unbroken(self, unit: Unit) -> TestSet:
         """What earlier attacks of the same epsilon left."""
         test_set, epsilon = self.bench.test_set, unit.attack.settings.epsilon
-        same = [outcome for outcome in self.done.values() if outcome.epsilon == epsilon]
         left = torch.zeros(len(test_set), dtype=torch.bool)
         for defence in unit.shown_to:
-            earlier = [outcome for outcome in same if outcome.was_shown_to(defence)]
+            earlier = [one for one in self.outcomes if one.epsilon == epsilon and one.was_shown_to(defence)]
             left |= self.bench.surviving(earlier, defence.name).any(dim=0) if earlier else True
         ids = {test_set.ids[row] for row in left.nonzero().flatten().tolist()}
         return unit.part.take([row for row, key in enumerate(unit.part.ids) if key in ids])
 
-    def _adversarial(self, unit: Unit) -> Crafted:
+    def _adversarial(self, unit: Unit, progress: BenchmarkProgress) -> Crafted:
         """What the attack makes of its utterances, in their order; made anew only where nothing was kept."""
         if unit.shares is not None:
-            return self._adversarial(unit.shares)
-        task, part = self.tasks[unit], self.tasks[unit].part
+            return self._adversarial(unit.shares, progress)
+        part = unit.part
 
         @cached
-        def smaller() -> tuple[tuple[str, ...], Tensor]:
-            """Ids and adversarial utterances of the next smaller epsilon, got when they are first asked for."""
+        def of_smaller() -> Crafted:
+            """What the next smaller epsilon made, got when it is first asked for."""
             assert unit.before is not None
-            return self.tasks[unit.before].part.ids, self._adversarial(unit.before).adversarial_NFL
+            return self._adversarial(unit.before, progress)
 
         def from_smaller(rows: Sequence[int]) -> Tensor:
-            ids, adversarial_NFL = smaller()
-            return adversarial_NFL[rows_of(ids, [part.ids[row] for row in rows])]
+            assert unit.before is not None
+            return of_smaller().adversarial_NFL[unit.before.part.rows_of([part.ids[row] for row in rows])]
 
         def told(utterances: int, seconds: float) -> None:
-            if unit not in self.done or seconds:  # else looked up again for a larger epsilon
-                self.progress.count(unit, utterances, seconds)
-                self.progress.tell(unit)
+            if unit.outcome is None or seconds:  # else looked up again for a larger epsilon
+                progress.count(unit, utterances, seconds)
+                progress.tell(unit)
 
         pieces: list[Crafted] = []
-        if task.carried:  # kept under this key too, so that a sweep looks one step back only
-            ids = [part.ids[row] for row in task.carried]
-            carried = self.cache.batch(task.key, ids)
+        if unit.carried:  # kept under this key too, so that a sweep looks one step back only
+            ids = [part.ids[row] for row in unit.carried]
+            carried = self.cache.batch(unit.key, ids)
             if carried is None:
-                carried = Crafted(adversarial_NFL=from_smaller(task.carried))
-                self.cache.keep_batch(task.key, ids, carried)
+                carried = Crafted(adversarial_NFL=from_smaller(unit.carried))
+                self.cache.keep_batch(unit.key, ids, carried)
             pieces.append(carried)
-            self.progress.count(unit, len(ids))
-        for rows, start in ((task.warm, partial(from_smaller, task.warm)), (task.cold, None)):
+            progress.count(unit, len(ids))
+        for rows, start in ((unit.warm, partial(from_smaller, unit.warm)), (unit.cold, None)):
             if rows:
                 pieces.append(
                     craft(
@@ -221,17 +210,18 @@ class _Work:
                         expectation=unit.expectation,
                         start=start,
                         cache=self.cache,
-                        key=task.key,
+                        key=unit.key,
                         on_batch=told,
                     )
                 )
-        return Crafted.join(pieces, [*task.carried, *task.warm, *task.cold], part.features_NFL[:0])
+        return Crafted.join(pieces, [*unit.carried, *unit.warm, *unit.cold], part.features_NFL[:0])
 
     def _never_better(self, unit: Unit, found: Outcome) -> Outcome:
         """The outcome in which nothing is recognised that a smaller epsilon broke."""
-        if unit.before is None:
+        before = None if unit.before is None else unit.before.outcome
+        if before is None:
             return found
-        before, known = self.done[unit.before], set(self.done[unit.before].ids)
+        known = set(before.ids)
         rows = [row for row, key in enumerate(found.ids) if key in known]
         ids = [found.ids[row] for row in rows]
         columns, labels_N = rows_of(before.ids, ids), self.bench.labels_of(ids)
@@ -254,32 +244,36 @@ class BenchmarkProgress:
         self._on_attack = on_attack
         self._left = {unit: len(unit.part) for unit in units}
         self._total = sum(self._left.values())
-        self._seconds: dict[tuple[str, str | None], float] = defaultdict(float)
-        """By attack and attacker."""
-        self._work: dict[tuple[str, str | None], float] = defaultdict(float)
-        """Gradients, roughly."""
+        self._spent: dict[tuple[str, str | None], tuple[float, float]] = {}
+        """Seconds, and roughly how many gradients, of an attack and attacker."""
 
     def tell(self, unit: Unit) -> None:
         """Say where the benchmark is."""
-        left = sum(self._left.values())
-        self._on_attack(unit.label, self._total - left, self._total, self.seconds_left())
+        self._on_attack(unit.label, self._total - sum(self._left.values()), self._total, self.seconds_left())
 
     def count(self, unit: Unit, utterances: int, seconds: float = 0.0) -> None:
         """Some utterances of a unit are done; 0 seconds are no measure of anything."""
         self._left[unit] = max(0, self._left[unit] - utterances)
         if seconds:
-            self._seconds[unit.attack.name, unit.adaptive_to] += seconds
-            self._work[unit.attack.name, unit.adaptive_to] += utterances * unit.effort
+            kind = unit.attack.name, unit.adaptive_to
+            before, work = self._spent.get(kind, (0.0, 0.0))
+            self._spent[kind] = before + seconds, work + utterances * _gradients(unit)
 
     def seconds_left(self) -> float | None:
         """None before anything was measured, unless nothing is left."""
         if not any(self._left.values()):
             return 0.0
-        if not self._work:
+        if not self._spent:
             return None
-        usual = sum(self._seconds.values()) / sum(self._work.values())
-        pace = {kind: self._seconds[kind] / work for kind, work in self._work.items()}
-        return sum(
-            left * unit.effort * pace.get((unit.attack.name, unit.adaptive_to), usual)
-            for unit, left in self._left.items()
-        )
+        usual = tuple(map(sum, zip(*self._spent.values(), strict=True)))
+        total = 0.0
+        for unit, left in self._left.items():
+            seconds, work = self._spent.get((unit.attack.name, unit.adaptive_to), usual)
+            total += left * _gradients(unit) * seconds / work
+        return total
+
+
+def _gradients(unit: Unit) -> int:
+    """Roughly how much work an utterance is."""
+    settings = unit.attack.settings
+    return (settings.steps or 1) * max(settings.restarts or 1, 1) * max(unit.eot_samples, 1)

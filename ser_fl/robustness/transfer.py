@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -64,16 +65,6 @@ class TransferModel:
     labels_N: Tensor
     ids: tuple[str, ...]
     num_classes: int
-
-    def to(self, device: torch.device) -> TransferModel:
-        """The same model on a device; network and standardisation themselves move there."""
-        return replace(
-            self,
-            network=self.network.to(device),
-            standardisation=self.standardisation.to(device),
-            logmel_NFL=send(self.logmel_NFL, device),
-            labels_N=send(self.labels_N, device),
-        )
 
     def test_set(self, ids: Sequence[str], *, seed: int, batch_size: int) -> TestSet:
         """The network and some of its utterances, in its own units and box."""
@@ -159,17 +150,13 @@ def transfer_matrix(
         UserError: two models share a name or no test utterance, or the attack needs a box that one lacks: all before
             the first attack.
     """
-    names = [model.name for model in models]
-    if len(set(names)) < len(names):
-        raise UserError(f"models must have names of their own, got {', '.join(names)}")
+    if len({model.name for model in models}) < len(models):
+        raise UserError(f"models must have names of their own, got {', '.join(model.name for model in models)}")
     for model in models:
         attack.check(box_of(model.standardisation), model.num_classes)
-    shared = {
-        (source.name, target.name): in_common(source, target, max_examples, seed)
-        for source in models
-        for target in models
-    }
-    records: list[TransferRecord] = []
+    pairs = product(models, repeat=2)
+    shared = {(one.name, other.name): in_common(one, other, max_examples, seed) for one, other in pairs}
+    records = []
     for source in models:
         wanted = sorted({utterance_id for target in models for utterance_id in shared[source.name, target.name]})
         attacked = source.test_set(wanted, seed=seed, batch_size=batch_size)
@@ -186,7 +173,7 @@ def transfer_matrix(
             unit = Unit(attack=attack, part=test_set, shown_to=tuple(defences))
             labels, num_classes = test_set.labels_N.tolist(), test_set.num_classes
             with evaluating(target.network):
-                outcome = judge(unit, test_set, replace(made, adversarial_NFL=adversarial_NFL))
+                outcome = judge(unit, replace(made, adversarial_NFL=adversarial_NFL))
                 for defence, record in zip(defences, Bench(test_set, defences).records_of(outcome), strict=True):
                     carried_RN = torch.tensor(votes_of(test_set, clean_NFL, defence))
                     known = attack.entry.knowledge if source.name == target.name else KNOWLEDGE
@@ -218,43 +205,40 @@ def _craft_on(source: TransferModel, test_set: TestSet, attack: Attack, on_attac
 def transfer_runs(
     config: TransferConfig, *, on_attack: OnAttack = silent, on_features: OnFeatures | None = None
 ) -> tuple[Path, TransferMatrix]:
-    """The matrix of some runs, written as ``transfer.json`` into ``out`` or the first run's folder, at the end.
+    """The matrix of some runs, and the file: ``transfer.json`` in ``out`` or the first run's folder.
 
     A matrix that is there already is put aside as ``transfer.before.json``. A client's own model is measured on all
     test utterances of its run, of whichever speaker.
-
-    Returns:
-        The file, and what is in it.
 
     Raises:
         UserError: no such run, client or model, one given twice, runs of different corpora, emotions or front ends, or
             without a test utterance in common, an unknown attack or defence, or a corpus that moved.
     """
     places = [_place(text) for text in config.runs]
-    whole = [(folder.resolve(), client_id) for folder, client_id in places]
-    for number, place in enumerate(whole):
-        if place in whole[:number]:
-            raise UserError(f"{config.runs[number]} is given twice: each run is attacked and shown to once")
+    base = Path(os.path.commonpath([folder.resolve().parent for folder, _ in places]))
+    public: dict[str, str] = {}
+    for text, (folder, client_id) in zip(config.runs, places, strict=True):
+        # Short names that differ: each folder from where their paths part, and the client.
+        client = f":{client_id}" if client_id else ""
+        name = folder.resolve().relative_to(base).as_posix() + client
+        if name in public:
+            raise UserError(f"{text} is given twice: each run is attacked and shown to once")
+        public[name] = public_path(folder) + client
     attack = build(
         AttackSettings(name=config.attack, epsilon=config.epsilon, steps=config.steps, restarts=config.restarts)
     )
     defences = [build_defence(name) for name in config.defences]
     (device, *_) = devices_of(config.accelerator, "accelerator")
-    # Short names that differ: each folder from where their paths part, and the client.
-    base = Path(os.path.commonpath([folder.parent for folder, _ in whole]))
-    names = [folder.relative_to(base).as_posix() + _colon(client_id) for folder, client_id in whole]
-    found = [load_run(folder, root=config.root, client_id=client_id) for folder, client_id in places]
-    runs = dict(zip(names, found, strict=True))
-    first = found[0]
+    loaded = [load_run(folder, root=config.root, client_id=client_id) for folder, client_id in places]
+    runs, first, first_name = dict(zip(public, loaded, strict=True)), loaded[0], next(iter(public))
     for name, run in runs.items():
-        _refuse_unlike(names[0], first, name, run)
+        _refuse_unlike(first_name, first, name, run)
     out = expand_home(config.out) if config.out else first.folder
     if out.exists() and not out.is_dir():
         raise UserError(f"out must be a folder, got the file {out}")
-    file = RunFolder(out).transfer
     with threads_limited_to(first.config.executor.threads), exact_arithmetic():
         # Attacks measure distances in float64, which Apple's GPUs lack.
-        models = [model.to(CPU if device.type == "mps" else device) for model in _models(runs, on_features)]
+        models = _models(runs, CPU if device.type == "mps" else device, on_features)
         started = time.perf_counter()
         records = transfer_matrix(
             models,
@@ -265,13 +249,13 @@ def transfer_runs(
             seed=config.seed,
             on_attack=on_attack,
         )
-    public = [public_path(folder) + _colon(client_id) for folder, client_id in places]
     matrix = TransferMatrix(
-        models=dict(zip(names, public, strict=True)),
-        synthetic=any(run.model.synthetic for run in found),
+        models=public,
+        synthetic=any(run.model.synthetic for run in loaded),
         seconds=time.perf_counter() - started,
         records=tuple(records),
     )
+    file = RunFolder(out).transfer
     write_transfer(file, matrix)
     return file, matrix
 
@@ -286,52 +270,42 @@ def _place(given: str) -> tuple[Path, str | None]:
     raise UserError(f"no such run folder: {given}")
 
 
-def _colon(client_id: str | None) -> str:
-    """What stands behind a run for one of its clients."""
-    return f":{client_id}" if client_id else ""
-
-
 def _refuse_unlike(first_name: str, first: TrainedRun, name: str, run: TrainedRun) -> None:
-    """Refuse two runs between which nothing can be carried over.
-
-    Raises:
-        UserError: they have another corpus, other emotions or another front end.
-    """
-    pairs = {
-        "corpus": (run.config.data.name, first.config.data.name),
-        "emotions": (", ".join(run.model.classes), ", ".join(first.model.classes)),
-    }
-    for what, (one, other) in pairs.items():
-        if one != other:
-            raise UserError(f"{name} and {first_name} differ in their {what}: {one} against {other}")
-    theirs = vars(run.model.frontend_config)
-    for setting, value in vars(first.model.frontend_config).items():
+    """Refuse two runs of another corpus, other emotions or another front end: nothing can be carried over."""
+    ours, theirs = (
+        {"their corpus": each.config.data.name, "their emotions": ", ".join(each.model.classes)}
+        | {f"frontend.{setting}": value for setting, value in vars(each.model.frontend_config).items()}
+        for each in (run, first)
+    )
+    for what, value in ours.items():
         # The front end's name and the box take no part in raw log-mel.
-        if setting not in ("name", "clip") and theirs[setting] != value:
-            raise UserError(
-                f"{name} and {first_name} differ in frontend.{setting}: {theirs[setting]} against {value}; an "
-                "attack on log-mel can be carried over between runs of one front end only"
-            )
+        if what not in ("frontend.name", "frontend.clip") and value != theirs[what]:
+            told = f"{name} and {first_name} differ in {what}: {value} against {theirs[what]}"
+            if what.startswith("frontend"):
+                told += "; an attack on log-mel can be carried over between runs of one front end only"
+            raise UserError(told)
 
 
-def _models(runs: Mapping[str, TrainedRun], on_features: OnFeatures | None) -> list[TransferModel]:
+def _models(
+    runs: Mapping[str, TrainedRun], device: torch.device, on_features: OnFeatures | None
+) -> list[TransferModel]:
     """The runs with their test utterances; features that runs share are opened once."""
     models: list[TransferModel] = []
-    before: tuple[TrainedRun, FeatureStore] | None = None
+    before: tuple[object, FeatureStore] | None = None
     for name, run in runs.items():
-        data, frontend = run.config.data, run.config.frontend
-        if before is None or (data, frontend) != (before[0].config.data, before[0].config.frontend):
-            before = run, run.store(on_features)
+        corpus = run.config.data, run.config.frontend
+        if before is None or corpus != before[0]:
+            before = corpus, run.store(on_features)
         store = before[1]
         run.check_corpus(store)
         rows = torch.tensor(split_corpus(store.utterances, run.config.split).test)
         models.append(
             TransferModel(
                 name=name,
-                network=run.model.network,
-                standardisation=run.model.standardisation,
-                logmel_NFL=store.features_NFL[rows],
-                labels_N=store.labels_N[rows],
+                network=run.model.network.to(device),
+                standardisation=run.model.standardisation.to(device),
+                logmel_NFL=send(store.features_NFL[rows], device),
+                labels_N=send(store.labels_N[rows], device),
                 ids=tuple(store.utterances[row].utterance_id for row in rows.tolist()),
                 num_classes=len(run.model.classes),
             )
