@@ -26,11 +26,10 @@ from ser_fl.attacks.domains import Crafted
 from ser_fl.attacks.registry import VERSION
 from ser_fl.defences import Defence
 from ser_fl.errors import UserError, one_line
-from ser_fl.files import write_bytes, write_json
+from ser_fl.files import record_of, write_bytes, write_json
 from ser_fl.robustness.test_set import TestSet
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import CLEAN, WORST_CASE, AttackRecord
-from ser_fl.runs.validation import record_of
 
 OUTCOME_SCHEMA = 3
 """Version of the files below ``attacks/``; those of another are left alone and made anew."""
