@@ -23,8 +23,7 @@ from torch import Tensor
 
 from ser_fl.config.compose import compose
 from ser_fl.config.schema import Config, dump
-from ser_fl.data.node_partition import Host
-from ser_fl.data.prepared import prepare
+from ser_fl.data.prepared import Host, prepare
 from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.checkpoint import checkpoint_key, load_checkpoint
 from ser_fl.federation.client import Clients, ClientTask

@@ -74,7 +74,7 @@ def test_reports_and_settings_need_no_model() -> None:
 
 def test_data_and_defences_need_no_lightning() -> None:
     """Only the data module is Lightning's; a benchmark and a corpus check do not wait for it."""
-    names = ("prepared", "node_partition", "features", "inspection", "augmentation")
+    names = ("prepared", "features", "inspection", "augmentation")
     found = newly_imported(*(f"ser_fl.data.{name}" for name in names), "ser_fl.defences", "ser_fl.data.datamodule")
     assert "lightning" in found.pop("ser_fl.data.datamodule"), "the probe sees what there is"
     assert set().union(*found.values()).isdisjoint({"lightning", "torchmetrics"})

@@ -46,7 +46,7 @@ class ShuffledBatches(IterableDataset[Batch]):
         self.examples = examples
         self.stream = stream
         self.replays = replays
-        self.num_batches = -(-len(examples) // batch_size)
+        self.num_batches = -(-len(examples.labels_N) // batch_size)
         self.num_taken = min(self.num_batches, most or self.num_batches)
         self.num_distinct = max(1, (2 * self.num_taken + replays) // (2 * replays))
         self._to_come: list[Tensor] = []
@@ -63,7 +63,7 @@ class ShuffledBatches(IterableDataset[Batch]):
         self._goes_on = False
         for _ in range(count):
             if not self._to_come:  # larger batches come first
-                order_N = torch.randperm(len(self.examples), generator=self.stream)
+                order_N = torch.randperm(len(self.examples.labels_N), generator=self.stream)
                 self._to_come = list(order_N.tensor_split(self.num_batches)[: self.num_taken])
             rows = self._to_come.pop(0)
             batch = self.examples.features_NFL[rows], self.examples.labels_N[rows]
@@ -131,11 +131,9 @@ class EmotionDataModule(pl.LightningDataModule):
         return self._train_loader
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """The validation part, in its order."""
         return self._in_order("validation")
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        """The test part, in its order."""
         return self._in_order("test")
 
     predict_dataloader = test_dataloader

@@ -60,9 +60,12 @@ def split_corpus(utterances: Sequence[Utterance], config: SplitConfig, *, whole:
         UserError: an unknown speaker, too few speakers, or an empty part.
         BrokenPromise: an utterance, or where it is promised a speaker, would be in two parts.
     """
-    if whole:
-        config = settle_split({utterance.speaker: utterance.sex for utterance in utterances}, config)
-    split = _within_speaker(utterances, config) if config.name == "within_speaker" else _by_part(utterances, config)
+    if config.name == "within_speaker":
+        split = _within_speaker(utterances, config)
+    else:
+        if whole:
+            config = settle_split({utterance.speaker: utterance.sex for utterance in utterances}, config)
+        split = _by_part(utterances, config)
     promised = ("utterance_id", "speaker") if config.name == "speaker_independent" else ("utterance_id",)
     for name in promised:
         seen: dict[str, Part] = {}

@@ -10,22 +10,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 EMOTIONS = (
-    "anger",
-    "anxiety",
-    "boredom",
-    "calm",
-    "contempt",
-    "disgust",
-    "excitement",
-    "fear",
-    "frustration",
-    "guilt",
-    "happiness",
-    "neutral",
-    "other",
-    "sadness",
-    "surprise",
-)
+    "anger", "anxiety", "boredom", "calm", "contempt", "disgust", "excitement", "fear", "frustration", "guilt",
+    "happiness", "neutral", "other", "sadness", "surprise",
+)  # fmt: skip
 """The one vocabulary that every corpus's own emotion codes are mapped to."""
 
 

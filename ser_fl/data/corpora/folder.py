@@ -64,11 +64,7 @@ class AudioIndex:
     def find(self, published: Path) -> Path:
         """The file that lies at a path, or bears its name elsewhere, in any case; the ending may be missing or another.
 
-        Args:
-            published: where the corpus's authors put it: copies elsewhere may have been filtered or cut.
-
-        Returns:
-            The file, or ``published`` itself where there is none.
+        The path itself where there is none. Copies elsewhere than in the published place may have been filtered or cut.
 
         Raises:
             UserError: none is in the published place, and those elsewhere differ.

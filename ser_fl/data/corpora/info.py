@@ -44,20 +44,12 @@ class PublishedCounts:
 
 
 def pairs(text: str) -> dict[str, str]:
-    """A small table, such as a label map.
-
-    >>> pairs("W=anger L=boredom")
-    {'W': 'anger', 'L': 'boredom'}
-    """
+    """A small table, such as a label map: "W=anger L=boredom"."""
     return dict(pair.split("=") for pair in text.split())
 
 
 def counts(text: str) -> dict[str, int]:
-    """A small table of counts.
-
-    >>> counts("anger=127 boredom=81")
-    {'anger': 127, 'boredom': 81}
-    """
+    """A small table of counts: "anger=127 boredom=81"."""
     return {name: int(count) for name, count in pairs(text).items()}
 
 
@@ -105,7 +97,7 @@ class CorpusInfo:
 
         Args:
             root: the corpus folder.
-            labels: code to word, instead of `label_map`; codes it lacks are left out (of a manifest: kept).
+            labels: code to word, instead of `label_map`, see `open_corpus`.
 
         Raises:
             UserError: nothing was found, two files claim to be one utterance, or a label is unknown.

@@ -50,19 +50,11 @@ class FileCorpus:
     synthetic: bool = False
 
     def read(self, utterance: Utterance) -> tuple[Tensor, int]:
-        """Waveform of shape (T,), float32 in [-1, 1], and its sampling rate in Hz.
-
-        Raises:
-            UserError: the file cannot be read, or lacks the channel; it is named.
-        """
+        """Waveform of shape (T,), float32 in [-1, 1], and its sampling rate in Hz."""
         return read_audio(_path(utterance), self.channel)
 
     def content_digest(self, utterance: Utterance) -> bytes:
-        """16 bytes from the file's bytes and the channel choice.
-
-        Raises:
-            UserError: the file cannot be read.
-        """
+        """16 bytes from the file's bytes and the channel choice."""
         return content_digest(_path(utterance), self.channel)
 
 

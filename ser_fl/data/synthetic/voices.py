@@ -38,28 +38,28 @@ class Speaker:
 
 
 # Tract lengths and F0 of adults: Fant (1960), Peterson and Barney (1952), Hillenbrand et al. (1995).
-_TRACT_CM = {"female": (13.8, 15.6), "male": (16.2, 18.4)}
-_PITCH_HZ = {"female": (175.0, 235.0), "male": (95.0, 140.0)}
+_RANGES = {
+    "female": {"tract_cm": (13.8, 15.6), "pitch_hz": (175.0, 235.0)},
+    "male": {"tract_cm": (16.2, 18.4), "pitch_hz": (95.0, 140.0)},
+    "both": {
+        "range_st": (2.5, 4.5),
+        "rate_hz": (4.2, 5.2),
+        "pause_s": (0.06, 0.14),
+        "open_quotient": (0.5, 0.75),
+        "breath_db": (-34.0, -24.0),
+        "jitter_pct": (0.3, 0.8),
+        "shimmer_pct": (2.0, 5.0),
+        "tilt_db": (-2.0, 0.0),
+    },
+}
 
 
 def make_speaker(speaker_id: str, seed: int) -> Speaker:
     """The speaker of this id ("f01": female, "m01": male): the same whoever else is in the corpus."""
     rng = np.random.default_rng(derive_seed("speaker", seed, speaker_id))
     sex = "female" if speaker_id.startswith("f") else "male"
-    return Speaker(
-        speaker_id=speaker_id,
-        sex=sex,
-        tract_cm=rng.uniform(*_TRACT_CM[sex]),
-        pitch_hz=rng.uniform(*_PITCH_HZ[sex]),
-        range_st=rng.uniform(2.5, 4.5),
-        rate_hz=rng.uniform(4.2, 5.2),
-        pause_s=rng.uniform(0.06, 0.14),
-        open_quotient=rng.uniform(0.5, 0.75),
-        breath_db=rng.uniform(-34.0, -24.0),
-        jitter_pct=rng.uniform(0.3, 0.8),
-        shimmer_pct=rng.uniform(2.0, 5.0),
-        tilt_db=rng.uniform(-2.0, 0.0),
-    )
+    drawn = {name: rng.uniform(*bounds) for name, bounds in {**_RANGES[sex], **_RANGES["both"]}.items()}
+    return Speaker(speaker_id=speaker_id, sex=sex, **drawn)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,7 @@ from flwr.clientapp import ClientApp
 from ser_fl.config.schema import Config
 from ser_fl.data.features import open_configured_corpus
 from ser_fl.data.frontend import Standardisation
-from ser_fl.data.node_partition import Host, facts_of, open_node_corpus, open_partition
-from ser_fl.data.prepared import Partition
+from ser_fl.data.prepared import Host, Partition, facts_of, open_node_corpus, open_partition
 from ser_fl.devices import devices_of, exact_arithmetic
 from ser_fl.federation.client import Clients, ClientTask, attempt
 from ser_fl.federation.flower.serialisation import put, put_json, take, take_json
