@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from ser_fl.attacks.art.any_attack import attack_classes
 from ser_fl.attacks.domains import Crafted
+from ser_fl.attacks.pgd import bim, fgsm, pgd, random_start
 from ser_fl.attacks.registry import ATTACKS, AttackSettings, build
 from ser_fl.attacks.threat_model import Box, budget_of, distance, keep_within
-from ser_fl.attacks.training_attacks import bim, fgsm, pgd, random_start
 from ser_fl.errors import UserError
 from ser_fl.randomness import generator
 

@@ -21,11 +21,11 @@ from ser_fl.attacks.losses import (
     margin,
     targeted_difference_of_logits_ratio,
 )
+from ser_fl.attacks.pgd import pgd
 from ser_fl.attacks.registry import AttackSettings, build
 from ser_fl.attacks.surroundings import attacked
 from ser_fl.attacks.target import BestAdversarial, Passes, Target
 from ser_fl.attacks.threat_model import Ball, Box
-from ser_fl.attacks.training_attacks import pgd
 from ser_fl.errors import UserError
 
 BINS, FRAMES, CLASSES = 6, 8, 5

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ser_fl.attacks.art.estimator import clip_values_of, import_art
+from ser_fl.attacks.pgd import bim, fgsm, pgd, random_start
 from ser_fl.attacks.surroundings import attacked
 from ser_fl.attacks.threat_model import Box
-from ser_fl.attacks.training_attacks import bim, fgsm, pgd, random_start
 from ser_fl.errors import UserError
 
 EPSILON = 0.05

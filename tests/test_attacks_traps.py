@@ -19,11 +19,11 @@ from ser_fl.attacks.art import any_attack
 from ser_fl.attacks.art.estimator import classifier_of, clip_values_of, generated, import_art
 from ser_fl.attacks.attack import Problem
 from ser_fl.attacks.losses import cross_entropy
+from ser_fl.attacks.pgd import bim, fgsm, pgd
 from ser_fl.attacks.registry import ATTACKS, AttackSettings, build
 from ser_fl.attacks.surroundings import attacked
 from ser_fl.attacks.target import Passes, Target
 from ser_fl.attacks.threat_model import Box
-from ser_fl.attacks.training_attacks import bim, fgsm, pgd
 
 EPSILON = 0.1
 BOX = Box(torch.full((12, 1), -2.0), torch.full((12, 1), 2.0))
@@ -248,7 +248,7 @@ def test_a_decision_attack_gives_one_result_for_a_seed(name: str, monkeypatch: p
 
 LATE_IMPORT = """
 import logging, sys
-import ser_fl.attacks.training_attacks, ser_fl.attacks.registry
+import ser_fl.attacks.pgd, ser_fl.attacks.registry
 assert "art" not in sys.modules, "art is imported before an attack of it runs"
 logger = logging.getLogger("study")
 logger.setLevel(logging.INFO)

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ser_fl import devices
+from ser_fl.attacks.pgd import own_starts, pgd, random_start
 from ser_fl.attacks.surroundings import seeded
 from ser_fl.attacks.threat_model import Box
-from ser_fl.attacks.training_attacks import own_starts, pgd, random_start
 from ser_fl.config.compose import compose, compose_benchmark
 from ser_fl.config.data import AugmentationConfig
 from ser_fl.config.federation import ExecutorConfig

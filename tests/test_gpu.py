@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ser_fl import load, train
+from ser_fl.attacks.pgd import pgd, random_start
 from ser_fl.attacks.threat_model import Box
-from ser_fl.attacks.training_attacks import pgd, random_start
 from ser_fl.config.compose import compose, compose_benchmark
 from ser_fl.config.schema import Config, dump
 from ser_fl.data.features import load_examples

@@ -16,8 +16,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
+from ser_fl.attacks.pgd import bim, divergence, fgsm, pgd, random_start
 from ser_fl.attacks.threat_model import Box
-from ser_fl.attacks.training_attacks import bim, divergence, fgsm, pgd, random_start
 from ser_fl.config.compose import compose
 from ser_fl.config.data import AugmentationConfig
 from ser_fl.config.training import ObjectiveConfig

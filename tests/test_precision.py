@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from ser_fl import train
-from ser_fl.attacks.training_attacks import pgd
+from ser_fl.attacks.pgd import pgd
 from ser_fl.config.compose import compose
 from ser_fl.config.schema import Config
 from ser_fl.models.networks import build_network

@@ -27,9 +27,9 @@ from benchmarks.figures import Figure, alternately, ratio
 from ser_fl.attacks.art.estimator import clip_values_of, import_art
 from ser_fl.attacks.attack import Crafted
 from ser_fl.attacks.carlini_wagner import SEARCH_STEPS
+from ser_fl.attacks.pgd import pgd
 from ser_fl.attacks.registry import AttackSettings, build
 from ser_fl.attacks.threat_model import Box
-from ser_fl.attacks.training_attacks import pgd
 from ser_fl.config.compose import compose
 from ser_fl.models.networks import build_network
 

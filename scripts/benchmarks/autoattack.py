@@ -27,9 +27,9 @@ from torch.nn import functional
 
 from benchmarks.attacks import BOX_WIDTH, NUM_CLASSES, NUM_MELS, SEED, Target, one_thread
 from benchmarks.figures import Figure
+from ser_fl.attacks.pgd import pgd
 from ser_fl.attacks.registry import AttackSettings, build
 from ser_fl.attacks.threat_model import Box
-from ser_fl.attacks.training_attacks import pgd
 from ser_fl.config.compose import compose
 from ser_fl.metrics import confusion_matrix, scores
 from ser_fl.models.networks import build_network

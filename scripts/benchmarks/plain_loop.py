@@ -16,8 +16,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
+from ser_fl.attacks.pgd import pgd, random_start
 from ser_fl.attacks.threat_model import Box
-from ser_fl.attacks.training_attacks import pgd, random_start
 from ser_fl.config.schema import Config
 from ser_fl.config.training import CRNNConfig
 from ser_fl.data.features import Examples

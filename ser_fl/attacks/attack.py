@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, replace
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -37,7 +37,8 @@ class AttackSettings:
     """
 
     name: str
-    """A name of `registry.ATTACKS`, or ``art:ClassName`` for any other evasion attack of ART."""
+    """A name of `registry.ATTACKS`, or ``art:ClassName`` for any other evasion attack of ART. One that ends in
+    "_unlabelled" is kept without, and says that there are no `labels`."""
     epsilon: float = math.inf
     """L-infinity budget, >= 0: standardised log-mel units (attacks of norm "2" get epsilon * sqrt(F * L)), or the
     largest change of a sample, full scale 1. Infinite where the budget is another."""
@@ -52,25 +53,26 @@ class AttackSettings:
     masked: bool = False
     """Whether the budget of a recording is its own masking threshold."""
     labels: bool = True
-    """Whether the attack knows the true classes; else the model's own predictions of clean utterances stand for them,
-    as in published studies."""
+    """Whether it knows the true classes; else the model's predictions of clean utterances stand for them."""
     backend: Backend = "auto"
 
     def __post_init__(self) -> None:
-        def check(fine: bool, word: str, range_: str) -> None:
-            if not fine:
-                raise UserError(f"{word} must be {range_}, got {getattr(self, word)} for the attack {self.name}")
-
-        # ART refuses NumPy's and torch's scalars.
-        object.__setattr__(self, "epsilon", float(self.epsilon))
-        check(self.snr_db is None or math.isfinite(self.snr_db), "snr_db", "a finite number of dB")
-        elsewhere = self.snr_db is not None or self.masked
-        check(self.epsilon >= 0 and (elsewhere or math.isfinite(self.epsilon)), "epsilon", ">= 0 and finite")
-        check(self.steps is None or self.steps >= 1, "steps", ">= 1")
-        if self.step_size is not None:
-            object.__setattr__(self, "step_size", float(self.step_size))
-            check(0 < self.step_size < math.inf or self.epsilon == 0, "step_size", "> 0 and finite")
-        check(self.restarts is None or self.restarts >= 0, "restarts", ">= 0")
+        if self.name.endswith(UNLABELLED):
+            object.__setattr__(self, "name", self.name.removesuffix(UNLABELLED))
+            object.__setattr__(self, "labels", False)
+        for word in ("epsilon", "step_size"):  # ART refuses NumPy's and torch's scalars
+            if getattr(self, word) is not None:
+                object.__setattr__(self, word, float(getattr(self, word)))
+        epsilon, step_size, elsewhere = self.epsilon, self.step_size, self.snr_db is not None or self.masked
+        for word, fits, allowed in (
+            ("snr_db", self.snr_db is None or math.isfinite(self.snr_db), "a finite number of dB"),
+            ("epsilon", epsilon >= 0 and (elsewhere or math.isfinite(epsilon)), ">= 0 and finite"),
+            ("steps", self.steps is None or self.steps >= 1, ">= 1"),
+            ("step_size", step_size is None or 0 < step_size < math.inf or epsilon == 0, "> 0 and finite"),
+            ("restarts", self.restarts is None or self.restarts >= 0, ">= 0"),
+        ):
+            if not fits:
+                raise UserError(f"{word} must be {allowed}, got {getattr(self, word)} for the attack {self.name}")
 
     @property
     def budget(self) -> str:
@@ -91,18 +93,6 @@ class AttackSettings:
         del content["backend"]  # which code runs is said by the library
         unset = {"snr_db": None, "masked": False, "labels": True}
         return {name: value for name, value in content.items() if name not in unset or value != unset[name]}
-
-
-class Moved(ToFeatures, Protocol):
-    """Recordings as what an attack moves."""
-
-    def ball(self, settings: AttackSettings) -> Ball:
-        """What the budget allows of each utterance."""
-        ...
-
-    def own(self, inputs: Tensor) -> Tensor:
-        """What was moved, where it may be; everywhere else the clean values, bit for bit."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -126,7 +116,7 @@ class Problem:
     """What the attacker knows of the defence in front of the network; None where it knows of none."""
     start_BFL: Tensor | None = None
     """Adversarial inputs that an attack may begin at, such as those of a smaller budget; None to choose itself."""
-    to_features: Moved | None = None
+    to_features: ToFeatures | None = None
     """From what is moved to features; None where features themselves are moved."""
 
     def subset(self, indices_N: Tensor) -> Self:
@@ -161,7 +151,7 @@ class Problem:
     def ball(self) -> Ball:
         """All that the budget allows: of features an L-infinity ball, of recordings what their budget says."""
         if self.to_features is not None:
-            return self.to_features.ball(self.settings)
+            return self.to_features.ball(self.settings.epsilon, self.settings.snr_db, self.settings.masked)
         return Ball(self.clean, self.clean.new_full((len(self.keys_B),), self.settings.epsilon), "inf")
 
     def streams(self, name: str, *numbers: int) -> Iterator[Generator]:
@@ -198,12 +188,11 @@ class Entry:
     settable: frozenset[str] = frozenset({"steps"})
     """Which of steps, step_size and restarts a user may set; the others are what the attack is."""
     minimal: bool = False
-    """Looks for the smallest perturbation, so that its result must be held against the budget."""
+    """Looks for the smallest perturbation; the result must be held against the budget."""
     needs_box: bool = False
-    """Refused without a box: ART would take the range of what it is given for one, or fail."""
+    """Refused without a box."""
     adaptive: bool = False
-    """Questions the model through `Problem.target` alone, and attacks a defence in expectation a batch at a time. Other
-    attacks that use gradients do so through ART's classifier, an utterance at a time."""
+    """Attacks a defence in expectation a batch at a time, by `Problem.target` alone; others an utterance at a time."""
     warm: bool = False
     """Can begin at `Problem.start_BFL`."""
     min_classes: int = 2
@@ -213,8 +202,7 @@ class Entry:
     quiet_step: bool = False
     """A step size above epsilon is what this attack is."""
     on_recordings: tuple[str, ...] = ()
-    """Budgets that it can be given on recorded samples: "snr_db", "amplitude", "masking"; none where it moves features
-    alone."""
+    """Budgets that it can be given on recorded samples, of "snr_db", "amplitude" and "masking"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,14 +221,10 @@ class Attack:
     @property
     def norm(self) -> str:
         """ "inf", "2", or "masking"."""
-        if self.settings.masked:
-            return "masking"
-        return self.entry.norm if self.settings.snr_db is None else "2"
+        return "masking" if self.settings.masked else self.entry.norm if self.settings.snr_db is None else "2"
 
     def knowledge_of(self, expectation: Expectation | None) -> str:
         """The threat model of a record: "adaptive" where the attacker differentiates a defence, else the entry's.
-
-        An attack of ours that sees no gradient asks the defended model, in expectation, and is what it is: "score".
 
         Raises:
             UserError: this attack sees no gradient, and one of ART's asks for predictions of single draws.
@@ -248,8 +232,8 @@ class Attack:
         known = self.entry.knowledge
         if expectation is not None and known != "undefended" and not self.entry.adaptive:
             raise UserError(
-                f"{self.name} sees no gradient ({known}) and asks for one prediction at a time: take "
-                "an attack that can be in expectation over a defence, such as pgd or square"
+                f"{self.name} sees no gradient ({known}) and asks for one prediction at a time: take an attack that "
+                "can be in expectation over a defence, such as pgd or square"
             )
         return "adaptive" if expectation is not None and known == "undefended" else known
 
@@ -258,29 +242,23 @@ class Attack:
         epsilon = self.settings.epsilon
         return None if math.isinf(epsilon) else budget_of(epsilon, self.entry.norm, features_shape)
 
-    def check(self, box: Box | None, num_classes: int) -> None:
+    def check(self, box: Box, num_classes: int) -> None:
         """Refuse, before anything runs, what cannot run.
 
         Raises:
             UserError: there is no box, or there are too few classes, for this attack.
         """
-        if self.entry.needs_box and (box is None or box.lower_F1 is None):
-            raise UserError(
-                f"{self.name} needs a box (without one ART takes the range of what it is given, or fails): "
-                "give clip bounds"
-            )
-        if num_classes < self.entry.min_classes:
-            raise UserError(
-                f"{self.name} needs at least {self.entry.min_classes} classes, the model has {num_classes}: "
-                "take apgd_ce"
-            )
+        if self.entry.needs_box and box.lower_F1 is None:
+            why = "without one ART takes the range of what it is given, or fails"
+            raise UserError(f"{self.name} needs a box ({why}): give clip bounds")
+        if num_classes < (least := self.entry.min_classes):
+            raise UserError(f"{self.name} needs at least {least} classes, the model has {num_classes}: take apgd_ce")
 
     def craft(self, problem: Problem, batch_size: int | None = None) -> Tensor:
         """Adversarial inputs, within box and budget; clean ones where the attack failed.
 
-        Clean inputs are clipped to the box first, and the budget is measured from there, so that what comes back lies
-        inside the box even for inputs that did not. The global random states stay as they are, and so do the modes and
-        gradients of the model.
+        Clean inputs are clipped to the box first, and the budget is measured from there. The global random states stay
+        as they are, and so do the modes and gradients of the model.
 
         Args:
             problem: with the settings of this attack.
@@ -288,8 +266,7 @@ class Attack:
                 ART's on a defended model choose for themselves.
 
         Raises:
-            UserError: an attack that needs a box has none, there are too few classes for it, one that cannot be
-                adaptive is given an expectation, or one of ART's needs another kind of model.
+            UserError: as `check` and `knowledge_of`, or one of ART's needs another kind of model.
         """
         self.check(problem.box, problem.num_classes)
         self.knowledge_of(problem.expectation)
@@ -303,14 +280,9 @@ class Attack:
         if self.settings.epsilon == 0 or not total:
             return clean
         problem, device = replace(problem, clean=clean, labels_B=labels_B), clean.device
-        found = []
+        found, seed = [], derive_seed("attack", problem.seed)
         # ART goes to whichever GPU is the current one.
-        with (
-            current(device),
-            attacked(problem.network),
-            seeded(derive_seed("attack", problem.seed), device),
-            np.errstate(all="ignore"),
-        ):
+        with current(device), attacked(problem.network), seeded(seed, device), np.errstate(all="ignore"):
             for batch in torch.split(torch.arange(total, device=device), max(size, 1)):
                 part = problem.subset(batch)
                 if not self.settings.labels:

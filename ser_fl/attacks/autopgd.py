@@ -73,7 +73,7 @@ def autopgd(
         labels_B: true classes.
         loss: to be raised.
         steps: of the ascent, >= 1.
-        box: the values that inputs may take, the clean ones among them; anything that broadcasts to them.
+        box: the values that inputs may take, the clean ones among them.
         start: where to start, shape (B, ...), projected to ball and box first; None for the clean inputs.
         first_draws: number of the first step's draws of a randomised model, >= 1, so that restarts see others.
 
@@ -142,19 +142,12 @@ def restarted(
     steps: int,
     box: Box,
 ) -> Tensor:
-    """One ascent after another, each for the utterances that those before have not broken.
+    """One ascent after another, as `autopgd`, each for the utterances that those before have not broken.
 
     An utterance is broken once its (expected) recognition is 0. One that no ascent breaks keeps the point that is
-    recognised least, then the one with the largest margin, whatever its ascent has raised.
-
-    Args:
-        target: what is asked.
-        ball: where the inputs stay.
-        labels_B: true classes.
-        losses: one an ascent, made for some of the utterances by their rows.
-        starts: where an ascent starts, from the rows of its utterances and its number; None for the clean inputs.
-        steps: of an ascent, >= 1.
-        box: the values that inputs may take.
+    recognised least, then the one with the largest margin, whatever its ascent has raised. There is one of ``losses``
+    an ascent, made for some of the utterances by their rows; ``starts`` says from these rows and the number of the
+    ascent where it starts, None for the clean inputs.
     """
     found = BestAdversarial.of(target, ball.clean, labels_B)
     rows_N = torch.arange(len(labels_B), device=labels_B.device)

@@ -93,18 +93,12 @@ class _Search(_Rows):
 
     constant_N: Tensor
     too_small_N: Tensor
-    enough_N: Tensor
-    """Infinite until one was enough."""
-    number_N: Tensor
-    """Constants that were tried."""
-    iteration_N: Tensor
-    """With this constant."""
-    found_N: Tensor
-    """Whether this constant has been enough."""
-    lowest_N: Tensor
-    """Objective with this constant."""
-    stale_N: Tensor
-    """Iterations since it last fell."""
+    enough_N: Tensor  # infinite until one was enough
+    number_N: Tensor  # constants that were tried
+    iteration_N: Tensor  # with this constant, as all that follow
+    found_N: Tensor  # whether it has been enough
+    lowest_N: Tensor  # objective
+    stale_N: Tensor  # iterations since that last fell
 
     @classmethod
     def begin(cls, constant_N: Tensor) -> Self:

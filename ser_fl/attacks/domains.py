@@ -1,8 +1,7 @@
 """What attacks move: standardised log-mel features, or the samples of recordings.
 
 A `Domain` says what is moved, in which box, how far a budget lets it go, how it becomes the features that a classifier
-is shown, and how far it went in the end. All else of an attack and of a benchmark is the same for both. The second one
-is in `waveform_domain`.
+is shown, and how far it went. All else of an attack and of a benchmark is the same for both; see `waveform_domain`.
 
 Legend: N utterances, F mel bins, L frames.
 """
@@ -36,12 +35,9 @@ class Crafted:
 
     @classmethod
     def join(cls, parts: Sequence[Crafted], rows: Sequence[int], empty: Tensor) -> Self:
-        """One after the other, then put in the order in which the rows say where each lies.
+        """Parts of one domain, one after the other, put in the order in which the rows say where each utterance lies.
 
-        Args:
-            parts: of the same domain; none of nothing.
-            rows: where each utterance lies in the end.
-            empty: what an utterance less is of, shape (0, F, L).
+        Where there is no part, it is made of ``empty``, of shape (0, F, L).
         """
         order = torch.tensor(rows, dtype=torch.int64).argsort()
         names = parts[0].figures if parts else ()

@@ -1,9 +1,9 @@
 """What an adaptive attacker does about a defence: expectation over its randomness, and a gradient where it has none.
 
 Expectation over transformation (Athalye et al. 2018, arXiv 1707.07397; against defences arXiv 1802.00420, section 4.2)
-averages loss and gradient over what the defence may do. Where its outcomes can be listed the average can be exact;
-otherwise every step draws anew. Backward pass differentiable approximation (BPDA, section 4.1 there) shows the
-classifier what the defence shows it, and goes backward through a smooth stand-in.
+averages loss and gradient over what the defence may do, exactly where its outcomes can be listed. Backward pass
+differentiable approximation (BPDA, section 4.1 there) shows the classifier what the defence shows it, and goes backward
+through a smooth stand-in.
 
 Legend: B utterances, F mel bins, L frames, K draws.
 """

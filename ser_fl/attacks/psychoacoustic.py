@@ -65,15 +65,13 @@ class ShortTime:
     """Short-time spectra of padded clips: Hann windows of some 128 ms, four to a window's length."""
 
     window_samples: int
+    hop_samples: int
 
     @classmethod
     def at(cls, sample_rate_hz: int) -> ShortTime:
         """Windows of a power of two, as near to 128 ms as they get."""
-        return cls(2 ** round(math.log2(WINDOW_S * sample_rate_hz)))
-
-    @property
-    def hop_samples(self) -> int:
-        return self.window_samples // FRAMES_PER_WINDOW
+        window_samples = 2 ** round(math.log2(WINDOW_S * sample_rate_hz))
+        return cls(window_samples, window_samples // FRAMES_PER_WINDOW)
 
     def frequencies_hz(self, sample_rate_hz: int) -> Tensor:
         """Of every bin, float64, shape (K,)."""
@@ -158,20 +156,14 @@ class MaskingBall(Ball):
     def around(cls, clips: Clips) -> MaskingBall:
         """The ball at the threshold of each clip."""
         thresholds = [masking_threshold(waveform_T, clips.sample_rate_hz) for waveform_T in clips.waveform_BT]
-        return cls.of(clips, torch.stack(thresholds))
-
-    @classmethod
-    def of(cls, clips: Clips, threshold_BKL: Tensor) -> MaskingBall:
-        """The ball at known thresholds."""
         radius_B = torch.ones(len(clips), device=clips.waveform_BT.device)
-        return cls(clips.waveform_BT, radius_B, "inf", clips, threshold_BKL, ShortTime.at(clips.sample_rate_hz))
+        short = ShortTime.at(clips.sample_rate_hz)
+        return cls(clips.waveform_BT, radius_B, "inf", clips, torch.stack(thresholds), short)
 
     def subset(self, rows_N: Tensor) -> MaskingBall:
         """The ball of some of the clips."""
-        clips = self.clips.subset(rows_N)
-        return MaskingBall(
-            clips.waveform_BT, self.radius_B[rows_N], self.norm, clips, self.threshold_BKL[rows_N], self.short
-        )
+        clips, threshold_NKL = self.clips.subset(rows_N), self.threshold_BKL[rows_N]
+        return MaskingBall(clips.waveform_BT, self.radius_B[rows_N], self.norm, clips, threshold_NKL, self.short)
 
     def project(self, moved: Tensor) -> Tensor:
         """Waveforms inside, near the given ones, shape (B, T); the same where they are inside already.

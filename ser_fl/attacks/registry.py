@@ -19,9 +19,10 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 from ser_fl.attacks.art import any_attack, gradient_attacks
-from ser_fl.attacks.attack import UNLABELLED, Attack, AttackSettings, Entry
+from ser_fl.attacks.attack import Attack, AttackSettings, Entry
 from ser_fl.attacks.autopgd import craft_apgd_ce, craft_apgd_dlr, craft_apgd_t
 from ser_fl.attacks.carlini_wagner import craft_cw_l2, craft_cw_linf
 from ser_fl.attacks.minimum_norm import craft_fmn, craft_fmn_l2
@@ -37,6 +38,10 @@ VERSION = 1
 """Raised by whoever changes what an attack makes for the same settings: what benchmarks of earlier versions kept is
 then made anew."""
 
+_STEPS = frozenset({"steps", "step_size"})
+_OURS: dict[str, Any] = {"adaptive": True}
+_FILLS: dict[str, Any] = {"warm": True, "on_recordings": ("snr_db", "amplitude"), **_OURS}
+_SEEKS: dict[str, Any] = {"minimal": True, **_OURS}
 _PGD = Entry(
     craft_pgd,
     "ser_fl.descend",
@@ -44,12 +49,9 @@ _PGD = Entry(
     steps=50,
     step_size=default_step_size,
     restarts=5,
-    settable=frozenset({"steps", "step_size", "restarts"}),
-    adaptive=True,
-    warm=True,
-    on_recordings=("snr_db", "amplitude"),
+    settable=_STEPS | {"restarts"},
+    **_FILLS,
 )
-_DESCENT = replace(_PGD, restarts=0, warm=False)
 _APGD = Entry(
     craft_apgd_ce,
     "ser_fl.AutoPGD",
@@ -57,39 +59,30 @@ _APGD = Entry(
     steps=100,
     restarts=1,
     settable=frozenset({"steps", "restarts"}),
-    adaptive=True,
-    warm=True,
-    on_recordings=("snr_db", "amplitude"),
+    **_FILLS,
 )
-_FMN = Entry(
-    craft_fmn,
-    "ser_fl.fast_minimum_norm",
-    "Pintor et al. 2021, arXiv 2102.12827",
-    steps=30,
-    minimal=True,
-    adaptive=True,
-)
-_CW = replace(_FMN, paper="Carlini and Wagner 2017, arXiv 1608.04644")
-_SQUARE = Entry(
-    craft_square,
-    "ser_fl.Square",
-    "Andriushchenko et al. 2020, arXiv 1912.00049",
+_FMN = Entry(craft_fmn, "ser_fl.fast_minimum_norm", "Pintor et al. 2021, arXiv 2102.12827", steps=30, **_SEEKS)
+_CARLINI = "Carlini and Wagner 2017, arXiv 1608.04644"
+_NOISE = Entry(
+    craft_noise_uniform,
+    "ser_fl.Noise",
+    "Carlini et al. 2019, arXiv 1902.06705",
     knowledge="score",
-    steps=1000,
-    adaptive=True,
+    steps=100,
+    **_OURS,
 )
-_NOISE = replace(_SQUARE, library="ser_fl.Noise", paper="Carlini et al. 2019, arXiv 1902.06705", steps=100)
-_STEPS = frozenset({"steps", "step_size"})
 
 ATTACKS: Mapping[str, Entry] = MappingProxyType(
     {
         "fgsm": replace(
-            _DESCENT,
+            _PGD,
             craft=craft_fgsm,
             paper="Goodfellow et al. 2015, arXiv 1412.6572",
             steps=1,
             step_size=float,
+            restarts=0,
             settable=frozenset(),
+            warm=False,
         ),
         "bim": replace(
             _PGD, craft=craft_bim, paper="Kurakin et al. 2017, arXiv 1607.02533", steps=10, restarts=0, settable=_STEPS
@@ -98,10 +91,12 @@ ATTACKS: Mapping[str, Entry] = MappingProxyType(
         # Weak: without a random start, and with steps of ART's default 0.1, which above an epsilon of 0.05 throw every
         # cell from one face of the ball to the other. Here for comparison with the paper only.
         "pgd_paper": replace(
-            _DESCENT,
+            _PGD,
             paper="Chang et al. 2022, arXiv 2203.04696, as in its published code",
             steps=5,
             step_size=lambda epsilon: 0.1,
+            restarts=0,
+            warm=False,
             settable=frozenset({"steps"}),
             quiet_step=True,
             on_recordings=(),
@@ -117,7 +112,13 @@ ATTACKS: Mapping[str, Entry] = MappingProxyType(
         "apgd_ce": _APGD,
         "apgd_dlr": replace(_APGD, craft=craft_apgd_dlr, min_classes=3),
         "apgd_t": replace(_APGD, craft=craft_apgd_t, min_classes=4),
-        "square": _SQUARE,
+        "square": replace(
+            _NOISE,
+            craft=craft_square,
+            library="ser_fl.Square",
+            paper="Andriushchenko et al. 2020, arXiv 1912.00049",
+            steps=1000,
+        ),
         "hopskipjump": Entry(
             any_attack.craft_as("HopSkipJump"),  # some 2,000 forward passes an utterance in 10 steps
             "art.HopSkipJump",
@@ -132,15 +133,21 @@ ATTACKS: Mapping[str, Entry] = MappingProxyType(
             "ser_fl.Universal",
             "Moosavi-Dezfooli et al. 2017, arXiv 1610.08401",
             steps=50,
-            adaptive=True,
             whole_set=True,
+            **_OURS,
         ),
-        "noise_uniform": replace(_NOISE, craft=craft_noise_uniform),
+        "noise_uniform": _NOISE,
         "noise_gaussian": replace(_NOISE, craft=craft_noise_gaussian),
-        "cw_l2": replace(
-            _CW, craft=craft_cw_l2, library="ser_fl.carlini_wagner_l2", norm="2", steps=20, on_recordings=("snr_db",)
+        "cw_l2": Entry(
+            craft_cw_l2,
+            "ser_fl.carlini_wagner_l2",
+            _CARLINI,
+            norm="2",
+            steps=20,
+            on_recordings=("snr_db",),
+            **_SEEKS,
         ),
-        "cw_linf": replace(_CW, craft=craft_cw_linf, library="ser_fl.carlini_wagner_linf", steps=40),
+        "cw_linf": Entry(craft_cw_linf, "ser_fl.carlini_wagner_linf", _CARLINI, steps=40, **_SEEKS),
         "fmn": _FMN,
         "fmn_l2": replace(_FMN, craft=craft_fmn_l2, norm="2", on_recordings=("snr_db",)),
         "deepfool": Entry(
@@ -215,31 +222,22 @@ def build(settings: AttackSettings) -> Attack:
     Raises:
         UserError: unknown name (the known ones are listed), or an attack that goes on recordings alone.
     """
-    settings = _labelled(settings)
     entry = entry_of(settings.name, settings.backend)
-    if settings.name in ATTACKS:
-        defaults = {
-            "steps": entry.steps,
-            "step_size": entry.step_size and entry.step_size(settings.epsilon),
-            "restarts": entry.restarts,
-        }
+    if settings.name not in ATTACKS:
+        settings = any_attack.resolve(settings)
+    else:
+        step_size = entry.step_size and entry.step_size(settings.epsilon)
+        defaults = {"steps": entry.steps, "step_size": step_size, "restarts": entry.restarts}
         chosen = {word: getattr(settings, word) for word in defaults if getattr(settings, word) is not None}
         for word in chosen.keys() - entry.settable:
             if chosen.pop(word) != defaults[word]:
-                warnings.warn(
-                    f"{settings.name} has its own {word}: {defaults[word]}; the given one is unused", stacklevel=2
-                )
-        resolved = replace(settings, **(defaults | chosen))
-    else:
-        resolved = any_attack.resolve(settings)
-    step_size = resolved.step_size
-    if step_size is not None and resolved.epsilon > 0 and step_size > resolved.epsilon and not entry.quiet_step:
-        warnings.warn(
-            f"{settings.name}: a step size of {step_size:g} exceeds epsilon {resolved.epsilon:g}, so that every step "
-            "ends on the ball's edge",
-            stacklevel=2,
-        )
-    return Attack(settings=resolved, entry=entry)
+                unused = f"{settings.name} has its own {word}: {defaults[word]}; the given one is unused"
+                warnings.warn(unused, stacklevel=2)
+        settings = replace(settings, **(defaults | chosen))
+    if (step := settings.step_size) and 0 < settings.epsilon < step and not entry.quiet_step:
+        too_long = f"{settings.name}: a step size of {step:g} exceeds epsilon {settings.epsilon:g}"
+        warnings.warn(f"{too_long}, so that every step ends on the ball's edge", stacklevel=2)
+    return Attack(settings=settings, entry=entry)
 
 
 def build_on_recordings(settings: AttackSettings) -> Attack:
@@ -250,23 +248,15 @@ def build_on_recordings(settings: AttackSettings) -> Attack:
     Raises:
         UserError: no attack of that name goes on recordings, or it does not keep to such a budget.
     """
-    settings = _labelled(settings)
     if settings.name not in ON_RECORDINGS:
         raise unknown_name("attack of domain=waveform", settings.name, ON_RECORDINGS)
     entry = ON_RECORDINGS[settings.name]
     unit = "masking" if settings.masked else "amplitude" if settings.snr_db is None else "snr_db"
     if unit not in entry.on_recordings:
-        raise UserError(
-            f"{settings.name} keeps to budgets of {' or '.join(entry.on_recordings)} only: set snr_dbs, such as [30]"
-        )
+        units = " or ".join(entry.on_recordings)
+        raise UserError(f"{settings.name} keeps to budgets of {units} only: set snr_dbs, such as [30]")
     restarts = None
     if "restarts" in entry.settable:
         restarts = min(entry.restarts, 1) if settings.restarts is None else settings.restarts
     steps = entry.steps if settings.steps is None or "steps" not in entry.settable else settings.steps
     return Attack(settings=replace(settings, steps=steps, restarts=restarts), entry=entry)
-
-
-def _labelled(settings: AttackSettings) -> AttackSettings:
-    """Settings without what the name alone says of labels."""
-    known = settings.name.removesuffix(UNLABELLED)
-    return settings if known == settings.name else replace(settings, name=known, labels=False)

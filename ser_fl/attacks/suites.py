@@ -28,17 +28,13 @@ class Suite:
 
 
 _STANDARD = ("fgsm", "bim", "pgd", "apgd_ce", "apgd_t", "cw_linf", "fmn", "square", "noise_uniform")
-_THOROUGH = (
-    *_STANDARD,
-    *("apgd_dlr", "mim", "pgd_paper", "cw_l2", "fmn_l2", "deepfool", "hopskipjump", "universal", "noise_gaussian"),
-)
-
+_MORE = ("apgd_dlr", "mim", "pgd_paper", "cw_l2", "fmn_l2", "deepfool", "hopskipjump", "universal", "noise_gaussian")
 SUITES: Mapping[str, Suite] = MappingProxyType(
     {
         "quick": Suite(attacks=("fgsm", "bim", "apgd_ce", "noise_uniform")),
         "standard": Suite(attacks=_STANDARD, subsets={"square": 120}),
         "paper": Suite(attacks=("fgsm", "bim", "pgd", "cw_l2"), backend="art"),
-        "thorough": Suite(attacks=_THOROUGH, subsets={"square": 120, "deepfool": 60, "hopskipjump": 12}),
+        "thorough": Suite(attacks=(*_STANDARD, *_MORE), subsets={"square": 120, "deepfool": 60, "hopskipjump": 12}),
     }
 )
 SUITE_ON_RECORDINGS = ("pgd", "apgd_ce", "cw_l2")
@@ -55,12 +51,12 @@ def expand(names: Iterable[str], fits: Callable[[str], bool] = lambda name: True
     """
     attacks: dict[str, None] = {}
     for name in names:
-        held = SUITES[name].attacks if name in SUITES else ()
-        fitting = [attack for attack in held if fits(attack)]
-        if len(fitting) < len(held):
-            left = ", ".join(attack for attack in held if attack not in fitting)
+        if name not in SUITES:
+            attacks[name] = None
+            continue
+        attacks |= dict.fromkeys(filter(fits, SUITES[name].attacks))
+        if left := ", ".join(attack for attack in SUITES[name].attacks if not fits(attack)):
             warnings.warn(f"the suite {name} is run without what does not fit here: {left}", stacklevel=3)
-        attacks |= dict.fromkeys(fitting if name in SUITES else (name,))
     return tuple(attacks)
 
 

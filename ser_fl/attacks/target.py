@@ -1,8 +1,7 @@
 """The model as an attack may question it, every pass counted, and the best that was found.
 
-With a `Defence` in front of it whose randomness the attacker knows of, every answer is an expectation over draws of the
-defence (expectation over transformation: Athalye et al. 2018, arXiv 1802.00420), so that one attack is written once and
-is adaptive where it is asked to be.
+With a `Defence` in front of it whose randomness the attacker knows of, every answer is an expectation over its draws
+(Athalye et al. 2018, arXiv 1802.00420), so that one attack is written once and is adaptive where it is asked to be.
 
 Legend: B utterances, N some of them, C classes, F mel bins, L frames, K draws; inputs are features_BFL, or whatever
 `to_features` maps to them.
@@ -12,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Protocol, Self
 
 import torch
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ser_fl.attacks.losses import Loss, cross_entropy, margin
-from ser_fl.attacks.threat_model import either
+from ser_fl.attacks.threat_model import Ball, either
 
 _AT_A_TIME = {"cpu": 32}
 _AT_A_TIME_ELSEWHERE = 512
@@ -53,17 +53,8 @@ class Expectation(Protocol):
     def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, step: int, draws: Sequence[int]) -> Tensor:
         """What the classifier is shown in some draws of a step; has a gradient, its own or a straight-through one.
 
-        It depends on each utterance's key, the step and the draws alone: the same step, the same answer, whoever else
-        is in the batch.
-
-        Args:
-            features_BFL: what the defence is given.
-            keys_B: utterance ids.
-            step: number of the step, any integer.
-            draws: numbers in [0, K).
-
-        Returns:
-            Shape (draws * B, ...): all utterances in the first of the draws, then in the second, and so on.
+        It depends on each utterance's key, the step (any integer) and the draws (numbers in [0, K)) alone, whoever else
+        is in the batch. Its shape is (draws * B, ...): all utterances in the first draw, then in the second, and so on.
         """
         ...
 
@@ -77,6 +68,14 @@ class ToFeatures(Protocol):
 
     def subset(self, rows_N: Tensor) -> Self:
         """The same for some of the utterances."""
+        ...
+
+    def ball(self, epsilon: float, snr_db: float | None, masked: bool) -> Ball:
+        """What the budget allows of each utterance."""
+        ...
+
+    def own(self, inputs: Tensor) -> Tensor:
+        """What was moved, where it may be; everywhere else the clean values, bit for bit."""
         ...
 
 
@@ -125,7 +124,7 @@ class Target:
         features_BFL = self.features(inputs)
         if self.expectation is None:
             return self._run(features_BFL)
-        drawn = (draw for lot in self._lots(self.expectation, features_BFL, step) for draw in lot)
+        drawn = chain.from_iterable(self._lots(self.expectation, features_BFL, step))
         return torch.stack([weight * F.log_softmax(logits_BC, dim=1) for weight, logits_BC in drawn]).sum(0)
 
     def right(self, inputs: Tensor, labels_B: Tensor, step: int = 0) -> Tensor:
@@ -134,17 +133,13 @@ class Target:
 
     @torch.no_grad()
     def score(self, inputs: Tensor, labels_B: Tensor, loss: Loss, *, step: int = 0) -> tuple[Tensor, Tensor]:
-        """Loss and probability of being recognised, each of shape (B,): those of `answer`, without its gradient.
-
-        It costs one forward pass an utterance and draw.
-        """
+        """Loss and recognition of `answer`, each of shape (B,), by one forward pass an utterance and draw."""
         features_BFL = self.features(inputs)
         if self.expectation is None:
             return loss(logits_BC := self._run(features_BFL), labels_B), _recognised(logits_BC, labels_B)
         parts = [
             torch.stack([weight * loss(logits_BC, labels_B), weight * _recognised(logits_BC, labels_B)])
-            for lot in self._lots(self.expectation, features_BFL, step)
-            for weight, logits_BC in lot
+            for weight, logits_BC in chain.from_iterable(self._lots(self.expectation, features_BFL, step))
         ]
         loss_B, right_B = torch.stack(parts).sum(0)
         return loss_B, right_B
@@ -153,13 +148,8 @@ class Target:
         """Loss, gradient and recognition of a batch: one forward and one backward pass an utterance and draw.
 
         In expectation, loss and gradient are weighted means of those of every draw, which is not the loss of a mean
-        prediction: a draw that is still right counts, however sure the others are.
-
-        Args:
-            inputs: what is moved, shape (B, ...).
-            labels_B: true classes.
-            loss: to be raised.
-            step: number of the step, which chooses the draws: the same step, the same draws (common random numbers).
+        prediction: a draw that is still right counts, however sure the others are. The number of the step chooses the
+        draws: the same step, the same draws (common random numbers).
         """
         inputs = inputs.detach().requires_grad_()
         features_BFL = self.features(inputs)

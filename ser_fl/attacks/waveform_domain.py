@@ -17,7 +17,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ser_fl.attacks.attack import Attack, AttackSettings, Problem
+from ser_fl.attacks.attack import Attack, Problem
 from ser_fl.attacks.clips import ClipBall, Clips
 from ser_fl.attacks.domains import Crafted, Domain
 from ser_fl.attacks.psychoacoustic import MaskingBall
@@ -68,15 +68,15 @@ class WaveformToFeatures:
         """The same for some of the clips."""
         return type(self)(self.clips.subset(rows_N), self.frontend, self.standardisation)
 
-    def ball(self, settings: AttackSettings) -> Ball:
+    def ball(self, epsilon: float, snr_db: float | None, masked: bool) -> Ball:
         """What the budget allows; of a silent clip and an SNR, nothing but the clip."""
         clips = self.clips
-        if settings.masked:
+        if masked:
             return MaskingBall.around(clips)
-        if settings.snr_db is None:
-            radius_B = clips.waveform_BT.new_full((len(clips),), settings.epsilon)
+        if snr_db is None:
+            radius_B = clips.waveform_BT.new_full((len(clips),), epsilon)
             return ClipBall(clips.waveform_BT, radius_B, "inf", clips.heard_B)
-        radius_B = (clips.lengths(clips.waveform_BT) * 10 ** (-settings.snr_db / 20)).float()
+        radius_B = (clips.lengths(clips.waveform_BT) * 10 ** (-snr_db / 20)).float()
         return ClipBall(clips.waveform_BT, radius_B, "2", clips.heard_B)
 
     def own(self, inputs: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor, nn
 
+from ser_fl.attacks.pgd import own_starts, pgd
 from ser_fl.attacks.step_size import default_step_size
 from ser_fl.attacks.threat_model import Box
-from ser_fl.attacks.training_attacks import own_starts, pgd
 from ser_fl.config.schema import Config
 from ser_fl.data.features import FeatureStore
 from ser_fl.data.frontend import Standardisation

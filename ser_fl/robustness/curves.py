@@ -12,8 +12,8 @@ from functools import cache
 import numpy as np
 import torch
 
+from ser_fl.attacks.pgd import bim
 from ser_fl.attacks.step_size import default_step_size
-from ser_fl.attacks.training_attacks import bim
 from ser_fl.metrics import uar_of
 from ser_fl.robustness.test_set import TestSet
 

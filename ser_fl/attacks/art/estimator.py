@@ -85,12 +85,8 @@ def classifier_of(
 
     In expectation its logits are means of log-probabilities over the draws of a step, as `Target` has them. Every
     gradient draws anew, and what is asked for without one, such as the steps of a line search, meets the draws of the
-    gradient before it. ART does not say whose images it shows, so that the problem is then one utterance's.
-
-    Args:
-        problem: what is attacked.
-        clip_values: bounds that ART clips to, numbers or arrays that broadcast to (F, L); None for none.
-        to_features: maps what ART moves, of shape (B, F, L), to features; None where it moves features.
+    gradient before it. ART does not say whose images it shows, so that the problem is then one utterance's. It clips to
+    ``clip_values``, which broadcast to (F, L); ``to_features`` is as of `HiddenNetwork`.
     """
     assert problem.expectation is None or len(problem.keys_B) == 1, f"{len(problem.keys_B)} utterances for ART"
     import_art()
@@ -138,13 +134,9 @@ def right_when_clean(problem: Problem) -> Tensor:
 
 
 def clip_values_of(box: Box, *, scalar: bool = False) -> ClipValues | None:
-    """Bounds of a box for ART; None where there is no box.
+    """Bounds of a box for ART, of all mel bins together for classes that know no others; None where there is no box.
 
     ART refuses an empty range: a mel bin that can take one value only is widened by one rounding.
-
-    Args:
-        box: the values that features may take.
-        scalar: the smallest and the largest of all, for classes of ART that know no bounds per mel bin.
     """
     if box.lower_F1 is None or box.upper_F1 is None:
         return None

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ser_fl.attacks.art.estimator import Array, classifier_of, clip_values_of, generated, import_art, right_when_clean
+from ser_fl.attacks.art.estimator import classifier_of, clip_values_of, generated, import_art, right_when_clean
 from ser_fl.attacks.attack import Problem
 from ser_fl.attacks.losses import cross_entropy
 from ser_fl.attacks.target import best_of_starts
@@ -27,10 +27,7 @@ DEEPFOOL_OVERSHOOT = 0.02
 
 def craft_fgsm(problem: Problem) -> Tensor:
     """ART's FastGradientMethod: one step of epsilon from the clean utterance."""
-    attack = import_art().FastGradientMethod(
-        _estimator(problem, 0), eps=problem.settings.epsilon, batch_size=len(problem.keys_B)
-    )
-    return generated(attack, problem, mask=_movable(problem))
+    return _made_by("FastGradientMethod", problem)
 
 
 def craft_bim(problem: Problem) -> Tensor:
@@ -48,43 +45,25 @@ def _iterate(class_name: str, problem: Problem, starts: list[Tensor]) -> Tensor:
     """What an iterated class finds from each start, chosen as `pgd.descend` does."""
 
     def ascend(rows_N: Tensor | None, start_NFL: Tensor, restart: int) -> Tensor:
-        part, settings = problem if rows_N is None else problem.subset(rows_N), problem.settings
-        attack = getattr(import_art(), class_name)(
-            _estimator(part, restart * problem.steps),
-            eps=settings.epsilon,
-            eps_step=settings.step_size,
-            max_iter=problem.steps,
-            batch_size=len(part.keys_B),
-            verbose=False,
-        )
-        # ART 1.20.1 knows two starts only: the input, and a random one. Its HopSkipJump takes an ``x_adv_init``; a PGD
-        # that did would make this hook needless, and a test fails.
-        start_N1FL, pgd = part.box.clip(start_NFL.detach())[:, None], getattr(attack, "_attack", attack)
-        plain = pgd._compute_pytorch
-        pgd._compute_pytorch = lambda moved_N1FL, *others: plain(
-            start_N1FL if pgd._i_max_iter == 0 else moved_N1FL, *others
-        )
-        return generated(attack, part, mask=_movable(part))
+        part, steps = problem if rows_N is None else problem.subset(rows_N), problem.steps
+        words: dict[str, Any] = {"eps_step": problem.settings.step_size, "max_iter": steps, "verbose": False}
+        return _made_by(class_name, part, start_NFL=start_NFL, first_step=restart * steps, **words)
 
     held = None if problem.start_BFL is None else problem.box.clip(problem.start_BFL.detach().clone())
     return best_of_starts(problem.target, problem.labels_B, starts, ascend, incumbent=held)
 
 
-def _movable(problem: Problem) -> Array | None:
-    """A mask of what the box lets move; None where it lets all. ART's own bounds cannot meet (`clip_values_of`)."""
-    lower_F1, upper_F1 = problem.box.lower_F1, problem.box.upper_F1
-    if lower_F1 is None or upper_F1 is None or bool((lower_F1 < upper_F1).all()):
-        return None
-    movable: Array = (lower_F1 < upper_F1).expand_as(problem.clean)[:, None].float().cpu().numpy()
-    return movable
-
-
-def _estimator(problem: Problem, first_step: int) -> Any:
-    """The model as a PyTorchClassifier that answers no more than these attacks need.
+def _made_by(
+    class_name: str, problem: Problem, start_NFL: Tensor | None = None, first_step: int = 0, **words: Any
+) -> Tensor:
+    """What a class makes on a PyTorchClassifier that answers no more than it needs.
 
     Args:
+        class_name: the class, of FGSM, BIM or PGD.
         problem: what is attacked; in expectation a gradient is that of `Target.answer`, for the whole batch at once.
+        start_NFL: where an iterated class starts; None for the clean features.
         first_step: number of the first step's draws of a randomised model.
+        words: other arguments of the class.
     """
     estimator = classifier_of(replace(problem, expectation=None), clip_values_of(problem.box))
     # For a success rate that only ART's log would see it asks for predictions: two passes an utterance.
@@ -99,7 +78,21 @@ def _estimator(problem: Problem, first_step: int) -> Any:
 
     if problem.expectation is not None:
         estimator.loss_gradient = expected_gradient
-    return estimator
+    kind = getattr(import_art(), class_name)
+    attack = kind(estimator, eps=problem.settings.epsilon, batch_size=len(problem.keys_B), **words)
+    if start_NFL is not None:
+        # ART 1.20.1 knows two starts only: the input, and a random one. Its HopSkipJump takes an ``x_adv_init``; a PGD
+        # that did would make this hook needless, and a test fails.
+        start_N1FL, pgd = problem.box.clip(start_NFL.detach())[:, None], getattr(attack, "_attack", attack)
+        plain = pgd._compute_pytorch
+        pgd._compute_pytorch = lambda moved_N1FL, *others: plain(
+            start_N1FL if pgd._i_max_iter == 0 else moved_N1FL, *others
+        )
+    lower_F1, upper_F1, movable = problem.box.lower_F1, problem.box.upper_F1, None
+    if lower_F1 is not None and upper_F1 is not None and not bool((lower_F1 < upper_F1).all()):
+        # ART's own bounds cannot meet (`clip_values_of`).
+        movable = (lower_F1 < upper_F1).expand_as(problem.clean)[:, None].float().cpu().numpy()
+    return generated(attack, problem, mask=movable)
 
 
 def craft_mim(problem: Problem) -> Tensor:
@@ -124,8 +117,7 @@ def craft_deepfool(problem: Problem) -> Tensor:
     away from the predicted class, not the true one, so that it is given only what is right when clean. What is not
     misclassified after rounding to the box is the clean utterance.
     """
-    adversarial_BFL = problem.clean.clone()
-    right_N = right_when_clean(problem)
+    adversarial_BFL, right_N = problem.clean.clone(), right_when_clean(problem)
     if not len(right_N):
         return adversarial_BFL
     part = problem.subset(right_N)

@@ -103,6 +103,8 @@ class TensorAttack(EvasionAttack):  # type: ignore[misc]
         "summary_writer": refused(False, "our attacks write no summaries"),
     }
     """What may be given and set, by name."""
+    _when_targeted: ClassVar[type[Target]] = Target
+    """The model as a targeted attack questions it."""
     _estimator_requirements = (PyTorchClassifier,)
     summary_writer = False
 
@@ -175,8 +177,8 @@ class TensorAttack(EvasionAttack):  # type: ignore[misc]
             for first in tqdm(firsts, desc=type(self).__name__, disable=not self.verbose):
                 rows = slice(first, first + self.batch_size)
                 clean = box.clip(torch.from_numpy(made[rows]).to(device))
-                front = None if movable is None else _Masked(torch.from_numpy(movable[rows]).to(device), clean)
-                target = self._target(
+                front: Any = None if movable is None else _Masked(torch.from_numpy(movable[rows]).to(device), clean)
+                target = (self._when_targeted if self.targeted else Target)(
                     network=network,
                     keys_B=[str(first + row) for row in range(len(clean))],
                     passes=Passes(),
@@ -196,13 +198,21 @@ class TensorAttack(EvasionAttack):  # type: ignore[misc]
     def _craft(self, target: Target, clean: Tensor, labels_B: Tensor, box: Box) -> Tensor:
         """Adversarial inputs of one batch."""
 
-    def _target(self, **parts: Any) -> Target:
-        """The model as the attack questions it."""
-        return Target(**parts)
-
     def _expectation(self) -> Expectation | None:
         """What the attacker knows of randomness in front of the model."""
         return None
+
+
+class _Towards(Target):
+    """A model whose labels are targets: an input that is not taken for its target yet stands for one recognised."""
+
+    def score(self, inputs: Tensor, labels_B: Tensor, loss: Loss, *, step: int = 0) -> tuple[Tensor, Tensor]:
+        loss_B, hit_B = Target.score(self, inputs, labels_B, loss, step=step)
+        return -loss_B, 1 - hit_B
+
+    def answer(self, inputs: Tensor, labels_B: Tensor, loss: Loss, *, step: int = 0) -> Answer:
+        away = Target.answer(self, inputs, labels_B, loss, step=step)
+        return replace(away, loss_B=-away.loss_B, gradient=-away.gradient, right_B=1 - away.right_B)
 
 
 class BallAttack(TensorAttack):
@@ -222,12 +232,10 @@ class BallAttack(TensorAttack):
         "max_iter": whole(100, least=1),
         "seed": whole(0, least=0),
     }
+    _when_targeted = _Towards
 
     def __init__(self, estimator: Any, **given: Any) -> None:
         super().__init__(estimator, **given)
-
-    def _target(self, **parts: Any) -> Target:
-        return (_Towards if self.targeted else Target)(**parts)
 
     def _ball(self, clean: Tensor) -> Ball:
         return Ball(clean, clean.new_full((len(clean),), self.eps), NORM_OF[self.norm])
@@ -235,18 +243,6 @@ class BallAttack(TensorAttack):
     def _start(self, target: Target, ball: Ball, name: str, number: int) -> Tensor:
         """Where a start of these inputs begins; where a mask forbids it, at the clean value."""
         return target.features(ball.random(generator(name, self.seed, key, number) for key in target.keys_B))
-
-
-class _Towards(Target):
-    """A model whose labels are targets: an input that is not taken for its target yet stands for one recognised."""
-
-    def score(self, inputs: Tensor, labels_B: Tensor, loss: Loss, *, step: int = 0) -> tuple[Tensor, Tensor]:
-        loss_B, hit_B = Target.score(self, inputs, labels_B, loss, step=step)
-        return -loss_B, 1 - hit_B
-
-    def answer(self, inputs: Tensor, labels_B: Tensor, loss: Loss, *, step: int = 0) -> Answer:
-        away = Target.answer(self, inputs, labels_B, loss, step=step)
-        return replace(away, loss_B=-away.loss_B, gradient=-away.gradient, right_B=1 - away.right_B)
 
 
 class _Classified(nn.Module):

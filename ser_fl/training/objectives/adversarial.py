@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ser_fl.attacks.pgd import divergence, pgd, random_start
 from ser_fl.attacks.step_size import default_step_size
 from ser_fl.attacks.threat_model import Box
-from ser_fl.attacks.training_attacks import divergence, pgd, random_start
 from ser_fl.config.training import ObjectiveConfig
 from ser_fl.data.augmentation import augment
 from ser_fl.data.features import Examples
