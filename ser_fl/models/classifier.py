@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassRecall
 
 from ser_fl.config.data import AugmentationConfig
@@ -94,22 +94,27 @@ class EmotionClassifier(pl.LightningModule):
                 raise UserError("model=None needs network=..., a network of your own")
             network = build_network(settings.model, num_classes, seed=seed)
         self.network = network
-        self.figures = MetricCollection(
-            {
-                # A loss that is not a number stays one. ("disable" would say so, and drops the weights in 1.9.)
-                "loss": MeanMetric(nan_strategy=float("nan")),
-                "uar": MulticlassRecall(num_classes, average="macro"),
-                "accuracy": MulticlassAccuracy(num_classes, average="micro"),
-            },
-            compute_groups=False,
-        )
-        """Of the epoch that is going on: of training at its end, of validation and test batch by batch."""
+        self.num_classes = num_classes
+        self._figures: MetricCollection | None = None
         self.train_figures: dict[str, Tensor] = {}
         """Of the last training epoch."""
         self.stream = generator(seed, "augmentation")
         self._steps: list[tuple[Tensor, Tensor, Tensor]] = []
         """Loss, logits and labels of this epoch's training batches."""
         self._streams_to_restore: dict[str, Tensor] = {}
+
+    @property
+    def figures(self) -> MetricCollection:
+        """Of the epoch that is going on: of training at its end, of validation and test batch by batch."""
+        if self._figures is None:  # a client that nobody watches never asks, and they take a millisecond to make
+            figures: dict[str, Metric | MetricCollection] = {
+                # A loss that is not a number stays one. ("disable" would say so, and drops the weights in 1.9.)
+                "loss": MeanMetric(nan_strategy=float("nan")),
+                "uar": MulticlassRecall(self.num_classes, average="macro"),
+                "accuracy": MulticlassAccuracy(self.num_classes, average="micro"),
+            }
+            self._figures = MetricCollection(figures, compute_groups=False).to(self.device)
+        return self._figures
 
     def forward(self, features_BFL: Tensor) -> Tensor:
         """Logits of shape (B, C) from standardised features of shape (B, F, L)."""
@@ -154,7 +159,7 @@ class EmotionClassifier(pl.LightningModule):
         """Log the epoch."""
         self.on_validation_epoch_end()
 
-    def score_epoch(self) -> dict[str, Tensor]:
+    def score_epoch(self, *, only_loss: bool = False) -> dict[str, Tensor]:
         """Figures of the training epoch that ends: computed once, so that no step pays for them or waits for a device.
 
         Empty where no step was taken, since a callback skipped the epoch.
@@ -163,13 +168,16 @@ class EmotionClassifier(pl.LightningModule):
             return {}
         losses, logits, labels = zip(*self._steps, strict=True)
         self._steps.clear()
-        for loss, labels_B in zip(losses, labels, strict=True):
-            self.figures["loss"].update(loss.float(), len(labels_B))
-        logits_NC, labels_N = torch.cat(logits), torch.cat(labels)
-        self.figures["uar"].update(logits_NC, labels_N)
-        self.figures["accuracy"].update(logits_NC, labels_N)
-        self.train_figures = self.figures.compute()
-        self.figures.reset()
+        total = sum(
+            (loss.float() * len(of_step) for loss, of_step in zip(losses, labels, strict=True)), torch.zeros(())
+        )
+        labels_N = torch.cat(labels)
+        self.train_figures = {"loss": total / len(labels_N)}
+        if not only_loss:
+            logits_NC = torch.cat(logits)
+            for name in ("uar", "accuracy"):
+                self.train_figures[name] = self.figures[name](logits_NC, labels_N)
+            self.figures.reset()
         return self.train_figures
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -125,6 +125,13 @@ class ClientClassifier(QuickHookNames, EmotionClassifier):
         self._steps.append((loss.detach(), logits_BC.detach(), labels_B))
         return loss
 
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch, where a callback could see it."""
+        if self.trainer.callbacks:  # type: ignore[attr-defined]
+            super().on_train_epoch_end()
+        else:
+            self.score_epoch(only_loss=True)
+
     def configure_gradient_clipping(
         self,
         optimizer: torch.optim.Optimizer,
@@ -184,7 +191,7 @@ def fit_in_loop(
                 torch.autograd.backward(loss)
             with watch.part("optimiser"):
                 optimiser.step()
-        classifier.score_epoch()
+        classifier.score_epoch(only_loss=True)
     return optimiser
 
 
