@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Settings alone."""
     parser.add_argument("settings", nargs="*", help="settings, as key=value; an unknown one lists the known ones")
 
 

@@ -23,7 +23,6 @@ _FRONT_END_HZ = 16_000
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """An action, a corpus and its folder."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     actions.add_parser("list", help="corpora, their label maps and published counts")
     for action, text in (

@@ -38,7 +38,6 @@ Event = tuple[str, int, int] | tuple[str, RoundRecord]
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Where it all goes."""
     parser.add_argument("--output", type=Path, help="folder for the two runs and the report (default: runs/demo/...)")
 
 

@@ -16,7 +16,6 @@ _SHARED = ("FLWR_HOME", "FLWR_TELEMETRY_ENABLED", "FLWR_DISABLE_UPDATE_CHECK")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """An action, and what it needs."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     keys = actions.add_parser("keys", help="certificates of the link and a key pair for each node")
     link = actions.add_parser("link", help="run the link, which nodes call, until Ctrl-C or SIGTERM")

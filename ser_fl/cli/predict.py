@@ -8,7 +8,6 @@ from ser_fl.runs.environment import collection_paused
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Files, and the run whose model hears them."""
     parser.add_argument("files", nargs="+", metavar="FILE")
     parser.add_argument("--run", required=True, metavar="RUN", help="folder of a trained run")
     parser.add_argument("--channel", default="first", choices=("first", "second", "mean"))

@@ -7,7 +7,6 @@ from pathlib import Path
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Runs, and where the page goes."""
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders; also the transfer.json of any")
     parser.add_argument("--output", metavar="FILE", help="the page (default: report.html in the first run)")
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown instead")

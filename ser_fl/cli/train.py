@@ -11,7 +11,6 @@ from ser_fl.runs.preemption import Preemption
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Settings, and Hydra's own options."""
     parser.add_argument("settings", nargs="*", help="settings, as key=value; an unknown one lists the known ones")
     parser.add_argument("--config", type=Path, metavar="FILE", help="repeat a run from its config.yaml")
     parser.add_argument("--config-dir", "-cd", type=Path, metavar="DIR", help="groups and experiments of your own")

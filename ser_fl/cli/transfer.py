@@ -8,7 +8,6 @@ from ser_fl.runs.environment import collection_paused, keep_freed_memory
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Runs, and settings among them."""
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="run folders; RUN:CLIENT is a client's own model of a local-only run"
     )

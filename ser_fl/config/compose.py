@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -11,8 +12,7 @@ from typing import Any
 
 from ser_fl.config.robustness import BenchmarkConfig, TransferConfig
 from ser_fl.config.schema import Config, checked, parse
-from ser_fl.config.settings_file import first_line, read_settings
-from ser_fl.config.text import assignments, escaped, kind_of, sweep_values, type_at
+from ser_fl.config.text import assignments, escaped, first_line, kind_of, read_settings, sweep_values, type_at
 from ser_fl.errors import UserError, shown, unknown_name
 
 _LONGEST_OVERRIDE = 10_000
@@ -28,11 +28,11 @@ def configs_dir() -> Path:
 
 def groups(config_dir: Path | None = None) -> dict[str, list[str]]:
     """Names that each group offers, with those of a folder of the user's own: ``{"model": ["crnn", ...], ...}``."""
-    found: dict[str, set[str]] = {}
-    for folder in (group for root in _folders(config_dir) for group in root.iterdir() if group.is_dir()):
-        if folder.name != "sweep":  # files of W&B's
-            found.setdefault(folder.name, set()).update(file.stem for file in folder.glob("*.yaml"))
-    return {name: sorted(found[name]) for name in sorted(found) if found[name]}
+    found = defaultdict[str, set[str]](set)
+    for file in (file for root in _folders(config_dir) for file in root.glob("*/*.yaml")):
+        found[file.parent.name].add(file.stem)
+    found.pop("sweep", None)  # files of W&B's
+    return {name: sorted(found[name]) for name in sorted(found)}
 
 
 def _folders(config_dir: Path | None) -> list[Path]:

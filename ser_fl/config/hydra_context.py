@@ -23,12 +23,9 @@ from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSou
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
-from ser_fl.config.robustness import BenchmarkConfig, TransferConfig
 from ser_fl.config.schema import Config
-from ser_fl.config.settings_file import bounded_yaml
-from ser_fl.config.text import escaped, literal_yaml
+from ser_fl.config.text import bounded_yaml, escaped, literal_yaml
 
-_SCHEMAS: Mapping[str, type] = {"benchmark": BenchmarkConfig, "transfer": TransferConfig}
 _FOLDERS: ContextVar[Sequence[Path]] = ContextVar("folders", default=())
 _WHOLE, _TYPED = "_file_", "_typed_"
 """Names in the config store."""
@@ -48,8 +45,7 @@ class LiteralFiles(ConfigSource):
         text = bounded_yaml(file)
         header = self._get_header_dict(text[:512])
         group = () if header.get("package") == "_global_" else tuple(config_path.split("/")[:-1])
-        schema = _SCHEMAS.get(config_path.removesuffix(".yaml"), Config)
-        config = OmegaConf.load(StringIO(literal_yaml(text, schema, group)))
+        config = OmegaConf.load(StringIO(literal_yaml(text, Config, group)))
         return ConfigResult(provider=self.provider, path=self.full_path(), config=config, header=header)
 
     def is_group(self, config_path: str) -> bool:

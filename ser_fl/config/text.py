@@ -1,7 +1,8 @@
-"""Settings that are text are taken as they are typed: no value of theirs is read as a number, a list or a date.
+"""Settings as they are written, on a command line and in YAML files of anybody's making.
 
-Which ones are text is told by the schema's types. On a command line their values are quoted for Hydra's grammar; in
-YAML files plain scalars become strings: ``010``, ``12:30``, ``1e3``, ``no`` and ``exp #2`` are what they look like.
+Those that are text are taken as they are typed: no value of theirs is read as a number, a list or a date. Which ones
+are text is told by the schema's types. On a command line their values are quoted for Hydra's grammar; in YAML files
+plain scalars become strings: ``010``, ``12:30``, ``1e3``, ``no`` and ``exp #2`` are what they look like.
 """
 
 from __future__ import annotations
@@ -10,17 +11,24 @@ import re
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import is_dataclass
 from functools import cache
+from io import StringIO
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, NamedTuple, Union, cast, get_args, get_origin, get_type_hints
 
+from ser_fl.config.schema import CONFIG_SCHEMA
 from ser_fl.config.values import PATH
+from ser_fl.errors import UserError, one_line, shown
+from ser_fl.runs.redaction import is_place, recall
 
-Path = tuple[str, ...]
-"""Names from the top down: ``("data", "labels", "02")``."""
+Names = tuple[str, ...]
+"""From the top down: ``("data", "labels", "02")``."""
 _CLOSING = {"'": "'", '"': '"', "[": "]", "{": "}", "(": ")"}
 _IMPLICIT = ("str", "int", "float", "bool", "null", "timestamp")
-
-
+_LARGEST_FILE = 1 << 20
+_MOST_VALUES = 100_000
+"""Of a file, aliases counted as often as they would be written out: a run's config.yaml has a hundred."""
+_DEEPEST = 50
 _type_hints = cache(get_type_hints)
 
 
@@ -66,7 +74,7 @@ def kind_of(hint: object) -> Kind:
     )
 
 
-def type_at(schema: object, path: Path) -> object:
+def type_at(schema: object, path: Names) -> object:
     """The annotated type of a setting; None where the schema knows of none."""
     for name in path:
         below = kind_of(schema).below
@@ -74,12 +82,8 @@ def type_at(schema: object, path: Path) -> object:
     return schema
 
 
-def assignments(schema: object, key: str, value: str, quote: Callable[[str], str]) -> list[tuple[Path, str]]:
-    """What ``key=value`` sets, with text quoted: one setting, or each entry of a mapping whose keys are the user's.
-
-    Returns:
-        Settings and their values, in Hydra's syntax.
-    """
+def assignments(schema: object, key: str, value: str, quote: Callable[[str], str]) -> list[tuple[Names, str]]:
+    """What ``key=value`` sets, in Hydra's syntax: one setting, or each entry of a mapping whose keys are the user's."""
     path = tuple(key.split("."))
     for length in range(1, len(path)):
         if kind_of(type_at(schema, path[:length])).is_mapping:
@@ -165,7 +169,7 @@ def escaped(text: str) -> str:
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
 
 
-def literal_yaml(text: str, schema: object, path: Path = (), *, escape: bool = False) -> str:
+def literal_yaml(text: str, schema: object, path: Names = (), *, escape: bool = False) -> str:
     """A YAML document in which whatever the schema takes for text is a string.
 
     Args:
@@ -207,3 +211,88 @@ def _mark(node: Any, hint: object, escape: bool) -> bool:
         return False
     node.tag, node.style = "tag:yaml.org,2002:str", '"'
     return True
+
+
+def read_settings(file: Path, schema: object) -> dict[str, Any]:
+    """Settings of a YAML file of anybody's making, with text as it stands there.
+
+    Folders are those that this machine remembers. A corpus that it does not know stays as it is written, since only who
+    opens it needs it; a cache that it does not know becomes the default one.
+
+    Raises:
+        UserError: there is no such file, it is no configuration, or one of another version.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    if not file.is_file():
+        raise UserError(f"no such configuration: {file}")
+    try:
+        text = literal_yaml(bounded_yaml(file), schema, escape=True)
+        content = OmegaConf.load(StringIO(text))  # by a safe loader: it makes no objects
+        _refuse_interpolation(file, OmegaConf.to_container(content))
+        settings = OmegaConf.to_container(content, resolve=True)
+    except UserError:
+        raise
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read: {first_line(error)}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{file} is not a configuration: it holds a {type(settings).__name__}")
+    if (version := settings.pop("schema", CONFIG_SCHEMA)) != CONFIG_SCHEMA:
+        raise UserError(f"{file} has schema {shown(version)}, this version reads {CONFIG_SCHEMA}: train again")
+    for name in {"hydra", "defaults"} & settings.keys():
+        raise UserError(f"{file} has {name}, which a resolved configuration has not: use --config-dir")
+    if isinstance(data := settings.get("data"), dict):
+        for name in ("root", "cache_dir"):
+            if is_place(written := data.get(name)):
+                data[name] = recall(written) or (written if name == "root" else None)
+    return {str(key): value for key, value in settings.items()}
+
+
+def _refuse_interpolation(file: Path, value: Any) -> None:
+    """A file holds values alone: ``${oc.env:...}`` would take a secret of this machine into the records."""
+    if isinstance(value, str) and re.search(r"(?<!\\)(\\\\)*\$\{", value):
+        raise UserError(f"{file} has {shown(value)}: write the value itself")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _refuse_interpolation(file, item)
+
+
+def bounded_yaml(file: Path) -> str:
+    """The text of a YAML file that may be of anybody's making.
+
+    Raises:
+        UserError: its values would fill the memory: it is large, deep, or small with aliases of aliases.
+    """
+    import yaml
+
+    if (size := file.stat().st_size) > _LARGEST_FILE:
+        raise UserError(f"{file} has {size} bytes: that is no configuration")
+    text, loader = file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    num_values, of_anchors, opened = 0, dict[str, int](), list[tuple[str, int]]()
+    for event in yaml.parse(text, Loader=loader):
+        anchor = str(getattr(event, "anchor", None))
+        if isinstance(event, yaml.AliasEvent):
+            num_values += of_anchors.get(anchor, 0)
+        elif isinstance(event, yaml.CollectionStartEvent):
+            opened.append((anchor, num_values))
+            of_anchors[anchor] = _MOST_VALUES + 1  # of a value that holds itself
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = opened.pop()
+            of_anchors[anchor] = num_values - before
+        elif isinstance(event, yaml.ScalarEvent):
+            num_values += 1
+            of_anchors[anchor] = 1
+        if num_values > _MOST_VALUES or len(opened) > _DEEPEST:
+            raise UserError(
+                f"{file} holds more than {_MOST_VALUES} values, one that holds itself, or lists more than {_DEEPEST} "
+                "deep: that is no configuration"
+            )
+    return text
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what a library says."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return one_line(str(error.__cause__ or error).strip().split("\n")[0], 300)

@@ -212,7 +212,7 @@ def _mapping(run: RunFolder, path: Path) -> Mapping[str, Any]:
     if not path.exists():
         return {}
     if path.suffix == ".yaml":
-        from ser_fl.config.settings_file import bounded_yaml
+        from ser_fl.config.text import bounded_yaml
 
         try:
             content = yaml.safe_load(bounded_yaml(path))
