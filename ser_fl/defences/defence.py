@@ -78,27 +78,16 @@ class Defence(ABC):
     def outcomes(self, features_BFL: Tensor, numbers_KB: Sequence[Sequence[int]]) -> Tensor:
         """What the classifier is shown with these outcomes, K for each utterance, as `transform` would with each.
 
-        Returns:
-            Shape (K * B, F', L'): all utterances with their first outcome, then with their second, and so on.
-
-        Raises:
-            NotImplementedError: outcomes are not listed.
+        Shape (K * B, F', L'): all utterances with their first outcome, then with their second, and so on.
         """
         raise NotImplementedError(f"{self.name} lists no outcomes")
 
     @torch.no_grad()
     def predict(self, model: Classifier, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int) -> Tensor:
-        """Predicted classes of every run, without gradients.
+        """Predicted classes of every run, without gradients: int64, shape (R, B).
 
-        Args:
-            model: classifier in eval mode, on the device of the features.
-            features_BFL: shape (B, F, L); one batch, as it goes through the model in one forward pass per draw. The
-                result for an utterance does not depend on the others in the batch.
-            keys_B: utterance ids, which key the draws.
-            seed: seed of the evaluation.
-
-        Returns:
-            Shape (R, B), int64. The mean of the R runs' confusion matrices, by `run_weights`, is what is scored.
+        A batch goes through the model, which is in eval mode, in one forward pass per draw. The mean of the R runs'
+        confusion matrices, by `run_weights`, is what is scored.
         """
         shown_B = (self.transform(features_BFL, keys_B, seed=seed, draw=draw) for draw in range(self.num_draws))
         return torch.stack([model(features).argmax(dim=-1) for features in shown_B])
@@ -109,11 +98,9 @@ class Deterministic(Defence):
 
     @property
     def outcome_weights(self) -> tuple[float, ...]:
-        """The one outcome is certain."""
         return (1.0,)
 
     def outcomes(self, features_BFL: Tensor, numbers_KB: Sequence[Sequence[int]]) -> Tensor:
-        """What the classifier is shown, K times over: shape (K * B, F', L')."""
         shown_BFL = self.transform(features_BFL, [""] * len(features_BFL), seed=0, draw=0)
         return shown_BFL.repeat(len(numbers_KB), 1, 1)
 
@@ -125,7 +112,6 @@ class NoDefence(Deterministic):
     name: str = "none"
 
     def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int, draw: int) -> Tensor:
-        """The features as they are."""
         return features_BFL
 
 

@@ -98,7 +98,7 @@ def apply_patterns(features_BFL: Tensor, patterns_N: Sequence[Pattern]) -> Tenso
             a multiple of B. A size that an utterance has in several draws is made once.
 
     Returns:
-        Features of shape (N, F + 2, L + 7), in the order of the patterns, ready for one forward pass.
+        Shape (N, F + 2, L + 7), in the order of the patterns, ready for one forward pass.
     """
     num_utterances, num_bins, num_frames = features_BFL.shape
     assert len(patterns_N) % num_utterances == 0, f"{len(patterns_N)} patterns for {num_utterances} utterances"
@@ -163,14 +163,16 @@ class _Placed(torch.autograd.Function):
 
 
 class _RandomPatterns(Defence):
-    """What defences by a random resize and pad have in common: outcomes that can be listed, the `patterns`."""
+    """What defences by a random resize and pad have in common: outcomes that can be listed, the `patterns`.
+
+    They show the classifier features of shape (B, F + 2, L + 7).
+    """
 
     def __post_init__(self) -> None:
         if self.num_draws < 1:
             raise UserError(f"num_draws of {self.name} must be 1 or more, got {self.num_draws}")
 
     def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int, draw: int) -> Tensor:
-        """What the classifier is shown in one draw, shape (B, F + 2, L + 7); differentiable."""
         _, num_bins, num_frames = features_BFL.shape
         drawn = [draw_pattern(seed, key, draw, num_frames=num_frames, num_bins=num_bins) for key in keys_B]
         return apply_patterns(features_BFL, drawn)
@@ -181,7 +183,6 @@ class _RandomPatterns(Defence):
         return tuple(pattern.probability for pattern in patterns(64, 64))
 
     def outcomes(self, features_BFL: Tensor, numbers_KB: Sequence[Sequence[int]]) -> Tensor:
-        """What the classifier is shown with patterns of these numbers, shape (K * B, F + 2, L + 7); differentiable."""
         _, num_bins, num_frames = features_BFL.shape
         listed = patterns(num_frames, num_bins)
         return apply_patterns(features_BFL, [listed[number] for numbers_B in numbers_KB for number in numbers_B])
@@ -210,12 +211,10 @@ class RandomisationEnsemble(_RandomPatterns):
 
     @property
     def run_weights(self) -> tuple[float, ...]:
-        """One prediction, one run."""
         return (1.0,)
 
     @torch.no_grad()
     def predict(self, model: Classifier, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int) -> Tensor:
-        """Predicted classes, int64, shape (1, B)."""
         shown = (self.transform(features_BFL, keys_B, seed=seed, draw=draw) for draw in range(self.num_draws))
         # Summed in float64, so that the order of draws cannot turn a near tie.
         total_BC = torch.stack([model(features).double().softmax(dim=-1) for features in shown]).sum(dim=0)
@@ -236,10 +235,9 @@ class ExpectedRandomisation(_RandomPatterns):
 
     @property
     def run_weights(self) -> tuple[float, ...]:
-        """Probabilities of the patterns."""
         return self.outcome_weights
 
     def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int, draw: int) -> Tensor:
-        """What the classifier is shown with pattern number ``draw``, whatever keys and seed; (B, F + 2, L + 7)."""
+        """What the classifier is shown with pattern number ``draw``, whatever keys and seed."""
         _, num_bins, num_frames = features_BFL.shape
         return apply_patterns(features_BFL, [patterns(num_frames, num_bins)[draw]] * len(features_BFL))

@@ -44,7 +44,6 @@ class Quantisation(Deterministic):
         return lambda features_BFL: features_BFL
 
     def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int, draw: int) -> Tensor:
-        """Rounded features, shape (B, F, L); their gradient is zero."""
         return (features_BFL / self.step).round() * self.step
 
 
@@ -65,6 +64,5 @@ class MedianSmoothing(Deterministic):
             raise UserError(f"frames must be odd and 1 or more, got {self.frames}: the default is 3")
 
     def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int, draw: int) -> Tensor:
-        """Smoothed features, shape (B, F, L); differentiable."""
         margin = self.frames // 2
         return pad(features_BFL, (margin, margin), mode="replicate").unfold(-1, self.frames, 1).median(dim=-1).values

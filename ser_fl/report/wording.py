@@ -13,7 +13,6 @@ from ser_fl.runs.records import CLEAN, NO_DEFENCE, WORST_CASE, AttackRecord
 GREY_BOX = "†"
 """Marks a figure whose attacker did not know of the defence."""
 
-_UNLABELLED = "_unlabelled"
 _ATTACKS = {
     CLEAN: "clean",
     "fgsm": "FGSM",
@@ -43,9 +42,8 @@ _DEFENCES = {NO_DEFENCE: "no randomisation", "randomisation_ensemble": "randomis
 
 def attack_name(name: str) -> str:
     """An attack as papers write it; a class of ART by its own name; one without labels says so."""
-    if name.endswith(_UNLABELLED):
-        return f"{attack_name(name.removesuffix(_UNLABELLED))}, unlabelled"
-    return _ATTACKS.get(name, name.removeprefix("art:"))
+    known = name.removesuffix("_unlabelled")
+    return _ATTACKS.get(known, known.removeprefix("art:")) + (", unlabelled" if known != name else "")
 
 
 def defence_name(name: str) -> str:
@@ -61,8 +59,8 @@ def is_grey_box(record: AttackRecord) -> bool:
     if record.attack == CLEAN or record.defence == NO_DEFENCE:
         return False
     if record.attack != WORST_CASE:
-        asks = record.knowledge in ("score", "decision") and record.eot_samples == 0
-        return record.knowledge == "undefended" or asks
+        asks_bare = record.knowledge in ("score", "decision") and record.eot_samples == 0
+        return record.knowledge == "undefended" or asks_bare
     # A worst case is one of adaptive attacks where they saw every utterance that is left.
     return "adaptive" not in record.knowledge.split("+") or "adaptive on" in record.library
 
@@ -121,16 +119,13 @@ def interval(ends: Sequence[float] | None) -> str:
 
 def number(value: Any, form: str, *, scale: float = 1.0) -> str:
     """A figure in the given format; a dash for None, NaN, infinities and whatever is not a number."""
-    return format(value * scale, form) if _is_finite(value) else MISSING
+    is_figure = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return format(value * scale, form) if is_figure else MISSING
 
 
 def count(value: Any) -> str:
     """A whole number with its thousands set apart: "12,500"."""
-    return f"{round(value):,d}" if _is_finite(value) else MISSING
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return number(value, ",.0f")
 
 
 def training_epsilon(run: RunRecords) -> float | None:
