@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from ser_fl.robustness.sanity_checks.report import HALF_A_POINT, ROUNDING, Doubt, NotChecked, Outcome, Severity
+from ser_fl.robustness.sanity_checks.report import HALF_A_POINT, ROUNDING, Doubt, NotChecked, Severity
 from ser_fl.runs.records import CLEAN, NO_DEFENCE, WORST_CASE, AttackRecord
 
 GRADIENT = frozenset({"undefended", "adaptive"})
@@ -84,13 +84,14 @@ def at(record: AttackRecord) -> str:
     return "without a budget" if record.snr_db is None else f"at an SNR of {record.snr_db:g} dB"
 
 
-def doubt_of(check: str, record: AttackRecord, words: str, severity: Severity = "fails") -> Doubt:
+def doubt_of(check: str, record: AttackRecord, words: str, *, hint: bool = False) -> Doubt:
     """A doubt about one record."""
-    threat = {"defence": record.defence, "attack": record.attack}
-    return Doubt(check=check, words=words, severity=severity, epsilon=record.epsilon, **threat)
+    severity: Severity = "hint" if hint else "fails"
+    about = {"defence": record.defence, "attack": record.attack}
+    return Doubt(check=check, words=words, severity=severity, epsilon=record.epsilon, **about)
 
 
-def falls_with_the_budget(records: Sequence[AttackRecord]) -> Outcome:
+def falls_with_the_budget(records: Sequence[AttackRecord]) -> Iterator[Doubt]:
     """A larger budget holds a smaller one, so that an attack that searches it well cannot do worse.
 
     A single step can, since it always goes to the edge, and so can one that is shown to a defence that it does not
@@ -116,21 +117,17 @@ def falls_with_the_budget(records: Sequence[AttackRecord]) -> Outcome:
             pairs.append((lowest, record))
             lowest = min(lowest, record, key=lambda tried: tried.robust_uar)
     if not pairs:
-        return NotChecked("no attack was recorded at two budgets, each by itself (sweep=false)")
-    return [
-        doubt_of(
-            FALLS,
-            strong,
+        raise NotChecked("no attack was recorded at two budgets, each by itself (sweep=false)")
+    for weak, strong in _worst_pairs(pairs):
+        words = (
             f"{strong.attack} leaves UAR {strong.robust_uar:.3f} {at(strong)} and only {weak.robust_uar:.3f} "
             f"{at(weak)}, which is less to spend (defence {strong.defence}): the attack does not search its ball, so "
-            "give it more steps, restarts or a larger step size.",
-            "hint" if strong.steps == 1 or is_noise(strong) or is_grey_box(strong) else "fails",
+            "give it more steps, restarts or a larger step size."
         )
-        for weak, strong in _worst_pairs(pairs)
-    ]
+        yield doubt_of(FALLS, strong, words, hint=strong.steps == 1 or is_noise(strong) or is_grey_box(strong))
 
 
-def many_steps_beat_one(records: Sequence[AttackRecord]) -> Outcome:
+def many_steps_beat_one(records: Sequence[AttackRecord]) -> Iterator[Doubt]:
     """The strongest iterated attack of a threat breaks at least what a single step does.
 
     Shown to a defence that it does not know of, it may not (a single step transfers better): that hints only.
@@ -143,31 +140,27 @@ def many_steps_beat_one(records: Sequence[AttackRecord]) -> Outcome:
             strongest = min(many, key=lambda record: record.robust_uar)
             pairs += [(record, strongest) for record in group if record.steps == 1]
     if not pairs:
-        return NotChecked("no single step and no iterated attack were recorded at one budget on the same utterances")
+        raise NotChecked("no single step and no iterated attack were recorded at one budget on the same utterances")
     advice = (
         "gradients near the utterance mislead, as they do where they are masked, so attack by score, in transfer and "
         "with a loss on logits"
     )
-    return [
-        doubt_of(
-            MANY_STEPS,
-            weak,
+    for weak, strong in _worst_pairs(pairs):
+        words = (
             f"{weak.attack} in one step leaves UAR {weak.robust_uar:.3f} {at(weak)}, the best iterated attack, "
             f"{strong.attack} in {strong.steps} steps, leaves {strong.robust_uar:.3f} (defence {weak.defence}): "
-            f"{_unless_grey_box(strong, advice)}",
-            "hint" if is_grey_box(strong) else "fails",
+            f"{_unless_grey_box(strong, advice)}"
         )
-        for weak, strong in _worst_pairs(pairs)
-    ]
+        yield doubt_of(MANY_STEPS, weak, words, hint=is_grey_box(strong))
 
 
-def white_box_beats_black_box(records: Sequence[AttackRecord]) -> Outcome:
+def white_box_beats_black_box(records: Sequence[AttackRecord]) -> Iterator[Doubt]:
     """Whoever differentiates the model knows more than one who asks for its scores or decisions.
 
     Attacks that saw the same number of utterances saw the same ones. Where only different numbers can be compared, the
     gap must exceed two standard errors of the smaller set, and hints only.
     """
-    doubts, compared = [], False
+    compared = False
     advice = (
         "gradients are masked or their attacks too weak, so report the worst case and attack what hides the gradient"
     )
@@ -193,13 +186,12 @@ def white_box_beats_black_box(records: Sequence[AttackRecord]) -> Outcome:
                 f"where the best attack by gradients, {best.attack}, leaves {best.robust_uar:.3f} (defence "
                 f"{black.defence}){sizes}: {_unless_grey_box(best, advice)}"
             )
-            doubts.append(doubt_of(WHITE_BOX, black, words, "fails" if alike and not is_grey_box(best) else "hint"))
+            yield doubt_of(WHITE_BOX, black, words, hint=not alike or is_grey_box(best))
     if not compared:
-        return NotChecked("no attack by scores or decisions was recorded beside one by gradients at one budget")
-    return doubts
+        raise NotChecked("no attack by scores or decisions was recorded beside one by gradients at one budget")
 
 
-def attacks_beat_noise(records: Sequence[AttackRecord]) -> Outcome:
+def attacks_beat_noise(records: Sequence[AttackRecord]) -> Iterator[Doubt]:
     """Noise of the same budget knows nothing of the model, and breaks no more than the best attack by gradients.
 
     Where it breaks more than another attack only, that one is hinted at.
@@ -216,26 +208,18 @@ def attacks_beat_noise(records: Sequence[AttackRecord]) -> Outcome:
             best.append((noise, strongest))
             others += [(noise, record) for record in attacks if record is not strongest]
     if not best:
-        return NotChecked("no noise was recorded beside an attack at one budget on the same utterances")
+        raise NotChecked("no noise was recorded beside an attack at one budget on the same utterances")
     advice = (
         "the attack does worse than one that knows nothing, so do not report it as robustness; look for zero "
         "gradients, or give it more steps"
     )
-    told: tuple[tuple[list[Pair], str, Severity], ...] = (
-        (best, "the best attack by gradients,", "fails"),
-        (others, "but", "hint"),
-    )
-    return [
-        doubt_of(
-            NOISE,
-            strong,
-            f"{weak.attack} leaves UAR {weak.robust_uar:.3f} {at(weak)}, {which} {strong.attack}, "
-            f"{strong.robust_uar:.3f} (defence {strong.defence}): {_unless_grey_box(strong, advice)}",
-            "hint" if is_grey_box(strong) else severity,
-        )
-        for pairs, which, severity in told
-        for weak, strong in _worst_pairs(pairs)
-    ]
+    for pairs, which in ((best, "the best attack by gradients,"), (others, "but")):
+        for weak, strong in _worst_pairs(pairs):
+            words = (
+                f"{weak.attack} leaves UAR {weak.robust_uar:.3f} {at(weak)}, {which} {strong.attack}, "
+                f"{strong.robust_uar:.3f} (defence {strong.defence}): {_unless_grey_box(strong, advice)}"
+            )
+            yield doubt_of(NOISE, strong, words, hint=pairs is others or is_grey_box(strong))
 
 
 def _unless_grey_box(record: AttackRecord, advice: str) -> str:

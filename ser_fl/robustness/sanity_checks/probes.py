@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file, save_file
 
-from ser_fl.attacks.attack import Attack, AttackSettings
+from ser_fl.attacks.attack import Attack
 from ser_fl.attacks.losses import cross_entropy, margin
 from ser_fl.devices import exact_arithmetic
 from ser_fl.robustness.crafting import features_under
@@ -31,7 +31,6 @@ from ser_fl.robustness.sanity_checks.report import (
     ROUNDING,
     Doubt,
     NotChecked,
-    Outcome,
     SanityReport,
     Severity,
 )
@@ -87,79 +86,62 @@ def probe(
         records: of the benchmark, which say which attack was the strongest; without them it is the one of most effort.
         on_check: told of progress.
     """
-    trial = Trial(test_set=test_set.subset(subset_size), attack=strongest(attacks, records))
-    outcomes: dict[str, Outcome] = {}
+    trial = Trial(test_set=test_set.subset(subset_size), strongest=strongest(attacks, records))
     with evaluating(test_set.model), exact_arithmetic():
-        for name, check in PROBES.items():
-            on_check("checks", len(outcomes), len(PROBES))
-            outcomes[name] = check(trial)
-    on_check("checks", len(PROBES), len(PROBES))
-    return SanityReport.of(outcomes)
+        return SanityReport.of(PROBES, trial, on_check)
 
 
-def _of_the_attack(check: Callable[[Trial, Attack], Outcome]) -> Callable[[Trial], Outcome]:
-    """A probe that needs the strongest iterated attack."""
-    missing = NotChecked("no iterated attack by gradients ran on the bare model")
-    return lambda trial: missing if trial.attack is None else check(trial, trial.attack)
-
-
-def answers_alike(trial: Trial) -> Outcome:
+def answers_alike(trial: Trial) -> Iterator[Doubt]:
     """Two forward passes of one batch must agree: randomness inside the model is averaged over by no attack."""
     again_NC = logits_of(trial.test_set, trial.test_set.features_NFL)
     apart = float((again_NC - trial.clean_logits_NC).abs().max())
-    if apart <= NEAR_TIE * float(trial.clean_logits_NC.abs().max()):
-        return []
-    turned = int((again_NC.argmax(1) != trial.clean_logits_NC.argmax(1)).sum())
-    words = (
-        f"The model answers the same {len(again_NC)} utterances with logits {apart:.3g} apart when it is asked twice "
-        f"({turned} predictions differ): it draws random numbers of its own, of which every attack saw single draws, "
-        "so put the randomness into a defence, which is attacked in expectation, or switch it off."
-    )
-    return [_doubt(SAME_ANSWER, words)]
+    if not apart <= NEAR_TIE * float(trial.clean_logits_NC.abs().max()):
+        turned = int((again_NC.argmax(1) != trial.clean_logits_NC.argmax(1)).sum())
+        words = (
+            f"The model answers the same {len(again_NC)} utterances with logits {apart:.3g} apart when it is asked "
+            f"twice ({turned} predictions differ): it draws random numbers of its own, of which every attack saw "
+            "single draws, so put the randomness into a defence, which is attacked in expectation, or switch it off."
+        )
+        yield _doubt(SAME_ANSWER, words)
 
 
-@_of_the_attack
-def nothing_moves(trial: Trial, attack: Attack) -> Outcome:
+def nothing_moves(trial: Trial) -> Iterator[Doubt]:
     """Without a budget, features and predictions must be the clean ones, bit for bit."""
-    idle = at_epsilon(attack, 0.0)
+    idle = at_epsilon(trial.attack, 0.0)
     idle_NFL = features_under(trial.test_set, idle)
     moved = int((idle_NFL != trial.test_set.features_NFL).flatten(1).any(1).sum())
     turned = int((logits_of(trial.test_set, idle_NFL).argmax(1) != trial.clean_logits_NC.argmax(1)).sum())
-    if not moved and not turned:
-        return []
-    words = (
-        f"{attack.name} at epsilon 0 moves {moved} of {len(idle_NFL)} utterances and turns {turned} predictions: clean "
-        "and attacked utterances are not prepared alike, so clip the clean features to the box before anything is "
-        "measured."
-    )
-    return [_doubt(NOTHING_MOVES, words, idle)]
+    if moved or turned:
+        words = (
+            f"{idle.name} at epsilon 0 moves {moved} of {len(idle_NFL)} utterances and turns {turned} predictions: "
+            "clean and attacked utterances are not prepared alike, so clip the clean features to the box before "
+            "anything is measured."
+        )
+        yield _doubt(NOTHING_MOVES, words, idle)
 
 
-@_of_the_attack
-def reaches_chance(trial: Trial, attack: Attack) -> Outcome:
+def reaches_chance(trial: Trial) -> Iterator[Doubt]:
     """With a budget as wide as the box, any utterance can be made any other, so that UAR can be brought to chance."""
     test_set = trial.test_set
-    huge = at_epsilon(attack, test_set.domain.widest(test_set.features_NFL, test_set.box))
+    huge = at_epsilon(trial.attack, test_set.domain.widest(test_set.features_NFL, test_set.box))
     uar = trial.uar(logits_of(test_set, features_under(test_set, huge)).argmax(1) == test_set.labels_N)
     chance = 1 / test_set.num_classes
-    if uar <= chance + ROUNDING:
-        return []
-    words = (
-        f"{huge.name} at epsilon {huge.settings.epsilon:.3g}, where every utterance can be made any other, leaves UAR "
-        f"{uar:.3f} on {len(test_set)} utterances, above chance ({chance:.3f}): gradients are masked or the attack is "
-        "broken, and no robust UAR of this benchmark can be believed until this one falls to chance."
-    )
-    return [_doubt(CHANCE, words, huge)]
+    if uar > chance + ROUNDING:
+        words = (
+            f"{huge.name} at epsilon {huge.settings.epsilon:.3g}, where every utterance can be made any other, leaves "
+            f"UAR {uar:.3f} on {len(test_set)} utterances, above chance ({chance:.3f}): gradients are masked or the "
+            "attack is broken, and no robust UAR of this benchmark can be believed until this one falls to chance."
+        )
+        yield _doubt(CHANCE, words, huge)
 
 
-def gradients_arrive(trial: Trial) -> Outcome:
+def gradients_arrive(trial: Trial) -> Iterator[Doubt]:
     """An utterance without a gradient cannot be attacked by one: zero or not finite fails, tiny ones hint."""
     largest_N = largest_gradients(trial.test_set, cross_entropy)
     total = len(largest_N)
     finite_N = largest_N.isfinite()
     dead_N = ~finite_N | (largest_N == 0)
     peak = float(largest_N[finite_N].max()) if bool(finite_N.any()) else 0.0
-    doubts = []
     if dead := int(dead_N.sum()):
         margins_N = largest_gradients(trial.test_set, margin)
         rescued = int((dead_N & margins_N.isfinite() & (margins_N > 0)).sum())
@@ -172,68 +154,63 @@ def gradients_arrive(trial: Trial) -> Outcome:
             f"The gradient of the cross-entropy is zero or not finite for {dead} of {total} utterances "
             f"({dead / total:.0%}): {advice}."
         )
-        doubts.append(_doubt(GRADIENTS, words))
+        yield _doubt(GRADIENTS, words)
     if tiny := int(((largest_N < TINY * peak) & ~dead_N).sum()):
         words = (
             f"The gradient of the cross-entropy of {tiny} of {total} utterances ({tiny / total:.0%}) is below "
             f"{TINY:g} of the largest: the model is very sure of them, so attack with a loss on logits (DLR, C&W) too."
         )
-        doubts.append(_doubt(GRADIENTS, words, severity="hint"))
-    return doubts
+        yield _doubt(GRADIENTS, words, hint=True)
 
 
-def twice_the_effort(trial: Trial, attack: Attack, *, check: str, effort: Literal["steps", "restarts"]) -> Outcome:
+def twice_the_effort(trial: Trial, *, check: str, effort: Literal["steps", "restarts"]) -> Iterator[Doubt]:
     """An attack that has converged finds nothing more in twice the steps or from twice the starts.
 
     What it broke stays broken, as in a worst case, so that only the rest is attacked again.
     """
+    attack = trial.attack
     if effort not in attack.entry.settable:
-        return NotChecked(f"{attack.name}, the strongest iterated attack, has no {effort}")
+        raise NotChecked(f"{attack.name}, the strongest iterated attack, has no {effort}")
+    if not len(left := trial.left):
+        return
     used = max(getattr(attack.settings, effort) or 1, 1)
     more_effort: dict[str, Any] = {effort: 2 * used}
     harder = replace(attack, settings=replace(attack.settings, **more_effort))
-    left, total = trial.left(), len(trial.test_set)
-    if not len(left):
-        return []
     broken_S = logits_of(left, features_under(left, harder)).argmax(1) != left.labels_N
-    before, after, more = trial.uar(trial.right_N), trial.uar_without(broken_S), int(broken_S.sum())
-    if before - after <= HALF_A_POINT + ROUNDING:
-        return []
-    words = (
-        f"{2 * used} {effort} of {attack.name} in place of {used} take UAR from {before:.3f} to {after:.3f} "
-        f"{_at_budget(attack.settings)} ({more} more of {total} utterances broken, of which one is worth about "
-        f"{1 / total:.3f}): the attack has not converged, so double until UAR moves by less than half a point."
-    )
-    return [_doubt(check, words, attack, "fails" if more > 1 else "hint")]
+    before, after = trial.uar(trial.right_N), trial.uar_without(broken_S)
+    if before - after > HALF_A_POINT + ROUNDING:
+        more, total = int(broken_S.sum()), len(trial.test_set)
+        words = (
+            f"{2 * used} {effort} of {attack.name} in place of {used} take UAR from {before:.3f} to {after:.3f} "
+            f"{_at_budget(attack)} ({more} more of {total} utterances broken, of which one is worth about "
+            f"{1 / total:.3f}): the attack has not converged, so double until UAR moves by less than half a point."
+        )
+        yield _doubt(check, words, attack, hint=more <= 1)
 
 
-@_of_the_attack
-def nothing_weaker_breaks_more(trial: Trial, attack: Attack) -> Outcome:
+def nothing_weaker_breaks_more(trial: Trial) -> Iterator[Doubt]:
     """What the attack left, a single step and random signs of the same size must leave too, utterance by utterance."""
+    attack = trial.attack
     if attack.entry.norm != "inf":
-        return NotChecked(f"{attack.name}, the strongest iterated attack, keeps to another norm")
-    left = trial.left()
-    if not len(left):
-        return []
+        raise NotChecked(f"{attack.name}, the strongest iterated attack, keeps to another norm")
+    if not len(left := trial.left):
+        return
     stepped_S = broken_by_a_step(left, attack.settings)
     moved_S = torch.zeros_like(stepped_S)
     for draw in range(NOISE_DRAWS):
         moved_S |= broken_by_a_step(left, attack.settings, draw=draw)
-    broken_S = stepped_S | moved_S
-    before, after = trial.uar(trial.right_N), trial.uar_without(broken_S)
-    if before - after <= HALF_A_POINT + ROUNDING:
-        return []
-    words = (
-        f"Of {len(left)} utterances that {attack.name} {_at_budget(attack.settings)} left, a single step of FGSM "
-        f"breaks {int(stepped_S.sum())} and {NOISE_DRAWS} draws of random signs break {int(moved_S.sum())} (UAR "
-        f"{before:.3f}, then {after:.3f}): an attack that knows less does more, so gradients are masked or its steps "
-        "do not suit the model."
-    )
-    return [_doubt(LEFT, words, attack, "fails" if int(broken_S.sum()) > 1 else "hint")]
+    before, after = trial.uar(trial.right_N), trial.uar_without(stepped_S | moved_S)
+    if before - after > HALF_A_POINT + ROUNDING:
+        words = (
+            f"Of {len(left)} utterances that {attack.name} {_at_budget(attack)} left, a single step of FGSM breaks "
+            f"{int(stepped_S.sum())} and {NOISE_DRAWS} draws of random signs break {int(moved_S.sum())} (UAR "
+            f"{before:.3f}, then {after:.3f}): an attack that knows less does more, so gradients are masked or its "
+            "steps do not suit the model."
+        )
+        yield _doubt(LEFT, words, attack, hint=int((stepped_S | moved_S).sum()) == 1)
 
 
-@_of_the_attack
-def saved_give_the_same(trial: Trial, attack: Attack) -> Outcome:
+def saved_give_the_same(trial: Trial) -> Iterator[Doubt]:
     """Adversarial utterances that were written to a file and read again, in other batches, must be answered alike.
 
     Predictions count as different where they are no near tie, which rounding may turn.
@@ -246,25 +223,24 @@ def saved_give_the_same(trial: Trial, attack: Attack) -> Outcome:
     first_N2 = trial.logits_NC.topk(2).values
     near_N = first_N2[:, 0] - first_N2[:, 1] <= NEAR_TIE * trial.logits_NC.abs().amax(1)
     turned_N = (reversed_NC.argmax(1) != trial.logits_NC.argmax(1)) & ~near_N
-    if not (turned := int(turned_N.sum())):
-        return []
-    again = trial.uar(reversed_NC.argmax(1) == trial.test_set.labels_N)
-    words = (
-        f"{turned} of {len(read_NFL)} adversarial utterances of {attack.name} are answered otherwise when they are "
-        f"read from a file and go through the model {OTHER_BATCH} at a time (UAR {trial.uar(trial.right_N):.3f}, then "
-        f"{again:.3f}): the model looks at the rest of the batch or is random, so put its normalisation into "
-        "evaluation mode."
-    )
-    return [_doubt(SAVED, words, attack)]
+    if turned := int(turned_N.sum()):
+        again = trial.uar(reversed_NC.argmax(1) == trial.test_set.labels_N)
+        words = (
+            f"{turned} of {len(read_NFL)} adversarial utterances of {trial.attack.name} are answered otherwise when "
+            f"they are read from a file and go through the model {OTHER_BATCH} at a time (UAR "
+            f"{trial.uar(trial.right_N):.3f}, then {again:.3f}): the model looks at the rest of the batch or is "
+            "random, so put its normalisation into evaluation mode."
+        )
+        yield _doubt(SAVED, words, trial.attack)
 
 
-PROBES: Mapping[str, Callable[[Trial], Outcome]] = MappingProxyType(
+PROBES: Mapping[str, Callable[[Trial], Iterator[Doubt]]] = MappingProxyType(
     {
         SAME_ANSWER: answers_alike,
         NOTHING_MOVES: nothing_moves,
         GRADIENTS: gradients_arrive,
-        STEPS: _of_the_attack(partial(twice_the_effort, check=STEPS, effort="steps")),
-        RESTARTS: _of_the_attack(partial(twice_the_effort, check=RESTARTS, effort="restarts")),
+        STEPS: partial(twice_the_effort, check=STEPS, effort="steps"),
+        RESTARTS: partial(twice_the_effort, check=RESTARTS, effort="restarts"),
         LEFT: nothing_weaker_breaks_more,
         CHANCE: reaches_chance,
         SAVED: saved_give_the_same,
@@ -272,14 +248,17 @@ PROBES: Mapping[str, Callable[[Trial], Outcome]] = MappingProxyType(
 )
 
 
-def _at_budget(settings: AttackSettings) -> str:
+def _at_budget(attack: Attack) -> str:
     """As sentences name it: "at epsilon 0.05"."""
+    settings = attack.settings
     return f"at epsilon {settings.epsilon:.4g}" if settings.snr_db is None else f"at {settings.budget}"
 
 
-def _doubt(check: str, words: str, attack: Attack | None = None, severity: Severity = "fails") -> Doubt:
+def _doubt(check: str, words: str, attack: Attack | None = None, *, hint: bool = False) -> Doubt:
     """A doubt about the bare model, or about an attack on it."""
+    severity: Severity = "hint" if hint else "fails"
+    doubt = Doubt(check=check, words=words, severity=severity, defence=NO_DEFENCE)
     if attack is None:
-        return Doubt(check=check, words=words, severity=severity, defence=NO_DEFENCE)
-    epsilon = attack.settings.epsilon if math.isfinite(attack.settings.epsilon) else None
-    return Doubt(check=check, words=words, severity=severity, defence=NO_DEFENCE, attack=attack.name, epsilon=epsilon)
+        return doubt
+    epsilon = attack.settings.epsilon
+    return replace(doubt, attack=attack.name, epsilon=epsilon if math.isfinite(epsilon) else None)

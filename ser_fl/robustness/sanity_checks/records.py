@@ -5,7 +5,7 @@ Two figures disagree where they differ by more than half a point of UAR, and by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 from ser_fl.robustness.sanity_checks.comparisons import (
@@ -29,7 +29,7 @@ from ser_fl.robustness.sanity_checks.comparisons import (
     threat,
     white_box_beats_black_box,
 )
-from ser_fl.robustness.sanity_checks.report import ROUNDING, Doubt, NotChecked, Outcome, SanityReport
+from ser_fl.robustness.sanity_checks.report import ROUNDING, Doubt, NotChecked, SanityReport
 from ser_fl.runs.records import NO_DEFENCE, AttackRecord
 
 IMPLAUSIBLE_UAR = 0.9
@@ -48,51 +48,44 @@ def check_records(records: Sequence[AttackRecord]) -> SanityReport:
     Args:
         records: of one model, as `ser_fl.benchmark` returns them.
     """
-    return SanityReport.of({name: check(records) for name, check in RECORD_CHECKS.items()})
+    return SanityReport.of(RECORD_CHECKS, records)
 
 
-def epsilon_0_is_clean(records: Sequence[AttackRecord]) -> Outcome:
+def epsilon_0_is_clean(records: Sequence[AttackRecord]) -> Iterator[Doubt]:
     """Without a budget, every score must be the clean one, exactly."""
     idle = [record for record in attacks_in(records, worst_cases=True) if record.epsilon == 0]
     if not idle:
-        return NotChecked("no attack was recorded at epsilon 0")
-    return [
-        doubt_of(
-            EPSILON_0,
-            record,
-            f"{record.attack} at epsilon 0 gives UAR {record.robust_uar:.3f}, moved {record.max_linf:.3g} at most and "
-            f"broke {record.attack_success_rate:.1%}, where the clean UAR is {record.clean_uar:.3f}: clean and "
-            "attacked utterances are not prepared or scored alike, so look for a second clipping or a random model.",
-        )
-        for record in idle
-        if abs(record.robust_uar - record.clean_uar) > ROUNDING or record.attack_success_rate > 0 or record.max_linf > 0
-    ]
+        raise NotChecked("no attack was recorded at epsilon 0")
+    for record in idle:
+        moved = record.attack_success_rate > 0 or record.max_linf > 0
+        if moved or abs(record.robust_uar - record.clean_uar) > ROUNDING:
+            words = (
+                f"{record.attack} at epsilon 0 gives UAR {record.robust_uar:.3f}, moved {record.max_linf:.3g} at most "
+                f"and broke {record.attack_success_rate:.1%}, where the clean UAR is {record.clean_uar:.3f}: clean and "
+                "attacked utterances are not prepared or scored alike, so look for a second clipping or a random model."
+            )
+            yield doubt_of(EPSILON_0, record, words)
 
 
-def attacks_do_not_help(records: Sequence[AttackRecord]) -> Outcome:
+def attacks_do_not_help(records: Sequence[AttackRecord]) -> Iterator[Doubt]:
     """No attack may raise UAR above the clean one; noise, which does not try to lower it, hints only."""
     attacks = attacks_in(records, worst_cases=True)
     if not attacks:
-        return NotChecked("no attack was recorded")
-    return [
-        doubt_of(
-            BELOW_CLEAN,
-            record,
-            f"{record.attack} {at(record)} raises UAR on the defence {record.defence} from {record.clean_uar:.3f} to "
-            f"{record.robust_uar:.3f}: the attack helps the model, so check the sign of its loss and its labels.",
-            "hint" if is_noise(record) else "fails",
-        )
-        for record in attacks
-        if record.robust_uar - record.clean_uar > leeway(record)
-    ]
+        raise NotChecked("no attack was recorded")
+    for record in attacks:
+        if record.robust_uar - record.clean_uar > leeway(record):
+            words = (
+                f"{record.attack} {at(record)} raises UAR on the defence {record.defence} from {record.clean_uar:.3f} "
+                f"to {record.robust_uar:.3f}: the attack helps the model, so check the sign of its loss and its labels."
+            )
+            yield doubt_of(BELOW_CLEAN, record, words, hint=is_noise(record))
 
 
-def defences_are_attacked_adaptively(records: Sequence[AttackRecord]) -> Outcome:
+def defences_are_attacked_adaptively(records: Sequence[AttackRecord]) -> Iterator[Doubt]:
     """A defence is judged by an attacker who knows of it, in expectation over its draws (Athalye et al. 2018)."""
     shown = [record for record in attacks_in(records) if record.defence != NO_DEFENCE and not is_noise(record)]
     if not shown:
-        return NotChecked("no test-time defence was shown to an attack")
-    doubts = []
+        raise NotChecked("no test-time defence was shown to an attack")
     for attacks in groups(shown, lambda record: record.defence):
         if any("adaptive" in knows(record) and record.eot_samples > 0 for record in attacks):
             continue
@@ -102,11 +95,10 @@ def defences_are_attacked_adaptively(records: Sequence[AttackRecord]) -> Outcome
             f"{lowest.robust_uar:.3f} under {lowest.attack} {at(lowest)} is what an attacker leaves who does not know "
             "of the defence, and is no evidence of robustness; add an adaptive attack with EOT samples."
         )
-        doubts.append(doubt_of(EXPECTATION, lowest, words))
-    return doubts
+        yield doubt_of(EXPECTATION, lowest, words)
 
 
-def passes_buy_successes(records: Sequence[AttackRecord]) -> Outcome:
+def passes_buy_successes(records: Sequence[AttackRecord]) -> Iterator[Doubt]:
     """An attack that asked the model and broke nothing may not work at all.
 
     An iterated one fails where another attack broke something with no more to spend; else it is a hint. What a defence
@@ -121,8 +113,8 @@ def passes_buy_successes(records: Sequence[AttackRecord]) -> Outcome:
         and not is_grey_box(record)
     ]
     if not paid:
-        return NotChecked("no attack was recorded that asked the model it was shown to")
-    doubts, left = [], []
+        raise NotChecked("no attack was recorded that asked the model it was shown to")
+    left = []
     for record in (record for record in paid if record.attack_success_rate == 0 and record.clean_uar > 0):
         other = _success_with_no_more(record, paid)
         if other is None or record.steps == 1 or knows(record) & QUERIES:
@@ -134,7 +126,7 @@ def passes_buy_successes(records: Sequence[AttackRecord]) -> Outcome:
             f"broke {other.attack_success_rate:.1%} (defence {record.defence}): the attack does not work on this "
             "model, so do not report it."
         )
-        doubts.append(doubt_of(SUCCESS, record, words))
+        yield doubt_of(SUCCESS, record, words)
     for group in groups(left, lambda record: threat(record)[:3]):
         largest = max(group, key=lambda record: strength(record) or 0.0)
         names = ", ".join(dict.fromkeys(record.attack for record in group))
@@ -143,8 +135,7 @@ def passes_buy_successes(records: Sequence[AttackRecord]) -> Outcome:
             f"{largest.defence}): either they cannot or they do not work, so try them at a larger budget, where they "
             "must succeed."
         )
-        doubts.append(doubt_of(SUCCESS, largest, words, "hint"))
-    return doubts
+        yield doubt_of(SUCCESS, largest, words, hint=True)
 
 
 def _success_with_no_more(record: AttackRecord, others: Sequence[AttackRecord]) -> AttackRecord | None:
@@ -169,22 +160,21 @@ def _success_with_no_more(record: AttackRecord, others: Sequence[AttackRecord]) 
     return max(able, key=lambda other: other.attack_success_rate, default=None)
 
 
-def clean_uar_is_plausible(records: Sequence[AttackRecord]) -> Outcome:
+def clean_uar_is_plausible(records: Sequence[AttackRecord]) -> Iterator[Doubt]:
     """A clean UAR above 0.9 hints at a leak: speakers, sentences or takes of the test part that were trained on."""
     if not records:
-        return NotChecked("nothing was recorded")
+        raise NotChecked("nothing was recorded")
     best = max(records, key=lambda record: record.clean_uar)
-    if not best.clean_uar > IMPLAUSIBLE_UAR:
-        return []
-    words = (
-        f"The clean UAR is {best.clean_uar:.3f} (defence {best.defence}), which speech emotions of unknown speakers "
-        "hardly allow: check that no speaker, sentence or take of the test part was trained on, unless the speech is "
-        "synthetic."
-    )
-    return [Doubt(check=PLAUSIBLE, words=words, severity="hint", defence=best.defence)]
+    if best.clean_uar > IMPLAUSIBLE_UAR:
+        words = (
+            f"The clean UAR is {best.clean_uar:.3f} (defence {best.defence}), which speech emotions of unknown "
+            "speakers hardly allow: check that no speaker, sentence or take of the test part was trained on, unless "
+            "the speech is synthetic."
+        )
+        yield Doubt(check=PLAUSIBLE, words=words, severity="hint", defence=best.defence)
 
 
-RECORD_CHECKS: Mapping[str, Callable[[Sequence[AttackRecord]], Outcome]] = MappingProxyType(
+RECORD_CHECKS: Mapping[str, Callable[[Sequence[AttackRecord]], Iterator[Doubt]]] = MappingProxyType(
     {
         EPSILON_0: epsilon_0_is_clean,
         BELOW_CLEAN: attacks_do_not_help,

@@ -5,9 +5,9 @@ Nothing here loads torch, so that a report can read it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from ser_fl.errors import UserError
 from ser_fl.files import record_of, write_json
@@ -19,6 +19,7 @@ HALF_A_POINT = 0.005
 ROUNDING = 1e-9
 
 Severity = Literal["fails", "hint"]
+_Subject = TypeVar("_Subject")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,15 +37,8 @@ class Doubt:
     epsilon: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class NotChecked:
-    """A check that had nothing to look at."""
-
-    reason: str
-
-
-Outcome = Sequence[Doubt] | NotChecked
-"""What one check found; no doubt at all where it passed."""
+class NotChecked(Exception):
+    """Raised by a check that has nothing to look at; the message says what it would have needed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,14 +52,26 @@ class SanityReport:
     """Checks that had nothing to look at, and what they would have needed."""
 
     @classmethod
-    def of(cls, outcomes: Mapping[str, Outcome]) -> Self:
-        """From the outcome of each check by its name."""
-        looked = {name: outcome for name, outcome in outcomes.items() if not isinstance(outcome, NotChecked)}
-        return cls(
-            doubts=tuple(doubt for outcome in looked.values() for doubt in outcome),
-            passed=tuple(name for name, outcome in looked.items() if not outcome),
-            not_checked={name: outcome.reason for name, outcome in outcomes.items() if isinstance(outcome, NotChecked)},
-        )
+    def of(
+        cls,
+        checks: Mapping[str, Callable[[_Subject], Iterable[Doubt]]],
+        subject: _Subject,
+        on_check: Callable[[str, int, int], None] = lambda name, done, total: None,
+    ) -> Self:
+        """What each check, by its name, finds in the subject; told of progress before each and at the end."""
+        doubts, passed, not_checked = list[Doubt](), list[str](), dict[str, str]()
+        for done, (name, check) in enumerate(checks.items()):
+            on_check("checks", done, len(checks))
+            try:
+                found = list(check(subject))
+            except NotChecked as reason:
+                not_checked[name] = str(reason)
+                continue
+            doubts += found
+            if not found:
+                passed.append(name)
+        on_check("checks", len(checks), len(checks))
+        return cls(doubts=tuple(doubts), passed=tuple(passed), not_checked=not_checked)
 
     def __add__(self, other: SanityReport) -> SanityReport:
         """Both, where each made checks of its own."""

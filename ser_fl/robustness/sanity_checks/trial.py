@@ -20,6 +20,7 @@ from ser_fl.attacks.threat_model import per_utterance
 from ser_fl.devices import send
 from ser_fl.metrics import confusion_matrix, scores
 from ser_fl.robustness.crafting import features_under, problems_of
+from ser_fl.robustness.sanity_checks.report import NotChecked
 from ser_fl.robustness.test_set import TestSet
 from ser_fl.runs.records import NO_DEFENCE, AttackRecord
 
@@ -30,8 +31,19 @@ class Trial:
 
     test_set: TestSet
     """Of the subset alone."""
-    attack: Attack | None
-    """The strongest iterated one; None where there is none."""
+    strongest: Attack | None
+    """Iterated attack; None where there is none."""
+
+    @property
+    def attack(self) -> Attack:
+        """The strongest one.
+
+        Raises:
+            NotChecked: there is none.
+        """
+        if self.strongest is None:
+            raise NotChecked("no iterated attack by gradients ran on the bare model")
+        return self.strongest
 
     @cached_property
     def clean_logits_NC(self) -> Tensor:
@@ -39,8 +51,7 @@ class Trial:
 
     @cached_property
     def adversarial_NFL(self) -> Tensor:
-        """What the attack made, or the clean features where there is none."""
-        return self.test_set.features_NFL if self.attack is None else features_under(self.test_set, self.attack)
+        return features_under(self.test_set, self.attack)
 
     @cached_property
     def logits_NC(self) -> Tensor:
@@ -52,6 +63,7 @@ class Trial:
         """Which utterances the attack left recognised."""
         return self.logits_NC.argmax(1) == self.test_set.labels_N
 
+    @cached_property
     def left(self) -> TestSet:
         """Those utterances alone."""
         return self.test_set.take(self.right_N.nonzero().flatten().tolist())
