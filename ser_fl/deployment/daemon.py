@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Self
+from typing import Self, TypedDict, Unpack
 
 from ser_fl.deployment.flower_environment import Outgoing, flower_environment
 from ser_fl.deployment.keys import KeyFolder
@@ -139,19 +139,28 @@ class Daemon:
         self.process.wait()
 
 
+class Settings(TypedDict, total=False):
+    """How daemons are started."""
+
+    state: Path | None
+    """Folder that outlives them (default: state/NAME in that of the keys)."""
+    outgoing: Outgoing
+    """What Flower may do on the internet (default: nothing)."""
+    environment: Mapping[str, str]
+    """Variables for the processes, beside this process's own."""
+
+
 class Daemons:
     """The daemons of one state folder: started one after the other, stopped together.
 
     As a context it is started on entry and stopped on exit.
     """
 
-    def __init__(
-        self, keys: KeyFolder, state: StateFolder, outgoing: Outgoing, environment: Mapping[str, str] | None
-    ) -> None:
-        self.keys = keys
-        self.state = state
-        self.outgoing = outgoing
-        self.environment = flower_environment(state.home, outgoing, environment)
+    def __init__(self, kind: str, keys: Path, name: str, **settings: Unpack[Settings]) -> None:
+        self.keys = KeyFolder(keys.absolute())
+        self.state = StateFolder(settings.get("state") or self.keys.root / "state" / name, kind)
+        self.outgoing = settings.get("outgoing", Outgoing())
+        self.environment = flower_environment(self.state.home, self.outgoing, settings.get("environment"))
         self._daemons: list[Daemon] = []
 
     def start(self) -> None:

@@ -35,9 +35,6 @@ class Outgoing:
     """Install the packages that an app names, for every run. Results then depend on which versions were newest."""
 
 
-NOTHING_OUTGOING = Outgoing()
-
-
 def require_flower() -> None:
     """Check that the right Flower is installed.
 
@@ -53,12 +50,13 @@ def require_flower() -> None:
 
 
 def flower_environment(
-    home: Path, outgoing: Outgoing = NOTHING_OUTGOING, extra: Mapping[str, str] | None = None
+    home: Path, outgoing: Outgoing | None = None, extra: Mapping[str, str] | None = None
 ) -> dict[str, str]:
     """Environment of a Flower program: this process's, without the Flower settings in it, and with `extra` variables.
 
     `home` is FLWR_HOME, where Flower keeps connections and unpacked apps.
     """
+    outgoing = outgoing or Outgoing()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FLWR_")}
     environment |= {
         "FLWR_HOME": str(home),

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Unpack
 
-from ser_fl.deployment.daemon import LOOK_S, Daemons, StateFolder, require_free
-from ser_fl.deployment.flower_environment import (
-    NOTHING_OUTGOING,
-    Outgoing,
-    answers,
-    join_address,
-    require_flower,
-    write_connection,
-)
-from ser_fl.deployment.keys import KeyFolder, require_private
+from ser_fl.deployment.daemon import LOOK_S, Daemons, Settings, require_free
+from ser_fl.deployment.flower_environment import answers, join_address, require_flower, write_connection
+from ser_fl.deployment.keys import require_private
 from ser_fl.errors import DaemonStopped, UserError
 
 _START_S = 180.0
@@ -37,9 +30,7 @@ class Link(Daemons):
         *,
         host: str = "127.0.0.1",
         port: int = 9092,
-        state: Path | None = None,
-        outgoing: Outgoing = NOTHING_OUTGOING,
-        environment: Mapping[str, str] | None = None,
+        **settings: Unpack[Settings],
     ) -> None:
         """Say what to start.
 
@@ -47,12 +38,9 @@ class Link(Daemons):
             keys: folder of `ser_fl.deployment.keys.make_keys`, with the link's part and the nodes' public keys.
             host: address to listen on; 0.0.0.0 for all of this machine's.
             port: port to listen on.
-            state: folder that outlives the link (default: state/link in `keys`).
-            outgoing: what Flower may do on the internet.
-            environment: variables for the processes, beside this process's own.
+            **settings: of all daemons.
         """
-        folder = KeyFolder(keys.absolute())
-        super().__init__(folder, StateFolder(state or folder.root / "state" / "link", "link"), outgoing, environment)
+        super().__init__("link", keys, "link", **settings)
         self.host = host
         self.port = port
         self.reached_at = host

@@ -6,10 +6,11 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Unpack
 
-from ser_fl.deployment.daemon import LOOK_S, Daemon, Daemons, StateFolder, free_port, require_free
-from ser_fl.deployment.flower_environment import NOTHING_OUTGOING, Outgoing, answers, require_flower, split_address
-from ser_fl.deployment.keys import KeyFolder, require_private
+from ser_fl.deployment.daemon import LOOK_S, Daemon, Daemons, Settings, free_port, require_free
+from ser_fl.deployment.flower_environment import answers, require_flower, split_address
+from ser_fl.deployment.keys import require_private
 from ser_fl.errors import DaemonStopped, UserError
 from ser_fl.files import write_bytes
 
@@ -38,9 +39,7 @@ class Node(Daemons):
         link: str,
         config: Mapping[str, str] | None = None,
         port: int | None = None,
-        state: Path | None = None,
-        outgoing: Outgoing = NOTHING_OUTGOING,
-        environment: Mapping[str, str] | None = None,
+        **settings: Unpack[Settings],
     ) -> None:
         """Say what to start.
 
@@ -50,12 +49,9 @@ class Node(Daemons):
             link: host:port of the link.
             config: what its client is told, from `node_config` (default: nothing, for the built-in corpus).
             port: of its own on 127.0.0.1 (default: a free one).
-            state: folder that outlives the node (default: state/`name` in `keys`).
-            outgoing: what Flower may do on the internet.
-            environment: variables for the processes, beside this process's own.
+            **settings: of all daemons.
         """
-        folder = KeyFolder(keys.absolute())
-        super().__init__(folder, StateFolder(state or folder.root / "state" / name, "node"), outgoing, environment)
+        super().__init__("node", keys, name, **settings)
         self.name = name
         self.link = link
         self.config = dict(config or {})

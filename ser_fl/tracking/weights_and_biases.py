@@ -33,8 +33,6 @@ MAX_ARTIFACT_BYTES = 50_000_000
 INIT_TIMEOUT_S = 60
 FINISH_TIMEOUT_S = 120
 """How long the end of a run may wait for uploads; what is left can be sent with ``wandb sync``."""
-FLUSH_INTERVAL_S = 1.0
-"""What a killed run can lose of its offline file; wandb's own 15 s would be many rounds."""
 _RUN_NAME = re.compile(r"^(offline-)?run-(?P<time>\d+_\d+)-(?P<id>[^-]+)")
 """Of a folder; where two start in one second, a number follows."""
 WANDB_MODES = ("online", "offline", "shared", "disabled")
@@ -81,23 +79,17 @@ def _has_wandb_key() -> bool:
     return bool(entry and entry[2])
 
 
-class _Discreet(logging.Filter):
-    """Takes the folders of this machine out of what wandb logs to files in run folders.
+_RUNS: set[Path] = set()
+
+
+def _without_folders(record: logging.LogRecord) -> bool:
+    """A filter that takes the folders of this machine out of what wandb logs to files in run folders.
 
     One for all runs of a process: wandb's loggers and handlers outlive a run, and would pass the next one's lines
     through the last one's filter.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.runs: set[Path] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = public_text(record.getMessage(), self.runs), ()
-        return True
-
-
-_DISCREET = _Discreet()
+    record.msg, record.args = public_text(record.getMessage(), _RUNS), ()
+    return True
 
 
 class WeightsAndBiases:
@@ -110,8 +102,8 @@ class WeightsAndBiases:
         self._wandb = wandb
         self._folder = run
         self._online = settings["mode"] == "online"
-        _DISCREET.runs.add(run.root.absolute())
-        logging.getLogger("wandb").addFilter(_DISCREET)  # the first lines come before there is a file to watch
+        _RUNS.add(run.root.absolute())
+        logging.getLogger("wandb").addFilter(_without_folders)  # the first lines come before there is a file to watch
         try:
             self._run = self._init(settings, config)
         except Exception as error:
@@ -124,7 +116,7 @@ class WeightsAndBiases:
                 wandb.teardown()  # else the id counts as in use by what has just failed
             self._run = self._init({**settings, "mode": "offline"}, config)
         for handler in logging.getLogger("wandb").handlers:
-            handler.addFilter(_DISCREET)
+            handler.addFilter(_without_folders)
         self._run.define_metric(ROUND)
         self._run.define_metric("*", step_metric=ROUND)
         if self._online:
@@ -146,7 +138,7 @@ class WeightsAndBiases:
                 finish_timeout_raises=True,
                 x_disable_meta=True,  # the command line has data folders; environment.json is kept with the run
                 x_disable_stats=True,
-                x_transaction_log_flush_interval=FLUSH_INTERVAL_S,
+                x_transaction_log_flush_interval=1.0,  # what a killed run can lose; wandb's own 15 s is many rounds
             ),
         )
 

@@ -22,9 +22,9 @@ from ser_fl.data.prepared import ClientManifest
 from ser_fl.federation.algorithm import GLOBAL, FedAvg
 from ser_fl.federation.client import ClientTask
 from ser_fl.federation.flower.client_app import app
-from ser_fl.federation.flower.flower_executor import FlowerExecutor, FlowerScorer
 from ser_fl.federation.flower.nodes import Nodes, told_settings
 from ser_fl.federation.flower.serialisation import PROTOCOL, put, put_json
+from ser_fl.federation.flower.server_app import FlowerExecutor
 from ser_fl.federation.server import ClientResults, Server
 from ser_fl.runs.records import State
 
@@ -206,9 +206,10 @@ def mangled(draw: st.DrawFn, honest: RecordDict) -> RecordDict:
     return records
 
 
-def enrolled(answers: list[RecordDict]) -> tuple[Nodes, ClientManifest]:
+def enrolled(answers: list[RecordDict]) -> Nodes:
     nodes = Nodes(Scripted([speakers_answer(), enrol_answer(), *answers]), settings())  # type: ignore[arg-type]
-    return nodes, nodes.enrol(1, 1.0)
+    nodes.enrol(1, 1.0)
+    return nodes
 
 
 def check_lines(reason: str) -> None:
@@ -229,12 +230,12 @@ def test_answers_of_nodes(explore: Callable[..., None], num_cases: int) -> None:
             assert all(not tensor.isnan().any() for tensor in client_manifest.standardisation.state_dict().values())
 
     def train(records: RecordDict) -> None:
-        nodes, client_manifest = enrolled([records])
+        nodes = enrolled([records])
         tasks = [ClientTask(round=1, client_id=name, state=state(), learning_rate=0.1) for name in SPEAKERS]
         algorithm = FedAvg()
         algorithm.models = {GLOBAL: state()}
         results = ClientResults(round=1, reference=state(), server=Server(algorithm))
-        for client_id, outcome in FlowerExecutor(nodes, client_manifest.standardisation).run(tasks):
+        for client_id, outcome in FlowerExecutor(nodes).run(tasks):
             results.take(client_id, outcome)
         assert len(results.records) + len(results.failures) == len(SPEAKERS)
         for failure in results.failures:
@@ -244,8 +245,8 @@ def test_answers_of_nodes(explore: Callable[..., None], num_cases: int) -> None:
             assert all(torch.isfinite(tensor).all() for tensor in algorithm.models[GLOBAL].values())
 
     def score(records: RecordDict) -> None:
-        nodes, client_manifest = enrolled([records, records])
-        scored = FlowerScorer(nodes, client_manifest.standardisation).score({GLOBAL: state()}, "test")
+        nodes = enrolled([records, records])
+        scored = FlowerExecutor(nodes).score({GLOBAL: state()}, "test")
         assert {*scored.by_holder, *(failure.client_id for failure in scored.failures)} == set(SPEAKERS)
         for failure in scored.failures:
             check_lines(failure.error)

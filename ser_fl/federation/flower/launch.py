@@ -45,7 +45,6 @@ def simulate(config: Config, own: OwnObjects, hooks: Hooks) -> RunFolder:
     """Run an experiment on simulated nodes, each with `executor.client_cpus` cores and `executor.client_gpus` GPUs.
 
     Ray starts on this machine, with `executor.workers` clients at a time, or is the cluster of ``RAY_ADDRESS``.
-    What is raised is as for `launch`.
     """
     from flwr.serverapp import ServerApp
     from flwr.simulation import run_simulation
@@ -54,11 +53,9 @@ def simulate(config: Config, own: OwnObjects, hooks: Hooks) -> RunFolder:
     from ser_fl.federation.flower.server_app import serve
 
     speakers = all_speakers(config)
-    executor = replace(config.executor, num_nodes=len(speakers))
-    config = replace(config, executor=executor)
-    outcome: list[RunFolder | BaseException] = []
-    given_up = Event()
-    app = ServerApp()
+    config = replace(config, executor=replace(config.executor, num_nodes=len(speakers)))
+    executor = config.executor
+    outcome, given_up, app = list[RunFolder | BaseException](), Event(), ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:

@@ -48,7 +48,8 @@ class Nodes:
     classes: tuple[str, ...] = ()
     num_examples: dict[str, int] = field(default_factory=dict)
     """Training utterances of each client: what its updates are weighted by."""
-    sizes: Sizes = field(default_factory=dict)
+    manifest: ClientManifest = field(init=False)
+    """What all of them hold, as soon as that is known."""
     speaker_of: dict[str, str] = field(default_factory=dict)
     """By client: somebody whose utterances it trains on."""
     _node_of: dict[str, int] = field(default_factory=dict)
@@ -63,13 +64,9 @@ class Nodes:
     def ask(
         self, message_type: str, questions: Mapping[int, RecordDict], kind: type[T], number: int = 0
     ) -> Iterator[tuple[int, Answer[T]]]:
-        """Each node's answer, in the order in which they come; what comes after the deadline is dropped.
+        """Each node's answer of this kind, in the order in which they come; after the deadline they are dropped.
 
-        Args:
-            message_type: which function of the ClientApp answers.
-            questions: by node.
-            kind: form of the answers.
-            number: the round, for Flower's own books.
+        `number` is that of the round, for Flower's own books.
         """
         deadline_s = self.config.executor.deadline_s
         messages = [
@@ -131,12 +128,7 @@ class Nodes:
     ) -> Iterator[tuple[str, Answer[T]]]:
         """The answers of the nodes where clients or speakers are, each under the names that were asked for.
 
-        Args:
-            message_type: which function of the ClientApp answers.
-            speakers: for each name a speaker, who says which node is asked.
-            question: made for the names at one node.
-            kind: form of the answers.
-            number: the round, for Flower's own books.
+        For each name, `speakers` says who is at the node; `question` is made for the names at one node.
         """
         connected = self.refresh()
         at_node: dict[int, list[str]] = {}
@@ -193,7 +185,8 @@ class Nodes:
         if len(self.classes) < 2:
             raise UserError(f"the nodes hold one emotion only ({', '.join(self.classes)}): a classifier needs two")
         self.config = replace(self.config, split=settle_split(sexes, self.config.split))
-        return self._add_up(nodes, tuple(skipped))
+        self.manifest = self._add_up(nodes, tuple(skipped))
+        return self.manifest
 
     def _ask_all(self, message_type: str, nodes: Sequence[int], kind: type[T]) -> Iterator[tuple[int, T, RecordDict]]:
         """Answers in the order of the nodes; at the start, nobody may be missing."""
@@ -207,19 +200,18 @@ class Nodes:
     def _add_up(self, nodes: Sequence[int], skipped: tuple[SkippedFile, ...]) -> ClientManifest:
         """Ask what the nodes hold, and put it together."""
         statistics, digests = dict[str, FeatureStatistics](), dict[str, str]()
-        self.sizes = {part: {} for part in PARTS}
-        num_mels = self.config.frontend.num_mels
-        names = ("sum_F", "sum_of_squares_F", "maximum_F")
-        like = {name: torch.empty(num_mels, dtype=torch.float64) for name in names}
+        sizes: Sizes = {part: {} for part in PARTS}
+        sum_F = torch.empty(self.config.frontend.num_mels, dtype=torch.float64)
+        like = dict.fromkeys(("sum_F", "sum_of_squares_F", "maximum_F"), sum_F)
         for node, said, records in self._ask_all("query.enrol", nodes, Enrolled):
             own = [name for name, holder in self._node_of.items() if holder == node]
-            told = {*said.digests, *(name for sizes in said.sizes.values() for name in sizes)}
+            told = {*said.digests, *(name for held in said.sizes.values() for name in held)}
             fits = said.sizes.keys() == set(PARTS) and said.clients.keys() == said.frames.keys()
             if not told <= set(own) or not fits or (said.clients and not own):
                 raise UserError("a node cannot take part: it answers for speakers that it did not name")
             digests |= said.digests
             for part in PARTS:
-                self.sizes[part] |= said.sizes[part]
+                sizes[part] |= said.sizes[part]
             for client in said.clients:
                 if client in statistics:
                     raise UserError(f"two nodes hold data of {client!r}, which is one client: give them to one node")
@@ -232,14 +224,14 @@ class Nodes:
                 statistics[client] = FeatureStatistics(said.frames[client], **sums)
                 self.num_examples[client] = said.clients[client]
                 self.speaker_of[client] = client if client in own else own[0]
-        check_parts({part: sum(self.sizes[part].values()) for part in PARTS}, self.config.split)
+        check_parts({part: sum(sizes[part].values()) for part in PARTS}, self.config.split)
         client_ids = capped(sorted(statistics), self.config.clients)
         sums_of_all = reduce(FeatureStatistics.merge, (statistics[client] for client in client_ids))
         standardisation = Standardisation.from_statistics(sums_of_all, self.config.frontend)
         return ClientManifest(
             classes=self.classes,
             client_ids=client_ids,
-            sizes={part: dict(sorted(self.sizes[part].items())) for part in PARTS},
+            sizes={part: dict(sorted(sizes[part].items())) for part in PARTS},
             standardisation=standardisation,
             digest=digest_of_all(digests, client_ids, standardisation),
             skipped=skipped,

@@ -21,8 +21,7 @@ PROTOCOL = 2
 """Version of what crosses: both sides must speak the same."""
 _SAFETENSORS = "safetensors"
 """How tensors are serialised: all of a state as one array, since each array costs Flower some requests a host."""
-_STATE = "state"
-_JSON = "message"
+_STATE, _JSON = "state", "message"
 _TYPES = (torch.float32, torch.float64, torch.int64)
 """Of tensors that a model, an optimiser or statistics have."""
 _HEADER_BYTES = 4096
@@ -54,12 +53,7 @@ def put(records: RecordDict, name: str, state: Mapping[str, Tensor]) -> None:
 
 
 def take(records: RecordDict, name: str, *, like: Mapping[str, Tensor] | None = None) -> State:
-    """The tensors under a name.
-
-    Args:
-        records: as they arrived.
-        name: as they were put.
-        like: names, shapes and types that they must have, in whose order they come; None takes what there is.
+    """The tensors under a name, with the names, shapes and types of `like`, in its order, where it is given.
 
     Raises:
         WireError: there are none, or they are damaged, or not as agreed.
@@ -140,7 +134,7 @@ class Refusal:
 
 @_reply
 class Speaker:
-    """A speaker, and what is told of it before an experiment begins."""
+    """What is told of one before an experiment begins."""
 
     speaker: Name
     sex: Name | None

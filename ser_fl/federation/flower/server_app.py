@@ -1,44 +1,148 @@
-"""The ServerApp: the round loop of one machine, with its clients at Flower's nodes."""
+"""The ServerApp: the round loop of one machine, with its clients and holders of data at Flower's nodes."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from threading import Event
 
-from flwr.app import Context
+import numpy as np
+from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from ser_fl.config.schema import Config
+from ser_fl.data.splits import Part
 from ser_fl.devices import exact_arithmetic
 from ser_fl.errors import RoundFailed, UserError
+from ser_fl.federation.algorithm import GLOBAL
 from ser_fl.federation.checkpoint import open_run
-from ser_fl.federation.flower.flower_executor import FlowerExecutor, FlowerScorer
-from ser_fl.federation.flower.nodes import Nodes
+from ser_fl.federation.client import ClientTask, Executor
+from ser_fl.federation.flower.nodes import Answer, Nodes
+from ser_fl.federation.flower.serialisation import Confusions, Refusal, Updates, WireError, put, take
 from ser_fl.federation.flower.submission import configured, error_line
 from ser_fl.federation.own_objects import NOTHING, OwnObjects
 from ser_fl.federation.rounds import Federation, Hooks
+from ser_fl.federation.scoring import Scored
+from ser_fl.metrics import Confusion
 from ser_fl.runs.environment import threads_limited_to
 from ser_fl.runs.folder import RunFolder
-from ser_fl.runs.records import RoundRecord
+from ser_fl.runs.records import ClientFailure, ClientUpdate, Outcome, RoundRecord, State
+
+_LOG = logging.getLogger(__name__)
+_ATTEMPTS = 2
+"""At scoring: a figure that is missing costs a round its place among those that may be selected."""
+_NOT_NAMED = "its node's answer does not name it"
+
+
+@dataclass(slots=True)
+class FlowerExecutor(Executor):
+    """An executor and a scorer of what is at the nodes: one message a node for all clients or holders there."""
+
+    nodes: Nodes
+    _asked: int = field(default=0, init=False)
+
+    def run(self, tasks: Iterable[ClientTask]) -> Iterator[tuple[str, Outcome]]:
+        """Each client's id and outcome, in the order of the tasks."""
+        due = {task.client_id: task for task in tasks}
+        if not due:
+            return
+        first = next(iter(due.values()))  # all clients of a round start from one model
+        shared = self._shared(first.state)
+
+        def question(clients: Sequence[str]) -> RecordDict:
+            records = self.nodes.question(round=first.round, learning_rate=first.learning_rate, clients=clients)
+            records.update(shared)
+            for client_id in clients:
+                if due[client_id].optimiser_state:
+                    put(records, f"optimiser/{client_id}", due[client_id].optimiser_state)
+            return records
+
+        speakers = {client_id: self.nodes.speaker_of[client_id] for client_id in due}
+        answers = self.nodes.ask_holders("train", speakers, question, Updates, first.round)
+        outcomes: dict[str, Outcome] = {}
+        for client_id in due:
+            while client_id not in outcomes:
+                other, answer = next(answers)
+                outcomes[other] = self._outcome(due[other], answer)
+            outcome = outcomes.pop(client_id)
+            if isinstance(outcome, str):
+                _LOG.warning("round %d: client %s failed: %s", first.round, client_id, outcome)
+            yield client_id, outcome
+
+    def score(self, models: Mapping[str, State], part: Part, *, attacked: bool = False) -> Scored:
+        """Confusion matrices of all holders that answer; they are asked twice."""
+        records = self.nodes.question(part=part, attacked=attacked)
+        records.update(self._shared(models[GLOBAL]))
+        found, problems = dict[str, Confusion](), dict[str, str]()
+        holders = self.nodes.manifest.speakers(part)
+        for _ in range(_ATTEMPTS):
+            if len(found) == len(holders):
+                break
+            self._asked += 1
+            missing = {holder: holder for holder in holders if holder not in found}
+            answers = self.nodes.ask_holders("evaluate", missing, lambda _: records, Confusions, self._asked)
+            for holder, answer in answers:
+                matrix = self._matrix(holder, part, answer)
+                if isinstance(matrix, str):
+                    problems[holder] = matrix
+                else:
+                    found[holder] = matrix
+        failures = [
+            ClientFailure(client_id=holder, error=problems[holder], stage="validation")
+            for holder in holders
+            if holder not in found
+        ]
+        for failure in failures:
+            _LOG.warning("no %s figures of %s: %s", part, failure.client_id, failure.error)
+        return Scored({holder: found[holder] for holder in sorted(found)}, tuple(failures))
+
+    def _shared(self, model: State) -> RecordDict:
+        """What all nodes are sent alike, serialised once."""
+        records = RecordDict()
+        put(records, "standardisation", self.nodes.manifest.standardisation.state_dict())
+        put(records, "model", model)
+        return records
+
+    def _outcome(self, task: ClientTask, answer: Answer[Updates]) -> Outcome:
+        if isinstance(answer, str):
+            return answer
+        said, records = answer
+        figures = said.updates.get(task.client_id)
+        if figures is None:
+            return _NOT_NAMED
+        if isinstance(figures, Refusal):
+            return figures.reason
+        if figures.num_examples > (held := self.nodes.num_examples[task.client_id]):
+            return f"it says that it trained on {figures.num_examples} utterances, of {held}"
+        keeps = self.nodes.config.federation.keep_optimiser
+        try:
+            state = take(records, f"update/{task.client_id}", like=task.state)
+            kept = take(records, f"optimiser/{task.client_id}") if keeps else {}
+        except WireError as error:
+            return str(error)
+        return ClientUpdate(client_id=task.client_id, state=state, optimiser_state=kept, **figures.figures())
+
+    def _matrix(self, holder: str, part: Part, answer: Answer[Confusions]) -> Confusion | str:
+        if isinstance(answer, str):
+            return answer
+        rows, num_classes = answer[0].confusions.get(holder), len(self.nodes.classes)
+        if rows is None:
+            return _NOT_NAMED
+        if len(rows) != num_classes or any(len(row) != num_classes for row in rows):
+            return f"its confusion matrix is not of {num_classes} classes"
+        if (count := sum(map(sum, rows))) != (held := self.nodes.manifest.sizes[part][holder]):
+            return f"its confusion matrix is of {count} utterances, it has {held}"
+        return np.asarray(rows, dtype=np.float64)
 
 
 def serve(
-    config: Config,
-    grid: Grid,
-    hooks: Hooks,
-    own: OwnObjects = NOTHING,
-    given_up: Event | None = None,
+    config: Config, grid: Grid, hooks: Hooks, own: OwnObjects = NOTHING, given_up: Event | None = None
 ) -> RunFolder:
     """Run an experiment, or go on with one, on whatever nodes a grid reaches, and return its run folder.
 
-    `precision=auto` is float32 here: nodes differ, and no one of them can be measured for all.
-
-    Args:
-        config: what `ser_fl.compose` gives.
-        grid: reaches the nodes.
-        hooks: watch the rounds.
-        own: objects of the caller's own, of the server's side.
-        given_up: set by another thread when nobody will answer any more.
+    `precision=auto` is float32 here: nodes differ, and no one of them can be measured for all. Another thread sets
+    `given_up` when nobody will answer any more.
 
     Raises:
         UserError: the settings, the nodes or their data do not fit.
@@ -51,18 +155,10 @@ def serve(
         elif config.precision == "auto":
             config = replace(config, precision="32-true")
         nodes = Nodes(grid, config, given_up or Event())
-        client_manifest = nodes.enrol(executor.num_nodes or 1, executor.wait_s)
-        standardisation = client_manifest.standardisation
-        federation = Federation(
-            config=config,
-            run=run,
-            client_manifest=client_manifest,
-            executor=FlowerExecutor(nodes, standardisation),
-            scorer=FlowerScorer(nodes, standardisation),
-            own=own,
-            hooks=hooks,
-        )
-        federation.conduct(checkpoint)
+        manifest, sites = nodes.enrol(executor.num_nodes or 1, executor.wait_s), FlowerExecutor(nodes)
+        Federation(
+            config=config, run=run, client_manifest=manifest, executor=sites, scorer=sites, own=own, hooks=hooks
+        ).conduct(checkpoint)
     return run
 
 

@@ -128,21 +128,22 @@ def _connection(config: Config) -> dict[str, Any]:
     """Flower's ``config.toml``.
 
     Raises:
-        UserError: there is no such file of certificates.
+        UserError: there is no such file of certificates, or none and another machine.
     """
-    connection: dict[str, Any] = {"address": config.executor.superlink}
-    if config.executor.root_certificates is None:
-        if str(config.executor.superlink).rpartition(":")[0] not in _LOOPBACK:
-            raise UserError(
-                f"executor.superlink={config.executor.superlink} needs executor.root_certificates=KEYS/ca.crt: "
-                "without it everything would cross in the clear"
-            )
-        connection["insecure"] = True
-    else:
-        certificates = Path(config.executor.root_certificates).expanduser().absolute()
+    link, named = config.executor.superlink, config.executor.root_certificates
+    connection: dict[str, Any] = {"address": link}
+    if named is not None:
+        certificates = Path(named).expanduser().absolute()
         if not certificates.is_file():
             raise UserError(f"executor.root_certificates: no such file: {certificates}")
         connection["root-certificates"] = str(certificates)
+    elif str(link).rpartition(":")[0] in _LOOPBACK:
+        connection["insecure"] = True
+    else:
+        raise UserError(
+            f"executor.superlink={link} needs executor.root_certificates=KEYS/ca.crt: "
+            "without it everything would cross in the clear"
+        )
     return {"superlink": {"default": _CONNECTION, _CONNECTION: connection}}
 
 
@@ -158,11 +159,7 @@ class _Flower:
         self._environment = {**os.environ, **QUIET, "FLWR_HOME": str(home)}
 
     def call(self, *arguments: str) -> dict[str, Any]:
-        """What a command says.
-
-        Raises:
-            _Unanswered: it does not succeed.
-        """
+        """What a command says; raises `_Unanswered` where it does not succeed."""
         done = subprocess.run(
             [*self._command, *arguments, "--format", "json"],
             env=self._environment,
@@ -183,8 +180,7 @@ class _Flower:
     def follow(self, run_id: str) -> tuple[str, UserError | RoundFailed | None]:
         """Print what a run prints until it has ended; how it has, and the error that it tells of.
 
-        Raises:
-            _Unanswered: the SuperLink is gone.
+        Raises `_Unanswered` where the SuperLink is gone.
         """
         shown, told = 0, None
         while True:
