@@ -188,11 +188,7 @@ def from_safetensors(content: bytes) -> dict[str, Tensor]:
 
 
 def check_same_form(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Same names, shapes and types.
-
-    Raises:
-        ValueError: they are not; the first name is given.
-    """
+    """Refuse, by a ValueError that gives the first name, other than the same names, shapes and types."""
     found, wanted = (
         {name: f"{tuple(tensor.shape)} {tensor.dtype}" for name, tensor in tensors.items()}
         for tensors in (state, expected)

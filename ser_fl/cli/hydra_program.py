@@ -21,8 +21,8 @@ from typing import Any
 
 from ser_fl.cli.terminal import say
 from ser_fl.cli.training_job import Note, TrainingJob, placed, print_summary
-from ser_fl.config.compose import HYDRA_VERSION, compose, hydra_ready, plain, told_in_a_line
-from ser_fl.config.schema import Config, parse
+from ser_fl.config.compose import HYDRA_VERSION, compose, hydra_ready, parsed, told_in_a_line
+from ser_fl.config.schema import Config
 from ser_fl.errors import RoundFailed, UserError, unknown_name
 from ser_fl.files import parse_json, record_of
 from ser_fl.runs.environment import collection_paused
@@ -53,17 +53,13 @@ def ask_hydra(arguments: Namespace, flags: Sequence[str]) -> None:
 
 
 def train_once(arguments: Namespace, train: Callable[[Config], RunFolder]) -> RunFolder:
-    """One run, as a job of Hydra's.
-
-    Raises:
-        UserError: a mistake in the settings, and whatever the training raises.
-    """
+    """One run, as a job of Hydra's; whatever the training raises is raised here, as is a mistake in the settings."""
     command, runs, failures = list(sys.argv), list[RunFolder](), list[Exception]()
 
     def task(settings: Any) -> None:
         sys.argv = command  # which the run's records name
         try:
-            runs.append(train(parse(plain(settings))))
+            runs.append(train(parsed(settings)))
         except Exception as failure:  # Hydra would print lines of its own
             failures.append(failure)
 
@@ -185,8 +181,8 @@ def planned(name: str, overrides: Sequence[str]) -> tuple[list[tuple[str, Config
 
     with initialize(config_path=None, job_name="ser-fl", version_base=HYDRA_VERSION):
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-        parsed = parser.parse_overrides(list(overrides))
-        single = [str(override.input_line) for override in parsed if not override.is_sweep_override()]
+        given = parser.parse_overrides(list(overrides))
+        single = [str(override.input_line) for override in given if not override.is_sweep_override()]
         try:
             hydra = hydra_compose(name, single, return_hydra_config=True).hydra
         except MissingConfigException as error:
@@ -199,9 +195,9 @@ def planned(name: str, overrides: Sequence[str]) -> tuple[list[tuple[str, Config
             ) from None
         if not hydra.sweeper._target_.endswith(".BasicSweeper"):
             return [], hydra
-        parsed = [*parser.parse_overrides([f"{k}={v}" for k, v in (hydra.sweeper.params or {}).items()]), *parsed]
+        of_sweeper = parser.parse_overrides([f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()])
         choices: dict[str, list[str]] = {}
-        for override in parsed:
+        for override in (*of_sweeper, *given):
             key = override.get_key_element()
             if override.is_sweep_override() and not override.is_discrete_sweep():
                 raise UserError(
@@ -213,7 +209,7 @@ def planned(name: str, overrides: Sequence[str]) -> tuple[list[tuple[str, Config
         jobs = []
         for combination in product(*choices.values()):
             varied = [one.lstrip("+") for one, of in zip(combination, choices.values(), strict=True) if len(of) > 1]
-            jobs.append((" ".join(varied), parse(plain(hydra_compose(name, list(combination))))))
+            jobs.append((" ".join(varied), parsed(hydra_compose(name, list(combination)))))
         return jobs, hydra
 
 

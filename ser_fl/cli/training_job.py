@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 
 
 def train_visibly(config: Config, preemption: Preemption) -> RunFolder:
-    """Train with a line for every round and progress bars; at the end, if asked for, where the time went.
-
-    Raises:
-        Stopped: a signal came that the preemption listens to.
-    """
+    """Train with a line for every round and progress bars; at the end, if asked for, where the time went."""
     from ser_fl.cli.terminal import bars, console
 
     keep_freed_memory()
@@ -103,15 +99,10 @@ class TrainingJob:
     """What the user called, for the runs' records."""
 
     def __call__(self, settings: Any) -> float:
-        """Train; the selected round's validation score, or NaN of a run that failed.
-
-        Raises:
-            Stopped: a signal came that the launcher does not answer.
-        """
+        """Train; the selected round's validation score, or NaN of a run that failed."""
         from hydra.core.hydra_config import HydraConfig
 
-        from ser_fl.config.compose import plain
-        from ser_fl.config.schema import parse
+        from ser_fl.config.compose import parsed
 
         sys.argv = list(self.command)
         hydra = HydraConfig.get()
@@ -119,7 +110,7 @@ class TrainingJob:
         if self.configs:
             config = self.configs[number]
         else:
-            chosen = parse(plain(settings))
+            chosen = parsed(settings)
             group = Path(chosen.run_dir).name if chosen.run_dir else f"{chosen.experiment}-{self.study}"
             config = placed(chosen, self.study, f"{number + 1:03d}", group)
         note, file = Note(number=number, folder=str(config.run_dir)), Path(self.notes) / "jobs" / f"{number}.json"

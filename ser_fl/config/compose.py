@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ser_fl.config.robustness import BenchmarkConfig, TransferConfig
 from ser_fl.config.schema import Config, checked, parse
@@ -65,8 +65,7 @@ def compose(
         hydra_ready(overrides, config_dir=config_dir) as (name, translated),
         initialize(config_path=None, job_name="ser-fl", version_base=HYDRA_VERSION),
     ):
-        settings = plain(hydra_compose(name, translated))
-    return parse(settings)
+        return parsed(hydra_compose(name, translated))
 
 
 def compose_benchmark(overrides: Sequence[str]) -> BenchmarkConfig:
@@ -108,15 +107,8 @@ def hydra_ready(
 ) -> Iterator[tuple[str, list[str]]]:
     """Inside, Hydra finds our settings: gives the config's name, and the overrides in Hydra's grammar.
 
-    Args:
-        overrides: as in `compose`.
-        config_name: of the YAML file to start from, in one of the folders.
-        config_file: as in `compose`.
-        config_dir: as in `compose`.
-        is_sweep: whether a setting may have several values.
-
-    Raises:
-        UserError: an unknown group entry, or a file that cannot be read.
+    Overrides, file and folder are those of `compose`; ``config_name`` is of the YAML file to start from, in one of the
+    folders; in a sweep a setting may have several values. A `UserError` tells of an unknown name or an unreadable file.
     """
     from ser_fl.config.hydra_context import hydra_over
 
@@ -128,11 +120,7 @@ def hydra_ready(
 
 @contextmanager
 def told_in_a_line() -> Iterator[None]:
-    """What Hydra, OmegaConf or YAML find wrong inside is told in one line of ours.
-
-    Raises:
-        UserError: that line.
-    """
+    """What Hydra, OmegaConf or YAML find wrong inside is told in one line of ours, a `UserError`."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -151,12 +139,11 @@ def _ambiguous(setting: str) -> UserError:
     return UserError(f"{setting} has several values: write [...] around a list, or -m for a sweep")
 
 
-def plain(composed: Any) -> dict[str, Any]:
-    """What Hydra composed, as a plain mapping."""
+def parsed(composed: Any) -> Config:
+    """What Hydra composed, checked."""
     from omegaconf import OmegaConf
 
-    settings: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
-    return settings
+    return parse(cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True)))
 
 
 def _translated(

@@ -170,16 +170,13 @@ def escaped(text: str) -> str:
 
 
 def literal_yaml(text: str, schema: object, path: Names = (), *, escape: bool = False) -> str:
-    """A YAML document in which whatever the schema takes for text is a string.
+    """A YAML document, from `bounded_yaml`, in which whatever the schema takes for text is a string.
 
     Args:
-        text: of the file, which `bounded_yaml` has let pass.
+        text: the document; a `yaml.YAMLError` is raised where it is none.
         schema: the settings' dataclass.
         path: where in the settings the document stands.
         escape: whether ``${`` in a text is no interpolation either.
-
-    Raises:
-        yaml.YAMLError: it is none.
     """
     import yaml
 
@@ -217,10 +214,8 @@ def read_settings(file: Path, schema: object) -> dict[str, Any]:
     """Settings of a YAML file of anybody's making, with text as it stands there.
 
     Folders are those that this machine remembers. A corpus that it does not know stays as it is written, since only who
-    opens it needs it; a cache that it does not know becomes the default one.
-
-    Raises:
-        UserError: there is no such file, it is no configuration, or one of another version.
+    opens it needs it; a cache that it does not know becomes the default one. A `UserError` tells of a file that is not
+    there, is no configuration, or one of another version.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -259,10 +254,9 @@ def _refuse_interpolation(file: Path, value: Any) -> None:
 
 
 def bounded_yaml(file: Path) -> str:
-    """The text of a YAML file that may be of anybody's making.
+    """The text of a YAML file; a `UserError` where its values would fill the memory.
 
-    Raises:
-        UserError: its values would fill the memory: it is large, deep, or small with aliases of aliases.
+    It is large then, deep, or small with aliases of aliases.
     """
     import yaml
 

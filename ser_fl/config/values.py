@@ -65,10 +65,9 @@ def is_count(given: object) -> bool:
 
 
 def refuse_given(settings: Any, prefix: str, names: Iterable[str], *, owner: str, instead: str) -> None:
-    """Refuse settings that only another choice has, where they are neither empty nor at their defaults.
+    """Refuse settings that only their ``owner`` has, where another was chosen ``instead``, unless they are at rest.
 
-    Raises:
-        ValueError: one of them is given; the message names the ``owner`` and what was chosen ``instead``.
+    They are where they are empty or at their defaults.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(settings)}
     for name in names:
@@ -119,11 +118,7 @@ class ObjectConfig:
 
 
 def _read(given: object) -> object:
-    """An object's settings from YAML.
-
-    Raises:
-        ValueError: no mapping with an import path.
-    """
+    """An object's settings from YAML; a ValueError of what is no mapping with an import path."""
     if isinstance(given, ObjectConfig):
         return given
     if not isinstance(given, Mapping) or not isinstance(given.get(_TARGET), str):

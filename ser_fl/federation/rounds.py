@@ -160,7 +160,8 @@ class Federation:
                 tracker.log_round(record, results.records)
             server.round = number
             score = record.robust_uar if selection.by == "robust" else record.uar
-            server.select(score if record.is_fully_scored else None)
+            is_whole = all(failure.stage == "training" for failure in record.failures)  # else of fewer utterances
+            server.select(score if is_whole else None)
             server.lengths = {path.name: path.stat().st_size for path in (run.rounds, run.clients)}
             server.tracking = tracker.state
             save_checkpoint(run.checkpoint, server, checkpoint_key(config))

@@ -107,11 +107,7 @@ class RunFolder:
             os.truncate(path, min(num_bytes, path.stat().st_size))
 
     def read_jsonl(self, path: Path) -> list[dict[str, Any]]:
-        """All whole lines of a ``.jsonl`` file; a last line that was cut off is left out.
-
-        Raises:
-            UserError: a line is not a mapping in JSON.
-        """
+        """All lines of a ``.jsonl`` file but a last one that was cut off; a `UserError` of other than mappings."""
         if not path.exists():
             return []
         try:
@@ -124,11 +120,7 @@ class RunFolder:
         return lines
 
     def read_json(self, path: Path) -> Any:
-        """Content of a JSON file of the folder.
-
-        Raises:
-            UserError: the file is missing or is not JSON.
-        """
+        """Content of a JSON file of the folder; a `UserError` where it is missing or is not JSON."""
         try:
             return parse_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -137,12 +129,9 @@ class RunFolder:
             raise UserError(f"{path} is not JSON ({error}): was it changed by hand?") from None
 
     def refuse_links_out(self) -> None:
-        """Refuse a folder that holds links out of it, or devices: it may come from somebody else.
+        """Refuse, by a `UserError`, a folder that holds links out of it, or devices: it may come from somebody else.
 
         The folder itself may be reached by links, and what trackers keep in theirs is not ours to read.
-
-        Raises:
-            UserError: there is one; it is named.
         """
         root = self.root.resolve()
         for folder, subfolders, names in os.walk(root):
@@ -170,11 +159,7 @@ class RunFolder:
         write_json(self.attacks, {"schema": ATTACKS_SCHEMA, **asdict(_Attacks(tuple(records)))})
 
     def read_attacks(self) -> list[AttackRecord]:
-        """Records of ``attacks.json``; an empty list where there is none.
-
-        Raises:
-            UserError: the file is of another schema, or has an incomplete record.
-        """
+        """Records of ``attacks.json``, none without one; a `UserError` of another schema or an incomplete record."""
         if not self.attacks.exists():
             return []
         return list(_read(self.attacks, _Attacks, ATTACKS_SCHEMA, "ser-fl benchmark").records)
@@ -188,11 +173,7 @@ def write_transfer(path: Path, matrix: TransferMatrix) -> None:
 
 
 def read_transfer(path: Path) -> TransferMatrix:
-    """Read ``transfer.json``.
-
-    Raises:
-        UserError: the file is missing, damaged or of another schema.
-    """
+    """Read ``transfer.json``; a `UserError` where it is missing, damaged or of another schema."""
     matrix = _read(path, TransferMatrix, TRANSFER_SCHEMA, "ser-fl transfer")
     there = {(record.defence, record.source, record.target) for record in matrix.records}
     pairs = [(source, target) for source in matrix.models for target in matrix.models]

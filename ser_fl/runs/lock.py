@@ -64,11 +64,7 @@ def claimed(folder: Path, *, new: bool = False) -> Iterator[None]:
 
 
 def hold(handle: int, *, wait: bool = False) -> None:
-    """Lock an open file until it is closed, where the file system can.
-
-    Raises:
-        BlockingIOError: somebody else holds it, and we do not ``wait``.
-    """
+    """Lock an open file until it is closed, where the file system can; a BlockingIOError where others hold it."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -97,11 +97,6 @@ class RoundRecord:
     robust_uar: float | None = None
     """UAR under the selection attack, in rounds that measure it."""
 
-    @property
-    def is_fully_scored(self) -> bool:
-        """Whether all holders of validation utterances gave figures; else they are of fewer utterances."""
-        return all(failure.stage == "training" for failure in self.failures)
-
     def line(self, experiment: str) -> str:
         """For whoever watches."""
         scored = "" if self.uar is None else f"  validation UAR {self.uar:.3f}"
