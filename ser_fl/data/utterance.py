@@ -37,6 +37,12 @@ class Utterance:
     split: str | None = None
     """"train", "validation" or "test" where the corpus's authors published a split."""
 
+    @property
+    def file(self) -> Path:
+        """The audio file of an utterance that has one."""
+        assert self.path is not None, f"{self.utterance_id} is no file"
+        return self.path
+
 
 @dataclass(frozen=True, slots=True)
 class SkippedFile:

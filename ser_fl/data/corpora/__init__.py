@@ -1,6 +1,6 @@
 """Corpora of audio files: a declaration each (in `named_files` or `tables`), one registry, one way to open them."""
 
-from ser_fl.data.corpora.info import CorpusInfo, PublishedCounts, Recording, balanced_counts
+from ser_fl.data.corpora.info import CorpusInfo, PublishedCounts, balanced_counts
 from ser_fl.data.corpora.named_files import named_files
 from ser_fl.data.corpora.registry import CORPORA, FileCorpus, open_corpus
 
@@ -9,7 +9,6 @@ __all__ = [
     "CorpusInfo",
     "FileCorpus",
     "PublishedCounts",
-    "Recording",
     "balanced_counts",
     "named_files",
     "open_corpus",

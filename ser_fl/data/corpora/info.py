@@ -4,29 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ser_fl.data.corpora.folder import refuse_difference
 from ser_fl.data.utterance import Utterance
 from ser_fl.errors import UserError
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recording:
-    """What a reader finds: an utterance with its original emotion code."""
-
-    path: Path
-    """The audio file; where a table names it, it may be missing."""
-    key: str
-    """The corpus's own name of the utterance: two files with one key are copies."""
-    code: str
-    """Emotion as the corpus writes it, in any case."""
-    speaker: str
-    sex: str | None = None
-    session: str | None = None
-    text: str | None = None
-    split: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +66,10 @@ class CorpusInfo:
     """Codes of the corpus that the default label map leaves out."""
     example: str
     """What the reader looks for, for the error when there is none."""
-    find: Callable[[Path], Iterable[Recording]]
-    """The reader: every recording below a folder."""
+    find: Callable[[Path], Iterable[Utterance]]
+    """The reader: every utterance below a folder, as the corpus tells of it. Its `emotion` is the corpus's code, in any
+    case, its `utterance_id` the corpus's own name of it: two files with one are copies. A file that a table names may
+    be missing."""
     recognised_labels: Mapping[str, Mapping[str, str]] | None = None
     """For tables with labels of their own, which stay as they are: label maps by the name of the corpus they belong to,
     each for tables all of whose labels are in it."""
@@ -102,40 +87,35 @@ class CorpusInfo:
         Raises:
             UserError: nothing was found, two files claim to be one utterance, or a label is unknown.
         """
-        recordings: dict[str, Recording] = {}
-        for recording in self.find(root):
-            first = recordings.setdefault(recording.key, recording)
-            alike = (first.code.lower(), first.speaker) == (recording.code.lower(), recording.speaker)
-            refuse_difference(first.path, recording.path, recording.key, alike=alike)
-        if not recordings:
+        found: dict[str, Utterance] = {}
+        for each in self.find(root):
+            first = found.setdefault(each.utterance_id, each)
+            alike = (first.emotion.lower(), first.speaker) == (each.emotion.lower(), each.speaker)
+            refuse_difference(first.file, each.file, each.utterance_id, alike=alike)
+        if not found:
             raise UserError(f"no utterance of {self.title} below {root}: looked for {self.example}")
-        words = self._words(list(recordings.values()), labels)
+        words = self._words(list(found.values()), labels)
         emotion_of = {code.lower(): word.strip() for code, word in words.items()}
         folder = root.parent if root.is_file() else root
         utterances = [
-            Utterance(
-                utterance_id=Path(os.path.relpath(recording.path, folder)).as_posix(),
-                emotion=emotion_of[recording.code.lower()],
-                speaker=recording.speaker,
-                path=recording.path,
-                sex=recording.sex,
-                session=recording.session,
-                text=recording.text,
-                split=recording.split,
+            replace(
+                each,
+                utterance_id=Path(os.path.relpath(each.file, folder)).as_posix(),
+                emotion=emotion_of[each.emotion.lower()],
             )
-            for recording in recordings.values()
-            if recording.code.lower() in emotion_of
+            for each in found.values()
+            if each.emotion.lower() in emotion_of
         ]
         if not utterances:
             raise UserError(f"no utterance below {root} has one of the labels {', '.join(words)}: change data.labels")
         return sorted(utterances, key=lambda utterance: utterance.utterance_id), words
 
-    def _words(self, recordings: Sequence[Recording], labels: Mapping[str, str] | None) -> Mapping[str, str]:
+    def _words(self, found: Sequence[Utterance], labels: Mapping[str, str] | None) -> Mapping[str, str]:
         """The label map in force, checked."""
         if blank := [code for code, word in (labels or {}).items() if not word.strip()]:
             raise UserError(f"data.labels: the word for {blank[0]!r} is blank; leave the code out instead")
         if self.recognised_labels is not None:
-            words = self._words_of_table(sorted({recording.code.lower() for recording in recordings}), labels)
+            words = self._words_of_table(sorted({each.emotion.lower() for each in found}), labels)
         else:
             known = sorted({*self.label_map, *self.left_out})
             if unknown := [code for code in labels or () if code not in known]:
@@ -143,9 +123,9 @@ class CorpusInfo:
                     f"data.labels: {self.title} has no code {unknown[0]!r}, its codes are {', '.join(known)}"
                 )
             known_lower = {code.lower() for code in known}
-            for recording in recordings:
-                if recording.code.lower() not in known_lower:
-                    where = f"unknown emotion {recording.code!r} of {recording.path}"
+            for each in found:
+                if each.emotion.lower() not in known_lower:
+                    where = f"unknown emotion {each.emotion!r} of {each.file}"
                     raise UserError(f"{where}: {self.title} has {', '.join(known)}")
             words = self.label_map if labels is None else labels
         spellings: dict[str, str] = {}

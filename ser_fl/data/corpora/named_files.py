@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ser_fl.data.corpora.folder import audio_files
-from ser_fl.data.corpora.info import CorpusInfo, PublishedCounts, Recording, balanced_counts, counts, pairs
+from ser_fl.data.corpora.info import CorpusInfo, PublishedCounts, balanced_counts, counts, pairs
+from ser_fl.data.utterance import Utterance
 
 
 def named_files(
@@ -17,7 +18,7 @@ def named_files(
     speaker: Callable[[str], str] = str,
     code: Callable[[str], str] = str,
     text: Callable[[str], str] = str,
-) -> Callable[[Path], Iterator[Recording]]:
+) -> Callable[[Path], Iterator[Utterance]]:
     """A reader of WAV and FLAC files whose names follow a scheme, in any folder and any case.
 
     Args:
@@ -30,15 +31,15 @@ def named_files(
     """
     scheme = re.compile(pattern, re.IGNORECASE)
 
-    def find(root: Path) -> Iterator[Recording]:
+    def find(root: Path) -> Iterator[Utterance]:
         for path in audio_files(root):
             if match := scheme.fullmatch(path.stem):
                 parts = {name: part.lower() for name, part in match.groupdict("").items()}
                 parts["speaker"], parts["code"] = speaker(parts["speaker"]), code(parts["code"])
-                yield Recording(
+                yield Utterance(
                     path=path,
-                    key="_".join(parts.values()),
-                    code=parts["code"],
+                    utterance_id="_".join(parts.values()),
+                    emotion=parts["code"],
                     speaker=parts["speaker"],
                     sex=sex(parts["speaker"]),
                     text=text(parts["text"]),
@@ -124,9 +125,7 @@ RAVDESS = CorpusInfo(
     title="RAVDESS",
     licence="CC BY-NC-SA 4.0",
     url="https://zenodo.org/records/1188976",
-    label_map=pairs(
-        "01=neutral 02=calm 03=happiness 04=sadness 05=anger 06=fear 07=disgust 08=surprise",
-    ),
+    label_map=pairs("01=neutral 02=calm 03=happiness 04=sadness 05=anger 06=fear 07=disgust 08=surprise"),
     example="speech names such as 03-01-06-01-02-01-12.wav",
     find=named_files(
         r"03-01-(?P<code>0[1-8])-(?P<intensity>0[12])-(?P<text>0[12])-(?P<repetition>0[12])"
@@ -146,17 +145,18 @@ RAVDESS = CorpusInfo(
 _SAVEE_SPEAKERS = ("DC", "JE", "JK", "KL")
 
 
-def _find_savee(root: Path) -> Iterator[Recording]:
+def _find_savee(root: Path) -> Iterator[Utterance]:
     """Utterances whose speaker is told by the name or by a folder above, the nearest first."""
     scheme = re.compile(r"(?:(DC|JE|JK|KL)[-_]?)?((sa|su|[adfhn])\d\d)", re.IGNORECASE)
     for path in audio_files(root):
         if match := scheme.fullmatch(path.stem):
             folders = path.relative_to(root).parent.parts
             names = [name.upper() for name in (match[1] or "", *reversed(folders), root.resolve().name)]
-            speaker, sentence = next((name for name in names if name in _SAVEE_SPEAKERS), None), match[2].lower()
-            if speaker is not None:
-                key = f"{speaker}_{sentence}"
-                yield Recording(path=path, key=key, code=match[3], speaker=speaker, sex="male", text=sentence)
+            if speakers := [name for name in names if name in _SAVEE_SPEAKERS]:
+                name, text = f"{speakers[0]}_{match[2].lower()}", match[2].lower()
+                yield Utterance(
+                    utterance_id=name, emotion=match[3], speaker=speakers[0], path=path, sex="male", text=text
+                )
 
 
 SAVEE = CorpusInfo(
@@ -190,7 +190,6 @@ TESS = CorpusInfo(
         code=lambda code: "ps" if "surprise" in code else code,
     ),
     published_counts=balanced_counts(
-        ["OAF", "YAF"],
-        dict.fromkeys(("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"), 200),
+        ["OAF", "YAF"], counts("anger=200 disgust=200 fear=200 happiness=200 neutral=200 sadness=200 surprise=200")
     ),
 )

@@ -51,11 +51,11 @@ class FileCorpus:
 
     def read(self, utterance: Utterance) -> tuple[Tensor, int]:
         """Waveform of shape (T,), float32 in [-1, 1], and its sampling rate in Hz."""
-        return read_audio(_path(utterance), self.channel)
+        return read_audio(utterance.file, self.channel)
 
     def content_digest(self, utterance: Utterance) -> bytes:
         """16 bytes from the file's bytes and the channel choice."""
-        return content_digest(_path(utterance), self.channel)
+        return content_digest(utterance.file, self.channel)
 
 
 def open_corpus(
@@ -104,7 +104,7 @@ def open_corpus(
     probe = probe_header if on_unreadable == "stop" else partial(probe_audio, channel=channel, to_hz=to_hz)
 
     def probe_some(start: int) -> list[str | None]:
-        return [probe(_path(utterance)) for utterance in utterances[start : start + _AT_ONCE]]
+        return [probe(utterance.file) for utterance in utterances[start : start + _AT_ONCE]]
 
     # On network file systems the wait is the cost, hence more threads than cores.
     with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
@@ -121,8 +121,3 @@ def open_corpus(
         raise UserError(f"cannot read {folder / first.utterance_id}: {first.reason} ({count}){way_out}")
     kept = tuple(utterance for utterance, reason in probed if reason is None)
     return FileCorpus(name=name, root=folder, utterances=kept, channel=channel, labels=words, skipped=skipped)
-
-
-def _path(utterance: Utterance) -> Path:
-    assert utterance.path is not None, f"{utterance.utterance_id} is no file"
-    return utterance.path

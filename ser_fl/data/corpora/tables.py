@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ser_fl.data.corpora.folder import AudioIndex, file_named, list_files, read_table, sex_of, split_of
-from ser_fl.data.corpora.info import CorpusInfo, PublishedCounts, Recording, counts, pairs
+from ser_fl.data.corpora.info import CorpusInfo, PublishedCounts, counts, pairs
 from ser_fl.data.corpora.named_files import ITALIAN_LABELS
+from ser_fl.data.utterance import Utterance
 from ser_fl.errors import UserError
 
 
-def _find_emozionalmente(root: Path) -> Iterator[Recording]:
+def _find_emozionalmente(root: Path) -> Iterator[Utterance]:
     """Utterances of the sample table, wherever it and the audio lie; ``audio/`` beside its folder comes first."""
     files = list_files(root)
     samples, users = file_named("samples.csv", files), file_named("users.csv", files)
@@ -32,10 +33,10 @@ def _find_emozionalmente(root: Path) -> Iterator[Recording]:
     audio = AudioIndex(files)
     for _, row in read_table(samples, separator=",", required=("file_name", "actor", "emotion_expressed")):
         name = Path(row["file_name"]).name
-        yield Recording(
+        yield Utterance(
             path=audio.find(samples.parent.parent / "audio" / name),
-            key=Path(name).stem.lower(),
-            code=row["emotion_expressed"],
+            utterance_id=Path(name).stem.lower(),
+            emotion=row["emotion_expressed"],
             speaker=row["actor"],
             sex=sexes.get(row["actor"]),
             text=row.get("sentence") or None,
@@ -66,7 +67,7 @@ _TURN = re.compile(
 _DIALOGUE = re.compile(r"Ses0[1-5][FM]_.*\.txt", re.IGNORECASE)
 
 
-def _find_iemocap(root: Path) -> Iterator[Recording]:
+def _find_iemocap(root: Path) -> Iterator[Utterance]:
     """Labelled turns of all sessions; the speaker is the session with the speaking side, such as Ses01F."""
     files = list_files(root)
     audio = AudioIndex(files)
@@ -75,10 +76,10 @@ def _find_iemocap(root: Path) -> Iterator[Recording]:
         # Some comments of the raters are not UTF-8; names and labels are ASCII.
         for match in _TURN.finditer(table.read_text(encoding="latin-1")):
             turn, session, side = match[1], match[2].capitalize(), match[3].upper()
-            yield Recording(
+            yield Utterance(
                 path=audio.find(published / turn.rpartition("_")[0] / f"{turn}.wav"),
-                key=turn.lower(),
-                code=match[4],
+                utterance_id=turn.lower(),
+                emotion=match[4],
                 speaker=session + side,
                 sex="female" if side == "F" else "male",
                 session=session,
@@ -106,7 +107,7 @@ IEMOCAP = CorpusInfo(
 )
 
 
-def _find_nemo(root: Path) -> Iterator[Recording]:
+def _find_nemo(root: Path) -> Iterator[Utterance]:
     """Utterances of data.tsv, wherever it and the audio lie; ``samples/`` beside it comes first."""
     files = list_files(root)
     table = file_named("data.tsv", files)
@@ -115,10 +116,10 @@ def _find_nemo(root: Path) -> Iterator[Recording]:
     audio = AudioIndex(files)
     for _, row in read_table(table, separator="\t", required=("file_id", "emotion", "speaker_id"), quoted=False):
         name = Path(row["file_id"]).name
-        yield Recording(
+        yield Utterance(
             path=audio.find(table.parent / "samples" / name),
-            key=Path(name).stem.lower(),
-            code=row["emotion"],
+            utterance_id=Path(name).stem.lower(),
+            emotion=row["emotion"],
             speaker=row["speaker_id"],
             sex=sex_of(row.get("gender", "")),
             text=row.get("raw_text") or None,
@@ -146,7 +147,7 @@ NEMO = CorpusInfo(
 _REQUIRED = ("path", "emotion", "speaker")
 
 
-def _find_listed(root: Path) -> Iterator[Recording]:
+def _find_listed(root: Path) -> Iterator[Utterance]:
     """Utterances of the table at ``root``, a file or the folder of manifest.csv.
 
     A written path may not leave the folder. Links in the folder may, since on clusters a corpus is often a folder of
@@ -173,10 +174,10 @@ def _find_listed(root: Path) -> Iterator[Recording]:
         split = split_of(row.get("split", ""))
         if row.get("split") and split is None:
             raise UserError(f"{place} has the split {row['split']!r}: use train, validation or test")
-        yield Recording(
+        yield Utterance(
             path=path,
-            key=path.as_posix(),
-            code=row["emotion"],
+            utterance_id=path.as_posix(),
+            emotion=row["emotion"],
             speaker=row["speaker"],
             sex=sex_of(row.get("sex", "")),
             session=row.get("session") or None,

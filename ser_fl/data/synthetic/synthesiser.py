@@ -104,15 +104,40 @@ class _Syllables:
 
 
 def articulate(sentence: str, speaker: Speaker, delivery: Delivery, rng: np.random.Generator) -> Articulation:
-    """The curves of one utterance."""
+    """The curves of one utterance, straight between knots."""
     syllables = _time(sentence, speaker, delivery, rng)
-    voicing_L, noise_L = _amplitudes(syllables, delivery, rng)
+    consonants, num_syllables, times_L = syllables.consonants, len(syllables.consonants), syllables.times
+    onset_S, vowel_S, end_S = syllables.onset, syllables.vowel, syllables.end
+    closed_S, open_S = vowel_S - onset_S, end_S - vowel_S
+    # Amplitudes of voice and noise.
+    place_S = np.linspace(-0.5, 0.5, num_syllables)
+    stress_S = (2.0 + delivery.stress_db) * (syllables.stressed - 0.5)
+    level_S = 10 ** ((stress_S + delivery.fade_db * place_S + rng.standard_normal(num_syllables)) / 20)
+    hum_S = level_S * [consonant.voicing for consonant in consonants]
+    hold_S = np.append(hum_S[1:], 0.0) * (syllables.pause == 0)  # what the vowel passes on to the next consonant
+    knots = (
+        (onset_S, hum_S),
+        (vowel_S - 0.1 * closed_S, hum_S),
+        (vowel_S + 0.15 * open_S, level_S),
+        (end_S - 0.25 * open_S, 0.9 * level_S),
+        (end_S, np.maximum(hold_S, 0.1)),
+        (end_S + 0.5 * syllables.pause, hold_S),
+    )
+    times_S6, voicing_S6 = (np.stack(column, axis=1) for column in zip(*knots, strict=True))
+    noise_S4 = level_S[:, None] * [consonant.noise for consonant in consonants]
+    noise_S5 = np.concatenate((noise_S4, np.zeros((num_syllables, 1))), axis=1)
+    times_S5 = onset_S[:, None] + closed_S[:, None] * [0.0, 0.5, 0.75, 1.0, 1.2]
+    # First three formants, gliding from a consonant's locus to the vowel and on.
+    knots_S3 = np.stack((vowel_S - 0.01, vowel_S + 0.3 * open_S, vowel_S + 0.8 * open_S), axis=1)
+    loci = [(250.0, consonant.locus_hz, 2500.0) for consonant in consonants]
+    targets_S33 = np.array(list(zip(loci, syllables.vowels, syllables.vowels, strict=True)))
+    formants = [np.interp(times_L, knots_S3.ravel(), targets_S33[:, :, n].ravel()) for n in range(3)]
     return Articulation(
         f0_hz=_pitch(syllables, speaker, delivery, rng),
-        voicing=voicing_L,
-        noise=noise_L,
-        noise_hz=np.interp(syllables.times, syllables.onset, [each.noise_hz for each in syllables.consonants]),
-        formants_hz=_formants(syllables, speaker),
+        voicing=np.interp(times_L, times_S6.ravel(), voicing_S6.ravel(), left=0.0),
+        noise=np.interp(times_L, times_S5.ravel(), noise_S5.ravel()),
+        noise_hz=np.interp(times_L, onset_S, [consonant.noise_hz for consonant in consonants]),
+        formants_hz=MALE_TRACT_CM / speaker.tract_cm * np.stack(formants, axis=1),
     )
 
 
@@ -137,32 +162,6 @@ def _time(sentence: str, speaker: Speaker, delivery: Delivery, rng: np.random.Ge
     return _Syllables(consonants, vowels, stressed_S, onset_S, vowel_S, end_S, pause_S, times_L)
 
 
-def _amplitudes(syllables: _Syllables, delivery: Delivery, rng: np.random.Generator) -> tuple[Curve, Curve]:
-    """Voice and noise over time, straight between knots."""
-    consonants, num_syllables = syllables.consonants, len(syllables.consonants)
-    onset_S, vowel_S, end_S, pause_S = syllables.onset, syllables.vowel, syllables.end, syllables.pause
-    place_S = np.linspace(-0.5, 0.5, num_syllables)
-    stress_S = (2.0 + delivery.stress_db) * (syllables.stressed - 0.5)
-    level_S = 10 ** ((stress_S + delivery.fade_db * place_S + rng.standard_normal(num_syllables)) / 20)
-    hum_S = level_S * [consonant.voicing for consonant in consonants]
-    closed_S, open_S = vowel_S - onset_S, end_S - vowel_S
-    hold_S = np.append(hum_S[1:], 0.0) * (pause_S == 0)  # what the vowel passes on to the next consonant
-    knots = (
-        (onset_S, hum_S),
-        (vowel_S - 0.1 * closed_S, hum_S),
-        (vowel_S + 0.15 * open_S, level_S),
-        (end_S - 0.25 * open_S, 0.9 * level_S),
-        (end_S, np.maximum(hold_S, 0.1)),
-        (end_S + 0.5 * pause_S, hold_S),
-    )
-    times_S6, voicing_S6 = (np.stack(column, axis=1) for column in zip(*knots, strict=True))
-    noise_S4 = level_S[:, None] * [consonant.noise for consonant in consonants]
-    noise_S5 = np.concatenate((noise_S4, np.zeros((num_syllables, 1))), axis=1)
-    times_S5 = onset_S[:, None] + closed_S[:, None] * [0.0, 0.5, 0.75, 1.0, 1.2]
-    voicing_L = np.interp(syllables.times, times_S6.ravel(), voicing_S6.ravel(), left=0.0)
-    return voicing_L, np.interp(syllables.times, times_S5.ravel(), noise_S5.ravel())
-
-
 def _pitch(syllables: _Syllables, speaker: Speaker, delivery: Delivery, rng: np.random.Generator) -> Curve:
     """F0: a line, an accent on every word, an end, a tremor and a drift nobody intends."""
     times_L, duration_s, stressed_S = syllables.times, syllables.end[-1], syllables.stressed
@@ -178,16 +177,6 @@ def _pitch(syllables: _Syllables, speaker: Speaker, delivery: Delivery, rng: np.
     shift_st_L = delivery.pitch_st + accents_L + line_L + end_L + tremor_L + drift_L
     f0_hz_L: Curve = np.clip(speaker.pitch_hz * 2 ** (shift_st_L / 12), 60.0, 700.0)
     return f0_hz_L
-
-
-def _formants(syllables: _Syllables, speaker: Speaker) -> Curve:
-    """First three formants, gliding from a consonant's locus to the vowel and on, shape (L, 3)."""
-    scale, vowel_S, open_S = MALE_TRACT_CM / speaker.tract_cm, syllables.vowel, syllables.end - syllables.vowel
-    knots_S3 = np.stack((vowel_S - 0.01, vowel_S + 0.3 * open_S, vowel_S + 0.8 * open_S), axis=1)
-    loci = [(250.0, consonant.locus_hz, 2500.0) for consonant in syllables.consonants]
-    targets_S33 = np.array(list(zip(loci, syllables.vowels, syllables.vowels, strict=True)))
-    formants = [np.interp(syllables.times, knots_S3.ravel(), targets_S33[:, :, n].ravel()) for n in range(3)]
-    return scale * np.stack(formants, axis=1)
 
 
 def synthesise(

@@ -41,17 +41,9 @@ class Speaker:
 _RANGES = {
     "female": {"tract_cm": (13.8, 15.6), "pitch_hz": (175.0, 235.0)},
     "male": {"tract_cm": (16.2, 18.4), "pitch_hz": (95.0, 140.0)},
-    "both": {
-        "range_st": (2.5, 4.5),
-        "rate_hz": (4.2, 5.2),
-        "pause_s": (0.06, 0.14),
-        "open_quotient": (0.5, 0.75),
-        "breath_db": (-34.0, -24.0),
-        "jitter_pct": (0.3, 0.8),
-        "shimmer_pct": (2.0, 5.0),
-        "tilt_db": (-2.0, 0.0),
-    },
-}
+    "both": {"range_st": (2.5, 4.5), "rate_hz": (4.2, 5.2), "pause_s": (0.06, 0.14), "open_quotient": (0.5, 0.75),
+             "breath_db": (-34.0, -24.0), "jitter_pct": (0.3, 0.8), "shimmer_pct": (2.0, 5.0), "tilt_db": (-2.0, 0.0)},
+}  # fmt: skip
 
 
 def make_speaker(speaker_id: str, seed: int) -> Speaker:
