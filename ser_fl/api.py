@@ -86,13 +86,11 @@ class Run(RunFolder):
         Raises:
             UserError: the corpus is not there, or is another one.
         """
-        from ser_fl.config.compose import compose
         from ser_fl.devices import exact_arithmetic
-        from ser_fl.robustness.test_set import TrainedRun
+        from ser_fl.robustness.test_set import load_run
 
         with exact_arithmetic():
-            config = compose([f"data.root={root}"] if root else [], config_file=self.config)
-            trained = TrainedRun(folder=self.root, config=config, model=self.load())
+            trained = load_run(self.root, root=root, network=self.network)
             return trained.test_set(trained.store())
 
 

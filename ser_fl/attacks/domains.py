@@ -51,15 +51,6 @@ class Crafted:
             seconds=sum(part.seconds for part in parts),
         )
 
-    def take(self, rows: Sequence[int]) -> Crafted:
-        """Some of the utterances, in this order, at no cost."""
-        chosen = list(rows)
-        return Crafted(
-            adversarial_NFL=self.adversarial_NFL[chosen],
-            written_NFL=None if self.written_NFL is None else self.written_NFL[chosen],
-            figures={name: value_N[chosen] for name, value_N in self.figures.items()},
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Domain:

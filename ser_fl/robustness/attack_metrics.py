@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ser_fl.defences import Defence
-from ser_fl.metrics import Bootstrap, Confusion, Floats, confusion_matrix, scores, uar_by_group, uar_of
+from ser_fl.metrics import Bootstrap, Confusion, confusion_matrix, scores, uar_by_group, uar_of
 from ser_fl.robustness.crafting import votes_of
 from ser_fl.robustness.result_cache import Outcome
 from ser_fl.robustness.test_set import TestSet, rows_of
@@ -52,7 +52,7 @@ class Bench:
 
     def labels_of(self, ids: Sequence[str]) -> Tensor:
         """True classes of some utterances, on the CPU."""
-        return self._labels_N[self.test_set.rows_of(ids)]
+        return self._labels_N[rows_of(self.test_set.ids, ids)]
 
     def records(self, outcomes: Iterable[Outcome]) -> list[AttackRecord]:
         """For every defence "clean", one an attack it was shown, and "worst_case"s."""
@@ -73,19 +73,19 @@ class Bench:
         sweep = [
             replace(other, minimal=False)  # of smaller epsilons the epsilon counts, whatever was found within
             for other in others
-            if _is_smaller(other, outcome) and all(getattr(other, name) == getattr(outcome, name) for name in alike)
+            if all(getattr(other, name) == getattr(outcome, name) for name in alike)
         ]
         records = []
         for defence in self.defences:
             if outcome.was_shown_to(defence):
-                median = self._median_epsilon([outcome, *sweep], defence, outcome.ids)
-                gap = self._undefended_gap(outcome, defence, others)
+                median = self._median_epsilon([outcome], sweep, defence, outcome.ids)
+                gap = self._undefended_gap(outcome, defence, others) if outcome.adaptive_to else None
                 records.append(self._record(outcome, defence, median_epsilon=median, undefended_gap=gap))
         return records
 
     def _record(self, outcome: Outcome, defence: Defence, **more: Any) -> AttackRecord:
         """A record with all figures that follow from what was said of utterances before and after."""
-        rows = self.test_set.rows_of(outcome.ids)
+        rows = rows_of(self.test_set.ids, outcome.ids)
         part, labels_N = self.test_set.take(rows), self._labels_N[rows]
         before_RN, after_RN = self.clean.votes_RN(defence.name)[:, rows], outcome.votes_RN(defence.name)
         right_RN, weights_R = before_RN == labels_N, torch.tensor(defence.run_weights, dtype=torch.float64)
@@ -100,7 +100,7 @@ class Bench:
         if (written := outcome.written_votes.get(defence.name)) is not None:
             again_RN = success_RN & (torch.tensor(written, dtype=torch.int64) == labels_N)
             measured["lost_to_quantisation"] = float(weights_R @ again_RN.sum(dim=1).double())
-        labels, recognised_N = labels_N.tolist(), self.recognised(outcome, defence, outcome.ids)
+        labels, recognised_N = labels_N.tolist(), (weights_R @ (after_RN == labels_N).double()).numpy()
         confusion = confusion_of(labels, after_RN, defence, part.num_classes)
         clean, robust = scores(confusion_of(labels, before_RN, defence, part.num_classes)), scores(confusion)
         emotions = part.emotions or tuple(map(str, range(part.num_classes)))
@@ -131,12 +131,6 @@ class Bench:
             },
         )
 
-    def recognised(self, outcome: Outcome, defence: Defence, ids: Sequence[str]) -> Floats:
-        """How likely each utterance is to be recognised under an attack: the mean of the defence's runs, shape (N,)."""
-        right_RN = outcome.votes_RN(defence.name)[:, rows_of(outcome.ids, ids)] == self.labels_of(ids)
-        recognised_N: Floats = (torch.tensor(defence.run_weights, dtype=torch.float64) @ right_RN.double()).numpy()
-        return recognised_N
-
     def _undefended_gap(
         self, outcome: Outcome, defence: Defence, others: Sequence[Outcome]
     ) -> tuple[float, float, float] | None:
@@ -150,31 +144,40 @@ class Bench:
             and (other.attack, other.threat, other.steps, other.restarts)
             == (outcome.attack, outcome.threat, outcome.steps, outcome.restarts)
         ]
-        if outcome.adaptive_to is None or outcome.leftover or not unaware:
+        if outcome.leftover or not unaware:
             return None
         grey = max(unaware, key=lambda other: len(set(other.ids) & set(outcome.ids)))
         common = tuple(sorted(set(grey.ids) & set(outcome.ids)))
-        difference_N = self.recognised(grey, defence, common) - self.recognised(outcome, defence, common)
+        labels_N = self.labels_of(common)
+        grey_RN, white_RN = (
+            (one.votes_RN(defence.name)[:, rows_of(one.ids, common)] == labels_N).double() for one in (grey, outcome)
+        )
+        weights_R = torch.tensor(defence.run_weights, dtype=torch.float64)
+        difference_N = (weights_R @ grey_RN - weights_R @ white_RN).numpy()
         interval = self._bootstrap(common).interval(difference_N)
-        return None if interval is None else (uar_of(difference_N, self.labels_of(common).tolist()), *interval)
+        return None if interval is None else (uar_of(difference_N, labels_N.tolist()), *interval)
 
-    def _median_epsilon(self, outcomes: Sequence[Outcome], defence: Defence, ids: Sequence[str]) -> float | None:
+    def _median_epsilon(
+        self, taken: Sequence[Outcome], others: Sequence[Outcome], defence: Defence, ids: Sequence[str]
+    ) -> float | None:
         """Median over some utterances and all runs of the smallest epsilon that broke them; infinite where none did.
 
-        Of an attack that looks for the nearest adversarial utterance in L-infinity it is the norm that was found. What
-        was wrong without an attack has 0.
+        What is taken has one epsilon; of the others those of a smaller one count too. Of an attack that looks for the
+        nearest adversarial utterance in L-infinity it is the norm that was found. What was wrong when clean has 0.
         """
-        if outcomes[0].norm != "inf":
+        if taken[0].norm != "inf":
             return None
-        right_RN = self.surviving((), defence.name)
+        ceiling = taken[0].epsilon or 0.0
+        right_RN = self.clean.votes_RN(defence.name) == self._labels_N
         smallest_RN = torch.full(right_RN.shape, torch.inf, dtype=torch.float64)
-        for outcome in outcomes:
+        smaller = [other for other in others if other.norm == "inf" and (other.epsilon or 0.0) < ceiling]
+        for outcome in (*taken, *smaller):
             if outcome.was_shown_to(defence):
-                rows = self.test_set.rows_of(outcome.ids)
+                rows = rows_of(self.test_set.ids, outcome.ids)
                 found_N = torch.tensor(outcome.linf_N if outcome.minimal else outcome.epsilon, dtype=torch.float64)
                 broken_RN = outcome.votes_RN(defence.name) != self._labels_N[rows]
                 smallest_RN[:, rows] = smallest_RN[:, rows].minimum(torch.where(broken_RN, found_N, torch.inf))
-        smallest_RN = torch.where(right_RN, smallest_RN, 0.0)[:, self.test_set.rows_of(ids)]
+        smallest_RN = torch.where(right_RN, smallest_RN, 0.0)[:, rows_of(self.test_set.ids, ids)]
         weights_R = torch.tensor(defence.run_weights, dtype=torch.float64)
         return weighted_median(smallest_RN, weights_R[:, None].expand_as(smallest_RN))
 
@@ -182,7 +185,7 @@ class Bench:
         """What is recognised without an attack and after each, in each run, shape (R, N)."""
         right_RN = self.clean.votes_RN(defence) == self._labels_N
         for outcome in outcomes:
-            rows = self.test_set.rows_of(outcome.ids)
+            rows = rows_of(self.test_set.ids, outcome.ids)
             right_RN[:, rows] &= outcome.votes_RN(defence) == self._labels_N[rows]
         return right_RN
 
@@ -210,20 +213,17 @@ class Bench:
                 taken = [outcome for outcome in outcomes if outcome.threat == threat and outcome.was_shown_to(defence)]
                 if len({(outcome.attack, outcome.adaptive_to) for outcome in taken}) < 2:
                     continue
-                smaller = [
-                    outcome for outcome in outcomes if outcome.norm == threat[0] and _is_smaller(outcome, taken[0])
-                ]
                 known = (outcome.ids for outcome in taken if outcome.adaptive_to and not outcome.leftover)
                 aware = max(known, key=len, default=())
                 for ids in (self.test_set.ids, *([aware] if 0 < len(aware) < len(self.test_set) else [])):
                     worst = self._worst_case(defence, taken, ids)
-                    median = self._median_epsilon([*taken, *smaller], defence, ids)
+                    median = self._median_epsilon(taken, outcomes, defence, ids)
                     records.append(self._record(worst, defence, median_epsilon=median))
         return records
 
     def _worst_case(self, defence: Defence, taken: Sequence[Outcome], ids: tuple[str, ...]) -> Outcome:
         """What all attacks together did to some utterances; the library says which of them missed one."""
-        rows = self.test_set.rows_of(ids)
+        rows = rows_of(self.test_set.ids, ids)
         right_RN, labels_N = self.surviving(taken, defence.name)[:, rows], self._labels_N[rows]
         votes_RN = torch.where(right_RN, labels_N, (labels_N + 1) % self.test_set.num_classes)
         unbroken = {ids[row] for row in right_RN.any(dim=0).nonzero().flatten().tolist()}
@@ -248,11 +248,6 @@ class Bench:
             budget=first.budget,
             snr_db=first.snr_db,
         )
-
-
-def _is_smaller(outcome: Outcome, other: Outcome) -> bool:
-    """Whether an outcome is of a smaller epsilon than another."""
-    return outcome.epsilon is not None and other.epsilon is not None and outcome.epsilon < other.epsilon
 
 
 def confusion_of(labels: Sequence[int], votes_RN: Tensor, defence: Defence, num_classes: int) -> Confusion:

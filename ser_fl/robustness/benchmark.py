@@ -254,11 +254,7 @@ def _attacks_of(
 ) -> tuple[list[Attack], list[Attack]]:
     """Attacks on the bare model, and adaptive ones: each at every budget, and those of the curve at the curve's.
 
-    Args:
-        config: of the benchmark.
-        trained: of the run, whose epsilon is the default.
-        num_classes: of its model.
-        curve: the epsilons of "auto".
+    The epsilon that the run was trained with is the default; ``curve`` is what "auto" stands for.
     """
     request = request_of(config, num_classes)
     if config.domain == "waveform":
@@ -269,14 +265,14 @@ def _attacks_of(
         return attacks, adaptive
     main = curve if config.epsilons == "auto" else config.epsilons or (trained.stock_objective.epsilon,)
     more = curve if config.curve_epsilons == "auto" else config.curve_epsilons
+    attacks, adaptive = request.attacks(config.attacks, main), request.attacks(config.adaptive, main, adaptive=True)
     of_curve = request.attacks(config.curve_attacks, more)
-    curved = {attack.name for attack in of_curve}
-    aware = [attack for attack in request.attacks(config.adaptive, more, adaptive=True) if attack.name in curved]
-    both = (
-        [*request.attacks(config.attacks, main), *of_curve],
-        [*request.attacks(config.adaptive, main, adaptive=True), *aware],
+    names = {attack.name for attack in of_curve}
+    aware = [attack for attack in request.attacks(config.adaptive, more, adaptive=True) if attack.name in names]
+    attacks, adaptive = (
+        list({attack.settings: attack for attack in some}.values())
+        for some in ([*attacks, *of_curve], [*adaptive, *aware])
     )
-    attacks, adaptive = (list({attack.settings: attack for attack in some}.values()) for some in both)
     return attacks, adaptive
 
 

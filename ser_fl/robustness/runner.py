@@ -105,7 +105,7 @@ class _Work:
 
     def run(self, unit: Unit, progress: BenchmarkProgress) -> Outcome:
         """What an attack does to its utterances: known already, or found out now."""
-        progress.tell(unit)
+        progress.count(unit, 0)
         self._begin(unit)
         part, keeps = unit.part, self.cache.keeps_adversarials
         known = self.cache.outcome(unit.key)
@@ -131,8 +131,7 @@ class _Work:
         for other in self.units:
             if other.outcome is not None and not other.outcome.adversarials_kept and other not in waiting:
                 self.cache.forget_batches(other.key)
-        progress.count(unit, len(self.bench.test_set))
-        progress.tell(unit)
+        progress.count(unit, len(self.bench.test_set))  # whatever was counted, it is done
         return known
 
     def _begin(self, unit: Unit) -> None:
@@ -185,12 +184,11 @@ class _Work:
 
         def from_smaller(rows: Sequence[int]) -> Tensor:
             assert unit.before is not None
-            return of_smaller().adversarial_NFL[unit.before.part.rows_of([part.ids[row] for row in rows])]
+            return of_smaller().adversarial_NFL[rows_of(unit.before.part.ids, [part.ids[row] for row in rows])]
 
         def told(utterances: int, seconds: float) -> None:
             if unit.outcome is None or seconds:  # else looked up again for a larger epsilon
                 progress.count(unit, utterances, seconds)
-                progress.tell(unit)
 
         pieces: list[Crafted] = []
         if unit.carried:  # kept under this key too, so that a sweep looks one step back only
@@ -234,7 +232,7 @@ class _Work:
 
 
 class BenchmarkProgress:
-    """Counts utterances and seconds.
+    """Counts utterances and seconds, and tells of them.
 
     What is left is estimated from what an utterance has cost in the same attack, and for an attack that has not run yet
     from its steps, restarts and draws, at the pace of those that have.
@@ -245,11 +243,7 @@ class BenchmarkProgress:
         self._left = {unit: len(unit.part) for unit in units}
         self._total = sum(self._left.values())
         self._spent: dict[tuple[str, str | None], tuple[float, float]] = {}
-        """Seconds, and roughly how many gradients, of an attack and attacker."""
-
-    def tell(self, unit: Unit) -> None:
-        """Say where the benchmark is."""
-        self._on_attack(unit.label, self._total - sum(self._left.values()), self._total, self.seconds_left())
+        """Seconds and gradients of an attack and attacker."""
 
     def count(self, unit: Unit, utterances: int, seconds: float = 0.0) -> None:
         """Some utterances of a unit are done; 0 seconds are no measure of anything."""
@@ -257,7 +251,8 @@ class BenchmarkProgress:
         if seconds:
             kind = unit.attack.name, unit.adaptive_to
             before, work = self._spent.get(kind, (0.0, 0.0))
-            self._spent[kind] = before + seconds, work + utterances * _gradients(unit)
+            self._spent[kind] = before + seconds, work + utterances * unit.gradients
+        self._on_attack(unit.label, self._total - sum(self._left.values()), self._total, self.seconds_left())
 
     def seconds_left(self) -> float | None:
         """None before anything was measured, unless nothing is left."""
@@ -269,11 +264,5 @@ class BenchmarkProgress:
         total = 0.0
         for unit, left in self._left.items():
             seconds, work = self._spent.get((unit.attack.name, unit.adaptive_to), usual)
-            total += left * _gradients(unit) * seconds / work
+            total += left * unit.gradients * seconds / work
         return total
-
-
-def _gradients(unit: Unit) -> int:
-    """Roughly how much work an utterance is."""
-    settings = unit.attack.settings
-    return (settings.steps or 1) * max(settings.restarts or 1, 1) * max(unit.eot_samples, 1)

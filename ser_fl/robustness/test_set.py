@@ -22,6 +22,7 @@ from ser_fl.data.splits import split_corpus
 from ser_fl.devices import send
 from ser_fl.errors import UserError
 from ser_fl.models.emotion_model import EmotionModel, load_model
+from ser_fl.models.networks import NetworkSource
 from ser_fl.randomness import derive_seed
 from ser_fl.runs.folder import RunFolder
 
@@ -82,10 +83,6 @@ class TestSet:
             sexes=tuple(self.sexes[row] for row in rows) if self.sexes else (),
         )
 
-    def rows_of(self, ids: Sequence[str]) -> list[int]:
-        """Where utterances lie in this test set."""
-        return rows_of(self.ids, ids)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TrainedRun:
@@ -103,20 +100,12 @@ class TrainedRun:
         """
         corpus, cache_dir = open_configured_corpus(self.config), self.config.data.cache_dir
         store = compute_features(corpus, self.config.frontend, cache_dir=cache_dir, progress=on_features)
-        self.check_corpus(store)
-        return store
-
-    def check_corpus(self, store: FeatureStore) -> None:
-        """Refuse another corpus than the run's.
-
-        Raises:
-            UserError: it has other emotions.
-        """
         if store.classes != self.model.classes:
             raise UserError(
                 f"the corpus at {self.config.data.root} has the emotions {', '.join(store.classes)}, the model of "
                 f"{self.folder} knows {', '.join(self.model.classes)}: set root=DIR to the corpus it was trained on"
             )
+        return store
 
     def test_set(self, store: FeatureStore, *, seed: int = 0, batch_size: int = 64) -> TestSet:
         """The model and its test utterances, standardised."""
@@ -138,13 +127,20 @@ class TrainedRun:
         )
 
 
-def load_run(folder: Path, *, root: str | None = None, client_id: str | None = None) -> TrainedRun:
+def load_run(
+    folder: Path,
+    *,
+    root: Path | str | None = None,
+    client_id: str | None = None,
+    network: NetworkSource | None = None,
+) -> TrainedRun:
     """A run's settings and its model.
 
     Args:
         folder: of the run.
         root: folder of the corpus, where it is no longer the one in the run's ``config.yaml``.
         client_id: whose own model is meant, in a run without averaging; None for the run's model.
+        network: of a run that was trained with a network of its own.
 
     Raises:
         UserError: no such run, client or model.
@@ -152,7 +148,7 @@ def load_run(folder: Path, *, root: str | None = None, client_id: str | None = N
     run = RunFolder(folder)
     run.refuse_links_out()
     config = compose([f"data.root={root}"] if root else [], config_file=run.config)
-    return TrainedRun(folder=folder, config=config, model=load_model(run, client_id=client_id))
+    return TrainedRun(folder=folder, config=config, model=load_model(run, client_id=client_id, network=network))
 
 
 def box_of(standardisation: Standardisation) -> Box:

@@ -164,7 +164,7 @@ def transfer_matrix(
             made = _craft_on(source, attacked, attack, on_attack)
         for target in models:
             test_set = target.test_set(shared[source.name, target.name], seed=seed, batch_size=batch_size)
-            rows = attacked.rows_of(test_set.ids)
+            rows = rows_of(attacked.ids, test_set.ids)
             clean_NFL, adversarial_NFL = (
                 carried_over(features_NFL[rows], source.standardisation, target.standardisation)
                 for features_NFL in (attacked.features_NFL, made.adversarial_NFL)
@@ -297,7 +297,6 @@ def _models(
         if before is None or corpus != before[0]:
             before = corpus, run.store(on_features)
         store = before[1]
-        run.check_corpus(store)
         rows = torch.tensor(split_corpus(store.utterances, run.config.split).test)
         models.append(
             TransferModel(
