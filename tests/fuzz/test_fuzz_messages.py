@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from ser_fl.config.compose import compose
 from ser_fl.config.schema import Config
 from ser_fl.data.frontend import Standardisation
-from ser_fl.data.prepared import ClientManifest
 from ser_fl.federation.algorithm import GLOBAL, FedAvg
 from ser_fl.federation.client import ClientTask
 from ser_fl.federation.flower.client_app import app
