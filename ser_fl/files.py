@@ -114,13 +114,10 @@ def _bounded(kind: type[float], digits: str) -> float:
     raise ValueError(f"a number must be finite and of 64 bits at most, got {shown(digits)}")
 
 
-def record_of(kind: type[_Form], content: Any, name: str = "") -> _Form:
-    """A dataclass, or a tuple of them, from JSON; entries that the class does not know are ignored.
+def record_of(kind: type[_Form], content: Any) -> _Form:
+    """A dataclass from what `parse_json` gave; entries that the class does not know are ignored.
 
-    Args:
-        kind: a class, or another type, annotated with JSON's own types, tuples, dataclasses and literals.
-        content: what `parse_json` gave.
-        name: what the error calls it; empty for a whole document.
+    The class is annotated with JSON's own types, tuples, dataclasses and literals.
 
     Raises:
         ValueError: an entry is missing, or a value is of another type. The message goes on from the file's name.
@@ -133,7 +130,7 @@ def record_of(kind: type[_Form], content: Any, name: str = "") -> _Form:
         return form
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-    place = ".".join(map(str, filter(None, (name, *map(str, problem["loc"])))))
+    place = ".".join(map(str, problem["loc"]))
     if problem["type"] == "missing":
         raise ValueError(f"lacks {place}")
     wanted = _WORDS.get(problem["type"].split("_")[0]) or "a mapping"

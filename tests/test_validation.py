@@ -18,6 +18,11 @@ class Inner:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Records:
+    records: tuple[Inner, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outer:
     name: str
     count: int
@@ -67,11 +72,11 @@ def test_what_does_not_fit_is_told(change: dict[str, Any], message: str) -> None
 def test_a_document_and_a_list_of_records_are_told_apart() -> None:
     with pytest.raises(ValueError, match=r"^must hold a mapping, got \[1\]$"):
         record_of(Outer, [1])
-    assert record_of(tuple[Inner, ...], [{"share": 1}], "records") == (Inner(share=1.0),)
+    assert record_of(Records, {"records": [{"share": 1}]}).records == (Inner(share=1.0),)
     with pytest.raises(ValueError, match=r"^must hold a number as records\.1\.share, got 'x'$"):
-        record_of(tuple[Inner, ...], [{"share": 1}, {"share": "x"}], "records")
+        record_of(Records, {"records": [{"share": 1}, {"share": "x"}]})
     with pytest.raises(ValueError, match=r"^must hold a list as records, got None$"):
-        record_of(tuple[Inner, ...], None, "records")
+        record_of(Records, {"records": None})
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400", "1e19", str(1 << 63), "-1" + "0" * 400])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ser_fl.config.robustness import BenchmarkConfig, TransferConfig
-from ser_fl.config.schema import Config, checked, parse
+from ser_fl.config.schema import Config, checked
 from ser_fl.config.text import assignments, escaped, first_line, kind_of, read_settings, sweep_values, type_at
 from ser_fl.errors import UserError, shown, unknown_name
 
@@ -56,7 +56,7 @@ def compose(
         UserError: an unknown group, name or setting (the known ones are listed), or a value out of range.
     """
     if config_file:
-        return parse(_changed(config_file, overrides, Config))
+        return checked(Config, _changed(config_file, overrides, Config))
     from hydra import compose as hydra_compose
     from hydra import initialize
 
@@ -143,7 +143,7 @@ def parsed(composed: Any) -> Config:
     """What Hydra composed, checked."""
     from omegaconf import OmegaConf
 
-    return parse(cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True)))
+    return checked(Config, cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True)))
 
 
 def _translated(

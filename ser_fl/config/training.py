@@ -161,12 +161,11 @@ EXCLUDED: Mapping[str, str] = {
 """Flags of Lightning's Trainer that a client's round has no room for, and what there is instead."""
 
 
-def _is_limit(given: object) -> bool:
-    return given is None or is_count(given) or (isinstance(given, float) and 0 < given <= 1)
-
-
 _LIMIT = "trainer.limit_train_batches must be a number of batches from 1 up, or a share above 0.0 up to 1.0"
-Limit = Annotated[int | float | None, must_be(_LIMIT, _is_limit)]
+Limit = Annotated[
+    int | float | None,
+    must_be(_LIMIT, lambda given: given is None or is_count(given) or (isinstance(given, float) and 0 < given <= 1)),
+]
 _DETERMINISTIC = "trainer.deterministic must be true, false or warn"
 Deterministic = Annotated[bool | Literal["warn"], must_be(_DETERMINISTIC, lambda given: given in (True, False, "warn"))]
 
