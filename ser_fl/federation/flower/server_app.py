@@ -75,7 +75,7 @@ class FlowerExecutor(Executor):
         records = self.nodes.question(part=part, attacked=attacked)
         records.update(self._shared(models[GLOBAL]))
         found, problems = dict[str, Confusion](), dict[str, str]()
-        holders = self.nodes.manifest.speakers(part)
+        holders = sorted(self.nodes.manifest.sizes[part])
         for _ in range(_ATTEMPTS):
             if len(found) == len(holders):
                 break
