@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ser_fl.attacks.art.any_attack import PREFIX, attack_classes
 from ser_fl.attacks.domains import Crafted
 from ser_fl.attacks.registry import AttackSettings, build
-from ser_fl.attacks.threat_model import RELATIVE_TOLERANCE, Box, distance
+from ser_fl.attacks.threat_model import RELATIVE_TOLERANCE, Box, budget_of, distance
 from ser_fl.errors import UserError
 
 BINS, FRAMES, CLASSES = 6, 8, 3
@@ -93,7 +93,7 @@ def test_it_runs_within_box_and_budget(name: str, problem: tuple[nn.Module, Tens
     crafted = generate(name, problem)
     attack = build(AttackSettings(name=PREFIX + name, epsilon=0.4))
     features, adversarial = problem[1], crafted.adversarial_NFL
-    allowed = attack.budget((BINS, FRAMES)) * (1 + RELATIVE_TOLERANCE) + 1e-6
+    allowed = budget_of(0.4, attack.entry.norm, (BINS, FRAMES)) * (1 + RELATIVE_TOLERANCE) + 1e-6
     assert (distance(features, adversarial, attack.norm) <= allowed).all()
     assert torch.equal(BOX.clip(adversarial), adversarial)
     assert torch.equal(adversarial[0], features[0])

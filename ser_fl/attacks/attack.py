@@ -184,7 +184,7 @@ class Entry:
     steps: int | None = None
     step_size: Callable[[float], float] | None = None
     """Default step size for an epsilon; None for attacks that choose it themselves."""
-    restarts: int = 0
+    restarts: int | None = 0
     settable: frozenset[str] = frozenset({"steps"})
     """Which of steps, step_size and restarts a user may set; the others are what the attack is."""
     minimal: bool = False
@@ -237,11 +237,6 @@ class Attack:
             )
         return "adaptive" if expectation is not None and known == "undefended" else known
 
-    def budget(self, features_shape: tuple[int, ...]) -> float | None:
-        """Largest norm that counts as a success for features of shape (..., F, L); None where that is no epsilon."""
-        epsilon = self.settings.epsilon
-        return None if math.isinf(epsilon) else budget_of(epsilon, self.entry.norm, features_shape)
-
     def check(self, box: Box, num_classes: int) -> None:
         """Refuse, before anything runs, what cannot run.
 
@@ -292,7 +287,7 @@ class Attack:
                 if part.to_features is not None:
                     made = part.to_features.own(part.box.clip(made.detach()))
                 elif self.entry.minimal:
-                    budget = budget_of(self.settings.epsilon, self.entry.norm, tuple(made.shape))
+                    budget = budget_of(self.settings.epsilon, self.entry.norm, made.shape)
                     made = keep_within(part.clean, part.box.clip(made), self.entry.norm, budget)
                 found.append(made)
         return torch.cat(found)

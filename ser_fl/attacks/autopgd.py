@@ -29,9 +29,10 @@ from ser_fl.attacks.losses import (
     Loss,
     cross_entropy,
     difference_of_logits_ratio,
+    margin,
     targeted_difference_of_logits_ratio,
 )
-from ser_fl.attacks.target import BestAdversarial, Target
+from ser_fl.attacks.target import BestAdversarial, Target, best_of_starts
 from ser_fl.attacks.threat_model import Ball, Box, either, per_utterance
 
 MOMENTUM = 0.75
@@ -149,25 +150,21 @@ def restarted(
     an ascent, made for some of the utterances by their rows; ``starts`` says from these rows and the number of the
     ascent where it starts, None for the clean inputs.
     """
-    found = BestAdversarial.of(target, ball.clean, labels_B)
-    rows_N = torch.arange(len(labels_B), device=labels_B.device)
-    for number, loss in enumerate(losses):
-        if not len(rows_N):
-            break
-        part = target.subset(rows_N)
-        made = autopgd(
-            part,
+
+    def ascend(rows_N: Tensor | None, number: int) -> Tensor:
+        assert rows_N is not None, "there is an incumbent"
+        return autopgd(
+            target.subset(rows_N),
             ball.subset(rows_N),
             labels_B[rows_N],
-            loss=loss(rows_N),
+            loss=losses[number](rows_N),
             steps=steps,
             box=box,
             start=starts(rows_N, number),
             first_draws=1 + number * (1 + len(checkpoints(steps))),
         )
-        found = found.with_better(rows_N, BestAdversarial.of(part, made, labels_B[rows_N]))
-        rows_N = found.unbroken()
-    return found.inputs
+
+    return best_of_starts(target, labels_B, len(losses), ascend, loss=margin, step=0, incumbent=ball.clean)
 
 
 def likeliest_wrong_classes(logits_BC: Tensor, labels_B: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -29,7 +29,7 @@ def heard_samples(frontend: LogMel, sample_rate_hz: int) -> int:
     return math.ceil(frontend.num_samples * sample_rate_hz / frontend.sample_rate_hz)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Clips:
     """Clean recordings of one sampling rate, padded with zeros to one length."""
 
@@ -50,12 +50,7 @@ class Clips:
         for row, waveform_T in enumerate(waveforms):
             waveform_BT[row, : len(waveform_T)] = waveform_T[:width]
         recorded_B = torch.tensor([min(len(waveform_T), width) for waveform_T in waveforms])
-        return cls(
-            waveform_BT=waveform_BT,
-            recorded_B=recorded_B,
-            heard_B=recorded_B.clamp(max=heard),
-            sample_rate_hz=sample_rate_hz,
-        )
+        return cls(waveform_BT, recorded_B, recorded_B.clamp(max=heard), sample_rate_hz)
 
     def __len__(self) -> int:
         return len(self.recorded_B)
@@ -69,12 +64,7 @@ class Clips:
         return self._each(lambda tensor: tensor[rows_N])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Clips:
-        return replace(
-            self,
-            waveform_BT=change(self.waveform_BT),
-            recorded_B=change(self.recorded_B),
-            heard_B=change(self.heard_B),
-        )
+        return Clips(change(self.waveform_BT), change(self.recorded_B), change(self.heard_B), self.sample_rate_hz)
 
     @property
     def movable_BT(self) -> Tensor:

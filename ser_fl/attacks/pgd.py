@@ -113,12 +113,12 @@ def descend(
         starts = starts[None]
     stride_B = step_size if isinstance(step_size, Tensor) else ball.clean.new_full((len(labels_B),), step_size)
 
-    def ascend(rows_N: Tensor | None, start: Tensor, restart: int) -> Tensor:
+    def ascend(rows_N: Tensor | None, restart: int) -> Tensor:
         """The order of its operations is ART's: step, clip to the box, project onto the ball."""
-        part, around, labels_N, stride_N = target, ball, labels_B, stride_B
+        part, around, labels_N, stride_N, start = target, ball, labels_B, stride_B, starts[restart]
         if rows_N is not None:
             part, around = target.subset(rows_N), ball.subset(rows_N)
-            labels_N, stride_N = labels_B[rows_N], stride_B[rows_N]
+            labels_N, stride_N, start = labels_B[rows_N], stride_B[rows_N], start[rows_N]
         stride, moved = per_utterance(stride_N, around.clean), box.clip(start.detach())
         for step in range(restart * steps, (restart + 1) * steps):
             gradient = part.answer(moved, labels_N, loss, step=step).gradient
@@ -126,7 +126,7 @@ def descend(
         return moved
 
     held = None if incumbent is None else box.clip(incumbent.detach().clone())
-    return best_of_starts(target, labels_B, starts, ascend, loss=loss, incumbent=held)
+    return best_of_starts(target, labels_B, len(starts), ascend, loss=loss, incumbent=held)
 
 
 def divergence(logits_BC: Tensor, adversarial_BC: Tensor) -> Tensor:

@@ -223,17 +223,14 @@ def build(settings: AttackSettings) -> Attack:
         UserError: unknown name (the known ones are listed), or an attack that goes on recordings alone.
     """
     entry = entry_of(settings.name, settings.backend)
-    if settings.name not in ATTACKS:
-        settings = any_attack.resolve(settings)
-    else:
-        step_size = entry.step_size and entry.step_size(settings.epsilon)
-        defaults = {"steps": entry.steps, "step_size": step_size, "restarts": entry.restarts}
-        chosen = {word: getattr(settings, word) for word in defaults if getattr(settings, word) is not None}
-        for word in chosen.keys() - entry.settable:
-            if chosen.pop(word) != defaults[word]:
-                unused = f"{settings.name} has its own {word}: {defaults[word]}; the given one is unused"
-                warnings.warn(unused, stacklevel=2)
-        settings = replace(settings, **(defaults | chosen))
+    step_size = entry.step_size and entry.step_size(settings.epsilon)
+    defaults = {"steps": entry.steps, "step_size": step_size, "restarts": entry.restarts}
+    chosen = {word: getattr(settings, word) for word in defaults if getattr(settings, word) is not None}
+    for word in chosen.keys() - entry.settable:
+        if chosen.pop(word) != defaults[word]:
+            unused = f"{settings.name} has its own {word}: {defaults[word]}; the given one is unused"
+            warnings.warn(unused, stacklevel=2)
+    settings = replace(settings, **(defaults | chosen))
     if (step := settings.step_size) and 0 < settings.epsilon < step and not entry.quiet_step:
         too_long = f"{settings.name}: a step size of {step:g} exceeds epsilon {settings.epsilon:g}"
         warnings.warn(f"{too_long}, so that every step ends on the ball's edge", stacklevel=2)
@@ -257,6 +254,6 @@ def build_on_recordings(settings: AttackSettings) -> Attack:
         raise UserError(f"{settings.name} keeps to budgets of {units} only: set snr_dbs, such as [30]")
     restarts = None
     if "restarts" in entry.settable:
-        restarts = min(entry.restarts, 1) if settings.restarts is None else settings.restarts
+        restarts = min(entry.restarts or 0, 1) if settings.restarts is None else settings.restarts
     steps = entry.steps if settings.steps is None or "steps" not in entry.settable else settings.steps
     return Attack(settings=replace(settings, steps=steps, restarts=restarts), entry=entry)

@@ -27,8 +27,6 @@ _AT_A_TIME_ELSEWHERE = 512
 64 an utterance takes a tenth longer, with 128 a fifth."""
 _ALIKE = 1e-6
 """Probabilities of being recognised that differ by rounding."""
-_FINAL = -1
-"""The step whose draws compare what restarts have found; no step of an attack has it."""
 
 
 @dataclass(slots=True)
@@ -48,7 +46,6 @@ class Expectation(Protocol):
     @property
     def weights(self) -> Sequence[float]:
         """How much each of the K draws of a step counts; they sum to 1."""
-        ...
 
     def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, step: int, draws: Sequence[int]) -> Tensor:
         """What the classifier is shown in some draws of a step; has a gradient, its own or a straight-through one.
@@ -56,7 +53,6 @@ class Expectation(Protocol):
         It depends on each utterance's key, the step (any integer) and the draws (numbers in [0, K)) alone, whoever else
         is in the batch. Its shape is (draws * B, ...): all utterances in the first draw, then in the second, and so on.
         """
-        ...
 
 
 class ToFeatures(Protocol):
@@ -64,19 +60,15 @@ class ToFeatures(Protocol):
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Features of shape (B, F, L)."""
-        ...
 
     def subset(self, rows_N: Tensor) -> Self:
         """The same for some of the utterances."""
-        ...
 
     def ball(self, epsilon: float, snr_db: float | None, masked: bool) -> Ball:
         """What the budget allows of each utterance."""
-        ...
 
     def own(self, inputs: Tensor) -> Tensor:
         """What was moved, where it may be; everywhere else the clean values, bit for bit."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -243,31 +235,37 @@ class BestAdversarial:
         return (self.right_B > 0).nonzero().flatten()
 
 
-Ascend = Callable[[Tensor | None, Tensor, int], Tensor]
-"""(rows of the utterances, None for all; where they start; number of the restart) -> their last iterates."""
+Ascend = Callable[[Tensor | None, int], Tensor]
+"""(rows of the utterances, None for all; number of the start) -> their last iterates."""
 
 
 def best_of_starts(
     target: Target,
     labels_B: Tensor,
-    starts: Sequence[Tensor] | Tensor,
+    starts: int,
     ascend: Ascend,
     *,
     loss: Loss = cross_entropy,
+    step: int = -1,
     incumbent: Tensor | None = None,
 ) -> Tensor:
-    """The best of what each start leads to, as `pgd.descend` says; only what no start has broken starts again."""
-    if len(starts) == 1 and incumbent is None:
-        return ascend(None, starts[0], 0)
-    best, every_B = None, torch.arange(len(labels_B), device=labels_B.device)
+    """The best of what each start leads to and of an incumbent, as `pgd.descend` says.
+
+    Only what no start has broken starts again. Candidates are compared by a loss and under the draws of a step; no step
+    of an attack has -1.
+    """
+    if starts == 1 and incumbent is None:
+        return ascend(None, 0)
+    best, rows_N = None, torch.arange(len(labels_B), device=labels_B.device)
     if incumbent is not None:
-        best = BestAdversarial.of(target, incumbent, labels_B, loss=loss, step=_FINAL)
-    for restart, start in enumerate(starts):
-        rows = every_B if best is None or restart == 0 else best.unbroken()
-        if not len(rows):
+        best = BestAdversarial.of(target, incumbent, labels_B, loss=loss, step=step)
+    for start in range(starts):
+        if best is not None and start > 0:
+            rows_N = best.unbroken()
+        if not len(rows_N):
             break
-        found = ascend(rows, start[rows], restart)
-        candidate = BestAdversarial.of(target.subset(rows), found, labels_B[rows], loss=loss, step=_FINAL)
-        best = candidate if best is None else best.with_better(rows, candidate)
+        found = ascend(rows_N, start)
+        candidate = BestAdversarial.of(target.subset(rows_N), found, labels_B[rows_N], loss=loss, step=step)
+        best = candidate if best is None else best.with_better(rows_N, candidate)
     assert best is not None, "there is one start at least"
     return best.inputs

@@ -36,37 +36,33 @@ Read = Callable[[str], tuple[Tensor, int]]
 """An utterance's recording by its id: shape (T,), and its sampling rate in Hz."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class WaveformToFeatures:
     """From recorded waveforms to standardised features inside the box: differentiable, the `ToFeatures` of a `Target`.
 
     A perturbation lives on the recorded samples, at the clip's own rate: it is resampled, and repeated with its clip to
     the front end's length, so that what was crafted can be written as a WAV file and heard.
-
-    Args:
-        clips: whose waveforms are moved; where they may not be, theirs is what is heard.
-        frontend: log-mel front end, on the device of the clips.
-        standardisation: the model's.
     """
 
-    def __init__(self, clips: Clips, frontend: LogMelFrontend, standardisation: Standardisation) -> None:
-        self.clips = clips
-        self.frontend = frontend
-        self.standardisation = standardisation
-        # As long as torchaudio makes them.
-        resampled_B = -(-clips.recorded_B * frontend.sample_rate_hz // clips.sample_rate_hz)
-        steps_S = torch.arange(frontend.num_samples, device=resampled_B.device)
-        self._repeated_BS = steps_S % resampled_B[:, None]
+    clips: Clips
+    """Whose waveforms are moved; where they may not be, theirs is what is heard."""
+    frontend: LogMelFrontend
+    """On the device of the clips."""
+    standardisation: Standardisation
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Features of shape (B, F, L) from waveforms of shape (B, T), padded as the clips are."""
-        own_BT = self.clips.moved(inputs)
-        resampled = resample(own_BT, self.clips.sample_rate_hz, self.frontend.sample_rate_hz)
-        features_BFL: Tensor = self.standardisation(self.frontend(resampled.gather(1, self._repeated_BS)))
+        clips, frontend = self.clips, self.frontend
+        resampled = resample(clips.moved(inputs), clips.sample_rate_hz, frontend.sample_rate_hz)
+        # As long as torchaudio makes them.
+        length_B = -(-clips.recorded_B * frontend.sample_rate_hz // clips.sample_rate_hz)
+        repeated_BS = torch.arange(frontend.num_samples, device=length_B.device) % length_B[:, None]
+        features_BFL: Tensor = self.standardisation(frontend(resampled.gather(1, repeated_BS)))
         return features_BFL
 
     def subset(self, rows_N: Tensor) -> Self:
         """The same for some of the clips."""
-        return type(self)(self.clips.subset(rows_N), self.frontend, self.standardisation)
+        return replace(self, clips=self.clips.subset(rows_N))
 
     def ball(self, epsilon: float, snr_db: float | None, masked: bool) -> Ball:
         """What the budget allows; of a silent clip and an SNR, nothing but the clip."""

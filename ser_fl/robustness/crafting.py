@@ -18,6 +18,7 @@ from torch import Tensor
 from ser_fl.attacks.attack import Attack, AttackSettings, Problem
 from ser_fl.attacks.domains import Crafted
 from ser_fl.attacks.target import Expectation, Passes
+from ser_fl.attacks.threat_model import budget_of
 from ser_fl.defences import Defence
 from ser_fl.models.emotion_model import EmotionModel
 from ser_fl.robustness.plan import Unit
@@ -139,14 +140,15 @@ def judge(unit: Unit, made: Crafted, *, leftover: bool = False) -> Outcome:
         for name, value_N in held.figures.items()
         if name not in norms and not bool(value_N.isnan().all())
     }
+    epsilon = settings.epsilon if isfinite(settings.epsilon) else None
     return Outcome(
         attack=attack.name,
         library=attack.entry.library,
         knowledge=attack.knowledge_of(unit.expectation),
         domain=part.domain.name,
         norm=attack.norm,
-        epsilon=settings.epsilon if isfinite(settings.epsilon) else None,
-        budget=attack.budget(tuple(part.features_NFL.shape)),
+        epsilon=epsilon,
+        budget=None if epsilon is None else budget_of(epsilon, attack.entry.norm, part.features_NFL.shape),
         snr_db=settings.snr_db,
         steps=settings.steps,
         step_size=settings.step_size,

@@ -79,8 +79,7 @@ class Request:
         backend = choice.backend or (suite.backend if suite else None) or self.backend
         found = []
         for name in expand([choice.name], fits):
-            known = name.removesuffix(UNLABELLED)
-            settable = entry_of(known).settable if known in ATTACKS else {"steps", "restarts"}
+            settable = entry_of(name.removesuffix(UNLABELLED)).settable
             restarts = self.restarts if choice.restarts is None else choice.restarts
             found += [
                 AttackSettings(

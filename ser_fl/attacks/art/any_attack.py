@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ser_fl.attacks.art.estimator import classifier_of, clip_values_of, generated, import_art, right_when_clean
-from ser_fl.attacks.attack import AttackSettings, Entry, Problem
+from ser_fl.attacks.attack import Entry, Problem
 from ser_fl.attacks.step_size import default_step_size
 from ser_fl.attacks.surroundings import random_states_from_the_global_one, seeded
 from ser_fl.attacks.threat_model import budget_of
@@ -86,33 +86,29 @@ def attack_class(name: str) -> type[Any]:
 
 
 def entry_of(name: str) -> Entry:
-    """A class by its name ``art:ClassName``; attacks with an epsilon or a choice of norms are given "inf" for one.
+    """A class by its name ``art:ClassName``: its own number of steps by default, and steps of a quarter of epsilon.
+
+    Attacks with an epsilon or a choice of norms are given "inf" for one.
 
     Raises:
         UserError: ART has no such evasion attack.
     """
-    class_name, traits = name.removeprefix(PREFIX), traits_of(name)
-    in_linf = {"eps", "norm"} & _accepted(name).keys() or class_name == "CarliniLInfMethod"
+    class_name, traits, accepted = name.removeprefix(PREFIX), traits_of(name), _accepted(name)
+    in_linf = {"eps", "norm"} & accepted.keys() or class_name == "CarliniLInfMethod"
+    words = {"steps": "max_iter", "step_size": "eps_step"}
     return Entry(
         craft,
         f"art.{class_name}",
         f"see ART's {class_name}",
         norm="inf" if in_linf and "l2" not in traits else "2",
         knowledge=next((word for word in ("score", "decision") if word in traits), "undefended"),
+        steps=accepted["max_iter"].default if "max_iter" in accepted else None,
+        step_size=default_step_size if "eps_step" in accepted else None,
+        restarts=None,
+        settable=frozenset(ours for ours, word in words.items() if word in accepted),
         minimal=True,
         needs_box="box" in traits,
     )
-
-
-def resolve(settings: AttackSettings) -> AttackSettings:
-    """Settings as the class will run: its own number of steps by default, and steps of a quarter of epsilon."""
-    accepted = _accepted(settings.name)
-    steps = step_size = None
-    if "max_iter" in accepted:
-        steps = accepted["max_iter"].default if settings.steps is None else settings.steps
-    if "eps_step" in accepted:
-        step_size = default_step_size(settings.epsilon) if settings.step_size is None else settings.step_size
-    return replace(settings, steps=steps, step_size=step_size, restarts=None)
 
 
 def craft(problem: Problem) -> Tensor:

@@ -8,24 +8,15 @@ Legend: B inputs, N some of them, K draws; whatever follows B is an input: featu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from ser_fl.attacks.art.tensor_attack import (
-    NORM_OF,
-    BallAttack,
-    Parameter,
-    TensorAttack,
-    choice,
-    real,
-    refused,
-    whole,
-)
+from ser_fl.attacks.art.tensor_attack import NORM_OF, BallAttack, Parameter, TensorAttack, choice, real, refused, whole
 from ser_fl.attacks.autopgd import restarted
 from ser_fl.attacks.carlini_wagner import SEARCH_STEPS, carlini_wagner_l2, carlini_wagner_linf
 from ser_fl.attacks.losses import Loss, cross_entropy, difference_of_logits_ratio
@@ -58,8 +49,7 @@ class AutoPGD(BallAttack):
         loss_type: a key of `LOSSES`.
     """
 
-    parameters: ClassVar[Mapping[str, Parameter]] = {
-        **BallAttack.parameters,
+    parameters = BallAttack.parameters | {
         "nb_random_init": whole(1, least=0),
         "loss_type": choice("cross_entropy", LOSSES),
         "eps_step": refused(None, "AutoPGD begins at twice eps and chooses its steps by itself"),
@@ -95,8 +85,7 @@ class ExpectationOverTransformationPGD(BallAttack):
         num_random_init: random starts; 0 starts once, at the input.
     """
 
-    parameters: ClassVar[Mapping[str, Parameter]] = {
-        **BallAttack.parameters,
+    parameters = BallAttack.parameters | {
         "transform": Parameter(None, "a function", callable),
         "samples": whole(16, least=1),
         "eps_step": real(0.1),
@@ -112,15 +101,8 @@ class ExpectationOverTransformationPGD(BallAttack):
     def _craft(self, target: Target, clean: Tensor, labels_B: Tensor, box: Box) -> Tensor:
         ball = self._ball(clean)
         starts = [self._start(target, ball, "eot", restart) for restart in range(self.num_random_init)]
-        return descend(
-            target,
-            ball,
-            labels_B,
-            steps=self.max_iter,
-            step_size=self.eps_step,
-            starts=torch.stack(starts) if starts else None,
-            box=box,
-        )
+        begun = torch.stack(starts) if starts else None
+        return descend(target, ball, labels_B, steps=self.max_iter, step_size=self.eps_step, starts=begun, box=box)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +114,12 @@ class _OverTransform:
     weights: tuple[float, ...]
 
     def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, step: int, draws: Sequence[int]) -> Tensor:
-        return torch.cat(
-            [
-                self.function(features_BFL[row : row + 1], generator("eot", self.seed, key, step, draw))
-                for draw in draws
-                for row, key in enumerate(keys_B)
-            ]
-        )
+        shown = [
+            self.function(features_BFL[row : row + 1], generator("eot", self.seed, key, step, draw))
+            for draw in draws
+            for row, key in enumerate(keys_B)
+        ]
+        return torch.cat(shown)
 
 
 class CarliniWagnerL2(TensorAttack):
@@ -150,8 +131,7 @@ class CarliniWagnerL2(TensorAttack):
         binary_search_steps: constants that are tried.
     """
 
-    parameters: ClassVar[Mapping[str, Parameter]] = {
-        **TensorAttack.parameters,
+    parameters = TensorAttack.parameters | {
         "max_iter": whole(20, least=1),
         "binary_search_steps": whole(SEARCH_STEPS, least=1),
     }
@@ -170,8 +150,7 @@ class CarliniWagnerLInf(TensorAttack):
         max_iter: iterations, for all bounds together.
     """
 
-    parameters: ClassVar[Mapping[str, Parameter]] = {
-        **TensorAttack.parameters,
+    parameters = TensorAttack.parameters | {
         "initial_tau": real(1.0),
         "max_iter": whole(40, least=1),
     }
@@ -190,8 +169,7 @@ class FastMinimumNorm(TensorAttack):
         max_iter: iterations.
     """
 
-    parameters: ClassVar[Mapping[str, Parameter]] = {
-        **TensorAttack.parameters,
+    parameters = TensorAttack.parameters | {
         "norm": choice(np.inf, NORM_OF),
         "max_iter": whole(30, least=1),
     }

@@ -44,13 +44,15 @@ def craft_pgd(problem: Problem) -> Tensor:
 def _iterate(class_name: str, problem: Problem, starts: list[Tensor]) -> Tensor:
     """What an iterated class finds from each start, chosen as `pgd.descend` does."""
 
-    def ascend(rows_N: Tensor | None, start_NFL: Tensor, restart: int) -> Tensor:
-        part, steps = problem if rows_N is None else problem.subset(rows_N), problem.steps
+    def ascend(rows_N: Tensor | None, restart: int) -> Tensor:
+        part, start, steps = problem, starts[restart], problem.steps
+        if rows_N is not None:
+            part, start = problem.subset(rows_N), start[rows_N]
         words: dict[str, Any] = {"eps_step": problem.settings.step_size, "max_iter": steps, "verbose": False}
-        return _made_by(class_name, part, start_NFL=start_NFL, first_step=restart * steps, **words)
+        return _made_by(class_name, part, start_NFL=start, first_step=restart * steps, **words)
 
     held = None if problem.start_BFL is None else problem.box.clip(problem.start_BFL.detach().clone())
-    return best_of_starts(problem.target, problem.labels_B, starts, ascend, incumbent=held)
+    return best_of_starts(problem.target, problem.labels_B, len(starts), ascend, incumbent=held)
 
 
 def _made_by(

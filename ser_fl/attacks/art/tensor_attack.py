@@ -96,7 +96,7 @@ class TensorAttack(EvasionAttack):  # type: ignore[misc]
         TypeError: an unknown parameter.
     """
 
-    parameters: ClassVar[Mapping[str, Parameter]] = {
+    parameters: ClassVar[dict[str, Parameter]] = {
         "targeted": flag(False),
         "batch_size": whole(64, least=1),
         "verbose": flag(True),
@@ -224,8 +224,7 @@ class BallAttack(TensorAttack):
             the inputs; ``max_iter``: steps of each start; ``seed``: of the starts.
     """
 
-    parameters: ClassVar[Mapping[str, Parameter]] = {
-        **TensorAttack.parameters,
+    parameters = TensorAttack.parameters | {
         "batch_size": whole(32, least=1),
         "norm": choice(np.inf, NORM_OF),
         "eps": real(0.3),
