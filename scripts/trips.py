@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -46,14 +47,14 @@ def main(names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for run in ("warm", "run"):  # the first one imports
             config = ser_fl.compose([*settings, f"run_dir={folder}/{run}"])
-            training = trip_of(lambda config=config: ser_fl.train(config))  # type: ignore[misc]
+            training = trip_of(partial(ser_fl.train, config))
         from ser_fl.config.compose import compose_benchmark
         from ser_fl.robustness.benchmark import benchmark_run
 
         asked = ["attacks=[pgd]", "epsilons=[0.05]", "curve_attacks=[]", "steps=3", "restarts=1", "checks=false"]
         for run in ("warm", "run"):
-            config = compose_benchmark([f"run={folder}/{run}", *asked])
-            attacking = trip_of(lambda config=config: benchmark_run(config))  # type: ignore[misc]
+            attack = compose_benchmark([f"run={folder}/{run}", *asked])
+            attacking = trip_of(partial(benchmark_run, attack))
     for name, (files, functions) in (("benchmark", attacking), ("round", training)):
         if not names or name in names:
             print(f"{name}: {len(files)} files, {len(functions)} functions")

@@ -25,10 +25,11 @@ from torch.nn import functional
 
 from benchmarks.figures import Figure, alternately, ratio
 from ser_fl.attacks.art.estimator import clip_values_of, import_art
-from ser_fl.attacks.attack import Crafted
+from ser_fl.attacks.attack import AttackSettings, Problem
 from ser_fl.attacks.carlini_wagner import SEARCH_STEPS
 from ser_fl.attacks.pgd import pgd
-from ser_fl.attacks.registry import AttackSettings, build
+from ser_fl.attacks.registry import build
+from ser_fl.attacks.target import Passes
 from ser_fl.attacks.threat_model import Box
 from ser_fl.config.compose import compose
 from ser_fl.models.networks import build_network
@@ -48,14 +49,6 @@ ART_BATCHES = (1, 4, BATCH)
 SEED = 1
 
 Craft = Callable[[], Tensor]
-
-
-@dataclass(slots=True)
-class Passes:
-    """Utterances that went through a network."""
-
-    forward: int = 0
-    backward: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,7 +72,25 @@ class Target:
 
     def l2(self, adversarial_BFL: Tensor) -> Tensor:
         """Size of each perturbation, shape (B,)."""
-        return (adversarial_BFL - self.features_BFL).flatten(1).norm(dim=1)
+        size_B: Tensor = torch.linalg.vector_norm((adversarial_BFL - self.features_BFL).flatten(1), dim=1)
+        return size_B
+
+    def by(self, settings: AttackSettings, rows_N: Tensor | None = None) -> Tensor:
+        """What an attack of ours makes of the utterances, or of some of them."""
+        rows_N = torch.arange(len(self.labels_B)) if rows_N is None else rows_N
+        attack = build(settings)
+        problem = Problem(
+            network=self.network,
+            num_classes=NUM_CLASSES,
+            clean=self.features_BFL[rows_N],
+            labels_B=self.labels_B[rows_N],
+            keys_B=[str(row) for row in rows_N.tolist()],
+            box=self.box,
+            settings=attack.settings,
+            seed=SEED,
+            passes=Passes(),
+        )
+        return attack.craft(problem, BATCH)
 
     def counted(self, craft: Craft) -> tuple[Tensor, dict[str, int]]:
         """The result of an attack, and the passes of an utterance that it took."""
@@ -179,7 +190,7 @@ def pgd_figures(target: Target) -> Iterator[Figure]:
         peers["foolbox"] = foolbox
     found = {name: target.counted(craft) for name, craft in peers.items()}
     expected_BFL, _ = found["ser_fl"]
-    detail = {
+    detail: dict[str, Any] = {
         "passes": {name: passes for name, (_, passes) in found.items()},
         "success": {name: float(target.wrong(made).float().mean()) for name, (made, _) in found.items()},
         "accuracy": 1 - float(target.wrong(target.features_BFL).float().mean()),
@@ -250,8 +261,8 @@ def by_foolbox(target: Target) -> Craft | None:
         from foolbox.criteria import Misclassification
     except ImportError:
         return None
-    lower_F1 = target.box.lower_F1
-    assert lower_F1 is not None
+    assert target.box.lower_F1 is not None
+    lower_F1: Tensor = target.box.lower_F1
 
     class FromUnit(nn.Module):
         def __init__(self) -> None:
@@ -284,14 +295,13 @@ def cw_figures(target: Target) -> Iterator[Figure]:
     if (torchattacks := cw_by_torchattacks(target)) is not None:
         peers["torchattacks"] = torchattacks
     found = {name: target.counted(craft) for name, craft in peers.items()}
-    detail = {
+    detail: dict[str, Any] = {
         "passes": {name: passes for name, (_, passes) in found.items()},
         "success": {name: float(target.broken(made).float().mean()) for name, (made, _) in found.items()},
         "median_l2": {name: median_of(target.l2(made)[target.broken(made)]) for name, (made, _) in found.items()},
     }
-    seconds = alternately(
-        {name: timed(craft) for name, craft in peers.items()}, CW_REPEATS, warm_ups=0
-    )  # they have run
+    # They have run.
+    seconds = alternately({name: timed(craft) for name, craft in peers.items()}, CW_REPEATS, warm_ups=0)
     name = f"C&W L2, {SEARCH_STEPS} x {CW_STEPS} iterations, batch {BATCH}"
     best = min((peer for peer in peers if peer.startswith("ART")), key=lambda peer: statistics.median(seconds[peer]))
     yield ratio(f"{name}: time of ser_fl / {best}", seconds["ser_fl"], seconds[best], bar=0.1, **detail)
@@ -324,23 +334,9 @@ def median_of(sizes: Tensor) -> float:
 
 
 def cw_ours(target: Target) -> Craft:
-    """The catalogue's."""
-    catalogue = build(AttackSettings(name="cw_l2", epsilon=2 * BOX_WIDTH, steps=CW_STEPS))  # any distance will do
-
-    def craft() -> Tensor:
-        crafted: Crafted = catalogue.generate(
-            target.network,
-            target.features_BFL,
-            target.labels_B,
-            box=target.box,
-            num_classes=NUM_CLASSES,
-            keys_B=[str(row) for row in range(BATCH)],
-            seed=SEED,
-            batch_size=BATCH,
-        )
-        return crafted.adversarial_BFL
-
-    return craft
+    """The registry's."""
+    settings = AttackSettings(name="cw_l2", epsilon=2 * BOX_WIDTH, steps=CW_STEPS)  # any distance will do
+    return lambda: target.by(settings)
 
 
 def cw_by_art(target: Target, batch_size: int) -> Craft:
@@ -366,7 +362,7 @@ def cw_by_art(target: Target, batch_size: int) -> Craft:
 
 
 def apgd_figure(target: Target) -> Figure:
-    """AutoPGD on the cross-entropy, the catalogue's against ART's: as many steps, one random start."""
+    """AutoPGD on the cross-entropy, the registry's against ART's: as many steps, one random start."""
     classifier = art_classifier(target)
     from art.attacks.evasion import AutoProjectedGradientDescent
 
@@ -380,23 +376,13 @@ def apgd_figure(target: Target) -> Figure:
         loss_type="cross_entropy",
         verbose=False,
     )
-    catalogue = build(AttackSettings(name="apgd_ce", epsilon=EPSILON, steps=APGD_STEPS, restarts=1))
+    settings = AttackSettings(name="apgd_ce", epsilon=EPSILON, steps=APGD_STEPS, restarts=1)
     x, y = target.features_BFL.numpy(), target.labels_B.numpy()
 
-    def craft() -> Tensor:
-        crafted: Crafted = catalogue.generate(
-            target.network,
-            target.features_BFL,
-            target.labels_B,
-            box=target.box,
-            num_classes=NUM_CLASSES,
-            keys_B=[str(row) for row in range(BATCH)],
-            seed=SEED,
-            batch_size=BATCH,
-        )
-        return crafted.adversarial_BFL
-
-    peers: dict[str, Craft] = {"ser_fl": craft, "ART": lambda: torch.from_numpy(attack.generate(x, y))}
+    peers: dict[str, Craft] = {
+        "ser_fl": lambda: target.by(settings),
+        "ART": lambda: torch.from_numpy(attack.generate(x, y)),
+    }
     found = {name: target.counted(run) for name, run in peers.items()}
     seconds = alternately({name: timed(run) for name, run in peers.items()}, APGD_REPEATS, warm_ups=0)  # they have run
     return ratio(
@@ -421,8 +407,8 @@ def cw_by_torchattacks(target: Target) -> Craft | None:
         from torchattacks import CW
     except ImportError:
         return None
-    lower_F1 = target.box.lower_F1
-    assert lower_F1 is not None
+    assert target.box.lower_F1 is not None
+    lower_F1: Tensor = target.box.lower_F1
 
     class FromImages(nn.Module):
         def __init__(self) -> None:

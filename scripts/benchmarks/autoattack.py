@@ -27,8 +27,8 @@ from torch.nn import functional
 
 from benchmarks.attacks import BOX_WIDTH, NUM_CLASSES, NUM_MELS, SEED, Target, one_thread
 from benchmarks.figures import Figure
+from ser_fl.attacks.attack import AttackSettings
 from ser_fl.attacks.pgd import pgd
-from ser_fl.attacks.registry import AttackSettings, build
 from ser_fl.attacks.threat_model import Box
 from ser_fl.config.compose import compose
 from ser_fl.metrics import confusion_matrix, scores
@@ -107,24 +107,12 @@ def robust_uar(target: Target, broken_N: Tensor) -> float:
 
 def by_catalogue(target: Target) -> tuple[Tensor, dict[str, Any]]:
     """Which utterances one of ours breaks, each attack shown to those that the ones before have left."""
-    attacks = {
-        name: build(AttackSettings(name=name, epsilon=EPSILON, steps=QUERIES if name == "square" else None))
-        for name in OURS
-    }
     broken_N, left, started = target.wrong(target.features_BFL), [], time.process_time()
-    for attack in attacks.values():
+    for name in OURS:
         rows_N = (~broken_N).nonzero().flatten()
-        crafted = attack.generate(
-            target.network,
-            target.features_BFL[rows_N],
-            target.labels_B[rows_N],
-            box=target.box,
-            num_classes=NUM_CLASSES,
-            keys_B=[str(row) for row in rows_N.tolist()],
-            seed=SEED,
-            batch_size=64,
-        )
-        broken_N = broken_N | wrong_within(target, rows_N, crafted.adversarial_BFL)
+        settings = AttackSettings(name=name, epsilon=EPSILON, steps=QUERIES if name == "square" else None)
+        adversarial_BFL = target.by(settings, rows_N)
+        broken_N = broken_N | wrong_within(target, rows_N, adversarial_BFL)
         left.append(NUM_UTTERANCES - int(broken_N.sum()))
     return broken_N, {"still_right": dict(zip(OURS, left, strict=True)), "seconds": time.process_time() - started}
 
@@ -133,8 +121,8 @@ def by_torchattacks(target: Target) -> tuple[Tensor, dict[str, Any]]:
     """Which utterances one of AutoAttack's four breaks, as its own loop shows them to one after another."""
     from torchattacks import AutoAttack
 
-    lower_F1 = target.box.lower_F1
-    assert lower_F1 is not None
+    assert target.box.lower_F1 is not None
+    lower_F1: Tensor = target.box.lower_F1
 
     class FromUnit(nn.Module):
         def __init__(self) -> None:

@@ -163,9 +163,9 @@ def train(message: Message, context: Context) -> Message:
     settings: Mapping[str, Any] = message.content["config"]
     loop = _loop_of_this_actor(str(settings["folder"]))
     client_id = list(loop.examples)[int(context.node_config["partition-id"])]
-    state, loss = loop.client_round(
-        message.content["arrays"].to_torch_state_dict(), client_id, int(settings["server-round"])
-    )
+    arrays = message.content["arrays"]
+    assert isinstance(arrays, ArrayRecord)
+    state, loss = loop.client_round(arrays.to_torch_state_dict(), client_id, int(settings["server-round"]))
     figures = MetricRecord({"loss": loss, "num-examples": len(loop.examples[client_id])})
     return Message(RecordDict({"arrays": ArrayRecord(state), "metrics": figures}), reply_to=message)
 

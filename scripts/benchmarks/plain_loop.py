@@ -39,8 +39,10 @@ class ContiguousCRNN(CRNN):
         for place, (layer, following) in enumerate(pairwise(layers)):
             if isinstance(layer, nn.MaxPool2d):
                 layers[place : place + 2] = following, layer
-        self.blocks = nn.Sequential(*layers).to(memory_format=torch.contiguous_format)
-        self.gru = nn.GRU(self.gru.input_size, config.hidden, batch_first=True, bidirectional=True)
+        self.blocks = nn.Sequential(*layers).to(memory_format=torch.contiguous_format)  # type: ignore[assignment]
+        self.gru = nn.GRU(  # type: ignore[assignment]
+            self.gru.input_size, config.hidden, batch_first=True, bidirectional=True
+        )
 
     def forward(self, features_BFL: Tensor) -> Tensor:
         """Logits of shape (B, C), for features whose mel bins pool to four bands."""
@@ -101,12 +103,12 @@ class PlainLoop:
             order = torch.randperm(len(examples), generator=stream)
             for rows in order.tensor_split(-(-len(examples) // self.config.federation.batch_size)):
                 features_BFL, labels_B = examples.features_NFL[rows], examples.labels_N[rows]
-                if self.config.objective.name != "clean":
+                if self.config.stock_objective.name != "clean":
                     features_BFL = self.half_adversarial(features_BFL, labels_B, stream)
                 with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
                     loss = functional.cross_entropy(self.network(features_BFL), labels_B)
                 optimiser.zero_grad()
-                loss.backward()
+                torch.autograd.backward(loss)
                 optimiser.step()
                 total += loss.detach() * len(labels_B)
         return {name: tensor.clone() for name, tensor in self.network.state_dict().items()}, float(total) / len(
@@ -115,7 +117,7 @@ class PlainLoop:
 
     def half_adversarial(self, features_BFL: Tensor, labels_B: Tensor, stream: Generator) -> Tensor:
         """A batch whose first share is replaced by its PGD version."""
-        attack = self.config.objective
+        attack = self.config.stock_objective
         count = max(1, round(attack.fraction * len(labels_B)))
         adversarial = pgd(
             self.network,

@@ -224,7 +224,7 @@ def compiled(shape: Shape = LONG, repeats: int = 15) -> Iterator[Figure]:
     network = build_network(compose(["model=crnn"]).model, len(CLASSES), seed=1).train()
     features_BFL = torch.rand(shape.batch_size, shape.num_mels, shape.num_frames)
     labels_B = torch.arange(shape.batch_size) % len(CLASSES)
-    took: dict[str, float] = {}
+    took: dict[str, Any] = {}
 
     def step(forward: Callable[[torch.Tensor], torch.Tensor]) -> None:
         with torch.autocast("cpu", torch.bfloat16):
@@ -366,7 +366,7 @@ def check_logits(mine: Workload) -> None:
     torch.testing.assert_close(*logits, rtol=0, atol=1e-5)
 
 
-def described(shape: Shape) -> dict[str, object]:
+def described(shape: Shape) -> dict[str, Any]:
     """What was trained."""
     return {
         "clients": shape.num_clients,
