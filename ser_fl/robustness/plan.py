@@ -190,12 +190,6 @@ class Unit:
         """For whoever waits: ``pgd at 0.05, adaptive``."""
         return f"{self.attack.name} at {self.attack.settings.budget}" + (", adaptive" if self.expectation else "")
 
-    @property
-    def gradients(self) -> int:
-        """Roughly how much work an utterance is."""
-        settings = self.attack.settings
-        return (settings.steps or 1) * max(settings.restarts or 1, 1) * max(self.eot_samples, 1)
-
 
 def plan(
     test_set: TestSet,

@@ -75,14 +75,14 @@ def run_plan(
     """
     cache = open_cache()
     bench = Bench(test_set, defences)
-    work = _Work(bench=bench, cache=cache, drop_broken=drop_broken, units=units)
     progress = BenchmarkProgress(units, on_attack)
-    records = bench.records_of(bench.clean)
+    work = _Work(bench=bench, cache=cache, drop_broken=drop_broken, units=units, progress=progress)
+    records, now = bench.records_of(bench.clean), dict[str, Outcome]()
     for unit in units:
-        outcome = work.run(unit, progress)
-        records += bench.records_of(outcome, work.outcomes)
+        outcome = work.run(unit)
+        now[unit.key] = outcome
+        records += bench.records_of(outcome, now.values())
         on_records(list(records))
-    now = {unit.key: unit.outcome for unit in units if unit.outcome is not None}
     earlier = [outcome for key, outcome in cache.outcomes().items() if key not in now]
     earlier.sort(key=lambda outcome: (outcome.attack, outcome.adaptive_to or "", outcome.epsilon or 0.0))
     outcomes = [*earlier, *now.values()]
@@ -97,15 +97,11 @@ class _Work:
     cache: ResultCache
     drop_broken: bool
     units: Sequence[Unit]
+    progress: BenchmarkProgress
 
-    @property
-    def outcomes(self) -> list[Outcome]:
-        """Of this benchmark so far."""
-        return [unit.outcome for unit in self.units if unit.outcome is not None]
-
-    def run(self, unit: Unit, progress: BenchmarkProgress) -> Outcome:
+    def run(self, unit: Unit) -> Outcome:
         """What an attack does to its utterances: known already, or found out now."""
-        progress.count(unit, 0)
+        self.progress.count(unit, 0)
         self._begin(unit)
         part, keeps = unit.part, self.cache.keeps_adversarials
         known = self.cache.outcome(unit.key)
@@ -115,23 +111,23 @@ class _Work:
             or part.domain.lacks(known.measured, unit.attack, part.ids, unit.expectation is not None)
             or (keeps and not known.adversarials_kept)
         ):
-            found = judge(unit, self._adversarial(unit, progress), leftover=self.drop_broken)
-            found = replace(self._never_better(unit, found), adversarials_kept=keeps)
-            if known is not None:
-                found = replace(
-                    found,
-                    votes=known.votes | found.votes,
-                    written_votes=known.written_votes | found.written_votes,
-                    adversarials_kept=keeps or known.adversarials_kept,
-                )
-            self.cache.keep_outcome(unit.key, found)
-            known = found
+            found = judge(unit, self._adversarial(unit), leftover=self.drop_broken)
+            if unit.before is not None and unit.before.outcome is not None:
+                found = self._never_better(unit.before.outcome, found)
+            votes, written = ({}, {}) if known is None else (known.votes, known.written_votes)
+            known = replace(
+                found,
+                votes=votes | found.votes,
+                written_votes=written | found.written_votes,
+                adversarials_kept=keeps or (known is not None and known.adversarials_kept),
+            )
+            self.cache.keep_outcome(unit.key, known)
         unit.outcome = known
         waiting = {needed for other in self.units if other.outcome is None for needed in (other.before, other.shares)}
         for other in self.units:
             if other.outcome is not None and not other.outcome.adversarials_kept and other not in waiting:
                 self.cache.forget_batches(other.key)
-        progress.count(unit, len(self.bench.test_set))  # whatever was counted, it is done
+        self.progress.count(unit, len(self.bench.test_set))  # whatever was counted, it is done
         return known
 
     def _begin(self, unit: Unit) -> None:
@@ -165,22 +161,23 @@ class _Work:
         test_set, epsilon = self.bench.test_set, unit.attack.settings.epsilon
         left = torch.zeros(len(test_set), dtype=torch.bool)
         for defence in unit.shown_to:
-            earlier = [one for one in self.outcomes if one.epsilon == epsilon and one.was_shown_to(defence)]
+            done = [other.outcome for other in self.units if other.outcome is not None]
+            earlier = [outcome for outcome in done if outcome.epsilon == epsilon and outcome.was_shown_to(defence)]
             left |= self.bench.surviving(earlier, defence.name).any(dim=0) if earlier else True
         ids = {test_set.ids[row] for row in left.nonzero().flatten().tolist()}
         return unit.part.take([row for row, key in enumerate(unit.part.ids) if key in ids])
 
-    def _adversarial(self, unit: Unit, progress: BenchmarkProgress) -> Crafted:
+    def _adversarial(self, unit: Unit) -> Crafted:
         """What the attack makes of its utterances, in their order; made anew only where nothing was kept."""
         if unit.shares is not None:
-            return self._adversarial(unit.shares, progress)
+            return self._adversarial(unit.shares)
         part = unit.part
 
         @cached
         def of_smaller() -> Crafted:
             """What the next smaller epsilon made, got when it is first asked for."""
             assert unit.before is not None
-            return self._adversarial(unit.before, progress)
+            return self._adversarial(unit.before)
 
         def from_smaller(rows: Sequence[int]) -> Tensor:
             assert unit.before is not None
@@ -188,7 +185,7 @@ class _Work:
 
         def told(utterances: int, seconds: float) -> None:
             if unit.outcome is None or seconds:  # else looked up again for a larger epsilon
-                progress.count(unit, utterances, seconds)
+                self.progress.count(unit, utterances, seconds)
 
         pieces: list[Crafted] = []
         if unit.carried:  # kept under this key too, so that a sweep looks one step back only
@@ -198,7 +195,7 @@ class _Work:
                 carried = Crafted(adversarial_NFL=from_smaller(unit.carried))
                 self.cache.keep_batch(unit.key, ids, carried)
             pieces.append(carried)
-            progress.count(unit, len(ids))
+            self.progress.count(unit, len(ids))
         for rows, start in ((unit.warm, partial(from_smaller, unit.warm)), (unit.cold, None)):
             if rows:
                 pieces.append(
@@ -214,11 +211,8 @@ class _Work:
                 )
         return Crafted.join(pieces, [*unit.carried, *unit.warm, *unit.cold], part.features_NFL[:0])
 
-    def _never_better(self, unit: Unit, found: Outcome) -> Outcome:
+    def _never_better(self, before: Outcome, found: Outcome) -> Outcome:
         """The outcome in which nothing is recognised that a smaller epsilon broke."""
-        before = None if unit.before is None else unit.before.outcome
-        if before is None:
-            return found
         known = set(before.ids)
         rows = [row for row, key in enumerate(found.ids) if key in known]
         ids = [found.ids[row] for row in rows]
@@ -242,6 +236,11 @@ class BenchmarkProgress:
         self._on_attack = on_attack
         self._left = {unit: len(unit.part) for unit in units}
         self._total = sum(self._left.values())
+        self._gradients = {
+            unit: (settings.steps or 1) * max(settings.restarts or 1, 1) * max(unit.eot_samples, 1)
+            for unit, settings in ((unit, unit.attack.settings) for unit in units)
+        }
+        """Roughly how much work an utterance is."""
         self._spent: dict[tuple[str, str | None], tuple[float, float]] = {}
         """Seconds and gradients of an attack and attacker."""
 
@@ -251,7 +250,7 @@ class BenchmarkProgress:
         if seconds:
             kind = unit.attack.name, unit.adaptive_to
             before, work = self._spent.get(kind, (0.0, 0.0))
-            self._spent[kind] = before + seconds, work + utterances * unit.gradients
+            self._spent[kind] = before + seconds, work + utterances * self._gradients[unit]
         self._on_attack(unit.label, self._total - sum(self._left.values()), self._total, self.seconds_left())
 
     def seconds_left(self) -> float | None:
@@ -264,5 +263,5 @@ class BenchmarkProgress:
         total = 0.0
         for unit, left in self._left.items():
             seconds, work = self._spent.get((unit.attack.name, unit.adaptive_to), usual)
-            total += left * unit.gradients * seconds / work
+            total += left * self._gradients[unit] * seconds / work
         return total
