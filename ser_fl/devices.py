@@ -16,22 +16,17 @@ from torch import Tensor, nn
 from ser_fl.errors import UserError
 
 CPU = torch.device("cpu")
-AUTOCAST_DEVICES = ("cpu", "cuda", "mps")
 
 
 def devices_of(accelerator: str, setting: str = "executor.accelerator") -> tuple[torch.device, ...]:
-    """The devices of an accelerator that this process may use, each with its index among them.
+    """The devices of an accelerator that this process may use: at least one, each with its index among them.
+
+    GPUs are those that CUDA shows: ``CUDA_VISIBLE_DEVICES``, which SLURM sets for a job, hides the others, and they are
+    counted from 0.
 
     Args:
         accelerator: "cpu", "cuda", "mps", or "auto" for the first of cuda, mps and cpu that is here.
-        setting: what the user set it by.
-
-    Returns:
-        At least one. GPUs are those that CUDA shows: ``CUDA_VISIBLE_DEVICES``, which SLURM sets for a job, hides the
-        others, and they are counted from 0.
-
-    Raises:
-        UserError: there is none.
+        setting: what the user set it by, for the `UserError` where there is none.
     """
     if accelerator == "cpu":
         return (CPU,)
@@ -101,14 +96,13 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     The default is one for all threads: enter before threads start.
     """
     before = torch.get_default_dtype()
-    if before == dtype:
-        yield
-        return
-    torch.set_default_dtype(dtype)
+    if before != dtype:
+        torch.set_default_dtype(dtype)
     try:
         yield
     finally:
-        torch.set_default_dtype(before)
+        if before != dtype:
+            torch.set_default_dtype(before)
 
 
 def float32_by_default() -> AbstractContextManager[None]:
@@ -118,9 +112,9 @@ def float32_by_default() -> AbstractContextManager[None]:
 
 def autocast(device: torch.device, *, bf16: bool) -> AbstractContextManager[object]:
     """Inside, layers that can compute in bfloat16 do; with ``bf16=False`` none does, whatever is on outside."""
-    if device.type not in AUTOCAST_DEVICES:
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+    if device.type in ("cpu", "cuda", "mps"):
+        return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+    return nullcontext()
 
 
 @contextmanager
@@ -131,7 +125,6 @@ def exact_arithmetic() -> Iterator[None]:
     not in TF32. Sums that a GPU's own kernels take by atomic additions (backward passes of pooling and of resizing) may
     still differ in their last bits from run to run.
     """
-    enabled = torch.backends.cudnn.enabled
-    exact = torch.backends.cudnn.flags(enabled=enabled, benchmark=False, deterministic=True, allow_tf32=False)
-    with exact, float32_by_default():
+    cudnn = torch.backends.cudnn
+    with cudnn.flags(cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False), float32_by_default():
         yield

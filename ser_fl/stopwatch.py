@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
@@ -44,10 +45,6 @@ class Watch:
 UNWATCHED = Watch()
 
 
-def _wait_for_nothing() -> None:
-    pass
-
-
 class Stopwatch(Watch):
     """A `Watch` that measures. Its parts add up to the time since `restart`, to the nanosecond.
 
@@ -64,16 +61,14 @@ class Stopwatch(Watch):
     def __init__(
         self,
         rest: Part,
-        synchronise: Callable[[], None] = _wait_for_nothing,
+        synchronise: Callable[[], None] | None = None,
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
-        self._rest: Part = rest
-        self._synchronise = synchronise
-        self._clock = clock
+        self._rest, self._synchronise, self._clock = rest, synchronise, clock
         self.restart()
 
     def restart(self) -> None:
-        self._spent: dict[str, int] = {}
+        self._spent = Counter[str]()
         self._within: list[Part] = [self._rest]
         self._since = self._clock()
 
@@ -102,7 +97,8 @@ class Stopwatch(Watch):
         self._within.pop()
 
     def _charge(self) -> None:
-        self._synchronise()
+        if self._synchronise is not None:
+            self._synchronise()
         now, name = self._clock(), self._within[-1]
-        self._spent[name] = self._spent.get(name, 0) + now - self._since
+        self._spent[name] += now - self._since
         self._since = now

@@ -28,8 +28,7 @@ from ser_fl.data.prepared import prepare
 from ser_fl.errors import UserError
 from ser_fl.federation.client import Clients, ClientTask, Executor, SerialExecutor, make_clients
 from ser_fl.federation.own_objects import OwnObjects
-from ser_fl.federation.processes import ProcessExecutor, count_workers
-from ser_fl.federation.worker import pack
+from ser_fl.federation.processes import ProcessExecutor, count_workers, pack
 from ser_fl.files import from_safetensors, to_safetensors
 from ser_fl.models.networks import build_network
 from ser_fl.runs.folder import RunFolder

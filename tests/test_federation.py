@@ -29,9 +29,8 @@ from ser_fl.data.splits import Part, holders
 from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.algorithm import GLOBAL, FedAvg, client_learning_rate, make_algorithm
 from ser_fl.federation.checkpoint import checkpoint_key, go_on_from, load_checkpoint
-from ser_fl.federation.client import Clients, ClientTask, make_clients
+from ser_fl.federation.client import Clients, ClientTask, LocalScorer, Scored, make_clients
 from ser_fl.federation.rounds import sample_cohort
-from ser_fl.federation.scoring import LocalScorer, Scored
 from ser_fl.federation.server import Server, new_server
 from ser_fl.metrics import Confusion
 from ser_fl.metrics import confusion_matrix as our_confusion_matrix

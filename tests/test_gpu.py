@@ -24,8 +24,7 @@ from ser_fl.data.features import load_examples
 from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.devices import exact_arithmetic
 from ser_fl.federation.algorithm import GLOBAL
-from ser_fl.federation.client import ClientTask, make_clients
-from ser_fl.federation.scoring import LocalScorer
+from ser_fl.federation.client import ClientTask, LocalScorer, make_clients
 from ser_fl.models.networks import build_network
 from ser_fl.robustness.benchmark import benchmark, benchmark_run
 from ser_fl.runs.folder import RunFolder

@@ -22,10 +22,9 @@ from ser_fl.data.frontend import FeatureStatistics, Standardisation
 from ser_fl.data.prepared import Prepared
 from ser_fl.data.splits import Split
 from ser_fl.data.utterance import EMOTIONS, Utterance
-from ser_fl.federation.client import Clients, ClientTask, Executor, make_clients
-from ser_fl.federation.processes import open_executor
+from ser_fl.federation.client import Clients, ClientTask, Executor, LocalScorer, SerialExecutor, make_clients
+from ser_fl.federation.processes import ProcessExecutor, count_workers
 from ser_fl.federation.rounds import Federation, cohort_size, sample_cohort
-from ser_fl.federation.scoring import LocalScorer
 from ser_fl.federation.server import Server, new_server
 from ser_fl.runs.environment import threads_limited_to
 from ser_fl.runs.folder import RunFolder
@@ -95,7 +94,7 @@ class Workload:
     def tasks(self) -> list[ClientTask]:
         """Of a first round: what every client receives."""
         server = self.server()
-        with self.federation(open_executor(self.clients, self.cohort_size)) as federation:
+        with self.federation(SerialExecutor(self.clients)) as federation:
             return list(federation.tasks(server, cohort_of(federation, 1), 1))
 
     @property
@@ -133,7 +132,9 @@ class Workload:
     @contextmanager
     def rounds(self) -> Iterator[Rounds]:
         """Rounds with the configured executor, whose workers have trained a round already when this is entered."""
-        executor = open_executor(self.clients, self.cohort_size)
+        executor: Executor = SerialExecutor(self.clients)
+        if self.config.executor.name == "processes":
+            executor = ProcessExecutor(self.clients, count_workers(self.config.executor, self.cohort_size))
         with self.federation(executor) as federation:
             rounds = Rounds(federation, self.server())
             rounds.play()

@@ -38,7 +38,6 @@ class WeightedMean(Aggregation):
         self._num_examples = 0
 
     def add(self, update: ClientUpdate) -> None:
-        """Take a client in."""
         self._num_examples += update.num_examples
         for name, tensor in ((name, tensor.detach()) for name, tensor in update.state.items()):
             if not tensor.is_floating_point():
@@ -50,7 +49,6 @@ class WeightedMean(Aggregation):
             self._types[name] = tensor.dtype
 
     def result(self) -> State:
-        """The mean, in the types of the updates."""
         return {
             name: (tensor / self._num_examples).to(self._types[name]) if name in self._types else tensor
             for name, tensor in self._sums.items()

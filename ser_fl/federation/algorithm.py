@@ -94,9 +94,10 @@ class Algorithm:
 
     def state_dict(self) -> State:
         """All that the next round depends on."""
+        kinds = {"model": self.models, "carried": self.carried}
         return {
             f"{kind}/{owner}/{name}": tensor
-            for kind, states in (("model", self.models), ("carried", self.carried))
+            for kind, states in kinds.items()
             for owner, state in states.items()
             for name, tensor in state.items()
         }
@@ -133,13 +134,10 @@ class FedAvgM(Algorithm):
         self.momentum = momentum
 
     def step(self, received: State, average: State, round_number: int) -> State:
-        """The average, moved on by what is left of the steps before."""
-        onward = {
-            name: self.momentum * before + (average[name] - received[name])
-            for name, before in self.carried["exp_avg"].items()
-        }
-        self.carried["exp_avg"] = onward
-        return average | {name: received[name] + step for name, step in onward.items()}
+        carried = self.carried["exp_avg"]
+        for name, before in carried.items():
+            carried[name] = self.momentum * before + (average[name] - received[name])
+        return average | {name: received[name] + onward for name, onward in carried.items()}
 
 
 class FedAdam(Algorithm):
@@ -171,51 +169,45 @@ class FedAdam(Algorithm):
         tau: float = 1e-3,
         schedule: Callable[[int], float] | None = None,
     ) -> None:
-        self.full_learning_rate = learning_rate
-        self.momentum = momentum
-        self.second_momentum = second_momentum
-        self.tau = tau
-        self.schedule = schedule
+        self.full_learning_rate, self.schedule = learning_rate, schedule
+        self.momentum, self.second_momentum, self.tau = momentum, second_momentum, tau
 
     def learning_rate(self, round_number: int) -> float:
-        """The scheduled one."""
-        share = 1.0 if self.schedule is None else self.schedule(round_number)
-        return self.full_learning_rate * share
+        return self.full_learning_rate * (1.0 if self.schedule is None else self.schedule(round_number))
 
     def step(self, received: State, average: State, round_number: int) -> State:
-        """The received model, one step on."""
-        rate, model = self.learning_rate(round_number), dict(average)
-        exp_avg, exp_avg_sq = (dict(self.carried[kind]) for kind in self.carries)
+        rate, model, momentum, second = (
+            self.learning_rate(round_number),
+            dict(average),
+            self.momentum,
+            self.second_momentum,
+        )
+        exp_avg, exp_avg_sq = self.carried["exp_avg"], self.carried["exp_avg_sq"]
         for name in exp_avg:
             change = average[name] - received[name]
-            mean = self.momentum * exp_avg[name] + (1 - self.momentum) * change
-            square = self.second_momentum * exp_avg_sq[name] + (1 - self.second_momentum) * change.square()
-            root = (square / (1 - self.second_momentum**round_number)).sqrt()
-            direction = mean / (1 - self.momentum**round_number) / (root + self.tau)
+            mean = momentum * exp_avg[name] + (1 - momentum) * change
+            square = second * exp_avg_sq[name] + (1 - second) * change.square()
+            root = (square / (1 - second**round_number)).sqrt()
+            direction = mean / (1 - momentum**round_number) / (root + self.tau)
             model[name] = received[name] + rate * direction
             exp_avg[name], exp_avg_sq[name] = mean, square
-        self.carried = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
         return model
 
 
 class LocalOnly(Algorithm):
-    """Every client goes on from its own model: nothing is averaged."""
+    """Every client goes on from its own model, at first of the same weights: nothing is averaged."""
 
     def start(self, network: nn.Module, client_ids: Sequence[str]) -> None:
-        """A model of each client, all of the same weights."""
         self.models, self.carried = {client_id: dict(network.state_dict()) for client_id in client_ids}, {}
         self._updated: dict[str, State] = {}
 
     def model_for(self, client_id: str) -> State:
-        """The client's own."""
         return self.models[client_id]
 
     def add(self, update: ClientUpdate) -> None:
-        """Keep it apart."""
         self._updated[update.client_id] = update.state
 
     def finish(self, round_number: int) -> None:
-        """Each client's update is its model."""
         self.models |= self._updated
         self._updated = {}
 

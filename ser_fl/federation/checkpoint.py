@@ -28,6 +28,8 @@ from ser_fl.runs.lock import claimed
 from ser_fl.runs.records import State
 
 SCHEMA = 8
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading a file raises that is not there, or was changed by hand."""
 _COMMITTED: TypeAdapter[Committed] = TypeAdapter(Committed)
 _STAMP = "%Y-%m-%d_%H-%M-%S"
 _DATED = re.compile(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:\.(\d+))?-.+")
@@ -68,7 +70,7 @@ def given_folder(config: Config) -> Path | None:
 
 
 def new_folders(config: Config) -> Iterator[Path]:
-    """Names for a new run of an experiment, the first one that is free to be taken."""
+    """Names for a new run of an experiment: the first one that is free is to be taken."""
     return dated_folders(Path("runs") / config.experiment, config.seed, datetime.now())
 
 
@@ -112,11 +114,7 @@ class Checkpoint:
 
 
 def go_on_from(checkpoint: Checkpoint, server: Server, client_ids: tuple[str, ...]) -> None:
-    """Let a server that is before its first round take up a checkpoint.
-
-    Raises:
-        UserError: it is of another algorithm, other clients or another network; what differs is named.
-    """
+    """Let a server that is before its first round take up a checkpoint; a `UserError` names what differs."""
     models = server.algorithm.models
     try:
         if checkpoint.best.keys() != models.keys():
@@ -125,9 +123,8 @@ def go_on_from(checkpoint: Checkpoint, server: Server, client_ids: tuple[str, ..
             check_same_form(state, models[owner])
         server.load_state_dict(checkpoint.server, client_ids)
     except ValueError as error:
-        raise UserError(
-            f"the checkpoint in {checkpoint.folder} does not fit this run ({error}): start a new run"
-        ) from None
+        told = f"the checkpoint in {checkpoint.folder} does not fit this run ({error}): start a new run"
+        raise UserError(told) from None
     for name, value in asdict(checkpoint.committed).items():
         setattr(server, name, value)
     server.best = {owner: checkpoint.best[owner] for owner in models}
@@ -156,10 +153,8 @@ def save_checkpoint(folder: Path, server: Server, config: Mapping[str, Any]) -> 
 
 def _files(committed: Committed) -> dict[str, str]:
     """Names of a checkpoint's files of tensors: made from numbers, so that none of them leads anywhere else."""
-    return {
-        "current": f"round-{committed.round:05d}.safetensors",
-        "best": f"best-{committed.best_round:05d}.safetensors",
-    }
+    current, best = f"round-{committed.round:05d}.safetensors", f"best-{committed.best_round:05d}.safetensors"
+    return {"current": current, "best": best}
 
 
 def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> Checkpoint | None:
@@ -172,7 +167,7 @@ def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> Checkpoint | Non
     if not latest.exists():
         return None
     try:
-        content = json.loads(latest.read_text(encoding="utf-8"))
+        content = _latest(folder)
         if content["schema"] != SCHEMA:
             raise UserError(f"{latest} has schema {shown(content['schema'])}, this version reads {SCHEMA}")
         if changed := _differences(content["config"], config):
@@ -190,17 +185,16 @@ def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> Checkpoint | Non
         )
     except UserError:
         raise
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OSError, SafetensorError) as error:
+    except (*_DAMAGED, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the checkpoint in {folder} cannot be read ({reason}): start a new run") from None
 
 
 def is_checkpoint_of(folder: Path, config: Mapping[str, Any]) -> bool:
     """Whether there is a checkpoint of this configuration, in any precision where the configuration leaves it open."""
-    latest = folder / "latest.json"
     try:
-        return not _differences(json.loads(latest.read_text(encoding="utf-8"))["config"], config)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return not _differences(_latest(folder)["config"], config)
+    except _DAMAGED:
         return False
 
 
@@ -212,11 +206,12 @@ def _differences(before: Mapping[str, Any], config: Mapping[str, Any]) -> list[s
 
 def tracked_run(folder: Path) -> dict[str, Any]:
     """What the tracker of a finished run needs to log more to it; empty where the checkpoint is gone."""
-    latest = folder / "latest.json"
-    if not latest.exists():
-        return {}
     try:
-        state = json.loads(latest.read_text(encoding="utf-8"))["tracking"]
-    except (ValueError, KeyError, TypeError, RecursionError):  # damaged; resuming the run says so
+        state = _latest(folder)["tracking"]
+    except _DAMAGED:  # resuming the run says so
         return {}
     return state if isinstance(state, dict) else {}
+
+
+def _latest(folder: Path) -> Any:
+    return json.loads((folder / "latest.json").read_text(encoding="utf-8"))

@@ -1,34 +1,42 @@
-"""What a client does in a round: receive the model, train it on its own utterances, send an update.
+"""What a server asks of whoever holds the data: clients train the model that they receive, and holders score models.
 
-And the executor that lets clients do it one after the other, in this process; `processes` has the other one. Executors
-differ in time alone: an update depends on its task and on the seed, and outcomes come in the order of the cohort, so
-that every executor, with any number of workers, gives the same bits.
+Here they do it in this process; `processes` has the executor with worker processes. Executors differ in time alone: an
+update depends on its task and on the seed, and outcomes come in the order of the cohort, so that every executor, with
+any number of workers, gives the same bits.
+
+Legend: B batch, F mel bins, L frames, C classes.
 """
 
 from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ser_fl.attacks.pgd import own_starts, pgd
+from ser_fl.attacks.step_size import default_step_size
 from ser_fl.attacks.threat_model import Box
 from ser_fl.config.schema import Config
 from ser_fl.data.datamodule import ClientDataModule
 from ser_fl.data.features import FeatureStore, load_examples
 from ser_fl.data.frontend import Standardisation
 from ser_fl.data.prepared import Prepared
-from ser_fl.data.splits import Indices
+from ser_fl.data.splits import Indices, Part, Split, holders
 from ser_fl.devices import devices_of, seeded_streams
 from ser_fl.federation.own_objects import NOTHING, OwnObjects
 from ser_fl.federation.profile import open_watch
+from ser_fl.metrics import Confusion
 from ser_fl.models.networks import NetworkSource, build_network
 from ser_fl.randomness import derive_seed, generator
-from ser_fl.runs.records import ClientUpdate, Outcome, State
+from ser_fl.robustness.evaluator import Evaluator, Perturb
+from ser_fl.runs.records import ClientFailure, ClientUpdate, Outcome, State
 from ser_fl.stopwatch import UNWATCHED, Watch
 from ser_fl.training.objectives import OBJECTIVES, ClientRound, Objective
 from ser_fl.training.trainer import ClientClassifier, Trainers, fit_in_loop, has_installed_callbacks
@@ -162,7 +170,7 @@ def make_clients(config: Config, prepared: Prepared, own: OwnObjects = NOTHING) 
         device=devices_of(config.executor.accelerator)[0],
         own_network=own.network,
         callbacks=own.callbacks,
-        watch=open_watch(config, rest="client"),
+        watch=open_watch(config, rest="client") if config.profile else UNWATCHED,
     )
 
 
@@ -174,19 +182,19 @@ class Executor:
         raise NotImplementedError
 
     def close(self) -> None:
-        """End what it has started: nothing is left running."""
+        """End what it has started."""
 
 
+@dataclass(slots=True)
 class SerialExecutor(Executor):
     """The reference: clients one after the other, in this process."""
 
-    def __init__(self, clients: Clients) -> None:
-        self._clients = clients
+    clients: Clients
 
     def run(self, tasks: Iterable[ClientTask]) -> Iterator[tuple[str, Outcome]]:
         """Each client's id and outcome; a client trains when its outcome is asked for."""
         for task in tasks:
-            yield task.client_id, attempt(self._clients.update, task)
+            yield task.client_id, attempt(self.clients.update, task)
 
 
 def attempt(update: Callable[[ClientTask], ClientUpdate], task: ClientTask) -> Outcome:
@@ -195,3 +203,74 @@ def attempt(update: Callable[[ClientTask], ClientUpdate], task: ClientTask) -> O
         return update(task)
     except Exception:
         return traceback.format_exc()
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Confusion matrices of the holders of a part."""
+
+    by_holder: dict[str, Confusion]
+    """By speaker; summed over models where clients keep their own."""
+    failures: tuple[ClientFailure, ...] = ()
+    """Holders that gave none. Without them figures are of other utterances, not to be compared with other rounds'."""
+
+    @property
+    def total(self) -> Confusion:
+        """Sum of the holders' matrices."""
+        return np.asarray(np.sum(list(self.by_holder.values()), axis=0), dtype=np.float64)
+
+
+class Scorer(Protocol):
+    """Asks the holders of a part how well a server's models do."""
+
+    def score(self, models: Mapping[str, State], part: Part, *, attacked: bool = False) -> Scored:
+        """Score the models on a part, under the selection attack where asked for.
+
+        A client's own model (`federation=local_only`) is scored on its own speaker's utterances where this part has
+        some, and on everybody's otherwise.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LocalScorer:
+    """A `Scorer` for all data that are on this machine."""
+
+    config: Config
+    store: FeatureStore
+    standardisation: Standardisation
+    split: Split
+    own_network: NetworkSource | None = None
+    """A user's own, in place of the configured one."""
+
+    def score(self, models: Mapping[str, State], part: Part, *, attacked: bool = False) -> Scored:
+        """Confusion matrices of all holders of the part."""
+        num_classes, held = len(self.store.classes), holders(self.store.utterances, getattr(self.split, part))
+        perturb: Perturb | None = self.selection_attack if attacked else None
+        evaluator = Evaluator(self.store, self.standardisation)
+        summed = {holder: np.zeros((num_classes, num_classes)) for holder in held}
+        network = build_network(self.config.model, num_classes, seed=self.config.seed, own=self.own_network)
+        network = network.to(devices_of(self.config.executor.accelerator)[0])
+        for owner, state in models.items():
+            network.load_state_dict(state)
+            scored = {owner: held[owner]} if owner in held else held
+            for holder, confusion in evaluator.confusions(network, scored, perturb).items():
+                summed[holder] += confusion
+        return Scored(summed)
+
+    def selection_attack(
+        self, network: nn.Module, features_BFL: Tensor, labels_B: Tensor, ids: tuple[str, ...]
+    ) -> Tensor:
+        """PGD from a random start keyed by (seed, utterance), so that it is the same in every round and batch."""
+        selection = self.config.selection
+        streams = (generator(self.config.seed, "selection", utterance_id) for utterance_id in ids)
+        return pgd(
+            network,
+            features_BFL,
+            labels_B,
+            epsilon=selection.epsilon,
+            step_size=default_step_size(selection.epsilon),
+            steps=selection.steps,
+            box=Box.of(self.standardisation.lower_F1, self.standardisation.upper_F1),
+            start_BFL=own_starts(features_BFL, selection.epsilon, streams),
+        )

@@ -34,11 +34,7 @@ class OwnObjects:
 
     @classmethod
     def of(cls, *, network: Any = None, callbacks: Iterable[pl.Callback] = (), **given: Any) -> Self:
-        """From objects; a class stands for an object that is made without arguments, but for a network's.
-
-        Raises:
-            UserError: one is of another kind.
-        """
+        """From objects of their kinds; a class stands for an object that is made without arguments, but a network's."""
         kinds = {"objective": Objective, "aggregation": Aggregation, "algorithm": Algorithm}
         for name, kind in kinds.items():
             one = given.get(name)
@@ -53,8 +49,7 @@ class OwnObjects:
     def recorded_in(self, config: Config) -> Config:
         """The configuration with these objects named in it, but for callbacks, on which no result depends.
 
-        Raises:
-            UserError: it names others, or they do not go with it.
+        A `UserError` says that it names others, or that they do not go with it.
         """
         given = {name: getattr(self, name) for name in ("network", "objective", "aggregation", "algorithm")}
         names = {name: qualified_name(value) for name, value in given.items() if value is not None}
@@ -84,11 +79,7 @@ def qualified_name(value: object) -> str:
 
 
 def check_network(config: Config, num_classes: int, own: OwnObjects) -> None:
-    """Refuse a network of the caller's own that is no classifier of these features, before anything is written.
-
-    Raises:
-        UserError: what it gives for two utterances of zeros is not (2, C), or it raises, or it has nothing to train.
-    """
+    """Refuse a network of the caller's own that gives no (2, C) for two utterances of zeros, or trains nothing."""
     network: object = build_network(config.model, num_classes, seed=config.seed, own=own.network)
     name, shape = qualified_name(network), (2, config.frontend.num_mels, config.frontend.num_frames)
     if not isinstance(network, nn.Module):

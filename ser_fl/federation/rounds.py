@@ -17,10 +17,9 @@ from ser_fl.devices import devices_of
 from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.algorithm import GLOBAL, client_learning_rate
 from ser_fl.federation.checkpoint import Checkpoint, checkpoint_key, go_on_from, save_checkpoint
-from ser_fl.federation.client import ClientTask, Executor
+from ser_fl.federation.client import ClientTask, Executor, Scorer
 from ser_fl.federation.own_objects import NOTHING, OwnObjects, qualified_name
 from ser_fl.federation.profile import OnProfile, RunProfile
-from ser_fl.federation.scoring import Scorer
 from ser_fl.federation.server import ClientResults, Server, new_server
 from ser_fl.files import write_bytes, write_json
 from ser_fl.metrics import scores
@@ -176,12 +175,8 @@ class Federation:
             RoundFailed: too few clients came back; it tells what the others said.
         """
         folders = (self.config.data.root, self.config.data.cache_dir, str(self.run.root))
-        results = ClientResults(
-            round=number,
-            reference=server.algorithm.model_for(cohort[0]),
-            server=server,
-            folders=tuple(filter(None, folders)),
-        )
+        reference = server.algorithm.model_for(cohort[0])
+        results = ClientResults(round=number, reference=reference, server=server, folders=tuple(filter(None, folders)))
         with watch.part("waiting"):
             for client_id, outcome in self.executor.run(self.tasks(server, cohort, number)):
                 with watch.part("aggregation"):

@@ -53,17 +53,12 @@ class RoundAverage:
         self.num_rounds += 1
 
     def state_dict(self) -> State:
-        """A and n."""
         return {"average/num_rounds": torch.tensor(self.num_rounds)} | {
             f"average/model/{name}": tensor for name, tensor in self.model.items()
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from there; what else is in the state is left aside.
-
-        Raises:
-            ValueError: it is of another network; what differs is named.
-        """
+        """Go on from there, if the form is the same, else a `ValueError`; what else is in the state is left aside."""
         own = self.state_dict()
         check_same_form({name: state[name] for name in state if name.startswith("average/")}, own)
         self.model = {name: state[f"average/model/{name}"] for name in self.model}
@@ -93,7 +88,7 @@ class Server(Committed):
     average: RoundAverage | None = None
     """Of the shared model over rounds, where there is to be one."""
     optimiser_states: dict[str, State] = field(default_factory=dict)
-    """Of clients that keep their optimiser between rounds."""
+    """Of clients that keep their optimiser between rounds; a client's id holds no slash."""
     best: dict[str, State] = field(default_factory=dict)
     """The judged models of the selected round."""
 
@@ -118,18 +113,14 @@ class Server(Committed):
             self.best_score = -1.0 if score is None else score
 
     def state_dict(self) -> State:
-        """All that the next round depends on; a client's id holds no slash."""
+        """All that the next round depends on."""
         state = {f"algorithm/{name}": tensor for name, tensor in self.algorithm.state_dict().items()}
         for client_id, optimiser in self.optimiser_states.items():
             state |= {f"optimiser/{client_id}/{name}": tensor for name, tensor in optimiser.items()}
         return state | ({} if self.average is None else self.average.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Tensor], client_ids: tuple[str, ...]) -> None:
-        """Go on from there; the algorithm is at its start.
-
-        Raises:
-            ValueError: it is of another algorithm, other clients or another network; what differs is named.
-        """
+        """Go on from there; the algorithm is at its start. A `ValueError` names what differs."""
         kept = {name.split("/")[1] for name in state if name.startswith("optimiser/")}
         if unknown := kept - set(client_ids):
             raise ValueError(f"it has the optimiser of an unknown client {min(unknown)!r}")
@@ -145,11 +136,7 @@ def below(state: Mapping[str, Tensor], prefix: str) -> State:
 
 
 def new_server(config: Config, client_manifest: ClientManifest, own: OwnObjects = NOTHING) -> Server:
-    """Before the first round: initial weights drawn from the seed.
-
-    Raises:
-        UserError: an algorithm of the caller's own shares no model, and one is to be averaged over rounds.
-    """
+    """Before the first round: initial weights drawn from the seed."""
     network = build_network(config.model, len(client_manifest.classes), seed=config.seed, own=own.network)
     algorithm = own.algorithm or make_algorithm(config)
     if own.aggregation is not None:
@@ -187,10 +174,9 @@ class ClientResults:
         self.server.algorithm.add(outcome)
         if outcome.optimiser_state:
             self.server.optimiser_states[outcome.client_id] = outcome.optimiser_state
-        size = sum(tensor.nbytes for tensor in outcome.state.values())
-        self.records.append(
-            ClientRecord(round=self.round, client_id=client_id, bytes_down=size, bytes_up=size, **outcome.figures())
-        )
+        size, figures = sum(tensor.nbytes for tensor in outcome.state.values()), outcome.figures()
+        record = ClientRecord(round=self.round, client_id=client_id, bytes_down=size, bytes_up=size, **figures)
+        self.records.append(record)
 
     @property
     def train_loss(self) -> float:

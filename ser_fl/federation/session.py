@@ -12,11 +12,10 @@ from ser_fl.data.prepared import prepare
 from ser_fl.devices import devices_of, exact_arithmetic
 from ser_fl.errors import UserError
 from ser_fl.federation.checkpoint import open_run
-from ser_fl.federation.client import make_clients
+from ser_fl.federation.client import Executor, LocalScorer, SerialExecutor, make_clients
 from ser_fl.federation.own_objects import OwnObjects, check_network
-from ser_fl.federation.processes import open_executor
+from ser_fl.federation.processes import ProcessExecutor, count_workers
 from ser_fl.federation.rounds import Federation, Hooks, cohort_size
-from ser_fl.federation.scoring import LocalScorer
 from ser_fl.runs.environment import threads_limited_to
 from ser_fl.runs.folder import RunFolder
 from ser_fl.training.precision import resolve_precision
@@ -30,15 +29,12 @@ def train(
 
     Args:
         config: what `ser_fl.compose` gives. Objects that it names by ``_target_`` are made here.
-        hooks: who watches the run, and who may end it.
+        hooks: who watches the run, and who may end it: by a signal, which raises `Stopped`.
         on_features: told how far the features are.
         **own_objects: of the caller's, as `ser_fl.train` describes them; they come before those of the configuration.
 
     Raises:
-        UserError: the corpus, the settings, the run folder or an object do not fit, or an object cannot be sent to a
-            worker process.
-        RoundFailed: too few clients came back in a round.
-        Stopped: a signal that the preemption of the hooks listens to.
+        UserError, RoundFailed: as `ser_fl.train` says.
     """
     own = OwnObjects.of(**instantiated_objects(config) | own_objects)
     hooks = hooks or Hooks()
@@ -62,7 +58,10 @@ def train(
             config = resolve_precision(config, len(client_manifest.classes), own.network)
         clients = make_clients(config, prepared, own)
         size = cohort_size(len(client_manifest.client_ids), config.federation.fraction_train)
-        with closing(open_executor(clients, size)) as executor:
+        executor: Executor = SerialExecutor(clients)
+        if config.executor.name == "processes":
+            executor = ProcessExecutor(clients, count_workers(config.executor, size))
+        with closing(executor):
             federation = Federation(
                 config=config,
                 run=run,

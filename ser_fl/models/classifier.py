@@ -78,13 +78,8 @@ class EmotionClassifier(pl.LightningModule):
         network: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        given = {
-            "model": model,
-            "num_classes": num_classes,
-            "optimiser": optimiser,
-            "augmentation": augmentation,
-            "seed": seed,
-        }
+        given: dict[str, Any] = {"model": model, "num_classes": num_classes, "optimiser": optimiser}
+        given |= {"augmentation": augmentation, "seed": seed}
         settings = checked(_HyperParameters, given)
         # save_hyperparameters() would look through the callers' frames, and keep alive what they hold.
         self.hparams.update(adapter(_HyperParameters).dump_python(settings, mode="json"))
@@ -184,13 +179,11 @@ class EmotionClassifier(pl.LightningModule):
         """The optimiser of all parameters of the network; fused, but where a gradient scaler must come between."""
         settings, parameters = self.optimiser, self.network.parameters()
         fused = self._trainer is None or self.trainer.precision != "16-mixed"
-        decay = settings.weight_decay
+        rate, decay = settings.learning_rate, settings.weight_decay
         if settings.name == "sgd":
-            return torch.optim.SGD(
-                parameters, settings.learning_rate, settings.momentum, weight_decay=decay, fused=fused
-            )
+            return torch.optim.SGD(parameters, rate, settings.momentum, weight_decay=decay, fused=fused)
         kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
-        return kind(parameters, settings.learning_rate, weight_decay=decay, fused=fused)
+        return kind(parameters, rate, weight_decay=decay, fused=fused)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the state of the random streams that training draws from."""

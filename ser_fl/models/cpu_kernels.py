@@ -182,7 +182,6 @@ class _Recurrence(torch.autograd.Function):
     def forward(
         ctx: Any, gates_BLDG: Tensor, start_DBH: Tensor, weights_DGH: Tensor, bias_DG: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Outputs of shape (B, L, 2 H) and the last states, (D, B, H)."""
         batch, steps, directions, _ = gates_BLDG.shape
         size = start_DBH.shape[-1]
         # Steps lead, so that each is one contiguous block.

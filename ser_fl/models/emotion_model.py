@@ -75,7 +75,7 @@ class EmotionModel(nn.Module):
 
 def save_model(folder: Path, bundle: EmotionModel) -> None:
     """Write ``model.safetensors`` and ``model.json`` of a run."""
-    run = RunFolder(folder)
+    run, columns = RunFolder(folder), bundle.standardisation.state_dict()
     card = {
         "schema": MODEL_SCHEMA,
         "network": bundle.own_network,
@@ -83,9 +83,7 @@ def save_model(folder: Path, bundle: EmotionModel) -> None:
         "classes": list(bundle.classes),
         "synthetic": bundle.synthetic,
         "frontend": _FRONTEND.dump_python(bundle.frontend_config, mode="json"),
-        "standardisation": {
-            name: tensor.flatten().tolist() for name, tensor in bundle.standardisation.state_dict().items()
-        },
+        "standardisation": {name: column_F1.flatten().tolist() for name, column_F1 in columns.items()},
     }
     write_bytes(run.weights, to_safetensors(bundle.network.state_dict()))
     write_json(run.model, card)

@@ -23,12 +23,6 @@ _MEL_BANDS = 4
 """Bands of mel bins that the CRNN's GRU sees, whatever the number of mel bins."""
 _VGG_STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Channels and convolutions of each stage; each ends in max pooling by 2."""
-_MOMENTUM = 0.02
-"""Weight of a batch in renorm's running statistics, which so average some fifty batches (in FedSGD: fifty rounds)."""
-_SETTLED = 300
-"""Batches until renorm's corrections may reach their largest values."""
-_LARGEST_SCALE = 3.0
-_LARGEST_SHIFT = 5.0
 
 
 def normalisation(norm: str, channels: int) -> nn.Module:
@@ -51,11 +45,12 @@ class BatchRenorm2d(nn.BatchNorm2d):
 
     Parameters, buffers and evaluation are those of `nn.BatchNorm2d`. Two deviations from the paper, since corpora of
     emotion have few batches: the bounds of r and d grow from 1 and 0 (batch norm) to the full ones over the first 300
-    batches, not over 40,000 and 25,000; and the running statistics move by 0.02 a batch, not by 0.01.
+    batches, not over 40,000 and 25,000; and the running statistics move by 0.02 a batch, not by 0.01: they average some
+    fifty batches (in FedSGD: fifty rounds).
     """
 
     def __init__(self, channels: int) -> None:
-        super().__init__(channels, momentum=_MOMENTUM)
+        super().__init__(channels, momentum=0.02)
 
     def forward(self, maps_BKHW: Tensor) -> Tensor:
         """Maps of the same shape."""
@@ -70,8 +65,8 @@ class BatchRenorm2d(nn.BatchNorm2d):
             count = maps_BKHW.numel() // len(mean_K)
             biased_K = variance_K * ((count - 1) / count)
             deviation_K = (self.running_var + self.eps).sqrt()
-            share = (self.num_batches_tracked.float() / _SETTLED).clamp(max=1)
-            largest, furthest = 1 + share * (_LARGEST_SCALE - 1), share * _LARGEST_SHIFT
+            share = (self.num_batches_tracked.float() / 300).clamp(max=1)
+            largest, furthest = 1 + share * (3.0 - 1), share * 5.0
             scale_K = ((biased_K + self.eps).sqrt() / deviation_K).clamp(1 / largest, largest)
             shift_K = ((mean_K - self.running_mean) / deviation_K).clamp(-furthest, furthest)
             self.num_batches_tracked.add_(1)
@@ -217,13 +212,8 @@ classes. It gives logits of shape (B, C) for features of shape (B, F, L)."""
 def build_network(
     config: ModelConfig | ObjectConfig, num_classes: int, *, seed: int, own: NetworkSource | None = None
 ) -> nn.Module:
-    """A network with initial weights drawn from ``seed``; torch's global random state stays as it was.
-
-    Args:
-        config: which, and how large.
-        num_classes: C.
-        seed: of the weights.
-        own: what takes the place of the configured one.
+    """The configured network, or one of the caller's, with initial weights drawn from ``seed``; torch's random state
+    stays as it was.
     """
     if isinstance(own, nn.Module):
         return copy.deepcopy(own)

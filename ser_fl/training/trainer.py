@@ -42,15 +42,12 @@ from ser_fl.training.objectives import ClientRound, TrainingPlan
 # step, and loading NVML takes a tenth of a millisecond each time. Nothing is forked here.
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
 
-_NO_PLACE: tuple[tuple[type[pl.Callback], str], ...] = (
-    (Checkpoint, "a client's Trainer writes no files; the run folder has the checkpoint of every round"),
-    (
-        LearningRateMonitor,
-        "a client's Trainer has no logger; rounds.jsonl and the tracker have the rate of every round",
-    ),
-    (DeviceStatsMonitor, "a client's Trainer has no logger; profile=true measures where the time goes"),
-    (ProgressBar, "many clients train in every round, maybe side by side; on_round tells of each round"),
-)
+_NO_PLACE: dict[type[pl.Callback], str] = {
+    Checkpoint: "a client's Trainer writes no files; the run folder has the checkpoint of every round",
+    LearningRateMonitor: "a client's Trainer has no logger; rounds.jsonl and the tracker have the rate of every round",
+    DeviceStatsMonitor: "a client's Trainer has no logger; profile=true measures where the time goes",
+    ProgressBar: "many clients train in every round, maybe side by side; on_round tells of each round",
+}
 """Lightning's own callbacks that need what a client does not have."""
 _PARTS: dict[str, ClientPart] = {
     "train_dataloader_next": "data",
@@ -67,15 +64,9 @@ of which what has no other part is left."""
 
 
 class ClientClassifier(QuickHookNames, EmotionClassifier):
-    """The local epochs of one client in one round: `EmotionClassifier` with what the round asks of it.
+    """The local epochs of one client in one round: `EmotionClassifier` with what the round and its plan ask of it.
 
-    Args:
-        config: of the experiment.
-        num_classes: C.
-        given: the client's round; its network has the weights that the client received.
-        plan: what the objective makes of it.
-        learning_rate: of this round.
-        optimiser_state: what the optimiser carries from the client's last round, ``"<parameter index>.<entry>"``.
+    ``optimiser_state`` is what the optimiser carries from the client's last round, by ``"<parameter index>.<entry>"``.
     """
 
     def __init__(
@@ -96,9 +87,7 @@ class ClientClassifier(QuickHookNames, EmotionClassifier):
             seed=config.seed,
             network=given.network,
         )
-        self.watch = given.watch
-        self.stream = given.stream
-        self._plan = plan
+        self.watch, self.stream, self._plan = given.watch, given.stream, plan
         self._freezes_norm = 0 < config.federation.freeze_norm_from <= given.number
         self._optimiser_state = optimiser_state
         self._augmented_BFL = torch.empty(0)
@@ -146,31 +135,24 @@ class ClientClassifier(QuickHookNames, EmotionClassifier):
         """The client's optimiser, with the state that it carries from its last round, if any."""
         optimiser = super().configure_optimizers()
         if self._optimiser_state:
-            parameters, entries = list(self.network.parameters()), defaultdict[int, dict[str, Tensor]](dict)
+            parameters, laid_out = list(self.network.parameters()), defaultdict[int, dict[str, Tensor]](dict)
             for key, entry in self._optimiser_state.items():
                 index, name = key.split(".", 1)
-                parameter = parameters[int(index)]
-                # A checkpoint does not keep the memory layout, which fused optimisers take for granted; counters have
-                # none.
-                is_moment = entry.shape == parameter.shape
-                entries[int(index)][name] = torch.empty_like(parameter).copy_(entry) if is_moment else entry.clone()
+                moment = torch.empty_like(parameters[int(index)])  # its memory layout, which no checkpoint keeps
+                laid_out[int(index)][name] = moment.copy_(entry) if entry.shape == moment.shape else entry.clone()
             groups = optimiser.state_dict()["param_groups"]
-            optimiser.load_state_dict({"state": dict(sorted(entries.items())), "param_groups": groups})
+            optimiser.load_state_dict({"state": dict(sorted(laid_out.items())), "param_groups": groups})
         return optimiser
 
 
 def fit_in_loop(
     classifier: ClientClassifier, batches: ClientDataModule, *, epochs: int, device: torch.device, bf16: bool
 ) -> torch.optim.Optimizer:
-    """A client's local epochs without Lightning's Trainer: the same steps as `Trainers.fit` without callbacks.
+    """A client's local epochs as `Trainers.fit` runs them without callbacks, to the same bits; returns the optimiser.
 
-    The same module, to the same bits, and nothing around: a Trainer costs some milliseconds a client and some tenths of
-    one a batch (``results/bench/trainer.md``), for flags, loggers, schedulers, validation and callbacks, which this
-    loop does not know. With ``bf16`` the training step runs under autocast and the rest does not, as in Lightning's
-    "bf16-mixed".
-
-    Returns:
-        The optimiser, with its state.
+    A Trainer costs some milliseconds a client and some tenths of one a batch (``results/bench/trainer.md``), for flags,
+    loggers, schedulers, validation and callbacks, which this loop does not know. With ``bf16`` the training step runs
+    under autocast and the rest does not, as in Lightning's "bf16-mixed".
     """
     watch = classifier.watch
     classifier.to(device)
@@ -280,12 +262,10 @@ class FitProfiler(Profiler):
         self._watch = watch
 
     def start(self, action_name: str) -> None:
-        """Lightning begins something, such as ``[Strategy]SingleDeviceStrategy.backward``."""
-        hook = action_name.rpartition(".")[2]
+        hook = action_name.rpartition(".")[2]  # of ``[Strategy]SingleDeviceStrategy.backward``
         self._watch.enter("trainer" if action_name.startswith("[Callback]") else _PARTS.get(hook, "trainer"))
 
     def stop(self, action_name: str) -> None:
-        """Lightning ends what it began last."""
         self._watch.leave()
 
 
@@ -299,15 +279,13 @@ class _NoProfiler(PassThroughProfiler):
 
 
 def check_callbacks(config: Config, callbacks: Sequence[pl.Callback]) -> None:
-    """Refuse callbacks that could not do their work.
-
-    Raises:
-        UserError: one of Lightning's own needs a logger, files or a terminal, or the engine runs no callbacks.
+    """Refuse callbacks that could not do their work: the engine runs none, or one of Lightning's own needs a logger,
+    files or a terminal.
     """
     if config.executor.engine == "loop" and (callbacks or has_installed_callbacks()):
         raise UserError("executor.engine=loop runs no callbacks, got some: use executor.engine=trainer")
     for callback in callbacks:
-        for kind, reason in _NO_PLACE:
+        for kind, reason in _NO_PLACE.items():
             if isinstance(callback, kind):
                 raise UserError(f"{type(callback).__name__} cannot watch a client: {reason}")
 

@@ -18,10 +18,9 @@ from ser_fl.data.features import open_configured_corpus
 from ser_fl.data.frontend import Standardisation
 from ser_fl.data.prepared import Host, Partition, facts_of, open_node_corpus, open_partition
 from ser_fl.devices import devices_of, exact_arithmetic
-from ser_fl.federation.client import Clients, ClientTask, attempt
+from ser_fl.federation.client import Clients, ClientTask, LocalScorer, attempt
 from ser_fl.federation.flower.serialisation import put, put_json, take, take_json
 from ser_fl.federation.flower.submission import configured
-from ser_fl.federation.scoring import LocalScorer
 from ser_fl.runs.environment import threads_limited_to
 from ser_fl.runs.records import State
 from ser_fl.runs.redaction import public_text

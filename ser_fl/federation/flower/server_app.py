@@ -23,7 +23,7 @@ from ser_fl.federation.flower.serialisation import Confusions, Refusal, Updates,
 from ser_fl.federation.flower.submission import configured, error_line
 from ser_fl.federation.own_objects import NOTHING, OwnObjects
 from ser_fl.federation.rounds import Federation, Hooks
-from ser_fl.federation.scoring import Scored
+from ser_fl.federation.client import Scored
 from ser_fl.metrics import Confusion
 from ser_fl.runs.environment import threads_limited_to
 from ser_fl.runs.folder import RunFolder

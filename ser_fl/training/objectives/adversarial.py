@@ -6,7 +6,6 @@ Legend: N utterances, B batch, F mel bins, L frames, C classes.
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from ser_fl.attacks.pgd import divergence, pgd, random_start
 from ser_fl.attacks.step_size import default_step_size
 from ser_fl.attacks.threat_model import Box
+from ser_fl.config.data import AugmentationConfig
 from ser_fl.config.training import ObjectiveConfig
 from ser_fl.data.augmentation import augment
 from ser_fl.data.features import Examples
@@ -58,7 +58,6 @@ class PGD:
         return self.config.step_size * epsilon / self.config.epsilon if self.config.epsilon else 0.0
 
     def own_step_size(self, epsilon: float) -> float:
-        """Where none is configured."""
         return default_step_size(epsilon) if self.steps > 1 else epsilon
 
 
@@ -70,7 +69,6 @@ class FGSM(PGD):
         self.steps = 1
 
     def step_size(self, epsilon: float) -> float:
-        """All of it, whatever is configured."""
         return epsilon
 
 
@@ -87,14 +85,13 @@ class Fast(PGD):
 
     From a start that is uniform in the ball, one step of 1.25 epsilon, back onto the ball and into the box. Deviation:
     the step's gradient is taken in eval mode, as in all attacks here but free's, so that batch norm counts no batch
-    twice. Training on one step may collapse (catastrophic overfitting): within a few rounds the model unlearns to
-    withstand anything but that step. Neither the training loss nor clean UAR shows it, both may even get better, but
-    UAR under an attack of several steps falls to nothing. `selection.robust_every` measures it as rounds go by, and
-    `selection.by=robust` keeps the round before the collapse, as those authors do by stopping there.
+    twice. Training on one step may collapse (catastrophic overfitting): within a few rounds the model withstands
+    nothing but that step. Neither the training loss nor clean UAR shows it, but UAR under an attack of several steps
+    falls to nothing. `selection.robust_every` measures it, and `selection.by=robust` keeps the round before the
+    collapse, as those authors do by stopping there.
     """
 
     def own_step_size(self, epsilon: float) -> float:
-        """As the authors found best."""
         return 1.25 * epsilon
 
 
@@ -106,7 +103,6 @@ class Adversarial(Objective):
         self.attack = attack(config)
 
     def start_round(self, given: ClientRound) -> TrainingPlan:
-        """What one client does in one round."""
         if given.number < self.config.from_round:
             return Objective().start_round(given)
         return self.start_adversarial_round(given, self.epsilon(given.number))
@@ -132,30 +128,24 @@ class PerRound(Adversarial):
     """
 
     def start_adversarial_round(self, given: ClientRound, epsilon: float) -> TrainingPlan:
-        """The drawn share and its copies."""
         count = max(1, round(self.config.fraction * len(given.examples)))
         drawn = torch.randperm(len(given.examples), generator=given.stream)[:count]
         labels_N = given.examples.labels_N[drawn]
         clean_NFL = augment(given.examples.features_NFL[drawn], labels_N, given.augmentation, given.stream)
         device = device_of(given.network)
+        batches = zip(torch.split(clean_NFL, _CRAFTING_BATCH), torch.split(labels_N, _CRAFTING_BATCH), strict=True)
         copies = [
             self.attack.craft(given, send(features_BFL, device), send(labels_B, device), epsilon)
-            for features_BFL, labels_B in zip(
-                torch.split(clean_NFL, _CRAFTING_BATCH), torch.split(labels_N, _CRAFTING_BATCH), strict=True
-            )
+            for features_BFL, labels_B in batches
         ]
+        smoothing = given.augmentation.label_smoothing  # all that is left to do: copies stay as they were made
+        unchanged = AugmentationConfig(
+            roll=False, time_masks=0, max_time_mask=0, mel_masks=0, max_mel_mask=0, label_smoothing=smoothing
+        )
         return TrainingPlan(
             examples=Examples(torch.cat([clean_NFL, torch.cat(copies).to(CPU)]), torch.cat([labels_N, labels_N])),
             num_examples=count,
-            augmentation=replace(  # nothing but label smoothing: copies stay as they were made
-                given.augmentation,
-                roll=False,
-                splice=0.0,
-                time_masks=0,
-                mel_masks=0,
-                max_mel_warp=0.0,
-                max_equalisation=0.0,
-            ),
+            augmentation=unchanged,
             loss=partial(self.loss, given),
         )
 
@@ -167,8 +157,6 @@ class PerStep(Adversarial):
     """
 
     def start_adversarial_round(self, given: ClientRound, epsilon: float) -> TrainingPlan:
-        """All examples, hardened batch by batch."""
-
         def hardened_loss(network: nn.Module, features_BFL: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
             return self.loss(given, network, self.harden(given, epsilon, features_BFL, labels_B), labels_B)
 
@@ -186,17 +174,15 @@ class Free(Adversarial):
 
     It trains on every minibatch several times in a row, with a perturbation that each of these replays moves by the way
     (`FreePerturbation`); utterances are augmented once, before the replays. The paper divides the number of epochs by
-    that of replays, so that training costs what clean training does. Here it is a client's round that does, since
-    rounds are what schedules, patience and comparisons count: with m replays each local epoch takes one in m
-    minibatches, and a second local epoch goes on with those that have not come yet. That makes as many steps as a clean
-    epoch, up to half of one minibatch's replays, and at least one minibatch's: a client of fewer than m minibatches
-    takes more. A client's weight in the average stays the number of its utterances. The default of 4 replays is the
-    authors' for inputs of a spectrogram's size (ImageNet): more of them make a stronger attack, on fewer utterances a
-    round. Its steps are single ones: look for the collapse of `Fast`.
+    that of replays, so that training costs what clean training does. Here it is a client's round that does: with m
+    replays each local epoch takes one in m minibatches, and a second local epoch goes on with those that have not come
+    yet. That makes as many steps as a clean epoch, up to half of one minibatch's replays, and at least one minibatch's.
+    A client's weight in the average stays the number of its utterances. The default of 4 replays is the authors' for
+    inputs of a spectrogram's size (ImageNet): more make a stronger attack, on fewer utterances a round. Its steps are
+    single ones: look for the collapse of `Fast`.
     """
 
     def start_adversarial_round(self, given: ClientRound, epsilon: float) -> TrainingPlan:
-        """A perturbation of this round's own."""
         assert self.config.replays is not None, "checked with the configuration"
         perturbation = FreePerturbation(epsilon, self.attack.step_size(epsilon), given.box)
         return given.on_all(partial(self.perturbed_loss, given, perturbation), self.config.replays)
@@ -214,29 +200,21 @@ class Free(Adversarial):
 
 
 class FreePerturbation:
-    """The perturbation of one client in one round.
+    """The perturbation of one client in one round: within epsilon >= 0 in L-infinity, in units of the features.
 
     Called once a training step, it gives the batch moved by the perturbation; when the step's own backward pass reaches
-    the batch, its gradient moves the perturbation by ``step_size`` in each cell, clipped to epsilon. The next step sees
-    that: the next replay of the minibatch or, as in the paper, the first one of the next minibatch. Minibatches differ
-    in size by one utterance, the larger ones first; as in the authors' code a smaller one takes the first rows.
+    the batch, its gradient moves the perturbation by ``step_size`` (the paper's is epsilon) in each cell, clipped to
+    epsilon. The next step sees that: the next replay of the minibatch or, as in the paper, the first one of the next.
+    Minibatches differ in size by one utterance, the larger ones first; as in the authors' code a smaller one takes the
+    first rows. It starts at zero, as there: the first step of a round is a clean one.
 
     The gradient is that of the loss which trains the weights, label smoothing included, in training mode: batch norm by
     the statistics of the batch (unless it is frozen) and with dropout, while the other objectives attack in eval mode.
     It is taken at the features inside the box, so that a cell on a side of the box has one too.
-
-    It starts at zero, as there: the first step of a round is a clean one.
-
-    Args:
-        epsilon: radius of the L-infinity ball, >= 0, in units of the features.
-        step_size: how far each step moves every cell, same units; the paper's is epsilon.
-        box: the values that features may take.
     """
 
     def __init__(self, epsilon: float, step_size: float, box: Box) -> None:
-        self.epsilon = epsilon
-        self.step_size = step_size
-        self.box = box
+        self.epsilon, self.step_size, self.box = epsilon, step_size, box
         self.perturbation_BFL: Tensor | None = None
 
     def __call__(self, features_BFL: Tensor) -> Tensor:
@@ -262,7 +240,6 @@ class Trades(Adversarial):
     """
 
     def start_adversarial_round(self, given: ClientRound, epsilon: float) -> TrainingPlan:
-        """All examples, clean; each step attacks its own."""
         return given.on_all(partial(self.trades_loss, given, epsilon))
 
     def trades_loss(

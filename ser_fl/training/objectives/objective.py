@@ -79,13 +79,9 @@ class Objective:
     def loss(
         self, given: ClientRound, network: nn.Module, features_BFL: Tensor, labels_B: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The loss of a training step, and the utterances' logits of shape (B, C), which the step is scored by.
+        """The loss of a training step in a round, and the utterances' logits of shape (B, C), which it is scored by.
 
-        Args:
-            given: the round that the step is in.
-            network: in training mode.
-            features_BFL: a batch, augmented.
-            labels_B: its classes.
+        The network is in training mode, the batch is augmented.
         """
         logits_BC: Tensor = network(features_BFL)
         return F.cross_entropy(logits_BC, labels_B, label_smoothing=given.augmentation.label_smoothing), logits_BC
