@@ -17,13 +17,12 @@ from ser_fl.devices import exact_arithmetic
 from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.algorithm import GLOBAL
 from ser_fl.federation.checkpoint import open_run
-from ser_fl.federation.client import ClientTask, Executor
+from ser_fl.federation.client import ClientTask, Executor, Scored
 from ser_fl.federation.flower.nodes import Answer, Nodes
 from ser_fl.federation.flower.serialisation import Confusions, Refusal, Updates, WireError, put, take
 from ser_fl.federation.flower.submission import configured, error_line
 from ser_fl.federation.own_objects import NOTHING, OwnObjects
 from ser_fl.federation.rounds import Federation, Hooks
-from ser_fl.federation.client import Scored
 from ser_fl.metrics import Confusion
 from ser_fl.runs.environment import threads_limited_to
 from ser_fl.runs.folder import RunFolder
