@@ -20,9 +20,6 @@ from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import TransferMatrix
 from ser_fl.runs.redaction import public_path
 
-_KINDS = ("robust_uar", "spectrogram", "transfer", "confusion", "speakers", "training")
-"""How names of figures begin."""
-
 
 def write_report(folders: Sequence[Path], output: Path | None = None, *, transfers: Sequence[Path] = ()) -> Path:
     """Draw the report of one run, or of several compared, from the files of their folders alone.
@@ -69,7 +66,8 @@ def render_page(
     )
     drawn = defaultdict[str, list[str]](list)
     for name, png in figures.items():
-        drawn[next(kind for kind in _KINDS if name.startswith(kind))].append(b64encode(png).decode())
+        kind = "robust_uar" if name.startswith("robust_uar") else name.partition("_")[0]
+        drawn[kind].append(b64encode(png).decode())
     return templates.get_template("report.html.j2").render(
         title="ser_fl: " + " / ".join(dict.fromkeys(run.name for run in runs)),
         synthetic=any(run.synthetic for run in runs) or any(matrix.synthetic for matrix in matrices),
@@ -78,15 +76,12 @@ def render_page(
         four_way=four_way(runs),
         attacks=attack_table(runs) if any(run.attacks for run in runs) else None,
         groups=group_table(runs),
-        sanity_reports=[
-            (label, run.sanity_report) for label, run in labelled(runs) if run.attacks and run.sanity_report
-        ],
         transfers=[table for matrix in matrices for table in (*transfer_tables(matrix), pair_table(matrix))],
         spread=spread_table(runs),
         summary=summary_table(runs),
         training=training_table(runs),
         missing=[part for run in runs for part in _missing(run)],
-        origins=[(label, _origin(run)) for label, run in labelled(runs)],
+        runs=[(label, run, _origin(run)) for label, run in labelled(runs)],
     )
 
 

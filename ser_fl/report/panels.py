@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ser_fl.report import figures, wording
 from ser_fl.report.four_way import budget_key, reference_budgets
 from ser_fl.report.reader import Example, RunRecords
-from ser_fl.report.tables import attack_of
+from ser_fl.report.tables import attack_of, uars_of
 from ser_fl.runs.records import NO_DEFENCE, AttackRecord, TransferMatrix
 
 if TYPE_CHECKING:
@@ -75,9 +75,9 @@ def training_curves(labelled: Labelled) -> Figure:
     """Validation UAR above training loss, all runs on the same axes."""
     figure, ((upper,), (lower,)) = _grid(2, 1, width=6.6, height=2.2, sharex=True)
     for place, (label, run) in enumerate(labelled):
-        name, selected = label.replace("\n", ", "), run.summary.selected_round
-        figures.uar_over_rounds(upper, run.rounds, label=name, selected_round=selected, place=place)
-        figures.loss_over_rounds(lower, run.rounds, label=name, place=place)
+        style: dict[str, Any] = {"label": label.replace("\n", ", "), "place": place}
+        figures.uar_over_rounds(upper, run.rounds, selected_round=run.summary.selected_round, **style)
+        figures.loss_over_rounds(lower, run.rounds, **style)
     upper.set_xlabel("")
     _legend_below(figure, [upper])
     return figure
@@ -110,10 +110,7 @@ def confusions(labelled: Labelled) -> Figure | None:
     budgets = reference_budgets([run for _, run in labelled])
     matrices: list[tuple[str, Sequence[Sequence[float]], Sequence[str]]] = []
     for label, run in labelled:
-        classes = run.summary.classes
-        if classes and run.test.confusion:
-            title = f"{label}\nclean, UAR {wording.percent(run.test.uar)} %"
-            matrices.append((title, run.test.confusion, classes))
+        shown = [("clean", run.test.uar, run.test.confusion)]
         attacked = [
             record
             for record in run.attacked
@@ -122,11 +119,15 @@ def confusions(labelled: Labelled) -> Figure | None:
             and budget_key(record) in budgets
             and run.subset(record) is None
         ]
-        if classes and attacked:
+        if attacked:
             worst = min(attacked, key=lambda record: record.robust_uar)
             attack = f"{wording.attack_name(worst.attack)} {wording.budget(worst)}"
-            title = f"{label}\n{attack}, UAR {wording.percent(worst.robust_uar)} %"
-            matrices.append((title, worst.confusion, classes))
+            shown.append((attack, worst.robust_uar, worst.confusion))
+        matrices += [
+            (f"{label}\n{attack}, UAR {wording.percent(uar)} %", confusion, run.summary.classes)
+            for attack, uar, confusion in shown
+            if run.summary.classes and confusion
+        ]
     if not matrices:
         return None
     side = 1.4 + 0.32 * max(len(names) for _, _, names in matrices)
@@ -160,14 +161,11 @@ def spectrograms(label: str, example: Example) -> Figure:
 
 def transfers(matrix: TransferMatrix) -> Figure:
     """Robust UAR of every target under what was made on every source, a panel for each defence."""
-    names = list(matrix.models)
-    defences = list(dict.fromkeys(record.defence for record in matrix.records))
-    side = 1.6 + 0.55 * len(names)
-    figure, grid = _grid(1, len(defences), width=side + 1.2, height=side)
-    for defence, ax in zip(defences, grid[0], strict=True):
-        cells = {(record.source, record.target): record for record in matrix.records if record.defence == defence}
-        uars = [[cells[source, target].robust_uar for target in names] for source in names]
-        figures.heat_table(ax, uars, names).set_title(wording.defence_name(defence))
+    tables = uars_of(matrix)
+    side = 1.6 + 0.55 * len(matrix.models)
+    figure, grid = _grid(1, len(tables), width=side + 1.2, height=side)
+    for (defence, uars), ax in zip(tables.items(), grid[0], strict=True):
+        figures.heat_table(ax, uars, list(matrix.models)).set_title(wording.defence_name(defence))
         ax.set_ylabel(f"{attack_of(matrix)} on")
         ax.set_xlabel("shown to")
     return figure

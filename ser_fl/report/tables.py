@@ -217,15 +217,15 @@ def profile_table(profile: ProfileRecord) -> Table:
         spans[f"round {span.first_round}" if one else f"rounds {span.first_round}–{span.last_round}"] = span
     *_, (last_name, last) = spans.items()
     side_by_side = profile.executor != "serial"
-    columns = [list(parts(last))]
-    for span in spans.values():
-        seconds, shares = parts(span), []
-        for part, spent in seconds.items():
-            of_clients = side_by_side and part in (*span.clients, ALL_CLIENTS)
+
+    def row(part: str) -> Iterator[str]:
+        yield part
+        for span in spans.values():
+            seconds, of_clients = parts(span), side_by_side and part in (*span.clients, ALL_CLIENTS)
             whole = seconds[ALL_CLIENTS] if of_clients else span.seconds
-            shares.append(f"{100 * spent / whole if whole else 0.0:.1f}")
-        columns += [[f"{spent:.2f}" for spent in seconds.values()], shares]
-    columns.append([f"{1000 * spent / max(1, last.client_rounds):.1f}" for spent in parts(last).values()])
+            yield from (f"{seconds[part]:.2f}", f"{100 * seconds[part] / whole if whole else 0.0:.1f}")
+        yield f"{1000 * parts(last)[part] / max(1, last.client_rounds):.1f}"
+
     client_rounds = ", ".join(f"{span.client_rounds} in {name}" for name, span in spans.items())
     shares_of = (
         "Clients trained side by side: their seconds are worker-seconds, several of which pass in one second of a"
@@ -236,7 +236,7 @@ def profile_table(profile: ProfileRecord) -> Table:
     return Table(
         title="Where the time of the rounds went",
         header=("part", *(head for name in spans for head in (f"{name}, s", "%")), "ms a client-round"),
-        rows=tuple(zip(*columns, strict=True)),
+        rows=tuple(tuple(row(part)) for part in parts(last)),
         caption=(
             f"Client-rounds: {client_rounds}; the last column is of {last_name}. {shares_of} Forward, backward,"
             " optimiser: of training steps; attack: adversarial utterances, with the passes they take; trainer: what is"
@@ -246,26 +246,29 @@ def profile_table(profile: ProfileRecord) -> Table:
     )
 
 
+def uars_of(matrix: TransferMatrix) -> dict[str, list[list[float]]]:
+    """By defence: a row for each source, with the robust UAR of each target."""
+    cells = {(record.defence, record.source, record.target): record.robust_uar for record in matrix.records}
+    return {
+        defence: [[cells[defence, source, target] for target in matrix.models] for source in matrix.models]
+        for defence in dict.fromkeys(record.defence for record in matrix.records)
+    }
+
+
 def transfer_tables(matrix: TransferMatrix) -> list[Table]:
-    """Robust UAR of what an attack made on one model did to another: a table for every defence.
-
-    A row for each source, a column for each target.
-    """
-
-    def rows(defence: str) -> Iterator[tuple[str, ...]]:
-        cells = {(record.source, record.target): record for record in matrix.records if record.defence == defence}
-        yield "nothing (clean)", *(percent(cells[target, target].clean_uar) for target in matrix.models)
-        for source in matrix.models:
-            yield source, *(percent(cells[source, target].robust_uar) for target in matrix.models)
-
+    """Robust UAR of what an attack made on one model did to another: a table for every defence."""
+    white_box = {(record.defence, record.source): record for record in matrix.records if record.source == record.target}
     return [
         Table(
             title=f"{attack_of(matrix)} from one model to another, {wording.defence_name(defence)}",
             header=("Made on", *(f"shown to {target}" for target in matrix.models)),
-            rows=tuple(rows(defence)),
+            rows=(
+                ("nothing (clean)", *(percent(white_box[defence, target].clean_uar) for target in matrix.models)),
+                *((source, *map(percent, row)) for source, row in zip(matrix.models, uars, strict=True)),
+            ),
             caption=f"UAR in per cent; where both are one model it is the white-box figure. {_conditions(matrix)}",
         )
-        for defence in dict.fromkeys(record.defence for record in matrix.records)
+        for defence, uars in uars_of(matrix).items()
     ]
 
 
