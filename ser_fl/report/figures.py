@@ -79,24 +79,22 @@ def uar_over_rounds(
 ) -> Axes:
     """Validation UAR over rounds; robust UAR dashed where it was measured; a star on the selected round."""
     colour = COLOURS[place % len(COLOURS)]
-    scored = [entry for entry in rounds if entry.uar is not None]
-    ax.plot(*_over_rounds(scored, "uar"), color=colour, linewidth=1.6, marker=_round_marker(scored), label=label)
-    robust = _over_rounds(rounds, "robust_uar")
-    if robust[0]:
-        ax.plot(*robust, color=colour, linewidth=1.2, linestyle="--", marker=".", label=f"{label}, robust UAR")
-    chosen = [entry for entry in rounds if entry.round == selected_round]
-    star = _over_rounds(chosen, "uar") if _over_rounds(chosen, "uar")[0] else _over_rounds(chosen, "robust_uar")
-    if star[0]:
-        style: dict[str, Any] = {"marker": "*", "markersize": 12, "markerfacecolor": colour, "markeredgecolor": "black"}
-        ax.plot(*star, linestyle="none", label="selected round", zorder=5, **style)
+    _line(ax, rounds, "uar", color=colour, linewidth=1.6, label=label)
+    if any(entry.robust_uar is not None for entry in rounds):
+        style = {"linewidth": 1.2, "linestyle": "--", "marker": "."}
+        _line(ax, rounds, "robust_uar", color=colour, label=f"{label}, robust UAR", **style)
+    for entry in rounds:
+        if entry.round == selected_round and (entry.uar, entry.robust_uar) != (None, None):
+            style = {"marker": "*", "markersize": 12, "markerfacecolor": colour, "markeredgecolor": "black"}
+            key = "robust_uar" if entry.uar is None else "uar"
+            _line(ax, [entry], key, linestyle="none", label="selected round", zorder=5, **style)
     _round_axis(ax)
     return _share_axis(ax, "validation UAR")
 
 
 def loss_over_rounds(ax: Axes, rounds: Sequence[Round], *, label: str, place: int = 0) -> Axes:
     """Training loss, averaged over the cohort, over rounds."""
-    style: dict[str, Any] = {"color": COLOURS[place % len(COLOURS)], "linewidth": 1.6, "marker": _round_marker(rounds)}
-    ax.plot(*_over_rounds(rounds, "train_loss"), label=label, **style)
+    _line(ax, rounds, "train_loss", color=COLOURS[place % len(COLOURS)], linewidth=1.6, label=label)
     ax.set_ylabel("training loss")
     ax.set_ylim(bottom=0)
     return _round_axis(ax)
@@ -212,14 +210,11 @@ def _line_style(record: AttackRecord, place: int) -> dict[str, Any]:
     }
 
 
-def _over_rounds(rounds: Iterable[Round], key: str) -> tuple[list[int], list[float]]:
+def _line(ax: Axes, rounds: Iterable[Round], key: str, **style: Any) -> None:
+    """A figure over the rounds that have it; few of them with a dot each, since a line through one cannot be seen."""
     measured = [entry for entry in rounds if getattr(entry, key) is not None]
-    return [entry.round for entry in measured], [getattr(entry, key) for entry in measured]
-
-
-def _round_marker(rounds: Sequence[Round]) -> str:
-    """A dot a round where they are few: a line through one point cannot be seen."""
-    return "." if len(rounds) <= _FEW_ROUNDS else ""
+    marker = {"marker": "." if len(measured) <= _FEW_ROUNDS else ""}
+    ax.plot([entry.round for entry in measured], [getattr(entry, key) for entry in measured], **(marker | style))
 
 
 def _round_axis(ax: Axes) -> Axes:

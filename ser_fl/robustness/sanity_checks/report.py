@@ -6,7 +6,8 @@ Nothing here loads torch, so that a report can read it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any, Literal, Self, TypeVar
 
 from ser_fl.errors import UserError
@@ -45,10 +46,10 @@ class NotChecked(Exception):
 class SanityReport:
     """What all checks found together."""
 
-    doubts: tuple[Doubt, ...] = ()
-    passed: tuple[str, ...] = ()
+    doubts: tuple[Doubt, ...]
+    passed: tuple[str, ...]
     """Checks that found no fault."""
-    not_checked: Mapping[str, str] = field(default_factory=dict)
+    not_checked: Mapping[str, str]
     """Checks that had nothing to look at, and what they would have needed."""
 
     @classmethod
@@ -59,19 +60,16 @@ class SanityReport:
         on_check: Callable[[str, int, int], None] = lambda name, done, total: None,
     ) -> Self:
         """What each check, by its name, finds in the subject; told of progress before each and at the end."""
-        doubts, passed, not_checked = list[Doubt](), list[str](), dict[str, str]()
+        found, not_checked = dict[str, list[Doubt]](), dict[str, str]()
         for done, (name, check) in enumerate(checks.items()):
             on_check("checks", done, len(checks))
             try:
-                found = list(check(subject))
+                found[name] = list(check(subject))
             except NotChecked as reason:
                 not_checked[name] = str(reason)
-                continue
-            doubts += found
-            if not found:
-                passed.append(name)
         on_check("checks", len(checks), len(checks))
-        return cls(doubts=tuple(doubts), passed=tuple(passed), not_checked=not_checked)
+        doubts = tuple(chain.from_iterable(found.values()))
+        return cls(doubts=doubts, passed=tuple(name for name in found if not found[name]), not_checked=not_checked)
 
     def __add__(self, other: SanityReport) -> SanityReport:
         """Both, where each made checks of its own."""
@@ -94,13 +92,10 @@ class SanityReport:
     @property
     def headline(self) -> str:
         """How many checks there were and what became of them, in one line."""
-        num_checks = len(self.failed) + len(self.hinted) + len(self.passed)
+        failed, hinted, passed = map(len, (self.failed, self.hinted, self.passed))
         skipped = f"; {len(self.not_checked)} had nothing to look at" if self.not_checked else ""
-        return (
-            f"{num_checks} checks of the benchmark itself: {len(self.failed)} "
-            f"{'fails' if len(self.failed) == 1 else 'fail'}, {len(self.hinted)} with a hint, {len(self.passed)} "
-            f"passed{skipped}"
-        )
+        counts = f"{failed} {'fails' if failed == 1 else 'fail'}, {hinted} with a hint, {passed} passed{skipped}"
+        return f"{failed + hinted + passed} checks of the benchmark itself: {counts}"
 
 
 class CheckedRecords(list[AttackRecord]):
@@ -128,9 +123,6 @@ def read_sanity_report(run: RunFolder) -> SanityReport | None:
     if checks is None:
         return None
     try:
-        sanity_report = record_of(SanityReport, checks)
-        if missing := [part.name for part in fields(SanityReport) if part.name not in checks]:
-            raise ValueError(f"no {missing[0]}")
-        return sanity_report
+        return record_of(SanityReport, checks)
     except ValueError as error:
         raise UserError(f"{run.attacks} has incomplete checks ({error}): run `ser-fl benchmark` again") from None
