@@ -37,9 +37,8 @@ def expectation_of(
         seed: of the attacker's draws. They are others than the defence draws under the same seed.
         samples: draws a step, fresh in every step; None for every outcome by its probability. A defence without
             randomness has one outcome, however many are asked for.
-        fixed: numbers of draws of the defence under this very seed, as in its `predict`; these and no others are
-            attacked, all alike. This is the attacker who knows the dice: what fails against one draw would fail against
-            many, so that it is the first thing to try. `samples` is then None.
+        fixed: numbers of draws of the defence under this very seed, as in its `predict`, which alone are attacked, all
+            alike: by an attacker who knows the dice, the first thing to try. `samples` is then None.
 
     Returns:
         None where there is no defence.

@@ -22,6 +22,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ser_fl.attacks.art import any_attack, gradient_attacks
+from ser_fl.attacks.art.gradient_attacks import craft_deepfool, craft_mim
 from ser_fl.attacks.attack import Attack, AttackSettings, Entry
 from ser_fl.attacks.autopgd import craft_apgd_ce, craft_apgd_dlr, craft_apgd_t
 from ser_fl.attacks.carlini_wagner import craft_cw_l2, craft_cw_linf
@@ -64,12 +65,7 @@ _APGD = Entry(
 _FMN = Entry(craft_fmn, "ser_fl.fast_minimum_norm", "Pintor et al. 2021, arXiv 2102.12827", steps=30, **_SEEKS)
 _CARLINI = "Carlini and Wagner 2017, arXiv 1608.04644"
 _NOISE = Entry(
-    craft_noise_uniform,
-    "ser_fl.Noise",
-    "Carlini et al. 2019, arXiv 1902.06705",
-    knowledge="score",
-    steps=100,
-    **_OURS,
+    craft_noise_uniform, "ser_fl.Noise", "Carlini et al. 2019, arXiv 1902.06705", knowledge="score", steps=100, **_OURS
 )
 
 ATTACKS: Mapping[str, Entry] = MappingProxyType(
@@ -102,7 +98,7 @@ ATTACKS: Mapping[str, Entry] = MappingProxyType(
             on_recordings=(),
         ),
         "mim": Entry(
-            gradient_attacks.craft_mim,
+            craft_mim,
             "art.MomentumIterativeMethod",
             "Dong et al. 2018, arXiv 1710.06081",
             steps=10,
@@ -139,19 +135,13 @@ ATTACKS: Mapping[str, Entry] = MappingProxyType(
         "noise_uniform": _NOISE,
         "noise_gaussian": replace(_NOISE, craft=craft_noise_gaussian),
         "cw_l2": Entry(
-            craft_cw_l2,
-            "ser_fl.carlini_wagner_l2",
-            _CARLINI,
-            norm="2",
-            steps=20,
-            on_recordings=("snr_db",),
-            **_SEEKS,
+            craft_cw_l2, "ser_fl.carlini_wagner_l2", _CARLINI, norm="2", steps=20, on_recordings=("snr_db",), **_SEEKS
         ),
         "cw_linf": Entry(craft_cw_linf, "ser_fl.carlini_wagner_linf", _CARLINI, steps=40, **_SEEKS),
         "fmn": _FMN,
         "fmn_l2": replace(_FMN, craft=craft_fmn_l2, norm="2", on_recordings=("snr_db",)),
         "deepfool": Entry(
-            gradient_attacks.craft_deepfool,
+            craft_deepfool,
             "art.DeepFool",
             "Moosavi-Dezfooli et al. 2016, arXiv 1511.04599",
             norm="2",

@@ -22,9 +22,8 @@ def attacked(model: nn.Module, *, low_precision: bool = False) -> Iterator[None]
 
     Inside, every module is in eval mode, no parameter asks for a gradient, gradients are enabled even under ``no_grad``
     or ``inference_mode``, the model runs in float32 whatever autocast says outside, or, with ``low_precision``, in
-    bfloat16, and recurrent layers run without cuDNN, whose backward pass refuses eval mode.
-    Putting recurrent layers into training mode instead, as ART does, would switch their dropout on. Afterwards every
-    module has the mode that it had, each for itself: a frozen batch norm stays frozen.
+    bfloat16, and recurrent layers run without cuDNN, whose backward pass refuses eval mode. (Training mode instead, as
+    in ART, would switch their dropout on.) Afterwards each module has its own mode again: a frozen batch norm stays so.
     """
     modes = [(module, module.training) for module in model.modules()]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -120,15 +120,12 @@ class Box:
 
     Clean features are clipped to the box before anything is measured. The paper's code has none: `Box.unbounded()`.
 
-    Args:
-        lower_F1: smallest value, any shape that broadcasts to (B, F, L); None together with `upper_F1` for no box.
-        upper_F1: largest value, same.
-
     Raises:
         UserError: only one side is given, or a lower bound lies above its upper bound.
     """
 
     lower_F1: Tensor | None
+    """Of any shape that broadcasts to (B, F, L); both None for no box."""
     upper_F1: Tensor | None
 
     def __post_init__(self) -> None:
@@ -157,10 +154,7 @@ class Box:
         return torch.clamp(features_BFL, self.lower_F1, self.upper_F1)
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Box:
-        """The same box on another device, or of another type of number; itself where it is that already.
-
-        Its values are not looked at again, which would wait for a GPU; whoever needs it in a loop moves it once.
-        """
+        """The same box elsewhere, or of another type of number; its values are not looked at, which waits for a GPU."""
         if self.lower_F1 is None or self.upper_F1 is None:
             return self
         lower_F1, upper_F1 = self.lower_F1.to(device, dtype), self.upper_F1.to(device, dtype)
@@ -202,17 +196,10 @@ class Ball:
 
 
 def budget_of(epsilon: float, norm: Norm, features_shape: tuple[int, ...]) -> float:
-    """Largest norm of a perturbation that counts as a success.
+    """Largest norm of a perturbation of features of shape (..., F, L) that counts as a success.
 
-    Args:
-        epsilon: L-infinity budget, >= 0, in units of the features.
-        norm: the norm that the attack minimises or keeps to.
-        features_shape: (F, L), or (B, F, L).
-
-    Returns:
-        epsilon itself for "inf"; for others the norm of a perturbation of +-epsilon in every cell, epsilon *
-        sqrt(F * L) in L2, so that one epsilon means one budget for all attacks and none is asked for less than PGD may
-        use.
+    That is the norm of a perturbation of +-epsilon in every cell: epsilon itself in L-infinity, epsilon * sqrt(F * L)
+    in L2, so that one epsilon means one budget for all attacks and none is asked for less than PGD may use.
 
     >>> budget_of(0.5, "2", (64, 100))
     40.0
@@ -228,9 +215,9 @@ def distance(clean_BFL: Tensor, adversarial_BFL: Tensor, norm: Norm) -> Tensor:
 def keep_within(clean_BFL: Tensor, adversarial_BFL: Tensor, norm: Norm, budget: float) -> Tensor:
     """Adversarial utterances within the budget, and the clean ones in place of the others.
 
-    L-infinity attacks stay inside their ball by construction. Minimal-norm attacks (C&W, DeepFool) look for the
-    nearest adversarial utterance however far it is: one beyond the budget has failed, and its clean utterance is shown
-    to the model. The tolerance is 1e-6 of the budget, and for "inf" one rounding of its largest feature to float32.
+    Minimal-norm attacks (C&W, DeepFool) look for the nearest adversarial utterance however far it is: one beyond the
+    budget has failed, and its clean utterance is shown to the model. The tolerance is 1e-6 of the budget, and for "inf"
+    one rounding of its largest feature to float32.
     """
     distance_B = distance(clean_BFL, adversarial_BFL, norm)
     allowed_B = torch.full_like(distance_B, budget * (1 + RELATIVE_TOLERANCE))

@@ -28,10 +28,7 @@ from ser_fl.randomness import generator
 
 __all__ = ["AutoPGD", "CarliniWagnerL2", "CarliniWagnerLInf", "ExpectationOverTransformationPGD", "FastMinimumNorm"]
 
-LOSSES: dict[str, Loss] = {
-    "cross_entropy": cross_entropy,
-    "difference_logits_ratio": difference_of_logits_ratio,
-}
+LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "difference_logits_ratio": difference_of_logits_ratio}
 """Under ART's names."""
 Transform = Callable[[Tensor, Generator], Tensor]
 """(one input, a generator on the CPU) -> what the classifier is shown; both of shape (1, ...); differentiable."""
@@ -150,10 +147,7 @@ class CarliniWagnerLInf(TensorAttack):
         max_iter: iterations, for all bounds together.
     """
 
-    parameters = TensorAttack.parameters | {
-        "initial_tau": real(1.0),
-        "max_iter": whole(40, least=1),
-    }
+    parameters = TensorAttack.parameters | {"initial_tau": real(1.0), "max_iter": whole(40, least=1)}
 
     def _craft(self, target: Target, clean: Tensor, labels_B: Tensor, box: Box) -> Tensor:
         how: dict[str, Any] = {"tau_B": clean.new_full((len(clean),), self.initial_tau), "targeted": self.targeted}
@@ -169,10 +163,7 @@ class FastMinimumNorm(TensorAttack):
         max_iter: iterations.
     """
 
-    parameters = TensorAttack.parameters | {
-        "norm": choice(np.inf, NORM_OF),
-        "max_iter": whole(30, least=1),
-    }
+    parameters = TensorAttack.parameters | {"norm": choice(np.inf, NORM_OF), "max_iter": whole(30, least=1)}
 
     def _craft(self, target: Target, clean: Tensor, labels_B: Tensor, box: Box) -> Tensor:
         how: dict[str, Any] = {"norm": NORM_OF[self.norm], "targeted": self.targeted}

@@ -220,8 +220,7 @@ class BallAttack(TensorAttack):
 
     Args:
         estimator: a PyTorchClassifier whose model gives logits.
-        given: the `parameters` by name. ``norm``: np.inf, "inf", 2 or "2"; ``eps``: radius of the ball, in the units of
-            the inputs; ``max_iter``: steps of each start; ``seed``: of the starts.
+        given: the `parameters` by name; ``seed`` is of the starts.
     """
 
     parameters = TensorAttack.parameters | {
