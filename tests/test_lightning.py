@@ -358,6 +358,10 @@ def test_lightning_has_no_flag_that_is_neither_taken_nor_refused() -> None:
     [
         (("executor.engine=loop", "trainer.gradient_clip_val=1"), r"gradient_clip_val=1\.0 needs executor\.engine=tr"),
         (("executor.engine=loop", "precision=16-mixed", "executor.accelerator=auto"), "16-mixed needs executor.engine"),
+        (
+            ("objective=free", "precision=16-mixed", "executor.accelerator=auto"),
+            "until it overflows: take bf16-mixed or 32-true",
+        ),
         (("precision=16-mixed",), r"16-mixed needs a GPU, got executor\.accelerator=cpu"),
         (("trainer.gradient_clip_val=0",), r"gradient_clip_val must be .*, got 0"),
         (("trainer.gradient_clip_algorithm=value",), "gradient_clip_algorithm=value needs trainer.gradient_clip_val"),

@@ -86,6 +86,11 @@ class Config:
             raise ValueError("precision=16-mixed needs executor.engine=trainer, got loop, which scales no gradients")
         if self.precision == "16-mixed" and executor.accelerator == "cpu":
             raise ValueError("precision=16-mixed needs a GPU, got executor.accelerator=cpu: take bf16-mixed or 32-true")
+        if self.precision == "16-mixed" and getattr(self.objective, "name", "") == "free":
+            raise ValueError(
+                "objective=free steps by the training gradient, which precision=16-mixed scales until it overflows: "
+                "take bf16-mixed or 32-true"
+            )
         is_elsewhere = executor.name == "flower" and executor.superlink is not None
         if self.data.name != "builtin" and self.data.root is None and not is_elsewhere:
             raise ValueError(f"data={self.data.name} needs data.root=DIR, the folder of the corpus")
