@@ -139,17 +139,11 @@ def _call_hydra(
     ours: dict[str, object],
     flags: Sequence[str] = (),
 ) -> None:
-    """Run Hydra's program on a configuration; its errors come as they are, not as its many lines.
+    """Run Hydra's program on the configuration of a name; its errors come as they are, not as its many lines.
 
     It looks at the process's arguments, and at a variable that keeps it from printing errors. Its loggers, which it
-    sets up for some reports, are gone afterwards.
-
-    Args:
-        task: called with the settings of each job.
-        name: of the configuration.
-        overrides: in Hydra's grammar.
-        ours: settings of Hydra's that we choose, unless the user does.
-        flags: of Hydra's own.
+    sets up for some reports, are gone afterwards. ``ours`` are settings of its own that we choose,
+    unless the user does.
     """
     import hydra
 

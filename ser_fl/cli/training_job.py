@@ -62,13 +62,9 @@ def print_summary(run: RunFolder) -> None:
 
 
 def placed(config: Config, study: str, number: str, group: str) -> Config:
-    """A run of a sweep, with a new folder in `run_dir`, or among those of its experiment; a group that it has stays.
+    """A run of a sweep, with a new folder in `run_dir`, or among those of its experiment.
 
-    Args:
-        config: as the sweep's settings have it.
-        study: name of the sweep.
-        number: of the run.
-        group: of W&B, which shows the runs together.
+    W&B shows the runs of the study, the sweep, together as a group; a group that the configuration has stays.
     """
     own = f"{number}-{config.seed}"
     folder = Path(config.run_dir) / own if config.run_dir else Path("runs") / config.experiment / f"{study}-{own}"

@@ -81,13 +81,9 @@ def hydra_over(
 ) -> Iterator[tuple[str | None, list[str]]]:
     """Inside, a Hydra that is initialised has our settings; afterwards the caller's Hydra is back.
 
-    Args:
-        folders: on its search path.
-        whole: settings of a file of somebody's, to start from; texts are taken literally.
-        typed: settings that Hydra's grammar cannot name, to be laid over all others.
-
-    Yields:
-        The name of the whole settings, and overrides that lay the typed ones over others.
+    ``folders`` are on its search path. ``whole`` are the settings of somebody's file, to start from, with texts taken
+    literally; their name is given. ``typed`` are those that Hydra's grammar cannot name; overrides are given that lay
+    them over all others.
     """
     for plugin in (LiteralFiles, OurFolders):
         Plugins.instance().register(plugin)

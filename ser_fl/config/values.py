@@ -46,9 +46,7 @@ Folder = Annotated[str, PATH]
 def must_be(wanted: str, fits: Callable[[Any], bool]) -> BeforeValidator:
     """A check of a union, of which pydantic would say once for each of its types what is wrong.
 
-    Args:
-        wanted: the setting's name and what it must be.
-        fits: whether a value is that.
+    ``wanted`` is the setting's name and what it must be, which a value ``fits`` or not.
     """
 
     def check(given: object) -> object:
@@ -65,10 +63,7 @@ def is_count(given: object) -> bool:
 
 
 def refuse_given(settings: Any, prefix: str, names: Iterable[str], *, owner: str, instead: str) -> None:
-    """Refuse settings that only their ``owner`` has, where another was chosen ``instead``, unless they are at rest.
-
-    They are where they are empty or at their defaults.
-    """
+    """Refuse settings that only ``owner`` has, where ``instead`` was chosen, unless they are empty or as by default."""
     defaults = {field.name: field.default for field in dataclasses.fields(settings)}
     for name in names:
         if (given := getattr(settings, name)) not in (None, (), 0, defaults[name]):
