@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from ser_fl.attacks.attack import Attack
 from ser_fl.attacks.domains import Crafted
 from ser_fl.attacks.losses import margin
-from ser_fl.attacks.registry import ATTACKS, AttackSettings, build
+from ser_fl.attacks.registry import ATTACKS, SUITES, AttackSettings, build, expand, subsets_of
 from ser_fl.attacks.score_attacks import HALVINGS, window
-from ser_fl.attacks.suites import SUITES, expand, subsets_of
 from ser_fl.attacks.target import Expectation
 from ser_fl.attacks.threat_model import Box
 from ser_fl.config.compose import compose_benchmark

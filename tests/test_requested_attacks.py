@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 import ser_fl
 from ser_fl.attacks.attack import AttackSettings
-from ser_fl.attacks.registry import BY_ART, build, entry_of
-from ser_fl.attacks.suites import SUITES
+from ser_fl.attacks.registry import BY_ART, SUITES, build, entry_of
 from ser_fl.attacks.threat_model import Box
 from ser_fl.config.compose import compose_benchmark
 from ser_fl.defences import Randomisation

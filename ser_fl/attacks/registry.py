@@ -1,4 +1,4 @@
-"""Every attack of the benchmark by name: what it is, what it costs by default, and how to run it.
+"""Every attack and suite of the benchmark by name: what it is, what it costs by default, and how to run it.
 
 To add an attack, write a function that maps a `Problem` to adversarial inputs and give it an entry in `ATTACKS`; for
 one benchmark alone, hand a function to `ser_fl.benchmark` (`objects`).
@@ -9,16 +9,18 @@ finds the smallest epsilon of each utterance, and `fmn_l2` the smallest L2 norm;
 look for the same and are what others report; `pgd_paper` and `fgsm` are the paper's; `square` and `hopskipjump` need no
 gradient and expose models that hide theirs; `universal` is what an attacker can do who must choose before it hears
 anything; `psychoacoustic` asks what a listener to a recording would not hear; `noise_uniform` and `noise_gaussian` are
-the controls that an attack has to beat. `suites` has sets of them. A name that ends in `_unlabelled` is the attack
-without true classes.
+the controls that an attack has to beat. A name that ends in `_unlabelled` is the attack without true classes.
+
+Of the suites, `quick` shows in minutes whether a model is robust at all; `standard` is the one to report, with the
+stronger half of what AutoAttack runs and a look at masked gradients and noise; `thorough` is for a model that is
+claimed to be robust; `paper` is what the field's papers run, by the library's own code: for comparison, not for claims.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import replace
-from types import MappingProxyType
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ser_fl.attacks.art import any_attack, gradient_attacks
@@ -30,7 +32,6 @@ from ser_fl.attacks.minimum_norm import craft_fmn, craft_fmn_l2
 from ser_fl.attacks.pgd import craft_bim, craft_fgsm, craft_pgd
 from ser_fl.attacks.score_attacks import craft_noise_gaussian, craft_noise_uniform, craft_square
 from ser_fl.attacks.step_size import default_step_size
-from ser_fl.attacks.suites import SUITES
 from ser_fl.attacks.universal import craft_universal
 from ser_fl.config.robustness import Backend
 from ser_fl.errors import UserError, unknown_name
@@ -68,117 +69,135 @@ _NOISE = Entry(
     craft_noise_uniform, "ser_fl.Noise", "Carlini et al. 2019, arXiv 1902.06705", knowledge="score", steps=100, **_OURS
 )
 
-ATTACKS: Mapping[str, Entry] = MappingProxyType(
-    {
-        "fgsm": replace(
-            _PGD,
-            craft=craft_fgsm,
-            paper="Goodfellow et al. 2015, arXiv 1412.6572",
-            steps=1,
-            step_size=float,
-            restarts=0,
-            settable=frozenset(),
-            warm=False,
-        ),
-        "bim": replace(
-            _PGD, craft=craft_bim, paper="Kurakin et al. 2017, arXiv 1607.02533", steps=10, restarts=0, settable=_STEPS
-        ),
-        "pgd": _PGD,
-        # Weak: without a random start, and with steps of ART's default 0.1, which above an epsilon of 0.05 throw every
-        # cell from one face of the ball to the other. Here for comparison with the paper only.
-        "pgd_paper": replace(
-            _PGD,
-            paper="Chang et al. 2022, arXiv 2203.04696, as in its published code",
-            steps=5,
-            step_size=lambda epsilon: 0.1,
-            restarts=0,
-            warm=False,
-            settable=frozenset({"steps"}),
-            quiet_step=True,
-            on_recordings=(),
-        ),
-        "mim": Entry(
-            craft_mim,
-            "art.MomentumIterativeMethod",
-            "Dong et al. 2018, arXiv 1710.06081",
-            steps=10,
-            step_size=lambda epsilon: epsilon / 10,
-            settable=_STEPS,
-        ),
-        "apgd_ce": _APGD,
-        "apgd_dlr": replace(_APGD, craft=craft_apgd_dlr, min_classes=3),
-        "apgd_t": replace(_APGD, craft=craft_apgd_t, min_classes=4),
-        "square": replace(
-            _NOISE,
-            craft=craft_square,
-            library="ser_fl.Square",
-            paper="Andriushchenko et al. 2020, arXiv 1912.00049",
-            steps=1000,
-        ),
-        "hopskipjump": Entry(
-            any_attack.craft_as("HopSkipJump"),  # some 2,000 forward passes an utterance in 10 steps
-            "art.HopSkipJump",
-            "Chen et al. 2020, arXiv 1904.02144",
-            knowledge="decision",
-            steps=10,
-            minimal=True,
-            needs_box=True,
-        ),
-        "universal": Entry(
-            craft_universal,
-            "ser_fl.Universal",
-            "Moosavi-Dezfooli et al. 2017, arXiv 1610.08401",
-            steps=50,
-            whole_set=True,
-            **_OURS,
-        ),
-        "noise_uniform": _NOISE,
-        "noise_gaussian": replace(_NOISE, craft=craft_noise_gaussian),
-        "cw_l2": Entry(
-            craft_cw_l2, "ser_fl.carlini_wagner_l2", _CARLINI, norm="2", steps=20, on_recordings=("snr_db",), **_SEEKS
-        ),
-        "cw_linf": Entry(craft_cw_linf, "ser_fl.carlini_wagner_linf", _CARLINI, steps=40, **_SEEKS),
-        "fmn": _FMN,
-        "fmn_l2": replace(_FMN, craft=craft_fmn_l2, norm="2", on_recordings=("snr_db",)),
-        "deepfool": Entry(
-            craft_deepfool,
-            "art.DeepFool",
-            "Moosavi-Dezfooli et al. 2016, arXiv 1511.04599",
-            norm="2",
-            steps=50,
-            minimal=True,
-        ),
-    }
-)
-ON_RECORDINGS: Mapping[str, Entry] = MappingProxyType(
-    {
-        **{name: entry for name, entry in ATTACKS.items() if entry.on_recordings},
-        "psychoacoustic": replace(_APGD, paper="Qin et al. 2019, arXiv 1903.10346", on_recordings=("masking",)),
-    }
-)
+ATTACKS: Mapping[str, Entry] = {
+    "fgsm": replace(
+        _PGD,
+        craft=craft_fgsm,
+        paper="Goodfellow et al. 2015, arXiv 1412.6572",
+        steps=1,
+        step_size=float,
+        restarts=0,
+        settable=frozenset(),
+        warm=False,
+    ),
+    "bim": replace(
+        _PGD, craft=craft_bim, paper="Kurakin et al. 2017, arXiv 1607.02533", steps=10, restarts=0, settable=_STEPS
+    ),
+    "pgd": _PGD,
+    # Weak: without a random start, and with steps of ART's default 0.1, which above an epsilon of 0.05 throw every
+    # cell from one face of the ball to the other. Here for comparison with the paper only.
+    "pgd_paper": replace(
+        _PGD,
+        paper="Chang et al. 2022, arXiv 2203.04696, as in its published code",
+        steps=5,
+        step_size=lambda epsilon: 0.1,
+        restarts=0,
+        warm=False,
+        settable=frozenset({"steps"}),
+        quiet_step=True,
+        on_recordings=(),
+    ),
+    "mim": Entry(
+        craft_mim,
+        "art.MomentumIterativeMethod",
+        "Dong et al. 2018, arXiv 1710.06081",
+        steps=10,
+        step_size=lambda epsilon: epsilon / 10,
+        settable=_STEPS,
+    ),
+    "apgd_ce": _APGD,
+    "apgd_dlr": replace(_APGD, craft=craft_apgd_dlr, min_classes=3),
+    "apgd_t": replace(_APGD, craft=craft_apgd_t, min_classes=4),
+    "square": replace(
+        _NOISE,
+        craft=craft_square,
+        library="ser_fl.Square",
+        paper="Andriushchenko et al. 2020, arXiv 1912.00049",
+        steps=1000,
+    ),
+    "hopskipjump": Entry(
+        any_attack.craft_as("HopSkipJump"),  # some 2,000 forward passes an utterance in 10 steps
+        "art.HopSkipJump",
+        "Chen et al. 2020, arXiv 1904.02144",
+        knowledge="decision",
+        steps=10,
+        minimal=True,
+        needs_box=True,
+    ),
+    "universal": Entry(
+        craft_universal,
+        "ser_fl.Universal",
+        "Moosavi-Dezfooli et al. 2017, arXiv 1610.08401",
+        steps=50,
+        whole_set=True,
+        **_OURS,
+    ),
+    "noise_uniform": _NOISE,
+    "noise_gaussian": replace(_NOISE, craft=craft_noise_gaussian),
+    "cw_l2": Entry(
+        craft_cw_l2, "ser_fl.carlini_wagner_l2", _CARLINI, norm="2", steps=20, on_recordings=("snr_db",), **_SEEKS
+    ),
+    "cw_linf": Entry(craft_cw_linf, "ser_fl.carlini_wagner_linf", _CARLINI, steps=40, **_SEEKS),
+    "fmn": _FMN,
+    "fmn_l2": replace(_FMN, craft=craft_fmn_l2, norm="2", on_recordings=("snr_db",)),
+    "deepfool": Entry(
+        craft_deepfool,
+        "art.DeepFool",
+        "Moosavi-Dezfooli et al. 2016, arXiv 1511.04599",
+        norm="2",
+        steps=50,
+        minimal=True,
+    ),
+}
+ON_RECORDINGS: Mapping[str, Entry] = {
+    **{name: entry for name, entry in ATTACKS.items() if entry.on_recordings},
+    "psychoacoustic": replace(_APGD, paper="Qin et al. 2019, arXiv 1903.10346", on_recordings=("masking",)),
+}
 """Attacks that go on recorded samples."""
 ART_BY_DEFAULT = frozenset({"fgsm", "bim", "pgd"})
 """Attacks that ART has as well as we, and that ``backend=auto`` leaves to ART: the same bits."""
-BY_ART: Mapping[str, Entry] = MappingProxyType(
-    {
-        name: replace(
-            ATTACKS[name],
-            craft=craft or any_attack.craft_as(class_name),
-            library=f"art.{class_name}",
-            adaptive=name in ART_BY_DEFAULT,
-            needs_box="box" in any_attack.traits_of(class_name),
-        )
-        for name, class_name, craft in (
-            ("fgsm", "FastGradientMethod", gradient_attacks.craft_fgsm),
-            ("bim", "BasicIterativeMethod", gradient_attacks.craft_bim),
-            ("pgd", "ProjectedGradientDescentPyTorch", gradient_attacks.craft_pgd),
-            # Some 570 forward and 200 backward passes an utterance in 10 iterations, where ours takes 37 and 32.
-            ("cw_l2", "CarliniL2Method", None),
-            ("cw_linf", "CarliniLInfMethod", None),  # tens of thousands of passes an utterance
-        )
-    }
-)
+BY_ART: Mapping[str, Entry] = {
+    name: replace(
+        ATTACKS[name],
+        craft=craft or any_attack.craft_as(class_name),
+        library=f"art.{class_name}",
+        adaptive=name in ART_BY_DEFAULT,
+        needs_box="box" in any_attack.traits_of(class_name),
+    )
+    for name, class_name, craft in (
+        ("fgsm", "FastGradientMethod", gradient_attacks.craft_fgsm),
+        ("bim", "BasicIterativeMethod", gradient_attacks.craft_bim),
+        ("pgd", "ProjectedGradientDescentPyTorch", gradient_attacks.craft_pgd),
+        # Some 570 forward and 200 backward passes an utterance in 10 iterations, where ours takes 37 and 32.
+        ("cw_l2", "CarliniL2Method", None),
+        ("cw_linf", "CarliniLInfMethod", None),  # tens of thousands of passes an utterance
+    )
+}
 """ART's own of those that we have too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suite:
+    """What a suite runs."""
+
+    attacks: tuple[str, ...]
+    """Names of the registry, in the order of the records."""
+    subsets: Mapping[str, int] = field(default_factory=dict)
+    """Utterances for those of its attacks that are too slow for all, where nothing else is said."""
+    backend: Backend | None = None
+    """Whose code runs them, where nothing else is said."""
+
+
+_STANDARD = ("fgsm", "bim", "pgd", "apgd_ce", "apgd_t", "cw_linf", "fmn", "square", "noise_uniform")
+_MORE = ("apgd_dlr", "mim", "pgd_paper", "cw_l2", "fmn_l2", "deepfool", "hopskipjump", "universal", "noise_gaussian")
+SUITES: Mapping[str, Suite] = {
+    "quick": Suite(attacks=("fgsm", "bim", "apgd_ce", "noise_uniform")),
+    "standard": Suite(attacks=_STANDARD, subsets={"square": 120}),
+    "paper": Suite(attacks=("fgsm", "bim", "pgd", "cw_l2"), backend="art"),
+    "thorough": Suite(attacks=(*_STANDARD, *_MORE), subsets={"square": 120, "deepfool": 60, "hopskipjump": 12}),
+}
+SUITE_ON_RECORDINGS = ("pgd", "apgd_ce", "cw_l2")
+"""What every suite stands for on recordings."""
 
 
 def entry_of(name: str, backend: Backend = "auto") -> Entry:
@@ -193,14 +212,12 @@ def entry_of(name: str, backend: Backend = "auto") -> Entry:
         return ATTACKS[name]
     if name in ON_RECORDINGS:
         raise UserError(f"{name} goes on recordings alone: set domain=waveform")
-    if not name.startswith(any_attack.PREFIX):
-        if ":" in name:
-            raise UserError(
-                f"the attack {name!r} is of another library than ART: take art:ClassName, or one of "
-                f"{', '.join(sorted(ATTACKS))}"
-            )
-        raise unknown_name("attack", name, [*ATTACKS, *SUITES, "art:ClassName"])
-    return any_attack.entry_of(name)
+    if name.startswith(any_attack.PREFIX):
+        return any_attack.entry_of(name)
+    if ":" in name:
+        ours = ", ".join(sorted(ATTACKS))
+        raise UserError(f"the attack {name!r} is of another library than ART: take art:ClassName, or one of {ours}")
+    raise unknown_name("attack", name, [*ATTACKS, *SUITES, "art:ClassName"])
 
 
 def build(settings: AttackSettings) -> Attack:
@@ -247,3 +264,35 @@ def build_on_recordings(settings: AttackSettings) -> Attack:
         restarts = min(entry.restarts or 0, 1) if settings.restarts is None else settings.restarts
     steps = entry.steps if settings.steps is None or "steps" not in entry.settable else settings.steps
     return Attack(settings=replace(settings, steps=steps, restarts=restarts), entry=entry)
+
+
+def expand(names: Iterable[str], fits: Callable[[str], bool] = lambda name: True) -> tuple[str, ...]:
+    """Names of attacks, each once, with those of its attacks in place of a suite's, as far as they fit.
+
+    What a suite holds and does not fit is left out with a warning; what is named outright stays, to be refused.
+
+    >>> expand(["noise_gaussian", "quick", "bim"])
+    ('noise_gaussian', 'fgsm', 'bim', 'apgd_ce', 'noise_uniform')
+    """
+    attacks: dict[str, None] = {}
+    for name in names:
+        if name not in SUITES:
+            attacks[name] = None
+            continue
+        attacks |= dict.fromkeys(filter(fits, SUITES[name].attacks))
+        if left := ", ".join(attack for attack in SUITES[name].attacks if not fits(attack)):
+            warnings.warn(f"the suite {name} is run without what does not fit here: {left}", stacklevel=3)
+    return tuple(attacks)
+
+
+def subsets_of(names: Sequence[str]) -> dict[str, int]:
+    """Sizes of subsets that the suites among these names ask for; the larger where two of them differ.
+
+    >>> subsets_of(["standard", "thorough"])["square"]
+    120
+    """
+    sizes: dict[str, int] = {}
+    for name in names:
+        if name in SUITES:
+            sizes |= {attack: max(size, sizes.get(attack, 0)) for attack, size in SUITES[name].subsets.items()}
+    return sizes

@@ -13,8 +13,17 @@ from typing import Any
 from ser_fl.attacks.attack import UNLABELLED, Attack, AttackSettings
 from ser_fl.attacks.expectation import expectation_of
 from ser_fl.attacks.objects import attack_from
-from ser_fl.attacks.registry import ATTACKS, ON_RECORDINGS, build, build_on_recordings, entry_of
-from ser_fl.attacks.suites import SUITE_ON_RECORDINGS, SUITES, expand, subsets_of
+from ser_fl.attacks.registry import (
+    ATTACKS,
+    ON_RECORDINGS,
+    SUITE_ON_RECORDINGS,
+    SUITES,
+    build,
+    build_on_recordings,
+    entry_of,
+    expand,
+    subsets_of,
+)
 from ser_fl.attacks.target import Expectation
 from ser_fl.attacks.waveform_domain import SNR_DBS
 from ser_fl.config.robustness import AttackChoice, Backend, BenchmarkConfig
