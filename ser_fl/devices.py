@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -105,9 +106,8 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
             torch.set_default_dtype(before)
 
 
-def float32_by_default() -> AbstractContextManager[None]:
-    """Inside, libraries that ask for no dtype make float32 tensors, whatever `torch.set_default_dtype` says outside."""
-    return default_dtype(torch.float32)
+float32_by_default = partial(default_dtype, torch.float32)
+"""Inside, libraries that ask for no dtype make float32 tensors, whatever `torch.set_default_dtype` says outside."""
 
 
 def autocast(device: torch.device, *, bf16: bool) -> AbstractContextManager[object]:
