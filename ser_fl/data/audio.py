@@ -34,8 +34,6 @@ OVERSHOOT = 2.0
 """Floating-point files may overshoot full scale and are cut at it; beyond this factor they are on another scale."""
 RATES_HZ = (1_000, 768_000)
 """Sampling rates outside are no recordings of speech, but headers that are damaged."""
-_STREAM_BYTES = 0x7FFFF000
-_HEADER_BYTES = 4096
 _BLOCK_SAMPLES = 1 << 25
 _LARGEST_KERNEL = 1 << 25
 """Coefficients of a resampling filter: 256 MB in float64."""
@@ -98,8 +96,8 @@ def check_resampling(from_hz: int, to_hz: int) -> None:
         UnusableAudio: they are such rates.
     """
     if from_hz * to_hz // math.gcd(from_hz, to_hz) ** 2 > _LARGEST_KERNEL:
-        way_out = "convert the recording to a usual rate first"
-        raise UnusableAudio(f"{from_hz} Hz cannot be resampled to {to_hz} Hz; {way_out}")
+        reason = f"{from_hz} Hz cannot be resampled to {to_hz} Hz; convert the recording to a usual rate first"
+        raise UnusableAudio(reason)
 
 
 def missing_bytes(path: Path) -> int:
@@ -112,7 +110,7 @@ def missing_bytes(path: Path) -> int:
         head = file.read(8)
         size = file.seek(0, io.SEEK_END)
     announced = int.from_bytes(head[4:], "little") + len(head)
-    if head[:4] != b"RIFF" or announced >= _STREAM_BYTES:
+    if head[:4] != b"RIFF" or announced >= 0x7FFFF000:
         return 0
     return announced - size if announced - size > len(head) else 0
 
@@ -207,7 +205,7 @@ def _check_file(path: Path) -> None:
 def _why_empty(path: Path) -> str:
     """Why no sample was read: there is none, or a header that was never finished hides them."""
     with path.open("rb") as file:
-        head, size = file.read(_HEADER_BYTES), file.seek(0, io.SEEK_END)
+        head, size = file.read(4096), file.seek(0, io.SEEK_END)
     data = head.find(b"data\0\0\0\0", 12)
     if head.startswith(b"RIFF") and data >= 0 and size > max(int.from_bytes(head[4:8], "little"), data) + 8:
         return "its header tells a length of 0, but sound follows; write the header anew (sox --ignore-length IN OUT)"

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -139,23 +138,19 @@ def check(corpus: FileCorpus, info: CorpusInfo) -> list[Finding]:
     for reason, ids in _grouped((file.reason, file.utterance_id) for file in unreadable).items():
         text = f"{ids[0]}: {reason}" if len(ids) == 1 else f"{len(ids)} files: {reason}: {_some(ids)}"
         findings.append(Finding("unreadable", text, tuple(ids)))
-    silent = [measurement for measurement in readable if measurement.peak < SILENT_PEAK]
-    clipped = [measurement for measurement in readable if measurement.full_scale_run >= CLIPPED_RUN]
-    cut_off = [measurement for measurement in readable if measurement.missing_bytes]
+    silent = f"are silent (no sample reaches {SILENT_PEAK:g})"
+    faults = [
+        ("silent", silent, [m for m in readable if m.peak < SILENT_PEAK]),
+        ("clipped", "are clipped (flat at full scale)", [m for m in readable if m.full_scale_run >= CLIPPED_RUN]),
+        ("cut_off", "are cut off: their headers announce more", [m for m in readable if m.missing_bytes]),
+    ]
+    for length_s, group in _equal_lengths(readable):
+        faults.append(("equal_length", f"are exactly {length_s:.3f} s long: cut off there?", group))
     same = _grouped((m.digest, m) for m in readable if m.peak >= SILENT_PEAK)  # sameness of silence says nothing
-    for kind, verdict, faulty in (
-        ("silent", f"are silent (no sample reaches {SILENT_PEAK:g})", silent),
-        ("clipped", "are clipped (flat at full scale)", clipped),
-        ("cut_off", "are cut off: their headers announce more", cut_off),
-        *(
-            ("equal_length", f"are exactly {length_s:.3f} s long: cut off there?", group)
-            for length_s, group in _equal_lengths(readable)
-        ),
-        *(("duplicate", "hold the same audio", group) for group in same.values() if len(group) > 1),
-    ):
-        if faulty:
-            ids = [measurement.utterance_id for measurement in faulty]
-            findings.append(Finding(kind, f"{len(ids)} files {verdict}: {_some(ids)}", tuple(ids)))
+    faults += [("duplicate", "hold the same audio", group) for group in same.values() if len(group) > 1]
+    for kind, verdict, faulty in faults:
+        if names := [measurement.utterance_id for measurement in faulty]:
+            findings.append(Finding(kind, f"{len(names)} files {verdict}: {_some(names)}", tuple(names)))
     return findings
 
 
@@ -223,29 +218,29 @@ def _count(utterances: Sequence[Utterance]) -> tuple[tuple[str, ...], dict[str, 
 
 def _measure_all(corpus: Corpus) -> tuple[list[_Measurement], list[SkippedFile]]:
     """Every file read once, by a pool of threads: those that can be used, and those that cannot."""
+
+    def measure(utterance: Utterance) -> _Measurement | SkippedFile:
+        try:
+            waveform_T, sample_rate_hz = corpus.read(utterance)
+        except UserError as error:
+            reason = error.reason if isinstance(error, UnusableAudio) else str(error)
+            return SkippedFile(utterance.utterance_id, reason)
+        samples_T = waveform_T.numpy()
+        return _Measurement(
+            utterance_id=utterance.utterance_id,
+            emotion=utterance.emotion,
+            sample_rate_hz=sample_rate_hz,
+            duration_s=len(samples_T) / sample_rate_hz,
+            peak=float(np.abs(samples_T).max()),
+            full_scale_run=max(_longest_run(samples_T >= FULL_SCALE), _longest_run(samples_T <= -FULL_SCALE)),
+            missing_bytes=0 if utterance.path is None else missing_bytes(utterance.path),
+            digest=hashlib.blake2b(samples_T.tobytes(), digest_size=16, person=str(sample_rate_hz).encode()).digest(),
+        )
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        measured = list(pool.map(partial(_measure, corpus), corpus.utterances))
+        measured = list(pool.map(measure, corpus.utterances))
     readable = [file for file in measured if isinstance(file, _Measurement)]
     return readable, [*corpus.skipped, *(file for file in measured if isinstance(file, SkippedFile))]
-
-
-def _measure(corpus: Corpus, utterance: Utterance) -> _Measurement | SkippedFile:
-    try:
-        waveform_T, sample_rate_hz = corpus.read(utterance)
-    except UserError as error:
-        reason = error.reason if isinstance(error, UnusableAudio) else str(error)
-        return SkippedFile(utterance.utterance_id, reason)
-    samples_T = waveform_T.numpy()
-    return _Measurement(
-        utterance_id=utterance.utterance_id,
-        emotion=utterance.emotion,
-        sample_rate_hz=sample_rate_hz,
-        duration_s=len(samples_T) / sample_rate_hz,
-        peak=float(np.abs(samples_T).max()),
-        full_scale_run=max(_longest_run(samples_T >= FULL_SCALE), _longest_run(samples_T <= -FULL_SCALE)),
-        missing_bytes=0 if utterance.path is None else missing_bytes(utterance.path),
-        digest=hashlib.blake2b(samples_T.tobytes(), digest_size=16, person=str(sample_rate_hz).encode()).digest(),
-    )
 
 
 def _longest_run(flags_T: NDArray[np.bool_]) -> int:

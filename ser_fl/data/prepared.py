@@ -18,19 +18,10 @@ from typing import Any
 import torch
 
 from ser_fl.config.schema import Config, parse
+from ser_fl.data import splits
 from ser_fl.data.features import FeatureStore, OnFeatures, compute_features, open_configured_corpus
 from ser_fl.data.frontend import FeatureStatistics, Standardisation
-from ser_fl.data.splits import (
-    EVERYBODY,
-    PARTS,
-    Indices,
-    Part,
-    Split,
-    assign_clients,
-    holders,
-    natural_clients,
-    split_corpus,
-)
+from ser_fl.data.splits import PARTS, Indices, Part, Split, holders
 from ser_fl.data.utterance import Corpus, SkippedFile
 from ser_fl.errors import UserError, unknown_name
 
@@ -71,13 +62,16 @@ class Partition:
     def sizes_and_digests(self) -> tuple[Sizes, dict[str, str]]:
         """How much each speaker has of each part, and a digest of their utterances, labels and split."""
         utterances = self.store.utterances
-        held = {part: holders(utterances, indices) for part, indices in zip(PARTS, self.split, strict=True)}
+        parts = dict(zip(PARTS, self.split, strict=True))
         digests = {utterance.speaker: blake2b(digest_size=16) for utterance in utterances}
-        part_of = {index: part for part, indices in zip(PARTS, self.split, strict=True) for index in indices}
+        part_of = {index: part for part, indices in parts.items() for index in indices}
         for index, utterance in enumerate(utterances):
             content = repr((utterance.utterance_id, utterance.emotion, part_of.get(index)))
             digests[utterance.speaker].update(content.encode())
-        sizes: Sizes = {part: {speaker: len(own) for speaker, own in held[part].items()} for part in PARTS}
+        sizes = {
+            part: {speaker: len(own) for speaker, own in holders(utterances, indices).items()}
+            for part, indices in parts.items()
+        }
         return sizes, {speaker: digest.hexdigest() for speaker, digest in digests.items()}
 
 
@@ -110,10 +104,10 @@ def prepare(config: Config, on_features: OnFeatures | None = None) -> Prepared:
     """
     corpus = open_configured_corpus(config)
     store = compute_features(corpus, config.frontend, cache_dir=config.data.cache_dir, progress=on_features)
-    split = split_corpus(store.utterances, config.split)
-    clients = assign_clients(store.utterances, split.train, config.clients, seed=config.split.seed)
+    split = splits.split_corpus(store.utterances, config.split)
+    clients = splits.assign_clients(store.utterances, split.train, config.clients, seed=config.split.seed)
     if config.federation.name == "centralised":  # the same utterances, where the number of clients is capped too
-        clients = {EVERYBODY: tuple(sorted(index for held in clients.values() for index in held))}
+        clients = {splits.EVERYBODY: tuple(sorted(index for held in clients.values() for index in held))}
     trained = {store.utterances[index].emotion for index in split.train}
     for part, indices in zip(PARTS, split, strict=True):
         counts = Counter(store.utterances[index].emotion for index in indices)
@@ -196,6 +190,8 @@ def open_partition(config: Config, host: Host, classes: Sequence[str]) -> Partit
     """
     corpus = open_node_corpus(config, host)
     store = compute_features(corpus, config.frontend, cache_dir=config.data.cache_dir, classes=tuple(classes))
-    split = split_corpus(store.utterances, config.split, whole=False)
-    clients = natural_clients(store.utterances, split.train, config.clients)  # the server caps them over all nodes
+    split = splits.split_corpus(store.utterances, config.split, whole=False)
+    clients = splits.natural_clients(
+        store.utterances, split.train, config.clients
+    )  # the server caps them over all nodes
     return Partition(store=store, split=split, clients=clients)

@@ -66,15 +66,15 @@ def split_corpus(utterances: Sequence[Utterance], config: SplitConfig, *, whole:
         if whole:
             config = settle_split({utterance.speaker: utterance.sex for utterance in utterances}, config)
         split = _by_part(utterances, config)
-    promised = ("utterance_id", "speaker") if config.name == "speaker_independent" else ("utterance_id",)
-    for name in promised:
-        seen: dict[str, Part] = {}
-        for part, indices in zip(PARTS, split, strict=True):
-            values = [getattr(utterances[index], name) for index in indices]
-            for value in sorted(values if name == "utterance_id" else set(values)):
-                if value in seen:
-                    raise BrokenPromise(f"{value} is in the {seen[value]} part and in the {part} part")
-                seen[value] = part
+    seen: dict[str, Part] = {}
+    for part, indices in zip(PARTS, split, strict=True):
+        names = sorted(utterances[index].utterance_id for index in indices)
+        if config.name == "speaker_independent":
+            names += sorted({f"speaker {utterances[index].speaker}" for index in indices})
+        for name in names:
+            if name in seen:
+                raise BrokenPromise(f"{name} is in the {seen[name]} part and in the {part} part")
+            seen[name] = part
     if whole:
         check_parts({part: len(indices) for part, indices in zip(PARTS, split, strict=True)}, config)
     return split
