@@ -191,7 +191,5 @@ def open_partition(config: Config, host: Host, classes: Sequence[str]) -> Partit
     corpus = open_node_corpus(config, host)
     store = compute_features(corpus, config.frontend, cache_dir=config.data.cache_dir, classes=tuple(classes))
     split = splits.split_corpus(store.utterances, config.split, whole=False)
-    clients = splits.natural_clients(
-        store.utterances, split.train, config.clients
-    )  # the server caps them over all nodes
+    clients = splits.natural_clients(store.utterances, split.train, config.clients)  # the server caps them
     return Partition(store=store, split=split, clients=clients)
