@@ -49,7 +49,6 @@ class Metrics:
 @dataclass(frozen=True, slots=True)
 class Run(RunFolder):
     """A trained run: its folder, with the path of every record, and what a program wants of it next.
-
     ``Run(Path("runs/demo"))`` opens one that was trained before.
     """
 

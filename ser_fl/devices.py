@@ -71,9 +71,8 @@ def current(device: torch.device) -> AbstractContextManager[object]:
 
 @contextmanager
 def seeded_streams(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's own streams, of the CPU and of this device, and put them back afterwards.
-
-    Other devices' streams are left alone, which `torch.manual_seed` would seed as well.
+    """Seed torch's own streams, of the CPU and of this device, and put them back afterwards. Other devices' streams are
+    left alone, which `torch.manual_seed` would seed as well.
     """
     mps_before = torch.mps.get_rng_state() if device.type == "mps" else None
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -93,7 +92,6 @@ def seeded_streams(seed: int, device: torch.device) -> Iterator[None]:
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """Inside, torch makes tensors of this type where none is asked for; afterwards of the type that the caller had set.
-
     The default is one for all threads: enter before threads start.
     """
     before = torch.get_default_dtype()

@@ -115,9 +115,8 @@ def _bounded(kind: type[float], digits: str) -> float:
 
 
 def record_of(kind: type[_Form], content: Any) -> _Form:
-    """A dataclass from what `parse_json` gave; entries that the class does not know are ignored.
-
-    The class is annotated with JSON's own types, tuples, dataclasses and literals.
+    """A dataclass from what `parse_json` gave; entries that the class does not know are ignored. The class is annotated
+    with JSON's own types, tuples, dataclasses and literals.
 
     Raises:
         ValueError: an entry is missing, or a value is of another type. The message goes on from the file's name.
@@ -148,9 +147,8 @@ def adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def user_folder(variable: str, below_home: str) -> Path:
-    """The folder ``ser_fl`` below what an XDG variable names, or else below a folder of the user's home.
-
-    A user without a home, as in some containers, gets one below the folder for temporary files.
+    """The folder ``ser_fl`` below what an XDG variable names, or else below a folder of the user's home. A user without
+    a home, as in some containers, gets one below the folder for temporary files.
     """
     if named := os.environ.get(variable):
         return Path(named) / "ser_fl"

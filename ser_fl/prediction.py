@@ -36,9 +36,8 @@ class Prediction:
 def predict(
     files: Path | str | Sequence[Path | str], run: Path | str | RunFolder, *, channel: str = "first"
 ) -> list[Prediction]:
-    """Classify audio files with the selected model of a run.
-
-    A model that was trained on the built-in corpus says so, in a warning of this module's logger.
+    """Classify audio files with the selected model of a run. A model that was trained on the built-in corpus says so,
+    in a warning of this module's logger.
 
     Args:
         files: One file, or several.

@@ -28,9 +28,8 @@ UNLABELLED = "_unlabelled"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttackSettings:
-    """One attack of the registry; None means this attack's default, which `registry.build` fills in.
-
-    Its budget is an epsilon, an SNR or the masking threshold of each recording.
+    """One attack of the registry; None means this attack's default, which `registry.build` fills in. Its budget is an
+    epsilon, an SNR or the masking threshold of each recording.
 
     Raises:
         UserError: a value out of its range.

@@ -76,9 +76,8 @@ class Clips:
         return torch.where(self.movable_BT, waveform_BT, self.waveform_BT)
 
     def snr_db(self, adversarial_BT: Tensor) -> Tensor:
-        """Energy of each clip over that of its perturbation, in dB: float64, shape (B,).
-
-        Over the samples that are heard. Infinite for no perturbation, minus infinity for one of a silent clip.
+        """Energy of each clip over that of its perturbation, in dB: float64, shape (B,). Over the samples that are
+        heard. Infinite for no perturbation, minus infinity for one of a silent clip.
         """
         clean_B, step_B = self.lengths(self.waveform_BT), self.lengths(adversarial_BT - self.waveform_BT)
         return torch.where(step_B > 0, 20 * torch.log10(clean_B / step_B.clamp(min=1e-300)), torch.inf)

@@ -36,7 +36,6 @@ class Crafted:
     @classmethod
     def join(cls, parts: Sequence[Crafted], rows: Sequence[int], empty: Tensor) -> Self:
         """Parts of one domain, one after the other, put in the order in which the rows say where each utterance lies.
-
         Where there is no part, it is made of ``empty``, of shape (0, F, L).
         """
         order = torch.tensor(rows, dtype=torch.int64).argsort()
@@ -71,9 +70,8 @@ class Domain:
         return Crafted(adversarial_NFL=adversarial)
 
     def held(self, crafted: Crafted, attack: Attack, clean_NFL: Tensor) -> Crafted:
-        """What keeps to the attack's budget, clean utterances in place of the rest; with figures "l2" and "linf".
-
-        What an attack makes of features keeps to its budget.
+        """What keeps to the attack's budget, clean utterances in place of the rest; with figures "l2" and "linf". What
+        an attack makes of features keeps to its budget.
         """
         norms: dict[str, Norm] = {"l2": "2", "linf": "inf"}
         figures = {name: distance(clean_NFL, crafted.adversarial_NFL, norm) for name, norm in norms.items()}

@@ -36,9 +36,8 @@ def margin(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
 
 
 def difference_of_logits_ratio(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """The margin as a share of the distance from the largest logit to the third, shape (B,).
-
-    Croce and Hein 2020 (arXiv 2003.01690, equation 6).
+    """The margin as a share of the distance from the largest logit to the third, shape (B,). Croce and Hein 2020 (arXiv
+    2003.01690, equation 6).
 
     Raises:
         UserError: fewer than three classes.

@@ -156,9 +156,8 @@ class Nearest:
         self.inputs[rows_N], self.distance_B[rows_N] = either(nearer_N, (moved, distance_N), kept)
 
     def draw_in(self, aim: Aim, step: int) -> Tensor:
-        """What was found, moved towards the clean input along the segment for as long as it stays adversarial.
-
-        Box and ball are convex, so that the way lies in both. It costs `SEGMENT_STEPS` forward passes.
+        """What was found, moved towards the clean input along the segment for as long as it stays adversarial. Box and
+        ball are convex, so that the way lies in both. It costs `SEGMENT_STEPS` forward passes.
         """
         rows_N = (self.distance_B.isfinite() & (self.distance_B > 0)).nonzero().flatten()
         if not len(rows_N):

@@ -137,9 +137,8 @@ def divergence(logits_BC: Tensor, adversarial_BC: Tensor) -> Tensor:
 
 
 def random_start(features_BFL: Tensor, epsilon: float, generator: Generator) -> Tensor:
-    """Features moved by noise that is uniform in the L-infinity ball of radius epsilon, shape (B, F, L).
-
-    The noise is drawn on the generator's device, so that a generator on the CPU gives the same start everywhere.
+    """Features moved by noise that is uniform in the L-infinity ball of radius epsilon, shape (B, F, L). The noise is
+    drawn on the generator's device, so that a generator on the CPU gives the same start everywhere.
     """
     unit = torch.rand(features_BFL.shape, generator=generator, device=generator.device, dtype=torch.float32)
     return features_BFL.detach() + send((2 * unit - 1) * epsilon, features_BFL.device)

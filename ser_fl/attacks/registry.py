@@ -221,10 +221,8 @@ def entry_of(name: str, backend: Backend = "auto") -> Entry:
 
 
 def build(settings: AttackSettings) -> Attack:
-    """The attack on features that settings name, every None of them filled by its default, where it has one.
-
-    A setting that the attack does not have is put to what the attack does, with a warning: what a record says is what
-    ran.
+    """The attack on features that settings name, every None of them filled by its default, where it has one. A setting
+    that the attack does not have is put to what the attack does, with a warning: what a record says is what ran.
 
     Raises:
         UserError: unknown name (the known ones are listed), or an attack that goes on recordings alone.
@@ -245,9 +243,8 @@ def build(settings: AttackSettings) -> Attack:
 
 
 def build_on_recordings(settings: AttackSettings) -> Attack:
-    """The attack on recorded samples that settings name; always our own.
-
-    Steps are a share of the ball where nothing else is said (`pgd.TOTAL_RADII`), and one random start is the default.
+    """The attack on recorded samples that settings name; always our own. Steps are a share of the ball where nothing
+    else is said (`pgd.TOTAL_RADII`), and one random start is the default.
 
     Raises:
         UserError: no attack of that name goes on recordings, or it does not keep to such a budget.
@@ -267,9 +264,8 @@ def build_on_recordings(settings: AttackSettings) -> Attack:
 
 
 def expand(names: Iterable[str], fits: Callable[[str], bool] = lambda name: True) -> tuple[str, ...]:
-    """Names of attacks, each once, with those of its attacks in place of a suite's, as far as they fit.
-
-    What a suite holds and does not fit is left out with a warning; what is named outright stays, to be refused.
+    """Names of attacks, each once, with those of its attacks in place of a suite's, as far as they fit. What a suite
+    holds and does not fit is left out with a warning; what is named outright stays, to be refused.
 
     >>> expand(["noise_gaussian", "quick", "bim"])
     ('noise_gaussian', 'fgsm', 'bim', 'apgd_ce', 'noise_uniform')

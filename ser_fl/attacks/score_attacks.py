@@ -46,9 +46,8 @@ def craft_noise_uniform(problem: Problem) -> Tensor:
 
 
 def craft_noise_gaussian(problem: Problem) -> Tensor:
-    """The worst of several draws of white noise with standard deviation epsilon, clipped to the L-infinity ball.
-
-    A third of all cells is clipped, so that it is louder than uniform noise.
+    """The worst of several draws of white noise with standard deviation epsilon, clipped to the L-infinity ball. A
+    third of all cells is clipped, so that it is louder than uniform noise.
     """
     return _noise(problem, "noise_gaussian", lambda shape, stream: torch.randn(shape, generator=stream).clamp_(-1, 1))
 
@@ -65,9 +64,8 @@ def _noise(problem: Problem, name: str, draw: Callable[[torch.Size, Generator], 
 
 
 def craft_square(problem: Problem) -> Tensor:
-    """Random search with as many queries as steps, until an utterance is recognised no more.
-
-    What each utterance will ask is drawn once by a stream of its own: batches and their order do not matter.
+    """Random search with as many queries as steps, until an utterance is recognised no more. What each utterance will
+    ask is drawn once by a stream of its own: batches and their order do not matter.
     """
     epsilon, (num_bins, num_frames) = problem.settings.epsilon, problem.clean.shape[1:]
     stripes, chance = [], []

@@ -39,7 +39,6 @@ class Passes:
 
 class Expectation(Protocol):
     """What an adaptive attacker knows of a defence: what it may show the classifier, and how much each counts.
-
     `ser_fl.attacks.expectation.expectation_of` makes one of a defence.
     """
 
@@ -109,9 +108,8 @@ class Target:
         return inputs if self.to_features is None else self.to_features(inputs)
 
     def __call__(self, inputs: Tensor, step: int = 0) -> Tensor:
-        """Logits of shape (B, C); differentiable where the inputs ask for a gradient.
-
-        Of a randomised model they are the mean of log-probabilities over the draws of a step.
+        """Logits of shape (B, C); differentiable where the inputs ask for a gradient. Of a randomised model they are
+        the mean of log-probabilities over the draws of a step.
         """
         features_BFL = self.features(inputs)
         if self.expectation is None:
@@ -195,9 +193,8 @@ def _recognised(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BestAdversarial:
-    """Inputs, and what the model says of them: the less they are recognised the better, then the larger the loss.
-
-    What is compared must have been asked under the same draws of a randomised model.
+    """Inputs, and what the model says of them: the less they are recognised the better, then the larger the loss. What
+    is compared must have been asked under the same draws of a randomised model.
     """
 
     inputs: Tensor
@@ -249,10 +246,8 @@ def best_of_starts(
     step: int = -1,
     incumbent: Tensor | None = None,
 ) -> Tensor:
-    """The best of what each start leads to and of an incumbent, as `pgd.descend` says.
-
-    Only what no start has broken starts again. Candidates are compared by a loss and under the draws of a step; no step
-    of an attack has -1.
+    """The best of what each start leads to and of an incumbent, as `pgd.descend` says. Only what no start has broken
+    starts again. Candidates are compared by a loss and under the draws of a step; no step of an attack has -1.
     """
     if starts == 1 and incumbent is None:
         return ascend(None, 0)

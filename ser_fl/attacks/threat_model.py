@@ -116,9 +116,8 @@ NORMS = _Norms(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Box:
-    """The values that a feature may take, per mel bin: from the standardised log floor to the training maximum.
-
-    Clean features are clipped to the box before anything is measured. The paper's code has none: `Box.unbounded()`.
+    """The values that a feature may take, per mel bin: from the standardised log floor to the training maximum. Clean
+    features are clipped to the box before anything is measured. The paper's code has none: `Box.unbounded()`.
 
     Raises:
         UserError: only one side is given, or a lower bound lies above its upper bound.

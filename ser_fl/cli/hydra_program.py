@@ -163,9 +163,8 @@ def _call_hydra(
 
 
 def planned(name: str, overrides: Sequence[str]) -> tuple[list[tuple[str, Config]], Any]:
-    """The jobs of the basic sweeper, as what sets each apart and its configuration, and Hydra's own settings.
-
-    Another sweeper chooses as it goes: none of its jobs is known beforehand.
+    """The jobs of the basic sweeper, as what sets each apart and its configuration, and Hydra's own settings. Another
+    sweeper chooses as it goes: none of its jobs is known beforehand.
     """
     from hydra import compose as hydra_compose
     from hydra import initialize

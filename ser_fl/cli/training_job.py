@@ -62,9 +62,8 @@ def print_summary(run: RunFolder) -> None:
 
 
 def placed(config: Config, study: str, number: str, group: str) -> Config:
-    """A run of a sweep, with a new folder in `run_dir`, or among those of its experiment.
-
-    W&B shows the runs of the study, the sweep, together as a group; a group that the configuration has stays.
+    """A run of a sweep, with a new folder in `run_dir`, or among those of its experiment. W&B shows the runs of the
+    study, the sweep, together as a group; a group that the configuration has stays.
     """
     own = f"{number}-{config.seed}"
     folder = Path(config.run_dir) / own if config.run_dir else Path("runs") / config.experiment / f"{study}-{own}"

@@ -149,9 +149,8 @@ def parsed(composed: Any) -> Config:
 def _translated(
     overrides: Sequence[str], known: Mapping[str, Sequence[str]], *, is_sweep: bool
 ) -> tuple[list[str], dict[str, Any]]:
-    """Overrides in Hydra's grammar, and settings that it cannot name: those under keys of the user's own.
-
-    Misspelt names are found before Hydra finds them, whose messages take many lines.
+    """Overrides in Hydra's grammar, and settings that it cannot name: those under keys of the user's own. Misspelt
+    names are found before Hydra finds them, whose messages take many lines.
     """
     values: list[str] = []
     typed: dict[str, Any] = {}

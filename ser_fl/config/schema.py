@@ -177,7 +177,6 @@ def dump(config: Config) -> dict[str, Any]:
 
 def instantiated_objects(config: Config) -> dict[str, Any]:
     """What `ser_fl.train` takes as objects, by its argument's name, where the configuration names some by import path.
-
     Here somebody's code is imported and called.
     """
     named: dict[str, object] = {"network": config.model, "objective": config.objective}

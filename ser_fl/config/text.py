@@ -97,9 +97,8 @@ def assignments(schema: object, key: str, value: str, quote: Callable[[str], str
 
 
 def sweep_values(schema: object, key: str, value: str) -> list[str]:
-    r"""The values that commas separate in a sweep, for settings that hold text; the value itself for all others.
-
-    A comma belongs to a text where ``\,`` is written, and to a path always.
+    r"""The values that commas separate in a sweep, for settings that hold text; the value itself for all others. A
+    comma belongs to a text where ``\,`` is written, and to a path always.
     """
     path = tuple(key.split("."))
     kind = kind_of(type_at(schema, path))
@@ -254,9 +253,8 @@ def _refuse_interpolation(file: Path, value: Any) -> None:
 
 
 def bounded_yaml(file: Path) -> str:
-    """The text of a YAML file; a `UserError` where its values would fill the memory.
-
-    It is large then, deep, or small with aliases of aliases.
+    """The text of a YAML file; a `UserError` where its values would fill the memory. It is large then, deep, or small
+    with aliases of aliases.
     """
     import yaml
 

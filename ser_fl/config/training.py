@@ -172,9 +172,8 @@ Deterministic = Annotated[bool | Literal["warn"], must_be(_DETERMINISTIC, lambda
 
 @stage
 class TrainerConfig:
-    """Flags of Lightning's Trainer for a client's local epochs; the defaults are Lightning's.
-
-    They need executor.engine=trainer, and weights depend on them, so that a resumed run must have the same.
+    """Flags of Lightning's Trainer for a client's local epochs; the defaults are Lightning's. They need
+    executor.engine=trainer, and weights depend on them, so that a resumed run must have the same.
     """
 
     gradient_clip_val: Positive | None = None

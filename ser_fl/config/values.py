@@ -44,9 +44,8 @@ Folder = Annotated[str, PATH]
 
 
 def must_be(wanted: str, fits: Callable[[Any], bool]) -> BeforeValidator:
-    """A check of a union, of which pydantic would say once for each of its types what is wrong.
-
-    ``wanted`` is the setting's name and what it must be, which a value ``fits`` or not.
+    """A check of a union, of which pydantic would say once for each of its types what is wrong. ``wanted`` is the
+    setting's name and what it must be, which a value ``fits`` or not.
     """
 
     def check(given: object) -> object:
@@ -77,9 +76,8 @@ def as_yaml(value: object) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectConfig:
-    """A class or function, and what it is called with: ``{_target_: mypackage.MyNetwork, width: 8}``.
-
-    Reading one imports nothing: only `instantiate` runs somebody's code.
+    """A class or function, and what it is called with: ``{_target_: mypackage.MyNetwork, width: 8}``. Reading one
+    imports nothing: only `instantiate` runs somebody's code.
     """
 
     target: str

@@ -113,9 +113,8 @@ def equalise(features_BFL: Tensor, largest: float, stream: Generator) -> Tensor:
 
 
 def mask_band(features_BFL: Tensor, axis: int, longest: int, stream: Generator) -> Tensor:
-    """Set a band of each utterance along ``axis`` (1: mel bins, 2: frames) to 0.
-
-    Its length is uniform in 0..``longest`` (at most the axis), its start uniform over where it fits.
+    """Set a band of each utterance along ``axis`` (1: mel bins, 2: frames) to 0. Its length is uniform in
+    0..``longest`` (at most the axis), its start uniform over where it fits.
     """
     size, count = features_BFL.shape[axis], len(features_BFL)
     length_B1 = torch.randint(min(longest, size) + 1, (count, 1), generator=stream)

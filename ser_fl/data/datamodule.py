@@ -26,9 +26,8 @@ Batch = tuple[Tensor, Tensor]
 
 
 class ShuffledBatches(IterableDataset[Batch]):
-    """All examples once per iteration, in an order drawn from the stream, in batches of nearly equal size.
-
-    Nearly equal, because a last batch of one or two utterances would upset batch normalisation.
+    """All examples once per iteration, in an order drawn from the stream, in batches of nearly equal size. Nearly
+    equal, because a last batch of one or two utterances would upset batch normalisation.
 
     Args:
         examples: of whom.
@@ -153,9 +152,8 @@ class EmotionDataModule(pl.LightningDataModule):
 
 
 class ClientDataModule(pl.LightningDataModule):
-    """Feeds one client's examples of one round to its Trainer.
-
-    A callback finds whose batches it sees as ``trainer.datamodule.client_id`` and ``trainer.datamodule.round``.
+    """Feeds one client's examples of one round to its Trainer. A callback finds whose batches it sees as
+    ``trainer.datamodule.client_id`` and ``trainer.datamodule.round``.
     """
 
     def __init__(

@@ -61,9 +61,8 @@ OnFeatures = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class FeatureStore:
-    """Raw log-mel features of all utterances, and their labels.
-
-    A pickled store holds the name of its file and no features: another process that unpickles it maps the same pages.
+    """Raw log-mel features of all utterances, and their labels. A pickled store holds the name of its file and no
+    features: another process that unpickles it maps the same pages.
     """
 
     file: Path

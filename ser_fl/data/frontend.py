@@ -109,7 +109,6 @@ class LogMel(nn.Module):
 @dataclass(frozen=True, slots=True)
 class FeatureStatistics:
     """Sums per mel bin, in float64: what a client tells of its features, so that all clients can be standardised alike.
-
     ``merge`` of all clients' statistics gives those of all their features together.
     """
 

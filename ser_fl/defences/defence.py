@@ -29,9 +29,8 @@ Classifier = Callable[[Tensor], Tensor]
 
 
 class Defence(ABC):
-    """A test-time defence; all its randomness comes from (seed, utterance key, draw).
-
-    All but `name` and `transform` have defaults: one draw an utterance, whose prediction is scored.
+    """A test-time defence; all its randomness comes from (seed, utterance key, draw). All but `name` and `transform`
+    have defaults: one draw an utterance, whose prediction is scored.
     """
 
     name: str
@@ -61,7 +60,6 @@ class Defence(ABC):
     @property
     def approximation(self) -> Callable[[Tensor], Tensor] | None:
         """Maps features to nearly what `transform` shows of them, with a useful gradient; None where that has its own.
-
         The backward pass of an adaptive attack goes through it (BPDA: arXiv 1802.00420, section 4.1).
         """
         return None
@@ -76,9 +74,8 @@ class Defence(ABC):
         return None
 
     def outcomes(self, features_BFL: Tensor, numbers_KB: Sequence[Sequence[int]]) -> Tensor:
-        """What the classifier is shown with these outcomes, K for each utterance, as `transform` would with each.
-
-        Shape (K * B, F', L'): all utterances with their first outcome, then with their second, and so on.
+        """What the classifier is shown with these outcomes, K for each utterance, as `transform` would with each. Shape
+        (K * B, F', L'): all utterances with their first outcome, then with their second, and so on.
         """
         raise NotImplementedError(f"{self.name} lists no outcomes")
 

@@ -129,9 +129,8 @@ def apply_patterns(features_BFL: Tensor, patterns_N: Sequence[Pattern]) -> Tenso
 
 
 class _Placed(torch.autograd.Function):
-    """Images of several sizes, each copied into one canvas or more: N copies forward and N backward.
-
-    Padding and stacking would give the same, but with its gradient takes a third more time.
+    """Images of several sizes, each copied into one canvas or more: N copies forward and N backward. Padding and
+    stacking would give the same, but with its gradient takes a third more time.
     """
 
     @staticmethod
@@ -163,9 +162,8 @@ class _Placed(torch.autograd.Function):
 
 
 class _RandomPatterns(Defence):
-    """What defences by a random resize and pad have in common: outcomes that can be listed, the `patterns`.
-
-    They show the classifier features of shape (B, F + 2, L + 7).
+    """What defences by a random resize and pad have in common: outcomes that can be listed, the `patterns`. They show
+    the classifier features of shape (B, F + 2, L + 7).
     """
 
     def __post_init__(self) -> None:

@@ -151,9 +151,8 @@ class Settings(TypedDict, total=False):
 
 
 class Daemons:
-    """The daemons of one state folder: started one after the other, stopped together.
-
-    As a context it is started on entry and stopped on exit.
+    """The daemons of one state folder: started one after the other, stopped together. As a context it is started on
+    entry and stopped on exit.
     """
 
     def __init__(self, kind: str, keys: Path, name: str, **settings: Unpack[Settings]) -> None:

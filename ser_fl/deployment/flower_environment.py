@@ -53,7 +53,6 @@ def flower_environment(
     home: Path, outgoing: Outgoing | None = None, extra: Mapping[str, str] | None = None
 ) -> dict[str, str]:
     """Environment of a Flower program: this process's, without the Flower settings in it, and with `extra` variables.
-
     `home` is FLWR_HOME, where Flower keeps connections and unpacked apps.
     """
     outgoing = outgoing or Outgoing()

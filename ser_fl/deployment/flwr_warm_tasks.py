@@ -30,9 +30,8 @@ _PRELOADED = (
 
 
 def start_tasks_warm() -> None:
-    """Let this process, a SuperExec, fork its tasks.
-
-    A task runs the ser_fl that is installed here, also where the app that was submitted brings another.
+    """Let this process, a SuperExec, fork its tasks. A task runs the ser_fl that is installed here, also where the app
+    that was submitted brings another.
     """
     from flwr.supercore.constant import TASK_TYPE_TO_APPIO_API_ADDRESS_ARG, TASK_TYPE_TO_COMMAND
     from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor

@@ -169,10 +169,8 @@ class Node(Daemons):
         return file
 
     def _may_retry(self, supernode: Daemon) -> bool:
-        """Whether a refused key may be taken at the next try.
-
-        It is one that the link still counted as online, and no longer does; or, after a pause, one that a link which
-        has just come up was not told of yet.
+        """Whether a refused key may be taken at the next try. It is one that the link still counted as online, and no
+        longer does; or, after a pause, one that a link which has just come up was not told of yet.
         """
         if _REFUSED not in supernode.said:
             return False

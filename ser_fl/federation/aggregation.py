@@ -10,9 +10,8 @@ from ser_fl.runs.records import ClientUpdate, State
 
 
 class Aggregation(ABC):
-    """Takes in the updates of one round, in the order of the cohort, and gives one state.
-
-    A copy of the object that an algorithm has takes in each round's updates: it never needs to forget.
+    """Takes in the updates of one round, in the order of the cohort, and gives one state. A copy of the object that an
+    algorithm has takes in each round's updates: it never needs to forget.
     """
 
     @abstractmethod

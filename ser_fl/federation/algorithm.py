@@ -86,9 +86,8 @@ class Algorithm:
         return average
 
     def learning_rate(self, round_number: int) -> float | None:
-        """The server's own in a round, of which `optimiser.schedule` then is; None where it has none.
-
-        Where it has one, clients keep their full rate: it takes a client's rate out of the updates again.
+        """The server's own in a round, of which `optimiser.schedule` then is; None where it has none. Where it has one,
+        clients keep their full rate: it takes a client's rate out of the updates again.
         """
         return None
 

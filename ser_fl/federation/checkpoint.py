@@ -75,9 +75,8 @@ def new_folders(config: Config) -> Iterator[Path]:
 
 
 def dated_folders(parent: Path, seed: int, now: datetime) -> Iterator[Path]:
-    """Names for a run that begins now, ``<date-time>-<seed>`` or ``<date-time>.<count>-<seed>``, without an end.
-
-    All of them sort behind the runs of this seed that are there already, whatever became of the clock since.
+    """Names for a run that begins now, ``<date-time>-<seed>`` or ``<date-time>.<count>-<seed>``, without an end. All of
+    them sort behind the runs of this seed that are there already, whatever became of the clock since.
     """
     stamp, count = max([(f"{now:{_STAMP}}", 0), *(_order(folder) for folder in parent.glob(f"*-{seed}"))])
     while True:

@@ -47,9 +47,8 @@ class OwnObjects:
         return cls(network=network, callbacks=tuple(callbacks), **given)
 
     def recorded_in(self, config: Config) -> Config:
-        """The configuration with these objects named in it, but for callbacks, on which no result depends.
-
-        A `UserError` says that it names others, or that they do not go with it.
+        """The configuration with these objects named in it, but for callbacks, on which no result depends. A
+        `UserError` says that it names others, or that they do not go with it.
         """
         given = {name: getattr(self, name) for name in ("network", "objective", "aggregation", "algorithm")}
         names = {name: qualified_name(value) for name, value in given.items() if value is not None}

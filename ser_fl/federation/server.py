@@ -104,9 +104,8 @@ class Server(Committed):
             self.average.add(self.algorithm.models[GLOBAL])
 
     def select(self, score: float | None) -> None:
-        """Keep this round's models where they score above the best so far.
-
-        None is a round that was not scored: it is kept for as long as no round was.
+        """Keep this round's models where they score above the best so far. None is a round that was not scored: it is
+        kept for as long as no round was.
         """
         if self.best_score < 0 if score is None else score > self.best_score:
             self.best, self.best_round = dict(self.judged), self.round

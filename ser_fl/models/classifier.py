@@ -156,7 +156,6 @@ class EmotionClassifier(pl.LightningModule):
 
     def score_epoch(self, *, only_loss: bool = False) -> dict[str, Tensor]:
         """Figures of the training epoch that ends: computed once, so that no step pays for them or waits for a device.
-
         Empty where no step was taken, since a callback skipped the epoch.
         """
         if not self._steps:

@@ -125,9 +125,8 @@ class _Stem(torch.autograd.Function):
 
 
 def _spread() -> Tensor:
-    """Which of a 5 x 5 kernel's weights (25: none) falls on each cell of 2 x 2 squares, (4 values, 2, 2, 16 cells).
-
-    The window of the value at row i and column j above a square begins at the square's cell (2 i, 2 j).
+    """Which of a 5 x 5 kernel's weights (25: none) falls on each cell of 2 x 2 squares, (4 values, 2, 2, 16 cells). The
+    window of the value at row i and column j above a square begins at the square's cell (2 i, 2 j).
     """
     cells = torch.full((4, 2 * _CELLS, 2 * _CELLS), 25)
     kernel = torch.arange(25).view(5, 5)
@@ -141,9 +140,8 @@ _SPREAD = _spread()
 
 
 class BidirectionalGRU(nn.GRU):
-    """One bidirectional layer, batch first: parameters, equations and result of `torch.nn.GRU`.
-
-    On a GPU it is `torch.nn.GRU` itself. On a CPU it takes batches only and has no second derivative.
+    """One bidirectional layer, batch first: parameters, equations and result of `torch.nn.GRU`. On a GPU it is
+    `torch.nn.GRU` itself. On a CPU it takes batches only and has no second derivative.
     """
 
     def __init__(self, input_size: int, hidden_size: int) -> None:

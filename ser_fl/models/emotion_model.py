@@ -33,10 +33,8 @@ _LONGEST_CLIP = 1 << 28
 
 
 class EmotionModel(nn.Module):
-    """A trained classifier with its front end: what `ser_fl.load` gives.
-
-    Called with standardised log-mel features it is a plain torch classifier, the thing that is attacked;
-    `from_waveform` goes all the way from audio.
+    """A trained classifier with its front end: what `ser_fl.load` gives. Called with standardised log-mel features it
+    is a plain torch classifier, the thing that is attacked; `from_waveform` goes all the way from audio.
     """
 
     def __init__(

@@ -139,9 +139,8 @@ class _Pooled(nn.Module):
 
 
 class VGG15(_Pooled):
-    """VGG-15 as in the paper authors' code (arXiv 2203.04696); any input of 32 x 32 up.
-
-    13 convolutions 3 x 3 with batch norm and ReLU, global average pooling, FC 256, logits.
+    """VGG-15 as in the paper authors' code (arXiv 2203.04696); any input of 32 x 32 up. 13 convolutions 3 x 3 with
+    batch norm and ReLU, global average pooling, FC 256, logits.
     """
 
     def __init__(self, num_classes: int, config: VGG15Config) -> None:
@@ -180,9 +179,8 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(_Pooled):
-    """The residual network of the paper authors' code (arXiv 2203.04696), used there for IEMOCAP.
-
-    conv 7x7/2-64, pool, residual 128, pool, residual 256/2, pool, average, dropout, FC 128, logits.
+    """The residual network of the paper authors' code (arXiv 2203.04696), used there for IEMOCAP. conv 7x7/2-64, pool,
+    residual 128, pool, residual 256/2, pool, average, dropout, FC 128, logits.
     """
 
     def __init__(self, num_classes: int, config: ResNetConfig) -> None:

@@ -115,9 +115,8 @@ def speaker_bars(ax: Axes, uar_by_speaker: Mapping[str, float | None], *, overal
 
 
 def confusion_matrix(ax: Axes, confusion: Sequence[Sequence[float]], classes: Sequence[str]) -> Axes:
-    """Confusion matrix of shape (C, C): colour is the share of the true class (row), the text the count.
-
-    Counts averaged over random draws need not be whole and are shown with one decimal.
+    """Confusion matrix of shape (C, C): colour is the share of the true class (row), the text the count. Counts
+    averaged over random draws need not be whole and are shown with one decimal.
     """
     counts = np.asarray(confusion, dtype=np.float64)
     totals = counts.sum(axis=1, keepdims=True)
@@ -143,9 +142,8 @@ def heat_table(ax: Axes, shares: Sequence[Sequence[float]], names: Sequence[str]
 
 
 def spectrogram_pair(axes: Sequence[Axes], example: Example) -> Sequence[Axes]:
-    """Clean and adversarial log-mel spectrogram of one utterance and their difference, on three axes.
-
-    The first two share their colours; in the third white is no change.
+    """Clean and adversarial log-mel spectrogram of one utterance and their difference, on three axes. The first two
+    share their colours; in the third white is no change.
     """
     clean_FL, adversarial_FL = np.asarray(example.clean), np.asarray(example.adversarial)
     difference_FL = adversarial_FL - clean_FL

@@ -72,9 +72,8 @@ def reference_budgets(runs: Sequence[RunRecords]) -> set[Budget]:
 
 
 def columns_of(runs: Sequence[RunRecords], budgets: set[Budget]) -> list[str]:
-    """Headings of every attack of some runs at some budgets; worst cases have none.
-
-    Log-mel stands before waveform, attacks on the undefended model first, then by strength.
+    """Headings of every attack of some runs at some budgets; worst cases have none. Log-mel stands before waveform,
+    attacks on the undefended model first, then by strength.
     """
     firsts: dict[str, AttackRecord] = {}
     for run, record in _shown(runs, budgets):

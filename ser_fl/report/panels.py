@@ -39,9 +39,8 @@ _DPI = 160
 
 
 def draw_figures(runs: Sequence[RunRecords], transferred: Sequence[TransferMatrix] = ()) -> dict[str, bytes]:
-    """PNG of every figure the records allow, by file stem and in the order of the report.
-
-    Equal records give equal bytes: there is no version stamp in them.
+    """PNG of every figure the records allow, by file stem and in the order of the report. Equal records give equal
+    bytes: there is no version stamp in them.
     """
     import matplotlib
 
@@ -103,9 +102,8 @@ def robust_uar(labelled: Labelled, threat: Threat) -> Figure:
 
 
 def confusions(labelled: Labelled) -> Figure | None:
-    """Confusion matrices side by side, two to a row; None where there is none.
-
-    Of every run: the clean one, and that of the strongest attack of the four-way table on the bare model.
+    """Confusion matrices side by side, two to a row; None where there is none. Of every run: the clean one, and that of
+    the strongest attack of the four-way table on the bare model.
     """
     budgets = reference_budgets([run for _, run in labelled])
     matrices: list[tuple[str, Sequence[Sequence[float]], Sequence[str]]] = []

@@ -79,9 +79,8 @@ def replications(runs: Sequence[RunRecords]) -> list[Replication]:
 
 
 def replication_table(runs: Sequence[RunRecords]) -> Table | None:
-    """Robust UAR in per cent of experiments that were repeated and attacked; None where none was.
-
-    Rows: training and test-time defence. Columns: clean, each attack at the reference budgets, the worst case.
+    """Robust UAR in per cent of experiments that were repeated and attacked; None where none was. Rows: training and
+    test-time defence. Columns: clean, each attack at the reference budgets, the worst case.
     """
     repeated = [group for group in replications(runs) if len(group.runs) > 1 and any(run.attacks for run in group.runs)]
     if not repeated:
@@ -115,9 +114,8 @@ def replication_table(runs: Sequence[RunRecords]) -> Table | None:
 
 
 def spread_table(runs: Sequence[RunRecords]) -> Table | None:
-    """Test scores without attack over seeds, in per cent; None where no experiment has two finished runs.
-
-    A run that has not finished is left out. Folds are too: their test parts differ, and so do their scores.
+    """Test scores without attack over seeds, in per cent; None where no experiment has two finished runs. A run that
+    has not finished is left out. Folds are too: their test parts differ, and so do their scores.
     """
     finished = [run for run in runs if run.summary.test is not None]
     repeated = [group for group in replications(finished) if len(group.runs) > 1 and not group.by_fold]

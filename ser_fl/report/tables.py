@@ -101,9 +101,8 @@ def attack_table(runs: Sequence[RunRecords]) -> Table:
 
 
 def group_table(runs: Sequence[RunRecords]) -> Table | None:
-    """Whom an attack hits: robust UAR by sex and speaker, robust recall by emotion; None where no record has groups.
-
-    Of each run and defence, without attack and in the worst case at the reference budgets.
+    """Whom an attack hits: robust UAR by sex and speaker, robust recall by emotion; None where no record has groups. Of
+    each run and defence, without attack and in the worst case at the reference budgets.
     """
     budgets = reference_budgets(runs)
     shown = [

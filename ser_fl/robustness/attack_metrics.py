@@ -29,9 +29,8 @@ _SAME = sorted({entry.name for entry in fields(AttackRecord)} & {entry.name for 
 
 
 class Bench:
-    """A test set, what its defended models say without an attack, and the records that come of attacks.
-
-    Outcomes of another domain than its own are left aside.
+    """A test set, what its defended models say without an attack, and the records that come of attacks. Outcomes of
+    another domain than its own are left aside.
     """
 
     def __init__(self, test_set: TestSet, defences: Sequence[Defence]) -> None:

@@ -252,9 +252,8 @@ def _planned(
 def _attacks_of(
     config: BenchmarkConfig, trained: Config, num_classes: int, curve: Sequence[float]
 ) -> tuple[list[Attack], list[Attack]]:
-    """Attacks on the bare model, and adaptive ones: each at every budget, and those of the curve at the curve's.
-
-    The epsilon that the run was trained with is the default; ``curve`` is what "auto" stands for.
+    """Attacks on the bare model, and adaptive ones: each at every budget, and those of the curve at the curve's. The
+    epsilon that the run was trained with is the default; ``curve`` is what "auto" stands for.
     """
     request = request_of(config, num_classes)
     if config.domain == "waveform":
@@ -278,7 +277,6 @@ def _attacks_of(
 
 def device_of_benchmark(config: BenchmarkConfig, trained: Config) -> torch.device:
     """The first device of the accelerator that is asked for; else of the run's, or the CPU where that is not here.
-
     Attacks measure distances in float64, which Apple's GPUs lack: their runs are attacked on the CPU.
 
     Raises:

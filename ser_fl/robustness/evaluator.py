@@ -47,9 +47,8 @@ class Evaluator:
     def confusions(
         self, network: nn.Module, holders: Mapping[str, Indices], perturb: Perturb | None = None
     ) -> dict[str, Confusion]:
-        """Each holder's confusion matrix of shape (C, C); what a holder sends is nothing else.
-
-        The network stays on its device, and is waited for once, at the end.
+        """Each holder's confusion matrix of shape (C, C); what a holder sends is nothing else. The network stays on its
+        device, and is waited for once, at the end.
         """
         network.eval()
         predicted = []

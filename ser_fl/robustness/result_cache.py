@@ -229,7 +229,6 @@ def adversarials(folder: Path) -> dict[str, Tensor]:
 @dataclass(slots=True, kw_only=True)
 class RunCache:
     """``attacks.json`` and the outcomes below ``attacks/``, beside those of earlier benchmarks of the same model.
-
     Nothing moves before there is something to write: a benchmark that is refused leaves the run folder as it was.
     """
 

@@ -130,7 +130,6 @@ class RunFolder:
 
     def refuse_links_out(self) -> None:
         """Refuse, by a `UserError`, a folder that holds links out of it, or devices: it may come from somebody else.
-
         The folder itself may be reached by links, and what trackers keep in theirs is not ours to read.
         """
         root = self.root.resolve()

@@ -22,9 +22,8 @@ LEFT_TO_THE_PARENT = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, s
 
 
 class Stopped(BaseException):
-    """A signal ended the run, which can go on from its last checkpoint.
-
-    No `Exception`: a client that trains as it is raised must not take it for a failure of its own.
+    """A signal ended the run, which can go on from its last checkpoint. No `Exception`: a client that trains as it is
+    raised must not take it for a failure of its own.
     """
 
     def __init__(self, number: int) -> None:

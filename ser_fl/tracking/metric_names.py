@@ -48,9 +48,8 @@ def attack_metrics(records: Sequence[AttackRecord]) -> dict[str, float]:
 
 
 def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
-    """Selected round and test figures: ``test/uar``, ``test/recall/{class}`` and so on.
-
-    ``selection_score`` is the validation score that the round was selected by, and what a sweep may choose by.
+    """Selected round and test figures: ``test/uar``, ``test/recall/{class}`` and so on. ``selection_score`` is the
+    validation score that the round was selected by, and what a sweep may choose by.
     """
     test = summary["test"]
     metrics = {key: summary.get(key) for key in ("selected_round", "selection_score")}

@@ -51,9 +51,8 @@ def let_go(trainer: pl.Trainer) -> None:
 
 
 class QuickHookNames(pl.LightningModule):
-    """A module that notes quickly which hook is running, which Lightning has it do some forty times a step.
-
-    A module looks with every attribute that is set whether it is a parameter, a buffer or a module.
+    """A module that notes quickly which hook is running, which Lightning has it do some forty times a step. A module
+    looks with every attribute that is set whether it is a parameter, a buffer or a module.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

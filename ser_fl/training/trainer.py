@@ -65,7 +65,6 @@ of which what has no other part is left."""
 
 class ClientClassifier(QuickHookNames, EmotionClassifier):
     """The local epochs of one client in one round: `EmotionClassifier` with what the round and its plan ask of it.
-
     ``optimiser_state`` is what the optimiser carries from the client's last round, by ``"<parameter index>.<entry>"``.
     """
 
@@ -178,9 +177,8 @@ def fit_in_loop(
 
 
 class Trainers:
-    """Makes the Trainers of a process. Callbacks and the stopwatch are the same for all clients.
-
-    `EarlyStopping` begins anew with each client, as with any fit. A callback of the user's own keeps what it gathers.
+    """Makes the Trainers of a process. Callbacks and the stopwatch are the same for all clients. `EarlyStopping` begins
+    anew with each client, as with any fit. A callback of the user's own keeps what it gathers.
     """
 
     def __init__(

@@ -87,7 +87,6 @@ def attack_class(name: str) -> type[Any]:
 
 def entry_of(name: str) -> Entry:
     """A class by its name ``art:ClassName``: its own number of steps by default, and steps of a quarter of epsilon.
-
     Attacks with an epsilon or a choice of norms are given "inf" for one.
 
     Raises:
@@ -138,9 +137,8 @@ def craft_as(class_name: str) -> Callable[[Problem], Tensor]:
 
 
 def _generate(problem: Problem) -> Tensor:
-    """What the class makes of these utterances.
-
-    Where ART's own words would mislead, or it would run without attacking anything, this says so first.
+    """What the class makes of these utterances. Where ART's own words would mislead, or it would run without attacking
+    anything, this says so first.
     """
     name, traits = problem.settings.name, traits_of(problem.settings.name)
     _, num_bins, num_frames = problem.clean.shape

@@ -106,9 +106,8 @@ def classifier_of(
     by_class = estimator.class_gradient
 
     def class_gradient(x: Array, label: Any = None, **kwargs: Any) -> Any:
-        """Gradient of each utterance's own logit by one backward pass, where ART takes one per class.
-
-        In eval mode utterances do not see each other, so that the result is the same.
+        """Gradient of each utterance's own logit by one backward pass, where ART takes one per class. In eval mode
+        utterances do not see each other, so that the result is the same.
         """
         if not isinstance(label, np.ndarray):
             return by_class(x, label=label, **kwargs)
@@ -135,7 +134,6 @@ def right_when_clean(problem: Problem) -> Tensor:
 
 def clip_values_of(box: Box, *, scalar: bool = False) -> ClipValues | None:
     """Bounds of a box for ART, of all mel bins together for classes that know no others; None where there is no box.
-
     ART refuses an empty range: a mel bin that can take one value only is widened by one rounding.
     """
     if box.lower_F1 is None or box.upper_F1 is None:

@@ -25,9 +25,8 @@ def expand_home(path: Path | str) -> Path:
 
 
 def list_files(root: Path) -> list[Path]:
-    """Files below a folder, shallow ones first, then by name.
-
-    Hidden files (macOS leaves ``._`` twins behind) and ``__MACOSX`` are left out; links are followed, loops are not.
+    """Files below a folder, shallow ones first, then by name. Hidden files (macOS leaves ``._`` twins behind) and
+    ``__MACOSX`` are left out; links are followed, loops are not.
     """
     found: list[Path] = []
     seen: set[str] = set()
@@ -63,7 +62,6 @@ class AudioIndex:
 
     def find(self, published: Path) -> Path:
         """The file that lies at a path, or bears its name elsewhere, in any case; the ending may be missing or another.
-
         The path itself where there is none. Copies elsewhere than in the published place may have been filtered or cut.
 
         Raises:

@@ -76,9 +76,8 @@ class CorpusInfo:
     published_counts: PublishedCounts = field(default_factory=PublishedCounts)
 
     def scan(self, root: Path, labels: Mapping[str, str] | None = None) -> tuple[list[Utterance], Mapping[str, str]]:
-        """All utterances below a folder, sorted by id, and the label map in force.
-
-        Copies are dropped: corpora are often unpacked twice, or one folder inside the other.
+        """All utterances below a folder, sorted by id, and the label map in force. Copies are dropped: corpora are
+        often unpacked twice, or one folder inside the other.
 
         Args:
             root: the corpus folder.

@@ -248,7 +248,6 @@ def _response(
     curves: Articulation, speaker: Speaker, delivery: Delivery, hz_Q: Curve, at_K: Curve
 ) -> NDArray[np.complex64]:
     """What the mouth does to each frame, (K, Q): formants and tilt in voiced frames, a consonant's band elsewhere.
-
     `at_K` is the middle of each frame, counted in control points.
     """
     control_L = np.arange(len(curves.f0_hz))

@@ -175,9 +175,8 @@ def simulated_host(config: Config, speakers: Sequence[str], context: Context) ->
 
 
 def host_of_node(context: Context) -> Host:
-    """As the node was started: ``data-root``, ``cache-dir`` and ``speakers`` of its configuration.
-
-    A node of a simulation by `flwr run` is started with a number alone. It reads the corpus that the run names.
+    """As the node was started: ``data-root``, ``cache-dir`` and ``speakers`` of its configuration. A node of a
+    simulation by `flwr run` is started with a number alone. It reads the corpus that the run names.
     """
     given = {key: str(value) for key, value in context.node_config.items()}
     if "partition-id" in given and "data-root" not in given:

@@ -42,9 +42,8 @@ def launch(config: Config, own: OwnObjects, hooks: Hooks) -> RunFolder:
 
 
 def simulate(config: Config, own: OwnObjects, hooks: Hooks) -> RunFolder:
-    """Run an experiment on simulated nodes, each with `executor.client_cpus` cores and `executor.client_gpus` GPUs.
-
-    Ray starts on this machine, with `executor.workers` clients at a time, or is the cluster of ``RAY_ADDRESS``.
+    """Run an experiment on simulated nodes, each with `executor.client_cpus` cores and `executor.client_gpus` GPUs. Ray
+    starts on this machine, with `executor.workers` clients at a time, or is the cluster of ``RAY_ADDRESS``.
     """
     from flwr.serverapp import ServerApp
     from flwr.simulation import run_simulation

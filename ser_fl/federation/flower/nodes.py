@@ -35,9 +35,8 @@ class GivenUp(BaseException):
 
 @dataclass(slots=True)
 class Nodes:
-    """The nodes of an experiment, and what they hold.
-
-    A node is known by its speakers: one that was started anew is found by them, whatever its key.
+    """The nodes of an experiment, and what they hold. A node is known by its speakers: one that was started anew is
+    found by them, whatever its key.
     """
 
     grid: Grid
@@ -65,7 +64,6 @@ class Nodes:
         self, message_type: str, questions: Mapping[int, RecordDict], kind: type[T], number: int = 0
     ) -> Iterator[tuple[int, Answer[T]]]:
         """Each node's answer of this kind, in the order in which they come; after the deadline they are dropped.
-
         `number` is that of the round, for Flower's own books.
         """
         deadline_s = self.config.executor.deadline_s
@@ -94,9 +92,8 @@ class Nodes:
             yield node, f"no answer within {deadline_s:g} s (executor.deadline_s)"
 
     def _pull(self, waiting: list[str], kind: type[T]) -> dict[str, Answer[T]]:
-        """Answers that are here, by the message that they answer.
-
-        Where one is so damaged that Flower cannot put it together, the others still count.
+        """Answers that are here, by the message that they answer. Where one is so damaged that Flower cannot put it
+        together, the others still count.
         """
         try:
             messages = list(self.grid.pull_messages(waiting))
@@ -126,9 +123,8 @@ class Nodes:
         kind: type[T],
         number: int,
     ) -> Iterator[tuple[str, Answer[T]]]:
-        """The answers of the nodes where clients or speakers are, each under the names that were asked for.
-
-        For each name, `speakers` says who is at the node; `question` is made for the names at one node.
+        """The answers of the nodes where clients or speakers are, each under the names that were asked for. For each
+        name, `speakers` says who is at the node; `question` is made for the names at one node.
         """
         connected = self.refresh()
         at_node: dict[int, list[str]] = {}

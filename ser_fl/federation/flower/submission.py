@@ -52,9 +52,8 @@ _FAILED = "the run has failed: "
 
 
 def submit(config: Config) -> RunFolder:
-    """Run an experiment on a SuperLink, or go on with it, and show what it prints.
-
-    The run folder is written by the link, on its machine: `run_dir` is a path there.
+    """Run an experiment on a SuperLink, or go on with it, and show what it prints. The run folder is written by the
+    link, on its machine: `run_dir` is a path there.
 
     Raises:
         UserError: the SuperLink does not take it, or the settings, the nodes or their data do not fit.
@@ -178,9 +177,8 @@ class _Flower:
         return said
 
     def follow(self, run_id: str) -> tuple[str, UserError | RoundFailed | None]:
-        """Print what a run prints until it has ended; how it has, and the error that it tells of.
-
-        Raises `_Unanswered` where the SuperLink is gone.
+        """Print what a run prints until it has ended; how it has, and the error that it tells of. Raises `_Unanswered`
+        where the SuperLink is gone.
         """
         shown, told = 0, None
         while True:

@@ -128,9 +128,8 @@ def falls_with_the_budget(records: Sequence[AttackRecord]) -> Iterator[Doubt]:
 
 
 def many_steps_beat_one(records: Sequence[AttackRecord]) -> Iterator[Doubt]:
-    """The strongest iterated attack of a threat breaks at least what a single step does.
-
-    Shown to a defence that it does not know of, it may not (a single step transfers better): that hints only.
+    """The strongest iterated attack of a threat breaks at least what a single step does. Shown to a defence that it
+    does not know of, it may not (a single step transfers better): that hints only.
     """
     pairs: list[Pair] = []
     tried = (record for record in attacks_in(records) if knows(record) <= {*GRADIENT, "transfer"})
@@ -192,9 +191,8 @@ def white_box_beats_black_box(records: Sequence[AttackRecord]) -> Iterator[Doubt
 
 
 def attacks_beat_noise(records: Sequence[AttackRecord]) -> Iterator[Doubt]:
-    """Noise of the same budget knows nothing of the model, and breaks no more than the best attack by gradients.
-
-    Where it breaks more than another attack only, that one is hinted at.
+    """Noise of the same budget knows nothing of the model, and breaks no more than the best attack by gradients. Where
+    it breaks more than another attack only, that one is hinted at.
     """
     best: list[Pair] = []
     others: list[Pair] = []

@@ -74,10 +74,8 @@ def probe(
     records: Sequence[AttackRecord] = (),
     on_check: OnAttack = silent,
 ) -> SanityReport:
-    """All checks that need the model.
-
-    They take as long as the strongest attack does on the subset two or three times, and four times where the model
-    withstands it.
+    """All checks that need the model. They take as long as the strongest attack does on the subset two or three times,
+    and four times where the model withstands it.
 
     Args:
         test_set: classifier and utterances of the benchmark.
@@ -164,9 +162,8 @@ def gradients_arrive(trial: Trial) -> Iterator[Doubt]:
 
 
 def twice_the_effort(trial: Trial, *, check: str, effort: Literal["steps", "restarts"]) -> Iterator[Doubt]:
-    """An attack that has converged finds nothing more in twice the steps or from twice the starts.
-
-    What it broke stays broken, as in a worst case, so that only the rest is attacked again.
+    """An attack that has converged finds nothing more in twice the steps or from twice the starts. What it broke stays
+    broken, as in a worst case, so that only the rest is attacked again.
     """
     attack = trial.attack
     if effort not in attack.entry.settable:
@@ -212,7 +209,6 @@ def nothing_weaker_breaks_more(trial: Trial) -> Iterator[Doubt]:
 
 def saved_give_the_same(trial: Trial) -> Iterator[Doubt]:
     """Adversarial utterances that were written to a file and read again, in other batches, must be answered alike.
-
     Predictions count as different where they are no near tie, which rounding may turn.
     """
     with tempfile.TemporaryDirectory() as folder:

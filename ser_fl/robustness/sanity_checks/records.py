@@ -139,10 +139,8 @@ def passes_buy_successes(records: Sequence[AttackRecord]) -> Iterator[Doubt]:
 
 
 def _success_with_no_more(record: AttackRecord, others: Sequence[AttackRecord]) -> AttackRecord | None:
-    """The most successful attack of the same threat that had no more to spend.
-
-    None where none broke anything, or too little to be no accident: on the same utterances one of them, on others as
-    many as lead to 5 expected here.
+    """The most successful attack of the same threat that had no more to spend. None where none broke anything, or too
+    little to be no accident: on the same utterances one of them, on others as many as lead to 5 expected here.
     """
 
     def is_no_accident(other: AttackRecord) -> bool:

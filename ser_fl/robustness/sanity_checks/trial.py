@@ -83,9 +83,8 @@ class Trial:
 
 
 def strongest(attacks: Sequence[Attack], records: Sequence[AttackRecord] = ()) -> Attack | None:
-    """The iterated attack by gradients that harmed the bare model most, at the budget that most of them ran at.
-
-    Ties go to the one with more steps and starts. Minimal-norm attacks are left out: they stop where they succeed.
+    """The iterated attack by gradients that harmed the bare model most, at the budget that most of them ran at. Ties go
+    to the one with more steps and starts. Minimal-norm attacks are left out: they stop where they succeed.
     """
     iterated = [
         attack
@@ -131,7 +130,6 @@ def logits_of(test_set: TestSet, features_NFL: Tensor, *, batch_size: int | None
 
 def largest_gradients(test_set: TestSet, loss: Loss) -> Tensor:
     """Largest absolute gradient of each utterance's own loss by any value that is moved, shape (N,); NaN where one is.
-
     At the clean utterance: features, or the samples of its recording.
     """
     largest_N = torch.empty(len(test_set), device=test_set.labels_N.device)

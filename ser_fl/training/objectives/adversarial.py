@@ -151,9 +151,8 @@ class PerRound(Adversarial):
 
 
 class PerStep(Adversarial):
-    """A share of every batch is replaced by its adversarial version against the current weights.
-
-    Madry et al. (arXiv 1706.06083), with the batch split as in Kurakin et al. (arXiv 1611.01236).
+    """A share of every batch is replaced by its adversarial version against the current weights. Madry et al. (arXiv
+    1706.06083), with the batch split as in Kurakin et al. (arXiv 1611.01236).
     """
 
     def start_adversarial_round(self, given: ClientRound, epsilon: float) -> TrainingPlan:

@@ -80,7 +80,6 @@ class Objective:
         self, given: ClientRound, network: nn.Module, features_BFL: Tensor, labels_B: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The loss of a training step in a round, and the utterances' logits of shape (B, C), which it is scored by.
-
         The network is in training mode, the batch is augmented.
         """
         logits_BC: Tensor = network(features_BFL)
