@@ -31,8 +31,7 @@ class AttackSettings:
     """One attack of the registry; None means this attack's default, which `registry.build` fills in. Its budget is an
     epsilon, an SNR or the masking threshold of each recording.
 
-    Raises:
-        UserError: a value out of its range.
+     A value out of its range is a `UserError`.
     """
 
     name: str
@@ -75,7 +74,6 @@ class AttackSettings:
 
     @property
     def budget(self) -> str:
-        """For whoever waits: ``0.05``, ``30 dB``."""
         if self.masked:
             return "the masking threshold"
         return f"{self.epsilon:g}" if self.snr_db is None else f"{self.snr_db:g} dB"
@@ -108,7 +106,6 @@ class Problem:
     """Utterance ids, which random starts are keyed by: draws depend on (seed, utterance), not on batches."""
     box: Box
     settings: AttackSettings
-    """Resolved."""
     seed: int
     passes: Passes
     expectation: Expectation | None = None
@@ -119,7 +116,6 @@ class Problem:
     """From what is moved to features; None where features themselves are moved."""
 
     def subset(self, indices_N: Tensor) -> Self:
-        """The same problem for some of its utterances."""
         return replace(
             self,
             clean=self.clean[indices_N],
@@ -131,13 +127,11 @@ class Problem:
 
     @property
     def steps(self) -> int:
-        """The resolved number of steps."""
         assert self.settings.steps is not None, self.settings.name
         return self.settings.steps
 
     @property
     def target(self) -> Target:
-        """What an attack questions."""
         return Target(
             network=self.network,
             keys_B=self.keys_B,
@@ -168,8 +162,6 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An attack of the registry."""
-
     craft: Callable[[Problem], Tensor]
     """Maps a problem to adversarial inputs, in the shape of the clean ones."""
     library: str
@@ -206,10 +198,9 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attack:
-    """An attack with its settings; `registry.build` makes it."""
+    """`registry.build` makes it."""
 
     settings: AttackSettings
-    """Resolved."""
     entry: Entry
 
     @property
@@ -223,10 +214,9 @@ class Attack:
         return "masking" if self.settings.masked else self.entry.norm if self.settings.snr_db is None else "2"
 
     def knowledge_of(self, expectation: Expectation | None) -> str:
-        """The threat model of a record: "adaptive" where the attacker differentiates a defence, else the entry's.
-
-        Raises:
-            UserError: this attack sees no gradient, and one of ART's asks for predictions of single draws.
+        """The threat model of a record: "adaptive" where the attacker differentiates a defence, else the entry's. A
+        `UserError` says that this attack sees no gradient, and is one of ART's that asks for predictions of single
+        draws.
         """
         known = self.entry.knowledge
         if expectation is not None and known != "undefended" and not self.entry.adaptive:
@@ -237,11 +227,7 @@ class Attack:
         return "adaptive" if expectation is not None and known == "undefended" else known
 
     def check(self, box: Box, num_classes: int) -> None:
-        """Refuse, before anything runs, what cannot run.
-
-        Raises:
-            UserError: there is no box, or there are too few classes, for this attack.
-        """
+        """Refuse, before anything runs, where it needs a box or more classes: a `UserError`."""
         if self.entry.needs_box and box.lower_F1 is None:
             why = "without one ART takes the range of what it is given, or fails"
             raise UserError(f"{self.name} needs a box ({why}): give clip bounds")
@@ -251,13 +237,9 @@ class Attack:
     def craft(self, problem: Problem, batch_size: int | None = None) -> Tensor:
         """Adversarial inputs, within box and budget; clean ones where the attack failed.
 
-        Clean inputs are clipped to the box first, and the budget is measured from there. The global random states stay
-        as they are, and so do the modes and gradients of the model.
-
-        Args:
-            problem: with the settings of this attack.
-            batch_size: utterances at a time, None for all; an attack on the whole set (`Entry.whole_set`) and one of
-                ART's on a defended model choose for themselves.
+        Clean inputs are clipped to the box first, and the budget is measured from there. Global random states and the
+        modes and gradients of the model stay. An attack on the whole set (`Entry.whole_set`) and one of ART's on a
+        defended model choose their own ``batch_size``.
 
         Raises:
             UserError: as `check` and `knowledge_of`, or one of ART's needs another kind of model.

@@ -1,17 +1,16 @@
 """AutoPGD: projected gradient ascent that chooses its step size by itself, for each utterance.
 
-Croce and Hein 2020 (arXiv 2003.01690, algorithm 1): steps of twice the radius at first, with momentum; at checkpoints
-that come closer and closer, an utterance whose loss has not risen often enough, or not at all, halves its step and goes
-back to the best point so far.
+Croce and Hein 2020 (arXiv 2003.01690, algorithm 1): steps of twice the radius at first, with momentum. At checkpoints
+that come closer and closer, an utterance whose loss rose too seldom, or not at all, halves its step and goes back to
+its best point.
 
-A randomised model answers in expectation over draws of its defence. Two losses can be compared only under the same
-draws, while an ascent that sees the same draws for ever ends at what fools those and no others. So the draws stay the
-same from one checkpoint to the next, and are new behind it: there the point that the ascent stands at and the best one
-are asked again. The best of every stretch is judged by draws that no stretch has climbed (step 0), and the best by
-those is what is returned. It costs two more questions a checkpoint, and nothing where nothing is random.
+A randomised model answers in expectation over draws of its defence. Losses can be compared only under the same draws,
+but an ascent that always sees the same draws fools those alone. So the draws change at checkpoints, where the present
+point and the best one are asked again. The best of every stretch is judged by draws that no stretch has climbed (step
+0), and the best by those is returned. It costs two more questions a checkpoint, and none where nothing is random.
 
-Our deviations: the point that is returned is the one that is recognised least, then the one with the largest loss; and
-a start is uniform in the ball, not on its surface.
+Our deviations: the point that is returned is the one that is recognised least, then the one with the largest loss; a
+start is uniform in the ball, not on its surface.
 
 Legend: B utterances, C classes, N the utterances that are still recognised; whatever follows B is what is moved.
 """
@@ -68,19 +67,13 @@ def autopgd(
 ) -> Tensor:
     """One ascent for every utterance, to be used inside `surroundings.attacked`.
 
-    Args:
-        target: what is asked: one forward and one backward pass a step, and one forward pass at the end.
-        ball: where the inputs stay.
-        labels_B: true classes.
-        loss: to be raised.
-        steps: of the ascent, >= 1.
-        box: the values that inputs may take, the clean ones among them.
-        start: where to start, shape (B, ...), projected to ball and box first; None for the clean inputs.
-        first_draws: number of the first step's draws of a randomised model, >= 1, so that restarts see others.
+    It costs one forward and one backward pass a step, and a forward pass at the end. ``start``, shape (B, ...), is
+    projected to ball and box first; None is the clean inputs, which lie in the box. ``first_draws`` (>= 1) numbers the
+    first step's draws of a randomised model, so that restarts see others.
 
     Returns:
         Of all points that it came by, the least recognised, then the one with the largest loss: shape (B, ...), inside
-        ball and box up to one rounding.
+            ball and box up to one rounding.
     """
 
     def inside(moved: Tensor) -> Tensor:
@@ -145,10 +138,9 @@ def restarted(
 ) -> Tensor:
     """One ascent after another, as `autopgd`, each for the utterances that those before have not broken.
 
-    An utterance is broken once its (expected) recognition is 0. One that no ascent breaks keeps the point that is
-    recognised least, then the one with the largest margin, whatever its ascent has raised. There is one of ``losses``
-    an ascent, made for some of the utterances by their rows; ``starts`` says from these rows and the number of the
-    ascent where it starts, None for the clean inputs.
+    An utterance is broken once its (expected) recognition is 0. Else its least recognised point is kept, then the one
+    with the largest margin, whatever was raised. ``losses`` has one loss an ascent, made for utterances by their rows;
+    ``starts`` says from rows and the ascent's number where it starts, None for the clean inputs.
     """
 
     def ascend(rows_N: Tensor | None, number: int) -> Tensor:

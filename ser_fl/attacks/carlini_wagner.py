@@ -1,10 +1,8 @@
 """Carlini and Wagner's attacks, L2 and L-infinity (arXiv 1608.04644), on tensors: all utterances at once.
 
-An utterance has its own constant, its own place in the search for it and its own end, so that it does not depend on
-who else is in the batch; one that is through leaves it. An iteration is one forward and one backward pass.
-
-When to choose which: the L2 attack is the one that the field compares by. The nearest adversarial utterance itself is
-found in fewer passes by `minimum_norm`, in either norm.
+An utterance has its own constant, search and end, whoever else is in the batch; one that is through leaves it. An
+iteration is one forward and one backward pass. When to choose which: the field compares by the L2 attack;
+`minimum_norm` finds the nearest adversarial utterance in fewer passes, in either norm.
 
 Legend: B utterances, N those still attacked; whatever follows is what is moved: mel bins and frames, or samples.
 """
@@ -143,18 +141,17 @@ def carlini_wagner_l2(
     As in the paper a binary search looks for the smallest constant c that is enough, an objective that stops falling
     ends a constant early, and the nearest adversarial input of all iterations is kept. Where we depart from it:
 
-    - c begins at ``2 * lead / |gradient|^2``, which is right for a linear model whatever the scale of its logits, and
-      the step size at a share of the distance that such a model would have: no setting has to fit the data.
-    - The box is kept to by projection (the first of the ways in section V.B) rather than by a change of variables: at
-      the edge, where padded and silent cells lie, tanh has no slope. Without a box there is nothing else to change.
-    - Adam's second moment is a mean over each utterance's cells. One a cell would make every step a sign step, which
-      L2 pays for most.
+    - c begins at ``2 * lead / |gradient|^2``, right for a linear model whatever the scale of its logits, and the step
+      size at a share of such a model's distance: no setting has to fit the data.
+    - The box is kept to by projection (the first of the ways in section V.B), not by a change of variables: at the
+      edge, where padded and silent cells lie, tanh has no slope.
+    - Adam's second moment is a mean over each utterance's cells. One a cell would make every step a sign step, for
+      which L2 pays most.
     - A next constant goes on from where the last one ended, so that few iterations are enough.
     - What was found is drawn in along the segment to the clean input at the end.
 
-    Arguments and what is returned are as of `minimum_norm.fast_minimum_norm`, but ``steps`` are iterations for each
-    constant, at most, and ``search_steps`` (>= 1) constants are tried of each utterance, up to `EMPTY` more of one that
-    nothing was found of.
+    Arguments and result are as of `minimum_norm.fast_minimum_norm`, but ``steps`` are iterations for each constant, at
+    most, and ``search_steps`` (>= 1) constants are tried, up to `EMPTY` more where nothing was found.
     """
     box = Box.unbounded() if box is None else box
     rows_N, aim = Aim(target=target, labels_B=labels_B, box=box, targeted=targeted).set_out(clean, "2")
@@ -207,13 +204,13 @@ def carlini_wagner_linf(
     """Carlini and Wagner's L-infinity attack: Adam on the classification loss within a bound tau that shrinks, inside
     `surroundings.attacked`.
 
-    As in the paper the bound falls to 0.9 of what was enough whenever something was found, and the search goes on
-    from there. Where we depart from it: the bound is kept to by projection, not by the penalty ``sum(max(|d| - tau,
-    0))``, so that no constant has to be weighed against it and an utterance keeps to its first bound, the budget, by
-    construction; and all bounds together have so many iterations, rather than each.
+    As in the paper the bound falls to 0.9 of what was enough whenever something was found, and the search goes on from
+    there. Where we depart from it: the bound is kept to by projection, not by the penalty ``sum(max(|d| - tau, 0))``,
+    so that no constant is weighed against it and no utterance leaves its first bound, the budget; and ``steps`` count
+    for all bounds together, not for each.
 
-    Arguments and what is returned are as of `minimum_norm.fast_minimum_norm`; ``tau_B`` is the first bound, >= 0, in
-    the units of the inputs: nothing beyond it is looked at or returned.
+    Arguments and result are as of `minimum_norm.fast_minimum_norm`; ``tau_B`` is the first bound, >= 0, in the units of
+    the inputs.
     """
     box = Box.unbounded() if box is None else box
     rows_N, aim = Aim(target=target, labels_B=labels_B, box=box, targeted=targeted).set_out(clean, "inf")

@@ -1,7 +1,6 @@
 """Recorded waveforms as what an attack moves: clips of one sampling rate, padded, and the ball around them.
 
-Whatever a clip does not own (the padding behind it) and whatever the front end does not hear (beyond its length) keeps
-its bits.
+The padding behind a clip, and what the front end does not hear, keep their bits.
 
 Legend: B clips, T samples of the padded batch.
 """
@@ -56,11 +55,9 @@ class Clips:
         return len(self.recorded_B)
 
     def to(self, device: torch.device) -> Clips:
-        """The same clips on a device."""
         return self._each(lambda tensor: send(tensor, device))
 
     def subset(self, rows_N: Tensor) -> Clips:
-        """Some of the clips."""
         return self._each(lambda tensor: tensor[rows_N])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Clips:
@@ -76,8 +73,8 @@ class Clips:
         return torch.where(self.movable_BT, waveform_BT, self.waveform_BT)
 
     def snr_db(self, adversarial_BT: Tensor) -> Tensor:
-        """Energy of each clip over that of its perturbation, in dB: float64, shape (B,). Over the samples that are
-        heard. Infinite for no perturbation, minus infinity for one of a silent clip.
+        """Energy of each clip over its perturbation's, in dB, over heard samples: float64, shape (B,). Infinite for no
+        perturbation, minus infinity for one of a silent clip.
         """
         clean_B, step_B = self.lengths(self.waveform_BT), self.lengths(adversarial_BT - self.waveform_BT)
         return torch.where(step_B > 0, 20 * torch.log10(clean_B / step_B.clamp(min=1e-300)), torch.inf)
@@ -95,7 +92,6 @@ class ClipBall(Ball):
     heard_B: Tensor
 
     def subset(self, rows_N: Tensor) -> ClipBall:
-        """The ball of some of the clips."""
         return ClipBall(self.clean[rows_N], self.radius_B[rows_N], self.norm, self.heard_B[rows_N])
 
     def random(self, generators_B: Iterable[Generator]) -> Tensor:

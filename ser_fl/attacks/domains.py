@@ -35,9 +35,7 @@ class Crafted:
 
     @classmethod
     def join(cls, parts: Sequence[Crafted], rows: Sequence[int], empty: Tensor) -> Self:
-        """Parts of one domain, one after the other, put in the order in which the rows say where each utterance lies.
-        Where there is no part, it is made of ``empty``, of shape (0, F, L).
-        """
+        """Parts of one domain in the order that the rows say; without a part, ``empty``, of shape (0, F, L)."""
         order = torch.tensor(rows, dtype=torch.int64).argsort()
         names = parts[0].figures if parts else ()
         written = [part.written_NFL for part in parts if part.written_NFL is not None]
@@ -70,9 +68,7 @@ class Domain:
         return Crafted(adversarial_NFL=adversarial)
 
     def held(self, crafted: Crafted, attack: Attack, clean_NFL: Tensor) -> Crafted:
-        """What keeps to the attack's budget, clean utterances in place of the rest; with figures "l2" and "linf". What
-        an attack makes of features keeps to its budget.
-        """
+        """What keeps to the budget, clean utterances in place of the rest; with figures "l2" and "linf"."""
         norms: dict[str, Norm] = {"l2": "2", "linf": "inf"}
         figures = {name: distance(clean_NFL, crafted.adversarial_NFL, norm) for name, norm in norms.items()}
         return replace(crafted, figures=figures)

@@ -2,8 +2,8 @@
 
 Expectation over transformation (Athalye et al. 2018, arXiv 1707.07397; against defences arXiv 1802.00420, section 4.2)
 averages loss and gradient over what the defence may do, exactly where its outcomes can be listed. Backward pass
-differentiable approximation (BPDA, section 4.1 there) shows the classifier what the defence shows it, and goes backward
-through a smooth stand-in.
+differentiable approximation (BPDA, section 4.1 there) goes forward through the defence and backward through a smooth
+stand-in.
 
 Legend: B utterances, F mel bins, L frames, K draws.
 """
@@ -30,18 +30,15 @@ _WHOLE = 1 << 63
 def expectation_of(
     defence: Defence, *, seed: int, samples: int | None, fixed: Sequence[int] | None = None
 ) -> Expectation | None:
-    """What an attacker who knows this defence takes the mean over.
+    """What an attacker who knows this defence takes the mean over; None where there is no defence.
 
     Args:
         defence: one of `ser_fl.defences.DEFENCES`, or any other.
-        seed: of the attacker's draws. They are others than the defence draws under the same seed.
+        seed: of the attacker's draws, which are others than the defence's under the same seed.
         samples: draws a step, fresh in every step; None for every outcome by its probability. A defence without
             randomness has one outcome, however many are asked for.
-        fixed: numbers of draws of the defence under this very seed, as in its `predict`, which alone are attacked, all
-            alike: by an attacker who knows the dice, the first thing to try. `samples` is then None.
-
-    Returns:
-        None where there is no defence.
+        fixed: numbers of the defence's own draws under this very seed, as in its `predict`, which alone are attacked:
+            by an attacker who knows the dice, the first thing to try. `samples` is then None.
 
     Raises:
         UserError: fewer than one draw, both samples and fixed, or outcomes that cannot be listed.
@@ -67,11 +64,10 @@ def expectation_of(
 class _OverDefence:
     """Outcomes or draws of a defence.
 
-    Draws among listed outcomes are keyed by (seed, utterance, step). Those of one step are systematic (stratified with
-    one common offset): the list, each outcome as long as it is probable, is cut into K equal lengths, and all are drawn
-    at the same random place of their length. Every draw by itself has the outcomes' probabilities, so that means are
-    unbiased; but no two of a step are alike by chance, and since neighbours in the list are alike, they differ much
-    less from the exact mean than independent ones.
+    Draws among listed outcomes are keyed by (seed, utterance, step). Those of one step are systematic: the list, each
+    outcome as long as it is probable, is cut into K equal lengths, and all are drawn at the same random place of their
+    length. So each draw has the outcomes' probabilities (means are unbiased), but the K differ from each other, and
+    their mean is much nearer to the exact one than that of independent draws.
     """
 
     defence: Defence

@@ -1,8 +1,8 @@
 """What an attack raises: losses of each utterance from its logits. Larger is nearer to, or deeper in, a wrong class.
 
-When to choose which: cross-entropy is the usual one, and flattens out where a model is sure of itself; the
-difference of logits ratio does not change when all logits are scaled or shifted, so that no sure model can hide behind
-it; the margin is what minimal-norm attacks push over zero.
+When to choose which: cross-entropy is the usual one, and flattens out where a model is sure of itself; the difference
+of logits ratio ignores the scale and shift of logits, so that no sure model hides behind it; the margin is what
+minimal-norm attacks push over zero.
 
 Legend: B utterances, C classes.
 """
@@ -24,7 +24,7 @@ _TINY = 1e-12
 
 
 def cross_entropy(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """Cross-entropy of each utterance, shape (B,)."""
+    """Of each utterance, shape (B,)."""
     return F.cross_entropy(logits_BC, labels_B, reduction="none")
 
 
@@ -36,11 +36,8 @@ def margin(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
 
 
 def difference_of_logits_ratio(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """The margin as a share of the distance from the largest logit to the third, shape (B,). Croce and Hein 2020 (arXiv
-    2003.01690, equation 6).
-
-    Raises:
-        UserError: fewer than three classes.
+    """The margin as a share of the distance from the largest logit to the third, shape (B,): Croce and Hein 2020 (arXiv
+    2003.01690, equation 6). Fewer than three classes are a `UserError`.
     """
     if logits_BC.shape[1] < 3:
         raise UserError(f"the DLR loss needs at least 3 classes, got {logits_BC.shape[1]}: take cross-entropy")
@@ -50,9 +47,7 @@ def difference_of_logits_ratio(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
 
 def targeted_difference_of_logits_ratio(targets_B: Tensor) -> Loss:
     """Towards one wrong class each: the lead of the target over the true class, scaled as in equation 7 of the same.
-
-    Raises:
-        UserError: fewer than four classes, when it is called.
+    Fewer than four classes are a `UserError`, when it is called.
     """
 
     def loss(logits_BC: Tensor, labels_B: Tensor) -> Tensor:

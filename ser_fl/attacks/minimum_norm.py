@@ -1,9 +1,9 @@
 """Attacks that look for the nearest adversarial input: what they share, and the fast minimum-norm attack.
 
-They look for it however far it is; `threat_model.keep_within` then decides whether that is near enough. What they
-return is misclassified inside the box, or else it is the clean utterance. Against a randomised defence misclassified
-means in most of the draws, which is near, and not all that a budget can do: for how much a defence withstands take
-attacks that fill their budget, such as AutoPGD. Carlini and Wagner's two are in `carlini_wagner`.
+They look for it however far it is; `threat_model.keep_within` then decides whether that is near enough. They return
+what is misclassified inside the box, or else the clean utterance. Against a randomised defence misclassified means in
+most draws: for how much a defence withstands take attacks that fill their budget, such as AutoPGD. Carlini and Wagner's
+two are in `carlini_wagner`.
 
 Legend: B utterances, C classes, N some of the utterances; whatever follows is what is moved: bins and frames, samples.
 """
@@ -59,7 +59,6 @@ class Aim:
     """The lead that an adversarial input must exceed; None for 0."""
 
     def subset(self, rows_N: Tensor) -> Aim:
-        """The same for some of the utterances."""
         return replace(
             self,
             target=self.target.subset(rows_N),
@@ -69,12 +68,10 @@ class Aim:
         )
 
     def ask(self, moved: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """How far each utterance has come, by one forward and one backward pass.
-
-        Returns:
-            The lead in logits of what is headed for, shape (B,); its gradient, shape (B, ...), 0 for values at the edge
-            of the box that it would push out; and where the aim is reached, shape (B,). A randomised model must be
-            wrong (right, if targeted) in more than half of its draws, by weight.
+        """How far each utterance has come, by one forward and one backward pass: the lead in logits of what is headed
+        for, shape (B,); its gradient, shape (B, ...), 0 for values at the edge of the box that it would push out; and
+        where the aim is reached, shape (B,). A randomised model must be wrong (right, if targeted) in over half of its
+        draws, by weight.
         """
         answer = self.target.answer(moved, self.labels_B, self._lead, step=step)
         reached_B = self._reached(self._margin(answer.logits_BC, self.labels_B), answer.right_B)
@@ -88,12 +85,11 @@ class Aim:
         """The utterances whose aim is not reached to begin with, shape (N,), and theirs, with a class to head for.
 
         The class is the one whose boundary would be nearest if the model were linear, as in DeepFool (Moosavi-Dezfooli
-        et al. 2016, arXiv 1511.04599, equation 8). The wrong class of the largest logit is often another one, behind
-        whose boundary an attack that follows it stays: on our CRNN that made perturbations up to 1.4 times as large.
-        It costs a forward and a backward pass a class, of the `CLASSES` most likely ones.
-
-        From then on an input counts as adversarial only by a lead of `CLEAR` of what the clean one lacked, and more
-        than `ROUNDING`: on the boundary itself a prediction depends on who else is in the batch.
+        et al. 2016, arXiv 1511.04599, equation 8). The wrong class of the largest logit is often another one: following
+        it made perturbations up to 1.4 times as large on our CRNN. It costs a forward and a backward pass for each of
+        the `CLASSES` most likely ones. From then on an input counts as adversarial only by a lead of `CLEAR` of what
+        the clean one lacked, and more than `ROUNDING`: on the boundary itself a prediction depends on who else is in
+        the batch.
         """
         answer = self.target.answer(clean, self.labels_B, self._lead)
         reached_B = self._reached(self._margin(answer.logits_BC, self.labels_B), answer.right_B)
@@ -135,8 +131,6 @@ class Aim:
 
 @dataclass(slots=True, eq=False)
 class Nearest:
-    """The nearest adversarial input that was found of each utterance."""
-
     clean: Tensor
     norm: Norm
     inputs: Tensor
@@ -146,7 +140,6 @@ class Nearest:
 
     @classmethod
     def none_yet(cls, clean: Tensor, norm: Norm) -> Nearest:
-        """Nothing found of any utterance."""
         return cls(clean, norm, clean.clone(), clean.new_full((len(clean),), torch.inf))
 
     def offer(self, rows_N: Tensor, moved: Tensor, distance_N: Tensor, reached_N: Tensor) -> None:
@@ -156,8 +149,8 @@ class Nearest:
         self.inputs[rows_N], self.distance_B[rows_N] = either(nearer_N, (moved, distance_N), kept)
 
     def draw_in(self, aim: Aim, step: int) -> Tensor:
-        """What was found, moved towards the clean input along the segment for as long as it stays adversarial. Box and
-        ball are convex, so that the way lies in both. It costs `SEGMENT_STEPS` forward passes.
+        """What was found, moved towards the clean input while it stays adversarial, by `SEGMENT_STEPS` forward passes.
+        Box and ball are convex, so that the way lies in both.
         """
         rows_N = (self.distance_B.isfinite() & (self.distance_B > 0)).nonzero().flatten()
         if not len(rows_N):
@@ -188,14 +181,11 @@ def fast_minimum_norm(
     """The fast minimum-norm attack (FMN; Pintor et al. 2021, arXiv 2102.12827): the nearest adversarial inputs, by
     steps up the margin within a ball whose radius closes in on the boundary; inside `surroundings.attacked`.
 
-    It asks of every utterance how small a perturbation is enough, rather than whether one epsilon is. An iteration is
-    one forward and one backward pass.
-
-    The radius is where a linear model would have its boundary until something was found; from then on it shrinks
-    where the input is adversarial and grows where it is not (algorithm 1 of the paper). Where we depart from it: a step
-    is a share of the radius, not an absolute length, and for L-infinity goes along the signs of the gradient, so that
-    no setting has to fit the data; and what was found is drawn in along the segment to the clean input at the end.
-    On our CRNN 30 iterations end within a hundredth of where 500 do.
+    An iteration is one forward and one backward pass. The radius is where a linear model would have its boundary until
+    something was found; then it shrinks where the input is adversarial and grows where it is not (algorithm 1 of the
+    paper). Where we depart from it: a step is a share of the radius, not an absolute length, and for L-infinity goes
+    along the signs of the gradient, so that no setting has to fit the data; and what was found is drawn in along the
+    segment to the clean input at the end. On our CRNN 30 iterations end within a hundredth of where 500 do.
 
     Args:
         target: what is attacked.
@@ -207,8 +197,8 @@ def fast_minimum_norm(
         targeted: towards the labels rather than away from them.
 
     Returns:
-        Shape (B, ...): misclassified and inside the box, or clean where nothing was found and where the label is
-        missed (hit, if targeted) to begin with.
+        Shape (B, ...): misclassified and inside the box, or clean where nothing was found and where the label is missed
+            (hit, if targeted) to begin with.
     """
     box = Box.unbounded() if box is None else box
     rows_N, aim = Aim(target=target, labels_B=labels_B, box=box, targeted=targeted).set_out(clean, norm)

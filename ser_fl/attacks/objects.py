@@ -23,16 +23,11 @@ from ser_fl.errors import UserError, shown
 
 
 def attack_from(given: Any, epsilon: float) -> Attack:
-    """An attack of a caller's own, held against an epsilon.
+    """An attack of a caller's own, held against an L-infinity epsilon.
 
-    Args:
-        given: an instance of an evasion attack of ART, which keeps its own settings and attacks the classifier that it
-            was made with; a class of such attacks, which is given this model and our settings as far as it knows them;
-            or a function, (model, features_BFL, labels_B) -> adversarial features of the same shape.
-        epsilon: the L-infinity budget.
-
-    Raises:
-        UserError: it is none of these.
+    It is an instance of an evasion attack of ART, which keeps its own settings and attacks the classifier that it was
+    made with; a class of such attacks, which is given this model and our settings as far as it knows them; or a
+    function, (model, features_BFL, labels_B) -> adversarial features of the same shape. Anything else is a `UserError`.
     """
     make: Callable[[Any, Problem], Tensor]
     if hasattr(given, "generate"):

@@ -6,11 +6,11 @@ start and batch. `fgsm`, `bim` and `pgd` can be called inside a training step, u
 ``inference_mode``: no NumPy round trip, no hidden forward passes (a step is one forward and one backward), no gradient
 of a parameter, no change of mode.
 
-When to choose which: FGSM costs one gradient and is weak (and training on it alone may fail against iterated
-attacks); BIM iterates it from the clean utterance; PGD iterates it from a random start and is the strongest.
+When to choose which: FGSM costs one gradient and is weak (and training on it alone may fail against iterated attacks);
+BIM iterates it from the clean utterance; PGD iterates it from a random start and is the strongest.
 
 Legend: B utterances, R restarts, F mel bins, L frames, C classes; "..." is what is moved: mel bins and frames, or
-samples. A model maps features_BFL to logits_BC.
+samples.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def craft_bim(problem: Problem) -> Tensor:
 def craft_pgd(problem: Problem) -> Tensor:
     """Steps from each random start, until one succeeds.
 
-    Only utterances that no start has broken are started again. ART's own restarts judge success by a changed
-    prediction, and so may exchange a wrong prediction for the right one; here success is a wrong class. Where every
-    start fails, the utterance with the largest loss is kept. With 0 restarts it starts once, at the clean utterance.
-    Where a smaller budget led to takes the place of the first start.
+    Only utterances that no start has broken are started again. ART's restarts judge success by a changed prediction,
+    and so may exchange a wrong one for the right one; here success is a wrong class. Where every start fails, the
+    largest loss is kept. With 0 restarts it starts once, at the clean utterance. Where a smaller budget led to takes
+    the place of the first start.
     """
     ball = problem.ball
     return _iterate(problem, ball, torch.stack(problem.starts(ball)))
@@ -88,8 +88,8 @@ def descend(
 
     Sign steps in an L-infinity ball, normalised steps in an L2 ball; each is clipped to the box, then brought back to
     the ball. Of several restarts an utterance keeps the one in which it is least often recognised, under draws of the
-    defence that are common to all, and among equals the one of the largest loss. An utterance that is not recognised in
-    any of these draws is not started again.
+    defence common to all, then the one of the largest loss. One that is not recognised in any of these draws is not
+    started again.
 
     Args:
         target: what is questioned; one forward and backward pass an utterance, step and draw, and with more than one
@@ -98,8 +98,7 @@ def descend(
         labels_B: true classes.
         steps: of each restart, >= 0. Each draws anew from the defence's randomness.
         step_size: length of a step in the norm of the ball, or one an utterance, shape (B,).
-        starts: inputs inside the ball, one an utterance, shape (B, ...), or one an utterance and restart, shape
-            (R, B, ...); None for one start at the clean inputs.
+        starts: inputs inside the ball, shape (B, ...), or one a restart, shape (R, B, ...); None for the clean inputs.
         box: the values that inputs may take.
         loss: what is raised.
         incumbent: inputs inside ball and box, shape (B, ...), that stay where no restart does better; None for none.
@@ -137,8 +136,8 @@ def divergence(logits_BC: Tensor, adversarial_BC: Tensor) -> Tensor:
 
 
 def random_start(features_BFL: Tensor, epsilon: float, generator: Generator) -> Tensor:
-    """Features moved by noise that is uniform in the L-infinity ball of radius epsilon, shape (B, F, L). The noise is
-    drawn on the generator's device, so that a generator on the CPU gives the same start everywhere.
+    """Features moved by noise uniform in the L-infinity ball of radius epsilon, shape (B, F, L). It is drawn on the
+    generator's device, so that a generator on the CPU gives the same start everywhere.
     """
     unit = torch.rand(features_BFL.shape, generator=generator, device=generator.device, dtype=torch.float32)
     return features_BFL.detach() + send((2 * unit - 1) * epsilon, features_BFL.device)
@@ -150,10 +149,9 @@ def own_starts(features_BFL: Tensor, epsilon: float, generators: Iterable[Genera
 
 
 def fgsm(model: nn.Module, features_BFL: Tensor, labels_B: Tensor, *, epsilon: float, **how: Any) -> Tensor:
-    """Fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572): one step of epsilon.
-
-    With a random start it is the R+FGSM of Wong et al. 2020 (arXiv 2001.03994) at a step of epsilon; theirs of 1.25
-    epsilon is one step of `pgd`, of which the other arguments, result and errors are.
+    """Fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572): one step of epsilon. With a random start it
+    is the R+FGSM of Wong et al. 2020 (arXiv 2001.03994) at a step of epsilon; theirs of 1.25 epsilon is one step of
+    `pgd`, of which the other arguments, result and errors are.
     """
     return pgd(model, features_BFL, labels_B, epsilon=epsilon, step_size=epsilon, steps=1, **how)
 
@@ -221,7 +219,6 @@ def _ball(features_BFL: Tensor, epsilon: float) -> Ball:
 
 
 def _away_from(model: nn.Module, clean_BFL: Tensor) -> Loss:
-    """The `divergence` from what the model says of clean utterances."""
     with torch.no_grad():
         clean_BC = model(clean_BFL)
     return lambda logits_BC, labels_B: divergence(clean_BC, logits_BC)

@@ -1,18 +1,17 @@
 """Which perturbations a listener cannot hear: the masking threshold of a clip, and the ball of all that lies under it.
 
-The threshold is that of psychoacoustic model 1 of MPEG-1 audio (ISO/IEC 11172-3, annex D; Lin and Abdulla 2015), as
-Qin et al. 2019 (arXiv 1903.10346) use it: the loudest bin of a clip is played at 96 dB SPL; every local maximum of a
+The threshold is that of psychoacoustic model 1 of MPEG-1 audio (ISO/IEC 11172-3, annex D; Lin and Abdulla 2015), as Qin
+et al. 2019 (arXiv 1903.10346) use it: the loudest bin of a clip is played at 96 dB SPL; every local maximum of a
 frame's spectrum above the threshold in quiet is a masker, of the power of its three bins; a masker of level P at z_m
-Bark hides what lies below P - 6.025 - 0.275 z_m at its own place, 27 dB a Bark less below it and
-27 - 0.37 max(P - 40, 0) dB a Bark less above it; all of these and the threshold in quiet add up in power. Two
-deviations, both stricter or equal: of maskers within half a Bark of each other only the strongest counts, whichever
-order they come in; and a clip of digital silence hides nothing.
+Bark hides what lies below P - 6.025 - 0.275 z_m at its own place, 27 dB a Bark less below it and 27 - 0.37 max(P - 40,
+0) dB a Bark less above it; all of these and the threshold in quiet add up in power. Two deviations, both stricter or
+equal: of maskers within half a Bark of each other only the strongest counts, whichever order they come in; and a clip
+of digital silence hides nothing.
 
-Qin et al. add a hinge on what exceeds the threshold to the loss and trade it against success, so that some of the
-perturbation may remain audible. Here the threshold is a constraint instead: the perturbations whose short-time
-spectrum nowhere exceeds it are a convex set, symmetric around the clip, and so a ball like any other.
-What is guaranteed: every time-frequency bin of a projected perturbation lies at or under the threshold, to rounding.
-That a listener hears nothing is the model's claim, not a guarantee.
+Qin et al. trade a hinge on what exceeds the threshold against success, so that some of the perturbation may remain
+audible. Here the threshold is a constraint: the perturbations whose short-time spectrum nowhere exceeds it are a convex
+set, symmetric around the clip, and so a ball like any other. Every time-frequency bin of a projected perturbation lies
+at or under the threshold, to rounding. That a listener hears nothing is the model's claim, not a guarantee.
 
 Legend: B clips, T samples, K frequencies, L frames.
 """
@@ -90,10 +89,9 @@ class ShortTime:
         return torch.istft(spectrum_BKL, self.window_samples, self.hop_samples, window=window, length=length)
 
     def gain(self, ratio_BL: Tensor, length: int) -> Tensor:
-        """A gain of at most 1 that turns frames with a ratio above 1 down by it at least, shape (B, T).
-
-        A frame is turned down as far as the most excessive of those within half a window, so that no sample of that one
-        is turned down less; from frame to frame the gain runs straight.
+        """A gain of at most 1 that turns frames with a ratio above 1 down by it at least, shape (B, T). A frame is
+        turned down as far as the most excessive one within half a window, which shares samples with it; from frame to
+        frame the gain runs straight.
         """
         reach = FRAMES_PER_WINDOW // 2
         gain_B1L = -F.max_pool1d(-1 / ratio_BL.clamp(min=1.0)[:, None], 2 * reach + 1, stride=1, padding=reach)
@@ -104,10 +102,10 @@ class ShortTime:
 
 
 def masking_threshold(samples_T: Tensor, sample_rate_hz: int) -> Tensor:
-    """Largest magnitude of a perturbation's short-time spectrum that the clip hides: float32, shape (K, L).
-
-    It bounds ``abs(ShortTime.at(sample_rate_hz).spectrum(perturbation))``, on the device of the samples; zero for a
-    clip of digital silence. Frames go through it one at a time, on the CPU, in float64.
+    """Largest magnitude of a perturbation's short-time spectrum that the clip hides: float32, shape (K, L), on the
+    device of the samples; zero for a clip of digital silence. It bounds
+    ``abs(ShortTime.at(sample_rate_hz).spectrum(perturbation))``. Frames go through it one at a time, on the CPU, in
+    float64.
     """
     short = ShortTime.at(sample_rate_hz)
     magnitude_KL = short.spectrum(samples_T.detach().cpu().double()[None])[0].abs()
@@ -142,10 +140,9 @@ def _masked_db(power_K: Tensor, bark_K: Tensor, quiet_K: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MaskingBall(Ball):
-    """All waveforms whose perturbation lies under the masking threshold of their clip.
-
-    Its norm is the largest ratio of the perturbation's short-time magnitude to the threshold over all bins; a radius of
-    1 is the threshold itself, 0.5 lies 6 dB under it.
+    """All waveforms whose perturbation lies under the masking threshold of their clip. Its norm is the largest ratio of
+    the perturbation's short-time magnitude to the threshold over all bins: a radius of 1 is the threshold itself, 0.5
+    lies 6 dB under it.
     """
 
     clips: Clips
@@ -154,24 +151,22 @@ class MaskingBall(Ball):
 
     @classmethod
     def around(cls, clips: Clips) -> MaskingBall:
-        """The ball at the threshold of each clip."""
         thresholds = [masking_threshold(waveform_T, clips.sample_rate_hz) for waveform_T in clips.waveform_BT]
         radius_B = torch.ones(len(clips), device=clips.waveform_BT.device)
         short = ShortTime.at(clips.sample_rate_hz)
         return cls(clips.waveform_BT, radius_B, "inf", clips, torch.stack(thresholds), short)
 
     def subset(self, rows_N: Tensor) -> MaskingBall:
-        """The ball of some of the clips."""
         clips, threshold_NKL = self.clips.subset(rows_N), self.threshold_BKL[rows_N]
         return MaskingBall(clips.waveform_BT, self.radius_B[rows_N], self.norm, clips, threshold_NKL, self.short)
 
     def project(self, moved: Tensor) -> Tensor:
         """Waveforms inside, near the given ones, shape (B, T); the same where they are inside already.
 
-        Spectra are cut at the threshold and made those of samples again, alternately: projections onto two convex sets,
-        which would approach a point of both, but slowly where a quiet frame overlaps a loud one. So after a few of them
-        the frames that still exceed the threshold are turned down, together with those that share samples with them,
-        and what little is left then scales the whole clip's perturbation.
+        Spectra are cut at the threshold and made those of samples again: projections onto two convex sets, which
+        approach a point of both, but slowly where a quiet frame overlaps a loud one. So after a few of them the frames
+        that still exceed the threshold are turned down, with those that share samples, and what is left scales the
+        clip's whole perturbation.
         """
         step_BT = (moved - self.clean) * self.clips.movable_BT
         for _ in range(_CUTS):
@@ -184,10 +179,9 @@ class MaskingBall(Ball):
         return self.clean + step_BT / self.excess(step_BT).clamp(min=1.0)[:, None]
 
     def steepest(self, gradient: Tensor) -> Tensor:
-        """The perturbation that moves every bin by its threshold, in the phase of the gradient, shape (B, T).
-
-        To first order it raises the loss most among spectra in the ball; frames overlap, so that as samples it may lie
-        somewhat outside, and is to be projected.
+        """The perturbation that moves every bin by its threshold, in the phase of the gradient, shape (B, T). To first
+        order it raises the loss most in the ball; frames overlap, so that it may lie somewhat outside, and is to be
+        projected.
         """
         spectrum_BKL = self.short.spectrum(gradient)
         scale_BKL = self.threshold_BKL / spectrum_BKL.abs().clamp(min=_TINY)
@@ -207,15 +201,12 @@ class MaskingBall(Ball):
         return self._ratio(self.short.spectrum(step_BT)).flatten(1).amax(1)
 
     def _ratio(self, spectrum_BKL: Tensor) -> Tensor:
-        """Magnitude over its bound, shape (B, K, L)."""
         bound_BKL = self.threshold_BKL * self.radius_B[:, None, None]
         return spectrum_BKL.abs() / bound_BKL.clamp(min=_TINY)
 
     def share_below(self, moved: Tensor) -> Tensor:
-        """Share of time-frequency bins in which the perturbation lies at or under the threshold, shape (B,).
-
-        Of the bins of frames around samples of the clip. A thousandth of the threshold, 0.009 dB, is allowed for
-        rounding: what is measured is a difference of float32 samples.
+        """Share of time-frequency bins, in frames around the clip's samples, whose perturbation lies at or under the
+        threshold, shape (B,). A thousandth of it, 0.009 dB, is allowed for the rounding of float32 samples.
         """
         magnitude_BKL = self.short.spectrum(moved - self.clean).abs()
         last_B = (self.clips.heard_B + self.short.window_samples // 2 - 1) // self.short.hop_samples

@@ -5,11 +5,11 @@ one benchmark alone, hand a function to `ser_fl.benchmark` (`objects`).
 
 When to choose which: `apgd_ce` and `apgd_t` together are the ones to report, `pgd` the one that others report too;
 `fgsm` and `bim` show whether gradients are masked (they must not beat it); `mim` transfers best to other models; `fmn`
-finds the smallest epsilon of each utterance, and `fmn_l2` the smallest L2 norm; `cw_l2`, `cw_linf` and `deepfool`
-look for the same and are what others report; `pgd_paper` and `fgsm` are the paper's; `square` and `hopskipjump` need no
-gradient and expose models that hide theirs; `universal` is what an attacker can do who must choose before it hears
-anything; `psychoacoustic` asks what a listener to a recording would not hear; `noise_uniform` and `noise_gaussian` are
-the controls that an attack has to beat. A name that ends in `_unlabelled` is the attack without true classes.
+finds the smallest epsilon of each utterance, `fmn_l2` the smallest L2 norm; `cw_l2`, `cw_linf` and `deepfool` look for
+the same and are what others report; `pgd_paper` and `fgsm` are the paper's; `square` and `hopskipjump` need no gradient
+and expose models that hide theirs; `universal` must choose before it hears anything; `psychoacoustic` asks what a
+listener would not hear; `noise_uniform` and `noise_gaussian` are the controls that an attack has to beat. A name that
+ends in `_unlabelled` is the attack without true classes.
 
 Of the suites, `quick` shows in minutes whether a model is robust at all; `standard` is the one to report, with the
 stronger half of what AutoAttack runs and a look at masked gradients and noise; `thorough` is for a model that is
@@ -37,8 +37,7 @@ from ser_fl.config.robustness import Backend
 from ser_fl.errors import UserError, unknown_name
 
 VERSION = 1
-"""Raised by whoever changes what an attack makes for the same settings: what benchmarks of earlier versions kept is
-then made anew."""
+"""To be raised by whoever changes what an attack makes for the same settings: older kept results are then made anew."""
 
 _STEPS = frozenset({"steps", "step_size"})
 _OURS: dict[str, Any] = {"adaptive": True}
@@ -153,7 +152,6 @@ ON_RECORDINGS: Mapping[str, Entry] = {
     **{name: entry for name, entry in ATTACKS.items() if entry.on_recordings},
     "psychoacoustic": replace(_APGD, paper="Qin et al. 2019, arXiv 1903.10346", on_recordings=("masking",)),
 }
-"""Attacks that go on recorded samples."""
 ART_BY_DEFAULT = frozenset({"fgsm", "bim", "pgd"})
 """Attacks that ART has as well as we, and that ``backend=auto`` leaves to ART: the same bits."""
 BY_ART: Mapping[str, Entry] = {
@@ -173,13 +171,10 @@ BY_ART: Mapping[str, Entry] = {
         ("cw_linf", "CarliniLInfMethod", None),  # tens of thousands of passes an utterance
     )
 }
-"""ART's own of those that we have too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
-    """What a suite runs."""
-
     attacks: tuple[str, ...]
     """Names of the registry, in the order of the records."""
     subsets: Mapping[str, int] = field(default_factory=dict)
@@ -201,11 +196,7 @@ SUITE_ON_RECORDINGS = ("pgd", "apgd_ce", "cw_l2")
 
 
 def entry_of(name: str, backend: Backend = "auto") -> Entry:
-    """The attack of a name, run by ART's code or ours.
-
-    Raises:
-        UserError: unknown name; the known ones are listed.
-    """
+    """The attack of a name, run by ART's code or ours; an unknown name is a `UserError` that lists the known ones."""
     if name in BY_ART and (backend == "art" or (backend == "auto" and name in ART_BY_DEFAULT)):
         return BY_ART[name]
     if name in ATTACKS:
@@ -221,11 +212,9 @@ def entry_of(name: str, backend: Backend = "auto") -> Entry:
 
 
 def build(settings: AttackSettings) -> Attack:
-    """The attack on features that settings name, every None of them filled by its default, where it has one. A setting
-    that the attack does not have is put to what the attack does, with a warning: what a record says is what ran.
-
-    Raises:
-        UserError: unknown name (the known ones are listed), or an attack that goes on recordings alone.
+    """The attack on features that settings name, every None of them filled by its default. A setting that the attack
+    does not have is put to what the attack does, with a warning: what a record says is what ran. Unknown names, and
+    attacks that go on recordings alone, are a `UserError`.
     """
     entry = entry_of(settings.name, settings.backend)
     step_size = entry.step_size and entry.step_size(settings.epsilon)
@@ -244,10 +233,8 @@ def build(settings: AttackSettings) -> Attack:
 
 def build_on_recordings(settings: AttackSettings) -> Attack:
     """The attack on recorded samples that settings name; always our own. Steps are a share of the ball where nothing
-    else is said (`pgd.TOTAL_RADII`), and one random start is the default.
-
-    Raises:
-        UserError: no attack of that name goes on recordings, or it does not keep to such a budget.
+    else is said (`pgd.TOTAL_RADII`), and one random start is the default. A `UserError` says that none of that name
+    goes on recordings, or not within such a budget.
     """
     if settings.name not in ON_RECORDINGS:
         raise unknown_name("attack of domain=waveform", settings.name, ON_RECORDINGS)
@@ -264,8 +251,8 @@ def build_on_recordings(settings: AttackSettings) -> Attack:
 
 
 def expand(names: Iterable[str], fits: Callable[[str], bool] = lambda name: True) -> tuple[str, ...]:
-    """Names of attacks, each once, with those of its attacks in place of a suite's, as far as they fit. What a suite
-    holds and does not fit is left out with a warning; what is named outright stays, to be refused.
+    """Names of attacks, each once, those of a suite in its place as far as they fit: the others are left out with a
+    warning. What is named outright stays, to be refused.
 
     >>> expand(["noise_gaussian", "quick", "bim"])
     ('noise_gaussian', 'fgsm', 'bim', 'apgd_ce', 'noise_uniform')

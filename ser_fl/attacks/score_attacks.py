@@ -3,12 +3,12 @@
 Square (Andriushchenko et al. 2020, arXiv 1912.00049, L-infinity) is a random search by windows of the perturbation set
 to one face of the ball. ART's SquareAttack is not used: it shows all utterances of a batch the same windows from
 NumPy's global state, so that a result depends on who else is in the batch; it asks three questions for each that it
-needs; its loss takes the second best logit for the best wrong one even where the true class is third; and its squares
-must fit into the shorter side of an image. One utterance at a time it cannot be afforded.
+needs; its loss takes the second best logit for the best wrong one even where the true class is third; its squares must
+fit into the shorter side of an image. One utterance at a time it cannot be afforded.
 
-Ours are windows of the same area as the paper's squares: as tall as wide where that fits into the mel bins, else over
-all bins and wider. The first perturbation is the paper's: stripes, each frame at one face of the ball. Against a
-randomised model all questions are asked under the same draws, in expectation.
+Our windows have the area of the paper's squares: as tall as wide where that fits into the mel bins, else over all bins
+and wider. The first perturbation is the paper's: stripes, each frame at one face of the ball. Against a randomised
+model all questions are asked under the same draws, in expectation.
 
 An attack that noise can match has found nothing: Carlini et al. 2019 (arXiv 1902.06705) ask for it beside every attack.
 Of many draws the worst one counts.
@@ -46,8 +46,8 @@ def craft_noise_uniform(problem: Problem) -> Tensor:
 
 
 def craft_noise_gaussian(problem: Problem) -> Tensor:
-    """The worst of several draws of white noise with standard deviation epsilon, clipped to the L-infinity ball. A
-    third of all cells is clipped, so that it is louder than uniform noise.
+    """The worst of several draws of white noise of standard deviation epsilon, clipped to the L-infinity ball: a third
+    of all cells is, so that it is louder than uniform noise.
     """
     return _noise(problem, "noise_gaussian", lambda shape, stream: torch.randn(shape, generator=stream).clamp_(-1, 1))
 
@@ -64,8 +64,8 @@ def _noise(problem: Problem, name: str, draw: Callable[[torch.Size, Generator], 
 
 
 def craft_square(problem: Problem) -> Tensor:
-    """Random search with as many queries as steps, until an utterance is recognised no more. What each utterance will
-    ask is drawn once by a stream of its own: batches and their order do not matter.
+    """Random search with as many queries as steps, until an utterance is recognised no more. What each will ask is
+    drawn once by its own stream: batches and their order do not matter.
     """
     epsilon, (num_bins, num_frames) = problem.settings.epsilon, problem.clean.shape[1:]
     stripes, chance = [], []

@@ -18,12 +18,12 @@ from ser_fl.devices import autocast, device_of, float32_by_default, seeded_strea
 
 @contextmanager
 def attacked(model: nn.Module, *, low_precision: bool = False) -> Iterator[None]:
-    """Everything that a gradient attack needs of its surroundings, put back afterwards.
+    """Everything that a gradient attack needs of its surroundings, put back afterwards, the mode of each module too.
 
     Inside, every module is in eval mode, no parameter asks for a gradient, gradients are enabled even under ``no_grad``
-    or ``inference_mode``, the model runs in float32 whatever autocast says outside, or, with ``low_precision``, in
-    bfloat16, and recurrent layers run without cuDNN, whose backward pass refuses eval mode. (Training mode instead, as
-    in ART, would switch their dropout on.) Afterwards each module has its own mode again: a frozen batch norm stays so.
+    or ``inference_mode``, the model runs in float32 (bfloat16 with ``low_precision``) whatever autocast says outside,
+    and recurrent layers run without cuDNN, whose backward pass refuses eval mode. (Training mode, as in ART, would
+    switch their dropout on.)
     """
     modes = [(module, module.training) for module in model.modules()]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -57,11 +57,8 @@ def attacked(model: nn.Module, *, low_precision: bool = False) -> Iterator[None]
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed Python's, NumPy's and torch's global random states, which ART draws from, and put them back afterwards.
-
-    Args:
-        seed: any integer >= 0.
-        device: the device that an attack runs on; other GPUs keep their states.
+    """Seed Python's, NumPy's and torch's global random states (of this GPU alone), which ART draws from, and put them
+    back afterwards.
     """
     python_before, numpy_before = random.getstate(), np.random.get_state()  # noqa: NPY002
     with seeded_streams(seed, device):
@@ -78,10 +75,10 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 def random_states_from_the_global_one() -> Iterator[None]:
     """Let ART's decision attacks seed their random states, which no seed reaches, from NumPy's global one.
 
-    ART's HopSkipJump, BoundaryAttack and BrendelBethgeAttack make an ``np.random.RandomState()`` each, which the
-    operating system seeds, and would give another result in every run. For as long as this lasts they see a NumPy of
-    their own, which differs in `RandomState` alone; NumPy itself stays as it is. ART 1.20.1, which pyproject.toml pins,
-    and all before it need it. A test fails once they no longer do: then this can go.
+    HopSkipJump, BoundaryAttack and BrendelBethgeAttack make an ``np.random.RandomState()`` each, seeded by the
+    operating system, and would differ in every run. Here they see a NumPy of their own, which differs in `RandomState`
+    alone. ART 1.20.1, which pyproject.toml pins, and all before it need it. A test fails once they no longer do: then
+    this can go.
     """
 
     def random_state(seed: Any = None) -> np.random.RandomState:

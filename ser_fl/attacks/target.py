@@ -23,8 +23,8 @@ from ser_fl.attacks.threat_model import Ball, either
 
 _AT_A_TIME = {"cpu": 32}
 _AT_A_TIME_ELSEWHERE = 512
-"""Utterances of all draws together in one forward pass of an expectation. On a CPU larger batches leave the cache: with
-64 an utterance takes a tenth longer, with 128 a fifth."""
+"""Utterances of all draws in one forward pass of an expectation. On a CPU larger batches leave the cache: with 64 an
+utterance takes a tenth longer, with 128 a fifth."""
 _ALIKE = 1e-6
 """Probabilities of being recognised that differ by rounding."""
 
@@ -38,19 +38,16 @@ class Passes:
 
 
 class Expectation(Protocol):
-    """What an adaptive attacker knows of a defence: what it may show the classifier, and how much each counts.
-    `ser_fl.attacks.expectation.expectation_of` makes one of a defence.
-    """
+    """What an adaptive attacker knows of a defence (`ser_fl.attacks.expectation.expectation_of` makes it)."""
 
     @property
     def weights(self) -> Sequence[float]:
         """How much each of the K draws of a step counts; they sum to 1."""
 
     def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, step: int, draws: Sequence[int]) -> Tensor:
-        """What the classifier is shown in some draws of a step; has a gradient, its own or a straight-through one.
-
-        It depends on each utterance's key, the step (any integer) and the draws (numbers in [0, K)) alone, whoever else
-        is in the batch. Its shape is (draws * B, ...): all utterances in the first draw, then in the second, and so on.
+        """What the classifier is shown in some draws of a step, numbers in [0, K); has a gradient, its own or a
+        straight-through one. It depends on each utterance's key, the step (any integer) and the draws alone. Shape
+        (draws * B, ...): all utterances in the first draw, then in the second, and so on.
         """
 
 
@@ -72,8 +69,6 @@ class ToFeatures(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """What the model says of one batch."""
-
     loss_B: Tensor
     gradient: Tensor
     """Of each utterance's own loss, in the shape of the inputs."""
@@ -98,7 +93,7 @@ class Target:
     """None where the network alone is attacked."""
 
     def subset(self, rows_N: Tensor) -> Target:
-        """The target of some of the utterances, which counts with this one."""
+        """Its passes count with this one's."""
         keys_N = [self.keys_B[row] for row in rows_N.tolist()]
         front = None if self.to_features is None else self.to_features.subset(rows_N)
         return replace(self, keys_B=keys_N, to_features=front)
@@ -108,8 +103,8 @@ class Target:
         return inputs if self.to_features is None else self.to_features(inputs)
 
     def __call__(self, inputs: Tensor, step: int = 0) -> Tensor:
-        """Logits of shape (B, C); differentiable where the inputs ask for a gradient. Of a randomised model they are
-        the mean of log-probabilities over the draws of a step.
+        """Logits of shape (B, C), differentiable; of a randomised model the mean of log-probabilities over a step's
+        draws.
         """
         features_BFL = self.features(inputs)
         if self.expectation is None:
@@ -137,9 +132,8 @@ class Target:
     def answer(self, inputs: Tensor, labels_B: Tensor, loss: Loss, *, step: int = 0) -> Answer:
         """Loss, gradient and recognition of a batch: one forward and one backward pass an utterance and draw.
 
-        In expectation, loss and gradient are weighted means of those of every draw, which is not the loss of a mean
-        prediction: a draw that is still right counts, however sure the others are. The number of the step chooses the
-        draws: the same step, the same draws (common random numbers).
+        In expectation, loss and gradient are weighted means over draws, not those of a mean prediction: a draw that is
+        still right counts, however sure the others are. The same step has the same draws (common random numbers).
         """
         inputs = inputs.detach().requires_grad_()
         features_BFL = self.features(inputs)
@@ -193,14 +187,12 @@ def _recognised(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BestAdversarial:
-    """Inputs, and what the model says of them: the less they are recognised the better, then the larger the loss. What
-    is compared must have been asked under the same draws of a randomised model.
+    """Inputs, and what the model says of them: the less they are recognised the better, then the larger the loss. Both
+    must have been asked under the same draws of a randomised model.
     """
 
     inputs: Tensor
-    """Shape (B, ...)."""
     right_B: Tensor
-    """Probability of being recognised, in [0, 1]."""
     loss_B: Tensor
 
     @classmethod
@@ -222,7 +214,6 @@ class BestAdversarial:
         return self.inputs, self.right_B, self.loss_B
 
     def with_better(self, rows_N: Tensor, other: BestAdversarial) -> BestAdversarial:
-        """With the better of what was found before and now for some of the utterances."""
         best = BestAdversarial(*(part[rows_N] for part in self.parts)).or_better(other)
         pairs = zip(self.parts, best.parts, strict=True)
         return BestAdversarial(*(part.index_copy(0, rows_N, new) for part, new in pairs))
@@ -247,7 +238,7 @@ def best_of_starts(
     incumbent: Tensor | None = None,
 ) -> Tensor:
     """The best of what each start leads to and of an incumbent, as `pgd.descend` says. Only what no start has broken
-    starts again. Candidates are compared by a loss and under the draws of a step; no step of an attack has -1.
+    starts again. Candidates are compared under the draws of a step; no step of an attack has -1.
     """
     if starts == 1 and incumbent is None:
         return ascend(None, 0)

@@ -46,7 +46,7 @@ class NormFunctions:
     size: Callable[[Tensor], Tensor]
     """Norm of each perturbation, shape (B,)."""
     dual_size: Callable[[Tensor], Tensor]
-    """How fast a loss of a gradient rises along its steepest perturbation of norm 1, shape (B,)."""
+    """As `rise_of` says, shape (B,); may be 0."""
     shortened: Callable[[Tensor, Tensor], Tensor]
     """(perturbations, radius_B) -> the nearest perturbations of no larger norm, a new tensor."""
     steepest: Callable[[Tensor], Tensor]
@@ -117,10 +117,8 @@ NORMS = _Norms(
 @dataclass(frozen=True, slots=True, eq=False)
 class Box:
     """The values that a feature may take, per mel bin: from the standardised log floor to the training maximum. Clean
-    features are clipped to the box before anything is measured. The paper's code has none: `Box.unbounded()`.
-
-    Raises:
-        UserError: only one side is given, or a lower bound lies above its upper bound.
+    features are clipped to it before anything is measured. The paper's code has none: `Box.unbounded()`. One side
+    alone, or a lower bound above its upper bound, is a `UserError`.
     """
 
     lower_F1: Tensor | None
@@ -137,7 +135,6 @@ class Box:
 
     @classmethod
     def unbounded(cls) -> Self:
-        """No box: every value is allowed."""
         return cls(None, None)
 
     @classmethod
@@ -176,7 +173,6 @@ class Ball:
     norm: Norm
 
     def subset(self, rows_N: Tensor) -> Ball:
-        """The ball of some of the utterances."""
         return Ball(self.clean[rows_N], self.radius_B[rows_N], self.norm)
 
     def project(self, moved: Tensor) -> Tensor:
@@ -195,10 +191,9 @@ class Ball:
 
 
 def budget_of(epsilon: float, norm: Norm, features_shape: tuple[int, ...]) -> float:
-    """Largest norm of a perturbation of features of shape (..., F, L) that counts as a success.
-
-    That is the norm of a perturbation of +-epsilon in every cell: epsilon itself in L-infinity, epsilon * sqrt(F * L)
-    in L2, so that one epsilon means one budget for all attacks and none is asked for less than PGD may use.
+    """Largest norm of a perturbation of features of shape (..., F, L) that counts as a success: that of +-epsilon in
+    every cell, epsilon itself in L-infinity, epsilon * sqrt(F * L) in L2. So one epsilon means one budget for all
+    attacks, and none is asked for less than PGD may use.
 
     >>> budget_of(0.5, "2", (64, 100))
     40.0
@@ -212,11 +207,9 @@ def distance(clean_BFL: Tensor, adversarial_BFL: Tensor, norm: Norm) -> Tensor:
 
 
 def keep_within(clean_BFL: Tensor, adversarial_BFL: Tensor, norm: Norm, budget: float) -> Tensor:
-    """Adversarial utterances within the budget, and the clean ones in place of the others.
-
-    Minimal-norm attacks (C&W, DeepFool) look for the nearest adversarial utterance however far it is: one beyond the
-    budget has failed, and its clean utterance is shown to the model. The tolerance is 1e-6 of the budget, and for "inf"
-    one rounding of its largest feature to float32.
+    """Adversarial utterances within the budget, and the clean ones in place of the others, which have failed:
+    minimal-norm attacks (C&W, DeepFool) look however far it is. The tolerance is 1e-6 of the budget, and for "inf" one
+    rounding of its largest feature to float32.
     """
     distance_B = distance(clean_BFL, adversarial_BFL, norm)
     allowed_B = torch.full_like(distance_B, budget * (1 + RELATIVE_TOLERANCE))

@@ -5,8 +5,8 @@ Shafahi et al. 2018 (arXiv 1811.11304), who stop an utterance's loss from growin
 UniversalPerturbation is not used: it walks from utterance to utterance with DeepFool's minimal steps, in an order from
 NumPy's global state, and ends once a share of the predictions has changed, right or wrong before.
 
-The perturbation is learnt on the utterances that it is shown to. So, unlike all other attacks, what becomes of an
-utterance depends on the others; it does not depend on their order or on the size of batches.
+It is learnt on the utterances that it is shown to. So, unlike in all other attacks, what becomes of an utterance
+depends on the others, but not on their order or on the size of batches.
 
 Legend: N utterances, F mel bins, L frames.
 """
@@ -31,9 +31,8 @@ def craft_universal(problem: Problem) -> Tensor:
     """The perturbation, added to every utterance and clipped to the box; to be given all utterances at once.
 
     Each step moves along the sign of the summed gradient of cross-entropies, of which none counts beyond log C: there
-    the true class has less than its share, and an utterance is wrong for sure. Of all perturbations the one under
-    which the fewest utterances are recognised is kept, then the one with the largest loss. A randomised model is asked
-    under the same draws throughout, which differ from utterance to utterance.
+    an utterance is wrong for sure. The perturbation under which the fewest utterances are recognised is kept, then the
+    one with the largest loss. A randomised model answers under the same draws throughout, which differ by utterance.
     """
     epsilon, steps, enough = problem.settings.epsilon, problem.steps, math.log(problem.num_classes)
     rows = sorted(range(len(problem.keys_B)), key=lambda row: problem.keys_B[row])

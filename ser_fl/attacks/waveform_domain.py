@@ -1,9 +1,9 @@
 """The waveform as a domain: recorded samples are moved, within an SNR, an amplitude or a masking threshold.
 
-A budget of recordings is a signal-to-noise ratio in dB, an L2 ball whose radius belongs to the clip; an amplitude, an
-L-infinity ball; or the clip's own masking threshold. All are of the recorded samples that the front end hears, at full
-scale 1. A caution: features are log(x + 1e-8), so that bins of digital silence react to the faintest noise. Where a
-corpus holds silence, an attack at 60 dB may succeed by what no recording in a room would keep.
+A budget is a signal-to-noise ratio in dB, an L2 ball whose radius belongs to the clip; an amplitude, an L-infinity
+ball; or the clip's own masking threshold: all of the samples that the front end hears, at full scale 1. A caution:
+features are log(x + 1e-8), so that bins of digital silence react to the faintest noise. Where a corpus holds silence,
+an attack at 60 dB may succeed by what no recording in a room would keep.
 
 Legend: N utterances, B clips of a batch, T samples, S samples at the front end's rate, F mel bins, L frames.
 """
@@ -39,7 +39,6 @@ Read = Callable[[str], tuple[Tensor, int]]
 @dataclass(frozen=True, slots=True, eq=False)
 class WaveformToFeatures:
     """From recorded waveforms to standardised features inside the box: differentiable, the `ToFeatures` of a `Target`.
-
     A perturbation lives on the recorded samples, at the clip's own rate: it is resampled, and repeated with its clip to
     the front end's length, so that what was crafted can be written as a WAV file and heard.
     """
@@ -61,7 +60,6 @@ class WaveformToFeatures:
         return features_BFL
 
     def subset(self, rows_N: Tensor) -> Self:
-        """The same for some of the clips."""
         return replace(self, clips=self.clips.subset(rows_N))
 
     def ball(self, epsilon: float, snr_db: float | None, masked: bool) -> Ball:
@@ -76,7 +74,6 @@ class WaveformToFeatures:
         return ClipBall(clips.waveform_BT, radius_B, "2", clips.heard_B)
 
     def own(self, inputs: Tensor) -> Tensor:
-        """What was moved, where it may be; everywhere else the clean samples."""
         return self.clips.moved(inputs)
 
 
@@ -122,7 +119,6 @@ class Waveform(Domain):
         return found
 
     def crafted(self, attack: Attack, problem: Problem, adversarial: Tensor) -> Crafted:
-        """The features of adversarial samples, and how far these are from the clip."""
         assert isinstance(problem.to_features, WaveformToFeatures)
         clips = problem.to_features.clips
         with torch.no_grad():
@@ -157,7 +153,6 @@ class Waveform(Domain):
         )
 
     def lacks(self, measured: Collection[str], attack: Attack, ids: Sequence[str], adaptive: bool) -> bool:
-        """Whether the masking threshold is asked for now."""
         return self.masked and "masked_share" not in measured
 
     def widest(self, features_NFL: Tensor, box: Box) -> float:

@@ -46,16 +46,13 @@ TRAITS: Mapping[str, frozenset[str]] = {
 }
 """What a class needs that others do not; of one that is not listed, nothing.
 
-score, decision: what it sees in place of gradients.
-batch: it draws nothing and treats utterances apart, so that it is given a batch at a time. All others are given one
-    utterance at a time, each with its own seed, so that the result does not depend on batches.
-box: without one it would take the utterance's range for one (C&W, HopSkipJump, BoundaryAttack), step for ever where the
-    class does not change (SaliencyMapMethod), or fail.
-scalar_bounds: it fails with bounds per mel bin; it is given the outermost ones, and what it returns is clipped.
-probabilities: it refuses logits.
-one_hot: it reads true classes as rows of zeros with a one.
-unlabelled: it leads to the class that it is told; told none, it draws a wrong one.
-l2: its epsilon is the L2 norm of the perturbation.
+score, decision: what it sees in place of gradients. batch: it draws nothing and treats utterances apart, so that it is
+given a batch at a time. All others are given one utterance at a time, each with its own seed, so that the result does
+not depend on batches. box: without one it would take the utterance's range for one (C&W, HopSkipJump, BoundaryAttack),
+step for ever where the class does not change (SaliencyMapMethod), or fail. scalar_bounds: it fails with bounds per mel
+bin; it is given the outermost ones, and what it returns is clipped. probabilities: it refuses logits. one_hot: it reads
+true classes as rows of zeros with a one. unlabelled: it leads to the class that it is told; told none, it draws a wrong
+one. l2: its epsilon is the L2 norm of the perturbation.
 """
 
 
@@ -73,11 +70,7 @@ def attack_classes() -> dict[str, type[Any]]:
 
 
 def attack_class(name: str) -> type[Any]:
-    """The class behind ``art:ClassName``.
-
-    Raises:
-        UserError: ART has no such evasion attack; those that it has are listed.
-    """
+    """The class behind ``art:ClassName``; a `UserError` lists those that ART has."""
     known = attack_classes()
     class_name = name.removeprefix(PREFIX)
     if class_name not in known:
@@ -87,10 +80,7 @@ def attack_class(name: str) -> type[Any]:
 
 def entry_of(name: str) -> Entry:
     """A class by its name ``art:ClassName``: its own number of steps by default, and steps of a quarter of epsilon.
-    Attacks with an epsilon or a choice of norms are given "inf" for one.
-
-    Raises:
-        UserError: ART has no such evasion attack.
+    Attacks with an epsilon or a choice of norms are given "inf" for one. An unknown name is a `UserError`.
     """
     class_name, traits, accepted = name.removeprefix(PREFIX), traits_of(name), _accepted(name)
     in_linf = {"eps", "norm"} & accepted.keys() or class_name == "CarliniLInfMethod"
@@ -137,9 +127,7 @@ def craft_as(class_name: str) -> Callable[[Problem], Tensor]:
 
 
 def _generate(problem: Problem) -> Tensor:
-    """What the class makes of these utterances. Where ART's own words would mislead, or it would run without attacking
-    anything, this says so first.
-    """
+    """Where ART's own words would mislead, or it would run without attacking anything, this says so first."""
     name, traits = problem.settings.name, traits_of(problem.settings.name)
     _, num_bins, num_frames = problem.clean.shape
     if name == f"{PREFIX}GeoDA" and num_bins != num_frames:
@@ -165,7 +153,6 @@ def _generate(problem: Problem) -> Tensor:
 
 
 def _keywords(problem: Problem) -> dict[str, Any]:
-    """Our settings in the words of this class, as far as it knows them."""
     settings = problem.settings
     shape = tuple(problem.clean.shape)
     _, num_bins, num_frames = shape

@@ -1,11 +1,11 @@
 """Our model as an ART classifier, for as long as one attack runs, and what an attack of ART's makes of it.
 
 ART switches modes, wipes gradients, runs recurrent layers in training mode and moves the model to its own idea of a
-device. It is therefore given `HiddenNetwork`, a module without parameters or children: there is nothing for ART to
-change. Nothing here is stored or pickled.
+device. So it is given `HiddenNetwork`, a module without parameters or children, in which there is nothing to change.
+Nothing here is stored or pickled.
 
-Legend: B utterances, N some of them, F mel bins, L frames, C classes. ART sees features as one-channel images,
-(B, 1, F, L).
+Legend: B utterances, N some of them, F mel bins, L frames, C classes. ART sees features as one-channel images, (B, 1,
+F, L).
 """
 
 from __future__ import annotations
@@ -44,12 +44,8 @@ def import_art() -> Any:
 
 
 class HiddenNetwork(nn.Module):
-    """The network as ART gets to see it, to be used inside `surroundings.attacked`.
-
-    Args:
-        target: what answers, and counts passes. It is no module, whose parameters and modes ART would find.
-        device: where its network is.
-        to_features: maps what the attack moves, of shape (B, F, L), to features; differentiable; None for the same.
+    """The network as ART gets to see it, to be used inside `surroundings.attacked`; ``to_features`` maps what the
+    attack moves, of shape (B, F, L), to features. The target is no module, whose parameters and modes ART would find.
     """
 
     def __init__(self, target: Target, device: torch.device, to_features: Callable[[Tensor], Tensor] | None) -> None:
@@ -83,10 +79,9 @@ def classifier_of(
 ) -> Any:
     """The model as an ART PyTorchClassifier, to be used while this problem is solved and never kept.
 
-    In expectation its logits are means of log-probabilities over the draws of a step, as `Target` has them. Every
-    gradient draws anew, and what is asked for without one, such as the steps of a line search, meets the draws of the
-    gradient before it. ART does not say whose images it shows, so that the problem is then one utterance's. It clips to
-    ``clip_values``, which broadcast to (F, L); ``to_features`` is as of `HiddenNetwork`.
+    In expectation every gradient draws anew, and what is asked for without one, such as the steps of a line search,
+    meets the draws of the gradient before it. ART does not say whose images it shows: the problem is then one
+    utterance's. It clips to ``clip_values``, which broadcast to (F, L); ``to_features`` is as of `HiddenNetwork`.
     """
     assert problem.expectation is None or len(problem.keys_B) == 1, f"{len(problem.keys_B)} utterances for ART"
     import_art()
@@ -106,8 +101,8 @@ def classifier_of(
     by_class = estimator.class_gradient
 
     def class_gradient(x: Array, label: Any = None, **kwargs: Any) -> Any:
-        """Gradient of each utterance's own logit by one backward pass, where ART takes one per class. In eval mode
-        utterances do not see each other, so that the result is the same.
+        """Of each utterance's own logit by one backward pass, where ART takes one a class; in eval mode these are
+        equal.
         """
         if not isinstance(label, np.ndarray):
             return by_class(x, label=label, **kwargs)

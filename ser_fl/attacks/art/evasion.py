@@ -1,7 +1,7 @@
 """Our attacks as evasion attacks of ART, for any of its PyTorchClassifiers and inputs of any shape.
 
-They are used like ART's own: ``CarliniWagnerL2(classifier).generate(x, y)``. Importing this module imports ART. All
-take ``targeted``, ``batch_size`` and ``verbose`` (see `TensorAttack`), those in a ball ``seed`` too (`BallAttack`).
+Used like ART's own: ``CarliniWagnerL2(classifier).generate(x, y)``. Importing this module imports ART. All take
+``targeted``, ``batch_size`` and ``verbose`` (see `TensorAttack`), those in a ball ``seed`` too (`BallAttack`).
 
 Legend: B inputs, N some of them, K draws; whatever follows B is an input: features, samples or pixels.
 """
@@ -68,8 +68,7 @@ class ExpectationOverTransformationPGD(BallAttack):
     """Projected gradient ascent of the mean cross-entropy over a random transformation (arXiv 1707.07397, 1802.00420).
 
     ART's own expectations over transformation are preprocessors of images; this class takes any function. Each step
-    draws anew, by (seed, row of the input, step), so that the result depends on no batch. What several random starts
-    have found is compared under draws that are common to them.
+    draws anew, by (seed, row, step), so that no result depends on batches. Starts are compared under common draws.
 
     Args:
         estimator: a PyTorchClassifier whose model gives logits.

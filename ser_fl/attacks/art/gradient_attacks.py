@@ -60,12 +60,8 @@ def _made_by(
 ) -> Tensor:
     """What a class makes on a PyTorchClassifier that answers no more than it needs.
 
-    Args:
-        class_name: the class, of FGSM, BIM or PGD.
-        problem: what is attacked; in expectation a gradient is that of `Target.answer`, for the whole batch at once.
-        start_NFL: where an iterated class starts; None for the clean features.
-        first_step: number of the first step's draws of a randomised model.
-        words: other arguments of the class.
+    Its gradient is `Target.answer`'s, of the whole batch at once. ``first_step`` is the number of the first step's
+    draws of a randomised model; ``words`` are other arguments of the class.
     """
     estimator = classifier_of(replace(problem, expectation=None), clip_values_of(problem.box))
     # For a success rate that only ART's log would see it asks for predictions: two passes an utterance.
@@ -73,7 +69,6 @@ def _made_by(
     target, labels_B, steps = problem.target, problem.labels_B, count(first_step)
 
     def expected_gradient(x: Any, y: Any) -> Any:
-        """Of images as NumPy arrays or tensors."""
         moved_BFL = torch.as_tensor(x, device=labels_B.device)[:, 0]
         gradient_B1FL = target.answer(moved_BFL, labels_B, cross_entropy, step=next(steps)).gradient[:, None]
         return gradient_B1FL if isinstance(x, Tensor) else gradient_B1FL.cpu().numpy()
@@ -115,9 +110,9 @@ def craft_mim(problem: Problem) -> Tensor:
 def craft_deepfool(problem: Problem) -> Tensor:
     """ART's DeepFool on the model that clips to the box first, so that its nearest utterance lies inside.
 
-    Told of a box, ART's class would stretch its steps by the box's width, and end that much too far away. It leads
-    away from the predicted class, not the true one, so that it is given only what is right when clean. What is not
-    misclassified after rounding to the box is the clean utterance.
+    Told of a box, ART's class stretches its steps by the box's width, and ends that much too far away. It leads away
+    from the predicted class, so that it is given only what is right when clean. What rounding to the box mends is
+    returned clean.
     """
     adversarial_BFL, right_N = problem.clean.clone(), right_when_clean(problem)
     if not len(right_N):

@@ -49,7 +49,7 @@ class Parameter:
 
 
 def whole(default: int, *, least: int) -> Parameter:
-    """An integer, Python's or NumPy's; no bool, which Python takes for one."""
+    """An integer, Python's or NumPy's; no bool."""
     return Parameter(default, f"an integer >= {least}", lambda value: _is_a(Integral, value) and value >= least, int)
 
 
@@ -60,7 +60,7 @@ def real(default: float) -> Parameter:
 
 
 def flag(default: bool) -> Parameter:
-    """True or False; no word or number that could be taken for either."""
+    """True or False; no word or number in their place."""
     return Parameter(default, "True or False", lambda value: isinstance(value, bool | np.bool_), bool)
 
 
@@ -76,14 +76,13 @@ def refused(default: Any, reason: str) -> Parameter:
 
 
 def _is_a(kind: Any, value: Any) -> bool:
-    """Whether a value is a number of this kind; a bool is none."""
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
 class TensorAttack(EvasionAttack):  # type: ignore[misc]
-    """An attack of ours on a PyTorchClassifier whose model gives logits.
+    """An attack of ours on one of ART's classifiers.
 
-    Unlike ART's own, they differentiate recurrent layers in evaluation mode, touch no gradient of a parameter, and take
+    Unlike ART's own, it differentiate recurrent layers in evaluation mode, touch no gradient of a parameter, and take
     ``clip_values=None`` to mean that there is no box, rather than the range of whatever they are given.
 
     Args:
@@ -102,7 +101,6 @@ class TensorAttack(EvasionAttack):  # type: ignore[misc]
         "verbose": flag(True),
         "summary_writer": refused(False, "our attacks write no summaries"),
     }
-    """What may be given and set, by name."""
     _when_targeted: ClassVar[type[Target]] = Target
     """The model as a targeted attack questions it."""
     _estimator_requirements = (PyTorchClassifier,)
@@ -127,11 +125,7 @@ class TensorAttack(EvasionAttack):  # type: ignore[misc]
         self.set_params(**{word: parameter.default for word, parameter in self.parameters.items()} | given)
 
     def set_params(self, **given: Any) -> None:
-        """Set some parameters, or none where one of them is refused.
-
-        Raises:
-            ValueError: an unknown parameter, another type, or out of range.
-        """
+        """Set some parameters, or, with a ValueError (unknown, another type, out of range), none."""
         if unknown := self._unknown(given):
             raise ValueError(unknown)
         for word, value in given.items():
@@ -141,7 +135,6 @@ class TensorAttack(EvasionAttack):  # type: ignore[misc]
             setattr(self, word, self.parameters[word].kept(value))
 
     def _unknown(self, given: Mapping[str, Any]) -> str:
-        """What is wrong with the names of parameters; nothing where nothing is."""
         unknown = ", ".join(repr(word) for word in given if word not in self.parameters)
         return unknown and f"{type(self).__name__} has no parameter {unknown}: it has {', '.join(self.parameters)}"
 
@@ -196,10 +189,9 @@ class TensorAttack(EvasionAttack):  # type: ignore[misc]
 
     @abstractmethod
     def _craft(self, target: Target, clean: Tensor, labels_B: Tensor, box: Box) -> Tensor:
-        """Adversarial inputs of one batch."""
+        """Adversarial inputs of one batch, on the device of the model."""
 
     def _expectation(self) -> Expectation | None:
-        """What the attacker knows of randomness in front of the model."""
         return None
 
 
