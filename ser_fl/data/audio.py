@@ -25,11 +25,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHANNELS = ("first", "second", "mean")
-"""What is taken of a file with several channels.
-
-"first" is the default: where two spaced microphones were recorded (EMOVO), the mean adds two delayed copies of the
-voice, which comb-filters it. "mean" suits channels that are copies or a true stereo mix.
-"""
+"""What is taken of a file with several channels. "first" is the default: where two spaced microphones were recorded
+(EMOVO), the mean adds two delayed copies of the voice, which comb-filters it. "mean" suits channels that are copies or
+a true stereo mix."""
 OVERSHOOT = 2.0
 """Floating-point files may overshoot full scale and are cut at it; beyond this factor they are on another scale."""
 RATES_HZ = (1_000, 768_000)
@@ -46,13 +44,8 @@ _NO_AUDIO = {
 
 
 class UnusableAudio(UserError):
-    """A file that cannot be read, or whose samples cannot be used.
-
-    Args:
-        reason: why, without the file's name and figures: files with one fault have one reason.
-        path: the file; the message is one line that begins with ``cannot VERB PATH``.
-        detail: the reason with its figures.
-        verb: "read" or "use".
+    """A file that cannot be read, or whose samples cannot be used: a line that begins with ``cannot VERB PATH``.
+    ``reason`` has no name or figures, so that files with one fault share it; ``detail`` is the reason with its figures.
     """
 
     def __init__(self, reason: str, path: Path | None = None, detail: str | None = None, verb: str = "read") -> None:
@@ -67,10 +60,8 @@ def check_channel(channel: str) -> None:
 
 
 def probe_header(path: Path) -> str | None:
-    """Why a file cannot be read, or None, from its header alone, which is cheap.
-
-    A FLAC file that was cut off behind an intact header passes, and so does a file with unusable samples: `probe_audio`
-    finds them. A WAV file is read as far as it goes.
+    """Why a file cannot be read, or None, from its header alone, which is cheap. A FLAC file cut off behind its header
+    passes, and so do unusable samples: `probe_audio` finds them. A WAV file is read as far as it goes.
     """
     try:
         with _open(path) as file:
@@ -90,10 +81,8 @@ def probe_audio(path: Path, channel: str, to_hz: int | None = None) -> str | Non
 
 
 def check_resampling(from_hz: int, to_hz: int) -> None:
-    """Refuse rates with so small a common divisor that the filter, one for each phase, would fill the memory.
-
-    Raises:
-        UnusableAudio: they are such rates.
+    """Refuse (`UnusableAudio`) rates with so small a common divisor that the filter, one for each phase, would fill the
+    memory.
     """
     if from_hz * to_hz // math.gcd(from_hz, to_hz) ** 2 > _LARGEST_KERNEL:
         reason = f"{from_hz} Hz cannot be resampled to {to_hz} Hz; convert the recording to a usual rate first"
@@ -101,10 +90,9 @@ def check_resampling(from_hz: int, to_hz: int) -> None:
 
 
 def missing_bytes(path: Path) -> int:
-    """How many bytes more a WAV file's header announces than the file holds: it was cut off; 0 for other files.
-
-    Headers of streams, whose length nobody knew, announce 2 GB or more and do not count, nor do a few bytes, by which
-    some programs err.
+    """How many bytes more a WAV file's header announces than the file holds: it was cut off; 0 for other files. Headers
+    of streams, of unknown length, announce 2 GB or more and do not count, nor do a few bytes, by which some programs
+    err.
     """
     with path.open("rb") as file:
         head = file.read(8)
@@ -116,15 +104,11 @@ def missing_bytes(path: Path) -> int:
 
 
 def read_audio(path: Path, channel: str = "first") -> tuple[Tensor, int]:
-    """Read one channel of a file.
-
-    Args:
-        path: a file soundfile can read.
-        channel: "first", "second" or "mean", see `CHANNELS`.
+    """Read one channel of a file that soundfile can read: "first", "second" or "mean", see `CHANNELS`.
 
     Returns:
-        Waveform of shape (T,), float32 in [-1, 1], and its sampling rate in Hz. Integer samples k of b bits become
-        k / 2^(b-1); floating-point samples are cut at full scale.
+        Waveform of shape (T,), float32 in [-1, 1], and its sampling rate in Hz. Integer samples k of b bits become k /
+            2^(b-1); floating-point samples are cut at full scale.
 
     Raises:
         UnusableAudio: the file is missing, not audio, empty, a cut-off FLAC, not finite, on another scale, or lacks the
@@ -137,10 +121,9 @@ def read_audio(path: Path, channel: str = "first") -> tuple[Tensor, int]:
 
 
 def _read_samples(path: Path, channel: str) -> tuple[NDArray[np.float32], int]:
-    """One channel of shape (T,), finite and at most `OVERSHOOT`, and its sampling rate in Hz.
-
-    All samples that there are: a header may announce any number. A recording of less than half an hour is one block,
-    since decoders of lossy formats may err where they go on.
+    """One channel of shape (T,), finite and at most `OVERSHOOT`, and its sampling rate in Hz. All samples are read: a
+    header may announce any number. Under half an hour it is one block, since decoders of lossy formats may err where
+    they go on.
     """
     check_channel(channel)
     blocks: list[NDArray[np.float32]] = []
@@ -213,15 +196,10 @@ def _why_empty(path: Path) -> str:
 
 
 def write_wav(path: Path, waveform_T: Tensor, sample_rate_hz: int) -> None:
-    """Write a mono 16-bit WAV file, whole.
+    """Write a mono 16-bit WAV file, whole, and missing folders, from samples of shape (T,) in [-1, 1].
 
     Samples are rounded to multiples of 2^-15 and cut at full scale, so that what was read from a 16-bit file is written
     back bit for bit (libsndfile's own conversion scales by 2^15 - 1 and does not).
-
-    Args:
-        path: where to; missing folders are made.
-        waveform_T: shape (T,), in [-1, 1].
-        sample_rate_hz: sampling rate in Hz.
 
     Raises:
         ValueError: the waveform is not of shape (T,) or not finite.
@@ -236,11 +214,7 @@ def write_wav(path: Path, waveform_T: Tensor, sample_rate_hz: int) -> None:
 
 
 def content_digest(path: Path, channel: str) -> bytes:
-    """BLAKE2b digest (16 bytes) of a file's bytes and the channel taken of it.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
+    """BLAKE2b digest (16 bytes) of a file's bytes and the channel taken; a `UserError` where it cannot be read."""
     try:
         _check_file(path)
         content = path.read_bytes()
@@ -250,7 +224,6 @@ def content_digest(path: Path, channel: str) -> bytes:
 
 
 def _reason(error: Exception) -> str:
-    """One line on why a file could not be read."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if isinstance(error, soundfile.LibsndfileError):

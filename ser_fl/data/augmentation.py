@@ -16,13 +16,7 @@ def augment(features_BFL: Tensor, labels_B: Tensor, config: AugmentationConfig, 
     """Features of the same shape after every augmentation that is on, in this order: time, speaker, room, masks.
 
     Masks are those of SpecAugment (Park et al., arXiv 1904.08779), without its time warping; masked cells become 0, the
-    training mean of standardised features.
-
-    Args:
-        features_BFL: standardised features.
-        labels_B: emotions, which `splice` pairs by.
-        config: which augmentations, and how strong.
-        stream: where all draws come from; on the CPU.
+    training mean of standardised features. `splice` pairs by the labels; all draws come from the stream, on the CPU.
     """
     if config.roll:
         features_BFL = roll_in_time(features_BFL, stream)
@@ -55,10 +49,9 @@ def roll_in_time(features_BFL: Tensor, stream: Generator) -> Tensor:
 
 
 def splice(features_BFL: Tensor, labels_B: Tensor, share: float, stream: Generator) -> Tensor:
-    """Replace the end of a ``share`` of utterances by that of another of the batch with the same emotion.
-
-    The place of the cut is uniform in 0..L-1. The label stays true, since the whole of an utterance shows its emotion,
-    and a batch of one speaker keeps its voice. An utterance whose emotion is alone in the batch stays as it is.
+    """Replace the end of a ``share`` of utterances by that of another of the batch with the same emotion. The cut is
+    uniform in 0..L-1. The label stays true, since all of an utterance shows its emotion. One alone in its emotion stays
+    as it is.
     """
     num_frames = features_BFL.shape[2]
     cut_B1 = torch.randint(num_frames, (len(features_BFL), 1), generator=stream)
@@ -82,10 +75,9 @@ def partners(labels_B: Tensor, stream: Generator) -> Tensor:
 
 
 def warp_mel(features_BFL: Tensor, largest: float, stream: Generator) -> Tensor:
-    """Stretch the mel axis of each utterance by a factor uniform in 1 - ``largest`` to 1 + ``largest``.
-
-    As vocal tract length perturbation (Jaitly and Hinton 2013), on mel bins: bin f takes the value at f times the
-    factor, interpolated between its neighbours; above the highest bin that bin's value goes on.
+    """Stretch the mel axis of each utterance by a factor uniform in 1 - ``largest`` to 1 + ``largest``. As vocal tract
+    length perturbation (Jaitly and Hinton 2013), on mel bins: bin f takes the value at f times the factor, interpolated
+    between its neighbours; above the highest bin that bin's value goes on.
     """
     size = features_BFL.shape[1]
     factor_B1 = 1 + (2 * uniform(len(features_BFL), 1, stream) - 1) * largest
@@ -100,10 +92,8 @@ def warp_mel(features_BFL: Tensor, largest: float, stream: Generator) -> Tensor:
 
 
 def equalise(features_BFL: Tensor, largest: float, stream: Generator) -> Tensor:
-    """Add to each utterance a smooth curve over mel bins, the same in all frames and at most ``largest`` anywhere.
-
-    A constant, half a cosine and a whole one over the mel axis, with amplitudes uniform within a third of it each: a
-    gain, a tilt and a bend of the frequency response.
+    """Add to each utterance a smooth curve over mel bins, the same in all frames and at most ``largest`` anywhere: a
+    constant, half a cosine and a whole one, of amplitudes uniform within a third of it each, a gain, a tilt and a bend.
     """
     size = features_BFL.shape[1]
     place_F = (torch.arange(size, dtype=torch.float32) + 0.5) / size

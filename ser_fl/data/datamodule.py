@@ -26,17 +26,16 @@ Batch = tuple[Tensor, Tensor]
 
 
 class ShuffledBatches(IterableDataset[Batch]):
-    """All examples once per iteration, in an order drawn from the stream, in batches of nearly equal size. Nearly
-    equal, because a last batch of one or two utterances would upset batch normalisation.
+    """All examples once per iteration, in an order drawn from the stream, in batches of nearly equal size: a last batch
+    of one or two utterances would upset batch normalisation.
 
     Args:
         examples: of whom.
         batch_size: the largest.
         stream: where orders are drawn from.
         most: an iteration ends after so many batches; None takes them all.
-        replays: each batch is given so many times in a row, in an iteration that is about as long as without: it takes
-            the nearest whole number to one in ``replays`` batches, and one at least, and the next iteration goes on
-            where it stopped.
+        replays: each batch is given so many times in a row. An iteration is about as long as without: it takes the
+            nearest whole number to one in ``replays`` batches, at least one; the next goes on where it stopped.
     """
 
     def __init__(
@@ -49,7 +48,6 @@ class ShuffledBatches(IterableDataset[Batch]):
         self.num_taken = min(self.num_batches, most or self.num_batches)
         self.num_distinct = max(1, (2 * self.num_taken + replays) // (2 * replays))
         self._to_come: list[Tensor] = []
-        """Rows of the batches that are left of an order."""
         self._goes_on = False
 
     def __len__(self) -> int:
@@ -70,11 +68,9 @@ class ShuffledBatches(IterableDataset[Batch]):
                 yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream is, and what is to come of an iteration."""
         return {"stream": self.stream.get_state(), "to_come": list(self._to_come)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The next iteration goes on with what was to come, if there was something."""
         self.stream.set_state(state["stream"].cpu())
         self._to_come = [rows.cpu() for rows in state["to_come"]]
         self._goes_on = bool(self._to_come)
@@ -92,13 +88,10 @@ class _StatefulLoader(DataLoader[Batch]):
 class EmotionDataModule(pl.LightningDataModule):
     """A corpus for one Trainer: features of its training, validation and test utterances, all clients' together.
 
-    Split and standardised as `ser_fl.train` does it. What is predicted are the test utterances. Loaders have generators
-    of their own: they draw seeds for workers that there are none of, once more where a fit goes on from a checkpoint,
-    and would draw them from dropout's stream.
-
-    Args:
-        config: what `ser_fl.compose` gives; its data, front end, split, batch size and seed count.
-        prepared: the experiment's data, where the caller has them already.
+    Split and standardised as `ser_fl.train` does it; of the configuration its data, front end, split, batch size and
+    seed count. What is predicted are the test utterances. Loaders have generators of their own: they draw seeds for
+    workers that there are none of, once more where a fit goes on from a checkpoint, and would draw them from dropout's
+    stream.
     """
 
     def __init__(self, config: Config, prepared: Prepared | None = None) -> None:
@@ -126,7 +119,6 @@ class EmotionDataModule(pl.LightningDataModule):
         return _StatefulLoader(ShuffledBatches(self.examples("train"), self.config.federation.batch_size, stream))
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled batches of nearly equal size."""
         return self._train_loader
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -147,7 +139,6 @@ class EmotionDataModule(pl.LightningDataModule):
         return self._train_loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on in the order of the fit that the checkpoint is of."""
         self._train_loader.load_state_dict(state_dict)
 
 

@@ -61,8 +61,8 @@ OnFeatures = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class FeatureStore:
-    """Raw log-mel features of all utterances, and their labels. A pickled store holds the name of its file and no
-    features: another process that unpickles it maps the same pages.
+    """Raw log-mel features of all utterances, and their labels. Pickled it holds the name of its file and no features:
+    another process that unpickles it maps the same pages.
     """
 
     file: Path
@@ -90,7 +90,6 @@ class Examples:
         return len(self.labels_N)
 
     def to(self, device: torch.device) -> Examples:
-        """The same examples on a device."""
         return Examples(send(self.features_NFL, device), send(self.labels_N, device))
 
 
@@ -182,10 +181,9 @@ def compute_features(
 def open_store(
     file: Path, labels_N: Tensor, utterances: tuple[Utterance, ...], classes: tuple[str, ...]
 ) -> FeatureStore:
-    """Map features from their file.
-
-    Copy-on-write, since torch has no read-only tensors: pages are shared until somebody writes, and nobody does.
-    `open_memmap` reads plain numbers only: it refuses a file of objects, which would have to be unpickled.
+    """Map features from their file. Copy-on-write, since torch has no read-only tensors: pages are shared until
+    somebody writes, and nobody does. `open_memmap` reads plain numbers only, and refuses a file of objects, to be
+    unpickled.
     """
     rows = np.lib.format.open_memmap(file, mode="c")
     return FeatureStore(file, torch.from_numpy(rows), labels_N, utterances, classes)
@@ -194,10 +192,8 @@ def open_store(
 def _fill(
     file: Path, corpus: Corpus, frontend: LogMel, shape: tuple[int, int, int], progress: OnFeatures | None
 ) -> None:
-    """Decode, resample and transform in parallel batches into a temporary file, then rename it into place.
-
-    Each clip is transformed alone, by one thread, so that its features have the same bits whatever else the corpus
-    holds and however many cores there are.
+    """Decode, resample and transform in parallel batches into a temporary file, then rename it into place. Each clip is
+    transformed alone, by one thread: the same bits whatever the corpus holds and however many cores there are.
     """
     total = len(corpus.utterances)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -245,10 +241,9 @@ def _fill(
 
 
 def _sweep(file: Path) -> None:
-    """Remove temporary files that killed computations of the same features left behind.
-
-    Nobody holds such a file. Locks do not reach between all hosts, so that it must also have been left alone for long:
-    its time is far from that of a file made now, in either direction, since clocks are set.
+    """Remove temporary files that killed computations of the same features left behind. Locks do not reach between all
+    hosts, so that a file must have been left alone for long: its time is far from now in either direction, since clocks
+    are set.
     """
     left = list(file.parent.glob(f".{file.name}.*"))
     if not left:

@@ -29,10 +29,8 @@ def repeat_to_length(waveform_T: Tensor, num_samples: int) -> Tensor:
 
 
 def resample(waveform_T: Tensor, from_hz: int, to_hz: int) -> Tensor:
-    """Resample by torchaudio's windowed sinc; the waveform itself where the rates are equal.
-
-    Raises:
-        UserError: the rates have so small a common divisor that the filter would fill the memory.
+    """Resample by torchaudio's windowed sinc; the waveform itself where the rates are equal. A `UserError` refuses
+    rates with so small a common divisor that the filter would fill the memory.
     """
     if from_hz == to_hz:
         return waveform_T
@@ -48,10 +46,8 @@ class LogMel(nn.Module):
     """Log-mel spectrogram with the settings of the paper's authors (arXiv 2203.04696).
 
     Hamming window, no centring, magnitude (not power) spectrogram, ``log(x + 1e-8)``. Mel scale and normalisation are
-    Slaney's, librosa's default; their code does not say otherwise.
-
-    A clip that is alone in its batch has the same features to the last bit, as long as torch has one thread. In a batch
-    they may differ by rounding, since the matrix product may take another path.
+    Slaney's, librosa's default; their code does not say otherwise. A clip alone in its batch has the same features to
+    the last bit with one thread of torch; in a batch rounding may differ, by another path of the matrix product.
 
     Raises:
         UserError: a mel bin is so narrow that no frequency of the transform falls into it.
@@ -93,10 +89,9 @@ class LogMel(nn.Module):
         return repeat_to_length(resample(waveform_T, sample_rate_hz, self.sample_rate_hz), self.num_samples)
 
     def forward(self, waveform_BT: Tensor) -> Tensor:
-        """Features of shape (B, F, L) from waveforms of shape (B, T), in natural-log magnitude.
-
-        Magnitudes are computed here in half the time of `Tensor.abs`. 1e-30 under the root, far below what float32 can
-        add to the log offset, keeps the gradient at zero finite: zero.
+        """Features of shape (B, F, L) from waveforms of shape (B, T), in natural-log magnitude. Magnitudes take half
+        the time of `Tensor.abs`. 1e-30 under the root, far below what float32 can add to the log offset, keeps the
+        gradient at zero finite.
         """
         frames_BLT = waveform_BT.unfold(-1, len(self.window), self.hop_samples)
         spectrum_BLQ = torch.fft.rfft(frames_BLT * self.window)
@@ -109,7 +104,7 @@ class LogMel(nn.Module):
 @dataclass(frozen=True, slots=True)
 class FeatureStatistics:
     """Sums per mel bin, in float64: what a client tells of its features, so that all clients can be standardised alike.
-    ``merge`` of all clients' statistics gives those of all their features together.
+    ``merge`` of all clients' gives those of all features together.
     """
 
     count: int
@@ -120,7 +115,6 @@ class FeatureStatistics:
 
     @classmethod
     def of(cls, features_NFL: Tensor) -> FeatureStatistics:
-        """Statistics of features of shape (N, F, L)."""
         values = features_NFL.double()
         return cls(
             count=values.shape[0] * values.shape[2],
@@ -130,7 +124,6 @@ class FeatureStatistics:
         )
 
     def merge(self, other: FeatureStatistics) -> FeatureStatistics:
-        """Statistics over both."""
         return FeatureStatistics(
             self.count + other.count,
             self.sum_F + other.sum_F,
@@ -140,10 +133,8 @@ class FeatureStatistics:
 
 
 class Standardisation(nn.Module):
-    """Zero mean and unit deviation per mel bin, then the box that clean features are clipped to.
-
-    The box reaches, per bin, from the standardised log floor (silence) to the training maximum; with
-    ``clip="none"``, as in the paper's code, it is unbounded.
+    """Zero mean and unit deviation per mel bin, then the box that clean features are clipped to: per bin from the
+    standardised log floor (silence) to the training maximum; unbounded with ``clip="none"``, as in the paper's code.
     """
 
     mean_F1: Tensor
@@ -171,6 +162,5 @@ class Standardisation(nn.Module):
         return cls(mean, deviation, lower, torch.maximum(lower, upper))
 
     def forward(self, features_BFL: Tensor) -> Tensor:
-        """Standardised features inside the box, same shape."""
         standardised = (features_BFL - self.mean_F1) / self.deviation_F1
         return torch.clamp(standardised, self.lower_F1, self.upper_F1)

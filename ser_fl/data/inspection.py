@@ -68,8 +68,6 @@ class DurationRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """What a corpus holds."""
-
     emotions: tuple[str, ...]
     counts: Mapping[str, Mapping[str, int]]
     """Utterances by speaker and emotion; every emotion is in every row."""
@@ -83,14 +81,11 @@ class Description:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Measurement:
-    """One file, as read."""
-
     utterance_id: str
     emotion: str
     sample_rate_hz: int
     duration_s: float
     peak: float
-    """Largest absolute sample."""
     full_scale_run: int
     """Most samples in a row at full scale, on one side."""
     missing_bytes: int
@@ -119,15 +114,12 @@ def describe(corpus: Corpus) -> Description:
 
 
 def check(corpus: FileCorpus, info: CorpusInfo) -> list[Finding]:
-    """Compare a corpus with what was published about it, and look for faulty audio; reads every file once.
-
-    Args:
-        corpus: best opened with ``on_unreadable="skip"``, so that all unreadable files are reported.
-        info: its entry in `ser_fl.data.corpora.CORPORA`.
+    """Compare a corpus with what was published about it, and look for faulty audio; reads every file once. A corpus is
+    best opened with ``on_unreadable="skip"``, so that all unreadable files are reported.
 
     Returns:
         Findings: counts that differ, speakers who lack an emotion (a client without that class), and files that are
-        unreadable, silent, clipped, cut off, suspiciously of one length, or of equal sound. Empty if all is well.
+            unreadable, silent, clipped, cut off, suspiciously of one length, or of equal sound. Empty if all is well.
     """
     readable, unreadable = _measure_all(corpus)
     findings = _compare_counts(corpus, info)

@@ -1,7 +1,6 @@
 """The data of an experiment: features, split, clients, standardisation, all of them or a node's, and who knows what.
 
-A node holds the speakers whose data lie on one machine. A server knows names, counts and sums, and neither audio nor
-features.
+A node holds the speakers whose data lie on one machine. A server knows names, counts and sums, never audio or features.
 """
 
 from __future__ import annotations
@@ -84,7 +83,6 @@ class Prepared(Partition):
     """Files that could not be used and were left out, with ``data.on_unreadable=skip``."""
 
     def client_manifest(self) -> ClientManifest:
-        """What the server knows of it."""
         sizes, digests = self.sizes_and_digests()
         return ClientManifest(
             classes=self.store.classes,
@@ -97,10 +95,9 @@ class Prepared(Partition):
 
 
 def prepare(config: Config, on_features: OnFeatures | None = None) -> Prepared:
-    """Features, split, clients and standardisation of an experiment.
-
-    Standardisation is federated: each client gives the sums of its own training features, and the server adds them.
-    Emotions that are scored and not in the training part, of which a model can get none right, are told.
+    """Features, split, clients and standardisation of an experiment. Each client gives the sums of its own training
+    features, and the server adds them. Emotions that are scored but not trained on, none of which a model can get
+    right, are told.
     """
     corpus = open_configured_corpus(config)
     store = compute_features(corpus, config.frontend, cache_dir=config.data.cache_dir, progress=on_features)
@@ -144,10 +141,8 @@ class Host:
     """Those whose data take part; empty: all in the folder."""
 
     def config_of(self, settings: Mapping[str, Any]) -> Config:
-        """The experiment as a server describes it, on this node's own files.
-
-        Raises:
-            UserError: a setting is wrong, or the corpus needs a folder and this node names none.
+        """The experiment as a server describes it, on this node's own files. A wrong setting, or a corpus that needs a
+        folder where this node names none, is a `UserError`.
         """
         data = {**settings["data"], "root": self.root, "cache_dir": self.cache_dir}
         if data["name"] != "builtin" and self.root is None:
@@ -156,10 +151,8 @@ class Host:
 
 
 def open_node_corpus(config: Config, host: Host) -> Corpus:
-    """The corpus of a node: of the speakers that take part, and no others. `skipped` is of the whole folder.
-
-    Raises:
-        UserError: a speaker that is named is not in it, or it cannot be read.
+    """The corpus of a node: of the speakers that take part. `skipped` is of the whole folder. A `UserError` says that a
+    speaker that is named is not in it, or that it cannot be read.
     """
     corpus = copy(open_configured_corpus(config))
     known = {utterance.speaker for utterance in corpus.utterances}
@@ -181,12 +174,8 @@ def facts_of(corpus: Corpus) -> list[dict[str, Any]]:
 
 
 def open_partition(config: Config, host: Host, classes: Sequence[str]) -> Partition:
-    """Features, split and clients of a node's data.
-
-    Args:
-        config: with the split settled by names (`settle_split`).
-        host: where the data lie.
-        classes: of the whole experiment; a node may lack some.
+    """Features, split and clients of a node's data. The split is settled by names (`settle_split`); ``classes`` are of
+    the whole experiment: a node may lack some.
     """
     corpus = open_node_corpus(config, host)
     store = compute_features(corpus, config.frontend, cache_dir=config.data.cache_dir, classes=tuple(classes))

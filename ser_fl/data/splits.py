@@ -83,13 +83,10 @@ def split_corpus(utterances: Sequence[Utterance], config: SplitConfig, *, whole:
 def settle_split(speakers: Mapping[str, str | None], config: SplitConfig) -> SplitConfig:
     """The same split with its speakers named, so that a node that holds only some of them splits as one that holds all.
 
-    Folds come from an order of the speakers that is drawn once from ``split.seed`` and spreads each sex evenly: the
-    k-th of n stands at (k + 1/2) / n of the way. Fold i tests speakers i*k to (i+1)*k - 1 of it (the last fold may be
-    smaller) and validates on those that follow, so that over all folds every speaker is tested once.
-
-    Args:
-        speakers: every speaker of the corpus and their sex.
-        config: as configured; folds become named speakers.
+    Folds come from an order of the speakers, drawn once from ``split.seed``, that spreads each sex evenly: the k-th of
+    n stands at (k + 1/2) / n of the way. Fold i tests speakers i*k to (i+1)*k - 1 of it (the last fold may be smaller)
+    and validates on those that follow, so that over all folds every speaker is tested once. ``speakers`` maps all of
+    the corpus to their sex.
 
     Raises:
         UserError: an unknown speaker, one that is named twice, or a fold that is not there.
@@ -125,11 +122,7 @@ def settle_split(speakers: Mapping[str, str | None], config: SplitConfig) -> Spl
 
 
 def check_parts(sizes: Mapping[Part, int], config: SplitConfig) -> None:
-    """Refuse a split with an empty part.
-
-    Raises:
-        UserError: it says what to change.
-    """
+    """Refuse a split with an empty part: the `UserError` says what to change."""
     if config.name == "published" and not any(sizes.values()):
         raise UserError("this corpus has no split of its own: use split=within_speaker or split=speaker_independent")
     for part in PARTS:
@@ -149,10 +142,8 @@ def holders(
 
 
 def _within_speaker(utterances: Sequence[Utterance], config: SplitConfig) -> Split:
-    """The paper's split: a share of every speaker's utterances is one pooled test set; validation by the same rule.
-
-    The share, rounded to the nearest count, is spread evenly over a speaker's emotions (the paper's code draws it
-    without regard to them).
+    """The paper's split: a share of every speaker's utterances, rounded to the nearest count, is one pooled test set;
+    validation by the same rule. It is spread evenly over a speaker's emotions (the paper's code disregards them).
     """
     parts: dict[Part, list[int]] = {part: [] for part in PARTS}
     for speaker, indices in holders(utterances, range(len(utterances))).items():
@@ -206,11 +197,7 @@ def assign_clients(
 
 
 def natural_clients(utterances: Sequence[Utterance], train: Indices, config: ClientsConfig) -> dict[str, Indices]:
-    """A client for each speaker or session, however many there are.
-
-    Raises:
-        UserError: an utterance is of no session.
-    """
+    """A client for each speaker or session, however many; a `UserError` where an utterance is of no session."""
     if config.by != "session":
         return holders(utterances, train)
     for index in train:
@@ -220,10 +207,8 @@ def natural_clients(utterances: Sequence[Utterance], train: Indices, config: Cli
 
 
 def capped(names: Sequence[str], config: ClientsConfig) -> tuple[str, ...]:
-    """The first ``clients.num_clients`` of the speakers or sessions; all of them where it is null.
-
-    Raises:
-        UserError: there are fewer.
+    """The first ``clients.num_clients`` of the speakers or sessions; all where it is null; a `UserError` where it is
+    more.
     """
     if config.num_clients is not None and config.num_clients > len(names):
         raise UserError(

@@ -27,11 +27,10 @@ class Utterance:
     speaker: str
     """Unique in the corpus; the natural client."""
     path: Path | None = None
-    """The audio file; None for synthetic utterances, which have none."""
+    """None for synthetic utterances."""
     sex: str | None = None
     """"female", "male" or None where the corpus does not say."""
     session: str | None = None
-    """The recording session, for corpora that have some."""
     text: str | None = None
     """What was said, or the code of the sentence."""
     split: str | None = None
@@ -39,7 +38,6 @@ class Utterance:
 
     @property
     def file(self) -> Path:
-        """The audio file of an utterance that has one."""
         assert self.path is not None, f"{self.utterance_id} is no file"
         return self.path
 
@@ -53,8 +51,6 @@ class SkippedFile:
 
 
 class Corpus(Protocol):
-    """Utterances, and the audio of each."""
-
     name: str
     synthetic: bool
     """True for the built-in corpus: whatever is computed from it must say so."""
@@ -64,10 +60,8 @@ class Corpus(Protocol):
     """Files that could not be used and were left out, where that was asked for."""
 
     def read(self, utterance: Utterance) -> tuple[Tensor, int]:
-        """Waveform of shape (T,), float32 in [-1, 1], one channel, and its sampling rate in Hz.
-
-        Raises:
-            UserError: the audio cannot be read; the file is named.
+        """Waveform of shape (T,), float32 in [-1, 1], one channel, and its sampling rate in Hz; a `UserError` names a
+        file that cannot be read.
         """
         ...
 

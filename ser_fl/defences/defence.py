@@ -66,25 +66,22 @@ class Defence(ABC):
 
     @property
     def outcome_weights(self) -> tuple[float, ...] | None:
-        """Probability of each outcome of the randomness, in the order of their numbers; None where there is no list.
-
-        An adaptive attack can take the exact expectation over listed outcomes, and draws where there is no list. One
-        outcome of weight 1 is a defence without randomness.
+        """Probability of each outcome of the randomness, in the order of their numbers; None where there is no list. An
+        adaptive attack takes the exact expectation over listed outcomes, else draws. One outcome of weight 1 is no
+        randomness.
         """
         return None
 
     def outcomes(self, features_BFL: Tensor, numbers_KB: Sequence[Sequence[int]]) -> Tensor:
-        """What the classifier is shown with these outcomes, K for each utterance, as `transform` would with each. Shape
-        (K * B, F', L'): all utterances with their first outcome, then with their second, and so on.
+        """What the classifier is shown with K outcomes of each utterance, as `transform` would. Shape (K * B, F', L'):
+        all utterances with their first outcome, then with their second, and so on.
         """
         raise NotImplementedError(f"{self.name} lists no outcomes")
 
     @torch.no_grad()
     def predict(self, model: Classifier, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int) -> Tensor:
-        """Predicted classes of every run, without gradients: int64, shape (R, B).
-
-        A batch goes through the model, which is in eval mode, in one forward pass per draw. The mean of the R runs'
-        confusion matrices, by `run_weights`, is what is scored.
+        """Predicted classes of every run, without gradients: int64, shape (R, B), by one forward pass of the batch per
+        draw; the model is in eval mode. The mean of the R confusion matrices, by `run_weights`, is what is scored.
         """
         shown_B = (self.transform(features_BFL, keys_B, seed=seed, draw=draw) for draw in range(self.num_draws))
         return torch.stack([model(features).argmax(dim=-1) for features in shown_B])
@@ -104,8 +101,6 @@ class Deterministic(Defence):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoDefence(Deterministic):
-    """The bare classifier."""
-
     name: str = "none"
 
     def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int, draw: int) -> Tensor:
@@ -117,10 +112,8 @@ DEFENCES: dict[str, Callable[[], Defence]] = {"none": NoDefence}
 
 
 def build_defence(given: str | Defence) -> Defence:
-    """The defence of that name, with its default settings; or the very object, checked.
-
-    Raises:
-        UserError: no such defence (the known ones are listed), or an object that is none.
+    """The defence of that name, with its default settings; or the very object. A `UserError` says that there is no such
+    defence (the known ones are listed), or that the object is none.
     """
     if isinstance(given, str):
         if given not in DEFENCES:

@@ -1,13 +1,13 @@
 """Randomisation at test time: a random resize and a random pad in front of an unchanged classifier.
 
-Chang et al. (arXiv 2203.04696), after Xie et al. (2018): every log-mel image is resized by a few pixels and padded at
-a random place to a fixed size, so that a perturbation made for one placement meets another. There are only 84 patterns,
+Chang et al. (arXiv 2203.04696), after Xie et al. (2018): every log-mel image is resized by a few pixels and padded at a
+random place to a fixed size, so that a perturbation made for one placement meets another. There are only 84 patterns,
 so that the expectation can be exact (`ExpectedRandomisation`). Two deviations from the authors' code: they draw once
 per batch, we draw once per utterance, keyed by (seed, utterance, draw), so that a score does not depend on batch size
 or order; and no utterance is dropped from a last, smaller batch.
 
-A defence of this kind is judged by an adaptive attack through `transform`, which is differentiable; shown only to
-adversarial examples of the bare model, as in the paper, it looks stronger than it is (Athalye et al., 2018).
+It is judged by an adaptive attack through `transform`, which is differentiable; shown only to adversarial examples of
+the bare model, as in the paper, it looks stronger than it is (Athalye et al., 2018).
 
 Legend: B utterances, F mel bins, L frames, C classes, R runs.
 """
@@ -45,9 +45,7 @@ class Pattern:
     """One resize and one placement, and how likely the two are together."""
 
     width: int
-    """Frames after the resize."""
     height: int
-    """Mel bins after the resize."""
     left: int
     """Padded frames before the utterance."""
     top: int
@@ -59,9 +57,9 @@ class Pattern:
 def patterns(num_frames: int, num_bins: int) -> tuple[Pattern, ...]:
     """The `NUM_PATTERNS` patterns for features of L frames and F bins.
 
-    The width is uniform in L to L + 6 and the height uniform in F to F + 1; the offsets are then uniform in what is
-    left to L + 7 and F + 2, upper ends excluded. So patterns differ in probability, from 1/196 for the narrowest to
-    1/14 for the widest; together they make 1.
+    The width is uniform in L to L + 6 and the height in F to F + 1; the offsets are then uniform in what is left to L +
+    7 and F + 2, upper ends excluded. So patterns differ in probability, from 1/196 for the narrowest to 1/14 for the
+    widest.
     """
     found = []
     for width in range(num_frames, num_frames + NUM_WIDTHS):
@@ -74,10 +72,8 @@ def patterns(num_frames: int, num_bins: int) -> tuple[Pattern, ...]:
 
 
 def draw_pattern(seed: int, utterance_key: str, draw: int = 0, *, num_frames: int, num_bins: int) -> Pattern:
-    """The pattern of one utterance in one draw: a function of the keys alone, whatever else is in the batch.
-
-    The choices are digits of one 63-bit number, which is far quicker than a generator per utterance. Their
-    probabilities are off by less than 1e-16.
+    """The pattern of one utterance in one draw: a function of the keys alone. The choices are digits of one 63-bit
+    number, far quicker than a generator per utterance; their probabilities are off by less than 1e-16.
     """
     number = derive_seed(seed, "randomisation", utterance_key, draw)
     number, extra_width = divmod(number, NUM_WIDTHS)
@@ -92,13 +88,8 @@ def draw_pattern(seed: int, utterance_key: str, draw: int = 0, *, num_frames: in
 def apply_patterns(features_BFL: Tensor, patterns_N: Sequence[Pattern]) -> Tensor:
     """Resize and pad each utterance by its own patterns; differentiable, one resize per size that occurs.
 
-    Args:
-        features_BFL: log-mel features, on any device.
-        patterns_N: those of `patterns(L, F)`, of all utterances in the first draw, then in the second, and so on: N is
-            a multiple of B. A size that an utterance has in several draws is made once.
-
-    Returns:
-        Shape (N, F + 2, L + 7), in the order of the patterns, ready for one forward pass.
+    ``patterns_N``, of `patterns(L, F)`, are of all utterances in the first draw, then in the second, and so on: N is a
+    multiple of B. The result, of shape (N, F + 2, L + 7), is in their order, ready for one forward pass.
     """
     num_utterances, num_bins, num_frames = features_BFL.shape
     assert len(patterns_N) % num_utterances == 0, f"{len(patterns_N)} patterns for {num_utterances} utterances"
@@ -162,8 +153,8 @@ class _Placed(torch.autograd.Function):
 
 
 class _RandomPatterns(Defence):
-    """What defences by a random resize and pad have in common: outcomes that can be listed, the `patterns`. They show
-    the classifier features of shape (B, F + 2, L + 7).
+    """Defences by a random resize and pad, whose outcomes are the `patterns`; shown are features of shape (B, F + 2, L
+    + 7).
     """
 
     def __post_init__(self) -> None:
@@ -197,14 +188,11 @@ class Randomisation(_RandomPatterns):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RandomisationEnsemble(_RandomPatterns):
-    """Ours: softmax probabilities averaged over several patterns per utterance, then one prediction.
-
-    The average has less noise to hide behind than one draw, and is usually more accurate on clean speech. With one
-    draw it is a run of `Randomisation`.
+    """Ours: softmax probabilities averaged over several patterns per utterance, then one prediction. It has less noise
+    to hide behind, and is usually more accurate on clean speech. With one draw it is a run of `Randomisation`.
     """
 
     num_draws: int = 10
-    """Patterns per utterance, and so forward passes per utterance."""
     name: str = "randomisation_ensemble"
 
     @property
@@ -221,14 +209,11 @@ class RandomisationEnsemble(_RandomPatterns):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpectedRandomisation(_RandomPatterns):
-    """The paper's defence in exact expectation: every pattern is a run, weighted by its probability.
-
-    UAR is linear in the confusion matrix, so that the mean over independent draws an utterance, which is what
-    `Randomisation` samples, is this weighted mean over patterns.
+    """The paper's defence in exact expectation: every pattern is a run, weighted by its probability. UAR is linear in
+    the confusion matrix, so that the mean over independent draws an utterance, as in `Randomisation`, is this one.
     """
 
     num_draws: int = field(default=NUM_PATTERNS, init=False)
-    """One a pattern."""
     name: str = "randomisation_expected"
 
     @property
@@ -236,6 +221,5 @@ class ExpectedRandomisation(_RandomPatterns):
         return self.outcome_weights
 
     def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int, draw: int) -> Tensor:
-        """What the classifier is shown with pattern number ``draw``, whatever keys and seed."""
         _, num_bins, num_frames = features_BFL.shape
         return apply_patterns(features_BFL, [patterns(num_frames, num_bins)[draw]] * len(features_BFL))

@@ -2,8 +2,8 @@
 
 Feature squeezing (Xu et al. 2018, arXiv 1704.01155) leaves an attacker less room: fewer values a cell (bit depth), or
 less detail between neighbours (median smoothing). The paper detects an attack by comparing predictions with and without
-squeezing; here the squeezed prediction is the one that counts. Rounding has no useful gradient: that stops an attacker
-who does not know of it, and no other.
+squeezing; here the squeezed prediction counts. Rounding has no useful gradient: that stops only an attacker who does
+not know of it.
 
 Legend: B utterances, F mel bins, L frames.
 """
@@ -25,9 +25,9 @@ from ser_fl.errors import UserError
 class Quantisation(Deterministic):
     """Every cell rounded to the nearest multiple of a step.
 
-    The paper rounds pixels in [0, 1] to 2^i levels. Standardised log-mel features have another range in every mel bin,
-    and the same standard deviation in all. A step of 0.5 leaves 16 levels (4 bits) for eight standard deviations around
-    the mean; 4 bits are what the paper takes for photographs.
+    The paper rounds pixels in [0, 1] to 2^i levels. Standardised log-mel features have one standard deviation and
+    another range in every bin: a step of 0.5 leaves 16 levels for eight standard deviations, the 4 bits that the paper
+    takes for photographs.
     """
 
     step: float = 0.5
@@ -49,10 +49,8 @@ class Quantisation(Deterministic):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MedianSmoothing(Deterministic):
-    """Every cell replaced by the median of its mel bin over a few frames; edges are repeated.
-
-    Along time only, since neighbouring mel bins are not neighbouring pixels. Its gradient, that of the frame which is
-    the median, is exact, so that an attack needs no approximation of it.
+    """Every cell replaced by the median of its mel bin over a few frames; edges are repeated. Along time only, since
+    neighbouring mel bins are not neighbouring pixels. Its gradient, that of the frame which is the median, is exact.
     """
 
     frames: int = 3

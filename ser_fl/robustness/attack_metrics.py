@@ -23,7 +23,7 @@ from ser_fl.robustness.test_set import TestSet, rows_of
 from ser_fl.runs.records import CLEAN, WORST_CASE, AttackRecord
 
 LIBRARY = "ser_fl"
-"""What a record names as the class that ran where no attack did."""
+"""What a record names as the class where no attack ran."""
 _SAME = sorted({entry.name for entry in fields(AttackRecord)} & {entry.name for entry in fields(Outcome)} - {"epsilon"})
 """What a record says as the outcome does. Its epsilon is the budget, in the attack's own norm."""
 
@@ -44,13 +44,11 @@ class Bench:
     def _unattacked(
         self, name: str, ids: tuple[str, ...], votes: dict[str, tuple[tuple[int, ...], ...]], **described: Any
     ) -> Outcome:
-        """An outcome that no attack made."""
         zeros = (0.0,) * len(ids)
         domain = self.test_set.domain.name
         return Outcome(attack=name, domain=domain, ids=ids, l2_N=zeros, linf_N=zeros, votes=votes, **described)
 
     def labels_of(self, ids: Sequence[str]) -> Tensor:
-        """True classes of some utterances, on the CPU."""
         return self._labels_N[rows_of(self.test_set.ids, ids)]
 
     def records(self, outcomes: Iterable[Outcome]) -> list[AttackRecord]:
@@ -59,11 +57,8 @@ class Bench:
         return [record for outcome in (self.clean, *own) for record in self.records_of(outcome, own)]
 
     def records_of(self, outcome: Outcome, others: Iterable[Outcome] = ()) -> list[AttackRecord]:
-        """The records of an outcome, one a defence that it was shown to.
-
-        Args:
-            outcome: of one attack; of some utterances at least, or there is no record.
-            others: outcomes that may be of the same sweep, or of an attacker who did not know of the defence.
+        """The records of an outcome, one a defence that it was shown to; none without utterances. ``others`` may be of
+        the same sweep, or of an attacker who did not know of the defence.
         """
         if not outcome.ids:
             return []
@@ -83,7 +78,6 @@ class Bench:
         return records
 
     def _record(self, outcome: Outcome, defence: Defence, **more: Any) -> AttackRecord:
-        """A record with all figures that follow from what was said of utterances before and after."""
         rows = rows_of(self.test_set.ids, outcome.ids)
         part, labels_N = self.test_set.take(rows), self._labels_N[rows]
         before_RN, after_RN = self.clean.votes_RN(defence.name)[:, rows], outcome.votes_RN(defence.name)
@@ -161,8 +155,8 @@ class Bench:
     ) -> float | None:
         """Median over some utterances and all runs of the smallest epsilon that broke them; infinite where none did.
 
-        What is taken has one epsilon; of the others those of a smaller one count too. Of an attack that looks for the
-        nearest adversarial utterance in L-infinity it is the norm that was found. What was wrong when clean has 0.
+        What is taken has one epsilon; of the others smaller ones count too, and of a minimal-norm attack in L-infinity
+        the norm that it found. What was wrong when clean has 0.
         """
         if taken[0].norm != "inf":
             return None
@@ -189,17 +183,15 @@ class Bench:
         return right_RN
 
     def worst_cases(self, outcomes: Iterable[Outcome]) -> list[AttackRecord]:
-        """One record a defence and budget: recognised is what withstood every attack of that norm it was shown to.
-
-        The budget of an L2 attack holds more than an L-infinity ball of its epsilon, so that the two make no common
-        worst case.
+        """One record a defence and budget: recognised is what withstood every attack of that norm it was shown to. (The
+        budget of an L2 attack holds more than an L-infinity ball of its epsilon: the two make no common worst case.)
 
         It is taken per utterance and run of the defence, over attackers who know of the defence and who do not, where
-        there are two outcomes or more. An utterance that an attack's subset leaves out was not shown to that attack, so
-        that the true worst case may be lower, unless another attack broke it: the record's `library` then names the
-        attack, as in "ser_fl (cw_l2 on 21 of 64 utterances)". Its `knowledge` is that of all its attacks, or the
-        different ones in alphabetical order, as in "score+undefended". UAR needs recalls only, so that the confusion
-        matrix of the worst case keeps what was right and counts the rest as the next class.
+        there are two outcomes or more. An attack on a subset may not have seen an utterance: the true worst case may
+        then be lower, unless another attack broke it, and `library` names the attack, as in "ser_fl (cw_l2 on 21 of 64
+        utterances)". `knowledge` is that of all its attacks, or the different ones in alphabetical order, as in
+        "score+undefended". UAR needs recalls only, so that the confusion matrix keeps what was right and counts the
+        rest as the next class.
 
         Where adaptive attacks saw only some of the utterances, there is a second record on those: only there has
         everybody been attacked by one who knows of the defence.
@@ -221,7 +213,6 @@ class Bench:
         return records
 
     def _worst_case(self, defence: Defence, taken: Sequence[Outcome], ids: tuple[str, ...]) -> Outcome:
-        """What all attacks together did to some utterances; the library says which of them missed one."""
         rows = rows_of(self.test_set.ids, ids)
         right_RN, labels_N = self.surviving(taken, defence.name)[:, rows], self._labels_N[rows]
         votes_RN = torch.where(right_RN, labels_N, (labels_N + 1) % self.test_set.num_classes)

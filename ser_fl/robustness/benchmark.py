@@ -43,16 +43,15 @@ from ser_fl.runs.lock import claimed
 _AROUND = 0.05
 """Where the search for the epsilons of a curve begins, where nothing else is said."""
 AttacksAt = Callable[[Sequence[float]], tuple[list[Attack], list[Attack]]]
-"""Attacks on the bare model, and adaptive ones, where the epsilons of "auto" are these."""
 
 
 class ModelSettings(TypedDict, total=False):
     """What may be set for the benchmark of a model, by keyword; `DEFAULTS` holds else."""
 
     attacks: object
-    """One of these or many. Names of the registry or of suites, and mappings such as ``{"name": "bim", "steps": 100}``,
+    """One of these or many: names of the registry or of suites, and mappings such as ``{"name": "bim", "steps": 100}``,
     each run at every epsilon; full `AttackSettings`; attacks of ART, as instances, which keep their own settings and
-    classifier, or as classes; and functions ``(model, features_BFL, labels_B) -> adversarial``. What a caller brings is
+    classifier, or as classes; functions ``(model, features_BFL, labels_B) -> adversarial``. These, a caller's own, are
     held against every epsilon."""
     epsilons: Sequence[float] | Literal["auto"]
     """L-infinity budgets, in the units of the features; "auto" for a curve from where UAR is within two points of clean
@@ -79,9 +78,7 @@ class ModelSettings(TypedDict, total=False):
     drop_broken: bool
     """Whether attacks are spared the utterances that earlier ones broke."""
     batch_size: int
-    """Utterances at a time."""
     seed: int
-    """Of all random draws."""
     backend: Backend
     """Whose code runs the attacks (`ser_fl.config.robustness.Backend`)."""
     checks: bool
@@ -169,18 +166,17 @@ def benchmark_run(
 ) -> CheckedRecords:
     """Attack the selected model of a run on its test utterances, and write ``attacks.json`` and an example pair.
 
-    ``attacks.json`` is written after every attack; the worst cases are added at the end, and what the
-    checks of the benchmark found (`ser_fl.robustness.sanity_checks`). What every attack did to every
-    utterance is kept below ``attacks/``, so that a benchmark that was killed goes on at the batch it was at (on audio:
-    at the attack and budget), and one of more attacks adds to what is there. Records of another model, as after more
-    training, are put aside as ``attacks.before.json``, and so is everything with ``fresh``.
+    ``attacks.json`` is written after every attack; the worst cases and what `ser_fl.robustness.sanity_checks` found are
+    added at the end. What every attack did to every utterance is kept below ``attacks/``, so that a killed benchmark
+    goes on at its batch (on audio: at the attack and budget), and one of more attacks adds to what is there. Records of
+    another model, and with ``fresh`` all, are put aside as ``attacks.before.json``.
 
     Returns:
         All records of ``attacks.json``, those of earlier benchmarks included.
 
     Raises:
-        UserError: no such run or model, an unknown attack or defence, an attack without the box it needs, a corpus
-            that moved, or another process that writes to the run: two benchmarks at once would lose records.
+        UserError: no such run or model, an unknown attack or defence, an attack without the box it needs, a corpus that
+            moved, or another process that writes to the run: two benchmarks at once would lose records.
     """
     run = RunFolder(Path(config.run))
     if not run.root.is_dir():
@@ -252,8 +248,8 @@ def _planned(
 def _attacks_of(
     config: BenchmarkConfig, trained: Config, num_classes: int, curve: Sequence[float]
 ) -> tuple[list[Attack], list[Attack]]:
-    """Attacks on the bare model, and adaptive ones: each at every budget, and those of the curve at the curve's. The
-    epsilon that the run was trained with is the default; ``curve`` is what "auto" stands for.
+    """Attacks on the bare model, and adaptive ones: each at every budget (by default the epsilon of training), and
+    those of the curve at ``curve``, what "auto" stands for.
     """
     request = request_of(config, num_classes)
     if config.domain == "waveform":
@@ -276,11 +272,8 @@ def _attacks_of(
 
 
 def device_of_benchmark(config: BenchmarkConfig, trained: Config) -> torch.device:
-    """The first device of the accelerator that is asked for; else of the run's, or the CPU where that is not here.
+    """The accelerator that is asked for, a `UserError` where it is not here; else the run's, or the CPU in its absence.
     Attacks measure distances in float64, which Apple's GPUs lack: their runs are attacked on the CPU.
-
-    Raises:
-        UserError: the accelerator that is asked for is not here.
     """
     if config.accelerator is not None:
         (device, *_) = devices_of(config.accelerator, "accelerator")

@@ -36,7 +36,7 @@ def problems_of(
     expectation: Expectation | None = None,
     start_NFL: Tensor | None = None,
 ) -> list[tuple[list[int], Problem]]:
-    """All utterances of a test set as what its domain moves: the rows of some, and their problem; every row once."""
+    """All utterances as what the domain of the test set moves: the rows of some, and their problem; every row once."""
     problem = Problem(
         network=test_set.model,
         num_classes=test_set.num_classes,
@@ -65,15 +65,9 @@ def craft(
 ) -> Crafted:
     """Attack all utterances of a test set.
 
-    Args:
-        test_set: classifier and utterances.
-        attack: with its settings.
-        expectation: the randomised defence that the attacker knows of.
-        start: gives adversarial features of shape (N, F, L) that the attack may begin at; called where a batch needs
-            them.
-        cache: where batches that are made already are found, and others are kept as soon as they are made.
-        key: under which.
-        on_batch: told of progress.
+    ``expectation`` is of the randomised defence that the attacker knows of. ``start`` gives adversarial features of
+    shape (N, F, L) that the attack may begin at; it is called where a batch needs them. Batches are found in ``cache``
+    under ``key``, or kept there as soon as they are made.
     """
     cache = Memory() if cache is None else cache
     begun_NFL: Tensor | None = None
@@ -121,12 +115,8 @@ def _batches(test_set: TestSet, attack: Attack) -> Iterator[range]:
 
 
 def judge(unit: Unit, made: Crafted, *, leftover: bool = False) -> Outcome:
-    """Show what an attack made to the defences that it is meant for.
-
-    Args:
-        unit: the attack, the attacker and the utterances.
-        made: their adversarial versions.
-        leftover: whether these are the utterances that earlier attacks had not broken.
+    """Show what an attack made to the defences that it is meant for; ``leftover``: earlier attacks had not broken
+    these.
     """
     attack, settings, part = unit.attack, unit.attack.settings, unit.part
     held = part.domain.held(made, attack, part.features_NFL)
@@ -184,8 +174,7 @@ def spectrogram_pair(test_set: TestSet, attacks: Sequence[Attack], bundle: Emoti
     """The first utterance that an attack turned from right to wrong, as plain log-mel values, for the report.
 
     The attack is the last iterated one by gradients in the L-infinity ball, at the epsilon that most have. Values are
-    natural-log magnitudes, standardisation undone. Where no utterance of those tried was turned, the first of them is
-    shown as it is.
+    natural-log magnitudes, standardisation undone. Where none was turned, the first one tried is shown as it is.
     """
     iterated = [
         attack

@@ -25,18 +25,12 @@ _STEPS = 10
 
 
 def epsilons_of_curve(test_set: TestSet, around: float = 0.05) -> tuple[float, ...]:
-    """Epsilons from where UAR is within 2 points of clean to where it is at most chance, in geometric steps.
+    """Ten epsilons from where UAR is within 2 points of clean to where it is at most chance, in geometric steps,
+    rounded to three digits, the ends outwards.
 
-    Both ends are found by doubling and halving, with a basic iterative method of ten steps on the bare model. An end
-    that is not found within twelve doublings, or below the width of the box, is where the search ended: a model with
-    masked gradients may never come down to chance.
-
-    Args:
-        test_set: classifier and utterances.
-        around: where the search begins, > 0.
-
-    Returns:
-        Ten epsilons, rounded to three digits, the ends outwards.
+    Both ends are found by doubling and halving from ``around`` (> 0), with a basic iterative method of ten steps on the
+    bare model. The search ends within twelve doublings and below the width of the box: a model with masked gradients
+    may never come down to chance.
     """
     box, labels = test_set.box, test_set.labels_N.tolist()
     chance = 1 / max(len(set(labels)), 1)
@@ -46,7 +40,6 @@ def epsilons_of_curve(test_set: TestSet, around: float = 0.05) -> tuple[float, .
 
     @cache
     def uar(epsilon: float) -> float:
-        """Under the search's attack."""
         right = []
         batches = (torch.split(of, test_set.batch_size) for of in (test_set.features_NFL, test_set.labels_N))
         for features_BFL, labels_B in zip(*batches, strict=True):

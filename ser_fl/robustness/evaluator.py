@@ -39,7 +39,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Evaluator:
-    """Scores networks on the utterances of a part, in fp32 and true evaluation mode."""
+    """Scores networks in fp32 and true evaluation mode."""
 
     store: FeatureStore
     standardisation: Standardisation
@@ -72,10 +72,8 @@ class Evaluator:
 
 
 def batches_of(parts: Iterable[Indices]) -> Iterator[Indices]:
-    """All parts in their order, in batches of at most `EVALUATION_BATCH`.
-
-    Small parts share a batch, so that thousands of speakers do not cost a forward pass each. One that does not fit in
-    with those before it begins a batch of its own.
+    """All parts in their order, in batches of at most `EVALUATION_BATCH`. Small parts share a batch, so that thousands
+    of speakers do not cost a forward pass each; one that does not fit in begins a batch of its own.
     """
     waiting: Indices = ()
     for part in parts:

@@ -41,12 +41,9 @@ _NO_ATTACKS_THERE = ("meta", "mps")
 class ForeignModel(nn.Module):
     """A model of any make, as attacks question it: float32 features of shape (B, F, L) to float32 logits (B, C).
 
-    The model itself is given features in its own type of number and in the shape that they came in. It runs under the
-    caller's own default type of number, and never in inference mode, so that what it caches can be trained with later.
-
-    Args:
-        model: the model.
-        shape: of one utterance, as the model takes it.
+    The model itself is given features in its own type of number and in the ``shape`` (of one utterance) that they came
+    in. It runs under the caller's own default type of number, and never in inference mode, so that what it caches can
+    be trained with later.
     """
 
     def __init__(self, model: Model, shape: tuple[int, ...]) -> None:
@@ -58,11 +55,7 @@ class ForeignModel(nn.Module):
         self._dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
 
     def forward(self, features_BFL: Tensor) -> Tensor:
-        """Logits of shape (B, C).
-
-        Raises:
-            UserError: they are no logits, or, where no gradient is asked for, not numbers.
-        """
+        """Logits of shape (B, C); a `UserError` where they are none, or, asked for without a gradient, no numbers."""
         logits_BC = self.logits(features_BFL)
         if features_BFL.requires_grad and torch.is_grad_enabled() and not logits_BC.requires_grad:
             return logits_BC + 0 * features_BFL.flatten(1).sum(1, keepdim=True)  # a gradient of zero is doubted later
@@ -179,10 +172,8 @@ def foreign_test_set(
 
 
 def check_gradients(test_set: TestSet, attacks: Iterable[Attack]) -> None:
-    """Refuse the registry's attacks by gradients on a model that has none; what a caller brings may know its ways.
-
-    Raises:
-        UserError: no gradient comes back from the logits to the features.
+    """Refuse (`UserError`) the registry's attacks by gradients where none comes back from the logits to the features;
+    what a caller brings may know its ways.
     """
     assert isinstance(test_set.model, ForeignModel)
     if not any(attack.entry.knowledge == "undefended" and attack.settings.name in ATTACKS for attack in attacks):
@@ -199,7 +190,6 @@ def check_gradients(test_set: TestSet, attacks: Iterable[Attack]) -> None:
 
 
 def _answers(model: ForeignModel, features_NFL: Tensor, batch_size: int) -> Tensor:
-    """Logits of all utterances."""
     try:
         return torch.cat([model.logits(batch) for batch in torch.split(features_NFL, batch_size)])
     except UserError:
@@ -213,7 +203,6 @@ def _answers(model: ForeignModel, features_NFL: Tensor, batch_size: int) -> Tens
 
 
 def _first_logits(answer: Any) -> Tensor:
-    """The logits in whatever a model answers."""
     if isinstance(answer, Tensor):
         return answer
     if isinstance(answer, Mapping):

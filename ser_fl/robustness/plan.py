@@ -108,9 +108,7 @@ class Request:
         self, choices: Sequence[AttackChoice], snr_dbs: Sequence[float], amplitudes: Sequence[float]
     ) -> list[Attack]:
         """Attacks on recorded samples: each at all budgets that it keeps to; a suite stands for `SUITE_ON_RECORDINGS`.
-
-        Raises:
-            UserError: an attack that does not go on recordings, or one that cannot keep to any of the budgets.
+        A `UserError` refuses an attack that does not go on recordings, or not within any of the budgets.
         """
         levels = snr_dbs if snr_dbs or amplitudes else SNR_DBS
         budgets: list[tuple[str, dict[str, Any]]] = [
@@ -142,10 +140,8 @@ def request_of(config: BenchmarkConfig, num_classes: int) -> Request:
 
 
 def listed(given: object) -> list[object]:
-    """One or many attacks as a list: names and mappings of settings as choices, the rest as it is.
-
-    Raises:
-        UserError: an unknown setting, or a value out of its range.
+    """One or many attacks as a list: names and mappings of settings as choices, the rest as it is; a `UserError` for an
+    unknown setting, or a value out of its range.
     """
     found: list[object] = []
     for one in given if isinstance(given, Sequence) and not isinstance(given, str) else [given]:
@@ -183,7 +179,6 @@ class Unit:
     """Rows that may begin at the smaller epsilon's."""
     cold: Sequence[int] = ()
     outcome: Outcome | None = None
-    """Once it has run."""
 
     @property
     def adaptive_to(self) -> str | None:
@@ -191,12 +186,10 @@ class Unit:
 
     @property
     def eot_samples(self) -> int:
-        """Draws of the defence that every answer of the model is averaged over."""
         return 0 if self.expectation is None else len(self.expectation.weights)
 
     @property
     def label(self) -> str:
-        """For whoever waits: ``pgd at 0.05, adaptive``."""
         return f"{self.attack.name} at {self.attack.settings.budget}" + (", adaptive" if self.expectation else "")
 
 

@@ -1,10 +1,9 @@
 """Recordings under attack: written as WAV files, heard again, and compared with the clean ones by PESQ and STOI.
 
-What an attack makes are floating-point samples. A WAV file holds 16 bits, so that a perturbation may be lost in the
-rounding: every adversarial recording is written, read back and turned into features once more.
-
-PESQ and STOI are taken where their packages are installed (extra ``perception``). They are estimates: for adversarial
-perturbations they do not track what listeners say reliably (Vadillo and Santana 2022).
+An attack makes floating-point samples, and a WAV file holds 16 bits. A perturbation may be lost in the rounding, so
+that every adversarial recording is written, read back and turned into features once more. PESQ and STOI need their
+packages (extra ``perception``). They are estimates: for adversarial perturbations they do not track what listeners say
+reliably (Vadillo and Santana 2022).
 
 Legend: N utterances, B of a batch, T samples, F mel bins, L frames.
 """
@@ -41,10 +40,9 @@ PESQ_RATE_HZ = 16000
 
 
 class WavPairs:
-    """Clean and adversarial WAV files of some utterances, in the ``adversarial`` folder of a run.
-
-    Every file is written whole and renamed into place. Its name is made of the utterance's id, in letters and digits
-    only, so that no id leads out of the folder, and of a digest, so that no two ids share one.
+    """Clean and adversarial WAV files of some utterances, in the ``adversarial`` folder of a run. Every file is written
+    whole and renamed into place. Its name is the utterance's id in letters and digits, so that no id leads out of the
+    folder, and a digest, so that no two ids share one.
     """
 
     def __init__(self, folder: Path, ids: Sequence[str]) -> None:
@@ -95,7 +93,6 @@ class Recordings(Waveform):
     pairs: WavPairs | None = None
 
     def crafted(self, attack: Attack, problem: Problem, adversarial: Tensor) -> Crafted:
-        """Features of adversarial samples before and after a file, how far they are, and how different they sound."""
         assert isinstance(problem.to_features, WaveformToFeatures)
         found = super().crafted(attack, problem, adversarial)
         clips = problem.to_features.clips
@@ -123,7 +120,6 @@ class Recordings(Waveform):
         return replace(found, written_NFL=torch.cat(written), figures={**found.figures, **heard_again})
 
     def lacks(self, measured: Collection[str], attack: Attack, ids: Sequence[str], adaptive: bool) -> bool:
-        """Whether the masking threshold or WAV files are asked for now."""
         files = self.pairs is None or self.pairs.has(ids, _words(attack, adaptive))
         return not files or super().lacks(measured, attack, ids, adaptive)
 

@@ -40,7 +40,7 @@ _DAMAGE = (SafetensorError, ValueError, KeyError, TypeError, RecursionError)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What one attack did to each of its utterances: `ser_fl.robustness.attack_metrics` makes records of it."""
+    """What one attack did to each of its utterances."""
 
     attack: str
     library: str
@@ -66,9 +66,8 @@ class Outcome:
     minimal: bool = False
     """Whether the attack looks for the nearest adversarial utterance."""
     ids: tuple[str, ...]
-    """Of the utterances that were attacked, and of those that a smaller epsilon had broken already."""
+    """Including those that a smaller epsilon had broken already."""
     l2_N: tuple[float, ...]
-    """Norms of the perturbations."""
     linf_N: tuple[float, ...]
     votes: dict[str, tuple[tuple[int, ...], ...]]
     """By defence, what each run said of each utterance, (R, N)."""
@@ -82,11 +81,9 @@ class Outcome:
     adversarials_kept: bool = False
 
     def was_shown_to(self, defence: Defence) -> bool:
-        """Whether it says what all runs of this defence said."""
         return len(self.votes.get(defence.name, ())) == len(defence.run_weights)
 
     def votes_RN(self, defence: str) -> Tensor:
-        """What each run of a defence said, int64."""
         return torch.tensor(self.votes[defence], dtype=torch.int64)
 
     @property
@@ -206,13 +203,8 @@ ResultCache = Memory | Folder
 
 
 def adversarials(folder: Path) -> dict[str, Tensor]:
-    """Adversarial features of shape (F, L) by utterance id, from what `keep_adversarials` left.
-
-    Args:
-        folder: one of ``RUN/attacks/*/*/``; the ``.json`` of the same name says which attack made them.
-
-    Raises:
-        UserError: a file is damaged.
+    """Adversarial features of shape (F, L) by utterance id, from what `keep_adversarials` left in one of
+    ``RUN/attacks/*/*/``; the ``.json`` of the same name says which attack made them. A damaged file is a `UserError`.
     """
     found: dict[str, Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
@@ -239,7 +231,7 @@ class RunCache:
     _earlier: list[AttackRecord] = field(default_factory=list)
 
     def open(self) -> Folder:
-        """The folder of outcomes; records of other weights, and with ``fresh`` all, are put aside first."""
+        """Records of other weights, and with ``fresh`` all, are put aside first."""
         if self.fresh or not was_attacked(self.run.outcomes, digest_of_weights(self.test_set.model)):
             if self.run.attacks.exists():
                 self.run.attacks.replace(self.run.root / "attacks.before.json")
@@ -272,7 +264,7 @@ def merged(earlier: Sequence[AttackRecord], records: Sequence[AttackRecord]) -> 
 
 
 def digest_of_weights(model: nn.Module) -> str:
-    """One word for a model's parameters and buffers, the same wherever the model is."""
+    """The same wherever the model is."""
     state = sorted(model.state_dict().items())
     return _digest(*chain(*((f"{name} {value.dtype} {tuple(value.shape)}", value) for name, value in state)))
 

@@ -5,10 +5,10 @@ An attack on the bare model is crafted once and then shown to every defence: the
 the harm from below and is no evidence of robustness. An ``adaptive`` attack is made against one defence, in expectation
 over its randomness, and shown to that one.
 
-A sweep over epsilons goes from the smallest up. What no defence recognises in any run after a smaller epsilon needs no
-further attack: its adversarial utterance lies in the larger ball as well, and is carried on. What is left begins where
-it was, where the attack can (`Entry.warm`). What a smaller epsilon has broken in a run counts as broken there at a
-larger one, so that robust UAR never rises with epsilon.
+A sweep over epsilons goes from the smallest up. What no defence recognises in any run needs no further attack: its
+adversarial utterance lies in the larger ball as well. What is left begins where it was, where the attack can
+(`Entry.warm`). What a smaller epsilon has broken in a run counts as broken there at a larger one, so that robust UAR
+never rises with epsilon.
 
 Legend: N utterances, F mel bins, L frames, R runs of a defence.
 """
@@ -63,15 +63,15 @@ def run_plan(
         test_set: classifier and utterances.
         units: all of a benchmark, as `plan` gives them.
         defences: that records are of.
-        drop_broken: leave utterances out that earlier attacks of the same budget broke. The worst case is the same;
-            the figures of an attack are then about what the earlier ones left, and its ``num_examples`` says how many.
+        drop_broken: leave utterances out that earlier attacks of the same budget broke. The worst case is the same; an
+            attack's figures are then about what was left, and its ``num_examples`` says how many.
         open_cache: where work is kept, and found that is done already; called when nothing is refused any more.
         on_attack: told of progress.
         on_records: given what a late error or a kill would lose; the worst cases, which need all attacks, come last.
 
     Returns:
         For every defence a record "clean", one an attack and, with two attacks or more, "worst_case" for every budget:
-        of all outcomes that the cache has, those of earlier benchmarks included.
+            of all outcomes that the cache has, those of earlier benchmarks included.
     """
     cache = open_cache()
     bench = Bench(test_set, defences)
@@ -91,8 +91,6 @@ def run_plan(
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Work:
-    """Runs units in their order, and keeps what they leave."""
-
     bench: Bench
     cache: ResultCache
     drop_broken: bool
@@ -100,7 +98,6 @@ class _Work:
     progress: BenchmarkProgress
 
     def run(self, unit: Unit) -> Outcome:
-        """What an attack does to its utterances: known already, or found out now."""
         self.progress.count(unit, 0)
         self._begin(unit)
         part, keeps = unit.part, self.cache.keeps_adversarials
@@ -157,7 +154,6 @@ class _Work:
         unit.key = key_of(settings)
 
     def _unbroken(self, unit: Unit) -> TestSet:
-        """What earlier attacks of the same epsilon left."""
         test_set, epsilon = self.bench.test_set, unit.attack.settings.epsilon
         left = torch.zeros(len(test_set), dtype=torch.bool)
         for defence in unit.shown_to:
@@ -168,14 +164,13 @@ class _Work:
         return unit.part.take([row for row, key in enumerate(unit.part.ids) if key in ids])
 
     def _adversarial(self, unit: Unit) -> Crafted:
-        """What the attack makes of its utterances, in their order; made anew only where nothing was kept."""
+        """In the order of its utterances; made anew only where nothing was kept."""
         if unit.shares is not None:
             return self._adversarial(unit.shares)
         part = unit.part
 
         @cached
         def of_smaller() -> Crafted:
-            """What the next smaller epsilon made, got when it is first asked for."""
             assert unit.before is not None
             return self._adversarial(unit.before)
 
@@ -226,10 +221,8 @@ class _Work:
 
 
 class BenchmarkProgress:
-    """Counts utterances and seconds, and tells of them.
-
-    What is left is estimated from what an utterance has cost in the same attack, and for an attack that has not run yet
-    from its steps, restarts and draws, at the pace of those that have.
+    """Counts utterances and seconds, and tells of them. What is left is estimated from what an utterance has cost in
+    the same attack; before it has run, from its steps, restarts and draws, at the pace of the others.
     """
 
     def __init__(self, units: Sequence[Unit], on_attack: OnAttack) -> None:
@@ -242,7 +235,6 @@ class BenchmarkProgress:
         }
         """Roughly how much work an utterance is."""
         self._spent: dict[tuple[str, str | None], tuple[float, float]] = {}
-        """Seconds and gradients of an attack and attacker."""
 
     def count(self, unit: Unit, utterances: int, seconds: float = 0.0) -> None:
         """Some utterances of a unit are done; 0 seconds are no measure of anything."""

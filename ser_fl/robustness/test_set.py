@@ -29,8 +29,6 @@ from ser_fl.runs.folder import RunFolder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestSet:
-    """The utterances that are attacked, and the classifier."""
-
     model: nn.Module
     """Maps features of shape (B, F, L) to logits of shape (B, C); in evaluation mode."""
     features_NFL: Tensor
@@ -54,7 +52,7 @@ class TestSet:
         return len(self.ids)
 
     def to(self, device: torch.device) -> TestSet:
-        """The same test set on a device; the model itself moves there."""
+        """The model itself moves there."""
         return replace(
             self,
             model=self.model.to(device),
@@ -70,7 +68,6 @@ class TestSet:
         return self.take(balanced_rows(self.labels_N.tolist(), self.ids, size, self.seed))
 
     def take(self, rows: Sequence[int]) -> TestSet:
-        """The same for some of its utterances, in the order given."""
         rows = list(rows)  # a tuple would index dimensions
         if rows == list(range(len(self))):
             return self
@@ -86,18 +83,12 @@ class TestSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TrainedRun:
-    """A run's settings and its model."""
-
     folder: Path
     config: Config
     model: EmotionModel
 
     def store(self, on_features: OnFeatures | None = None) -> FeatureStore:
-        """Features of the whole corpus that it was trained on.
-
-        Raises:
-            UserError: the corpus moved, or it has other emotions than the model.
-        """
+        """Features of the whole corpus; a `UserError` where that moved, or has other emotions than the model."""
         corpus, cache_dir = open_configured_corpus(self.config), self.config.data.cache_dir
         store = compute_features(corpus, self.config.frontend, cache_dir=cache_dir, progress=on_features)
         if store.classes != self.model.classes:

@@ -1,11 +1,10 @@
 """Transfer attacks: made on one model, shown to another, from every given run to every other.
 
-An attack is made on the source with true labels, within epsilon and the box of the source's standardised units. Those
+An attack is made on the source with true labels, within epsilon and the box of the source's standardised units. Units
 differ from run to run, so that the source's standardisation is undone to raw log-mel, and the target's is applied with
-its box. Epsilon is the source's: how large the perturbation is in the target's units is measured and recorded.
-
-What outsiders do who have a model of their own and none of the target's gradients: Papernot et al. 2016, arXiv
-1605.07277. Where source and target are one model the figure is the white-box one.
+its box. How large the perturbation is in the target's units is measured and recorded. So do outsiders who have a model
+of their own and none of the target's gradients: Papernot et al. 2016, arXiv 1605.07277. Where source and target are one
+model the figure is the white-box one.
 
 Legend: N utterances, F mel bins, L frames.
 """
@@ -53,8 +52,6 @@ DB_PER_NATURAL_LOG = 20 / math.log(10)
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TransferModel:
-    """A model of the matrix: attacked as a source, and shown to as a target."""
-
     name: str
     network: nn.Module
     """Maps standardised features of shape (B, F, L) to logits of shape (B, C)."""
@@ -67,7 +64,6 @@ class TransferModel:
     num_classes: int
 
     def test_set(self, ids: Sequence[str], *, seed: int, batch_size: int) -> TestSet:
-        """The network and some of its utterances, in its own units and box."""
         rows = rows_of(self.ids, ids)
         with torch.no_grad():
             features_NFL = self.standardisation(self.logmel_NFL[rows])
@@ -84,10 +80,8 @@ class TransferModel:
 
 
 def carried_over(features_BFL: Tensor, source: Standardisation, target: Standardisation) -> Tensor:
-    """Features in the target's units and box, shape (B, F, L), from those in the source's.
-
-    The source's standardisation is undone to raw log-mel, and the target's applied. The two affine maps are taken as
-    one, in float64, so that between equal units nothing changes, to the last bit.
+    """Features in the target's units and box, shape (B, F, L), from those in the source's. The two affine maps, by way
+    of raw log-mel, are taken as one, in float64, so that between equal units nothing changes, to the last bit.
     """
     mean_F1, deviation_F1 = target.mean_F1.double(), target.deviation_F1.double()
     scale_F1 = source.deviation_F1.double() / deviation_F1
@@ -98,9 +92,7 @@ def carried_over(features_BFL: Tensor, source: Standardisation, target: Standard
 
 def in_common(source: TransferModel, target: TransferModel, size: int | None = None, seed: int = 0) -> tuple[str, ...]:
     """Ids of the test utterances of both, in alphabetical order; of ``size``, a fixed subset balanced over emotions.
-
-    Raises:
-        UserError: there are none, or one of them is another recording or has another emotion in the other model's data.
+    None at all, or one that is another recording or has another emotion in the other's data, is a `UserError`.
     """
     common = sorted(set(source.ids) & set(target.ids))
     if not common:
@@ -205,10 +197,8 @@ def _craft_on(source: TransferModel, test_set: TestSet, attack: Attack, on_attac
 def transfer_runs(
     config: TransferConfig, *, on_attack: OnAttack = silent, on_features: OnFeatures | None = None
 ) -> tuple[Path, TransferMatrix]:
-    """The matrix of some runs, and the file: ``transfer.json`` in ``out`` or the first run's folder.
-
-    A matrix that is there already is put aside as ``transfer.before.json``. A client's own model is measured on all
-    test utterances of its run, of whichever speaker.
+    """The matrix of some runs, and the file: ``transfer.json`` in ``out`` or the first run's folder; one that is there
+    is put aside as ``transfer.before.json``. A client's own model is measured on all test utterances of its run.
 
     Raises:
         UserError: no such run, client or model, one given twice, runs of different corpora, emotions or front ends, or
@@ -271,7 +261,6 @@ def _place(given: str) -> tuple[Path, str | None]:
 
 
 def _refuse_unlike(first_name: str, first: TrainedRun, name: str, run: TrainedRun) -> None:
-    """Refuse two runs of another corpus, other emotions or another front end: nothing can be carried over."""
     ours, theirs = (
         {"their corpus": each.config.data.name, "their emotions": ", ".join(each.model.classes)}
         | {f"frontend.{setting}": value for setting, value in vars(each.model.frontend_config).items()}

@@ -62,10 +62,8 @@ class AudioIndex:
 
     def find(self, published: Path) -> Path:
         """The file that lies at a path, or bears its name elsewhere, in any case; the ending may be missing or another.
-        The path itself where there is none. Copies elsewhere than in the published place may have been filtered or cut.
-
-        Raises:
-            UserError: none is in the published place, and those elsewhere differ.
+        The path itself where there is none. Copies elsewhere may have been filtered or cut: where they differ, and none
+        is in the published place, it is a `UserError`.
         """
         has_suffix = published.suffix.lower() in AUDIO_SUFFIXES
         stem = (published.stem if has_suffix else published.name).lower()
@@ -89,16 +87,12 @@ def refuse_difference(first: Path, second: Path, key: str, *, alike: bool = True
 def read_table(
     path: Path, *, separator: str, required: Iterable[str], quoted: bool = True
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """Lines of a text table: number, and fields by column name in lower case, blanks around both removed.
-
-    Args:
-        path: UTF-8, with or without byte-order mark.
-        separator: one character.
-        required: columns that must be there and filled.
-        quoted: False where quotation marks are text.
+    """Lines of a text table (UTF-8): number, and fields by column name in lower case, blanks around both removed.
+    ``quoted`` is False where quotation marks are text.
 
     Raises:
-        UserError: the table cannot be read, lacks a column, or a row lacks a required field; the line is named.
+        UserError: the table cannot be read, lacks a required column, or a row lacks a required field; the line is
+            named.
     """
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     try:

@@ -19,9 +19,7 @@ class PublishedCounts:
     num_utterances: int | None = None
     num_speakers: int | None = None
     per_emotion: Mapping[str, int] = field(default_factory=dict)
-    """Utterances of each emotion."""
     per_speaker: Mapping[str, int] = field(default_factory=dict)
-    """Utterances of each speaker."""
     of_each_speaker: Mapping[str, int] = field(default_factory=dict)
     """Utterances of each emotion by each speaker, for corpora in which every speaker recorded the same."""
 
@@ -76,12 +74,8 @@ class CorpusInfo:
     published_counts: PublishedCounts = field(default_factory=PublishedCounts)
 
     def scan(self, root: Path, labels: Mapping[str, str] | None = None) -> tuple[list[Utterance], Mapping[str, str]]:
-        """All utterances below a folder, sorted by id, and the label map in force. Copies are dropped: corpora are
-        often unpacked twice, or one folder inside the other.
-
-        Args:
-            root: the corpus folder.
-            labels: code to word, instead of `label_map`, see `open_corpus`.
+        """All utterances below a folder, sorted by id, and the label map in force: ``labels`` (see `open_corpus`) or
+        its own. Copies are dropped: corpora are often unpacked twice, or one folder inside the other.
 
         Raises:
             UserError: nothing was found, two files claim to be one utterance, or a label is unknown.
@@ -134,7 +128,6 @@ class CorpusInfo:
         return words
 
     def _words_of_table(self, codes: Sequence[str], labels: Mapping[str, str] | None) -> Mapping[str, str]:
-        """The label map of a table with labels of its own."""
         if labels is None:
             mapped = next((known for known in (self.recognised_labels or {}).values() if {*codes} <= {*known}), {})
         else:

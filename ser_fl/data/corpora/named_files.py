@@ -21,13 +21,9 @@ def named_files(
 ) -> Callable[[Path], Iterator[Utterance]]:
     """A reader of WAV and FLAC files whose names follow a scheme, in any folder and any case.
 
-    Args:
-        pattern: regular expression of the whole name without its ending. Its groups ``speaker``, ``code`` (the emotion)
-            and ``text`` are used, in lower case; all its named groups together tell one utterance from another.
-        sex: of a speaker.
-        speaker: from the group's content to the speaker's id.
-        code: from the group's content to the emotion code.
-        text: from the group's content to what was said.
+    ``pattern`` is a regular expression of the whole name without its ending. Its groups ``speaker``, ``code`` (the
+    emotion) and ``text`` are used, in lower case, each through the function of its name; all named groups together tell
+    one utterance from another. ``sex`` is of a speaker.
     """
     scheme = re.compile(pattern, re.IGNORECASE)
 

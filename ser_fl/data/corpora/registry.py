@@ -40,7 +40,6 @@ class FileCorpus:
 
     name: str
     root: Path
-    """The folder that utterance ids start from."""
     utterances: tuple[Utterance, ...]
     """Sorted by utterance_id; every file's header can be read."""
     channel: str
@@ -50,11 +49,9 @@ class FileCorpus:
     synthetic: bool = False
 
     def read(self, utterance: Utterance) -> tuple[Tensor, int]:
-        """Waveform of shape (T,), float32 in [-1, 1], and its sampling rate in Hz."""
         return read_audio(utterance.file, self.channel)
 
     def content_digest(self, utterance: Utterance) -> bytes:
-        """16 bytes from the file's bytes and the channel choice."""
         return content_digest(utterance.file, self.channel)
 
 

@@ -148,10 +148,9 @@ _REQUIRED = ("path", "emotion", "speaker")
 
 
 def _find_listed(root: Path) -> Iterator[Utterance]:
-    """Utterances of the table at ``root``, a file or the folder of manifest.csv.
-
-    A written path may not leave the folder. Links in the folder may, since on clusters a corpus is often a folder of
-    links: whoever owns the folder made them, while a table comes from anywhere.
+    """Utterances of the table at ``root``, a file or the folder of manifest.csv. A written path may not leave the
+    folder. Links may, since on clusters a corpus is often a folder of links, made by its owner, while a table comes
+    from anywhere.
     """
     names = ("manifest.csv", "manifest.tsv")
     named = [root] if root.is_file() else [path for path in sorted(root.iterdir()) if path.name.lower() in names]

@@ -25,10 +25,9 @@ SAMPLE_RATES_HZ = (8000, 48000)
 class SyntheticCorpus:
     """Synthetic emotional "speech": the paper's seven emotions by virtual speakers, half of them female.
 
-    Made on the fly, a few milliseconds an utterance. Each utterance has a generator of its own, keyed by
-    (seed, speaker, emotion, number): it stays the same whatever the size of the corpus. All emotions go through the
-    sentences in the same order. It is for demonstrations and tests: a figure measured on it says nothing about real
-    speech.
+    Made on the fly, a few milliseconds an utterance, by a generator keyed by (seed, speaker, emotion, number): an
+    utterance stays the same whatever the size of the corpus. All emotions go through the sentences in the same order.
+    It is for demonstrations and tests: a figure measured on it says nothing about real speech.
 
     Args:
         num_speakers: 1 to 198; odd ones out are female.

@@ -1,8 +1,8 @@
 """From a sentence and a delivery to a waveform: what larynx, tongue and lips do, then source and filter.
 
-Source and filter as in Fant, "Acoustic Theory of Speech Production" (1960): a train of glottal pulses (the derivative
-of Rosenberg's pulse, 1971) with jitter, shimmer and aspiration, and the noise of consonants, are shaped frame by frame
-in the short-time Fourier domain by formants and spectral tilt.
+As in Fant, "Acoustic Theory of Speech Production" (1960): a train of glottal pulses (the derivative of Rosenberg's
+pulse, 1971) with jitter, shimmer and aspiration, and the noise of consonants, are shaped frame by frame in the
+short-time Fourier domain by formants and spectral tilt.
 
 S syllables; L control points, one every `CONTROL_S` seconds; 3 formants move; T samples; K frames; Q frequencies.
 """
@@ -142,7 +142,6 @@ def articulate(sentence: str, speaker: Speaker, delivery: Delivery, rng: np.rand
 
 
 def _time(sentence: str, speaker: Speaker, delivery: Delivery, rng: np.random.Generator) -> _Syllables:
-    """When each syllable is spoken."""
     words = sentence.split()
     letters = [word[i : i + 2] for word in words for i in range(0, len(word), 2)]
     consonants, vowels = [_CONSONANTS[pair[0]] for pair in letters], [_VOWELS[pair[1]] for pair in letters]

@@ -3,8 +3,7 @@
 What the prosody literature reports, as shifts from a neutral voice. Signs and order of size follow Banse and Scherer
 (1996), "Acoustic profiles in vocal emotion expression", Juslin and Laukka (2003), "Communication of emotions in vocal
 expression and music performance" (their Table 11), and, for guilt, which neither measures, their findings on shame: a
-weaker, more even kin of sadness. The sizes themselves are ours, tuned so that the corpus is neither trivial nor
-hopeless to a classifier.
+weaker, more even kin of sadness. The sizes are ours, tuned so that the corpus is neither trivial nor hopeless.
 """
 
 from __future__ import annotations
@@ -91,10 +90,9 @@ _UTTERANCE_SD = (1.5, 20, 1.2, 1.5, 0.1, 0.2, 7, 15, 0.03, 2.0, 1.0, 1.5, 0.8, 1
 _HABIT_SD     = (1.5, 15, 1.5, 2.0, 0.1, 0.2, 6, 15, 0.04, 1.0, 1.0, 2.0, 0.5, 1.0)  # fmt: skip
 
 EXPRESSIVENESS = (0.4, 1.15)
-"""How strongly an utterance shows its emotion, drawn uniformly: at 0 all emotions sound alike.
-
-The weak end sets how much emotions overlap, and so what a good model can reach: within speakers, a centralised CRNN has
-a test UAR of some 0.85 with 0.4 (results/builtin), 0.77 with 0.25, and 0.9 with 0.5."""
+"""How strongly an utterance shows its emotion, drawn uniformly: at 0 all emotions sound alike. The weak end sets how
+much emotions overlap, and so what a good model can reach: within speakers, a centralised CRNN has a test UAR of some
+0.85 with 0.4 (results/builtin), 0.77 with 0.25, and 0.9 with 0.5."""
 
 SYNTHETIC_EMOTIONS = tuple(_EMOTIONS)
 """The paper's seven."""

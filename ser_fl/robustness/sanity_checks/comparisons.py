@@ -1,6 +1,5 @@
-"""Doubts that two attacks raise together: the one that should be the stronger leaves a higher UAR.
-
-Two figures disagree where they differ by more than half a point of UAR, and by more than one utterance can.
+"""Doubts that two attacks raise together: the one that should be the stronger leaves a higher UAR. They disagree where
+they differ by more than half a point of UAR, and by more than one utterance can.
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ NOISE = "attacks beat noise"
 
 Item = TypeVar("Item")
 Pair = tuple[AttackRecord, AttackRecord]
-"""A weak attack and a strong one, which should leave no higher UAR."""
 
 
 def attacks_in(records: Iterable[AttackRecord], *, worst_cases: bool = False) -> list[AttackRecord]:
@@ -94,8 +92,8 @@ def doubt_of(check: str, record: AttackRecord, words: str, *, hint: bool = False
 def falls_with_the_budget(records: Sequence[AttackRecord]) -> Iterator[Doubt]:
     """A larger budget holds a smaller one, so that an attack that searches it well cannot do worse.
 
-    A single step can, since it always goes to the edge, and so can one that is shown to a defence that it does not
-    know of: those hint only. An attack that went on where it was at the smaller budget cannot by its making.
+    A single step always goes to the edge, and may, as may one that is shown to a defence that it does not know of:
+    those hint only. An attack that went on where it was at the smaller budget cannot.
     """
     swept = any(record.swept for record in attacks_in(records))
     curves = groups(
@@ -154,10 +152,8 @@ def many_steps_beat_one(records: Sequence[AttackRecord]) -> Iterator[Doubt]:
 
 
 def white_box_beats_black_box(records: Sequence[AttackRecord]) -> Iterator[Doubt]:
-    """Whoever differentiates the model knows more than one who asks for its scores or decisions.
-
-    Attacks that saw the same number of utterances saw the same ones. Where only different numbers can be compared, the
-    gap must exceed two standard errors of the smaller set, and hints only.
+    """Whoever differentiates the model knows more than one who asks for its scores or decisions. Attacks that saw as
+    many utterances saw the same ones; else the gap must exceed two standard errors of the smaller set, and hints only.
     """
     compared = False
     advice = (

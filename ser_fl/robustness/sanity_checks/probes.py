@@ -1,7 +1,6 @@
 """Doubts that show only when something is run: small experiments on some of the utterances of a benchmark.
 
-They question the bare classifier, without a test-time defence: where its attacks do not work, no attack on a defended
-one that builds on them does. What is moved, features or recordings, is the domain's of the test set.
+They question the bare classifier: where its attacks do not work, none on a defended one that builds on them does.
 
 Legend: N utterances of the subset, S of them still recognised, B batch, F mel bins, L frames, C classes.
 """
@@ -245,13 +244,11 @@ PROBES: Mapping[str, Callable[[Trial], Iterator[Doubt]]] = MappingProxyType(
 
 
 def _at_budget(attack: Attack) -> str:
-    """As sentences name it: "at epsilon 0.05"."""
     settings = attack.settings
     return f"at epsilon {settings.epsilon:.4g}" if settings.snr_db is None else f"at {settings.budget}"
 
 
 def _doubt(check: str, words: str, attack: Attack | None = None, *, hint: bool = False) -> Doubt:
-    """A doubt about the bare model, or about an attack on it."""
     severity: Severity = "hint" if hint else "fails"
     doubt = Doubt(check=check, words=words, severity=severity, defence=NO_DEFENCE)
     if attack is None:

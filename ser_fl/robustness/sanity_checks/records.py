@@ -1,6 +1,5 @@
-"""Doubts that the figures of a benchmark raise by themselves: nothing is run, and torch is not loaded.
-
-Two figures disagree where they differ by more than half a point of UAR, and by more than one utterance can.
+"""Doubts that the figures of a benchmark raise by themselves: nothing is run, and torch is not loaded. Figures disagree
+where they differ by more than half a point of UAR, and by more than one utterance can.
 """
 
 from __future__ import annotations
@@ -43,11 +42,7 @@ PLAUSIBLE = "clean UAR is plausible"
 
 
 def check_records(records: Sequence[AttackRecord]) -> SanityReport:
-    """All checks that need no model.
-
-    Args:
-        records: of one model, as `ser_fl.benchmark` returns them.
-    """
+    """All checks that need no model, of one model's records, as `ser_fl.benchmark` returns them."""
     return SanityReport.of(RECORD_CHECKS, records)
 
 
@@ -99,10 +94,9 @@ def defences_are_attacked_adaptively(records: Sequence[AttackRecord]) -> Iterato
 
 
 def passes_buy_successes(records: Sequence[AttackRecord]) -> Iterator[Doubt]:
-    """An attack that asked the model and broke nothing may not work at all.
-
-    An iterated one fails where another attack broke something with no more to spend; else it is a hint. What a defence
-    withstands that an attack does not know of says nothing of the attack.
+    """An attack that asked the model and broke nothing may not work at all. An iterated one fails where another attack
+    broke something with no more to spend; else it is a hint. A defence that it does not know of says nothing of the
+    attack.
     """
     paid = [
         record

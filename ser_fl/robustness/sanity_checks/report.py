@@ -1,6 +1,5 @@
-"""What the checks of a benchmark found, and where it lies on disk: under "checks" in a run's ``attacks.json``.
-
-Nothing here loads torch, so that a report can read it.
+"""What the checks of a benchmark found, and where it lies on disk: under "checks" in a run's ``attacks.json``. Nothing
+here loads torch, so that a report can read it.
 """
 
 from __future__ import annotations
@@ -44,8 +43,6 @@ class NotChecked(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SanityReport:
-    """What all checks found together."""
-
     doubts: tuple[Doubt, ...]
     passed: tuple[str, ...]
     """Checks that found no fault."""
@@ -86,12 +83,10 @@ class SanityReport:
 
     @property
     def hinted(self) -> tuple[str, ...]:
-        """Checks with hints alone, each once."""
         return tuple(dict.fromkeys(doubt.check for doubt in self.doubts if doubt.check not in self.failed))
 
     @property
     def headline(self) -> str:
-        """How many checks there were and what became of them, in one line."""
         failed, hinted, passed = map(len, (self.failed, self.hinted, self.passed))
         skipped = f"; {len(self.not_checked)} had nothing to look at" if self.not_checked else ""
         counts = f"{failed} {'fails' if failed == 1 else 'fail'}, {hinted} with a hint, {passed} passed{skipped}"
@@ -113,11 +108,7 @@ def write_sanity_report(run: RunFolder, sanity_report: SanityReport) -> None:
 
 
 def read_sanity_report(run: RunFolder) -> SanityReport | None:
-    """The sanity report in ``attacks.json``; None where there is none.
-
-    Raises:
-        UserError: it has another form.
-    """
+    """The sanity report in ``attacks.json``; None where there is none; a `UserError` where it has another form."""
     content: Any = run.read_json(run.attacks) if run.attacks.exists() else None
     checks = content.get("checks") if isinstance(content, Mapping) else None
     if checks is None:

@@ -30,17 +30,12 @@ class Trial:
     """The utterances that are tried, and what several probes need to know of them, found once."""
 
     test_set: TestSet
-    """Of the subset alone."""
     strongest: Attack | None
     """Iterated attack; None where there is none."""
 
     @property
     def attack(self) -> Attack:
-        """The strongest one.
-
-        Raises:
-            NotChecked: there is none.
-        """
+        """The strongest one; `NotChecked` where there is none."""
         if self.strongest is None:
             raise NotChecked("no iterated attack by gradients ran on the bare model")
         return self.strongest
@@ -65,7 +60,6 @@ class Trial:
 
     @cached_property
     def left(self) -> TestSet:
-        """Those utterances alone."""
         return self.test_set.take(self.right_N.nonzero().flatten().tolist())
 
     def uar(self, right_N: Tensor) -> float:
@@ -141,13 +135,9 @@ def largest_gradients(test_set: TestSet, loss: Loss) -> Tensor:
 
 
 def broken_by_a_step(test_set: TestSet, settings: AttackSettings, *, draw: int | None = None) -> Tensor:
-    """Which utterances a single step over the whole budget breaks, shape (N,).
-
-    Args:
-        test_set: classifier and utterances.
-        settings: that the budget is of.
-        draw: number of a draw of random signs, by a stream of each utterance, which the step goes along; None for the
-            gradient of the cross-entropy, which leads nowhere where there is none.
+    """Which utterances a single step over the whole budget breaks, shape (N,). It goes along the ``draw``-th random
+    signs, by a stream of each utterance; None for the gradient of the cross-entropy, which leads nowhere where there is
+    none.
     """
     broken_N = torch.empty(len(test_set), dtype=torch.bool, device=test_set.labels_N.device)
     for rows, problem in _batches(test_set, settings):
