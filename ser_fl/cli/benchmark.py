@@ -38,8 +38,8 @@ def run(arguments: Namespace) -> None:
 
 
 def _track_attacks(run: RunFolder, records: Sequence[AttackRecord]) -> None:
-    """Log the records to the run's own tracked run, where its checkpoint still says which. The records are on disk by
-    then: whatever is wrong with tracking is a warning.
+    """Log the records to the run's own tracked run, where its checkpoint still says which. They are on disk by then:
+    whatever is wrong with tracking is a warning.
     """
     from ser_fl.cli.terminal import say
     from ser_fl.config.compose import compose

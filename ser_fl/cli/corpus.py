@@ -136,7 +136,6 @@ def describe_corpus(console: Console, name: str, root: str | None, channel: str)
 
 
 def _labels(corpus: FileCorpus) -> str:
-    """A line about the labels that were found and those left out."""
     from ser_fl.data.corpora import CORPORA
 
     info = CORPORA[corpus.name]

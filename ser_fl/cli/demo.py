@@ -1,6 +1,5 @@
-"""`ser-fl demo`: the paper's four-way comparison on the built-in synthetic corpus, in minutes.
-
-The two trainings and their attacks run side by side, each in a process of its own.
+"""`ser-fl demo`: the paper's four-way comparison on the built-in synthetic corpus, in minutes. The two trainings and
+their attacks run side by side, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -47,14 +46,9 @@ def run(arguments: Namespace) -> None:
 
 
 def run_demo(output: Path | None = None, overrides: tuple[str, ...] = ()) -> Path:
-    """Train federated with and without adversarial training, attack both with and without randomisation, report.
-
-    Args:
-        output: folder for the two runs and the report; None makes one below ``runs/demo``.
-        overrides: settings of both trainings.
-
-    Returns:
-        The path of the report.
+    """Train federated with and without adversarial training, attack both with and without randomisation, and return the
+    path of the report. ``output`` is the folder for all (None: a new one below ``runs/demo``), ``overrides`` are of
+    both trainings.
     """
     from ser_fl.cli.terminal import console, say
     from ser_fl.cli.training_job import print_summary

@@ -53,7 +53,6 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def _names(text: str) -> list[str]:
-    """Names with commas between them."""
     return [name.strip() for name in text.split(",")]
 
 

@@ -1,6 +1,5 @@
-"""`ser-fl train` as a program of Hydra's: its multirun, launchers, sweepers and reports, on our settings.
-
-Hydra is called as `hydra.main` would be, with our arguments in place of the process's own.
+"""`ser-fl train` as a program of Hydra's: its multirun, launchers, sweepers and reports, on our settings. Hydra is
+called as `hydra.main` would be, with our arguments in place of the process's own.
 """
 
 from __future__ import annotations
@@ -122,7 +121,6 @@ def sweep(arguments: Namespace) -> None:
 def _ready(
     arguments: Namespace, settings: Sequence[str], *, is_sweep: bool = False
 ) -> AbstractContextManager[tuple[str, list[str]]]:
-    """Hydra with the settings that the arguments name."""
     return hydra_ready(
         [*_REPEATED, *settings] if arguments.config else settings,
         config_name=arguments.config_name,
@@ -139,11 +137,9 @@ def _call_hydra(
     ours: dict[str, object],
     flags: Sequence[str] = (),
 ) -> None:
-    """Run Hydra's program on the configuration of a name; its errors come as they are, not as its many lines.
-
-    It looks at the process's arguments, and at a variable that keeps it from printing errors. Its loggers, which it
-    sets up for some reports, are gone afterwards. ``ours`` are settings of its own that we choose,
-    unless the user does.
+    """Run Hydra's program on the configuration of a name; its errors come as they are, not as its many lines. It looks
+    at the process's arguments, and at a variable that keeps it from printing errors; loggers that it sets up are gone
+    afterwards. ``ours`` are settings of its own that we choose, unless the user does.
     """
     import hydra
 
@@ -163,8 +159,8 @@ def _call_hydra(
 
 
 def planned(name: str, overrides: Sequence[str]) -> tuple[list[tuple[str, Config]], Any]:
-    """The jobs of the basic sweeper, as what sets each apart and its configuration, and Hydra's own settings. Another
-    sweeper chooses as it goes: none of its jobs is known beforehand.
+    """The jobs of the basic sweeper, as what sets each apart and its configuration, and Hydra's own settings. Other
+    sweepers choose as they go: no job is known beforehand.
     """
     from hydra import compose as hydra_compose
     from hydra import initialize
@@ -224,9 +220,9 @@ def check_launcher(hydra: Any) -> None:
 def checked(jobs: Sequence[tuple[str, Config]], study: str) -> tuple[Config, ...]:
     """Each job's configuration with a folder of its own, which it may start or go on in; says which.
 
-    ``run_dir=DIR`` is the folder of them all: they lie in it as ``<number>-<seed>``. Without it they lie where single
-    runs do, as ``runs/<experiment>/<study>-<number>-<seed>``. W&B shows them as one group. With ``resume=true`` and no
-    ``run_dir``, each goes on in the newest run of its configuration.
+    ``run_dir=DIR`` is the folder of them all: they lie in it as ``<number>-<seed>``, else as
+    ``runs/<experiment>/<study>-<number>-<seed>``. W&B shows them as one group. With ``resume=true`` and no ``run_dir``,
+    each goes on in the newest run of its configuration.
     """
     with collection_paused():
         from ser_fl.federation.checkpoint import newest_run, open_run

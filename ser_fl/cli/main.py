@@ -44,10 +44,9 @@ def program() -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command: 0 when it did what was asked, 2 for a mistake of the user's, told in one line.
-
-    1 for a round that failed, with the clients' own errors, or a daemon that ended by itself; 130 for Ctrl-C; and 75
-    for a training that SIGTERM or SIGUSR1 stopped, which the same command with resume=true takes up again.
+    """Run a command: 0 when it did what was asked, 2 for a mistake of the user's, told in one line; 1 for a round that
+    failed, with the clients' own errors, or a daemon that ended by itself; 130 for Ctrl-C; 75 for a training that
+    SIGTERM or SIGUSR1 stopped, which the same command with resume=true takes up again.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] and given[0] in ("-sc", "--shell-completion"):  # as Hydra's completion of a shell calls a program

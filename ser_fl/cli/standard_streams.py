@@ -31,10 +31,9 @@ class Unbreakable(io.FileIO):
 
 @contextmanager
 def unbreakable_streams() -> Iterator[Unbreakable]:
-    """While the block runs, writing to standard output and error never fails.
-
-    A character that the stream's encoding lacks becomes `?` on output, an escape on error. A stream that is closed
-    takes everything and keeps nothing. Yields standard output, which says at the end whether all of it arrived.
+    """While the block runs, writing to standard output and error never fails. A character that the encoding lacks
+    becomes `?` on output, an escape on error; a closed stream takes everything and keeps nothing. Yields standard
+    output, which says at the end whether all of it arrived.
     """
     before = sys.stdout, sys.stderr
     output, sys.stdout = _replaced(sys.stdout, 1, "replace")

@@ -48,7 +48,6 @@ class Bars:
         self.report("attacks", done, total, description=name, seconds_left=seconds_left)
 
     def features(self, done: int, total: int) -> None:
-        """Progress of the front end."""
         self.report("features", done, total)
 
 
@@ -56,7 +55,6 @@ class TimeLeft(TimeRemainingColumn):
     """The time left as a bar's owner says it, or as it has gone so far."""
 
     def render(self, task: Task) -> Text:
-        """As ``0:01:30``."""
         if (seconds := task.fields.get("seconds_left")) is None:
             return super().render(task)
         return Text(str(timedelta(seconds=round(seconds))), style="progress.remaining")

@@ -62,8 +62,8 @@ def print_summary(run: RunFolder) -> None:
 
 
 def placed(config: Config, study: str, number: str, group: str) -> Config:
-    """A run of a sweep, with a new folder in `run_dir`, or among those of its experiment. W&B shows the runs of the
-    study, the sweep, together as a group; a group that the configuration has stays.
+    """A run of a sweep, with a new folder in `run_dir`, or among those of its experiment. W&B shows the sweep as a
+    group, unless the configuration has one.
     """
     own = f"{number}-{config.seed}"
     folder = Path(config.run_dir) / own if config.run_dir else Path("runs") / config.experiment / f"{study}-{own}"
@@ -122,10 +122,8 @@ class TrainingJob:
 
 
 def _train(config: Config, launcher: Any) -> RunFolder:
-    """Train; as a job of submitit's always from the last checkpoint, whoever queued it again.
-
-    The signal that its time is up ends the round, and then goes to submitit, which queues the job again. Left to itself
-    submitit would do so in the middle of the round.
+    """Train; as a job of submitit's always from the last checkpoint, whoever queued it again. The signal that its time
+    is up ends the round, then goes to submitit, which queues the job again; left alone it would do so amid the round.
     """
     if "submitit" not in launcher._target_:
         preemption = Preemption()

@@ -36,7 +36,6 @@ def groups(config_dir: Path | None = None) -> dict[str, list[str]]:
 
 
 def _folders(config_dir: Path | None) -> list[Path]:
-    """Where settings are looked for, the user's own first."""
     if config_dir is not None and not config_dir.is_dir():
         raise UserError(f"no such folder of settings: {config_dir}")
     return [configs_dir()] if config_dir is None else [config_dir, configs_dir()]
@@ -69,10 +68,8 @@ def compose(
 
 
 def compose_benchmark(overrides: Sequence[str]) -> BenchmarkConfig:
-    """The settings of `ser-fl benchmark`: ``configs/benchmark.yaml`` and overrides such as ``attacks=[fgsm,pgd]``.
-
-    Raises:
-        UserError: an unknown setting (the known ones are listed), or a value out of range.
+    """The settings of `ser-fl benchmark`: ``configs/benchmark.yaml`` and overrides such as ``attacks=[fgsm,pgd]``; a
+    `UserError` for an unknown setting (the known ones are listed), or a value out of range.
     """
     settings = _changed(configs_dir() / "benchmark.yaml", overrides, BenchmarkConfig, example="run=RUN")
     if not any(override.startswith("run=") for override in overrides):
@@ -81,11 +78,9 @@ def compose_benchmark(overrides: Sequence[str]) -> BenchmarkConfig:
 
 
 def compose_transfer(arguments: Sequence[str]) -> TransferConfig:
-    """The settings of `ser-fl transfer`: runs, ``configs/transfer.yaml``, and overrides such as ``epsilon=0.1``.
-
-    Args:
-        arguments: what begins with a word and ``=`` is an override, everything else a run; a run's folder of such a
-            name is written with a ``./`` before it.
+    """The settings of `ser-fl transfer`: runs, ``configs/transfer.yaml``, and overrides such as ``epsilon=0.1``. What
+    begins with a word and ``=`` is an override, all else a run; a folder of such a name is written with a ``./`` before
+    it.
 
     Raises:
         UserError: fewer than two runs, an unknown setting (the known ones are listed), or a value out of range.
@@ -105,10 +100,9 @@ def hydra_ready(
     config_dir: Path | None = None,
     is_sweep: bool = False,
 ) -> Iterator[tuple[str, list[str]]]:
-    """Inside, Hydra finds our settings: gives the config's name, and the overrides in Hydra's grammar.
-
-    Overrides, file and folder are those of `compose`; ``config_name`` is of the YAML file to start from, in one of the
-    folders; in a sweep a setting may have several values. A `UserError` tells of an unknown name or an unreadable file.
+    """Inside, Hydra finds our settings: gives the config's name, and the overrides in Hydra's grammar. Overrides, file
+    and folder are those of `compose`; in a sweep a setting may have several values. A `UserError` tells of an unknown
+    name or an unreadable file.
     """
     from ser_fl.config.hydra_context import hydra_over
 
@@ -150,7 +144,7 @@ def _translated(
     overrides: Sequence[str], known: Mapping[str, Sequence[str]], *, is_sweep: bool
 ) -> tuple[list[str], dict[str, Any]]:
     """Overrides in Hydra's grammar, and settings that it cannot name: those under keys of the user's own. Misspelt
-    names are found before Hydra finds them, whose messages take many lines.
+    names are found before Hydra does, in many lines.
     """
     values: list[str] = []
     typed: dict[str, Any] = {}
@@ -186,7 +180,6 @@ def _translated(
 
 
 def _key_and_value(override: str, example: str = "seed=2") -> tuple[str, str]:
-    """Both sides of ``key=value``."""
     key, separator, value = override.partition("=")
     if not separator:
         raise UserError(f"{shown(override)} is not a setting: write key=value, such as {example}")
@@ -196,7 +189,6 @@ def _key_and_value(override: str, example: str = "seed=2") -> tuple[str, str]:
 
 
 def _quoted(text: str) -> str:
-    """A text in Hydra's grammar."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
     return QuotedString(text, Quote.single).with_quotes()

@@ -23,8 +23,6 @@ from ser_fl.config.values import (
 
 @stage
 class DataConfig:
-    """Which corpus, and how its files are read."""
-
     name: str
     """A corpus (`ser-fl corpus list`), "manifest" for a CSV of your own, or "builtin": synthetic, needs no files."""
     root: Resumable[Folder | None]
@@ -91,7 +89,7 @@ class SplitConfig:
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]
     """Draws the split; its own setting, so that runs of several seeds share one split."""
     test_fraction: Share
-    """within_speaker: share of every speaker's utterances that is the pooled test set."""
+    """within_speaker: share of a speaker's utterances that is the pooled test set."""
     validation_fraction: Share
     """within_speaker: share of every speaker's remaining utterances that selects the round."""
     test_speakers: tuple[Speaker, ...]
@@ -111,8 +109,6 @@ class SplitConfig:
 
 @stage
 class ClientsConfig:
-    """How training utterances are spread over clients."""
-
     by: Literal["speaker", "session", "dirichlet", "iid"]
     num_clients: Count | None
     """For dirichlet and iid; null: as many as training speakers. For speaker and session: at most this many."""

@@ -111,8 +111,7 @@ class ExecutorConfig:
     without it, to the same bits, for runs without flags or callbacks: it saves some tenths of a millisecond a batch."""
     workers: Resumable[Workers] = "auto"
     """Worker processes, at most the clients of a round. auto: as many as find `threads` cores each, or one a GPU; more
-    workers than GPUs share them in turns. The default keeps older config files
-    loadable, as those below do."""
+    workers than GPUs share them in turns. This default, as those below, keeps older config files loadable."""
     superlink: Resumable[str | None] = None
     """flower: HOST:PORT of the SuperLink that the run is given to; null simulates."""
     root_certificates: Resumable[Folder | None] = None

@@ -1,6 +1,5 @@
-"""Hydra over our folders of settings, beside whatever Hydra the calling program has of its own.
-
-Only public means of Hydra 1.3: a config source that reads text literally, a search path plugin, and the config store.
+"""Hydra over our folders of settings, beside whatever Hydra the calling program has of its own. Only public means of
+Hydra 1.3: a config source that reads text literally, a search path plugin, and the config store.
 """
 
 from __future__ import annotations
@@ -81,9 +80,9 @@ def hydra_over(
 ) -> Iterator[tuple[str | None, list[str]]]:
     """Inside, a Hydra that is initialised has our settings; afterwards the caller's Hydra is back.
 
-    ``folders`` are on its search path. ``whole`` are the settings of somebody's file, to start from, with texts taken
-    literally; their name is given. ``typed`` are those that Hydra's grammar cannot name; overrides are given that lay
-    them over all others.
+    ``folders`` are on its search path. ``whole`` are a file's settings to start from, with texts taken literally; their
+    name is given. ``typed`` are those that Hydra's grammar cannot name; overrides are given that lay them over all
+    others.
     """
     for plugin in (LiteralFiles, OurFolders):
         Plugins.instance().register(plugin)

@@ -14,12 +14,7 @@ Resumable = Annotated[T, _MAY_CHANGE]
 
 
 def fixed_settings(stage: type, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a stage that a resumed run must share with its checkpoint.
-
-    Args:
-        stage: its pydantic dataclass.
-        settings: plain values by name.
-    """
+    """The settings of a stage, plain values by name, that a resumed run must share with its checkpoint."""
     fixed = dict[str, Any]()
     for name, declared in stage.__pydantic_fields__.items():  # type: ignore[attr-defined]
         if _MAY_CHANGE not in declared.metadata:

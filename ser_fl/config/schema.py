@@ -33,8 +33,6 @@ _UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
 
 @stage
 class Config:
-    """One experiment."""
-
     experiment: Resumable[str]
     """Name: the middle of the run folder's path."""
     seed: Amount
@@ -62,8 +60,7 @@ class Config:
     objects: dict[str, str] = field(default_factory=dict)
     """What `ser_fl.train` was given as objects, by qualified name: a run that no configuration alone repeats."""
     profile: Resumable[bool] = False
-    """Measure where the time of a round goes: a table at the end, and `profile.json`. No result depends on it. The
-    default keeps older config files loadable."""
+    """Measure where the time of a round goes: a table at the end, and `profile.json`. No result depends on it."""
     callbacks: tuple[Own, ...] = ()
     """Lightning callbacks of your own."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -119,10 +116,8 @@ class Config:
 
 
 def checked(kind: type[_Checked], settings: Mapping[str, Any]) -> _Checked:
-    """Settings as an instance of their dataclass.
-
-    Raises:
-        UserError: one line that names the first wrong setting, its value, and what is accepted.
+    """Settings as an instance of their dataclass; the `UserError` names in one line the first wrong setting, its value,
+    and what is accepted.
     """
     try:
         found: _Checked = adapter(cast(Any, kind)).validate_python(dict(settings))
@@ -165,7 +160,7 @@ def _one_line(error: ValidationError, settings: Mapping[str, Any]) -> UserError:
 
 
 def parse(settings: Mapping[str, Any]) -> Config:
-    """Check settings and turn them into a `Config`; errors as in `checked`."""
+    """Errors are as in `checked`."""
     return checked(Config, settings)
 
 

@@ -1,8 +1,8 @@
 """Settings as they are written, on a command line and in YAML files of anybody's making.
 
-Those that are text are taken as they are typed: no value of theirs is read as a number, a list or a date. Which ones
-are text is told by the schema's types. On a command line their values are quoted for Hydra's grammar; in YAML files
-plain scalars become strings: ``010``, ``12:30``, ``1e3``, ``no`` and ``exp #2`` are what they look like.
+Those that are text, by the schema's types, are taken as typed: none is read as a number, a list or a date. On a command
+line they are quoted for Hydra's grammar; in YAML files plain scalars become strings: ``010``, ``12:30``, ``1e3``,
+``no`` and ``exp #2`` are what they look like.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def assignments(schema: object, key: str, value: str, quote: Callable[[str], str
 
 
 def sweep_values(schema: object, key: str, value: str) -> list[str]:
-    r"""The values that commas separate in a sweep, for settings that hold text; the value itself for all others. A
-    comma belongs to a text where ``\,`` is written, and to a path always.
+    r"""The values that commas separate in a sweep, for settings that hold text; the value itself for all others. In a
+    text a comma is written ``\,``; in a path none separates.
     """
     path = tuple(key.split("."))
     kind = kind_of(type_at(schema, path))
@@ -169,13 +169,9 @@ def escaped(text: str) -> str:
 
 
 def literal_yaml(text: str, schema: object, path: Names = (), *, escape: bool = False) -> str:
-    """A YAML document, from `bounded_yaml`, in which whatever the schema takes for text is a string.
-
-    Args:
-        text: the document; a `yaml.YAMLError` is raised where it is none.
-        schema: the settings' dataclass.
-        path: where in the settings the document stands.
-        escape: whether ``${`` in a text is no interpolation either.
+    """A YAML document, from `bounded_yaml`, in which whatever the schema takes for text is a string; a `yaml.YAMLError`
+    where it is none. ``path`` is where in the settings it stands; with ``escape``, ``${`` in a text is no interpolation
+    either.
     """
     import yaml
 
@@ -212,9 +208,9 @@ def _mark(node: Any, hint: object, escape: bool) -> bool:
 def read_settings(file: Path, schema: object) -> dict[str, Any]:
     """Settings of a YAML file of anybody's making, with text as it stands there.
 
-    Folders are those that this machine remembers. A corpus that it does not know stays as it is written, since only who
-    opens it needs it; a cache that it does not know becomes the default one. A `UserError` tells of a file that is not
-    there, is no configuration, or one of another version.
+    Folders are those that this machine remembers. A corpus that it does not know stays as written, since only who opens
+    it needs it; an unknown cache becomes the default one. A `UserError` tells of a missing file, or one that is no
+    configuration or of another version.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -253,8 +249,8 @@ def _refuse_interpolation(file: Path, value: Any) -> None:
 
 
 def bounded_yaml(file: Path) -> str:
-    """The text of a YAML file; a `UserError` where its values would fill the memory. It is large then, deep, or small
-    with aliases of aliases.
+    """The text of a YAML file; a `UserError` where its values would fill the memory: large, deep, or aliases of
+    aliases.
     """
     import yaml
 

@@ -118,7 +118,7 @@ class ObjectiveConfig:
     """trades: weight of the divergence between clean and adversarial predictions."""
     replays: Count | None = None
     """free: how many times in a row each minibatch is trained on. An epoch then takes one in so many minibatches, and
-    costs as many passes as ever. The default keeps older config files loadable."""
+    costs as many passes as ever."""
 
     def __post_init__(self) -> None:
         for setting, needed in _RECIPES.get(self.name, {}).items():

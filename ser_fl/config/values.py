@@ -1,6 +1,5 @@
-"""Types of settings that several stages share, and checks that say in one line what is wrong.
-
-Objects of the user's own stand there by Hydra's ``_target_``: an import path, and the arguments beside it.
+"""Types of settings that several stages share, and checks that say in one line what is wrong. Objects of the user's own
+stand there by Hydra's ``_target_``: an import path, and the arguments beside it.
 """
 
 from __future__ import annotations
@@ -44,8 +43,8 @@ Folder = Annotated[str, PATH]
 
 
 def must_be(wanted: str, fits: Callable[[Any], bool]) -> BeforeValidator:
-    """A check of a union, of which pydantic would say once for each of its types what is wrong. ``wanted`` is the
-    setting's name and what it must be, which a value ``fits`` or not.
+    """A check of a union, of which pydantic would say once for each of its types what is wrong; ``wanted`` is the
+    setting's name and what it must be.
     """
 
     def check(given: object) -> object:
@@ -76,24 +75,20 @@ def as_yaml(value: object) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectConfig:
-    """A class or function, and what it is called with: ``{_target_: mypackage.MyNetwork, width: 8}``. Reading one
-    imports nothing: only `instantiate` runs somebody's code.
+    """A class or function, and its arguments: ``{_target_: mypackage.MyNetwork, width: 8}``. Only `instantiate` imports
+    it.
     """
 
     target: str
-    """Import path."""
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Also Hydra's own, such as ``_args_``; those with a ``_target_`` become objects too."""
 
     def plain(self) -> dict[str, Any]:
-        """As it stands in YAML."""
         return {_TARGET: self.target, **self.arguments}
 
     def instantiate(self, **more: Any) -> Any:
-        """The object, whose package may lie in the working directory.
-
-        Raises:
-            UserError: it cannot be imported, or does not take its arguments.
+        """The object, whose package may lie in the working directory; a `UserError` where it cannot be imported, or
+        does not take its arguments.
         """
         from hydra.errors import InstantiationException
         from hydra.utils import instantiate

@@ -31,14 +31,8 @@ _HOST = re.compile(r"[A-Za-z0-9*][A-Za-z0-9*_.-]*")
 def certify(
     certificate: Path, key: Path, days: int, *, ca: tuple[Path, Path] | None = None, hosts: Sequence[str] = ()
 ) -> None:
-    """Write a certificate of the key that lies there, or is put there.
-
-    Args:
-        certificate: where to write it.
-        key: its private key.
-        days: how long it is valid.
-        ca: the root's certificate and private key, for a server's certificate; None makes a root's.
-        hosts: of a server.
+    """Write a certificate of the private key that lies there, or is put there, valid for some days. ``ca`` is the
+    root's certificate and private key, for a server's certificate of ``hosts``; None makes a root's.
     """
     now, own, is_ca = datetime.now(UTC), _private_key(key), ca is None
     name = "ser_fl federation CA" if is_ca else "ser_fl link"
@@ -90,11 +84,7 @@ def days_left(certificate: Path) -> float:
 
 
 def require_valid(certificate: Path) -> None:
-    """Refuse a certificate that is missing, damaged or over.
-
-    Raises:
-        UserError: it is, with the way out.
-    """
+    """Refuse (`UserError`, with the way out) a certificate that is missing, damaged or over."""
     if (left := days_left(certificate)) < 0:
         raise UserError(
             f"{certificate} ended {math.ceil(-left)} days ago: `ser-fl federation keys DIR --host HOST` renews it"
@@ -102,11 +92,7 @@ def require_valid(certificate: Path) -> None:
 
 
 def general_name(host: str) -> x509.GeneralName:
-    """An address or a name of a host, as a certificate holds it.
-
-    Raises:
-        UserError: it is neither.
-    """
+    """An address or a name of a host, as a certificate holds it; a `UserError` where it is neither."""
     with suppress(ValueError):
         return x509.IPAddress(ipaddress.ip_address(host))
     if not _HOST.fullmatch(host):
@@ -115,7 +101,6 @@ def general_name(host: str) -> x509.GeneralName:
 
 
 def _private_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """The key that lies there, or a new one put there."""
     if not path.exists():
         new = ec.generate_private_key(ec.SECP256R1())
         content = new.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -40,11 +40,7 @@ class StateFolder:
         self.lock: int | None = None
 
     def claim(self) -> None:
-        """Take the folder. Parts of a killed daemon get time to end.
-
-        Raises:
-            UserError: a daemon runs on it.
-        """
+        """Take the folder; parts of a killed daemon get time to end. A `UserError` where a daemon runs on it."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.root.chmod(0o700)
         lock = os.open(self.pid, os.O_RDWR | os.O_CREAT, 0o600)
@@ -63,7 +59,6 @@ class StateFolder:
         self.lock = lock
 
     def release(self) -> None:
-        """Give the folder back."""
         if self.lock is not None:
             os.truncate(self.lock, 0)
             os.close(self.lock)
@@ -78,10 +73,9 @@ class StateFolder:
 
 
 class Daemon:
-    """One of Flower's programs as a process.
-
-    It lives in a process group of its own, so that Ctrl-C reaches only us, and all it started ends with it; and it
-    holds the lock of its state folder, so that a daemon that outlives us for a moment still counts.
+    """One of Flower's programs as a process, in a process group of its own, so that Ctrl-C reaches only us, and all it
+    started ends with it. It holds the lock of its state folder, so that a daemon that outlives us for a moment still
+    counts.
     """
 
     def __init__(self, program: str, arguments: Sequence[str], state: StateFolder, environment: Mapping[str, str]):
@@ -105,12 +99,10 @@ class Daemon:
 
     @property
     def runs(self) -> bool:
-        """Whether its process runs."""
         return self.process.poll() is None
 
     @property
     def said(self) -> str:
-        """What it has logged since it was started."""
         with self.log.open("rb") as log:
             log.seek(self._begin)
             return log.read().decode("utf-8", "replace")
@@ -140,8 +132,6 @@ class Daemon:
 
 
 class Settings(TypedDict, total=False):
-    """How daemons are started."""
-
     state: Path | None
     """Folder that outlives them (default: state/NAME in that of the keys)."""
     outgoing: Outgoing
@@ -151,9 +141,7 @@ class Settings(TypedDict, total=False):
 
 
 class Daemons:
-    """The daemons of one state folder: started one after the other, stopped together. As a context it is started on
-    entry and stopped on exit.
-    """
+    """The daemons of one state folder, as a context: started one after the other on entry, stopped together on exit."""
 
     def __init__(self, kind: str, keys: Path, name: str, **settings: Unpack[Settings]) -> None:
         self.keys = KeyFolder(keys.absolute())
@@ -172,16 +160,11 @@ class Daemons:
         self._daemons.append(Daemon(program, arguments, self.state, self.environment))
 
     def _tell_link(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run `ser_fl.deployment.registration`."""
         command = [sys.executable, "-m", "ser_fl.deployment.registration", *arguments]
         return subprocess.run(command, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
     def _require(self) -> None:
-        """Check that all run.
-
-        Raises:
-            DaemonStopped: one has ended by itself; with the end of its log.
-        """
+        """Check that all run; `DaemonStopped`, with the end of the log, where one has ended by itself."""
         for daemon in self._daemons:
             if not daemon.runs:
                 raise daemon.stopped()
@@ -222,11 +205,7 @@ def free_port() -> int:
 
 
 def require_free(host: str, port: int) -> None:
-    """Check that a daemon can listen there.
-
-    Raises:
-        UserError: it cannot.
-    """
+    """Check that a daemon can listen there; a `UserError` where it cannot."""
     if not 0 < port < 65536:
         raise UserError(f"--port must be between 1 and 65535, got {port}")
     try:

@@ -36,11 +36,7 @@ class Outgoing:
 
 
 def require_flower() -> None:
-    """Check that the right Flower is installed.
-
-    Raises:
-        UserError: it is not, with the command that installs it.
-    """
+    """Check that the right Flower is installed; else the `UserError` has the command that installs it."""
     try:
         found = version("flwr")
     except PackageNotFoundError:
@@ -52,8 +48,8 @@ def require_flower() -> None:
 def flower_environment(
     home: Path, outgoing: Outgoing | None = None, extra: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Environment of a Flower program: this process's, without the Flower settings in it, and with `extra` variables.
-    `home` is FLWR_HOME, where Flower keeps connections and unpacked apps.
+    """The environment here for a Flower program, without Flower settings, and with `extra` variables. `home` is
+    FLWR_HOME, where Flower keeps connections and unpacked apps.
     """
     outgoing = outgoing or Outgoing()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FLWR_")}
@@ -81,11 +77,7 @@ def write_connection(home: Path, address: str, ca: Path) -> None:
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Host and port of ``host:port``; an IPv6 address stands in brackets.
-
-    Raises:
-        UserError: it is something else.
-    """
+    """Host and port of ``host:port``, with an IPv6 address in brackets; a `UserError` for anything else."""
     host, _, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not host or "/" in host or not port.isascii() or not port.isdecimal() or not 0 < int(port) < 65536:
@@ -99,10 +91,8 @@ def join_address(host: str, port: int) -> str:
 
 
 def answers(address: str, ca: Path) -> bool:
-    """Whether a healthy link is there.
-
-    Raises:
-        UserError: what answers is not of this federation, or its certificate has ended or is for other hosts.
+    """Whether a healthy link is there. A `UserError` says that what answers is not of this federation, or its
+    certificate has ended or is for other hosts.
     """
     host, port = split_address(address)
     connection = HTTPSConnection(host, port, timeout=_ANSWER_S, context=ssl.create_default_context(cafile=ca))

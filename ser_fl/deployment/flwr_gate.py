@@ -1,8 +1,8 @@
 """A gate before the SuperLink: from other machines only the calls of nodes pass.
 
 Flower 1.41 serves nodes, submitters and its own parts on one port, and lets whoever reaches it register keys and start
-runs, which is code on every node. It has no option for two addresses, and its extensions are of a package that is not
-public. So `uvicorn.run`, by which it serves, is replaced in the link's process. The hook may go when
+runs, which is code on every node. It has no option for two addresses, and its extensions are of a private package. So
+`uvicorn.run`, by which it serves, is replaced in the link's process. The hook may go when
 `test_flower_lets_any_machine_give_orders` fails.
 """
 

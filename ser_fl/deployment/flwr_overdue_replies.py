@@ -2,10 +2,9 @@
 
 The SuperNode of Flower 1.41 waits for a reply after each message that it received whole, and takes the first that
 comes. If the link ends while it receives a message, it forgets that message, but the task that it had begun still
-replies. The SuperNode takes that for the reply to the next run's first message. From then on every reply lies there
-until one more message comes, and a server that waits for all nodes waits for ever. So the function by which it asks
-for a message is replaced in the SuperNode's process. The hook may go when
-`test_flower_leaves_a_reply_that_it_did_not_wait_for` fails.
+replies, and that reply is taken for the next message's. From then on every reply lies there until one more message
+comes, and a server that waits for all nodes waits for ever. So the function by which it asks for a message is replaced
+in its process. The hook may go when `test_flower_leaves_a_reply_that_it_did_not_wait_for` fails.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Task processes that start warm: forked from one that has imported what they need, at once instead of in seconds.
 
-The SuperExec of Flower 1.41 starts a new interpreter for every message, which imports torch and all else before it does
-anything: some seconds of a core. Its warm executor is for Kubernetes, and for other tasks. So this replaces
-`SubprocessExecutor.launch` in the SuperExec's process: Python's own fork server keeps one process that has imported all
-that. The hook may go when `test_flower_starts_an_interpreter_for_every_task` fails.
+The SuperExec of Flower 1.41 starts a new interpreter for every message, which imports torch and all else: some seconds
+of a core. Its warm executor is for Kubernetes, and for other tasks. So this replaces `SubprocessExecutor.launch` in the
+SuperExec's process by Python's own fork server. The hook may go when `test_flower_starts_an_interpreter_for_every_task`
+fails.
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ _PRELOADED = (
 
 
 def start_tasks_warm() -> None:
-    """Let this process, a SuperExec, fork its tasks. A task runs the ser_fl that is installed here, also where the app
-    that was submitted brings another.
-    """
+    """Let this process, a SuperExec, fork its tasks; they run the ser_fl installed here, whatever the app brings."""
     from flwr.supercore.constant import TASK_TYPE_TO_APPIO_API_ADDRESS_ARG, TASK_TYPE_TO_COMMAND
     from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
     from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResult

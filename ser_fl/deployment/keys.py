@@ -28,8 +28,6 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 class KeyFolder:
-    """Where the keys of a federation lie."""
-
     def __init__(self, root: Path) -> None:
         self.root = root
         self.ca = root / "ca.crt"
@@ -39,16 +37,13 @@ class KeyFolder:
         self.nodes = root / "nodes"
 
     def node(self, name: str) -> Path:
-        """Private key of a node."""
         return self.nodes / name
 
     def public(self, name: str) -> Path:
-        """Public key of a node."""
         return self.nodes / f"{name}.pub"
 
     @property
     def public_keys(self) -> dict[str, Path]:
-        """Public keys by name of node."""
         return {file.stem: file for file in sorted(self.nodes.glob("*.pub"))}
 
 
@@ -65,8 +60,8 @@ class MadeKeys:
 def make_keys(root: Path, hosts: Sequence[str] = (), nodes: Sequence[str] = (), days: int = 365) -> MadeKeys:
     """Make what a federation lacks: a root certificate, a server certificate for `hosts`, a key pair a node.
 
-    Called again on the same folder it adds nodes; further hosts are put beside those of the server certificate, which
-    keeps its key. The root certificate is valid for ten years at least, the server's for `days`.
+    Called again it adds nodes, and puts further hosts beside those of the server certificate, which keeps its key. The
+    root certificate is valid for ten years at least, the server's for `days`.
 
     Raises:
         UserError: a key is there already, or a host, a name or `days` cannot be used. Nothing is written then.
@@ -123,11 +118,7 @@ def handed_out(folder: KeyFolder, made: MadeKeys) -> Iterator[str]:
 
 
 def require_private(key: Path, *, made_by: str) -> None:
-    """Refuse a private key that is missing, or that others on the machine can read.
-
-    Raises:
-        UserError: it is, with the way out.
-    """
+    """Refuse (`UserError`, with the way out) a private key that is missing, or that others on the machine can read."""
     if not key.is_file():
         raise UserError(f"{key} is missing: {made_by}")
     if key.stat().st_mode & 0o077:

@@ -17,11 +17,10 @@ _START_S = 180.0
 
 
 class Link(Daemons):
-    """A SuperLink with TLS that knows the nodes whose public keys are in the folder, and nobody else.
-
-    It has its own SuperExec, and a state folder with Flower's data base, so that after a crash it goes on with the
-    same nodes. Runs are submitted, and keys registered, from its own machine only (`ser_fl.deployment.flwr_gate`). Its
-    ``environment`` is also that of a ``flwr`` command that is to find it.
+    """A SuperLink with TLS that knows the nodes whose public keys are in the folder, and nobody else. It has its own
+    SuperExec, and a state folder with Flower's data base, so that after a crash it goes on with the same nodes. Runs
+    are submitted, and keys registered, from its own machine only (`ser_fl.deployment.flwr_gate`). Its ``environment``
+    is also that of a ``flwr`` command that is to find it.
     """
 
     def __init__(
@@ -32,13 +31,8 @@ class Link(Daemons):
         port: int = 9092,
         **settings: Unpack[Settings],
     ) -> None:
-        """Say what to start.
-
-        Args:
-            keys: folder of `ser_fl.deployment.keys.make_keys`, with the link's part and the nodes' public keys.
-            host: address to listen on; 0.0.0.0 for all of this machine's.
-            port: port to listen on.
-            **settings: of all daemons.
+        """Say what to start: with the link's part and the nodes' public keys in ``keys``, listening at ``host``
+        (0.0.0.0 for all of this machine's addresses) and ``port``.
         """
         super().__init__("link", keys, "link", **settings)
         self.host = host
@@ -52,11 +46,8 @@ class Link(Daemons):
         self.address = join_address(self.reached_at, port)
 
     def start(self) -> None:
-        """Start, wait until it answers, and let it know the nodes.
-
-        Raises:
-            UserError: it cannot be started as it stands.
-            DaemonStopped: Flower ended by itself.
+        """Start, wait until it answers, and let it know the nodes. A `UserError` says that it cannot be started as it
+        stands, `DaemonStopped` that Flower ended by itself.
         """
         require_flower()
         self._check()
@@ -92,11 +83,7 @@ class Link(Daemons):
             self._start_daemon("superexec", *reached, *secret)
 
     def watch(self) -> None:
-        """Stay until a part ends by itself.
-
-        Raises:
-            DaemonStopped: it has, with the end of its log.
-        """
+        """Stay until a part ends by itself: `DaemonStopped`, with the end of its log."""
         while True:
             self._require()
             time.sleep(LOOK_S)

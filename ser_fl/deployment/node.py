@@ -25,10 +25,8 @@ _PROBE_S = 5.0
 
 
 class Node(Daemons):
-    """A SuperNode that names its corpus folder and speakers to its client, and to nobody else.
-
-    It calls the link, never the other way round. Its own port is for its own parts on 127.0.0.1, in the clear there.
-    While the link is away it goes on calling.
+    """A SuperNode that names its corpus folder and speakers to its client, and to nobody else. It calls the link, never
+    the other way round, also while that is away. Its own port is for its own parts on 127.0.0.1, in the clear there.
     """
 
     def __init__(
@@ -60,11 +58,8 @@ class Node(Daemons):
         self._link_came_later = False
 
     def start(self, *, timeout_s: float | None = None, tell: Callable[[str], None] = lambda line: None) -> None:
-        """Start, and wait until the link has accepted it.
-
-        Args:
-            timeout_s: longest wait (default: for ever, as the link may come later).
-            tell: called with a line where the link does not answer yet.
+        """Start, and wait until the link has accepted it, ``timeout_s`` at most (default: for ever, as the link may
+        come later); ``tell`` is called with a line where the link does not answer yet.
 
         Raises:
             UserError: it cannot be started as it stands, or the link is another's, or refuses its key.
@@ -78,11 +73,7 @@ class Node(Daemons):
             self.wait_until_accepted(timeout_s)
 
     def begin(self) -> None:
-        """Start without waiting, as several nodes at once are.
-
-        Raises:
-            UserError: it cannot be started as it stands.
-        """
+        """Start without waiting, as several nodes at once are; a `UserError` where it cannot start as it stands."""
         require_flower()
         from ser_fl.deployment.certificates import require_valid
 
@@ -94,7 +85,7 @@ class Node(Daemons):
             self._restart_daemons()
 
     def wait_until_accepted(self, timeout_s: float | None = None) -> None:
-        """Wait until the link has accepted it; what can be raised is as for `start`."""
+        """What can be raised is as for `start`."""
         began = probed = time.monotonic()
         tries = 0
         while not (accepted := _ACCEPTED.search(self._daemons[0].said)):
@@ -123,10 +114,8 @@ class Node(Daemons):
         write_bytes(self._last_id, accepted[1].encode())
 
     def watch(self, tell: Callable[[str], None] = lambda line: None) -> None:
-        """Stay, and start again what ends by itself, as a SuperNode may while the link is away.
-
-        Args:
-            tell: called with what has ended before it is started again, and once the link has accepted it.
+        """Stay, and start again what ends by itself, as a SuperNode may while the link is away. ``tell`` is called with
+        what has ended before that, and once the link has accepted it.
 
         Raises:
             UserError: the link refuses its key now.
@@ -169,8 +158,8 @@ class Node(Daemons):
         return file
 
     def _may_retry(self, supernode: Daemon) -> bool:
-        """Whether a refused key may be taken at the next try. It is one that the link still counted as online, and no
-        longer does; or, after a pause, one that a link which has just come up was not told of yet.
+        """Whether a refused key may be taken at the next try: the link still counted it as online, and no longer does;
+        or it has just come up, and was not told of the key yet.
         """
         if _REFUSED not in supernode.said:
             return False
@@ -185,15 +174,8 @@ class Node(Daemons):
 
 
 def node_config(data: Path | None = None, speakers: Sequence[str] = (), cache: Path | None = None) -> dict[str, str]:
-    """The settings that a node names to its client; what is not given is not named.
-
-    Args:
-        data: folder of the corpus.
-        speakers: those that the node hosts.
-        cache: folder for prepared features.
-
-    Raises:
-        UserError: a folder is missing, or a name cannot be written down.
+    """The settings that a node names to its client, as far as they are given: folder of the corpus, speakers that it
+    hosts, folder for prepared features. A `UserError` where a folder is missing, or a name cannot be written down.
     """
     if data is not None and not data.expanduser().is_dir():
         raise UserError(f"--data is no folder: {data}")

@@ -1,7 +1,7 @@
 """Run inside a daemon's process: one of Flower's programs, with what it lacks for being left on.
 
-It ends when the process that started it ends, and it has this package's hooks into Flower, each of which has a file
-``flwr_*.py`` that says what it is for and which version of Flower it is made for.
+It ends when the process that started it ends, and it has this package's hooks into Flower, each in a file ``flwr_*.py``
+that says what it is for and which version of Flower it is made for.
 
     python -m ser_fl.deployment.program PARENT_PID superlink|supernode|superexec ARGUMENT ...
 """

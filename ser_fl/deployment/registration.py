@@ -19,11 +19,9 @@ _MANY = 1000
 def keys(address: str, folder: str) -> int:
     """Have a link that has just started know the public keys of a folder, no more and no less, and run nothing.
 
-    The runs that it was killed in are stopped: their server's part died with it. Flower would start the ones that had
-    none yet, beside what is submitted to go on with them, and have nodes work on messages that nobody waits for.
-
-    Returns:
-        0, or 2 and one line for a key that was withdrawn before; Flower never takes it again.
+    The runs that it was killed in are stopped: their server's part died with it. Flower would start those that had none
+    yet, beside what is submitted to go on with them, and nodes would work on messages that nobody waits for. Returns 0,
+    or 2 and one line for a key that was withdrawn before; Flower never takes it again.
     """
     import httpx
     from flwr.cli.supernode.register import try_load_public_key
@@ -60,11 +58,9 @@ def keys(address: str, folder: str) -> int:
 def rejoin(link: str, ca: str, private: str, node_id: str) -> int:
     """Tell the link that the SuperNode it believes to be online is no more.
 
-    A SuperNode that was killed counts as online for a minute, and as long its key is refused. The link lets nobody but
-    the holder of the key say this, so a key that it does not know is told apart.
-
-    Returns:
-        0 where the key may be tried again, 1 where the link does not know it.
+    A killed SuperNode counts as online for a minute, and as long its key is refused. Only the holder of the key may say
+    this, so that an unknown key is told apart. Returns 0 where the key may be tried again, 1 where the link does not
+    know it.
     """
     import httpx
     from cryptography.hazmat.primitives.asymmetric import ec

@@ -10,8 +10,8 @@ from ser_fl.runs.records import ClientUpdate, State
 
 
 class Aggregation(ABC):
-    """Takes in the updates of one round, in the order of the cohort, and gives one state. A copy of the object that an
-    algorithm has takes in each round's updates: it never needs to forget.
+    """Takes in the updates of one round, in the order of the cohort, and gives one state. Each round has a copy of the
+    algorithm's object: it never needs to forget.
     """
 
     @abstractmethod
@@ -26,9 +26,9 @@ class Aggregation(ABC):
 class WeightedMean(Aggregation):
     """Mean of full states, weighted by utterances (FedAvg: McMahan et al., arXiv 1602.05629, algorithm 1).
 
-    A running sum, so that no update is kept. Parameters and running statistics are averaged (without the statistics it
-    would be FedBN), in float64 and in the order in which updates are added, so that the bits do not depend on who
-    finished first. Counters (integer entries such as batch norm's ``num_batches_tracked``) take the largest value.
+    A running sum, so that no update is kept. Parameters and running statistics (else it would be FedBN) are averaged,
+    in float64 and in the order of the cohort, so that the bits do not depend on who finished first. Counters (integers
+    such as batch norm's ``num_batches_tracked``) take the largest value.
     """
 
     def __init__(self) -> None:

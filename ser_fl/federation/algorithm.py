@@ -25,10 +25,9 @@ GLOBAL = "global"
 
 
 class Algorithm:
-    """The server's side of all rounds. As it stands it is FedAvg; one of your own says where `step` goes instead.
-
-    What it carries from round to round belongs into `carried`, which is saved with every round, and is set up in
-    `start`. Anything else that it must not forget goes into `state_dict` and `load_state_dict`.
+    """The server's side of all rounds: FedAvg, unless `step` goes elsewhere. What is carried from round to round
+    belongs into `carried`, which is saved with every round and set up in `start`; anything else into `state_dict` and
+    `load_state_dict`.
     """
 
     carries: tuple[str, ...] = ()
@@ -51,7 +50,6 @@ class Algorithm:
         self._gathered = None
 
     def model_for(self, client_id: str) -> State:
-        """What this client starts its local epochs from."""
         return self.models[GLOBAL]
 
     def add(self, update: ClientUpdate) -> None:
@@ -61,10 +59,8 @@ class Algorithm:
         self._gathered.add(update)
 
     def finish(self, round_number: int) -> None:
-        """The round's model, from what was added; at least one was.
-
-        Raises:
-            UserError: it has other entries than the model before, or of other shapes or types.
+        """The round's model, from what was added, once at least. A `UserError` says that it has other entries than
+        before, or of other shapes or types.
         """
         assert self._gathered is not None
         received, average, self._gathered = self.models[GLOBAL], self._gathered.result(), None
@@ -76,12 +72,8 @@ class Algorithm:
             raise UserError(f"{names} gives another model than clients were given: {error}") from None
 
     def step(self, received: State, average: State, round_number: int) -> State:
-        """The next model.
-
-        Args:
-            received: the model that the clients started from.
-            average: what the aggregation made of their updates, with running statistics and counters.
-            round_number: of the round, from 1.
+        """The next model: from ``received``, which the clients started from, and ``average``, what the aggregation made
+        of their updates, with running statistics and counters.
         """
         return average
 
@@ -102,10 +94,8 @@ class Algorithm:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from there, after `start`.
-
-        Raises:
-            ValueError: it is of another algorithm, other clients or another network; what differs is named.
+        """Go on from there, after `start`; a `ValueError` names what differs: another algorithm, other clients or
+        another network.
         """
         check_same_form(state, self.state_dict())
         for kind, states in (("model", self.models), ("carried", self.carried)):
@@ -120,11 +110,8 @@ class FedAvg(Algorithm):
 class FedAvgM(Algorithm):
     """One step of the server with momentum a round (Hsu et al., arXiv 1909.06335, section 4.2).
 
-    v' = momentum * v + (average - received), model = received + v'. momentum = 0 would be FedAvg. Parameters alone have
-    a v; running statistics and counters are the average's.
-
-    Args:
-        momentum: share of the last v that is carried on, 0 <= momentum < 1.
+    v' = momentum * v + (average - received), model = received + v'; 0 <= momentum < 1, and 0 would be FedAvg.
+    Parameters alone have a v; running statistics and counters are the average's.
     """
 
     carries = ("exp_avg",)
@@ -145,9 +132,8 @@ class FedAdam(Algorithm):
     With D = average - received: m' = momentum * m + (1 - momentum) * D, v' = second_momentum * v +
     (1 - second_momentum) * D^2, model = received + learning_rate * m^ / (sqrt(v^) + tau). Deviation: v begins at 0 and
     m^ and v^ are m' / (1 - momentum^n) and v' / (1 - second_momentum^n) in round n, as in Adam (Kingma and Ba, arXiv
-    1412.6980, algorithm 1); there v begins at tau^2 or above and nothing is corrected. So where clients take one step
-    of plain SGD (FedSGD), D is the mean of their gradients, weighted by what each holds, and a round is a step of Adam
-    in one place. Parameters alone have an m and a v; running statistics and counters are the average's.
+    1412.6980, algorithm 1); there v begins at tau^2 or above and nothing is corrected. So with FedSGD, where D is the
+    weighted mean of the clients' gradients, a round is a step of Adam in one place. Parameters alone have an m and a v.
 
     Args:
         learning_rate: of a round.

@@ -1,7 +1,7 @@
 """The folder of a run, and everything a killed run needs to go on bit for bit, in safetensors and JSON.
 
-A checkpoint is a file of tensors per round and ``latest.json``, which names it; renaming ``latest.json`` into place is
-the commit point. What is on disk before that rename is never touched, so a kill at any moment leaves the last round.
+A checkpoint is a file of tensors per round and ``latest.json``, which names it; renaming that into place is the commit
+point. What is on disk before is never touched, so that a kill at any moment leaves the last round.
 """
 
 from __future__ import annotations
@@ -39,9 +39,8 @@ _DATED = re.compile(r"(\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)(?:\.(\d+))?-.+")
 def open_run(config: Config) -> Iterator[tuple[RunFolder, Checkpoint | None]]:
     """The run folder, which nobody else writes to inside, and the checkpoint that a resumed run goes on from.
 
-    Raises:
-        UserError: the folder holds a run and ``resume`` is false, another process writes to it, something in it leads
-            out of it, or its checkpoint is of another run or damaged.
+    A `UserError` says that the folder holds a run and ``resume`` is false, another process writes to it, something in
+        it leads out of it, or its checkpoint is of another run or damaged.
     """
     folder = given_folder(config)
     with ExitStack() as stack:
@@ -75,8 +74,8 @@ def new_folders(config: Config) -> Iterator[Path]:
 
 
 def dated_folders(parent: Path, seed: int, now: datetime) -> Iterator[Path]:
-    """Names for a run that begins now, ``<date-time>-<seed>`` or ``<date-time>.<count>-<seed>``, without an end. All of
-    them sort behind the runs of this seed that are there already, whatever became of the clock since.
+    """Names for a run that begins now, ``<date-time>-<seed>`` or ``<date-time>.<count>-<seed>``, without an end. All
+    sort behind this seed's runs that are there already, whatever became of the clock since.
     """
     stamp, count = max([(f"{now:{_STAMP}}", 0), *(_order(folder) for folder in parent.glob(f"*-{seed}"))])
     while True:
@@ -85,7 +84,6 @@ def dated_folders(parent: Path, seed: int, now: datetime) -> Iterator[Path]:
 
 
 def _order(folder: Path) -> tuple[str, int]:
-    """Date and count of a run folder, in the order that they were made in; of other names nothing."""
     named = _DATED.fullmatch(folder.name)
     return (named[1], int(named[2] or 1)) if named else ("", 0)
 
@@ -157,10 +155,8 @@ def _files(committed: Committed) -> dict[str, str]:
 
 
 def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> Checkpoint | None:
-    """The last committed round, or None where there is none yet.
-
-    Raises:
-        UserError: the checkpoint is of another configuration or schema, or cannot be read.
+    """The last committed round, or None where there is none yet; a `UserError` where it is of another configuration or
+    schema, or cannot be read.
     """
     latest = folder / "latest.json"
     if not latest.exists():
@@ -198,7 +194,6 @@ def is_checkpoint_of(folder: Path, config: Mapping[str, Any]) -> bool:
 
 
 def _differences(before: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """Settings of a checkpoint that are not as in a configuration."""
     changed = sorted(key for key in {*before, *config} if before.get(key) != config.get(key))
     return [key for key in changed if not (key == "precision" and config[key] == "auto")]
 

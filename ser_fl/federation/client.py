@@ -1,8 +1,7 @@
 """What a server asks of whoever holds the data: clients train the model that they receive, and holders score models.
 
-Here they do it in this process; `processes` has the executor with worker processes. Executors differ in time alone: an
-update depends on its task and on the seed, and outcomes come in the order of the cohort, so that every executor, with
-any number of workers, gives the same bits.
+Here they do it in this process; `processes` has worker processes. Executors differ in time alone: an update depends on
+its task and the seed, and outcomes come in the order of the cohort, so that all give the same bits.
 
 Legend: B batch, F mel bins, L frames, C classes.
 """
@@ -44,8 +43,6 @@ from ser_fl.training.trainer import ClientClassifier, Trainers, fit_in_loop, has
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientTask:
-    """What the server sends to a client for one round."""
-
     round: int
     client_id: str
     state: State
@@ -70,7 +67,6 @@ class Clients:
     """A user's own: called for every batch of every client."""
     watch: Watch = UNWATCHED
     box: Box = field(init=False)
-    """Where features, and attacks on them, stay."""
     trainers: Trainers = field(init=False)
     _reused: nn.Module | None = field(init=False, default=None)
     """The network that clients take in turns, once there is one."""
@@ -178,7 +174,6 @@ class Executor:
     """Runs the clients of one round after the other; a context, at whose end nothing is left running."""
 
     def run(self, tasks: Iterable[ClientTask]) -> Iterator[tuple[str, Outcome]]:
-        """Each client's id and outcome, in the order of the tasks, of which each client has one at most."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -192,7 +187,7 @@ class SerialExecutor(Executor):
     clients: Clients
 
     def run(self, tasks: Iterable[ClientTask]) -> Iterator[tuple[str, Outcome]]:
-        """Each client's id and outcome; a client trains when its outcome is asked for."""
+        """A client trains when its outcome is asked for."""
         for task in tasks:
             yield task.client_id, attempt(self.clients.update, task)
 
@@ -224,10 +219,9 @@ class Scorer(Protocol):
     """Asks the holders of a part how well a server's models do."""
 
     def score(self, models: Mapping[str, State], part: Part, *, attacked: bool = False) -> Scored:
-        """Score the models on a part, under the selection attack where asked for.
-
-        A client's own model (`federation=local_only`) is scored on its own speaker's utterances where this part has
-        some, and on everybody's otherwise.
+        """Score the models on a part, under the selection attack where asked for. A client's own model
+        (`federation=local_only`) is scored on its own speaker's utterances where this part has some, else on
+        everybody's.
         """
         ...
 
@@ -244,7 +238,6 @@ class LocalScorer:
     """A user's own, in place of the configured one."""
 
     def score(self, models: Mapping[str, State], part: Part, *, attacked: bool = False) -> Scored:
-        """Confusion matrices of all holders of the part."""
         num_classes, held = len(self.store.classes), holders(self.store.utterances, getattr(self.split, part))
         perturb: Perturb | None = self.selection_attack if attacked else None
         evaluator = Evaluator(self.store, self.standardisation)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnObjects:
-    """What takes the place of what the configuration names; None leaves that."""
+    """None leaves what the configuration names."""
 
     network: NetworkSource | None = None
     objective: Objective | None = None
@@ -47,8 +47,8 @@ class OwnObjects:
         return cls(network=network, callbacks=tuple(callbacks), **given)
 
     def recorded_in(self, config: Config) -> Config:
-        """The configuration with these objects named in it, but for callbacks, on which no result depends. A
-        `UserError` says that it names others, or that they do not go with it.
+        """The configuration with these objects named in it, but for callbacks, on which no result depends; a
+        `UserError` where it names others, or they do not go with it.
         """
         given = {name: getattr(self, name) for name in ("network", "objective", "aggregation", "algorithm")}
         names = {name: qualified_name(value) for name, value in given.items() if value is not None}

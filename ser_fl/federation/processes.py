@@ -1,10 +1,9 @@
 """Clients side by side in worker processes, their outcomes in the order of the cohort.
 
 The processes are our own: a pool of `concurrent.futures` or loky breaks as a whole when one of its processes dies, does
-not say whose client it was, and takes seconds to start again. Each builds its clients once. Tensors cross as
-safetensors, everything else as pickles of our own, through pipes: for 133,000 parameters that takes 1.4 ms of a core,
-of a client-round of 79 ms. Memory that is shared by hand takes 0.2 ms, and 200 lines more; `torch.multiprocessing`
-takes /dev/shm, which containers keep small.
+not say whose client it was, and takes seconds to start again. Tensors cross as safetensors, all else as pickles of our
+own, through pipes: for 133,000 parameters that takes 1.4 ms of a core, of a client-round of 79 ms. Shared memory by
+hand takes 0.2 ms, and 200 lines more; `torch.multiprocessing` takes /dev/shm, which containers keep small.
 """
 
 from __future__ import annotations
@@ -51,10 +50,10 @@ _SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], None]], ...] = (
 class ProcessExecutor(Executor):
     """Long-lived worker processes, each with one client at a time.
 
-    An object of the caller's own that cannot be sent to a worker process is a `UserError`. Workers start when there is
-    a task for them, each on the next device in turn. Twice as many outcomes as there are workers are on their way or
-    kept back until it is their turn, so that memory does not grow with the cohort. A worker that dies is replaced on
-    its device, and its client is tried once more; a client whose worker dies twice has failed.
+    An object of the caller's own that cannot be sent is a `UserError`. Workers start when there is a task for them,
+    each on the next device in turn. Outcomes for at most twice the workers are on their way or kept back for their
+    turn, so that memory does not grow with the cohort. A worker that dies is replaced on its device, and its client
+    tried once more; a client whose worker dies twice has failed.
     """
 
     def __init__(self, clients: Clients, num_workers: int) -> None:
@@ -66,7 +65,6 @@ class ProcessExecutor(Executor):
         self._was_any_ready = False
 
     def run(self, tasks: Iterable[ClientTask]) -> Iterator[tuple[str, Outcome]]:
-        """Each client's id and outcome, in the order of the tasks."""
         upcoming = iter(tasks)
         due: deque[str] = deque()
         outcomes: dict[str, Outcome] = {}
@@ -85,7 +83,6 @@ class ProcessExecutor(Executor):
             self._dismiss(worker for worker in self._workers if worker.task is not None)
 
     def _hand_out(self, upcoming: Iterator[ClientTask], due: deque[str]) -> None:
-        """Give work to whoever has none."""
         while len(due) < self.window and sum(worker.task is not None for worker in self._workers) < self.num_workers:
             task = next(upcoming, None)
             if task is None:
@@ -136,7 +133,6 @@ class ProcessExecutor(Executor):
             self._workers.remove(worker)
 
     def close(self) -> None:
-        """End every worker: those without work may end by themselves."""
         self._dismiss(worker for worker in self._workers if worker.task is not None)
         for worker in self._workers:
             worker.connection.close()
@@ -209,11 +205,8 @@ class Worker:
                 self.connection.send_bytes(to_safetensors(task.optimiser_state))
 
     def hear(self) -> Outcome | None:
-        """The outcome of its task; None before that: it says first that it is there, then that it has its clients.
-
-        Raises:
-            UserError: it cannot build its clients.
-            EOFError: it died instead.
+        """The outcome of its task; None before that: it says first that it is there, then that it has its clients. A
+        `UserError` where it cannot build them, an EOFError where it died.
         """
         assert self.task is not None
         try:

@@ -17,10 +17,9 @@ OnProfile = Callable[[ProfileRecord], None]
 
 
 def open_watch(config: Config, rest: Part) -> Watch:
-    """A stopwatch where the run is profiled, else one that measures nothing.
-
-    Work on an accelerator is only handed over when a call returns. For its time to count for the part that ordered it,
-    the stopwatch waits for the device whenever a part begins or ends, which makes a profiled run slower.
+    """A stopwatch where the run is profiled, else one that measures nothing. An accelerator's work is only handed over
+    when a call returns: so that its time counts for the part that ordered it, the stopwatch waits for the device
+    whenever a part begins or ends, which makes a profiled run slower.
     """
     if not config.profile:
         return UNWATCHED
@@ -41,15 +40,11 @@ class RunProfile:
     def __init__(self, config: Config) -> None:
         self._executor = config.executor.name
         self.watch = open_watch(config, rest="other")
-        """The server's."""
         self._rounds: list[_Round] = []
 
     def add(self, number: int, clients: Sequence[dict[str, int]]) -> None:
-        """Take in a round, which `watch` has measured since its restart.
-
-        Args:
-            number: of the round.
-            clients: nanoseconds by part of every client that sent an update.
+        """Take in a round, which `watch` has measured since its restart; ``clients`` are nanoseconds by part of every
+        update.
         """
         server = self.watch.read()
         if not server:
@@ -70,8 +65,6 @@ class RunProfile:
 
 
 class _Round(NamedTuple):
-    """Nanoseconds of a round."""
-
     number: int
     num_clients: int
     wall: int

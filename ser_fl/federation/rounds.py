@@ -64,10 +64,7 @@ class Federation:
     hooks: Hooks = field(default_factory=Hooks)
 
     def conduct(self, checkpoint: Checkpoint | None) -> None:
-        """The rounds that are left, and the test of the selected model.
-
-        Args:
-            checkpoint: to go on from; None begins.
+        """The rounds that are left after a checkpoint, and the test of the selected model.
 
         Raises:
             UserError: what no round could put right, before anything is written: too few clients for
@@ -118,7 +115,6 @@ class Federation:
         return None
 
     def is_due(self, every: int, number: int) -> bool:
-        """Whether a round takes what every so many rounds take, and the last one."""
         return number % every == 0 or number == self.config.federation.num_rounds
 
     def run_round(self, server: Server, tracker: Tracker, profile: RunProfile | None) -> None:
@@ -169,10 +165,8 @@ class Federation:
         self.hooks.on_round(record)
 
     def train(self, server: Server, cohort: Sequence[str], number: int, watch: Watch = UNWATCHED) -> ClientResults:
-        """Broadcast, client updates, aggregation: the server has the round's model afterwards.
-
-        Raises:
-            RoundFailed: too few clients came back; it tells what the others said.
+        """Broadcast, client updates, aggregation: the server has the round's model afterwards. `RoundFailed` tells what
+        the others said where too few clients came back.
         """
         folders = (self.config.data.root, self.config.data.cache_dir, str(self.run.root))
         reference = server.algorithm.model_for(cohort[0])
@@ -191,7 +185,6 @@ class Federation:
         return results
 
     def tasks(self, server: Server, cohort: Sequence[str], number: int) -> Iterator[ClientTask]:
-        """What the clients of a round receive."""
         for client_id in cohort:
             yield ClientTask(
                 round=number,
@@ -203,12 +196,8 @@ class Federation:
 
     def test(self, server: Server, stopped: str) -> dict[str, Any]:
         """Write the selected round's model, score it on the test part, and tell of the run what ``summary.json`` does.
-
-        With `federation=local_only` the test figures are over all clients' models, and the model that is saved is the
-        first client's, beside everybody's own.
-
-        Raises:
-            RoundFailed: a holder of test utterances gave no figures.
+        With `federation=local_only` the figures are over all clients' models, and the first client's is saved as the
+        model, beside everybody's own. `RoundFailed` where a holder of test utterances gave no figures.
         """
         config, manifest, best = self.config, self.client_manifest, server.best
         network = build_network(config.model, len(manifest.classes), seed=config.seed, own=self.own.network)
@@ -271,10 +260,8 @@ def sample_cohort(client_ids: Sequence[str], fraction: float, seed: int, number:
 
 
 def write_settings(run: RunFolder, config: Config, own: OwnObjects) -> None:
-    """What a run is and what it is computed with: ``environment.json`` and ``config.yaml``.
-
-    ``config.yaml`` holds no absolute folders (`ser_fl.runs.redaction` remembers them), and not the run folder
-    itself: a repetition is a run of its own.
+    """What a run is and what it is computed with: ``environment.json`` and ``config.yaml``, which holds no absolute
+    folders (`ser_fl.runs.redaction` remembers them), nor the run folder: a repetition is a run of its own.
     """
     devices = [str(device) for device in devices_of(config.executor.accelerator)]
     environment = describe_environment(seed=config.seed, threads=config.executor.threads, devices=devices)

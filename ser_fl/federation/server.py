@@ -29,9 +29,9 @@ MOST_EXAMPLES = 2**31
 class RoundAverage:
     """An average of the shared model over rounds (weight averaging: Izmailov et al., arXiv 1803.05407).
 
-    a' = a + (model - a) * max(1 - decay, 1 / (n + 1)): the plain mean at first, an exponential one later, so that
-    the first rounds are forgotten. Averages have flatter minima than any of their models, and overfit adversarial
-    training less (Gowal et al., arXiv 2010.03593, section 4.4).
+    a' = a + (model - a) * max(1 - decay, 1 / (n + 1)): the plain mean at first, an exponential one later, so that the
+    first rounds are forgotten. Averages have flatter minima, and overfit adversarial training less (Gowal et al., arXiv
+    2010.03593, section 4.4).
     """
 
     decay: float
@@ -39,7 +39,6 @@ class RoundAverage:
     model: State
     """a; before the first round, any state of the same form."""
     num_rounds: int = 0
-    """n."""
 
     def add(self, model: State) -> None:
         """A round more; counters are taken as they are, running statistics averaged like parameters."""
@@ -98,21 +97,19 @@ class Server(Committed):
         return {GLOBAL: self.average.model} if self.average and self.average.num_rounds else self.algorithm.models
 
     def finish(self, round_number: int) -> None:
-        """The round's models, from what was added."""
         self.algorithm.finish(round_number)
         if self.average is not None:
             self.average.add(self.algorithm.models[GLOBAL])
 
     def select(self, score: float | None) -> None:
-        """Keep this round's models where they score above the best so far. None is a round that was not scored: it is
-        kept for as long as no round was.
+        """Keep this round's models where they score above the best so far; unscored (None) only while no round was
+        scored.
         """
         if self.best_score < 0 if score is None else score > self.best_score:
             self.best, self.best_round = dict(self.judged), self.round
             self.best_score = -1.0 if score is None else score
 
     def state_dict(self) -> State:
-        """All that the next round depends on."""
         state = {f"algorithm/{name}": tensor for name, tensor in self.algorithm.state_dict().items()}
         for client_id, optimiser in self.optimiser_states.items():
             state |= {f"optimiser/{client_id}/{name}": tensor for name, tensor in optimiser.items()}
@@ -185,10 +182,9 @@ class ClientResults:
 
 
 def find_problem(update: ClientUpdate, reference: State) -> str | None:
-    """Why an update cannot be averaged, or None; whatever a client sends, this is one line.
-
-    Other names, shapes, types or layouts than the model's, anything that is not finite, a figure that is no number, or
-    no utterance. An optimiser state that is not finite is a reason too: it would come back with every later round.
+    """Why an update cannot be averaged, or None; whatever a client sends, this is one line. Other names, shapes, types
+    or layouts than the model's, anything not finite, a figure that is no number, or no utterance. So for an optimiser
+    state that is not finite, which would come back with every later round.
     """
     state: Any = update.state  # whatever a client sent
     optimiser: Any = update.optimiser_state
@@ -223,7 +219,6 @@ def find_problem(update: ClientUpdate, reference: State) -> str | None:
 
 
 def _problem_of_tensor(name: str, tensor: object) -> str | None:
-    """Why it is no plain tensor of finite numbers."""
     if not isinstance(tensor, torch.Tensor):
         return f"{name} is of type {type(tensor).__name__}, expected a tensor"
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:

@@ -46,12 +46,10 @@ class Question:
 
     @property
     def share(self) -> Partition:
-        """The host's data for it."""
         return _open_share(self.host, json.dumps(self.content["config"]), tuple(self.content["classes"]))
 
     @property
     def standardisation(self) -> Standardisation:
-        """Of all hosts' features."""
         values = take(self.records, "standardisation")
         return Standardisation(*(values[f"{name}_F1"] for name in ("mean", "deviation", "lower", "upper")))
 
@@ -175,8 +173,8 @@ def simulated_host(config: Config, speakers: Sequence[str], context: Context) ->
 
 
 def host_of_node(context: Context) -> Host:
-    """As the node was started: ``data-root``, ``cache-dir`` and ``speakers`` of its configuration. A node of a
-    simulation by `flwr run` is started with a number alone. It reads the corpus that the run names.
+    """As the node was started: ``data-root``, ``cache-dir`` and ``speakers`` of its configuration. In a simulation by
+    `flwr run` a node has a number alone, and reads the corpus that the run names.
     """
     given = {key: str(value) for key, value in context.node_config.items()}
     if "partition-id" in given and "data-root" not in given:

@@ -43,7 +43,7 @@ def launch(config: Config, own: OwnObjects, hooks: Hooks) -> RunFolder:
 
 def simulate(config: Config, own: OwnObjects, hooks: Hooks) -> RunFolder:
     """Run an experiment on simulated nodes, each with `executor.client_cpus` cores and `executor.client_gpus` GPUs. Ray
-    starts on this machine, with `executor.workers` clients at a time, or is the cluster of ``RAY_ADDRESS``.
+    starts here, with `executor.workers` clients at a time, or is the cluster of ``RAY_ADDRESS``.
     """
     from flwr.serverapp import ServerApp
     from flwr.simulation import run_simulation

@@ -35,8 +35,8 @@ class GivenUp(BaseException):
 
 @dataclass(slots=True)
 class Nodes:
-    """The nodes of an experiment, and what they hold. A node is known by its speakers: one that was started anew is
-    found by them, whatever its key.
+    """The nodes of an experiment, and what they hold. A node is known by its speakers: a restarted one is found by
+    them, whatever its key.
     """
 
     grid: Grid
@@ -63,8 +63,8 @@ class Nodes:
     def ask(
         self, message_type: str, questions: Mapping[int, RecordDict], kind: type[T], number: int = 0
     ) -> Iterator[tuple[int, Answer[T]]]:
-        """Each node's answer of this kind, in the order in which they come; after the deadline they are dropped.
-        `number` is that of the round, for Flower's own books.
+        """Each node's answer of this kind, as they come; dropped after the deadline. `number` is the round's, for
+        Flower's books.
         """
         deadline_s = self.config.executor.deadline_s
         messages = [
@@ -92,8 +92,8 @@ class Nodes:
             yield node, f"no answer within {deadline_s:g} s (executor.deadline_s)"
 
     def _pull(self, waiting: list[str], kind: type[T]) -> dict[str, Answer[T]]:
-        """Answers that are here, by the message that they answer. Where one is so damaged that Flower cannot put it
-        together, the others still count.
+        """Answers that are here, by the message that they answer. One too damaged for Flower to put together is left
+        out.
         """
         try:
             messages = list(self.grid.pull_messages(waiting))
@@ -123,8 +123,8 @@ class Nodes:
         kind: type[T],
         number: int,
     ) -> Iterator[tuple[str, Answer[T]]]:
-        """The answers of the nodes where clients or speakers are, each under the names that were asked for. For each
-        name, `speakers` says who is at the node; `question` is made for the names at one node.
+        """The answers of the nodes where clients or speakers are, each under the names asked for. `speakers` says for
+        each name who is at the node; `question` is made for the names at one node.
         """
         connected = self.refresh()
         at_node: dict[int, list[str]] = {}
@@ -151,10 +151,8 @@ class Nodes:
         return connected
 
     def enrol(self, num_nodes: int, patience_s: float) -> ClientManifest:
-        """Wait for nodes, ask who is there and what they hold, and settle the experiment by it.
-
-        Raises:
-            UserError: too few nodes, one that cannot take part, or data that make no experiment.
+        """Wait for nodes, ask who is there and what they hold, and settle the experiment by it. Too few nodes, one that
+        cannot take part, or data that make no experiment are a `UserError`.
         """
         begun = time.monotonic()
         while len(nodes := sorted(self.grid.get_node_ids())) < num_nodes:
@@ -194,7 +192,6 @@ class Nodes:
             yield node, *answer
 
     def _add_up(self, nodes: Sequence[int], skipped: tuple[SkippedFile, ...]) -> ClientManifest:
-        """Ask what the nodes hold, and put it together."""
         statistics, digests = dict[str, FeatureStatistics](), dict[str, str]()
         sizes: Sizes = {part: {} for part in PARTS}
         sum_F = torch.empty(self.config.frontend.num_mels, dtype=torch.float64)

@@ -40,11 +40,7 @@ class WireError(ValueError):
 
 
 def put(records: RecordDict, name: str, state: Mapping[str, Tensor]) -> None:
-    """Add tensors under a name.
-
-    Raises:
-        WireError: one is of a type that does not cross.
-    """
+    """Add tensors under a name; a `WireError` for a type that does not cross."""
     for key, tensor in state.items():
         if tensor.dtype not in _TYPES:
             raise WireError(f"{key} is of type {tensor.dtype}, which does not cross")
@@ -53,10 +49,8 @@ def put(records: RecordDict, name: str, state: Mapping[str, Tensor]) -> None:
 
 
 def take(records: RecordDict, name: str, *, like: Mapping[str, Tensor] | None = None) -> State:
-    """The tensors under a name, with the names, shapes and types of `like`, in its order, where it is given.
-
-    Raises:
-        WireError: there are none, or they are damaged, or not as agreed.
+    """The tensors under a name, with the names, shapes and types of `like`, in its order, where it is given; a
+    `WireError` where there are none, or they are damaged, or not as agreed.
     """
     record = records.get(name)
     if not isinstance(record, ArrayRecord):
@@ -91,11 +85,7 @@ def put_json(records: RecordDict, content: Mapping[str, Any]) -> None:
 
 
 def take_json(records: RecordDict) -> dict[str, Any]:
-    """What `put_json` added.
-
-    Raises:
-        WireError: there is none, it is no JSON object, or of another version.
-    """
+    """What `put_json` added; a `WireError` where there is none, it is no JSON object, or of another version."""
     record = records.get(_JSON)
     text = record.get("json") if isinstance(record, ConfigRecord) else None
     if not isinstance(text, str):
@@ -122,8 +112,6 @@ Amount = Annotated[int, Field(ge=0, le=1 << 53)]
 
 @_reply
 class Refusal:
-    """A node that could not answer says why."""
-
     error: Annotated[str, Field(max_length=20_000)]
 
     @property
@@ -143,8 +131,6 @@ class Speaker:
 
 @_reply
 class Speakers:
-    """Who is here, and how many files could not be used."""
-
     speakers: list[Speaker]
     skipped: Amount
 
@@ -181,11 +167,7 @@ class Confusions:
 
 
 def take_reply(records: RecordDict, kind: type[T]) -> T | str:
-    """What a node says, in one of the forms above, or the reason that it gives for not saying it.
-
-    Raises:
-        WireError: it is of another form.
-    """
+    """What a node says, in one of the forms above, or its reason for not saying it; a `WireError` for another form."""
     content = take_json(records)
     form: TypeAdapter[T | Refusal] = TypeAdapter(Refusal if content.keys() == {"error"} else kind)
     try:

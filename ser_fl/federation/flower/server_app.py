@@ -42,7 +42,6 @@ class FlowerExecutor(Executor):
     _asked: int = field(default=0, init=False)
 
     def run(self, tasks: Iterable[ClientTask]) -> Iterator[tuple[str, Outcome]]:
-        """Each client's id and outcome, in the order of the tasks."""
         due = {task.client_id: task for task in tasks}
         if not due:
             return
@@ -139,9 +138,8 @@ def serve(
     config: Config, grid: Grid, hooks: Hooks, own: OwnObjects = NOTHING, given_up: Event | None = None
 ) -> RunFolder:
     """Run an experiment, or go on with one, on whatever nodes a grid reaches, and return its run folder.
-
-    `precision=auto` is float32 here: nodes differ, and no one of them can be measured for all. Another thread sets
-    `given_up` when nobody will answer any more.
+    `precision=auto` is float32 here: nodes differ, and none can be measured for all. Another thread sets `given_up`
+    when nobody will answer any more.
 
     Raises:
         UserError: the settings, the nodes or their data do not fit.

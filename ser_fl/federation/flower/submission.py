@@ -98,10 +98,8 @@ def submit(config: Config) -> RunFolder:
 
 
 def configured(run_config: Mapping[str, object]) -> Config:
-    """The experiment of a run: ``config``, a whole configuration as JSON, or else ``settings``, overrides in a row.
-
-    Raises:
-        UserError: a setting is wrong.
+    """The experiment of a run: ``config``, a whole configuration as JSON, or else ``settings``, overrides in a row. A
+    wrong setting is a `UserError`.
     """
     if text := str(run_config.get("config", "")):
         return parse(json.loads(text))
@@ -124,10 +122,8 @@ def error_told_by(line: str) -> UserError | RoundFailed | None:
 
 
 def _connection(config: Config) -> dict[str, Any]:
-    """Flower's ``config.toml``.
-
-    Raises:
-        UserError: there is no such file of certificates, or none and another machine.
+    """Flower's ``config.toml``; a `UserError` where the file of certificates is missing, or none is named and the link
+    is another machine.
     """
     link, named = config.executor.superlink, config.executor.root_certificates
     connection: dict[str, Any] = {"address": link}
@@ -151,8 +147,6 @@ class _Unanswered(Exception):
 
 
 class _Flower:
-    """The `flwr` command, told of one SuperLink."""
-
     def __init__(self, home: Path) -> None:
         self._command = [sys.executable, "-c", "from flwr.cli.app import app; app()"]
         self._environment = {**os.environ, **QUIET, "FLWR_HOME": str(home)}
@@ -177,8 +171,8 @@ class _Flower:
         return said
 
     def follow(self, run_id: str) -> tuple[str, UserError | RoundFailed | None]:
-        """Print what a run prints until it has ended; how it has, and the error that it tells of. Raises `_Unanswered`
-        where the SuperLink is gone.
+        """Print what a run prints until it has ended; how it has, and the error that it tells of. `_Unanswered`: the
+        link is gone.
         """
         shown, told = 0, None
         while True:
