@@ -1,5 +1,4 @@
 """What a Python user calls first, beside `compose`, `load` and `predict`: train, benchmark, and what a run has to tell.
-
 Heavy libraries are imported by what uses them.
 """
 
@@ -62,10 +61,8 @@ class Run(RunFolder):
         return load_model(self, client_id=client_id, network=self.network)
 
     def metrics(self) -> Metrics:
-        """Test figures of the selected model.
-
-        Raises:
-            UserError: the run is not finished, or its ``summary.json`` was changed.
+        """Test figures of the selected model; a `UserError` where the run is not finished, or its ``summary.json`` was
+        changed.
         """
         summary = self.read_json(self.summary)
         try:
@@ -77,10 +74,8 @@ class Run(RunFolder):
 
     def test_set(self, *, root: Path | str | None = None) -> TestSet:
         """The test utterances as the model is given them, for any other model or attack: ``features_NFL`` (standardised
-        log-mel, float32), ``labels_N`` (int64), ``ids``, and ``speakers``, ``sexes``, ``emotions``, ``box``.
-
-        Args:
-            root: folder of the corpus, where it is no longer the one that the run was trained on.
+        log-mel, float32), ``labels_N`` (int64), ``ids``, and ``speakers``, ``sexes``, ``emotions``, ``box``. ``root``
+        is the corpus's folder, where it is no longer the one that the run was trained on.
 
         Raises:
             UserError: the corpus is not there, or is another one.

@@ -1,8 +1,7 @@
 """Which devices there are, which one a worker takes, and how tensors and random streams get there.
 
-Batches, augmentation, random starts and cohorts are drawn on the CPU and sent, so that a run on a GPU draws what a run
-on a CPU draws. Dropout is the exception: it draws from its device's own stream, which has the same seed and gives other
-numbers on every kind of device.
+Batches, augmentation, random starts and cohorts are drawn on the CPU and sent, so that a run on a GPU draws what one on
+a CPU draws. Dropout draws from its device's own stream, of the same seed and other numbers on every kind of device.
 """
 
 from __future__ import annotations
@@ -20,14 +19,12 @@ CPU = torch.device("cpu")
 
 
 def devices_of(accelerator: str, setting: str = "executor.accelerator") -> tuple[torch.device, ...]:
-    """The devices of an accelerator that this process may use: at least one, each with its index among them.
+    """The devices of an accelerator ("cpu", "cuda", "mps", or "auto" for the first of cuda, mps and cpu that is here)
+    that this process may use: at least one, each with its index among them, or a `UserError`, which names the
+    ``setting``.
 
     GPUs are those that CUDA shows: ``CUDA_VISIBLE_DEVICES``, which SLURM sets for a job, hides the others, and they are
     counted from 0.
-
-    Args:
-        accelerator: "cpu", "cuda", "mps", or "auto" for the first of cuda, mps and cpu that is here.
-        setting: what the user set it by, for the `UserError` where there is none.
     """
     if accelerator == "cpu":
         return (CPU,)
@@ -71,8 +68,8 @@ def current(device: torch.device) -> AbstractContextManager[object]:
 
 @contextmanager
 def seeded_streams(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's own streams, of the CPU and of this device, and put them back afterwards. Other devices' streams are
-    left alone, which `torch.manual_seed` would seed as well.
+    """Seed torch's own streams, of the CPU and of this device, and put them back afterwards; `torch.manual_seed` would
+    seed other devices' as well.
     """
     mps_before = torch.mps.get_rng_state() if device.type == "mps" else None
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -91,8 +88,8 @@ def seeded_streams(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Inside, torch makes tensors of this type where none is asked for; afterwards of the type that the caller had set.
-    The default is one for all threads: enter before threads start.
+    """Inside, torch makes tensors of this type where none is asked for. It holds for all threads: enter before they
+    start.
     """
     before = torch.get_default_dtype()
     if before != dtype:
@@ -117,11 +114,9 @@ def autocast(device: torch.device, *, bf16: bool) -> AbstractContextManager[obje
 
 @contextmanager
 def exact_arithmetic() -> Iterator[None]:
-    """Inside, torch computes in full float32, by the same algorithm for the same shapes every time.
-
-    Whatever type of number the caller has set as torch's default, it is float32 inside; cuDNN computes in float32 and
-    not in TF32. Sums that a GPU's own kernels take by atomic additions (backward passes of pooling and of resizing) may
-    still differ in their last bits from run to run.
+    """Inside, torch computes in full float32, whatever default the caller has set, by the same algorithm for the same
+    shapes every time; cuDNN not in TF32. Sums that a GPU's own kernels take by atomic additions (backward passes of
+    pooling and of resizing) may still differ in their last bits from run to run.
     """
     cudnn = torch.backends.cudnn
     with cudnn.flags(cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False), float32_by_default():

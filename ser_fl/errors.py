@@ -12,11 +12,9 @@ LONGEST_LINE = 2000
 
 
 class UserError(ValueError):
-    """A mistake of the user's, told in one line: what was wrong, the value, the way out.
-
-    The command line prints it on standard error and ends with exit code 2; anything else
-    that is raised is our mistake and keeps its traceback. File names and contents may be of anybody's making: what is
-    not fit for a terminal is escaped, and what is too long loses its middle.
+    """A mistake of the user's, told in one line: what was wrong, the value, the way out; exit code 2 on the command
+    line. Anything else that is raised is our mistake and keeps its traceback. File names and contents may be of
+    anybody's making: what is not fit for a terminal is escaped, and what is too long loses its middle.
     """
 
     def __init__(self, message: str) -> None:

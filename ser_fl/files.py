@@ -41,10 +41,8 @@ def jsonable(value: Any) -> Any:
 
 
 def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
-    """Write a file whole: to a temporary neighbour, flushed to disk, then renamed into place.
-
-    Raises:
-        FileExistsError: it should be ``private``, of mode 0600 and never written over, and one is there.
+    """Write a file whole: to a temporary neighbour, flushed to disk, then renamed into place. One that should be
+    ``private``, of mode 0600 and never written over, is a FileExistsError where it is there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with naming(path):
@@ -93,10 +91,8 @@ Figure = Annotated[float, _NullIsNaN()]
 
 
 def parse_json(text: str) -> Any:
-    """Content of a JSON document.
-
-    Raises:
-        ValueError: it is not JSON, nested too deeply, or holds a number beyond 64 bits or half a character.
+    """Content of a JSON document; a ValueError where it is not JSON, nested too deeply, or holds a number beyond 64
+    bits or half a character.
     """
     try:
         real = partial(_bounded, float)
@@ -115,11 +111,9 @@ def _bounded(kind: type[float], digits: str) -> float:
 
 
 def record_of(kind: type[_Form], content: Any) -> _Form:
-    """A dataclass from what `parse_json` gave; entries that the class does not know are ignored. The class is annotated
-    with JSON's own types, tuples, dataclasses and literals.
-
-    Raises:
-        ValueError: an entry is missing, or a value is of another type. The message goes on from the file's name.
+    """A dataclass, annotated with JSON's own types, tuples, dataclasses and literals, from what `parse_json` gave;
+    entries that it does not know are ignored. A missing entry or another type is a ValueError, whose message goes on
+    from the file's name.
     """
     from pydantic import ValidationError
 
@@ -147,8 +141,8 @@ def adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def user_folder(variable: str, below_home: str) -> Path:
-    """The folder ``ser_fl`` below what an XDG variable names, or else below a folder of the user's home. A user without
-    a home, as in some containers, gets one below the folder for temporary files.
+    """The folder ``ser_fl`` below what an XDG variable names, or else below the user's home; without one, as in some
+    containers, below the folder for temporary files.
     """
     if named := os.environ.get(variable):
         return Path(named) / "ser_fl"
@@ -171,10 +165,8 @@ def to_safetensors(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def from_safetensors(content: bytes) -> dict[str, Tensor]:
-    """What `to_safetensors` was given, on the CPU, in the order of their names.
-
-    Raises:
-        safetensors.SafetensorError, KeyError: the bytes are damaged, or of a type that torch does not know.
+    """What `to_safetensors` was given, on the CPU, in the order of their names; safetensors.SafetensorError or KeyError
+    where the bytes are damaged, or of a type that torch does not know.
     """
     from safetensors.torch import load
 

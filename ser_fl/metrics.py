@@ -1,7 +1,5 @@
-"""Unweighted average recall and its kin, from confusion matrices, and how sure a UAR is.
-
-Scores are computed from a confusion matrix (rows: true class, columns: predicted class), because matrices of different
-holders of data can be summed, and the mean of their recalls cannot.
+"""Unweighted average recall and its kin, from confusion matrices, and how sure a UAR is. Confusion matrices (rows: true
+class, columns: predicted class) of different holders of data can be summed, and the mean of their recalls cannot.
 
 Legend: C classes, N utterances, S resamples.
 """
@@ -25,15 +23,8 @@ LEVEL = 0.95
 
 
 def confusion_matrix(labels_N: Sequence[int], predictions_N: Sequence[int], num_classes: int) -> Confusion:
-    """Count utterances by true class (row) and predicted class (column).
-
-    Args:
-        labels_N: true classes, 0 to ``num_classes - 1``.
-        predictions_N: predicted classes, same range.
-        num_classes: number of classes C, present or not.
-
-    Returns:
-        Matrix of shape (C, C); float64, so that expected counts over random draws fit as well.
+    """Count utterances by true class (row) and predicted class (column), both 0 to ``num_classes - 1``: shape (C, C),
+    float64, so that expected counts over random draws fit as well.
 
     >>> confusion_matrix([0, 0, 1], [0, 1, 1], 2).tolist()
     [[1.0, 1.0], [0.0, 1.0]]
@@ -92,9 +83,9 @@ class Bootstrap:
     """Resamples of some utterances, to be used for every figure about them: differences of figures are then paired.
 
     Utterances are drawn with replacement within their emotion (a stratified bootstrap: Efron and Tibshirani 1993,
-    chapter 8), because UAR is a mean of recalls whose denominators a test part fixes: in a plain one an emotion of few
-    utterances could be missing from a resample. Utterances are taken for independent; speakers are not resampled, so
-    that the interval is about these speakers.
+    chapter 8), because UAR is a mean of recalls whose denominators a test part fixes: a plain resample could miss a
+    small emotion. Utterances are taken for independent; speakers are not resampled, so that the interval is about these
+    speakers.
     """
 
     weights_SN: npt.NDArray[np.float32]
@@ -114,14 +105,8 @@ class Bootstrap:
         return cls(weights_SN)
 
     def interval(self, recognised_N: Floats) -> tuple[float, float] | None:
-        """The middle 95 % of resampled UARs.
-
-        Args:
-            recognised_N: of each utterance, how likely it is to be recognised, in [0, 1]; or a difference of two such
-                figures, for the interval of a difference of UARs.
-
-        Returns:
-            None without utterances.
+        """The middle 95 % of resampled UARs; None without utterances. ``recognised_N`` is how likely each utterance is
+        to be recognised, in [0, 1], or a difference of two such figures, for the interval of a difference of UARs.
         """
         if not len(recognised_N):
             return None

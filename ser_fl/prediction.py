@@ -36,16 +36,13 @@ class Prediction:
 def predict(
     files: Path | str | Sequence[Path | str], run: Path | str | RunFolder, *, channel: str = "first"
 ) -> list[Prediction]:
-    """Classify audio files with the selected model of a run. A model that was trained on the built-in corpus says so,
-    in a warning of this module's logger.
+    """Classify audio files with the selected model of a run, a prediction for each in their order. A model that was
+    trained on the built-in corpus says so, in a warning of this module's logger.
 
     Args:
         files: One file, or several.
         run: The run folder, or what `ser_fl.train` gave.
         channel: "first", "second" or "mean", see `ser_fl.data.audio.CHANNELS`.
-
-    Returns:
-        A prediction for each file, in their order.
 
     Raises:
         UserError: a file cannot be read, or the run holds no model.

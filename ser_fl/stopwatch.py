@@ -52,10 +52,8 @@ class Stopwatch(Watch):
     time of a fit of 120 batches), it knows no attack within a training step, and it waits for no device. It cost 0.05
     ms a batch, this 0.03 (`ser_fl.training.trainer.FitProfiler`).
 
-    Args:
-        rest: the part that counts where no other is named.
-        synchronise: called before the clock is read, and waits for what was only handed to a device.
-        clock: nanoseconds from any beginning, never less than before.
+    ``rest`` is the part that counts where no other is named; ``synchronise`` waits for what was only handed to a
+    device, before ``clock``, in nanoseconds and never falling, is read.
     """
 
     def __init__(
@@ -91,7 +89,6 @@ class Stopwatch(Watch):
         self._within.append(name)
 
     def leave(self) -> None:
-        """End the part that was begun last."""
         if self._within[-1] != self._within[-2]:
             self._charge()
         self._within.pop()

@@ -41,13 +41,13 @@ class _HyperParameters:
 class EmotionClassifier(pl.LightningModule):
     """Cross-entropy training of a network, and its scores.
 
-    Logged once an epoch: ``train_loss``, ``train_uar`` and ``train_accuracy``, and the same with ``val_`` and
-    ``test_``. UAR is the unweighted average recall, the mean of the recalls of all classes that occur; torchmetrics
-    counts one that is only said as occurring, which a run's records leave out.
+    Logged once an epoch: ``train_loss``, ``train_uar``, ``train_accuracy``, and so with ``val_`` and ``test_``. UAR is
+    the mean recall of the classes that occur; torchmetrics counts one that is only predicted, which a run's records
+    leave out.
 
     ``load_from_checkpoint(path)`` needs nothing but the path, unless the network was one of your own. A fit that goes
-    on from a checkpoint (``fit(ckpt_path=...)``) ends with the weights of an uninterrupted one: the checkpoint holds
-    the streams that augmentation and dropout draw from, and the data module's that shuffles.
+    on from a checkpoint (``fit(ckpt_path=...)``) ends with the weights of an uninterrupted one: it holds the streams of
+    augmentation, dropout and shuffling.
 
     >>> from ser_fl import compose
     >>> config = compose(["model=crnn_tiny"])
@@ -95,7 +95,6 @@ class EmotionClassifier(pl.LightningModule):
         """Of the last training epoch."""
         self.stream = generator(seed, "augmentation")
         self._steps: list[tuple[Tensor, Tensor, Tensor]] = []
-        """Loss, logits and labels of this epoch's training batches."""
         self._streams_to_restore: dict[str, Tensor] = {}
 
     @property
@@ -117,7 +116,6 @@ class EmotionClassifier(pl.LightningModule):
         return logits_BC
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of a batch."""
         features_BFL, labels_B = batch
         logits_BC = self(augment(features_BFL, labels_B, self.augmentation, self.stream))
         loss = F.cross_entropy(logits_BC, labels_B, label_smoothing=self.augmentation.label_smoothing)
@@ -125,14 +123,12 @@ class EmotionClassifier(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Score a batch."""
         features_BFL, labels_B = batch
         logits_BC = self(features_BFL)
         loss = F.cross_entropy(logits_BC, labels_B)
         self.figures.update(value=loss.float(), weight=len(labels_B), preds=logits_BC, target=labels_B)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Score a batch."""
         self.validation_step(batch, batch_idx)
 
     def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> Tensor:
@@ -141,22 +137,19 @@ class EmotionClassifier(pl.LightningModule):
         return torch.softmax(self(features_BFL).float(), dim=1)
 
     def on_train_epoch_end(self) -> None:
-        """Log the epoch."""
         self.log_dict({f"train_{name}": value for name, value in self.score_epoch().items()})
 
     def on_validation_epoch_end(self) -> None:
-        """Log the epoch."""
         part = "test" if self.trainer.testing else "val"
         self.log_dict({f"{part}_{name}": value for name, value in self.figures.compute().items()})
         self.figures.reset()
 
     def on_test_epoch_end(self) -> None:
-        """Log the epoch."""
         self.on_validation_epoch_end()
 
     def score_epoch(self, *, only_loss: bool = False) -> dict[str, Tensor]:
         """Figures of the training epoch that ends: computed once, so that no step pays for them or waits for a device.
-        Empty where no step was taken, since a callback skipped the epoch.
+        Empty where a callback skipped the epoch.
         """
         if not self._steps:
             return {}
@@ -185,14 +178,13 @@ class EmotionClassifier(pl.LightningModule):
         return kind(parameters, rate, weight_decay=decay, fused=fused)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the state of the random streams that training draws from."""
         streams = {"augmentation": self.stream.get_state(), "torch": torch.get_rng_state()}
         if self.device.type == "cuda":
             streams["cuda"] = torch.cuda.get_rng_state(self.device)
         checkpoint["streams"] = streams
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the streams, for a fit: whoever only loads a model keeps his own."""
+        """For a fit alone: whoever only loads a model keeps his own streams."""
         self._streams_to_restore = checkpoint.get("streams", {})
 
     def on_fit_start(self) -> None:

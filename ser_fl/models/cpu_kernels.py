@@ -1,9 +1,9 @@
 """Convolutions and a GRU that are fast on CPUs: the same layers and the same results as torch's, up to rounding.
 
-PyTorch's GRU runs some forty small operations a step and direction through autograd. With the short sequences and
-small batches of this field that is most of the cost of a CRNN. Here a step takes a handful of operations for both
-directions together. What the inputs give to all gates is one matrix product, in the precision of autocast; the
-recurrence is in float32. The weight gradients of all steps are one product as well.
+PyTorch's GRU runs some forty small operations a step and direction through autograd: with short sequences and small
+batches most of the cost of a CRNN. Here a step takes a handful for both directions together. What the inputs give to
+all gates is one matrix product, in the precision of autocast; the recurrence is in float32. The weight gradients of all
+steps are one product as well.
 
 Legend: B batch, K channels, F mel bins, L frames or steps, H and W rows and columns of maps. In the GRU D directions
 (2), I inputs, H hidden units, G = 3 H gate units (reset, update, new).
@@ -28,14 +28,12 @@ _FOUR = {2: torch.int64, 4: torch.complex128}
 
 
 class ConvolutionBlocks(nn.Sequential):
-    """A sequence of layers in which a batch norm in eval mode becomes part of the convolution before it.
-
-    Parameters, buffers and result are those of `nn.Sequential`. It saves two passes over the maps in validation, in
-    attacks, and in rounds that freeze the norm. Layers with hooks, which want to see them run, run by themselves.
+    """A sequence of layers in which a batch norm in eval mode becomes part of the convolution before it: parameters,
+    buffers and result are those of `nn.Sequential`. It saves two passes over the maps in validation, in attacks, and in
+    rounds that freeze the norm. Layers with hooks, which want to see them run, run by themselves.
     """
 
     def forward(self, maps_BKHW: Tensor) -> Tensor:
-        """Maps after the last layer, of shape (B, K, H, W)."""
         layers: list[nn.Module | None] = [*self, None]
         is_done = False
         for layer, norm in pairwise(layers):
@@ -61,12 +59,11 @@ class ConvolutionBlocks(nn.Sequential):
 
 
 class StemConvolution(nn.Conv2d):
-    """A 5 x 5 convolution of one input channel, stride 2, padding 2, without bias, channels last.
+    """A 5 x 5 convolution of one input channel, stride 2, padding 2, without bias, channels last; else an `nn.Conv2d`.
 
-    Parameters and result are those of `nn.Conv2d`. CPU kernels are slow with one channel, so that on CPUs the gradient
-    by the input is computed as that of another convolution, several times as fast: 2 x 2, from 16 channels (the cells
-    of a square of 4 x 4 inputs) to 4 K channels (the four outputs above a square). On CPUs there is no second
-    derivative.
+    CPU kernels are slow with one channel, so that there the gradient by the input is that of another convolution,
+    several times as fast: 2 x 2, from 16 channels (the cells of a square of 4 x 4 inputs) to 4 K (the four outputs
+    above a square). On CPUs there is no second derivative.
     """
 
     def __init__(self, channels: int) -> None:
@@ -126,7 +123,7 @@ class _Stem(torch.autograd.Function):
 
 def _spread() -> Tensor:
     """Which of a 5 x 5 kernel's weights (25: none) falls on each cell of 2 x 2 squares, (4 values, 2, 2, 16 cells). The
-    window of the value at row i and column j above a square begins at the square's cell (2 i, 2 j).
+    window of the value at row i, column j above a square begins at its cell (2 i, 2 j).
     """
     cells = torch.full((4, 2 * _CELLS, 2 * _CELLS), 25)
     kernel = torch.arange(25).view(5, 5)
@@ -140,19 +137,16 @@ _SPREAD = _spread()
 
 
 class BidirectionalGRU(nn.GRU):
-    """One bidirectional layer, batch first: parameters, equations and result of `torch.nn.GRU`. On a GPU it is
-    `torch.nn.GRU` itself. On a CPU it takes batches only and has no second derivative.
+    """One bidirectional layer, batch first: parameters, equations and result of `torch.nn.GRU`, which it is on a GPU.
+    On a CPU it takes batches only and has no second derivative.
     """
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__(input_size, hidden_size, batch_first=True, bidirectional=True)
 
     def forward(self, inputs_BLI: Tensor, initial: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """Outputs of shape (B, L, 2 H), forward direction first, and the last hidden states, (2, B, H).
-
-        Args:
-            inputs_BLI: shape (B, L, I).
-            initial: hidden states of shape (2, B, H) before the first step; zeros by default.
+        """Outputs of shape (B, L, 2 H), forward direction first, and the last hidden states, (2, B, H), from inputs of
+        shape (B, L, I) and hidden states before the first step, (2, B, H), zeros by default.
         """
         if inputs_BLI.device.type != "cpu":
             outputs, last = super().forward(inputs_BLI, initial)
@@ -170,10 +164,9 @@ class BidirectionalGRU(nn.GRU):
 
 
 class _Recurrence(torch.autograd.Function):
-    """States of all steps, from what the inputs give to the gates.
+    """States of all steps, from what the inputs give to the gates; the backward direction's steps in reverse order.
 
     r = sigmoid(g_r + h W_r + b_r), z = sigmoid(g_z + h W_z + b_z), n = tanh(g_n + r (h W_n + b_n)), h' = n + z (h - n).
-    The backward direction runs through the same loop with its steps in reverse order.
     """
 
     @staticmethod

@@ -34,7 +34,7 @@ _LONGEST_CLIP = 1 << 28
 
 class EmotionModel(nn.Module):
     """A trained classifier with its front end: what `ser_fl.load` gives. Called with standardised log-mel features it
-    is a plain torch classifier, the thing that is attacked; `from_waveform` goes all the way from audio.
+    is a plain torch classifier; `from_waveform` goes all the way from audio.
     """
 
     def __init__(
@@ -142,10 +142,8 @@ def load_model(
 
 
 def _described(card: Mapping[str, Any], state: State, own: NetworkSource | None) -> EmotionModel:
-    """The model that ``model.json`` describes, with these weights; sizes are checked before memory is taken for them.
-
-    Raises:
-        ValueError, KeyError and others: something is missing, or does not fit; it is named.
+    """The model that ``model.json`` describes, with these weights; sizes are checked before memory is taken for them. A
+    ValueError, KeyError or other names what is missing or does not fit.
     """
     model, frontend = _MODEL.validate_python(card["model"]), _FRONTEND.validate_python(card["frontend"])
     classes = _CLASSES.validate_python(card["classes"])

@@ -40,8 +40,8 @@ class BatchRenorm2d(nn.BatchNorm2d):
     With a batch's mean m and deviation s, and the running ones M and S: y = weight * ((x - m) / s * r + d) + bias with
     r = s / S and d = (m - M) / S. No gradient passes through r and d, and they are clipped to [1 / 3, 3] and [-5, 5],
     as in the paper. Where nothing is clipped that is (x - M) / S, the output in evaluation, with batch norm's gradient.
-    It matters to federated clients: their minibatches are of one speaker, whose own statistics batch norm removes in
-    training and keeps in a test.
+    It matters to federated clients, whose minibatches are of one speaker: batch norm removes their statistics in
+    training alone.
 
     Parameters, buffers and evaluation are those of `nn.BatchNorm2d`. Two deviations from the paper, since corpora of
     emotion have few batches: the bounds of r and d grow from 1 and 0 (batch norm) to the full ones over the first 300
@@ -53,7 +53,6 @@ class BatchRenorm2d(nn.BatchNorm2d):
         super().__init__(channels, momentum=0.02)
 
     def forward(self, maps_BKHW: Tensor) -> Tensor:
-        """Maps of the same shape."""
         if not self.training:
             return super().forward(maps_BKHW)
         assert self.running_mean is not None and self.running_var is not None
@@ -87,9 +86,9 @@ class CRNN(nn.Module):
 
     Convolution blocks, bidirectional GRU, attention pooling. The first block halves the resolution in its 5 x 5
     convolution and again by max pooling. The second pools both axes, the third mel bins only: a frame that reaches the
-    GRU covers 8 frames of the input (0.13 s at a hop of 256 samples, 16 kHz). Mel bins are then averaged to four bands;
-    64 to 78 bins make four already, and fewer are repeated to four. Dropout is in modules of its own, never inside the
-    GRU, where it would stay on while an attack takes gradients.
+    GRU covers 8 of the input (0.13 s at a hop of 256 samples, 16 kHz). Mel bins are then averaged to four bands; 64 to
+    78 bins make four already, and fewer are repeated to four. Dropout is in modules of its own, never inside the GRU,
+    where it would stay on while an attack takes gradients.
     """
 
     def __init__(self, num_classes: int, config: CRNNConfig) -> None:
@@ -132,7 +131,6 @@ class _Pooled(nn.Module):
     head: nn.Module
 
     def forward(self, features_BFL: Tensor) -> Tensor:
-        """Logits of shape (B, C) from standardised features of shape (B, F, L)."""
         maps = self.features(features_BFL.unsqueeze(1).contiguous(memory_format=torch.channels_last))
         logits_BC: Tensor = self.head(maps.mean(dim=(2, 3)))
         return logits_BC
@@ -174,7 +172,6 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Maps of shape (B, channels, F / stride, L / stride)."""
         return functional.relu(self.body(maps) + self.shortcut(maps))
 
 
@@ -210,9 +207,7 @@ classes. It gives logits of shape (B, C) for features of shape (B, F, L)."""
 def build_network(
     config: ModelConfig | ObjectConfig, num_classes: int, *, seed: int, own: NetworkSource | None = None
 ) -> nn.Module:
-    """The configured network, or one of the caller's, with initial weights drawn from ``seed``; torch's random state
-    stays as it was.
-    """
+    """The configured network, or one of the caller's, with initial weights drawn from ``seed`` and nothing else."""
     if isinstance(own, nn.Module):
         return copy.deepcopy(own)
     with torch.random.fork_rng(devices=[]), float32_by_default():

@@ -36,8 +36,8 @@ def robust_uar_curve(
 ) -> Axes:
     """Robust UAR over the budget, one line per attack, for one model under one defence, in one domain and norm.
 
-    Over epsilon every line starts at 0 with the clean UAR of the utterances that attack saw; over SNR, which falls to
-    the right, the clean UAR is a line. Grey-box attacks are dashed; shades are 95 % intervals.
+     Over epsilon lines start at 0 with the clean UAR of what the attack saw; over SNR, which falls to the right, it is
+         a line. Grey-box attacks are dashed; shades are 95 % intervals.
 
     Args:
         ax: where to draw.
@@ -115,8 +115,8 @@ def speaker_bars(ax: Axes, uar_by_speaker: Mapping[str, float | None], *, overal
 
 
 def confusion_matrix(ax: Axes, confusion: Sequence[Sequence[float]], classes: Sequence[str]) -> Axes:
-    """Confusion matrix of shape (C, C): colour is the share of the true class (row), the text the count. Counts
-    averaged over random draws need not be whole and are shown with one decimal.
+    """Confusion matrix of shape (C, C): colour is the share of the true class (row), the text the count; counts
+    averaged over random draws are shown with one decimal.
     """
     counts = np.asarray(confusion, dtype=np.float64)
     totals = counts.sum(axis=1, keepdims=True)
@@ -142,8 +142,8 @@ def heat_table(ax: Axes, shares: Sequence[Sequence[float]], names: Sequence[str]
 
 
 def spectrogram_pair(axes: Sequence[Axes], example: Example) -> Sequence[Axes]:
-    """Clean and adversarial log-mel spectrogram of one utterance and their difference, on three axes. The first two
-    share their colours; in the third white is no change.
+    """Clean and adversarial log-mel spectrogram of one utterance (in common colours) and their difference (white:
+    none), on three axes.
     """
     clean_FL, adversarial_FL = np.asarray(example.clean), np.asarray(example.adversarial)
     difference_FL = adversarial_FL - clean_FL
@@ -209,7 +209,6 @@ def _line_style(record: AttackRecord, place: int) -> dict[str, Any]:
 
 
 def _line(ax: Axes, rounds: Iterable[Round], key: str, **style: Any) -> None:
-    """A figure over the rounds that have it; few of them with a dot each, since a line through one cannot be seen."""
     measured = [entry for entry in rounds if getattr(entry, key) is not None]
     marker = {"marker": "." if len(measured) <= _FEW_ROUNDS else ""}
     ax.plot([entry.round for entry in measured], [getattr(entry, key) for entry in measured], **(marker | style))

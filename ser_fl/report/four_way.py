@@ -20,9 +20,8 @@ Budget = tuple[str, str, str]
 def four_way(runs: Sequence[RunRecords]) -> Table:
     """UAR and accuracy in per cent of every run under every test-time defence (rows) and attack (columns).
 
-    Columns: the clean score, one column per attack at the budgets `reference_budgets` picks, and the worst case. The
-    worst case is the record that takes it per utterance where there is one, otherwise the lowest UAR of a single
-    attack, written "≤ x", since the worst case per utterance is at most that.
+    Columns: the clean score, one per attack at the budgets of `reference_budgets`, and the worst case: the record that
+    takes it per utterance, otherwise the lowest UAR of a single attack, written "≤ x", an upper bound.
     """
     budgets = reference_budgets(runs)
     columns = columns_of(runs, budgets)
@@ -51,10 +50,8 @@ def budget_key(record: AttackRecord) -> Budget:
 
 
 def reference_budgets(runs: Sequence[RunRecords]) -> set[Budget]:
-    """Budgets that the four-way table shows, out of those that were measured.
-
-    Of each domain and norm: the epsilons that the runs were trained with, where they were measured; otherwise the one
-    that most records share, the larger where two are shared alike. A sweep over epsilon is for the figures.
+    """Budgets that the four-way table shows, out of those that were measured: of each domain and norm the epsilons that
+    the runs were trained with; else the one that most records share, the larger where two are shared alike.
     """
     trained = {f"ε {epsilon:.3g}" for run in runs if (epsilon := wording.training_epsilon(run)) is not None}
     groups: dict[tuple[str, str], Counter[str]] = {}
@@ -72,8 +69,8 @@ def reference_budgets(runs: Sequence[RunRecords]) -> set[Budget]:
 
 
 def columns_of(runs: Sequence[RunRecords], budgets: set[Budget]) -> list[str]:
-    """Headings of every attack of some runs at some budgets; worst cases have none. Log-mel stands before waveform,
-    attacks on the undefended model first, then by strength.
+    """Headings of every attack of some runs at some budgets, worst cases apart: log-mel before waveform, attacks on the
+    undefended model first, then by strength.
     """
     firsts: dict[str, AttackRecord] = {}
     for run, record in _shown(runs, budgets):

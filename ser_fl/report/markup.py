@@ -44,10 +44,9 @@ def to_markdown(table: Table) -> str:
 
 
 def print_table(table: Table, console: Console) -> None:
-    """Print the table; one that is too wide for the terminal runs over its edge, so that no column is lost.
-
-    To spare room for figures, the labels of a row share one column, and two figures of a cell have no blanks between
-    them and their stroke. In a narrow terminal cells go on in the next line, but a figure stays whole.
+    """Print the table; one that is too wide for the terminal runs over its edge, so that no column is lost. To spare
+    room, the labels of a row share one column, and two figures of a cell have no blanks between them and their stroke.
+    In a narrow terminal cells go on in the next line, but a figure stays whole.
     """
     from rich import box
     from rich.table import Table as RichTable

@@ -22,15 +22,9 @@ from ser_fl.runs.redaction import public_path
 
 
 def write_report(folders: Sequence[Path], output: Path | None = None, *, transfers: Sequence[Path] = ()) -> Path:
-    """Draw the report of one run, or of several compared, from the files of their folders alone.
-
-    Args:
-        folders: run folders; one given twice counts once.
-        output: the page to write; by default ``report.html`` in the first folder.
-        transfers: ``transfer.json`` files of other folders; those in the run folders are drawn anyway.
-
-    Returns:
-        Path of the page. For a single run the figures are written to its ``figures/`` as PNG as well.
+    """Draw the report of one run, or of several compared, from the files of their folders alone, and return its path:
+    ``output``, or ``report.html`` in the first folder. For a single run the figures go to its ``figures/`` as PNG as
+    well. ``transfers`` are ``transfer.json`` files of other folders; those in the run folders are drawn anyway.
 
     Raises:
         UserError: a folder is not a run folder, or a file in it is damaged or of another schema.
@@ -98,7 +92,6 @@ def _missing(run: RunRecords) -> Iterator[tuple[str, str, str]]:
 
 
 def _origin(run: RunRecords) -> dict[str, str]:
-    """Settings, commit, versions and command of a run."""
     facts: dict[str, Any] = {
         "run folder": public_path(run.root),
         "experiment": run.name,

@@ -40,7 +40,7 @@ _DPI = 160
 
 def draw_figures(runs: Sequence[RunRecords], transferred: Sequence[TransferMatrix] = ()) -> dict[str, bytes]:
     """PNG of every figure the records allow, by file stem and in the order of the report. Equal records give equal
-    bytes: there is no version stamp in them.
+    bytes, without a version stamp.
     """
     import matplotlib
 
@@ -102,8 +102,8 @@ def robust_uar(labelled: Labelled, threat: Threat) -> Figure:
 
 
 def confusions(labelled: Labelled) -> Figure | None:
-    """Confusion matrices side by side, two to a row; None where there is none. Of every run: the clean one, and that of
-    the strongest attack of the four-way table on the bare model.
+    """Confusion matrices side by side, two to a row, of every run: clean, and under the strongest attack of the
+    four-way table on the bare model; None where there is none.
     """
     budgets = reference_budgets([run for _, run in labelled])
     matrices: list[tuple[str, Sequence[Sequence[float]], Sequence[str]]] = []
@@ -179,7 +179,6 @@ def _threats(runs: Sequence[RunRecords]) -> list[Threat]:
 
 
 def _threat(record: AttackRecord) -> Threat | None:
-    """What an attack's budget is; None for one without."""
     if not (record.epsilon or record.snr_db is not None):
         return None
     return record.domain, f"l{record.norm}", *(() if record.snr_db is None else ("snr",))

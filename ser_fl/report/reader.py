@@ -47,8 +47,6 @@ class Summary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """What a report takes from a line of ``rounds.jsonl``."""
-
     round: int
     train_loss: float | None = None
     uar: float | None = None
@@ -86,7 +84,6 @@ class RunRecords:
     """What the benchmark doubts of itself; None where it made no checks."""
 
     def setting(self, key: str) -> Any:
-        """A setting by its dotted name, such as "objective.name"; None where the configuration has none."""
         value: Any = self.config
         for part in key.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
@@ -98,7 +95,6 @@ class RunRecords:
 
     @property
     def is_hardened(self) -> bool:
-        """Whether it was trained on adversarial utterances."""
         return self.setting("objective.name") not in (None, "clean")
 
     @property
@@ -123,7 +119,6 @@ class RunRecords:
 
     @property
     def attacked(self) -> Iterator[AttackRecord]:
-        """Records of attacks: all but the clean scores."""
         return (record for record in self.attacks if record.attack != CLEAN)
 
     @property
@@ -153,10 +148,8 @@ class RunRecords:
 
 
 def read_run(folder: Path) -> RunRecords:
-    """Read the files of a run folder; those that are not there yet are left empty.
-
-    Raises:
-        UserError: the folder is not a run folder, or a file in it is damaged or of another schema.
+    """Read the files of a run folder; those that are not there yet are left empty. A `UserError` says that it is none,
+    or that a file in it is damaged or of another schema.
     """
     run = RunFolder(folder)
     if not run.config.is_file():
@@ -191,10 +184,8 @@ def read_run(folder: Path) -> RunRecords:
 
 
 def read_matrices(folders: Sequence[Path], files: Sequence[Path] = ()) -> list[TransferMatrix]:
-    """The transfer matrices in run folders and those in other files, each file once.
-
-    Raises:
-        UserError: a file is missing, damaged or of another schema.
+    """The transfer matrices in run folders and those in other files, each file once; a `UserError` where one is
+    missing, damaged or of another schema.
     """
     there = [file for file in (RunFolder(folder).transfer for folder in folders) if file.exists()]
     return [read_transfer(file) for file in {file.resolve(): file for file in (*there, *files)}.values()]

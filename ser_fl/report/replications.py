@@ -1,8 +1,8 @@
 """Runs that repeat one another: the same experiment with other seeds, or on other folds, put together in one table.
 
 Seeds share their test utterances: a figure is the mean over seeds, and its interval says how far a mean over other
-seeds may lie. Folds have test speakers of their own: their confusion matrices are summed, as if one test part had been
-cut into folds, and the interval says how far UAR on other utterances may lie.
+seeds may lie. Folds have test speakers of their own: their confusion matrices are summed, as of one test part, and the
+interval says how far UAR on other utterances may lie.
 """
 
 from __future__ import annotations
@@ -29,26 +29,21 @@ _PLACE = ("root", "cache_dir")
 
 @dataclass(frozen=True)
 class Replication:
-    """One experiment and its repetitions."""
-
     runs: Sequence[RunRecords]
 
     @cached_property
     def by_fold(self) -> bool:
-        """Whether the repetitions are folds, whose test parts differ."""
         return len({repr([run.setting(f"split.{name}") for name in _PART]) for run in self.runs}) > 1
 
     @property
     def what(self) -> str:
-        """What there are several of."""
         return f"{len(self.runs)} {'folds' if self.by_fold else 'seeds'}"
 
     def figure(self, records: Sequence[AttackRecord]) -> tuple[float, float] | None:
-        """UAR of one attack over all repetitions, and half the width of its 95 % interval.
-
-        Over seeds: Student's interval of the mean. Over folds: the binomial spread of the recalls of the summed matrix,
-        which for a randomised defence takes every utterance's mean vote for one vote, and so is too wide if anything.
-        None where a repetition lacks the attack.
+        """UAR of one attack over all repetitions, and half the width of its 95 % interval; None where one lacks the
+        attack. Over seeds: Student's interval of the mean. Over folds: the binomial spread of the recalls of the summed
+        matrix, which for a randomised defence takes every utterance's mean vote for one vote, and so is too wide if
+        anything.
         """
         if len(records) < len(self.runs):
             return None
@@ -79,8 +74,8 @@ def replications(runs: Sequence[RunRecords]) -> list[Replication]:
 
 
 def replication_table(runs: Sequence[RunRecords]) -> Table | None:
-    """Robust UAR in per cent of experiments that were repeated and attacked; None where none was. Rows: training and
-    test-time defence. Columns: clean, each attack at the reference budgets, the worst case.
+    """Robust UAR in per cent of experiments that were repeated and attacked, or None. Rows: training and defence.
+    Columns: clean, each attack at the reference budgets, the worst case.
     """
     repeated = [group for group in replications(runs) if len(group.runs) > 1 and any(run.attacks for run in group.runs)]
     if not repeated:
@@ -114,8 +109,8 @@ def replication_table(runs: Sequence[RunRecords]) -> Table | None:
 
 
 def spread_table(runs: Sequence[RunRecords]) -> Table | None:
-    """Test scores without attack over seeds, in per cent; None where no experiment has two finished runs. A run that
-    has not finished is left out. Folds are too: their test parts differ, and so do their scores.
+    """Test scores without attack over seeds, in per cent, of finished runs; None where no experiment has two. Folds are
+    left out: their test parts differ.
     """
     finished = [run for run in runs if run.summary.test is not None]
     repeated = [group for group in replications(finished) if len(group.runs) > 1 and not group.by_fold]
@@ -165,9 +160,7 @@ def _clean(run: RunRecords, defence: str) -> AttackRecord | None:
 
 
 def _worst(run: RunRecords, defence: str, budgets: set[Budget]) -> AttackRecord | None:
-    """The worst case per utterance at a budget of the table: in L-infinity, and over attackers who know of the defence,
-    where there is one.
-    """
+    """The worst case per utterance at a budget of the table: in L-infinity, over attackers who know of any defence."""
     worst = [
         record
         for record in run.attacks

@@ -1,5 +1,4 @@
 """The tables of a report, from records: attacks, whom they hit, test scores, training, time, transfer between models.
-
 Shares are in per cent, UAR first; a dash stands for what was not measured.
 """
 
@@ -101,8 +100,8 @@ def attack_table(runs: Sequence[RunRecords]) -> Table:
 
 
 def group_table(runs: Sequence[RunRecords]) -> Table | None:
-    """Whom an attack hits: robust UAR by sex and speaker, robust recall by emotion; None where no record has groups. Of
-    each run and defence, without attack and in the worst case at the reference budgets.
+    """Whom an attack hits: robust UAR by sex and speaker, robust recall by emotion, without attack and in the worst
+    case at the reference budgets, for each run and defence; None where no record has groups.
     """
     budgets = reference_budgets(runs)
     shown = [
@@ -193,7 +192,6 @@ def training_table(runs: Sequence[RunRecords]) -> Table:
 
 
 def _by_run(title: str, facts: Columns, runs: Sequence[RunRecords], caption: str) -> Table:
-    """A row for each fact, a column for each run."""
     return Table(
         title=title,
         header=("", *wording.labels_of(runs)),

@@ -135,10 +135,8 @@ def training_epsilon(run: RunRecords) -> float | None:
 
 
 def labels_of(runs: Sequence[RunRecords]) -> list[str]:
-    """A label for each run: how it was trained and, on a second line, whatever else tells it from the others.
-
-    Corpus, split, model and seed are named only where the runs differ in them; runs that still read the same get the
-    name of their folder.
+    """A label for each run: how it was trained and, on a second line, whatever else tells it from the others: corpus,
+    split, model and seed only where they differ, then the name of its folder.
     """
     traits = (
         [f"corpus {run.corpus}" for run in runs],

@@ -90,10 +90,8 @@ def threads_limited_to(count: int) -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep the memory that a training step frees for the next step.
-
-    By default it returns large pieces to the system, which hands them out again one page at a time. That costs some
-    thousand page faults a step, a tenth of its time.
+    """Let glibc keep the memory that a training step frees for the next step. By default it returns large pieces to the
+    system, page by page again: some thousand page faults a step, a tenth of its time.
     """
     if sys.platform != "linux":
         return
@@ -108,10 +106,8 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def collection_paused() -> Iterator[None]:
-    """Pause the garbage collector inside, for imports.
-
-    What torch and Lightning create while they are imported stays for good. The collector would look through all of it
-    again and again, find nothing, and take a seventh of the import's time.
+    """Pause the garbage collector inside, for imports. What torch and Lightning create then stays for good; to look
+    through all of it again and again takes a seventh of the import's time.
     """
     enabled = gc.isenabled()
     gc.disable()

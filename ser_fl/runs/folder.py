@@ -1,7 +1,7 @@
 """The run folder: where each record of a run lies, and how it is written and read.
 
-The folder is a contract (README, "The run folder"): files are written whole and renamed into place, the ``.jsonl``
-files are appended to and cut back on resume to the last checkpoint, which is the commit point.
+The folder is a contract (README, "The run folder"): files are written whole and renamed into place; the ``.jsonl``
+files are appended to and cut back on resume to the last checkpoint, the commit point.
 """
 
 from __future__ import annotations
@@ -34,8 +34,6 @@ _Form = TypeVar("_Form")
 
 @dataclass(frozen=True)
 class _Below:
-    """A path below the run folder."""
-
     name: str
 
     def __get__(self, run: RunFolder, owner: type) -> Path:
@@ -44,15 +42,11 @@ class _Below:
 
 @dataclass(frozen=True, slots=True)
 class _Attacks:
-    """Under ``attacks.json``."""
-
     records: tuple[AttackRecord, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """The folder of one run."""
-
     root: Path
 
     config = _Below("config.yaml")
@@ -129,8 +123,8 @@ class RunFolder:
             raise UserError(f"{path} is not JSON ({error}): was it changed by hand?") from None
 
     def refuse_links_out(self) -> None:
-        """Refuse, by a `UserError`, a folder that holds links out of it, or devices: it may come from somebody else.
-        The folder itself may be reached by links, and what trackers keep in theirs is not ours to read.
+        """Refuse (`UserError`) a folder from elsewhere that holds links out of it, or devices. It may itself be reached
+        by links, and what trackers keep in theirs is not ours to read.
         """
         root = self.root.resolve()
         for folder, subfolders, names in os.walk(root):
@@ -150,11 +144,9 @@ class RunFolder:
                     raise UserError(f"{shown} is neither a file nor a folder: remove it from the run folder")
 
     def write_profile(self, record: ProfileRecord) -> None:
-        """Write ``profile.json``."""
         write_json(self.profile, {"schema": PROFILE_SCHEMA, **asdict(record)})
 
     def write_attacks(self, records: Iterable[AttackRecord]) -> None:
-        """Write ``attacks.json``."""
         write_json(self.attacks, {"schema": ATTACKS_SCHEMA, **asdict(_Attacks(tuple(records)))})
 
     def read_attacks(self) -> list[AttackRecord]:
@@ -182,7 +174,6 @@ def read_transfer(path: Path) -> TransferMatrix:
 
 
 def _read(path: Path, kind: type[_Form], schema: int, command: str) -> _Form:
-    """The content of a file that a command writes."""
     content = RunFolder(path.parent).read_json(path)
     found = content.get("schema") if isinstance(content, dict) else None
     if found != schema:

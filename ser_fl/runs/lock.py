@@ -1,9 +1,9 @@
 """One writer at a time for each run folder: a lock that the kernel frees when its process ends, however it ends.
 
-The lock is `flock` on ``.lock`` in the folder. It ends with its owner: a file that a killed process left behind is held
-by nobody. On NFS the kernel makes of it a lock of the server, which holds between hosts, unless the share is mounted
-with ``nolock`` or ``local_lock``: then it holds between the processes of each host only. Where a file system has no
-locks (Lustre without ``-o flock``), a warning says so, and nothing is locked.
+The lock is `flock` on ``.lock`` in the folder; a file that a killed process left behind is held by nobody. On NFS it is
+a lock of the server, which holds between hosts, unless the share is mounted with ``nolock`` or ``local_lock``: then it
+holds between the processes of each host only. Where a file system has no locks (Lustre without ``-o flock``), a warning
+says so, and nothing is locked.
 
 The package filelock 4.2.11 would save 15 lines, but where `flock` is missing it falls back to a file that marks the
 lock, which a process killed on another host leaves for ever, or raises for two of the three error codes; it knows a
@@ -29,11 +29,8 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @contextmanager
 def claimed(folder: Path, *, new: bool = False) -> Iterator[None]:
-    """Hold the folder's lock inside. A missing folder is made, and removed again if it stays empty.
-
-    Raises:
-        UserError: another process is writing to it.
-        FileExistsError: the folder is there and should be ``new``.
+    """Hold the folder's lock inside; a `UserError` where another process writes to it. A missing folder is made, and
+    removed again if it stays empty; one that is there and should be ``new`` is a FileExistsError.
     """
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """Signals that end a run early: the round in flight is finished if there is time, all else stops at once.
 
 A scheduler says beforehand that a job's time is up, so the round in flight, often minutes of work, may still be
-committed. It says so only so long before the end: a round that is not done within the grace is given up. Either way the
-last checkpoint is good, and the run that goes on from it has the bits of the one that was never stopped.
+committed; one that is not done within the grace is given up. Either way the last checkpoint is good, and the run that
+goes on from it has the bits of the one that was never stopped.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ LEFT_TO_THE_PARENT = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, s
 
 
 class Stopped(BaseException):
-    """A signal ended the run, which can go on from its last checkpoint. No `Exception`: a client that trains as it is
-    raised must not take it for a failure of its own.
+    """A signal ended the run, which can go on from its last checkpoint. No `Exception`, lest a client that trains as it
+    is raised takes it for a failure of its own.
     """
 
     def __init__(self, number: int) -> None:
@@ -32,10 +32,8 @@ class Stopped(BaseException):
 
 
 class Preemption:
-    """What a signal does to a run: raise `Stopped`, at once or when the round is committed.
-
-    Args:
-        grace_s: the signals, and how many seconds a round may go on after each.
+    """What a signal does to a run: raise `Stopped`, at once or when the round is committed. ``grace_s`` are the
+    signals, and how many seconds a round may go on after each.
     """
 
     def __init__(self, grace_s: Mapping[int, float] = GRACE_S) -> None:

@@ -98,7 +98,6 @@ class RoundRecord:
     """UAR under the selection attack, in rounds that measure it."""
 
     def line(self, experiment: str) -> str:
-        """For whoever watches."""
         scored = "" if self.uar is None else f"  validation UAR {self.uar:.3f}"
         robust = "" if self.robust_uar is None else f"  robust {self.robust_uar:.3f}"
         failed = "".join(f"  {failure.client_id} failed" for failure in self.failures)
@@ -137,7 +136,7 @@ class AttackRecord:
     clean_uar: Figure
     robust_uar: Figure
     attack_success_rate: Figure
-    """Over the utterances that were right when clean."""
+    """Over what was right when clean."""
     mean_l2: Figure
     """Mean L2 norm of the perturbation over successful attacks, in the units of the domain; 0 where none was."""
     max_linf: Figure
@@ -165,16 +164,14 @@ class AttackRecord:
     """Of an adaptive attack: UAR under the same attack by an attacker who does not know of the defence, minus
     `robust_uar`, on the utterances of both, and its 95 % interval. None where that attack was not made."""
     speaker_uar: dict[str, Figure] = field(default_factory=dict)
-    """Robust UAR of each speaker, where speakers are known."""
     sex_uar: dict[str, Figure] = field(default_factory=dict)
     """Robust UAR of female and male speakers, where known."""
     emotion_recall: dict[str, Figure] = field(default_factory=dict)
-    """Robust recall of each emotion that occurs."""
     median_epsilon: float | None = None
-    """Median over utterances (and runs) of the smallest epsilon that broke them: of the epsilons up to this record's
-    that the attack ran at, or, for an attack that looks for the nearest utterance in L-infinity, of its norms; of a
-    worst case, the smallest of all attacks. An utterance that was wrong when clean has 0. None where more than half
-    withstood, where nothing was attacked, and of attacks in another norm."""
+    """Median over utterances (and runs) of the smallest epsilon that broke them: of those up to this record's that the
+    attack ran at, or, for a minimal-norm attack in L-infinity, of its norms; of a worst case, the smallest of all
+    attacks. What was wrong when clean has 0. None where more than half withstood, where nothing was attacked, and in
+    another norm."""
     median_pesq: float | None = None
     """Waveform domain: median wide-band PESQ over successes, where the package is installed; so with STOI."""
     median_stoi: float | None = None
@@ -188,15 +185,13 @@ class AttackRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferRecord(AttackRecord):
-    """What an attack made on one model did to another, under one defence: an entry of ``transfer.json``.
-
-    ``epsilon`` is in the standardised units of the source; ``mean_l2`` and ``max_linf`` are in those of the target, and
-    measured from the target's own clean features. Passes and seconds are the source's, spent once for all its targets.
-    ``knowledge`` is "transfer", and where source and target are one model, the white-box figure, the attack's own.
+    """What an attack made on one model did to another, under one defence: an entry of ``transfer.json``. ``epsilon`` is
+    in the standardised units of the source; ``mean_l2`` and ``max_linf`` are in the target's, from its own clean
+    features. Passes and seconds are the source's, spent once for all its targets. ``knowledge`` is "transfer", or the
+    attack's own where source and target are one model, the white-box figure.
     """
 
     source: str
-    """Name of the model that was attacked."""
     target: str
     """Name of the model that was shown what came of it."""
     carried_uar: Figure
@@ -238,11 +233,9 @@ class TimeSpent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileRecord:
-    """``profile.json``: where the time went since the run was last started.
-
-    With the serial executor clients and server together add up to the wall time. With worker processes the server alone
-    does, most of it waiting, and the clients' are worker-seconds, of which several pass in a second. What a client that
-    failed took is in the server's "other", or in its waiting.
+    """``profile.json``: where the time went since the run was last started. With the serial executor clients and server
+    together add up to the wall time. With worker processes the server alone does, most of it waiting, and the clients'
+    are worker-seconds. What a failed client took is in the server's "other" or waiting.
     """
 
     executor: str

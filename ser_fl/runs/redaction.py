@@ -1,9 +1,8 @@
 """What is kept out of records, logs and trackers: folders of this machine, and secrets.
 
-A run's ``config.yaml`` is shared and published, so it says ``place:NAME-1a2b3c4d`` for an absolute folder. Which folder
-that is stands in a file of the user's own, ``$XDG_STATE_HOME/ser_fl/places/NAME-1a2b3c4d`` (``~/.local/state``): here
-the run can be repeated and attacked as it is, elsewhere by naming the folder again. The digits are drawn: nothing about
-a folder but its last name can be told from them.
+A run's ``config.yaml`` is shared and published, so it says ``place:NAME-1a2b3c4d`` for an absolute folder. Which one
+that is stands in ``$XDG_STATE_HOME/ser_fl/places/NAME-1a2b3c4d`` (``~/.local/state``): here the run can be repeated and
+attacked as it is, elsewhere by naming the folder again. The digits are drawn: they tell nothing of the folder.
 """
 
 from __future__ import annotations
@@ -53,11 +52,9 @@ def public_path(folder: str | Path) -> str:
 
 
 def public_text(text: str, folders: Iterable[str | Path] = ()) -> str:
-    """A text such as a traceback, with absolute paths cut to their last names, and without the environment's secrets.
-
-    Args:
-        text: of any length. A path with blanks is known as one where it is quoted, as system errors and tracebacks do.
-        folders: whose names may hold blanks without quotes; of what lies below, the path from their last name on stays.
+    """A text such as a traceback, with absolute paths cut to their last names, and without the environment's secrets. A
+    path with blanks is known as one where it is quoted, as system errors and tracebacks do, or below one of
+    ``folders``, of which the path from their last name on stays.
 
     >>> public_text('File "/home/ann b/ser_fl/client.py", line 7: no /data/nemo/a.wav')
     'File "client.py", line 7: no a.wav'

@@ -29,10 +29,9 @@ def _figures(record: RoundRecord | ClientRecord) -> dict[str, float]:
 
 
 def attack_metrics(records: Sequence[AttackRecord]) -> dict[str, float]:
-    """Robust UAR and success rate: ``attack/{name}/eps_{e}[/{defence}][/{knowledge}]/...``.
-
-    Defence and knowledge are named where they are not none and undefended. Of records that share a name (other
-    steps, say) the strongest attack is kept; the W&B table has them all.
+    """Robust UAR and success rate: ``attack/{name}/eps_{e}[/{defence}][/{knowledge}]/...``; defence and knowledge where
+    they are not none and undefended. Of records that share a name the strongest attack is kept; the W&B table has them
+    all.
     """
     metrics = {}
     for record in sorted(records, key=lambda record: record.robust_uar, reverse=True):
@@ -49,7 +48,7 @@ def attack_metrics(records: Sequence[AttackRecord]) -> dict[str, float]:
 
 def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     """Selected round and test figures: ``test/uar``, ``test/recall/{class}`` and so on. ``selection_score`` is the
-    validation score that the round was selected by, and what a sweep may choose by.
+    validation score that selected the round, for sweeps.
     """
     test = summary["test"]
     metrics = {key: summary.get(key) for key in ("selected_round", "selection_score")}

@@ -68,22 +68,18 @@ class Tracker:
     backend: WeightsAndBiases | TensorBoard | None = field(default=None, init=False)
 
     def log_round(self, record: RoundRecord, clients: Sequence[ClientRecord]) -> None:
-        """Figures of one round and of its clients."""
         if self.backend is not None:
             self.attempt(self.backend.log_round, record, clients)
 
     def log_attacks(self, records: Sequence[AttackRecord]) -> None:
-        """Figures of attacks on the selected model."""
         if self.backend is not None:
             self.attempt(self.backend.log_attacks, records)
 
     def log_summary(self, summary: Mapping[str, Any]) -> None:
-        """The content of ``summary.json``."""
         if self.backend is not None:
             self.attempt(self.backend.log_summary, summary)
 
     def finish(self) -> None:
-        """Send what is left and close."""
         if self.backend is not None:
             self.attempt(self.backend.finish)
             self.backend = None
@@ -104,16 +100,14 @@ class Tracker:
 def open_tracker(settings: Mapping[str, Any], run: RunFolder, state: Mapping[str, Any] | None = None) -> Tracker:
     """Open the tracker of a run.
 
-    A resumed run goes on in the same W&B run. Offline it cannot append: it writes a second ``offline-run-*`` folder
-    of the same id beside the first, and ``wandb sync`` of both, oldest first, gives the one run. Rounds that were
-    logged after the last checkpoint appear twice, with the same figures.
-
-    Under an agent of a W&B sweep the run is the agent's, with its id, project and entity, whatever the settings and
-    ``state`` say.
+    A resumed run goes on in the same W&B run. Offline it cannot append: it writes a second ``offline-run-*`` folder of
+    the same id beside the first, and ``wandb sync`` of both, oldest first, gives the one run; rounds logged after the
+    last checkpoint appear twice, with the same figures. Under an agent of a W&B sweep the run is the agent's, with its
+    id, project and entity, whatever the settings and ``state`` say.
 
     Args:
-        settings: the resolved configuration, as `ser_fl.config.schema.dump` gives it. "tracking" says where to show
-            the run, and "experiment" is its name. W&B gets all of it but secrets, folders cut to their last name.
+        settings: the resolved configuration, as `ser_fl.config.schema.dump` gives it. "tracking" says where to show the
+            run, "experiment" is its name. W&B gets all of it but secrets, folders cut to their last name.
         run: the run folder; files go to ``wandb/`` or ``tensorboard/`` in it.
         state: `Tracker.state` before the run was interrupted.
 

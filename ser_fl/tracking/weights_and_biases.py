@@ -41,10 +41,8 @@ _OLDER_MODES = {"dryrun": "offline", "run": "online"}
 
 
 def resolve_mode(mode: str) -> str:
-    """W&B's mode for a setting. It is found out here because wandb itself would prompt for a missing key.
-
-    "auto" is what ``WANDB_MODE`` says; where that is not set, online if there is an API key (``WANDB_API_KEY`` or
-    netrc), else offline.
+    """W&B's mode for a setting, found out here because wandb itself would prompt for a missing key. "auto" is what
+    ``WANDB_MODE`` says; else online if there is an API key (``WANDB_API_KEY`` or netrc), else offline.
     """
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE", mode)
@@ -83,10 +81,8 @@ _RUNS: set[Path] = set()
 
 
 def _without_folders(record: logging.LogRecord) -> bool:
-    """A filter that takes the folders of this machine out of what wandb logs to files in run folders.
-
-    One for all runs of a process: wandb's loggers and handlers outlive a run, and would pass the next one's lines
-    through the last one's filter.
+    """A filter that takes the folders of this machine out of what wandb logs to files in run folders. One for all runs
+    of a process: wandb's loggers and handlers outlive a run, and with it its filter.
     """
     record.msg, record.args = public_text(record.getMessage(), _RUNS), ()
     return True

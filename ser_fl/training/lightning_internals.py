@@ -1,5 +1,4 @@
 """All that is used of Lightning beyond what it documents, for lightning>=2.6.4,<2.7, and why.
-
 `tests/test_lightning_internals.py` asks Lightning itself, and fails where something here is no longer needed.
 """
 
@@ -25,10 +24,9 @@ def leave_signals_alone(trainer: pl.Trainer) -> None:
 
 
 def copy_of(trainer: pl.Trainer) -> pl.Trainer:
-    """A Trainer as good as new, of one that never ran: its callbacks and its profiler are shared, not copied.
-
-    A new one looks through every installed package for plugins, which takes longer than all else that it does for a
-    small client. One that ran cannot fit again: it would count on from its last step.
+    """A Trainer as good as new, of one that never ran: its callbacks and its profiler are shared, not copied. A new one
+    looks through every installed package for plugins, which takes longer than all else that it does for a small client.
+    One that ran cannot fit again: it would count on from its last step.
     """
     shared = (*trainer.callbacks, trainer.profiler)  # type: ignore[attr-defined]
     return copy.deepcopy(trainer, {id(part): part for part in shared})
@@ -38,9 +36,8 @@ def let_go(trainer: pl.Trainer) -> None:
     """Drop the client's examples, network and optimiser, so that they are freed at once.
 
     A Trainer and its parts hold each other, logged metrics hold themselves and the strategy that sums them, and
-    callbacks hold the module by the logging functions that they are given: with all that hangs to them they would stay
-    until the garbage collector comes by, which takes many clients. The metrics' values stay, for a callback that kept
-    the Trainer.
+    callbacks hold the module by their logging functions: all would stay until the garbage collector comes by, many
+    clients later. The metrics' values stay, for a callback that kept the Trainer.
     """
     vars(trainer.strategy).clear()
     for part in vars(trainer).keys() - {"state", "callbacks", "_logger_connector"}:
@@ -51,8 +48,8 @@ def let_go(trainer: pl.Trainer) -> None:
 
 
 class QuickHookNames(pl.LightningModule):
-    """A module that notes quickly which hook is running, which Lightning has it do some forty times a step. A module
-    looks with every attribute that is set whether it is a parameter, a buffer or a module.
+    """A module that notes quickly which hook is running, as Lightning asks some forty times a step: a module looks with
+    every attribute that is set whether it is a parameter, a buffer or a module.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -22,9 +22,8 @@ _PATIENCE_S = 2.0
 
 def resolve_precision(config: Config, num_classes: int, own: NetworkSource | None = None) -> Config:
     """The configuration with one of the two precisions in place of "auto"; it goes into the run's ``config.yaml``.
-
-    Training steps of the configured network and batch size are timed in turns in both. Runs that shall be compared bit
-    by bit name their precision, since another machine, or the same one under load, may come to another result.
+    Training steps of the configured network and batch size are timed in turns in both. Runs to be compared bit by bit
+    name their precision: another machine, or the same one under load, may come to another result.
     """
     if config.precision != "auto":
         return config
@@ -53,7 +52,6 @@ def speed_up(config: Config, num_classes: int, device: torch.device, own: Networ
 
 
 def _seconds(network: nn.Module, features_BFL: Tensor, labels_B: Tensor, *, low: bool) -> float:
-    """Of one forward and backward pass."""
     device = features_BFL.device
     started = time.perf_counter()
     with autocast(device, bf16=low):

@@ -1,6 +1,5 @@
-"""How a client trains in one round: its module, and the Lightning Trainer or the plain loop that takes the steps.
-
-Every client and round has a new Trainer, copied from one that was set up once.
+"""How a client trains in one round: its module, and the Lightning Trainer or the plain loop that takes the steps. Every
+client and round has a new Trainer, copied from one that was set up once.
 
 Legend: B batch, F mel bins, L frames.
 """
@@ -93,11 +92,10 @@ class ClientClassifier(QuickHookNames, EmotionClassifier):
         """The minibatch that is replayed."""
 
     def on_train_start(self) -> None:
-        """The network is in training mode by now; what stands still leaves it again.
-
-        From `federation.freeze_norm_from` on, batch norm normalises by the running statistics it was given and leaves
-        them as they are, while its scale and shift are trained (the second stage of FixBN: Zhong et al., arXiv
-        2303.06530, section 5). Batch renormalisation goes on, since it trains what is tested.
+        """What stands still leaves training mode again. From `federation.freeze_norm_from` on, batch norm normalises by
+        the running statistics it was given and keeps them, while its scale and shift are trained (the second stage of
+        FixBN: Zhong et al., arXiv 2303.06530, section 5). Batch renormalisation goes on, since it trains what is
+        tested.
         """
         for module in self.network.modules() if self._freezes_norm else ():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, BatchRenorm2d):
@@ -131,7 +129,6 @@ class ClientClassifier(QuickHookNames, EmotionClassifier):
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The client's optimiser, with the state that it carries from its last round, if any."""
         optimiser = super().configure_optimizers()
         if self._optimiser_state:
             parameters, laid_out = list(self.network.parameters()), defaultdict[int, dict[str, Tensor]](dict)
@@ -150,8 +147,8 @@ def fit_in_loop(
     """A client's local epochs as `Trainers.fit` runs them without callbacks, to the same bits; returns the optimiser.
 
     A Trainer costs some milliseconds a client and some tenths of one a batch (``results/bench/trainer.md``), for flags,
-    loggers, schedulers, validation and callbacks, which this loop does not know. With ``bf16`` the training step runs
-    under autocast and the rest does not, as in Lightning's "bf16-mixed".
+    loggers and callbacks that this loop lacks. With ``bf16`` only the training step runs under autocast, as in
+    "bf16-mixed".
     """
     watch = classifier.watch
     classifier.to(device)
@@ -177,8 +174,8 @@ def fit_in_loop(
 
 
 class Trainers:
-    """Makes the Trainers of a process. Callbacks and the stopwatch are the same for all clients. `EarlyStopping` begins
-    anew with each client, as with any fit. A callback of the user's own keeps what it gathers.
+    """Makes the Trainers of a process, whose callbacks and stopwatch all clients share. `EarlyStopping` begins anew
+    with each client; a callback of the user's own keeps what it gathers.
     """
 
     def __init__(
@@ -191,10 +188,9 @@ class Trainers:
         ]
 
     def fit(self, classifier: ClientClassifier, batches: ClientDataModule) -> torch.optim.Optimizer:
-        """Train it, and return the optimiser that did.
-
-        The Trainer's flag for deterministic kernels holds for the process until then. An interrupt stays one: Lightning
-        turns Ctrl-C into the end of the process and goes on ignoring the signal, which the round loop owns here.
+        """Train it, and return the optimiser that did. The Trainer's flag for deterministic kernels holds for the
+        process until then. An interrupt stays one: Lightning turns Ctrl-C into the end of the process and ignores the
+        signal from then on.
         """
         were = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
         wanted, on_interrupt = self._made_of[0].trainer.deterministic, signal.getsignal(signal.SIGINT)
@@ -277,9 +273,7 @@ class _NoProfiler(PassThroughProfiler):
 
 
 def check_callbacks(config: Config, callbacks: Sequence[pl.Callback]) -> None:
-    """Refuse callbacks that could not do their work: the engine runs none, or one of Lightning's own needs a logger,
-    files or a terminal.
-    """
+    """Refuse callbacks that could not work: the engine runs none, or one needs a logger, files or a terminal."""
     if config.executor.engine == "loop" and (callbacks or has_installed_callbacks()):
         raise UserError("executor.engine=loop runs no callbacks, got some: use executor.engine=trainer")
     for callback in callbacks:

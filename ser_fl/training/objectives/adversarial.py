@@ -62,8 +62,6 @@ class PGD:
 
 
 class FGSM(PGD):
-    """One step of all of epsilon."""
-
     def __init__(self, config: ObjectiveConfig) -> None:
         super().__init__(config)
         self.steps = 1
@@ -73,8 +71,6 @@ class FGSM(PGD):
 
 
 class BIM(PGD):
-    """PGD from the clean utterance."""
-
     def __init__(self, config: ObjectiveConfig) -> None:
         super().__init__(config)
         self.random_start = False
@@ -86,9 +82,8 @@ class Fast(PGD):
     From a start that is uniform in the ball, one step of 1.25 epsilon, back onto the ball and into the box. Deviation:
     the step's gradient is taken in eval mode, as in all attacks here but free's, so that batch norm counts no batch
     twice. Training on one step may collapse (catastrophic overfitting): within a few rounds the model withstands
-    nothing but that step. Neither the training loss nor clean UAR shows it, but UAR under an attack of several steps
-    falls to nothing. `selection.robust_every` measures it, and `selection.by=robust` keeps the round before the
-    collapse, as those authors do by stopping there.
+    nothing but that step, which only UAR under an attack of several steps shows. `selection.robust_every` measures it,
+    and `selection.by=robust` keeps the round before the collapse, as those authors do by stopping there.
     """
 
     def own_step_size(self, epsilon: float) -> float:
@@ -120,11 +115,11 @@ class Adversarial(Objective):
 class PerRound(Adversarial):
     """The paper's recipe (arXiv 2203.04696, the authors' code).
 
-    From round 2, at the start of a round, a client draws a random half of its utterances, makes adversarial copies of
-    them with the model it just received, and trains on that half and its copies with cross-entropy; the other half sits
-    the round out. Deviations: true labels are passed to the attack, the step size is epsilon / 4 and not ART's default
-    of 0.1, which is above epsilon, and the half is augmented before its copies are made, so that a copy is trained on
-    as the attack left it.
+    From round 2, a client draws a random half of its utterances at the start of a round, makes adversarial copies with
+    the model it just received, and trains on that half and its copies with cross-entropy; the other half sits the round
+    out. Deviations: true labels are passed to the attack, the step size is epsilon / 4 and not ART's default of 0.1,
+    which is above epsilon, and the half is augmented before its copies are made, so that a copy stays as the attack
+    left it.
     """
 
     def start_adversarial_round(self, given: ClientRound, epsilon: float) -> TrainingPlan:
@@ -174,11 +169,11 @@ class Free(Adversarial):
     It trains on every minibatch several times in a row, with a perturbation that each of these replays moves by the way
     (`FreePerturbation`); utterances are augmented once, before the replays. The paper divides the number of epochs by
     that of replays, so that training costs what clean training does. Here it is a client's round that does: with m
-    replays each local epoch takes one in m minibatches, and a second local epoch goes on with those that have not come
-    yet. That makes as many steps as a clean epoch, up to half of one minibatch's replays, and at least one minibatch's.
-    A client's weight in the average stays the number of its utterances. The default of 4 replays is the authors' for
-    inputs of a spectrogram's size (ImageNet): more make a stronger attack, on fewer utterances a round. Its steps are
-    single ones: look for the collapse of `Fast`.
+    replays each local epoch takes one in m minibatches, and the next goes on with those that have not come yet: as many
+    steps as a clean epoch, up to half of one minibatch's replays, and at least one minibatch's. A client's weight stays
+    the number of its utterances. The default of 4 replays is the authors' for inputs of a spectrogram's size
+    (ImageNet): more make a stronger attack, on fewer utterances a round. Its steps are single ones: look for the
+    collapse of `Fast`.
     """
 
     def start_adversarial_round(self, given: ClientRound, epsilon: float) -> TrainingPlan:
@@ -194,7 +189,6 @@ class Free(Adversarial):
         features_BFL: Tensor,
         labels_B: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of the moved batch."""
         return self.loss(given, network, perturbation(features_BFL), labels_B)
 
 
@@ -205,7 +199,7 @@ class FreePerturbation:
     the batch, its gradient moves the perturbation by ``step_size`` (the paper's is epsilon) in each cell, clipped to
     epsilon. The next step sees that: the next replay of the minibatch or, as in the paper, the first one of the next.
     Minibatches differ in size by one utterance, the larger ones first; as in the authors' code a smaller one takes the
-    first rows. It starts at zero, as there: the first step of a round is a clean one.
+    first rows. It starts at zero, as there.
 
     The gradient is that of the loss which trains the weights, label smoothing included, in training mode: batch norm by
     the statistics of the batch (unless it is frozen) and with dropout, while the other objectives attack in eval mode.
@@ -232,10 +226,9 @@ class FreePerturbation:
 
 
 class Trades(Adversarial):
-    """Cross-entropy of the clean batch and beta times the divergence of its adversarial predictions.
-
-    Zhang et al. (arXiv 1901.08573, equation 5), as in the authors' code: the mean over utterances of
-    KL(p(x) || p(x')), x' found by PGD on that divergence from a start close to x, and both sides trained.
+    """Cross-entropy of the clean batch and beta times the divergence of its adversarial predictions. Zhang et al.
+    (arXiv 1901.08573, equation 5), as in the authors' code: the mean over utterances of KL(p(x) || p(x')), x' found by
+    PGD on that divergence from a start close to x, and both sides trained.
     """
 
     def start_adversarial_round(self, given: ClientRound, epsilon: float) -> TrainingPlan:
@@ -244,10 +237,8 @@ class Trades(Adversarial):
     def trades_loss(
         self, given: ClientRound, epsilon: float, network: nn.Module, features_BFL: Tensor, labels_B: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Both halves go through the network in one forward pass, so that batch norm sees them together.
-
-        Returns:
-            The loss, and the clean utterances' logits of shape (B, C).
+        """The loss, and the clean utterances' logits of shape (B, C). Both halves go through the network in one forward
+        pass, so that batch norm sees them together.
         """
         with given.watch.part("attack"):
             adversarial_BFL = pgd(

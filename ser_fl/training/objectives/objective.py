@@ -23,8 +23,6 @@ StepLoss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingPlan:
-    """What the steps of a round are made of."""
-
     examples: Examples
     num_examples: int
     """Distinct clean utterances among them: the client's weight in the average."""
@@ -44,7 +42,6 @@ class ClientRound:
     network: nn.Module
     """With the weights that the client received, in training mode, on its device."""
     examples: Examples
-    """All that the client holds, standardised."""
     stream: Generator
     """The client's own random numbers in this round, on the CPU."""
     augmentation: AugmentationConfig
@@ -55,7 +52,6 @@ class ClientRound:
     watch: Watch = UNWATCHED
 
     def on_all(self, loss: StepLoss, replays: int = 1) -> TrainingPlan:
-        """Training on all that the client holds."""
         return TrainingPlan(
             examples=self.examples,
             num_examples=len(self.examples),
@@ -66,21 +62,19 @@ class ClientRound:
 
 
 class Objective:
-    """What clients minimise. As it stands: the cross-entropy of clean utterances.
-
-    An objective of your own overrides `loss`, or `start_round` where it chooses its examples too. One object serves all
-    clients and rounds, and is pickled for worker processes: what belongs to one round goes into the loss.
+    """What clients minimise: the cross-entropy of clean utterances. An objective of your own overrides `loss`, or
+    `start_round` where it chooses its examples too. One object serves all clients and rounds, and is pickled for worker
+    processes: what belongs to one round goes into the loss.
     """
 
     def start_round(self, given: ClientRound) -> TrainingPlan:
-        """What one client does in one round."""
         return given.on_all(partial(self.loss, given))
 
     def loss(
         self, given: ClientRound, network: nn.Module, features_BFL: Tensor, labels_B: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The loss of a training step in a round, and the utterances' logits of shape (B, C), which it is scored by.
-        The network is in training mode, the batch is augmented.
+        The network is in training mode, the batch augmented.
         """
         logits_BC: Tensor = network(features_BFL)
         return F.cross_entropy(logits_BC, labels_B, label_smoothing=given.augmentation.label_smoothing), logits_BC
