@@ -1,6 +1,6 @@
 """The benchmark doubting itself: signs that its own figures are not what they seem, told in words.
 
-`records` looks for them in the figures alone and in pairs of them (`comparisons`); `probes` runs something small on the
-model, and `report` holds what comes of both. What is looked for follows the checklists of Carlini et al.
-2019 (arXiv 1902.06705) and of Athalye et al. 2018 (arXiv 1802.00420, section 3.1).
+`records` looks for them in the figures alone; `probes` runs something small on the model, and `report` holds what comes
+of both. What is looked for follows the checklists of Carlini et al. 2019 (arXiv 1902.06705) and of Athalye et al. 2018
+(arXiv 1802.00420, section 3.1).
 """
