@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import ser_fl
 from ser_fl.attacks.attack import AttackSettings, Problem
-from ser_fl.attacks.registry import Attack, Entry, build
+from ser_fl.attacks.registry import ATTACKS, Attack, Entry, build
 from ser_fl.attacks.threat_model import Box
 from ser_fl.config.compose import compose_benchmark
 from ser_fl.config.robustness import BenchmarkConfig
@@ -506,6 +506,8 @@ def run_folder(path: Path, attacks: Sequence[Attack], monkeypatch: pytest.Monkey
     for name, result in {"load_run": trained, "spectrogram_pair": {}}.items():
         monkeypatch.setattr(benchmark_module, name, lambda *given, result=result, **named: result)
     by_name = {attack.settings.name: attack for attack in attacks}
+    for name, attack in by_name.items():
+        monkeypatch.setitem(ATTACKS, name, attack.entry)  # type: ignore[arg-type]
     monkeypatch.setattr(plan_module, "build", lambda settings: by_name[settings.name])
     attacks_named = f"attacks=[{','.join(by_name)}]"
     return compose_benchmark(

@@ -25,8 +25,9 @@ def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def corpus(*arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    """`ser-fl corpus`, redirected; without the COLUMNS that readline puts into a process's own environment."""
-    return subprocess.run([*PROGRAM, "corpus", *arguments], capture_output=True, env=os.environ | environment)
+    """`ser-fl corpus`, redirected, on no terminal of any width."""
+    inherited = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    return subprocess.run([*PROGRAM, "corpus", *arguments], capture_output=True, env=inherited | environment)
 
 
 @pytest.mark.parametrize("output", ["| head -1", "> /dev/full", ">&-", "2>&- | head -1", "> /dev/full 2>/dev/full"])

@@ -285,4 +285,4 @@ def test_only_the_payload_between_our_own_processes_is_a_pickle() -> None:
                     call in ("np.load", "numpy.load") and "allow_pickle=False" not in safe
                 ):
                     found.append(f"{where}: {call}")
-    assert found == ["federation/executors/worker.py: pickle"]
+    assert found == ["federation/processes.py: pickle"]
