@@ -61,9 +61,7 @@ class Run(RunFolder):
         return load_model(self, client_id=client_id, network=self.network)
 
     def metrics(self) -> Metrics:
-        """Test figures of the selected model; a `UserError` where the run is not finished, or its ``summary.json`` was
-        changed.
-        """
+        """Test figures of the selected model; a `UserError` of an unfinished run, or a changed ``summary.json``."""
         summary = self.read_json(self.summary)
         try:
             test = summary["test"]

@@ -88,9 +88,7 @@ def seeded_streams(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Inside, torch makes tensors of this type where none is asked for. It holds for all threads: enter before they
-    start.
-    """
+    """Inside, torch makes tensors of this type by default, in all threads: enter before they start."""
     before = torch.get_default_dtype()
     if before != dtype:
         torch.set_default_dtype(dtype)

@@ -91,9 +91,7 @@ Figure = Annotated[float, _NullIsNaN()]
 
 
 def parse_json(text: str) -> Any:
-    """Content of a JSON document; a ValueError where it is not JSON, nested too deeply, or holds a number beyond 64
-    bits or half a character.
-    """
+    """Content of JSON; a ValueError where it is none, too deep, or has numbers beyond 64 bits or half a character."""
     try:
         real = partial(_bounded, float)
         content = json.loads(text, parse_int=partial(_bounded, int), parse_float=real, parse_constant=real)

@@ -57,9 +57,7 @@ def attacked(model: nn.Module, *, low_precision: bool = False) -> Iterator[None]
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed Python's, NumPy's and torch's global random states (of this GPU alone), which ART draws from, and put them
-    back afterwards.
-    """
+    """Seed the global states of Python, NumPy and torch (of this GPU alone), which ART uses; put them back."""
     python_before, numpy_before = random.getstate(), np.random.get_state()  # noqa: NPY002
     with seeded_streams(seed, device):
         try:

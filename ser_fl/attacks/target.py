@@ -103,9 +103,7 @@ class Target:
         return inputs if self.to_features is None else self.to_features(inputs)
 
     def __call__(self, inputs: Tensor, step: int = 0) -> Tensor:
-        """Logits of shape (B, C), differentiable; of a randomised model the mean of log-probabilities over a step's
-        draws.
-        """
+        """Logits of shape (B, C), differentiable; of a randomised model means of log-probabilities over draws."""
         features_BFL = self.features(inputs)
         if self.expectation is None:
             return self._run(features_BFL)

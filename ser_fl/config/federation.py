@@ -48,8 +48,7 @@ class FederationConfig:
     Else a client normalises by its own speaker while it trains and by the average of all when it is tested. Not of
     `model.norm=renorm`, which trains what is tested, and of group norm, which has no statistics."""
     server_momentum: Share
-    """Momentum of the server over rounds (FedAvgM; 0 is FedAvg), or of its Adam (beta 1). Not for local_only, where
-    nothing is averaged."""
+    """Momentum of the server over rounds (FedAvgM; 0: FedAvg), or of its Adam (beta 1). Not for local_only."""
     weight_average: Share = 0.0
     """Decay of an average of the shared model over rounds, which is then what is validated, selected and kept, while
     clients go on from the last round's; 0: none. Not for local_only."""

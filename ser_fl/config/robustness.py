@@ -89,8 +89,7 @@ class BenchmarkConfig:
     keep_adversarials: bool
     """Keep the adversarial features below RUN/attacks, which otherwise go when they are no longer needed."""
     fresh: bool
-    """Put the records of earlier benchmarks aside and begin anew; otherwise one that was killed goes on, and another
-    adds to them."""
+    """Put earlier records aside and begin anew; otherwise a killed benchmark goes on, and another adds to them."""
     batch_size: Count
     seed: Amount
     accelerator: Literal["cpu", "auto", "cuda"] | None = None

@@ -116,9 +116,7 @@ class Config:
 
 
 def checked(kind: type[_Checked], settings: Mapping[str, Any]) -> _Checked:
-    """Settings as an instance of their dataclass; the `UserError` names in one line the first wrong setting, its value,
-    and what is accepted.
-    """
+    """Settings as their dataclass; the `UserError` names the first wrong one, its value, and what is accepted."""
     try:
         found: _Checked = adapter(cast(Any, kind)).validate_python(dict(settings))
         return found

@@ -249,9 +249,7 @@ def _refuse_interpolation(file: Path, value: Any) -> None:
 
 
 def bounded_yaml(file: Path) -> str:
-    """The text of a YAML file; a `UserError` where its values would fill the memory: large, deep, or aliases of
-    aliases.
-    """
+    """The text of a YAML file; a `UserError` where it would fill the memory: large, deep, or aliases of aliases."""
     import yaml
 
     if (size := file.stat().st_size) > _LARGEST_FILE:

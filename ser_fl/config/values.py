@@ -75,8 +75,8 @@ def as_yaml(value: object) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectConfig:
-    """A class or function, and its arguments: ``{_target_: mypackage.MyNetwork, width: 8}``. Only `instantiate` imports
-    it.
+    """A class or function, and its arguments: ``{_target_: mypackage.MyNetwork, width: 8}``; only `instantiate`
+    imports.
     """
 
     target: str
@@ -87,9 +87,7 @@ class ObjectConfig:
         return {_TARGET: self.target, **self.arguments}
 
     def instantiate(self, **more: Any) -> Any:
-        """The object, whose package may lie in the working directory; a `UserError` where it cannot be imported, or
-        does not take its arguments.
-        """
+        """The object, whose package may lie in the working directory; a `UserError` where import or call fail."""
         from hydra.errors import InstantiationException
         from hydra.utils import instantiate
 

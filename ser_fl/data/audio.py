@@ -81,9 +81,7 @@ def probe_audio(path: Path, channel: str, to_hz: int | None = None) -> str | Non
 
 
 def check_resampling(from_hz: int, to_hz: int) -> None:
-    """Refuse (`UnusableAudio`) rates with so small a common divisor that the filter, one for each phase, would fill the
-    memory.
-    """
+    """Refuse (`UnusableAudio`) rates of so small a common divisor that the filter would fill the memory."""
     if from_hz * to_hz // math.gcd(from_hz, to_hz) ** 2 > _LARGEST_KERNEL:
         reason = f"{from_hz} Hz cannot be resampled to {to_hz} Hz; convert the recording to a usual rate first"
         raise UnusableAudio(reason)

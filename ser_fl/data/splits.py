@@ -207,9 +207,7 @@ def natural_clients(utterances: Sequence[Utterance], train: Indices, config: Cli
 
 
 def capped(names: Sequence[str], config: ClientsConfig) -> tuple[str, ...]:
-    """The first ``clients.num_clients`` of the speakers or sessions; all where it is null; a `UserError` where it is
-    more.
-    """
+    """The first ``clients.num_clients`` speakers or sessions; all where it is null; a `UserError` for too many."""
     if config.num_clients is not None and config.num_clients > len(names):
         raise UserError(
             f"clients.num_clients must be at most {len(names)} (one a {config.by}), got {config.num_clients}"

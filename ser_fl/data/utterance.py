@@ -60,9 +60,7 @@ class Corpus(Protocol):
     """Files that could not be used and were left out, where that was asked for."""
 
     def read(self, utterance: Utterance) -> tuple[Tensor, int]:
-        """Waveform of shape (T,), float32 in [-1, 1], one channel, and its sampling rate in Hz; a `UserError` names a
-        file that cannot be read.
-        """
+        """Waveform of shape (T,), float32 in [-1, 1], and its rate in Hz; a `UserError` names an unreadable file."""
         ...
 
     def content_digest(self, utterance: Utterance) -> bytes:

@@ -153,9 +153,7 @@ class _Placed(torch.autograd.Function):
 
 
 class _RandomPatterns(Defence):
-    """Defences by a random resize and pad, whose outcomes are the `patterns`; shown are features of shape (B, F + 2, L
-    + 7).
-    """
+    """Defences by a random resize and pad, with the `patterns` as outcomes; shown is shape (B, F + 2, L + 7)."""
 
     def __post_init__(self) -> None:
         if self.num_draws < 1:

@@ -94,9 +94,7 @@ class Algorithm:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from there, after `start`; a `ValueError` names what differs: another algorithm, other clients or
-        another network.
-        """
+        """Go on from there, after `start`; a `ValueError` names what differs: algorithm, clients or network."""
         check_same_form(state, self.state_dict())
         for kind, states in (("model", self.models), ("carried", self.carried)):
             for owner in states:

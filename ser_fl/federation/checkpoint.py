@@ -155,9 +155,7 @@ def _files(committed: Committed) -> dict[str, str]:
 
 
 def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> Checkpoint | None:
-    """The last committed round, or None where there is none yet; a `UserError` where it is of another configuration or
-    schema, or cannot be read.
-    """
+    """The last committed round, if any; a `UserError` for another configuration or schema, or damage."""
     latest = folder / "latest.json"
     if not latest.exists():
         return None

@@ -3,7 +3,7 @@
 Here they do it in this process; `processes` has worker processes. Executors differ in time alone: an update depends on
 its task and the seed, and outcomes come in the order of the cohort, so that all give the same bits.
 
-Legend: B batch, F mel bins, L frames, C classes.
+Legend: B batch, F mel bins, L frames.
 """
 
 from __future__ import annotations

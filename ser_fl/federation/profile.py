@@ -43,9 +43,7 @@ class RunProfile:
         self._rounds: list[_Round] = []
 
     def add(self, number: int, clients: Sequence[dict[str, int]]) -> None:
-        """Take in a round, which `watch` has measured since its restart; ``clients`` are nanoseconds by part of every
-        update.
-        """
+        """Take in a round, measured since `watch`'s restart, and nanoseconds by part of every client's update."""
         server = self.watch.read()
         if not server:
             return

@@ -102,9 +102,7 @@ class Server(Committed):
             self.average.add(self.algorithm.models[GLOBAL])
 
     def select(self, score: float | None) -> None:
-        """Keep this round's models where they score above the best so far; unscored (None) only while no round was
-        scored.
-        """
+        """Keep this round's models where they score above the best; unscored (None) only until one is scored."""
         if self.best_score < 0 if score is None else score > self.best_score:
             self.best, self.best_round = dict(self.judged), self.round
             self.best_score = -1.0 if score is None else score

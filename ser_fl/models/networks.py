@@ -40,8 +40,8 @@ class BatchRenorm2d(nn.BatchNorm2d):
     With a batch's mean m and deviation s, and the running ones M and S: y = weight * ((x - m) / s * r + d) + bias with
     r = s / S and d = (m - M) / S. No gradient passes through r and d, and they are clipped to [1 / 3, 3] and [-5, 5],
     as in the paper. Where nothing is clipped that is (x - M) / S, the output in evaluation, with batch norm's gradient.
-    It matters to federated clients, whose minibatches are of one speaker: batch norm removes their statistics in
-    training alone.
+    It matters to federated clients: their minibatches are of one speaker, whose own statistics batch norm removes in
+    training and keeps in a test.
 
     Parameters, buffers and evaluation are those of `nn.BatchNorm2d`. Two deviations from the paper, since corpora of
     emotion have few batches: the bounds of r and d grow from 1 and 0 (batch norm) to the full ones over the first 300

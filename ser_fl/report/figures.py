@@ -142,9 +142,7 @@ def heat_table(ax: Axes, shares: Sequence[Sequence[float]], names: Sequence[str]
 
 
 def spectrogram_pair(axes: Sequence[Axes], example: Example) -> Sequence[Axes]:
-    """Clean and adversarial log-mel spectrogram of one utterance (in common colours) and their difference (white:
-    none), on three axes.
-    """
+    """Clean and adversarial log-mel of one utterance (in common colours), and the difference (white: none)."""
     clean_FL, adversarial_FL = np.asarray(example.clean), np.asarray(example.adversarial)
     difference_FL = adversarial_FL - clean_FL
     shared = (float(min(clean_FL.min(), adversarial_FL.min())), float(max(clean_FL.max(), adversarial_FL.max())))

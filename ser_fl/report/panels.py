@@ -39,9 +39,7 @@ _DPI = 160
 
 
 def draw_figures(runs: Sequence[RunRecords], transferred: Sequence[TransferMatrix] = ()) -> dict[str, bytes]:
-    """PNG of every figure the records allow, by file stem and in the order of the report. Equal records give equal
-    bytes, without a version stamp.
-    """
+    """PNG of every figure the records allow, by file stem, in the report's order; equal for equal records."""
     import matplotlib
 
     labelled = wording.labelled(runs)

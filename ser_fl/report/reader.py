@@ -184,9 +184,7 @@ def read_run(folder: Path) -> RunRecords:
 
 
 def read_matrices(folders: Sequence[Path], files: Sequence[Path] = ()) -> list[TransferMatrix]:
-    """The transfer matrices in run folders and those in other files, each file once; a `UserError` where one is
-    missing, damaged or of another schema.
-    """
+    """The transfer matrices in run folders and other files, each once; a `UserError` for a missing or damaged one."""
     there = [file for file in (RunFolder(folder).transfer for folder in folders) if file.exists()]
     return [read_transfer(file) for file in {file.resolve(): file for file in (*there, *files)}.values()]
 

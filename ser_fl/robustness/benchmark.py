@@ -59,8 +59,7 @@ class ModelSettings(TypedDict, total=False):
     defences: Sequence[str | Defence]
     """Test-time defences that what an attack made is shown to, by name or as `Defence` objects."""
     adaptive: object
-    """Attacks, given in the same ways, that are also made against every defence but "none", in expectation over its
-    randomness."""
+    """Attacks, given so too, also made against every defence but "none", in expectation over its randomness."""
     eot_samples: int | Literal["exact"]
     """Draws of the defence that they average over in every step; "exact" for all that there are."""
     box: Box | None

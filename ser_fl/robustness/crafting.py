@@ -115,9 +115,7 @@ def _batches(test_set: TestSet, attack: Attack) -> Iterator[range]:
 
 
 def judge(unit: Unit, made: Crafted, *, leftover: bool = False) -> Outcome:
-    """Show what an attack made to the defences that it is meant for; ``leftover``: earlier attacks had not broken
-    these.
-    """
+    """Show what an attack made to its defences; ``leftover``: of utterances that earlier ones had not broken."""
     attack, settings, part = unit.attack, unit.attack.settings, unit.part
     held = part.domain.held(made, attack, part.features_NFL)
     votes, written = (

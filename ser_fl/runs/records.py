@@ -112,13 +112,11 @@ class AttackRecord:
     """One attack on one defended model: an entry of ``attacks.json``."""
 
     attack: str
-    """Name in the registry; "clean" for the score without an attack. It ends in "_unlabelled" where the attack did not
-    know the true classes."""
+    """Name in the registry, or "clean" without an attack; with "_unlabelled" it did not know the true classes."""
     library: str
     """The class that ran, with its module's root."""
     knowledge: str
-    """Threat model: undefended, adaptive, transfer, score or decision; of a worst case all of its attacks', joined by
-    "+"."""
+    """Threat model: undefended, adaptive, transfer, score, decision; of a worst case all of them, joined by "+"."""
     domain: str
     """"logmel" (standardised units) or "waveform"."""
     norm: str
@@ -179,8 +177,7 @@ class AttackRecord:
     """Waveform domain: median over successes of the share of time-frequency bins in which the perturbation lies under
     the masking threshold of its clip; None where the benchmark had no psychoacoustic attack."""
     lost_to_quantisation: float | None = None
-    """Waveform domain: how many successes are recognised again after a 16-bit WAV file; of a randomised defence, the
-    expected number."""
+    """Waveform domain: (expected) number of successes that are recognised again after a 16-bit WAV file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

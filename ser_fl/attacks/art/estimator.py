@@ -101,9 +101,7 @@ def classifier_of(
     by_class = estimator.class_gradient
 
     def class_gradient(x: Array, label: Any = None, **kwargs: Any) -> Any:
-        """Of each utterance's own logit by one backward pass, where ART takes one a class; in eval mode these are
-        equal.
-        """
+        """By one backward pass, where ART takes one a class; utterances do not see each other in eval mode."""
         if not isinstance(label, np.ndarray):
             return by_class(x, label=label, **kwargs)
         inputs = torch.from_numpy(x).to(estimator.device).requires_grad_()

@@ -3,7 +3,7 @@
 Used like ART's own: ``CarliniWagnerL2(classifier).generate(x, y)``. Importing this module imports ART. All take
 ``targeted``, ``batch_size`` and ``verbose`` (see `TensorAttack`), those in a ball ``seed`` too (`BallAttack`).
 
-Legend: B inputs, N some of them, K draws; whatever follows B is an input: features, samples or pixels.
+Legend: B inputs, N some of them; whatever follows B is an input: features, samples or pixels.
 """
 
 from __future__ import annotations

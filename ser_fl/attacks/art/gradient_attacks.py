@@ -4,7 +4,7 @@ FGSM, BIM and PGD give the same bits as `ser_fl.attacks.pgd`: the steps are ART'
 budget led to, and who is started again are ours. ART draws its starts from NumPy's global state, so that they hang on
 the batch, and its restarts judge success by a changed prediction.
 
-Legend: B utterances, N some of them, F mel bins, L frames, C classes. ART sees images of shape (B, 1, F, L).
+Legend: B utterances, N some of them, F mel bins, L frames. ART sees images of shape (B, 1, F, L).
 """
 
 from __future__ import annotations

@@ -35,9 +35,7 @@ class GivenUp(BaseException):
 
 @dataclass(slots=True)
 class Nodes:
-    """The nodes of an experiment, and what they hold. A node is known by its speakers: a restarted one is found by
-    them, whatever its key.
-    """
+    """The nodes of an experiment, known by their speakers: a restarted one is found by them, whatever its key."""
 
     grid: Grid
     config: Config
@@ -63,9 +61,7 @@ class Nodes:
     def ask(
         self, message_type: str, questions: Mapping[int, RecordDict], kind: type[T], number: int = 0
     ) -> Iterator[tuple[int, Answer[T]]]:
-        """Each node's answer of this kind, as they come; dropped after the deadline. `number` is the round's, for
-        Flower's books.
-        """
+        """Answers of this kind as they come, until the deadline; `number` is the round's, for Flower's books."""
         deadline_s = self.config.executor.deadline_s
         messages = [
             Message(question, node, message_type, ttl=deadline_s + 60, group_id=str(number))
@@ -92,9 +88,7 @@ class Nodes:
             yield node, f"no answer within {deadline_s:g} s (executor.deadline_s)"
 
     def _pull(self, waiting: list[str], kind: type[T]) -> dict[str, Answer[T]]:
-        """Answers that are here, by the message that they answer. One too damaged for Flower to put together is left
-        out.
-        """
+        """Answers that are here, by the message that they answer; none that Flower cannot put together."""
         try:
             messages = list(self.grid.pull_messages(waiting))
         except (ValueError, TypeError, KeyError, AssertionError) as error:

@@ -122,9 +122,7 @@ def error_told_by(line: str) -> UserError | RoundFailed | None:
 
 
 def _connection(config: Config) -> dict[str, Any]:
-    """Flower's ``config.toml``; a `UserError` where the file of certificates is missing, or none is named and the link
-    is another machine.
-    """
+    """Flower's ``config.toml``; a `UserError` where the certificates are missing, or not named for another machine."""
     link, named = config.executor.superlink, config.executor.root_certificates
     connection: dict[str, Any] = {"address": link}
     if named is not None:
@@ -171,9 +169,7 @@ class _Flower:
         return said
 
     def follow(self, run_id: str) -> tuple[str, UserError | RoundFailed | None]:
-        """Print what a run prints until it has ended; how it has, and the error that it tells of. `_Unanswered`: the
-        link is gone.
-        """
+        """Print what a run prints until its end; how it ended, and its error. `_Unanswered`: the link is gone."""
         shown, told = 0, None
         while True:
             process = subprocess.Popen(
