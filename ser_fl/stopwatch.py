@@ -57,10 +57,7 @@ class Stopwatch(Watch):
     """
 
     def __init__(
-        self,
-        rest: Part,
-        synchronise: Callable[[], None] | None = None,
-        clock: Callable[[], int] = time.perf_counter_ns,
+        self, rest: Part, synchronise: Callable[[], None] | None = None, clock: Callable[[], int] = time.perf_counter_ns
     ) -> None:
         self._rest, self._synchronise, self._clock = rest, synchronise, clock
         self.restart()

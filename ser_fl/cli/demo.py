@@ -11,14 +11,10 @@ from contextlib import suppress
 from datetime import datetime
 from multiprocessing import get_context
 from pathlib import Path
-from queue import Empty
-from typing import TYPE_CHECKING
+from queue import Empty, Queue
 
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import RoundRecord
-
-if TYPE_CHECKING:
-    from queue import Queue
 
 EXPERIMENTS = ("demo_fl", "demo_fl_pgd")
 BENCHMARK = (
@@ -41,7 +37,6 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> None:
-    """Train, attack and report."""
     run_demo(arguments.output)
 
 

@@ -131,11 +131,7 @@ def _ready(
 
 
 def _call_hydra(
-    task: Callable[[Any], Any],
-    name: str,
-    overrides: Sequence[str],
-    ours: dict[str, object],
-    flags: Sequence[str] = (),
+    task: Callable[[Any], Any], name: str, overrides: Sequence[str], ours: dict[str, object], flags: Sequence[str] = ()
 ) -> None:
     """Run Hydra's program on the configuration of a name; its errors come as they are, not as its many lines. It looks
     at the process's arguments, and at a variable that keeps it from printing errors; loggers that it sets up are gone

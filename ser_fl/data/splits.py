@@ -28,7 +28,7 @@ _WAYS_OUT: Mapping[str, Mapping[str, str]] = {
         "test": "raise split.test_fraction",
     },
     "speaker_independent": {
-        "train": "lower split.num_test_speakers or split.num_validation_speakers, or name fewer speakers",
+        "train": "lower split.num_test_speakers or split.num_validation_speakers, or name fewer speakers"
     },
     "published": {"train": "use split=within_speaker or split=speaker_independent"},
 }

@@ -11,15 +11,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-    load_pem_private_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ser_fl.errors import UserError
@@ -107,7 +101,7 @@ def _private_key(path: Path) -> ec.EllipticCurvePrivateKey:
         write_bytes(path, content, private=True)
         return new
     try:
-        key = load_pem_private_key(path.read_bytes(), None)
+        key = serialization.load_pem_private_key(path.read_bytes(), None)
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is no private key that can be read ({error})") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey):

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Self, TypedDict, Unpack
 
@@ -183,11 +183,10 @@ class Daemons:
 
     @contextmanager
     def _stopped_if_it_fails(self) -> Iterator[None]:
-        try:
+        with ExitStack() as stack:
+            stack.callback(self.stop)
             yield
-        except BaseException:
-            self.stop()
-            raise
+            stack.pop_all()
 
     def __enter__(self) -> Self:
         self.start()

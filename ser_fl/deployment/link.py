@@ -23,14 +23,7 @@ class Link(Daemons):
     is also that of a ``flwr`` command that is to find it.
     """
 
-    def __init__(
-        self,
-        keys: Path,
-        *,
-        host: str = "127.0.0.1",
-        port: int = 9092,
-        **settings: Unpack[Settings],
-    ) -> None:
+    def __init__(self, keys: Path, *, host: str = "127.0.0.1", port: int = 9092, **settings: Unpack[Settings]) -> None:
         """Say what to start: with the link's part and the nodes' public keys in ``keys``, listening at ``host``
         (0.0.0.0 for all of this machine's addresses) and ``port``.
         """

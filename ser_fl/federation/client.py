@@ -34,7 +34,7 @@ from ser_fl.federation.profile import open_watch
 from ser_fl.metrics import Confusion
 from ser_fl.models.networks import NetworkSource, build_network
 from ser_fl.randomness import derive_seed, generator
-from ser_fl.robustness.evaluator import Evaluator, Perturb
+from ser_fl.robustness.evaluator import Perturb, confusions_of
 from ser_fl.runs.records import ClientFailure, ClientUpdate, Outcome, State
 from ser_fl.stopwatch import UNWATCHED, Watch
 from ser_fl.training.objectives import OBJECTIVES, ClientRound, Objective
@@ -240,14 +240,14 @@ class LocalScorer:
     def score(self, models: Mapping[str, State], part: Part, *, attacked: bool = False) -> Scored:
         num_classes, held = len(self.store.classes), holders(self.store.utterances, getattr(self.split, part))
         perturb: Perturb | None = self.selection_attack if attacked else None
-        evaluator = Evaluator(self.store, self.standardisation)
         summed = {holder: np.zeros((num_classes, num_classes)) for holder in held}
         network = build_network(self.config.model, num_classes, seed=self.config.seed, own=self.own_network)
         network = network.to(devices_of(self.config.executor.accelerator)[0])
         for owner, state in models.items():
             network.load_state_dict(state)
             scored = {owner: held[owner]} if owner in held else held
-            for holder, confusion in evaluator.confusions(network, scored, perturb).items():
+            confusions = confusions_of(network, self.store, self.standardisation, scored, perturb)
+            for holder, confusion in confusions.items():
                 summed[holder] += confusion
         return Scored(summed)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -37,38 +36,31 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluator:
-    """Scores networks in fp32 and true evaluation mode."""
-
-    store: FeatureStore
-    standardisation: Standardisation
-
-    def confusions(
-        self, network: nn.Module, holders: Mapping[str, Indices], perturb: Perturb | None = None
-    ) -> dict[str, Confusion]:
-        """Each holder's confusion matrix of shape (C, C); what a holder sends is nothing else. The network stays on its
-        device, and is waited for once, at the end.
-        """
-        network.eval()
-        predicted = []
-        for rows in batches_of(holders.values()):
-            examples = load_examples(self.store, rows, self.standardisation).to(device_of(network))
-            features_BFL = examples.features_NFL
-            if perturb is not None:
-                ids = tuple(self.store.utterances[row].utterance_id for row in rows)
-                features_BFL = perturb(network, features_BFL, examples.labels_N, ids)
-            with torch.no_grad():  # a network of the user's may cache what it trains with later
-                predicted.append(network(features_BFL).argmax(dim=1))
-        predictions = iter(torch.cat(predicted).tolist() if predicted else ())
-        return {
-            holder: confusion_matrix(
-                self.store.labels_N[list(indices)].tolist(),
-                list(islice(predictions, len(indices))),
-                len(self.store.classes),
-            )
-            for holder, indices in holders.items()
-        }
+def confusions_of(
+    network: nn.Module,
+    store: FeatureStore,
+    standardisation: Standardisation,
+    holders: Mapping[str, Indices],
+    perturb: Perturb | None = None,
+) -> dict[str, Confusion]:
+    """Each holder's confusion matrix of shape (C, C), in fp32 and true evaluation mode; a holder sends nothing else.
+    The network stays on its device, and is waited for once, at the end.
+    """
+    network.eval()
+    predicted = []
+    for rows in batches_of(holders.values()):
+        examples = load_examples(store, rows, standardisation).to(device_of(network))
+        features_BFL = examples.features_NFL
+        if perturb is not None:
+            ids = tuple(store.utterances[row].utterance_id for row in rows)
+            features_BFL = perturb(network, features_BFL, examples.labels_N, ids)
+        with torch.no_grad():  # a network of the user's may cache what it trains with later
+            predicted.append(network(features_BFL).argmax(dim=1))
+    predictions, found = iter(torch.cat(predicted).tolist() if predicted else ()), dict[str, Confusion]()
+    for holder, indices in holders.items():
+        labels = store.labels_N[list(indices)].tolist()
+        found[holder] = confusion_matrix(labels, list(islice(predictions, len(indices))), len(store.classes))
+    return found
 
 
 def batches_of(parts: Iterable[Indices]) -> Iterator[Indices]:

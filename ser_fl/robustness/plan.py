@@ -10,20 +10,10 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
+from ser_fl.attacks import registry
 from ser_fl.attacks.attack import UNLABELLED, Attack, AttackSettings
 from ser_fl.attacks.expectation import expectation_of
 from ser_fl.attacks.objects import attack_from
-from ser_fl.attacks.registry import (
-    ATTACKS,
-    ON_RECORDINGS,
-    SUITE_ON_RECORDINGS,
-    SUITES,
-    build,
-    build_on_recordings,
-    entry_of,
-    expand,
-    subsets_of,
-)
 from ser_fl.attacks.target import Expectation
 from ser_fl.attacks.waveform_domain import SNR_DBS
 from ser_fl.config.robustness import AttackChoice, Backend, BenchmarkConfig
@@ -64,13 +54,14 @@ class Request:
         attacks: dict[object, Attack] = {}
         for one in listed(given):
             if isinstance(one, AttackSettings):
-                attacks[one] = build(one)
+                attacks[one] = registry.build(one)
             elif isinstance(one, AttackChoice):
                 at = epsilons if one.epsilon is None else (one.epsilon,)
-                attacks |= {settings: build(settings) for settings in self._settings(one, at, adaptive)}
+                attacks |= {settings: registry.build(settings) for settings in self._settings(one, at, adaptive)}
             else:  # under a name that no other has: records and what is kept go by it
                 own = {(id(one), epsilon): attack_from(one, epsilon) for epsilon in epsilons}
-                taken = {*ATTACKS, *(attack.settings.name for key, attack in attacks.items() if key not in own)}
+                others = {attack.settings.name for key, attack in attacks.items() if key not in own}
+                taken = others | registry.ATTACKS.keys()
                 for key, attack in own.items():
                     name = attack.settings.name
                     names = (name if number == 1 else f"{name}_{number}" for number in count(1))
@@ -80,15 +71,15 @@ class Request:
 
     def _settings(self, choice: AttackChoice, epsilons: Sequence[float], adaptive: bool) -> list[AttackSettings]:
         def fits(name: str) -> bool:
-            entry = ATTACKS[name]
+            entry = registry.ATTACKS[name]
             knows = not adaptive or entry.knowledge == "undefended" or entry.adaptive
             return knows and self.num_classes >= entry.min_classes
 
-        suite = SUITES.get(choice.name)
+        suite = registry.SUITES.get(choice.name)
         backend = choice.backend or (suite.backend if suite else None) or self.backend
         found = []
-        for name in expand([choice.name], fits):
-            settable = entry_of(name.removesuffix(UNLABELLED)).settable
+        for name in registry.expand([choice.name], fits):
+            settable = registry.entry_of(name.removesuffix(UNLABELLED)).settable
             restarts = self.restarts if choice.restarts is None else choice.restarts
             found += [
                 AttackSettings(
@@ -117,8 +108,8 @@ class Request:
         ]
         attacks: dict[AttackSettings, Attack] = {}
         for choice in choices:
-            for name in SUITE_ON_RECORDINGS if choice.name in SUITES else (choice.name,):
-                entry = ON_RECORDINGS.get(name.removesuffix(UNLABELLED))
+            for name in registry.SUITE_ON_RECORDINGS if choice.name in registry.SUITES else (choice.name,):
+                entry = registry.ON_RECORDINGS.get(name.removesuffix(UNLABELLED))
                 units = entry.on_recordings if entry else ()
                 kept = [budget for unit, budget in budgets if unit in units] or [budgets[0][1]]
                 for budget in [{}] if "masking" in units else kept:
@@ -130,7 +121,7 @@ class Request:
                         masked=not budget,
                         **budget,
                     )
-                    attacks[settings] = build_on_recordings(settings)
+                    attacks[settings] = registry.build_on_recordings(settings)
         return list(attacks.values())
 
 
@@ -154,7 +145,7 @@ def listed(given: object) -> list[object]:
 
 def subsets_for(given: object, own: Mapping[str, int] | None) -> dict[str, int]:
     """Sizes of balanced subsets: those that are said, and else those that the suites among the attacks ask for."""
-    return subsets_of([one.name for one in listed(given) if isinstance(one, AttackChoice)]) | dict(own or {})
+    return registry.subsets_of([one.name for one in listed(given) if isinstance(one, AttackChoice)]) | dict(own or {})
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

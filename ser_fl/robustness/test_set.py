@@ -119,11 +119,7 @@ class TrainedRun:
 
 
 def load_run(
-    folder: Path,
-    *,
-    root: Path | str | None = None,
-    client_id: str | None = None,
-    network: NetworkSource | None = None,
+    folder: Path, *, root: Path | str | None = None, client_id: str | None = None, network: NetworkSource | None = None
 ) -> TrainedRun:
     """A run's settings and its model.
 

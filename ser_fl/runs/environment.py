@@ -58,9 +58,8 @@ def _without_folder(argument: str) -> str:
     key, separator, value = argument.partition("=")
     if not separator:
         return public_path(argument)
-    if is_secret(key.rpartition(".")[2]):
-        return f"{key}=***"
-    return f"{key}={last_name(value) if is_private(value) else public_text(value)}"
+    told = last_name(value) if is_private(value) else public_text(value)
+    return f"{key}={'***' if is_secret(key.rpartition('.')[2]) else told}"
 
 
 def _git_commit() -> str | None:

@@ -16,15 +16,8 @@ from ser_fl.errors import UserError, unknown_name
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import AttackRecord, ClientRecord, RoundRecord
 from ser_fl.runs.redaction import public_text
-from ser_fl.tracking.metric_names import (
-    ATTACK_TABLE,
-    CONFUSION_TABLE,
-    RECALL_TABLE,
-    ROUND,
-    attack_metrics,
-    round_metrics,
-    summary_metrics,
-)
+from ser_fl.tracking import metric_names
+from ser_fl.tracking.metric_names import ROUND
 
 logger = logging.getLogger(__name__)
 
@@ -139,17 +132,17 @@ class WeightsAndBiases:
         )
 
     def log_round(self, record: RoundRecord, clients: Sequence[ClientRecord]) -> None:
-        self._run.log({ROUND: record.round, **round_metrics(record, clients)})
+        self._run.log({ROUND: record.round, **metric_names.round_metrics(record, clients)})
 
     def log_attacks(self, records: Sequence[AttackRecord]) -> None:
-        self._run.summary.update(attack_metrics(records))
+        self._run.summary.update(metric_names.attack_metrics(records))
         rows = [{key: value for key, value in asdict(record).items() if key != "confusion"} for record in records]
         if rows:
             table = self._wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
-            self._run.log({ATTACK_TABLE: table})
+            self._run.log({metric_names.ATTACK_TABLE: table})
 
     def log_summary(self, summary: Mapping[str, Any]) -> None:
-        self._run.summary.update(summary_metrics(summary))
+        self._run.summary.update(metric_names.summary_metrics(summary))
         classes, test = summary["classes"], summary["test"]
         counts = [
             (true, predicted, count)
@@ -159,7 +152,8 @@ class WeightsAndBiases:
         recall = list(zip(classes, test["per_class_recall"], strict=True))
         table: Callable[..., Any] = self._wandb.Table
         confusion_table = table(columns=["true", "predicted", "count"], data=counts)
-        self._run.log({CONFUSION_TABLE: confusion_table, RECALL_TABLE: table(columns=["class", "recall"], data=recall)})
+        recall_table = table(columns=["class", "recall"], data=recall)
+        self._run.log({metric_names.CONFUSION_TABLE: confusion_table, metric_names.RECALL_TABLE: recall_table})
         weights = self._folder.weights
         if not self._online or not weights.exists() or weights.stat().st_size > MAX_ARTIFACT_BYTES:
             return

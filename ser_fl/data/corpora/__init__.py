@@ -4,12 +4,4 @@ from ser_fl.data.corpora.info import CorpusInfo, PublishedCounts, balanced_count
 from ser_fl.data.corpora.named_files import named_files
 from ser_fl.data.corpora.registry import CORPORA, FileCorpus, open_corpus
 
-__all__ = [
-    "CORPORA",
-    "CorpusInfo",
-    "FileCorpus",
-    "PublishedCounts",
-    "balanced_counts",
-    "named_files",
-    "open_corpus",
-]
+__all__ = ["CORPORA", "CorpusInfo", "FileCorpus", "PublishedCounts", "balanced_counts", "named_files", "open_corpus"]

@@ -100,9 +100,7 @@ IEMOCAP = CorpusInfo(
     example="dialog/EmoEvaluation/Ses01F_impro01.txt",
     find=_find_iemocap,
     published_counts=PublishedCounts(
-        num_utterances=5531,
-        num_speakers=10,
-        per_emotion=counts("anger=1103 happiness=1636 neutral=1708 sadness=1084"),
+        num_utterances=5531, num_speakers=10, per_emotion=counts("anger=1103 happiness=1636 neutral=1708 sadness=1084")
     ),
 )
 

@@ -45,11 +45,7 @@ class SyntheticCorpus:
     skipped: tuple[SkippedFile, ...] = ()
 
     def __init__(
-        self,
-        num_speakers: int = 12,
-        utterances_per_emotion: int = 10,
-        seed: int = 0,
-        sample_rate_hz: int = 16000,
+        self, num_speakers: int = 12, utterances_per_emotion: int = 10, seed: int = 0, sample_rate_hz: int = 16000
     ) -> None:
         for name, value, low, high in (
             ("num_speakers", num_speakers, 1, MAX_SPEAKERS),

@@ -11,7 +11,7 @@ from itertools import accumulate
 from operator import attrgetter
 from types import MappingProxyType
 
-from ser_fl.robustness.sanity_checks.report import HALF_A_POINT, ROUNDING, Doubt, NotChecked, SanityReport, Severity
+from ser_fl.robustness.sanity_checks.report import HALF_A_POINT, ROUNDING, Doubt, NotChecked, SanityReport
 from ser_fl.runs.records import CLEAN, NO_DEFENCE, WORST_CASE, AttackRecord
 
 GRADIENT = frozenset({"undefended", "adaptive"})
@@ -313,9 +313,8 @@ def _strength(record: AttackRecord) -> float:
 
 
 def _doubt(check: str, record: AttackRecord, words: str, *, hint: bool = False) -> Doubt:
-    severity: Severity = "hint" if hint else "fails"
     about = {"defence": record.defence, "attack": record.attack}
-    return Doubt(check=check, words=words, severity=severity, epsilon=record.epsilon, **about)
+    return Doubt(check=check, words=words, severity="hint" if hint else "fails", epsilon=record.epsilon, **about)
 
 
 def _leeway(*records: AttackRecord) -> float:
