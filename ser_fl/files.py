@@ -29,17 +29,6 @@ _WORDS = {"string": "text", "int": "a whole number", "float": "a number", "bool"
 """What a value must be, by the first word of pydantic's name for the error."""
 
 
-def jsonable(value: Any) -> Any:
-    """Replace NaN and infinities, which JSON lacks, by null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [jsonable(item) for item in value]
-    return value
-
-
 def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
     """Write a file whole: to a temporary neighbour, flushed to disk, then renamed into place. One that should be
     ``private``, of mode 0600 and never written over, is a FileExistsError where it is there.
@@ -72,9 +61,16 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def to_json(content: Any, *, indent: int | None = None) -> str:
+    """JSON of mappings, lists and dataclasses; NaN and infinities, which it lacks, become null."""
+    from pydantic_core import to_jsonable_python
+
+    return json.dumps(to_jsonable_python(content, inf_nan_mode="null"), indent=indent, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole, indented; NaN and infinities become null."""
-    write_bytes(path, (json.dumps(jsonable(content), indent=1, allow_nan=False) + "\n").encode())
+    """Write JSON whole, indented."""
+    write_bytes(path, to_json(content, indent=1).encode())
 
 
 class _NullIsNaN:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,13 +109,13 @@ class TrainingJob:
             group = Path(chosen.run_dir).name if chosen.run_dir else f"{chosen.experiment}-{self.study}"
             config = placed(chosen, self.study, f"{number + 1:03d}", group)
         note, file = Note(number=number, folder=str(config.run_dir)), Path(self.notes) / "jobs" / f"{number}.json"
-        write_json(file, asdict(note))
+        write_json(file, note)
         try:
             run = _train(config, hydra.launcher)
         except (UserError, RoundFailed) as failure:
-            write_json(file, asdict(replace(note, failure=str(failure))))
+            write_json(file, replace(note, failure=str(failure)))
             return math.nan
-        write_json(file, asdict(replace(note, failure=None)))
+        write_json(file, replace(note, failure=None))
         if hydra.launcher._target_.endswith(".BasicLauncher"):
             print_summary(run)
         return float(run.read_json(run.summary)["selection_score"])

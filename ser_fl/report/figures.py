@@ -168,7 +168,7 @@ def spectrogram_pair(axes: Sequence[Axes], example: Example) -> Sequence[Axes]:
             interpolation="nearest",
         )
         ax.set_title(title)
-        ax.set_xlabel("time (s)")
+        ax.set_xlabel("time (s)" if is_change else "")
         ax.set_ylabel("mel bin")
         ax.grid(visible=False)
         quantity = "difference" if is_change else "log-mel magnitude"
@@ -180,14 +180,14 @@ def _series(records: Iterable[AttackRecord], num_test: int | None) -> dict[str, 
     """Records of one attack and strength, differing in epsilon only, by their label in the legend."""
     series: dict[str, list[AttackRecord]] = {}
     for record in records:
-        words = [wording.attack_name(record.attack), wording.effort(record)]
-        if wording.is_grey_box(record):
-            words.append("grey-box")
-        elif record.knowledge != "undefended":
-            words.append(record.knowledge)
-        if num_test is not None and record.num_examples < num_test:
-            words.append(f"n = {record.num_examples}")
-        series.setdefault(", ".join(word for word in words if word), []).append(record)
+        knowledge = "" if record.knowledge == "undefended" else record.knowledge
+        words = (
+            wording.attack_name(record.attack),
+            wording.effort(record),
+            "grey-box" if wording.is_grey_box(record) else knowledge,
+            f"n = {record.num_examples}" if num_test is not None and record.num_examples < num_test else "",
+        )
+        series.setdefault(", ".join(filter(None, words)), []).append(record)
     return series
 
 

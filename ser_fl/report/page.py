@@ -92,6 +92,12 @@ def _missing(run: RunRecords) -> Iterator[tuple[str, str, str]]:
 
 
 def _origin(run: RunRecords) -> dict[str, str]:
+    def in_words(value: Any) -> str:
+        """One line: mappings as "name value", command lines quoted for a shell."""
+        if isinstance(value, Mapping):
+            return ", ".join(f"{key} {in_words(item)}" for key, item in value.items())
+        return shlex.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
     facts: dict[str, Any] = {
         "run folder": public_path(run.root),
         "experiment": run.name,
@@ -102,13 +108,4 @@ def _origin(run: RunRecords) -> dict[str, str]:
         "seed": run.setting("seed"),
         **run.environment,
     }
-    return {str(name): _in_words(value) for name, value in facts.items() if value not in (None, "", [], {})}
-
-
-def _in_words(value: Any) -> str:
-    """An entry of ``environment.json`` as one line: mappings as "name value", command lines quoted for a shell."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_in_words(item)}" for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return shlex.join(str(item) for item in value)
-    return str(value)
+    return {str(name): in_words(value) for name, value in facts.items() if value not in (None, "", [], {})}

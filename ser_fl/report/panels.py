@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ser_fl.report import figures, wording
 from ser_fl.report.four_way import budget_key, reference_budgets
-from ser_fl.report.reader import Example, RunRecords
+from ser_fl.report.reader import RunRecords
 from ser_fl.report.tables import attack_of, uars_of
 from ser_fl.runs.records import NO_DEFENCE, AttackRecord, TransferMatrix
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Threat = tuple[str, ...]
-"""Domain, norm and, where the budget is one, "snr"."""
 Labelled = Sequence[tuple[str, RunRecords]]
 """Runs, each after its label."""
 
@@ -47,17 +45,26 @@ def draw_figures(runs: Sequence[RunRecords], transferred: Sequence[TransferMatri
         drawn: dict[str, Figure] = {}
         if any(run.rounds for run in runs):
             drawn["training"] = training_curves(labelled)
-        for threat in _threats(runs):
+        points: dict[tuple[str, ...], set[tuple[str, float | None, float | None]]] = {}
+        for record in (record for run in runs for record in run.attacked):
+            if threat := _threat(record):
+                points.setdefault(threat, set()).add((record.attack, record.epsilon, record.snr_db))
+        for threat in [threat for threat, measured in points.items() if len(measured) > 1] or points:
             drawn["_".join(("robust_uar", *threat))] = robust_uar(labelled, threat)
         if (matrices := confusions(labelled)) is not None:
             drawn["confusion"] = matrices
         if speakers := [run for run in runs if run.test.per_speaker_uar]:
-            drawn["speakers"] = speaker_uars(wording.labelled(speakers))
-        for place, (label, run) in enumerate(labelled):
+            drawn["speakers"], grid = _grid(len(speakers), 1, width=6.6, height=2.2)
+            for (label, run), (ax,) in zip(wording.labelled(speakers), grid, strict=True):
+                figures.speaker_bars(ax, run.test.per_speaker_uar, overall_uar=run.test.uar)
+                ax.set_title(label.replace("\n", ", "))
+        for place, (label, run) in enumerate(labelled, start=1):
             if run.example:
-                drawn[f"spectrogram_{place + 1}"] = spectrograms(label, run.example)
-        for place, matrix in enumerate(transferred):
-            drawn[f"transfer_{place + 1}"] = transfers(matrix)
+                drawn[f"spectrogram_{place}"], grid = _grid(3, 1, width=6.6, height=1.7, sharex=True)
+                figures.spectrogram_pair(grid[:, 0], run.example)
+                drawn[f"spectrogram_{place}"].suptitle(label.replace("\n", ", "), fontsize="medium")
+        for place, matrix in enumerate(transferred, start=1):
+            drawn[f"transfer_{place}"] = transfers(matrix)
         found = {}
         for name, figure in drawn.items():
             if any(run.synthetic for run in runs) or any(matrix.synthetic for matrix in transferred):
@@ -80,8 +87,8 @@ def training_curves(labelled: Labelled) -> Figure:
     return figure
 
 
-def robust_uar(labelled: Labelled, threat: Threat) -> Figure:
-    """Robust UAR over the budget in one domain and norm: a row of panels per run, a column per test-time defence."""
+def robust_uar(labelled: Labelled, threat: tuple[str, ...]) -> Figure:
+    """Robust UAR over budgets of one kind: a row of panels per run, a column per test-time defence."""
     defences = list(dict.fromkeys(defence for _, run in labelled for defence in run.defences))
     figure, grid = _grid(len(labelled), len(defences), width=3.4, height=2.5, sharex=True, sharey=True)
     for (label, run), row in zip(labelled, grid, strict=True):
@@ -95,7 +102,7 @@ def robust_uar(labelled: Labelled, threat: Threat) -> Figure:
             )
             ax.set_title(f"{label}\n{wording.defence_name(defence)}")
             ax.label_outer()
-    _legend_below(figure, [ax for row in grid for ax in row])
+    _legend_below(figure, grid.flat)
     return figure
 
 
@@ -107,16 +114,9 @@ def confusions(labelled: Labelled) -> Figure | None:
     matrices: list[tuple[str, Sequence[Sequence[float]], Sequence[str]]] = []
     for label, run in labelled:
         shown = [("clean", run.test.uar, run.test.confusion)]
-        attacked = [
-            record
-            for record in run.attacked
-            if record.defence == NO_DEFENCE
-            and record.confusion
-            and budget_key(record) in budgets
-            and run.subset(record) is None
-        ]
-        if attacked:
-            worst = min(attacked, key=lambda record: record.robust_uar)
+        bare = (record for record in run.attacked if record.defence == NO_DEFENCE and record.confusion)
+        whole = (record for record in bare if budget_key(record) in budgets and run.subset(record) is None)
+        if worst := min(whole, key=lambda record: record.robust_uar, default=None):
             attack = f"{wording.attack_name(worst.attack)} {wording.budget(worst)}"
             shown.append((attack, worst.robust_uar, worst.confusion))
         matrices += [
@@ -128,30 +128,10 @@ def confusions(labelled: Labelled) -> Figure | None:
         return None
     side = 1.4 + 0.32 * max(len(names) for _, _, names in matrices)
     figure, grid = _grid(-(-len(matrices) // 2), min(len(matrices), 2), width=side + 0.4, height=side)
-    axes = [ax for row in grid for ax in row]
-    for (title, counts, names), ax in zip(matrices, axes, strict=False):
+    for (title, counts, names), ax in zip(matrices, grid.flat, strict=False):
         figures.confusion_matrix(ax, counts, names).set_title(title)
-    for ax in axes[len(matrices) :]:
+    for ax in grid.flat[len(matrices) :]:
         ax.remove()
-    return figure
-
-
-def speaker_uars(labelled: Labelled) -> Figure:
-    """UAR of every test speaker, a panel per run."""
-    figure, grid = _grid(len(labelled), 1, width=6.6, height=2.2)
-    for (label, run), (ax,) in zip(labelled, grid, strict=True):
-        figures.speaker_bars(ax, run.test.per_speaker_uar, overall_uar=run.test.uar)
-        ax.set_title(label.replace("\n", ", "))
-    return figure
-
-
-def spectrograms(label: str, example: Example) -> Figure:
-    """A clean utterance, its adversarial copy and the difference."""
-    figure, grid = _grid(3, 1, width=6.6, height=1.7, sharex=True)
-    figures.spectrogram_pair([ax for (ax,) in grid], example)
-    figure.suptitle(label.replace("\n", ", "), fontsize="medium")
-    for (ax,) in grid[:-1]:
-        ax.set_xlabel("")
     return figure
 
 
@@ -167,18 +147,10 @@ def transfers(matrix: TransferMatrix) -> Figure:
     return figure
 
 
-def _threats(runs: Sequence[RunRecords]) -> list[Threat]:
-    """Those with more than one budget, or all where none has."""
-    points: dict[Threat, set[tuple[str, float | None, float | None]]] = {}
-    for record in (record for run in runs for record in run.attacked):
-        if (threat := _threat(record)) is not None:
-            points.setdefault(threat, set()).add((record.attack, record.epsilon, record.snr_db))
-    return [threat for threat, measured in points.items() if len(measured) > 1] or list(points)
-
-
-def _threat(record: AttackRecord) -> Threat | None:
-    if not (record.epsilon or record.snr_db is not None):
-        return None
+def _threat(record: AttackRecord) -> tuple[str, ...]:
+    """Domain, norm and, where the budget is one, "snr"; empty for an attack without a budget."""
+    if not record.epsilon and record.snr_db is None:
+        return ()
     return record.domain, f"l{record.norm}", *(() if record.snr_db is None else ("snr",))
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from ser_fl.report import wording
-from ser_fl.report.four_way import Budget, budget_key, columns_of, record_under, reference_budgets
+from ser_fl.report.four_way import budget_key, columns_of, record_under, reference_budgets
 from ser_fl.report.markup import MISSING, Table
 from ser_fl.report.reader import RunRecords
 from ser_fl.report.wording import percent, provenance
@@ -45,13 +45,11 @@ class Replication:
         matrix, which for a randomised defence takes every utterance's mean vote for one vote, and so is too wide if
         anything.
         """
-        if len(records) < len(self.runs):
+        if len(records) < len(self.runs) or (self.by_fold and not all(record.confusion for record in records)):
             return None
         if not self.by_fold:
             values = [record.robust_uar for record in records]
             return statistics.mean(values), half_width_over_seeds(values)
-        if not all(record.confusion for record in records):
-            return None
         import numpy as np
 
         from ser_fl.metrics import scores
@@ -85,14 +83,22 @@ def replication_table(runs: Sequence[RunRecords]) -> Table | None:
     columns = columns_of(everybody, budgets)
     budgets &= {budget_key(record) for run in everybody for record in run.attacked if record.attack != WORST_CASE}
     rows = []
-    for label, group in zip(_labels(repeated), repeated, strict=True):
+    for label, group in _labelled(repeated):
         for defence in group.runs[0].defences:
-            found = [[_clean(run, defence) for run in group.runs]]
-            found += [[record_under(column, run, defence) for run in group.runs] for column in columns]
-            worst = [_worst(run, defence, budgets) for run in group.runs]
-            sizes = {run.subset(record) for run, record in zip(group.runs, worst, strict=True) if record is not None}
-            size = "" if None in sizes or not sizes else f" (n = {max(size for size in sizes if size)})"
-            cells = [_cell(group, records) for records in (*found, worst)]
+            clean = [next(_of(run, CLEAN, defence), None) for run in group.runs]
+            under = [[record_under(column, run, defence) for run in group.runs] for column in columns]
+            worst = [
+                # In L-infinity, and over attackers who know of the defence, where there is one.
+                min(
+                    (record for record in _of(run, WORST_CASE, defence) if budget_key(record) in budgets),
+                    key=lambda record: (record.norm != "inf", wording.is_grey_box(record), -record.num_examples),
+                    default=None,
+                )
+                for run in group.runs
+            ]
+            sizes = [run.subset(record) for run, record in zip(group.runs, worst, strict=True) if record is not None]
+            size = f" (n = {max(filter(None, sizes))})" if sizes and all(sizes) else ""
+            cells = [_cell(group, records) for records in (clean, *under, worst)]
             rows.append((label, wording.defence_name(defence), *cells[:-1], cells[-1] + size))
     whats = " / ".join(dict.fromkeys(group.what for group in repeated))
     return Table(
@@ -117,7 +123,7 @@ def spread_table(runs: Sequence[RunRecords]) -> Table | None:
     if not repeated:
         return None
     rows = []
-    for label, group in zip(_labels(repeated), repeated, strict=True):
+    for label, group in _labelled(repeated):
         for name, key in (("UAR", "uar"), ("Accuracy", "accuracy"), ("Macro F1", "macro_f1")):
             scores = [getattr(run.test, key) for run in group.runs]
             values = [math.nan if score is None else score for score in scores]
@@ -155,22 +161,8 @@ def half_width_of_uar(confusion: Any) -> float:
     return 1.96 * math.sqrt(float(variance))
 
 
-def _clean(run: RunRecords, defence: str) -> AttackRecord | None:
-    return next((record for record in run.attacks if record.attack == CLEAN and record.defence == defence), None)
-
-
-def _worst(run: RunRecords, defence: str, budgets: set[Budget]) -> AttackRecord | None:
-    """The worst case per utterance at a budget of the table: in L-infinity, over attackers who know of any defence."""
-    worst = [
-        record
-        for record in run.attacks
-        if record.attack == WORST_CASE and record.defence == defence and budget_key(record) in budgets
-    ]
-    return min(
-        worst,
-        key=lambda record: (record.norm != "inf", wording.is_grey_box(record), -record.num_examples),
-        default=None,
-    )
+def _of(run: RunRecords, attack: str, defence: str) -> Iterator[AttackRecord]:
+    return (record for record in run.attacks if (record.attack, record.defence) == (attack, defence))
 
 
 def _cell(group: Replication, found: Sequence[AttackRecord | None]) -> str:
@@ -178,12 +170,12 @@ def _cell(group: Replication, found: Sequence[AttackRecord | None]) -> str:
     figure = group.figure(records)
     if figure is None:
         return MISSING
-    deviation = None if group.by_fold else statistics.stdev([record.robust_uar for record in records])
-    spread = "" if deviation is None else f" (sd {percent(deviation)})"
+    uars = [record.robust_uar for record in records]
+    spread = "" if group.by_fold else f" (sd {percent(statistics.stdev(uars))})"
     return wording.marked(f"{percent(figure[0])} ± {percent(figure[1])}{spread}", records[0])
 
 
-def _labels(groups: Sequence[Replication]) -> list[str]:
-    """As of their first runs, which differ in what the experiments differ in."""
+def _labelled(groups: Sequence[Replication]) -> list[tuple[str, Replication]]:
+    """With the labels of their first runs, which differ in what the experiments differ in."""
     labels = wording.labels_of([group.runs[0] for group in groups])
-    return [f"{label}\n{group.what}" for label, group in zip(labels, groups, strict=True)]
+    return [(f"{label}\n{group.what}", group) for label, group in zip(labels, groups, strict=True)]

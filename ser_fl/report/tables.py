@@ -170,8 +170,7 @@ def training_table(runs: Sequence[RunRecords]) -> Table:
     """How training went, one column a run: rounds, validation UAR, loss, time, clients left out."""
 
     def selected(run: RunRecords) -> Round:
-        chosen = run.summary.selected_round
-        return next((entry for entry in run.rounds if entry.round == chosen), Round(round=0))
+        return next((each for each in run.rounds if each.round == run.summary.selected_round), Round(round=0))
 
     def measured(run: RunRecords, key: str) -> list[float]:
         return [value for entry in run.rounds if (value := getattr(entry, key)) is not None]
@@ -205,8 +204,7 @@ def profile_table(profile: ProfileRecord) -> Table:
 
     def parts(span: TimeSpent) -> dict[str, float]:
         """Seconds of parts and sums, from top to bottom."""
-        clients = {**span.clients, ALL_CLIENTS: sum(span.clients.values())}
-        return clients | span.server | {ALL_ROUNDS: span.seconds}
+        return {**span.clients, ALL_CLIENTS: sum(span.clients.values()), **span.server, ALL_ROUNDS: span.seconds}
 
     spans: dict[str, TimeSpent] = {}
     for span in filter(None, (profile.first, profile.later)):

@@ -6,7 +6,6 @@ files are appended to and cut back on resume to the last checkpoint, the commit 
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Iterable
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
 from ser_fl.errors import UserError, shown
-from ser_fl.files import jsonable, naming, parse_json, record_of, write_bytes, write_json
+from ser_fl.files import naming, parse_json, record_of, to_json, write_bytes, write_json
 from ser_fl.runs.records import (
     ATTACKS_SCHEMA,
     PROFILE_SCHEMA,
@@ -82,7 +81,7 @@ class RunFolder:
 
     def append(self, path: Path, records: Iterable[RoundRecord] | Iterable[ClientRecord]) -> None:
         """Append records to a ``.jsonl`` file and flush them to disk."""
-        lines = "".join(json.dumps(jsonable(asdict(record)), allow_nan=False) + "\n" for record in records)
+        lines = "".join(map(to_json, records))
         before = path.stat().st_size if path.exists() else None
         with naming(path):
             try:
@@ -147,13 +146,12 @@ class RunFolder:
         write_json(self.profile, {"schema": PROFILE_SCHEMA, **asdict(record)})
 
     def write_attacks(self, records: Iterable[AttackRecord]) -> None:
-        write_json(self.attacks, {"schema": ATTACKS_SCHEMA, **asdict(_Attacks(tuple(records)))})
+        write_json(self.attacks, {"schema": ATTACKS_SCHEMA, "records": list(records)})
 
     def read_attacks(self) -> list[AttackRecord]:
         """Records of ``attacks.json``, none without one; a `UserError` of another schema or an incomplete record."""
-        if not self.attacks.exists():
-            return []
-        return list(_read(self.attacks, _Attacks, ATTACKS_SCHEMA, "ser-fl benchmark").records)
+        there = self.attacks.exists()
+        return list(_read(self.attacks, _Attacks, ATTACKS_SCHEMA, "ser-fl benchmark").records) if there else []
 
 
 def write_transfer(path: Path, matrix: TransferMatrix) -> None:

@@ -5,7 +5,7 @@ here loads torch, so that a report can read it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal, Self, TypeVar
 
@@ -104,7 +104,7 @@ class CheckedRecords(list[AttackRecord]):
 
 def write_sanity_report(run: RunFolder, sanity_report: SanityReport) -> None:
     """Add a sanity report to the records of ``attacks.json``, which is there already."""
-    write_json(run.attacks, {**run.read_json(run.attacks), "checks": asdict(sanity_report)})
+    write_json(run.attacks, {**run.read_json(run.attacks), "checks": sanity_report})
 
 
 def read_sanity_report(run: RunFolder) -> SanityReport | None:
