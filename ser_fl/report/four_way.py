@@ -118,7 +118,7 @@ def _cell(record: AttackRecord | None) -> str:
 
 def _worst_cell(run: RunRecords, defence: str, budgets: set[Budget]) -> str:
     records = [record for _, record in _shown([run], budgets) if record.defence == defence]
-    threats = {(record.domain, record.norm) for record in records if record.norm != "none"}
+    threats = [(record.domain, record.norm) for record in records if record.norm != "none"]
     first = min(threats, key=lambda threat: (threat[0] != "logmel", threat[1] != "inf"), default=None)
     measured = [
         record
