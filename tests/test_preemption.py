@@ -180,7 +180,8 @@ def is_alive(pid: int) -> bool:
 
 
 def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    threads = Path(f"/proc/{pid}/task").glob("*/children")  # each has those that it started
+    return [int(child) for thread in threads for child in thread.read_text().split()]
 
 
 @pytest.mark.kill

@@ -39,16 +39,7 @@ from ser_fl.runs.redaction import is_place
 
 CACHE_VERSION = 2
 """Raised whenever the same audio and settings would give other features."""
-_KEY = (
-    "sample_rate_hz",
-    "window_samples",
-    "hop_samples",
-    "num_mels",
-    "fmin_hz",
-    "fmax_hz",
-    "num_samples",
-    "log_offset",
-)
+_KEY = "sample_rate_hz window_samples hop_samples num_mels fmin_hz fmax_hz num_samples log_offset".split()
 """Settings that the values depend on: not the name of the settings, and not the box, which is applied later."""
 _BATCH = 32
 _LEFT_BEHIND_S = 3600.0
@@ -162,20 +153,15 @@ def compute_features(
     file = folder / "features" / f"{key.hexdigest()}.npy"
     shape = (len(utterances), config.num_mels, config.num_frames)
 
-    def stored() -> FeatureStore | None:
-        """What is there, unless a full disk or a crash cut it off."""
-        try:
+    for is_filled in (False, True):
+        # of another form, or none: a full disk or a crash may have cut it off
+        with contextlib.suppress(FileNotFoundError, ValueError, EOFError, OverflowError, TypeError):
             store = open_store(file.absolute(), labels_N, utterances, classes)
-        except (FileNotFoundError, ValueError, EOFError, OverflowError, TypeError):
-            return None
-        is_whole = store.features_NFL.dtype == torch.float32 and store.features_NFL.shape == shape
-        return store if is_whole else None
-
-    if (store := stored()) is None:
-        _fill(file, corpus, LogMel(config), shape, progress)
-        if (store := stored()) is None:
-            raise UserError(f"{file} was just written and cannot be read: is the disk of data.cache_dir sound?")
-    return store
+            if store.features_NFL.dtype == torch.float32 and store.features_NFL.shape == shape:
+                return store
+        if not is_filled:
+            _fill(file, corpus, LogMel(config), shape, progress)
+    raise UserError(f"{file} was just written and cannot be read: is the disk of data.cache_dir sound?")
 
 
 def open_store(

@@ -15,12 +15,15 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from multiprocessing import get_context, parent_process, resource_tracker
-from multiprocessing.connection import Connection, wait
-from threading import Thread
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from threading import Lock, Thread
 from typing import Any
 
 import torch
@@ -48,7 +51,7 @@ _SWITCHES: tuple[tuple[Callable[[], Any], Callable[[Any], None]], ...] = (
 
 
 class ProcessExecutor(Executor):
-    """Long-lived worker processes, each with one client at a time.
+    """Long-lived worker processes, each with one client at a time, and a thread that waits for it.
 
     An object of the caller's own that cannot be sent is a `UserError`. Workers start when there is a task for them,
     each on the next device in turn. Outcomes for at most twice the workers are on their way or kept back for their
@@ -62,78 +65,72 @@ class ProcessExecutor(Executor):
         self._payload = pack(clients)
         self._devices = devices_of(clients.config.executor.accelerator)
         self._workers: list[Worker] = []
-        self._was_any_ready = False
+        self._idle: SimpleQueue[int] = SimpleQueue()
+        """Places in that list."""
+        self._lock = Lock()
+        """Of whoever starts or ends a process: two who wait for one would take its exit code from each other."""
+        self._was_any_ready = self._is_given_up = False
 
     def run(self, tasks: Iterable[ClientTask]) -> Iterator[tuple[str, Outcome]]:
-        upcoming = iter(tasks)
-        due: deque[str] = deque()
-        outcomes: dict[str, Outcome] = {}
-        deaths: dict[str, str] = {}
+        """Each client's id and outcome, in the order of the tasks."""
+        upcoming, due = iter(tasks), deque[tuple[str, Future[Outcome]]]()
+        self._is_given_up = False
+        with ThreadPoolExecutor(self.num_workers) as threads:
+            try:
+                while True:
+                    for task in islice(upcoming, self.window - len(due)):
+                        in_work = sum(not future.done() for _, future in due)
+                        if in_work >= len(self._workers) < self.num_workers:
+                            self._workers.append(self._start(len(self._workers)))
+                            self._idle.put(len(self._workers) - 1)
+                        due.append((task.client_id, threads.submit(self._train, task)))
+                    if not due:
+                        return
+                    client_id, outcome = due.popleft()
+                    yield client_id, outcome.result()
+            finally:
+                self._is_given_up = True
+                threads.shutdown(wait=False, cancel_futures=True)
+                with self._lock:
+                    for worker in self._workers:
+                        if worker.is_busy:
+                            worker.process.kill()
+                            worker.process.join()
+
+    def _start(self, number: int) -> Worker:
+        with self._lock:
+            return Worker(self._payload, device_for(number, self._devices))
+
+    def _train(self, task: ClientTask) -> Outcome:
+        """What the next worker that is free makes of a task. Where it dies, another one tries, once."""
+        number, deaths = self._idle.get(), list[str]()
         try:
             while True:
-                self._hand_out(upcoming, due)
-                if not due:
-                    return
-                if due[0] in outcomes:
-                    client_id = due.popleft()
-                    yield client_id, outcomes.pop(client_id)
-                else:
-                    self._collect(outcomes, deaths)
-        finally:
-            self._dismiss(worker for worker in self._workers if worker.task is not None)
-
-    def _hand_out(self, upcoming: Iterator[ClientTask], due: deque[str]) -> None:
-        while len(due) < self.window and sum(worker.task is not None for worker in self._workers) < self.num_workers:
-            task = next(upcoming, None)
-            if task is None:
-                return
-            due.append(task.client_id)
-            idle = [worker for worker in self._workers if worker.task is None]
-            self._dismiss(worker for worker in idle if not worker.process.is_alive())
-            worker = next((worker for worker in idle if worker in self._workers), None) or self._start()
-            worker.give(task)
-
-    def _start(self) -> Worker:
-        number = min(set(range(self.num_workers)) - {worker.number for worker in self._workers})
-        self._workers.append(Worker(self._payload, number, device_for(number, self._devices)))
-        return self._workers[-1]
-
-    def _collect(self, outcomes: dict[str, Outcome], deaths: dict[str, str]) -> None:
-        """Wait until a worker says something or dies. The client of one that died is tried on a new one, once."""
-        busy = [(worker, worker.task) for worker in self._workers if worker.task is not None]
-        speaking = wait([worker.connection for worker, _ in busy])
-        for worker, task in busy:
-            if worker.connection not in speaking:
-                continue
-            try:
-                outcome = worker.hear()
-            except EOFError:
-                self._workers.remove(worker)
-                end = worker.end(patience_s=60)  # its pipe is closed a moment before it is gone
+                if not self._workers[number].process.is_alive():
+                    self._workers[number] = self._start(number)
+                worker = self._workers[number]
+                try:
+                    worker.is_busy = True  # from here on it is killed where the round is given up
+                    return "the round was given up" if self._is_given_up else worker.train(task)
+                except EOFError:
+                    with self._lock:
+                        deaths.append(worker.end(patience_s=60))  # its pipe is closed a moment before it is gone
+                finally:
+                    worker.is_busy = False
+                    self._was_any_ready |= worker.is_ready
                 if not self._was_any_ready:
                     raise UserError(
-                        f"a worker process ended before it was ready ({end}): a script that trains with "
+                        f"a worker process ended before it was ready ({deaths[0]}): a script that trains with "
                         "executor=processes needs `if __name__ == '__main__':` around what it runs"
-                    ) from None
-                if task.client_id in deaths:
-                    outcomes[task.client_id] = f"its worker process died twice: {deaths[task.client_id]}, then {end}"
-                else:
-                    deaths[task.client_id] = end
-                    _LOG.warning("client %s is tried again: its worker process died (%s)", task.client_id, end)
-                    self._start().give(task)
-                continue
-            self._was_any_ready |= worker.is_ready
-            if outcome is not None:
-                outcomes[task.client_id] = outcome
-
-    def _dismiss(self, workers: Iterable[Worker]) -> None:
-        """End workers at once, whatever they are doing."""
-        for worker in list(workers):
-            worker.end(patience_s=0)
-            self._workers.remove(worker)
+                    )
+                if len(deaths) == 2 or self._is_given_up:
+                    return f"its worker process died twice: {', then '.join(deaths)}"
+                _LOG.warning("client %s is tried again: its worker process died (%s)", task.client_id, deaths[0])
+        finally:
+            self._idle.put(number)
 
     def close(self) -> None:
-        self._dismiss(worker for worker in self._workers if worker.task is not None)
+        """End every worker: those without work end by themselves."""
         for worker in self._workers:
             worker.connection.close()
         for worker in self._workers:
@@ -169,14 +166,9 @@ def pack(clients: Clients) -> bytes:
 class Worker:
     """A worker process as its parent sees it."""
 
-    def __init__(self, payload: bytes, number: int, device: torch.device) -> None:
-        self.number = number
-        """Which of the executor's workers it is, from 0; one that replaces it has the same."""
-        self.task: ClientTask | None = None
-        """What it is doing, or will do as soon as it can."""
-        self.is_ready = False
-        self._payload: bytes | None = payload
-        """Until it is sent."""
+    def __init__(self, payload: bytes, device: torch.device) -> None:
+        self.is_ready = self.is_busy = False
+        self._payload = payload
         self._held: State | None = None
         """The model that it received last."""
         self.connection, theirs = _SPAWN.Pipe()
@@ -192,46 +184,36 @@ class Worker:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()  # so that its end is the end of the connection
 
-    def give(self, task: ClientTask) -> None:
-        """Let it train a client, as soon as it can."""
-        self.task = task
-        if self.is_ready:
-            with suppress(OSError):  # that it died just now will be found where its answer is waited for
-                is_new = task.state is not self._held
-                self.connection.send((replace(task, state={}, optimiser_state={}), is_new))
-                if is_new:
-                    self.connection.send_bytes(to_safetensors(task.state))
-                    self._held = task.state
-                self.connection.send_bytes(to_safetensors(task.optimiser_state))
+    def train(self, task: ClientTask) -> Outcome:
+        """Its outcome of a task, which is waited for.
 
-    def hear(self) -> Outcome | None:
-        """The outcome of its task; None before that: it says first that it is there, then that it has its clients. A
-        `UserError` where it cannot build them, an EOFError where it died.
+        Raises:
+            UserError: it cannot build its clients.
+            EOFError: it died instead.
         """
-        assert self.task is not None
+        connection = self.connection
         try:
-            said: Outcome | None = self.connection.recv()
-            if self._payload is not None:
-                self.connection.send_bytes(self._payload)
-                self._payload = None
-                return None
-            if said is None:
-                self.is_ready = True
-                self.give(self.task)
-                return None
             if not self.is_ready:
-                raise UserError(
-                    f"a worker process cannot build its clients ({said}): define what it is given in a module that it "
-                    "can import, or use executor=serial"
-                )
-            if not isinstance(said, str):
-                state, optimiser_state = (from_safetensors(self.connection.recv_bytes()) for _ in range(2))
-                state = {name: state[name] for name in self.task.state}
-                said = replace(said, state=state, optimiser_state=optimiser_state)
+                connection.send_bytes(self._payload)
+                if (problem := connection.recv()) is not None:
+                    raise UserError(
+                        f"a worker process cannot build its clients ({problem}): define what it is given in a module "
+                        "that it can import, or use executor=serial"
+                    )
+                self.is_ready, self._payload = True, b""
+            is_new = task.state is not self._held
+            connection.send((replace(task, state={}, optimiser_state={}), is_new))
+            if is_new:
+                connection.send_bytes(to_safetensors(task.state))
+                self._held = task.state
+            connection.send_bytes(to_safetensors(task.optimiser_state))
+            outcome: Outcome = connection.recv()
+            if isinstance(outcome, str):
+                return outcome
+            state, optimiser_state = (from_safetensors(connection.recv_bytes()) for _ in range(2))
+            return replace(outcome, state={name: state[name] for name in task.state}, optimiser_state=optimiser_state)
         except OSError:
             raise EOFError from None
-        self.task = None
-        return said
 
     def end(self, patience_s: float) -> str:
         """End it: by itself, when it has nothing to do, within ``patience_s``, else by force. Returns how it ended."""
@@ -241,7 +223,6 @@ class Worker:
             self.process.kill()
             self.process.join()
         code = self.process.exitcode or 0
-        self.process.close()
         if code >= 0:
             return f"exit code {code}"
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
@@ -256,7 +237,6 @@ def work(connection: Connection, device: torch.device) -> None:
     Thread(target=_end_with_parent, daemon=True).start()
     keep_freed_memory()
     with suppress(EOFError, OSError):
-        connection.send(None)
         payload = connection.recv_bytes()
         try:
             clients, settings = pickle.loads(payload)  # from our own parent, through a pipe that no other can reach

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -32,26 +31,7 @@ _LONGEST_REASON = 10_000
 
 Answer = tuple[dict[str, Any], dict[str, State]]
 """What becomes JSON, and tensors by name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A server's message, and the host that answers it."""
-
-    host: Host
-    config: Config
-    """The experiment, on the host's own files."""
-    content: dict[str, Any]
-    records: RecordDict
-
-    @property
-    def share(self) -> Partition:
-        return _open_share(self.host, json.dumps(self.content["config"]), tuple(self.content["classes"]))
-
-    @property
-    def standardisation(self) -> Standardisation:
-        values = take(self.records, "standardisation")
-        return Standardisation(*(values[f"{name}_F1"] for name in ("mean", "deviation", "lower", "upper")))
+Respond = Callable[[Message, Context], Message]
 
 
 @lru_cache(maxsize=64)  # for processes that answer more than one question: a simulation's
@@ -59,38 +39,46 @@ def _open_share(host: Host, settings: str, classes: tuple[str, ...]) -> Partitio
     return open_partition(host.config_of(json.loads(settings)), host, classes)
 
 
-def speakers(question: Question) -> Answer:
+def _share(host: Host, content: Mapping[str, Any]) -> Partition:
+    """The host's data for a server's question."""
+    return _open_share(host, json.dumps(content["config"]), tuple(content["classes"]))
+
+
+def _standardisation(records: RecordDict) -> Standardisation:
+    """Of all hosts' features."""
+    values = take(records, "standardisation")
+    return Standardisation(*(values[f"{name}_F1"] for name in ("mean", "deviation", "lower", "upper")))
+
+
+def speakers(config: Config, host: Host, content: Mapping[str, Any], records: RecordDict) -> Answer:
     """Who is here: names, sexes and emotions of the speakers."""
-    corpus = open_node_corpus(question.config, question.host)
+    corpus = open_node_corpus(config, host)
     for skipped in corpus.skipped:
         _LOG.warning("left out %s: %s", skipped.utterance_id, skipped.reason)
     return {"speakers": facts_of(corpus), "skipped": len(corpus.skipped)}, {}
 
 
-def enrol(question: Question) -> Answer:
+def enrol(config: Config, host: Host, content: Mapping[str, Any], records: RecordDict) -> Answer:
     """What standardisation, the split and a resumed run need: sums over features, counts and digests."""
-    share = question.share
+    share = _share(host, content)
     statistics, (sizes, digests) = share.statistics(), share.sizes_and_digests()
-    content = {
+    names = ("sum_F", "sum_of_squares_F", "maximum_F")
+    return {
         "clients": {client: len(held) for client, held in share.clients.items()},
         "frames": {client: sums.count for client, sums in statistics.items()},
         "sizes": sizes,
         "digests": digests,
-    }
-    names = ("sum_F", "sum_of_squares_F", "maximum_F")
-    return content, {
-        f"statistics/{client}": {name: getattr(sums, name) for name in names} for client, sums in statistics.items()
-    }
+    }, {f"statistics/{client}": {name: getattr(sums, name) for name in names} for client, sums in statistics.items()}
 
 
-def train(question: Question) -> Answer:
+def train(config: Config, host: Host, content: Mapping[str, Any], records: RecordDict) -> Answer:
     """The local epochs of the clients that are here."""
-    config, share, content = question.config, question.share, question.content
+    share = _share(host, content)
     clients = Clients(
         config=config,
         store=share.store,
         indices=share.clients,
-        standardisation=question.standardisation,
+        standardisation=_standardisation(records),
         objective=OBJECTIVES[config.stock_objective.name](config.stock_objective),
         device=devices_of(config.executor.accelerator)[0],
     )
@@ -100,27 +88,25 @@ def train(question: Question) -> Answer:
         task = ClientTask(
             round=content["round"],
             client_id=client_id,
-            state=take(question.records, "model"),
+            state=take(records, "model"),
             learning_rate=content["learning_rate"],
-            optimiser_state=take(question.records, kept) if kept in question.records else {},
+            optimiser_state=take(records, kept) if kept in records else {},
         )
         outcome = attempt(clients.update, task)
         if isinstance(outcome, str):
             _LOG.error("client %s failed in round %d:\n%s", client_id, task.round, outcome)
-            figures[client_id] = {"error": _public(outcome, question.host)}
+            figures[client_id] = {"error": _public(outcome, host)}
             continue
         figures[client_id] = outcome.figures()
-        tensors[f"update/{client_id}"] = outcome.state
-        tensors[kept] = outcome.optimiser_state
+        tensors |= {f"update/{client_id}": outcome.state, kept: outcome.optimiser_state}
     return {"updates": figures}, tensors
 
 
-def score(question: Question) -> Answer:
+def score(config: Config, host: Host, content: Mapping[str, Any], records: RecordDict) -> Answer:
     """Confusion matrices of the speakers here."""
-    share, content = question.share, question.content
-    scorer = LocalScorer(question.config, share.store, question.standardisation, share.split)
-    model = take(question.records, "model")
-    scored = scorer.score({"global": model}, content["part"], attacked=content["attacked"])
+    share = _share(host, content)
+    scorer = LocalScorer(config, share.store, _standardisation(records), share.split)
+    scored = scorer.score({"global": take(records, "model")}, content["part"], attacked=content["attacked"])
     return {"confusions": {holder: matrix.astype(int).tolist() for holder, matrix in scored.by_holder.items()}}, {}
 
 
@@ -128,16 +114,14 @@ def make_client_app(host_of: Callable[[Context], Host]) -> ClientApp:
     """A ClientApp for the hosts that a context tells of."""
     app = ClientApp()
 
-    def answering(answer: Callable[[Question], Answer]) -> Callable[[Message, Context], Message]:
+    def answering(answer: Callable[[Config, Host, Mapping[str, Any], RecordDict], Answer]) -> Respond:
         def respond(message: Message, context: Context) -> Message:
             host, records = Host(), RecordDict()
             try:
                 host = host_of(context)
                 content = take_json(message.content)
-                threads = content["config"]["executor"]["threads"]
-                with threads_limited_to(threads), exact_arithmetic():
-                    config = host.config_of(content["config"])
-                    said, tensors = answer(Question(host, config, content, message.content))
+                with threads_limited_to(content["config"]["executor"]["threads"]), exact_arithmetic():
+                    said, tensors = answer(host.config_of(content["config"]), host, content, message.content)
                 for name, state in tensors.items():
                     put(records, name, state)
             except Exception as error:

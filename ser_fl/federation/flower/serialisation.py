@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ser_fl.data.splits import Part
 from ser_fl.errors import one_line, shown
-from ser_fl.files import from_safetensors, to_safetensors
+from ser_fl.files import check_same_form, from_safetensors, to_safetensors
 from ser_fl.runs.records import ClientFigures, State
 
 PROTOCOL = 2
@@ -67,15 +67,12 @@ def take(records: RecordDict, name: str, *, like: Mapping[str, Tensor] | None = 
     except Exception as error:  # a type that torch does not know is a KeyError, and so on
         raise WireError(f"its tensors are damaged: {type(error).__name__}: {error}"[:_LONGEST_REASON]) from None
     expected = tensors if like is None else like
-    if tensors.keys() != expected.keys():
-        raise WireError(f"its state has other entries: {sorted(tensors.keys() ^ expected.keys())[:3]}")
-    for key, tensor in tensors.items():
-        if tensor.shape != expected[key].shape:
-            raise WireError(f"{key} has shape {tuple(tensor.shape)}, expected {tuple(expected[key].shape)}")
-        if tensor.dtype != expected[key].dtype:
-            raise WireError(f"{key} is of type {tensor.dtype}, expected {expected[key].dtype}")
-        if tensor.dtype not in _TYPES:
-            raise WireError(f"{key} is of type {tensor.dtype}, expected a known one")
+    if unknown := [key for key, tensor in tensors.items() if tensor.dtype not in _TYPES]:
+        raise WireError(f"{unknown[0]} is of type {tensors[unknown[0]].dtype}, expected a known one")
+    try:
+        check_same_form(tensors, expected)
+    except ValueError as error:
+        raise WireError(str(error)) from None
     return {key: tensors[key] for key in expected}
 
 
