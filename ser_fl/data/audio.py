@@ -73,7 +73,7 @@ def probe_header(path: Path) -> str | None:
 def probe_audio(path: Path, channel: str, to_hz: int | None = None) -> str | None:
     """Why a file cannot be read, or cannot be resampled to a rate in Hz, or None; decodes the whole file."""
     try:
-        _, sample_rate_hz = _read_samples(path, channel)
+        _, sample_rate_hz = read_audio(path, channel)
         check_resampling(sample_rate_hz, to_hz or sample_rate_hz)
     except UnusableAudio as error:
         return error.reason
@@ -114,15 +114,6 @@ def read_audio(path: Path, channel: str = "first") -> tuple[Tensor, int]:
     """
     import torch
 
-    samples_T, sample_rate_hz = _read_samples(path, channel)
-    return torch.from_numpy(samples_T.clip(-1, 1, out=samples_T)), sample_rate_hz
-
-
-def _read_samples(path: Path, channel: str) -> tuple[NDArray[np.float32], int]:
-    """One channel of shape (T,), finite and at most `OVERSHOOT`, and its sampling rate in Hz. All samples are read: a
-    header may announce any number. Under half an hour it is one block, since decoders of lossy formats may err where
-    they go on.
-    """
     check_channel(channel)
     blocks: list[NDArray[np.float32]] = []
     with _open(path) as file:
@@ -130,6 +121,8 @@ def _read_samples(path: Path, channel: str) -> tuple[NDArray[np.float32], int]:
         if not is_mean and index >= file.channels:
             reason = "it has one channel, no second; take the first (data.channel=first, --channel first)"
             raise UnusableAudio(reason, path, verb="use")
+        # All samples there are: a header may announce any number. Under half an hour it is one block, since decoders of
+        # lossy formats may err where they go on.
         largest, left = _BLOCK_SAMPLES // file.channels, max(file.frames, 0)
         try:
             while not blocks or len(blocks[-1]) == largest:
@@ -148,7 +141,7 @@ def _read_samples(path: Path, channel: str) -> tuple[NDArray[np.float32], int]:
     if peak > OVERSHOOT:
         detail = f"samples reach {peak:g}, expected [-1, 1]; rescale the file"
         raise UnusableAudio("samples far beyond [-1, 1]; rescale the file", path, detail, verb="use")
-    return samples_T, int(file.samplerate)
+    return torch.from_numpy(samples_T.clip(-1, 1, out=samples_T)), int(file.samplerate)
 
 
 def _open(path: Path) -> soundfile.SoundFile:

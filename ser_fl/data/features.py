@@ -39,7 +39,10 @@ from ser_fl.runs.redaction import is_place
 
 CACHE_VERSION = 2
 """Raised whenever the same audio and settings would give other features."""
-_KEY = "sample_rate_hz window_samples hop_samples num_mels fmin_hz fmax_hz num_samples log_offset".split()
+_KEY = (
+    *("sample_rate_hz", "window_samples", "hop_samples", "num_mels"),
+    *("fmin_hz", "fmax_hz", "num_samples", "log_offset"),
+)
 """Settings that the values depend on: not the name of the settings, and not the box, which is applied later."""
 _BATCH = 32
 _LEFT_BEHIND_S = 3600.0

@@ -24,8 +24,13 @@ class Link(Daemons):
     """
 
     def __init__(self, keys: Path, *, host: str = "127.0.0.1", port: int = 9092, **settings: Unpack[Settings]) -> None:
-        """Say what to start: with the link's part and the nodes' public keys in ``keys``, listening at ``host``
-        (0.0.0.0 for all of this machine's addresses) and ``port``.
+        """Say what to start.
+
+        Args:
+            keys: folder of `ser_fl.deployment.keys.make_keys`, with the link's part and the nodes' public keys.
+            host: address to listen on; 0.0.0.0 for all of this machine's.
+            port: port to listen on.
+            **settings: of all daemons.
         """
         super().__init__("link", keys, "link", **settings)
         self.host = host

@@ -53,8 +53,6 @@ def _standardisation(records: RecordDict) -> Standardisation:
 def speakers(config: Config, host: Host, content: Mapping[str, Any], records: RecordDict) -> Answer:
     """Who is here: names, sexes and emotions of the speakers."""
     corpus = open_node_corpus(config, host)
-    for skipped in corpus.skipped:
-        _LOG.warning("left out %s: %s", skipped.utterance_id, skipped.reason)
     return {"speakers": facts_of(corpus), "skipped": len(corpus.skipped)}, {}
 
 

@@ -190,18 +190,14 @@ class _Flower:
                             print(line, end="", flush=True)
                 finally:
                     process.terminate()  # where we are interrupted
-            status = self._status(run_id)
-            if status.startswith("finished"):
-                return status, told
+            for looks_left in reversed(range(_LOOKS)):  # a SuperLink that does not answer at once is asked again
+                try:
+                    (run,) = self.call("list", "--run-id", run_id, _CONNECTION)["runs"]
+                    break
+                except _Unanswered:
+                    if not looks_left:
+                        raise
+                    time.sleep(_LOOK_S)
+            if str(run["status"]).startswith("finished"):
+                return str(run["status"]), told
             time.sleep(_LOOK_S)
-
-    def _status(self, run_id: str, looks: int = _LOOKS) -> str:
-        """How far a run is; a SuperLink that does not answer at once is asked again."""
-        try:
-            (run,) = self.call("list", "--run-id", run_id, _CONNECTION)["runs"]
-        except _Unanswered:
-            if looks == 1:
-                raise
-            time.sleep(_LOOK_S)
-            return self._status(run_id, looks - 1)
-        return str(run["status"])
