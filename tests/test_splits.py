@@ -213,17 +213,17 @@ BROKEN_SPLITS = {
 @pytest.mark.parametrize("fault", BROKEN_SPLITS)
 def test_utterance_in_two_parts_is_never_let_through(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     split, message = BROKEN_SPLITS[fault]
-    monkeypatch.setattr(splits, "_within_speaker", lambda utterances, config: split)
+    monkeypatch.setattr(splits, "_divide", lambda utterances, config: split)
     with pytest.raises(BrokenPromise, match=message):
         split_corpus(even_table(2), WITHIN)
 
 
 @pytest.mark.parametrize("split", [Split((0, 21), (22,), (1,)), Split((0,), (1,), (22,)), Split((22,), (1,), (23,))])
 def test_speaker_in_two_parts_is_never_let_through(monkeypatch: pytest.MonkeyPatch, split: Split) -> None:
-    monkeypatch.setattr(splits, "_by_part", lambda utterances, config: split)
+    monkeypatch.setattr(splits, "_divide", lambda utterances, config: split)
     with pytest.raises(BrokenPromise, match=r"s0[01] is in the \w+ part and in the \w+ part"):
         split_corpus(even_table(2), INDEPENDENT)
-    monkeypatch.setattr(splits, "_within_speaker", lambda utterances, config: split)
+    monkeypatch.setattr(splits, "_divide", lambda utterances, config: split)
     assert split_corpus(even_table(2), WITHIN) == split, "within speakers that is the point"
 
 

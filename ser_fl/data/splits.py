@@ -60,12 +60,9 @@ def split_corpus(utterances: Sequence[Utterance], config: SplitConfig, *, whole:
         UserError: an unknown speaker, too few speakers, or an empty part.
         BrokenPromise: an utterance, or where it is promised a speaker, would be in two parts.
     """
-    if config.name == "within_speaker":
-        split = _within_speaker(utterances, config)
-    else:
-        if whole:
-            config = settle_split({utterance.speaker: utterance.sex for utterance in utterances}, config)
-        split = _by_part(utterances, config)
+    if whole:
+        config = settle_split({utterance.speaker: utterance.sex for utterance in utterances}, config)
+    split = _divide(utterances, config)
     seen: dict[str, Part] = {}
     for part, indices in zip(PARTS, split, strict=True):
         names = sorted(utterances[index].utterance_id for index in indices)
@@ -141,32 +138,26 @@ def holders(
     return {name: tuple(grouped[name]) for name in sorted(grouped)}
 
 
-def _within_speaker(utterances: Sequence[Utterance], config: SplitConfig) -> Split:
-    """The paper's split: a share of every speaker's utterances, rounded to the nearest count, is one pooled test set;
-    validation by the same rule. It is spread evenly over a speaker's emotions (the paper's code disregards them).
+def _divide(utterances: Sequence[Utterance], config: SplitConfig) -> Split:
+    """The parts, in one of three ways. A published split is the corpus's own: utterances without one are left out. By
+    named speakers, everybody else trains.
+
+    Within speakers, as in the paper, a share of every speaker's utterances, rounded to the nearest count, is one pooled
+    test set; validation by the same rule. It is spread evenly over a speaker's emotions (the paper's code disregards
+    them).
     """
-    parts: dict[Part, list[int]] = {part: [] for part in PARTS}
-    for speaker, indices in holders(utterances, range(len(utterances))).items():
-        order = torch.randperm(len(indices), generator=generator("split", config.seed, speaker)).tolist()
-        rest = sorted((indices[i] for i in order), key=lambda index: utterances[index].emotion)
-        fractions: tuple[tuple[Part, float], ...] = (
-            ("test", config.test_fraction),
-            ("validation", config.validation_fraction),
-        )
-        for part, fraction in fractions:
-            count = round(fraction * len(rest))
-            taken = {int((k + 0.5) * len(rest) / count) for k in range(count)}
-            parts[part] += [index for place, index in enumerate(rest) if place in taken]
-            rest = [index for place, index in enumerate(rest) if place not in taken]
-        parts["train"] += rest
-    return Split(*(tuple(sorted(parts[part])) for part in PARTS))
-
-
-def _by_part(utterances: Sequence[Utterance], settled: SplitConfig) -> Split:
-    """By named speakers, everybody else trains; or the corpus's own, where utterances without one are left out."""
-    part_of = dict.fromkeys(settled.validation_speakers, "validation") | dict.fromkeys(settled.test_speakers, "test")
-    is_own = settled.name == "published"
-    parts = [each.split if is_own else part_of.get(each.speaker, "train") for each in utterances]
+    named = dict.fromkeys(config.validation_speakers, "validation") | dict.fromkeys(config.test_speakers, "test")
+    parts = [each.split if config.name == "published" else named.get(each.speaker, "train") for each in utterances]
+    if config.name == "within_speaker":
+        parts = ["train"] * len(utterances)
+        for speaker, indices in holders(utterances, range(len(utterances))).items():
+            order = torch.randperm(len(indices), generator=generator("split", config.seed, speaker)).tolist()
+            rest = sorted((indices[i] for i in order), key=lambda index: utterances[index].emotion)
+            for part, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
+                count = round(fraction * len(rest))
+                for k in range(count):
+                    parts[rest[int((k + 0.5) * len(rest) / count)]] = part
+                rest = [index for index in rest if parts[index] == "train"]
     return Split(*(tuple(index for index, part in enumerate(parts) if part == wanted) for wanted in PARTS))
 
 
