@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -187,7 +187,6 @@ def _fill(
     total = len(corpus.utterances)
     file.parent.mkdir(parents=True, exist_ok=True)
     with naming(file):
-        _sweep(file)
         # A name of its own: hosts that share the folder may run processes with the same number.
         handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     temporary = Path(name)
@@ -207,6 +206,7 @@ def _fill(
     try:
         with naming(file):
             hold(handle, wait=True)  # nobody sweeps it up while it is open
+            _sweep({*file.parent.glob(f".{file.name}.*")} - {temporary}, os.fstat(handle).st_mtime)
             rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
             try:  # take the room: a disk that fills up while mapped memory is written would kill the process
                 os.posix_fallocate(handle, 0, os.fstat(handle).st_size)
@@ -229,16 +229,11 @@ def _fill(
         os.close(handle)
 
 
-def _sweep(file: Path) -> None:
+def _sweep(left: Iterable[Path], now: float) -> None:
     """Remove temporary files that killed computations of the same features left behind. Locks do not reach between all
-    hosts, so that a file must have been left alone for long: its time is far from now in either direction, since clocks
-    are set.
+    hosts, so that a file must have been left alone for long: its time is far from now, by the file system's clock, in
+    either direction, since clocks are set.
     """
-    left = list(file.parent.glob(f".{file.name}.*"))
-    if not left:
-        return
-    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".now.") as fresh:
-        now = os.fstat(fresh.fileno()).st_mtime  # by the file system's clock
     for temporary in left:
         with contextlib.suppress(FileNotFoundError, BlockingIOError):  # somebody else sweeps too, or writes it
             handle = os.open(temporary, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
