@@ -3,8 +3,6 @@
 Legend: B batch, F mel bins, L frames.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Generator, Tensor
 

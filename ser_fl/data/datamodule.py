@@ -3,8 +3,6 @@
 Legend: N utterances, B batch, F mel bins, L frames.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any

@@ -3,8 +3,6 @@
 T samples.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections import Counter

@@ -3,8 +3,6 @@
 A node holds the speakers whose data lie on one machine. A server knows names, counts and sums, never audio or features.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """How a corpus is divided: which utterances train, select and test, and which client holds which to train on."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from heapq import heapify, heapreplace

@@ -1,7 +1,5 @@
 """The root certificate of a federation and the link's, which it signs; imported where the extra `flower` is."""
 
-from __future__ import annotations
-
 import ipaddress
 import math
 import re

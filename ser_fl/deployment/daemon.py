@@ -1,7 +1,5 @@
 """Long-running processes: each is started in a group of its own, logs to a file, and is stopped with its children."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import secrets

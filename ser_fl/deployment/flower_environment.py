@@ -1,7 +1,5 @@
 """What Flower's programs are started with: the right Flower, an environment, and the way to the link."""
 
-from __future__ import annotations
-
 import os
 import ssl
 import sys

@@ -6,8 +6,6 @@ runs, which is code on every node. It has no option for two addresses, and its e
 `test_flower_lets_any_machine_give_orders` fails.
 """
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable, Mapping
 from ipaddress import ip_address
 from typing import Any

@@ -6,8 +6,6 @@ SuperExec's process by Python's own fork server. The hook may go when `test_flow
 fails.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from importlib import import_module

@@ -10,8 +10,6 @@ A machine has those that it was given. Private files have mode 0600, in folders 
 never written over.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

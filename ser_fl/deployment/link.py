@@ -1,7 +1,5 @@
 """The link of a federation: Flower's SuperLink, which nodes call, and the SuperExec that runs the server's part."""
 
-from __future__ import annotations
-
 import time
 from contextlib import suppress
 from ipaddress import ip_address

@@ -1,7 +1,5 @@
 """A node of a federation: Flower's SuperNode beside the recordings, and the SuperExec that runs the client's part."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -6,8 +6,6 @@ that says what it is for and which version of Flower it is made for.
     python -m ser_fl.deployment.program PARENT_PID superlink|supernode|superexec ARGUMENT ...
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

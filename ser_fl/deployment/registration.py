@@ -4,8 +4,6 @@ Of the link: ``python -m ser_fl.deployment.registration keys ADDRESS KEY_FOLDER`
 Of a node: ``python -m ser_fl.deployment.registration rejoin LINK CA_FILE PRIVATE_KEY NODE_ID``.
 """
 
-from __future__ import annotations
-
 import sys
 from contextlib import suppress
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The names that figures have in W&B and TensorBoard: each function gives a record's figures by name."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any

@@ -1,7 +1,5 @@
 """The tracker of a run: which backend shows it, and what happens when that fails."""
 
-from __future__ import annotations
-
 import logging
 import os
 import uuid

@@ -1,7 +1,5 @@
 """Weights & Biases: one run an experiment, offline where there is no key or no way to the server."""
 
-from __future__ import annotations
-
 import logging
 import netrc
 import os

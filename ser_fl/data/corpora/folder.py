@@ -1,7 +1,5 @@
 """Looking through a corpus folder: files by name, whatever the nesting and the case, and the tables among them."""
 
-from __future__ import annotations
-
 import csv
 import filecmp
 import os

@@ -1,7 +1,5 @@
 """What is known of a corpus before it is read: its labels, its published counts, and how its files are found."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace

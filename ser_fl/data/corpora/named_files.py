@@ -1,7 +1,5 @@
 """Corpora that tell speaker and emotion in their file names: a pattern each. A new one goes here, or into `tables`."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path

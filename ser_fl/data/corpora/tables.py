@@ -1,7 +1,5 @@
 """Corpora that tell speaker and emotion in tables, and any other one by a manifest."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator

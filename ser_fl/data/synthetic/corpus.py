@@ -1,7 +1,5 @@
 """The built-in corpus as every other stage sees it."""
 
-from __future__ import annotations
-
 from hashlib import blake2b
 
 import numpy as np

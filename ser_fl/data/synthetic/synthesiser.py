@@ -7,8 +7,6 @@ short-time Fourier domain by formants and spectral tilt.
 S syllables; L control points, one every `CONTROL_S` seconds; 3 formants move; T samples; K frames; Q frequencies.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

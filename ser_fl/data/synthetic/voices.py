@@ -6,8 +6,6 @@ expression and music performance" (their Table 11), and, for guilt, which neithe
 weaker, more even kin of sadness. The sizes are ours, tuned so that the corpus is neither trivial nor hopeless.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

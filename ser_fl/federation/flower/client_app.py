@@ -1,7 +1,5 @@
 """The ClientApp: one host of some speakers, which answers a server's questions about them and trains its models."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Who of the connected nodes holds which speakers, and how they are asked: a message each, and a deadline for all."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace

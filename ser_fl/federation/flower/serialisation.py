@@ -1,7 +1,5 @@
 """What crosses between hosts: tensors as safetensors and JSON, never pickles, checked before anything of it is used."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar

@@ -1,7 +1,5 @@
 """The ServerApp: the round loop of one machine, with its clients and holders of data at Flower's nodes."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """Giving an experiment to a SuperLink, and staying until it has ended there: what is told, both ways."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex
