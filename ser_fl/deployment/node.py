@@ -129,26 +129,30 @@ class Node(Daemons):
             time.sleep(LOOK_S)
 
     def _restart_daemons(self) -> None:
-        import tomli_w
-
         self._stop_daemons()
         if self.port is not None:
             require_free(_LOOPBACK, self.port)
         port = str(self.port or free_port())
         secret = self.state.new_secret()
-        config = self.state.root / "node.toml"  # since Flower's own quoting on the command line cannot hold every path
-        write_bytes(config, tomli_w.dumps(self.config).encode())
         self._start_daemon(
             "supernode",
             *("--root-certificates", str(self.keys.ca)),
             *("--superlink", self.link),
             *("--auth-supernode-private-key", str(self.keys.node(self.name))),
-            *("--node-config", str(config)),
+            *("--node-config", str(self._write_config())),
             *("--host", _LOOPBACK, "--port", port),
             *("--isolation", "process"),
             *secret,
         )
         self._start_daemon("superexec", "--insecure", "--runtime-api-address", f"{_LOOPBACK}:{port}", *secret)
+
+    def _write_config(self) -> Path:
+        """A file, since Flower's own quoting on the command line cannot hold every path."""
+        import tomli_w
+
+        file = self.state.root / "node.toml"
+        write_bytes(file, tomli_w.dumps(self.config).encode())
+        return file
 
     def _may_retry(self, supernode: Daemon) -> bool:
         """Whether a refused key may be taken at the next try: the link still counted it as online, and no longer does;
