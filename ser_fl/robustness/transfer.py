@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -33,9 +33,8 @@ from ser_fl.data.splits import split_corpus
 from ser_fl.defences import Defence, build_defence
 from ser_fl.devices import CPU, devices_of, exact_arithmetic, send
 from ser_fl.errors import UserError
-from ser_fl.metrics import scores
-from ser_fl.robustness.attack_metrics import Bench, confusion_of
-from ser_fl.robustness.crafting import craft, judge, votes_of
+from ser_fl.robustness.attack_metrics import Bench
+from ser_fl.robustness.crafting import craft, judge
 from ser_fl.robustness.evaluator import evaluating
 from ser_fl.robustness.plan import Unit
 from ser_fl.robustness.runner import OnAttack, silent
@@ -157,29 +156,29 @@ def transfer_matrix(
         for target in models:
             test_set = target.test_set(shared[source.name, target.name], seed=seed, batch_size=batch_size)
             rows = rows_of(attacked.ids, test_set.ids)
-            clean_NFL, adversarial_NFL = (
-                carried_over(features_NFL[rows], source.standardisation, target.standardisation)
-                for features_NFL in (attacked.features_NFL, made.adversarial_NFL)
+            carried, found = (
+                replace(
+                    made, adversarial_NFL=carried_over(moved_NFL[rows], source.standardisation, target.standardisation)
+                )
+                for moved_NFL in (attacked.features_NFL, made.adversarial_NFL)
             )
-            change_NFL = (adversarial_NFL - test_set.features_NFL) * target.standardisation.deviation_F1
+            change_NFL = (found.adversarial_NFL - test_set.features_NFL) * target.standardisation.deviation_F1
             unit = Unit(attack=attack, part=test_set, shown_to=tuple(defences))
-            labels, num_classes = test_set.labels_N.tolist(), test_set.num_classes
             with evaluating(target.network):
-                outcome = judge(unit, replace(made, adversarial_NFL=adversarial_NFL))
-                for defence, record in zip(defences, Bench(test_set, defences).records_of(outcome), strict=True):
-                    carried_RN = torch.tensor(votes_of(test_set, clean_NFL, defence))
-                    known = attack.entry.knowledge if source.name == target.name else KNOWLEDGE
-                    records.append(
-                        TransferRecord(
-                            **asdict(replace(record, knowledge=known)),
-                            source=source.name,
-                            target=target.name,
-                            carried_uar=scores(confusion_of(labels, carried_RN, defence, num_classes)).uar,
-                            max_db=float(change_NFL.abs().max()) * DB_PER_NATURAL_LOG,
-                        )
-                    )
-    by_defence = {defence.name: place for place, defence in enumerate(defences)}
-    return sorted(records, key=lambda record: by_defence[record.defence])
+                bench = Bench(test_set, defences)
+                unmoved, moved = (bench.records_of(judge(unit, shown)) for shown in (carried, found))
+            records += [
+                TransferRecord(
+                    **asdict(record) | {"knowledge": KNOWLEDGE if source is not target else record.knowledge},
+                    source=source.name,
+                    target=target.name,
+                    carried_uar=before.robust_uar,
+                    max_db=float(change_NFL.abs().max()) * DB_PER_NATURAL_LOG,
+                )
+                for before, record in zip(unmoved, moved, strict=True)
+            ]
+    names = [defence.name for defence in defences]
+    return sorted(records, key=lambda record: names.index(record.defence))
 
 
 def _craft_on(source: TransferModel, test_set: TestSet, attack: Attack, on_attack: OnAttack) -> Crafted:
@@ -220,15 +219,22 @@ def transfer_runs(
     defences = [build_defence(name) for name in config.defences]
     (device, *_) = devices_of(config.accelerator, "accelerator")
     loaded = [load_run(folder, root=config.root, client_id=client_id) for folder, client_id in places]
-    runs, first, first_name = dict(zip(public, loaded, strict=True)), loaded[0], next(iter(public))
-    for name, run in runs.items():
-        _refuse_unlike(first_name, first, name, run)
+    first = loaded[0]
+    for name, run in zip(public, loaded, strict=True):
+        _refuse_unlike(next(iter(public)), first, name, run)
     out = expand_home(config.out) if config.out else first.folder
     if out.exists() and not out.is_dir():
         raise UserError(f"out must be a folder, got the file {out}")
+    if device.type == "mps":
+        device = CPU  # attacks measure distances in float64, which Apple's GPUs lack
     with threads_limited_to(first.config.executor.threads), exact_arithmetic():
-        # Attacks measure distances in float64, which Apple's GPUs lack.
-        models = _models(runs, CPU if device.type == "mps" else device, on_features)
+        models: list[TransferModel] = []
+        opened: tuple[object, FeatureStore] | None = None
+        for name, run in zip(public, loaded, strict=True):
+            corpus = run.config.data, run.config.frontend
+            if opened is None or corpus != opened[0]:
+                opened = corpus, run.store(on_features)
+            models.append(_model_of(name, run, opened[1], device))
         started = time.perf_counter()
         records = transfer_matrix(
             models,
@@ -275,27 +281,14 @@ def _refuse_unlike(first_name: str, first: TrainedRun, name: str, run: TrainedRu
             raise UserError(told)
 
 
-def _models(
-    runs: Mapping[str, TrainedRun], device: torch.device, on_features: OnFeatures | None
-) -> list[TransferModel]:
-    """The runs with their test utterances; features that runs share are opened once."""
-    models: list[TransferModel] = []
-    before: tuple[object, FeatureStore] | None = None
-    for name, run in runs.items():
-        corpus = run.config.data, run.config.frontend
-        if before is None or corpus != before[0]:
-            before = corpus, run.store(on_features)
-        store = before[1]
-        rows = torch.tensor(split_corpus(store.utterances, run.config.split).test)
-        models.append(
-            TransferModel(
-                name=name,
-                network=run.model.network.to(device),
-                standardisation=run.model.standardisation.to(device),
-                logmel_NFL=send(store.features_NFL[rows], device),
-                labels_N=send(store.labels_N[rows], device),
-                ids=tuple(store.utterances[row].utterance_id for row in rows.tolist()),
-                num_classes=len(run.model.classes),
-            )
-        )
-    return models
+def _model_of(name: str, run: TrainedRun, store: FeatureStore, device: torch.device) -> TransferModel:
+    rows = list(split_corpus(store.utterances, run.config.split).test)
+    return TransferModel(
+        name=name,
+        network=run.model.network.to(device),
+        standardisation=run.model.standardisation.to(device),
+        logmel_NFL=send(store.features_NFL[rows], device),
+        labels_N=send(store.labels_N[rows], device),
+        ids=tuple(store.utterances[row].utterance_id for row in rows),
+        num_classes=len(run.model.classes),
+    )
