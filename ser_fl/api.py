@@ -5,7 +5,8 @@ Heavy libraries are imported by what uses them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ser_fl.config.schema import Config
     from ser_fl.federation.aggregation import Aggregation
     from ser_fl.federation.algorithm import Algorithm
-    from ser_fl.federation.rounds import OnRound
+    from ser_fl.federation.rounds import Hooks, OnRound
     from ser_fl.models.emotion_model import EmotionModel
     from ser_fl.models.networks import NetworkSource
     from ser_fl.robustness.benchmark import ModelSettings
@@ -95,11 +96,12 @@ def train(
     algorithm: Algorithm | type[Algorithm] | None = None,
     callbacks: Sequence[pl.Callback] = (),
     on_round: OnRound = lambda record: None,
+    hooks: Hooks | None = None,
 ) -> Run:
     """Run an experiment, or with ``resume=true`` go on with one that was killed.
 
     Args:
-        config: what `ser_fl.compose` gives.
+        config: what `ser_fl.compose` gives. Objects that it names by ``_target_`` are made here.
         network: in place of the configured one: a module, whose weights are then the initial ones, or a class or
             function that makes one for a number of classes. It gives logits (B, C) for features (B, F, L).
         objective: what clients minimise, an `Objective` of `ser_fl.training.objectives`.
@@ -108,6 +110,7 @@ def train(
         callbacks: Lightning callbacks that see every batch of every client (``trainer.datamodule`` says whose). With
             ``executor=processes`` each worker has a copy of its own.
         on_round: told of every committed round.
+        hooks: instead of ``on_round``: all who watch the run, and who may end it by a signal, which raises `Stopped`.
 
     Returns:
         The run: its folder, test figures, test utterances and model.
@@ -117,13 +120,55 @@ def train(
             worker process.
         RoundFailed: too few clients came back in a round.
     """
-    from ser_fl.federation import session
-    from ser_fl.federation.rounds import Hooks
+    from ser_fl.data.prepared import prepare
+    from ser_fl.devices import devices_of, exact_arithmetic
+    from ser_fl.federation.checkpoint import open_run
+    from ser_fl.federation.client import Executor, LocalScorer, SerialExecutor, make_clients
+    from ser_fl.federation.own_objects import check_network, settled_objects
+    from ser_fl.federation.processes import ProcessExecutor, count_workers
+    from ser_fl.federation.rounds import Federation, Hooks, cohort_size
+    from ser_fl.runs.environment import threads_limited_to
+    from ser_fl.training.precision import resolve_precision
+    from ser_fl.training.trainer import check_callbacks
 
-    given = {"network": network, "objective": objective, "aggregation": aggregation, "algorithm": algorithm}
-    own: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    own |= {"callbacks": callbacks} if callbacks else {}
-    return Run(session.train(config, hooks=Hooks(on_round=on_round), **own).root, network)
+    objects = {"network": network, "objective": objective, "aggregation": aggregation, "algorithm": algorithm}
+    given = {name: value for name, value in {**objects, "callbacks": callbacks or None}.items() if value is not None}
+    own, config = settled_objects(config, given)
+    hooks = hooks or Hooks(on_round=on_round)
+    check_callbacks(config, own.callbacks)
+    if config.executor.name == "flower":
+        if own.callbacks:
+            raise UserError("executor=flower runs no callbacks, got some: its clients are on other hosts")
+        from ser_fl.federation.flower.launch import launch
+
+        return Run(launch(config, own, hooks).root)
+    devices_of(config.executor.accelerator)  # refuses hardware that is not there before anything is written
+    with open_run(config) as (run, checkpoint), threads_limited_to(config.executor.threads), exact_arithmetic():
+        prepared = prepare(config, hooks.on_features)
+        client_manifest = prepared.client_manifest()
+        if own.network is not None:
+            check_network(config, len(client_manifest.classes), own)
+        if checkpoint is not None and checkpoint.precision is not None:
+            config = replace(config, precision=checkpoint.precision)
+        elif config.precision == "auto":
+            config = resolve_precision(config, len(client_manifest.classes), own.network)
+        clients = make_clients(config, prepared, own)
+        executor: Executor = SerialExecutor(clients)
+        if config.executor.name == "processes":
+            size = cohort_size(len(client_manifest.client_ids), config.federation.fraction_train)
+            executor = ProcessExecutor(clients, count_workers(config.executor, size))
+        with closing(executor):
+            federation = Federation(
+                config=config,
+                run=run,
+                client_manifest=client_manifest,
+                executor=executor,
+                scorer=LocalScorer(config, prepared.store, prepared.standardisation, prepared.split, own.network),
+                own=own,
+                hooks=hooks,
+            )
+            federation.conduct(checkpoint)
+    return Run(run.root, network)
 
 
 @overload

@@ -21,6 +21,7 @@ from flower_grid import InProcessGrid, Tamper, as_they_are
 from flwr.app import Array, ArrayRecord, Error, Message, RecordDict
 from torch import Tensor
 
+from ser_fl.api import train
 from ser_fl.config.compose import compose
 from ser_fl.config.schema import Config, dump
 from ser_fl.data.prepared import Host, prepare
@@ -32,7 +33,6 @@ from ser_fl.federation.flower.serialisation import PROTOCOL, WireError, put, put
 from ser_fl.federation.flower.server_app import serve
 from ser_fl.federation.flower.submission import error_line, error_told_by
 from ser_fl.federation.rounds import Hooks
-from ser_fl.federation.session import train
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import ClientUpdate, RoundRecord, State
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from ser_fl.api import train
 from ser_fl.config.compose import compose
-from ser_fl.federation.session import train
 from ser_fl.runs.folder import RunFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.flower, pytest.mark.kill]

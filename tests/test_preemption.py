@@ -16,10 +16,10 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 
+from ser_fl.api import train
 from ser_fl.cli.main import TRY_AGAIN, main
 from ser_fl.config.compose import compose
 from ser_fl.federation.rounds import Hooks
-from ser_fl.federation.session import train
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.preemption import LEFT_TO_THE_PARENT, Preemption, Stopped
 

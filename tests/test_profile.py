@@ -16,6 +16,7 @@ import torch
 import yaml
 from lightning.pytorch.profilers import PassThroughProfiler
 
+from ser_fl.api import train
 from ser_fl.cli.main import main
 from ser_fl.config.compose import compose
 from ser_fl.config.schema import Config, dump
@@ -26,7 +27,6 @@ from ser_fl.federation.client import ClientTask, make_clients
 from ser_fl.federation.own_objects import OwnObjects
 from ser_fl.federation.profile import RunProfile, open_watch
 from ser_fl.federation.rounds import Hooks
-from ser_fl.federation.session import train
 from ser_fl.models.networks import build_network
 from ser_fl.report.tables import ALL_CLIENTS, ALL_ROUNDS, profile_table
 from ser_fl.runs.folder import RunFolder
@@ -173,7 +173,7 @@ def test_what_a_client_does_counts_for_its_part(
     clients = replace(clients, watch=watch)
     state = dict(build_network(config.model, len(prepared.store.classes), seed=config.seed).state_dict())
     moved_on(client, "load_examples", 3)
-    moved_on(client, "_distance", 5)
+    moved_on(client, "derive_seed", 5)
     moved_on(datamodule.ClientDataModule, "transfer_batch_to_device", 100)
     moved_on(trainer, "augment", 10_000)
     moved_on(adversarial, "augment", 7)

@@ -21,6 +21,7 @@ import yaml
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from ser_fl.api import train
 from ser_fl.attacks.attack import AttackSettings
 from ser_fl.attacks.registry import build
 from ser_fl.cli.main import main
@@ -29,7 +30,6 @@ from ser_fl.data.frontend import Standardisation
 from ser_fl.data.prepared import prepare
 from ser_fl.defences import NoDefence, Randomisation
 from ser_fl.errors import UserError
-from ser_fl.federation.session import train
 from ser_fl.models.emotion_model import load_model, save_local_models
 from ser_fl.report.figures import heat_table
 from ser_fl.report.page import write_report

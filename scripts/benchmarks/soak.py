@@ -29,7 +29,7 @@ import json, os, sys, threading
 from pathlib import Path
 from ser_fl.config.compose import compose
 from ser_fl.federation.rounds import Hooks
-from ser_fl.federation.session import train
+from ser_fl.api import train
 
 def status(name):
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))

@@ -22,6 +22,7 @@ from ser_fl.data.frontend import FeatureStatistics, Standardisation
 from ser_fl.data.prepared import Prepared
 from ser_fl.data.splits import Split
 from ser_fl.data.utterance import EMOTIONS, Utterance
+from ser_fl.federation.algorithm import client_learning_rate
 from ser_fl.federation.client import Clients, ClientTask, Executor, LocalScorer, SerialExecutor, make_clients
 from ser_fl.federation.processes import ProcessExecutor, count_workers
 from ser_fl.federation.rounds import Federation, cohort_size, sample_cohort
@@ -93,9 +94,13 @@ class Workload:
     @cached_property
     def tasks(self) -> list[ClientTask]:
         """Of a first round: what every client receives."""
-        server = self.server()
+        algorithm = self.server().algorithm
+        rate = client_learning_rate(self.config.optimiser, algorithm, 1)
         with self.federation(SerialExecutor(self.clients)) as federation:
-            return list(federation.tasks(server, cohort_of(federation, 1), 1))
+            cohort = cohort_of(federation, 1)
+        return [
+            ClientTask(round=1, client_id=one, state=algorithm.model_for(one), learning_rate=rate) for one in cohort
+        ]
 
     @property
     def cohort_size(self) -> int:

@@ -71,17 +71,17 @@ def run_demo(output: Path | None = None, overrides: tuple[str, ...] = ()) -> Pat
 
 def run_arm(experiment: str, run: Path, overrides: tuple[str, ...], events: Queue[Event]) -> None:
     """One training and the attacks on it; what there is to show goes through ``events``."""
+    from ser_fl.api import train
     from ser_fl.config.compose import compose, compose_benchmark
     from ser_fl.federation.rounds import Hooks
-    from ser_fl.federation.session import train
     from ser_fl.robustness.benchmark import benchmark_run
 
     config = compose([f"experiment={experiment}", *overrides, f"run_dir={run}"])
-    train(
-        config,
-        hooks=Hooks(on_round=lambda record: events.put((experiment, record))),
+    hooks = Hooks(
+        on_round=lambda record: events.put((experiment, record)),
         on_features=lambda done, total: events.put((f"{experiment} features", done, total)),
     )
+    train(config, hooks=hooks)
     benchmark_run(
         compose_benchmark([f"run={run}", *BENCHMARK]),
         on_attack=lambda name, done, total, seconds_left=None: events.put((f"{experiment} attacks", done, total)),

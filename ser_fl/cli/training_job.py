@@ -26,8 +26,8 @@ def train_visibly(config: Config, preemption: Preemption) -> RunFolder:
 
     keep_freed_memory()
     with collection_paused():
+        from ser_fl.api import train
         from ser_fl.federation.rounds import Hooks
-        from ser_fl.federation.session import train
 
     def on_profile(profile: ProfileRecord) -> None:
         from ser_fl.report.markup import print_table
@@ -42,8 +42,8 @@ def train_visibly(config: Config, preemption: Preemption) -> RunFolder:
             line = record.line(config.experiment)
             console.print(line, highlight=False, markup=False, style="red" if record.failures else "")
 
-        hooks = Hooks(on_round=on_round, on_profile=on_profile, preemption=preemption)
-        return train(config, hooks=hooks, on_features=shown.features)
+        hooks = Hooks(on_round=on_round, on_features=shown.features, on_profile=on_profile, preemption=preemption)
+        return train(config, hooks=hooks)
 
 
 def print_summary(run: RunFolder) -> None:

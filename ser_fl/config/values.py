@@ -113,11 +113,11 @@ def _read(given: object) -> object:
     return ObjectConfig(target=given[_TARGET], arguments=arguments)
 
 
-def _whose(given: object) -> str:
-    is_own = isinstance(given, ObjectConfig) or (isinstance(given, Mapping) and _TARGET in given)
-    return "[own]" if is_own else "[ours]"
-
-
 Own = Annotated[ObjectConfig, BeforeValidator(_read), PlainSerializer(ObjectConfig.plain)]
-OrOwn = Annotated[Annotated[_Ours, Tag("[ours]")] | Annotated[Own, Tag("[own]")], Discriminator(_whose)]
+_WHOSE = Discriminator(
+    lambda given: (
+        "[own]" if isinstance(given, ObjectConfig) or (isinstance(given, Mapping) and _TARGET in given) else "[ours]"
+    )
+)
+OrOwn = Annotated[Annotated[_Ours, Tag("[ours]")] | Annotated[Own, Tag("[own]")], _WHOSE]
 """A choice of ours, or an object in place of it; brackets keep the tags out of messages (`ser_fl.config.schema`)."""

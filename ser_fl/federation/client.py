@@ -121,6 +121,7 @@ class Clients:
                 epochs = settings.local_epochs
                 optimiser = fit_in_loop(classifier, batches, epochs=epochs, device=self.device, bf16=bf16)
         state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
+        squares = [(state[name] - task.state[name]).double().square().sum() for name, _ in network.named_parameters()]
         carried = optimiser.state_dict()["state"] if settings.keep_optimiser else {}
         return ClientUpdate(
             client_id=task.client_id,
@@ -128,7 +129,7 @@ class Clients:
             num_examples=plan.num_examples,
             train_loss=float(classifier.train_figures["loss"]),
             seconds=time.perf_counter() - started,
-            update_norm=_distance({name: state[name] for name, _ in network.named_parameters()}, task.state),
+            update_norm=float(torch.stack(squares).sum().sqrt()),
             optimiser_state={
                 f"{index}.{name}": torch.as_tensor(value).detach().cpu().clone()
                 for index, entries in carried.items()
@@ -148,11 +149,6 @@ class Clients:
         network = build_network(self.config.model, num_classes, seed=seed, own=self.own_network).to(self.device).train()
         self._reused = None if is_watched else network
         return network
-
-
-def _distance(parameters: State, received: State) -> float:
-    squares = [(parameter - received[name]).double().square().sum() for name, parameter in parameters.items()]
-    return float(torch.stack(squares).sum().sqrt())
 
 
 def make_clients(config: Config, prepared: Prepared, own: OwnObjects = NOTHING) -> Clients:

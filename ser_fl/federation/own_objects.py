@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from ser_fl.config.schema import Config
+from ser_fl.config.schema import Config, instantiated_objects
 from ser_fl.errors import UserError, one_line
 from ser_fl.federation.aggregation import Aggregation
 from ser_fl.federation.algorithm import Algorithm
@@ -32,41 +32,6 @@ class OwnObjects:
     callbacks: tuple[pl.Callback, ...] = ()
     """Beside the configured training, of which they change nothing that they do not reach into."""
 
-    @classmethod
-    def of(cls, *, network: Any = None, callbacks: Iterable[pl.Callback] = (), **given: Any) -> Self:
-        """From objects of their kinds; a class stands for an object that is made without arguments, but a network's."""
-        kinds = {"objective": Objective, "aggregation": Aggregation, "algorithm": Algorithm}
-        for name, kind in kinds.items():
-            one = given.get(name)
-            made = one() if isinstance(one, type) else one
-            if made is not None and not isinstance(made, kind):
-                raise UserError(f"{name} must be a {kind.__module__}.{kind.__name__}, got {qualified_name(made)}")
-            given[name] = made
-        if network is not None and not callable(network):
-            raise UserError(f"network must be a module, or make one for a number of classes, got {network!r}")
-        return cls(network=network, callbacks=tuple(callbacks), **given)
-
-    def recorded_in(self, config: Config) -> Config:
-        """The configuration with these objects named in it, but for callbacks, on which no result depends; a
-        `UserError` where it names others, or they do not go with it.
-        """
-        given = {name: getattr(self, name) for name in ("network", "objective", "aggregation", "algorithm")}
-        names = {name: qualified_name(value) for name, value in given.items() if value is not None}
-        for name, wanted in config.objects.items():
-            if names.get(name) != wanted:
-                raise UserError(f"this configuration is of a run with {name}={wanted}: give it to ser_fl.train")
-        federation, executor = config.federation.name, config.executor
-        for name in ("aggregation", "algorithm"):
-            if name in names and federation == "local_only":
-                raise UserError(f"federation=local_only averages nothing, got {name}={names[name]}")
-        for name in names if executor.name == "flower" else ():
-            if name in ("network", "objective") or executor.superlink is not None:
-                raise UserError(
-                    f"executor=flower sends no code to other hosts, got {name}={names[name]}: use executor=serial or "
-                    "executor=processes"
-                )
-        return replace(config, objects=names)
-
 
 NOTHING = OwnObjects()
 
@@ -75,6 +40,42 @@ def qualified_name(value: object) -> str:
     """Of a class or function, or of an object's class: ``module.Class``."""
     named = value if hasattr(value, "__qualname__") else type(value)
     return f"{named.__module__}.{named.__qualname__}"
+
+
+def settled_objects(config: Config, given: Mapping[str, Any]) -> tuple[OwnObjects, Config]:
+    """The objects of the caller, by argument of `ser_fl.train`, or else of the configuration, and one that names them.
+
+    A class stands for an object that is made without arguments, but a network's. Callbacks are not named, since no
+    result depends on them.
+
+    Raises:
+        UserError: an object is of another kind, the configuration names others, or they do not go with it.
+    """
+    made = {**instantiated_objects(config), **given}
+    for name, kind in {"objective": Objective, "aggregation": Aggregation, "algorithm": Algorithm}.items():
+        one = made.get(name)
+        made[name] = one = one() if isinstance(one, type) else one
+        if one is not None and not isinstance(one, kind):
+            raise UserError(f"{name} must be a {kind.__module__}.{kind.__name__}, got {qualified_name(one)}")
+    if (network := made.get("network")) is not None and not callable(network):
+        raise UserError(f"network must be a module, or make one for a number of classes, got {network!r}")
+    callbacks = tuple(made.pop("callbacks", ()))
+    ordered = ("network", "objective", "aggregation", "algorithm")
+    names = {name: qualified_name(made[name]) for name in ordered if made.get(name) is not None}
+    for name, wanted in config.objects.items():
+        if names.get(name) != wanted:
+            raise UserError(f"this configuration is of a run with {name}={wanted}: give it to ser_fl.train")
+    executor = config.executor
+    for name in ("aggregation", "algorithm"):
+        if name in names and config.federation.name == "local_only":
+            raise UserError(f"federation=local_only averages nothing, got {name}={names[name]}")
+    for name in names if executor.name == "flower" else ():
+        if name in ("network", "objective") or executor.superlink is not None:
+            raise UserError(
+                f"executor=flower sends no code to other hosts, got {name}={names[name]}: use executor=serial or "
+                "executor=processes"
+            )
+    return OwnObjects(**made, callbacks=callbacks), replace(config, objects=names)
 
 
 def check_network(config: Config, num_classes: int, own: OwnObjects) -> None:

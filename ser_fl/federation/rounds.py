@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from ser_fl.config.schema import CONFIG_SCHEMA, Config, dump
+from ser_fl.data.features import OnFeatures
 from ser_fl.data.prepared import ClientManifest
 from ser_fl.data.splits import PARTS
 from ser_fl.devices import devices_of
@@ -43,6 +44,8 @@ class Hooks:
 
     on_round: OnRound = lambda record: None
     """Told of every committed round."""
+    on_features: OnFeatures | None = None
+    """Told how far the features are, where they are computed here."""
     on_profile: OnProfile = lambda profile: None
     """Told where the time of the rounds went, with `profile=true`; of a run that is cut short too."""
     preemption: Preemption = field(default_factory=Preemption)
@@ -171,8 +174,19 @@ class Federation:
         folders = (self.config.data.root, self.config.data.cache_dir, str(self.run.root))
         reference = server.algorithm.model_for(cohort[0])
         results = ClientResults(round=number, reference=reference, server=server, folders=tuple(filter(None, folders)))
+        rate = client_learning_rate(self.config.optimiser, server.algorithm, number)
+        tasks = (
+            ClientTask(
+                round=number,
+                client_id=client_id,
+                state=server.algorithm.model_for(client_id),
+                learning_rate=rate,
+                optimiser_state=server.optimiser_states.get(client_id, {}),
+            )
+            for client_id in cohort
+        )
         with watch.part("waiting"):
-            for client_id, outcome in self.executor.run(self.tasks(server, cohort, number)):
+            for client_id, outcome in self.executor.run(tasks):
                 with watch.part("aggregation"):
                     results.take(client_id, outcome)
                 del outcome  # else it would be kept while the next client trains
@@ -183,16 +197,6 @@ class Federation:
         with watch.part("aggregation"):
             server.finish(number)
         return results
-
-    def tasks(self, server: Server, cohort: Sequence[str], number: int) -> Iterator[ClientTask]:
-        for client_id in cohort:
-            yield ClientTask(
-                round=number,
-                client_id=client_id,
-                state=server.algorithm.model_for(client_id),
-                learning_rate=client_learning_rate(self.config.optimiser, server.algorithm, number),
-                optimiser_state=server.optimiser_states.get(client_id, {}),
-            )
 
     def test(self, server: Server, stopped: str) -> dict[str, Any]:
         """Write the selected round's model, score it on the test part, and tell of the run what ``summary.json`` does.

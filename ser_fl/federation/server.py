@@ -191,18 +191,23 @@ def find_problem(update: ClientUpdate, reference: State) -> str | None:
         return f"its state is of type {type(state).__name__}, expected tensors by name"
     if state.keys() != reference.keys():
         return f"its state has other entries: {shown(sorted(state.keys() ^ reference.keys(), key=str)[:3])}"
-    for name, expected in reference.items():
-        if (problem := _problem_of_tensor(name, state[name])) is not None:
-            return problem
-        if state[name].shape != expected.shape:
-            return f"{name} has shape {tuple(state[name].shape)}, expected {tuple(expected.shape)}"
-        if state[name].dtype != expected.dtype:
-            return f"{name} is of type {state[name].dtype}, expected {expected.dtype}"
     if not isinstance(optimiser, dict) or not all(isinstance(name, str) for name in optimiser):
         return f"its optimiser's state is of type {type(optimiser).__name__}, expected tensors by name"
-    for name, tensor in optimiser.items():
-        if (problem := _problem_of_tensor(f"its optimiser's {one_line(name, LONGEST_VALUE)}", tensor)) is not None:
-            return problem
+    tensors = [(name, state[name]) for name in reference]
+    tensors += [(f"its optimiser's {one_line(name, LONGEST_VALUE)}", moment) for name, moment in optimiser.items()]
+    for name, tensor in tensors:
+        if not isinstance(tensor, torch.Tensor):
+            return f"{name} is of type {type(tensor).__name__}, expected a tensor"
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            kind = "meta" if tensor.is_meta else "quantised" if tensor.is_quantized else tensor.layout
+            return f"{name} is a {kind} tensor"
+        if not torch.isfinite(tensor).all():
+            return f"{name} is not finite"
+        expected = reference.get(name, tensor)
+        if tensor.shape != expected.shape:
+            return f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected.shape)}"
+        if tensor.dtype != expected.dtype:
+            return f"{name} is of type {tensor.dtype}, expected {expected.dtype}"
     count = figures.pop("num_examples")
     for name, figure in figures.items():
         if type(figure) is not float or not math.isfinite(figure):
@@ -214,12 +219,3 @@ def find_problem(update: ClientUpdate, reference: State) -> str | None:
     if not isinstance(times, dict) or not all(type(n) is str and type(t) is int for n, t in times.items()):
         return f"its nanoseconds are {shown(times)}, expected whole numbers by part"
     return None
-
-
-def _problem_of_tensor(name: str, tensor: object) -> str | None:
-    if not isinstance(tensor, torch.Tensor):
-        return f"{name} is of type {type(tensor).__name__}, expected a tensor"
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        kind = "meta" if tensor.is_meta else "quantised" if tensor.is_quantized else tensor.layout
-        return f"{name} is a {kind} tensor"
-    return None if torch.isfinite(tensor).all() else f"{name} is not finite"

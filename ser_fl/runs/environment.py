@@ -24,7 +24,10 @@ _PACKAGES = (
 
 
 def describe_environment(*, seed: int, threads: int, devices: Sequence[str] = ("cpu",)) -> dict[str, Any]:
-    """Content of ``environment.json``, without folders, since they name people and machines."""
+    """Content of ``environment.json``, without folders, since they name people and machines.
+
+    The commit is that of the checkout that the package lies in, with "+" where files differ from it.
+    """
     import torch
 
     program = Path(sys.argv[0]).name
@@ -32,6 +35,13 @@ def describe_environment(*, seed: int, threads: int, devices: Sequence[str] = ("
     for name in packages:
         with suppress(PackageNotFoundError):
             packages[name] = version(name)
+    commit, checkout = None, Path(__file__).parents[1]
+    with suppress(OSError, subprocess.CalledProcessError):  # a wheel has none
+        head, changes = (
+            subprocess.run(["git", "-C", checkout, *asked], capture_output=True, text=True, check=True).stdout.strip()
+            for asked in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "."])
+        )
+        commit = head + ("+" if changes else "")
     processor = None
     with suppress(OSError):
         cpus = Path("/proc/cpuinfo").read_text(encoding="utf-8")
@@ -40,7 +50,7 @@ def describe_environment(*, seed: int, threads: int, devices: Sequence[str] = ("
         "command": shlex.join(
             ["ser-fl" if program == "__main__.py" else program, *(_without_folder(part) for part in sys.argv[1:])]
         ),
-        "git_commit": _git_commit(),
+        "git_commit": commit,
         "seed": seed,
         "threads": threads,
         "python": platform.python_version(),
@@ -60,19 +70,6 @@ def _without_folder(argument: str) -> str:
         return public_path(argument)
     told = last_name(value) if is_private(value) else public_text(value)
     return f"{key}={'***' if is_secret(key.rpartition('.')[2]) else told}"
-
-
-def _git_commit() -> str | None:
-    """Commit of the checkout that the package lies in, with "+" where files differ from it; None for a wheel."""
-    folder = Path(__file__).parents[1]
-    try:
-        commit, changes = (
-            subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, check=True).stdout.strip()
-            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "."])
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit + ("+" if changes else "")
 
 
 @contextmanager
