@@ -291,7 +291,7 @@ def test_what_is_done_is_not_done_again_and_the_worst_case_is_over_all() -> None
     def run(*given: str) -> list[AttackRecord]:
         network.asked = 0
         test_set = recorded(THREE, [1, 1, 1], network=network)
-        return benchmark_attacks(test_set, asked("snr_dbs=[25,5]", *given), [NoDefence()], open_cache=lambda: cache)
+        return benchmark_attacks(test_set, asked("snr_dbs=[25,5]", *given), [NoDefence()], cache=cache)
 
     strong = run("attacks=[pgd,apgd_ce]", "steps=9")
     assert network.asked > 0
@@ -316,7 +316,7 @@ def test_a_killed_benchmark_goes_on_at_the_batch_it_was_at(name: str, calls: int
             test_set,
             asked(f"attacks=[{name}]", "snr_dbs=[25,5]", "steps=4"),
             [NoDefence()],
-            open_cache=lambda: Folder(folder, torch.device("cpu"), shape_FL),
+            cache=Folder(folder, torch.device("cpu"), shape_FL),
             **named,
         )
 

@@ -23,7 +23,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
 from ser_fl.config.schema import Config
-from ser_fl.config.text import bounded_yaml, escaped, literal_yaml
+from ser_fl.config.text import bounded_yaml, escaped, literal_yaml, type_at
 
 _FOLDERS: ContextVar[Sequence[Path]] = ContextVar("folders", default=())
 _WHOLE, _TYPED = "_file_", "_typed_"
@@ -44,7 +44,7 @@ class LiteralFiles(ConfigSource):
         text = bounded_yaml(file)
         header = self._get_header_dict(text[:512])
         group = () if header.get("package") == "_global_" else tuple(config_path.split("/")[:-1])
-        config = OmegaConf.load(StringIO(literal_yaml(text, Config, group)))
+        config = OmegaConf.load(StringIO(literal_yaml(text, type_at(Config, group))))
         return ConfigResult(provider=self.provider, path=self.full_path(), config=config, header=header)
 
     def is_group(self, config_path: str) -> bool:

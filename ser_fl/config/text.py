@@ -168,15 +168,15 @@ def escaped(text: str) -> str:
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
 
 
-def literal_yaml(text: str, schema: object, path: Names = (), *, escape: bool = False) -> str:
-    """A YAML document, from `bounded_yaml`, in which whatever the schema takes for text is a string; a `yaml.YAMLError`
-    where it is none. ``path`` is where in the settings it stands; with ``escape``, ``${`` in a text is no interpolation
-    either.
+def literal_yaml(text: str, hint: object, *, escape: bool = False) -> str:
+    """A YAML document, from `bounded_yaml`, in which whatever its annotated type, such as the settings' dataclass,
+    takes for text is a string; a `yaml.YAMLError` where it is none. With ``escape``, ``${`` in a text is no
+    interpolation either.
     """
     import yaml
 
     document = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    if document is None or not _mark(document, type_at(schema, path), escape):
+    if document is None or not _mark(document, hint, escape):
         return text
     return yaml.serialize(document, allow_unicode=True)
 
@@ -188,7 +188,8 @@ def _mark(node: Any, hint: object, escape: bool) -> bool:
     kind = kind_of(hint)
     if isinstance(node, yaml.MappingNode):
         keys = [_mark(name, str, False) for name, _ in node.value] if kind.is_mapping else []
-        values = [_mark(value, type_at(hint, (str(name.value),)), escape) for name, value in node.value]
+        others = kind.below.get("")
+        values = [_mark(value, kind.below.get(str(name.value), others), escape) for name, value in node.value]
         return any([*keys, *values])
     if isinstance(node, yaml.SequenceNode):
         items = [_mark(item, kind.item, escape) for item in node.value]
@@ -221,7 +222,12 @@ def read_settings(file: Path, schema: object) -> dict[str, Any]:
     try:
         text = literal_yaml(bounded_yaml(file), schema, escape=True)
         content = OmegaConf.load(StringIO(text))  # by a safe loader: it makes no objects
-        _refuse_interpolation(file, OmegaConf.to_container(content))
+        plain = [OmegaConf.to_container(content)]
+        for value in plain:  # which grows, by what each holds
+            # ${oc.env:...} would take a secret of this machine into the records.
+            if isinstance(value, str) and re.search(r"(?<!\\)(\\\\)*\$\{", value):
+                raise UserError(f"{file} has {shown(value)}: write the value itself")
+            plain.extend(value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
         settings = OmegaConf.to_container(content, resolve=True)
     except UserError:
         raise
@@ -235,17 +241,9 @@ def read_settings(file: Path, schema: object) -> dict[str, Any]:
         raise UserError(f"{file} has {name}, which a resolved configuration has not: use --config-dir")
     if isinstance(data := settings.get("data"), dict):
         for name in ("root", "cache_dir"):
-            if is_place(written := data.get(name)):
+            if (written := data.get(name)) and is_place(written):
                 data[name] = recall(written) or (written if name == "root" else None)
     return {str(key): value for key, value in settings.items()}
-
-
-def _refuse_interpolation(file: Path, value: Any) -> None:
-    """A file holds values alone: ``${oc.env:...}`` would take a secret of this machine into the records."""
-    if isinstance(value, str) and re.search(r"(?<!\\)(\\\\)*\$\{", value):
-        raise UserError(f"{file} has {shown(value)}: write the value itself")
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _refuse_interpolation(file, item)
 
 
 def bounded_yaml(file: Path) -> str:

@@ -5,10 +5,12 @@ Legend: N utterances, R runs of a defence.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import fields, replace
 from functools import cache
 from math import nan
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -26,48 +28,48 @@ LIBRARY = "ser_fl"
 """What a record names as the class where no attack ran."""
 _SAME = sorted({entry.name for entry in fields(AttackRecord)} & {entry.name for entry in fields(Outcome)} - {"epsilon"})
 """What a record says as the outcome does. Its epsilon is the budget, in the attack's own norm."""
+_THREAT = attrgetter("norm", "epsilon", "snr_db")
+"""What attacks must share to have a common worst case."""
 
 
 class Bench:
-    """A test set, what its defended models say without an attack, and the records that come of attacks. Outcomes of
-    another domain than its own are left aside.
-    """
+    """A test set, what its defended models say without an attack, and the records of what attacks did to it."""
 
     def __init__(self, test_set: TestSet, defences: Sequence[Defence]) -> None:
         self.test_set, self.defences = test_set, defences
         self._labels_N = test_set.labels_N.cpu()
         votes = {defence.name: votes_of(test_set, test_set.features_NFL, defence) for defence in defences}
-        self.clean = self._unattacked(CLEAN, test_set.ids, votes, library=LIBRARY, knowledge="undefended", norm="none")
+        zeros = (0.0,) * len(test_set)
+        self.clean = Outcome(
+            attack=CLEAN,
+            library=LIBRARY,
+            knowledge="undefended",
+            domain=test_set.domain.name,
+            norm="none",
+            ids=test_set.ids,
+            l2_N=zeros,
+            linf_N=zeros,
+            votes=votes,
+        )
         # Resamples of some utterances are the same for every figure.
-        self._bootstrap = cache(lambda ids: Bootstrap.of(self.labels_of(ids).tolist(), ids, test_set.seed))
-
-    def _unattacked(
-        self, name: str, ids: tuple[str, ...], votes: dict[str, tuple[tuple[int, ...], ...]], **described: Any
-    ) -> Outcome:
-        zeros = (0.0,) * len(ids)
-        domain = self.test_set.domain.name
-        return Outcome(attack=name, domain=domain, ids=ids, l2_N=zeros, linf_N=zeros, votes=votes, **described)
+        self._bootstrap = cache(
+            lambda ids: Bootstrap.of(self._labels_N[rows_of(test_set.ids, ids)].tolist(), ids, test_set.seed)
+        )
 
     def labels_of(self, ids: Sequence[str]) -> Tensor:
         return self._labels_N[rows_of(self.test_set.ids, ids)]
 
-    def records(self, outcomes: Iterable[Outcome]) -> list[AttackRecord]:
-        """For every defence "clean", one an attack it was shown, and "worst_case"s."""
-        own = [outcome for outcome in outcomes if outcome.domain == self.clean.domain]
-        return [record for outcome in (self.clean, *own) for record in self.records_of(outcome, own)]
-
-    def records_of(self, outcome: Outcome, others: Iterable[Outcome] = ()) -> list[AttackRecord]:
+    def records_of(self, outcome: Outcome, others: Collection[Outcome] = ()) -> list[AttackRecord]:
         """The records of an outcome, one a defence that it was shown to; none without utterances. ``others`` may be of
         the same sweep, or of an attacker who did not know of the defence.
         """
         if not outcome.ids:
             return []
-        others = [other for other in others if other.domain == outcome.domain]
-        alike = ("attack", "norm", "steps", "restarts", "adaptive_to", "eot_samples")
+        alike = attrgetter("attack", "norm", "steps", "restarts", "adaptive_to", "eot_samples")
         sweep = [
             replace(other, minimal=False)  # of smaller epsilons the epsilon counts, whatever was found within
             for other in others
-            if all(getattr(other, name) == getattr(outcome, name) for name in alike)
+            if alike(other) == alike(outcome)
         ]
         records = []
         for defence in self.defences:
@@ -125,17 +127,17 @@ class Bench:
         )
 
     def _undefended_gap(
-        self, outcome: Outcome, defence: Defence, others: Sequence[Outcome]
+        self, outcome: Outcome, defence: Defence, others: Collection[Outcome]
     ) -> tuple[float, float, float] | None:
         """UAR under the same attack by an attacker who does not know of the defence, minus that of an adaptive one."""
+        same = attrgetter("attack", "norm", "epsilon", "snr_db", "steps", "restarts")
         unaware = [
             other
             for other in others
             if other.adaptive_to is None
             and not other.leftover
             and other.was_shown_to(defence)
-            and (other.attack, other.threat, other.steps, other.restarts)
-            == (outcome.attack, outcome.threat, outcome.steps, outcome.restarts)
+            and same(other) == same(outcome)
         ]
         if outcome.leftover or not unaware:
             return None
@@ -182,7 +184,7 @@ class Bench:
             right_RN[:, rows] &= outcome.votes_RN(defence) == self._labels_N[rows]
         return right_RN
 
-    def worst_cases(self, outcomes: Iterable[Outcome]) -> list[AttackRecord]:
+    def worst_cases(self, outcomes: Sequence[Outcome]) -> list[AttackRecord]:
         """One record a defence and budget: recognised is what withstood every attack of that norm it was shown to. (The
         budget of an L2 attack holds more than an L-infinity ball of its epsilon: the two make no common worst case.)
 
@@ -196,12 +198,13 @@ class Bench:
         Where adaptive attacks saw only some of the utterances, there is a second record on those: only there has
         everybody been attacked by one who knows of the defence.
         """
-        outcomes = [outcome for outcome in outcomes if outcome.domain == self.clean.domain]
-        threats = dict.fromkeys(outcome.threat for outcome in outcomes)
+        threats = defaultdict[Any, list[Outcome]](list)
+        for outcome in outcomes:
+            threats[_THREAT(outcome)].append(outcome)
         records = []
         for threat in sorted(threats, key=lambda threat: (threat[0] != "inf", threat[1] or 0.0, -(threat[2] or 0.0))):
             for defence in self.defences:
-                taken = [outcome for outcome in outcomes if outcome.threat == threat and outcome.was_shown_to(defence)]
+                taken = [outcome for outcome in threats[threat] if outcome.was_shown_to(defence)]
                 if len({(outcome.attack, outcome.adaptive_to) for outcome in taken}) < 2:
                     continue
                 known = (outcome.ids for outcome in taken if outcome.adaptive_to and not outcome.leftover)
@@ -228,10 +231,13 @@ class Bench:
             if unbroken - seen and not (covered and label.endswith(" adaptive"))
         ]
         first = taken[0]
-        return self._unattacked(
-            WORST_CASE,
-            ids,
-            {defence.name: tuple(map(tuple, votes_RN.tolist()))},
+        return replace(
+            self.clean,
+            attack=WORST_CASE,
+            ids=ids,
+            l2_N=self.clean.l2_N[: len(ids)],
+            linf_N=self.clean.linf_N[: len(ids)],
+            votes={defence.name: tuple(map(tuple, votes_RN.tolist()))},
             library=f"{LIBRARY} ({', '.join(partial)} of {len(ids)} utterances)" if partial else LIBRARY,
             knowledge="+".join(sorted({outcome.knowledge for outcome in taken})),
             norm=first.norm,

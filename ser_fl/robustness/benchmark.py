@@ -30,12 +30,12 @@ from ser_fl.robustness.evaluator import evaluating
 from ser_fl.robustness.foreign import Model, Numbers, check_gradients, foreign_test_set
 from ser_fl.robustness.plan import ADAPTIVE, EOT_SAMPLES, Request, Unit, plan, request_of, subsets_for
 from ser_fl.robustness.recordings import recordings_of
-from ser_fl.robustness.result_cache import RunCache
+from ser_fl.robustness.result_cache import Folder, merged
 from ser_fl.robustness.runner import OnAttack, run_plan, silent
 from ser_fl.robustness.sanity_checks.probes import probe
 from ser_fl.robustness.sanity_checks.records import check_records
 from ser_fl.robustness.sanity_checks.report import CheckedRecords, write_sanity_report
-from ser_fl.robustness.test_set import TestSet, box_of, load_run
+from ser_fl.robustness.test_set import TestSet, load_run
 from ser_fl.runs.environment import threads_limited_to
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.lock import claimed
@@ -130,7 +130,7 @@ def benchmark(model: Model, features: Numbers, labels: Numbers, **settings: Unpa
     asked: ModelSettings = {**DEFAULTS, **settings}
     box, epsilons, on_attack = asked["box"], asked["epsilons"], asked["on_attack"]
     if box is None and isinstance(model, EmotionModel):
-        box = box_of(model.standardisation)
+        box = Box.of(model.standardisation.lower_F1, model.standardisation.upper_F1)
     defences = [build_defence(defence) for defence in asked["defences"]]
     taken = foreign_test_set(model, features, labels, box=box, ids=asked["ids"], batch_size=asked["batch_size"])
     for name, given in (("speakers", asked["speakers"]), ("sexes", asked["sexes"])):
@@ -154,10 +154,10 @@ def benchmark(model: Model, features: Numbers, labels: Numbers, **settings: Unpa
         attacks, units = _planned(test_set, attacks_at, defences, asked, subsets=sizes, curve=epsilons == "auto")
         check_gradients(test_set, [unit.attack for unit in units])
         records = run_plan(test_set, units, defences, drop_broken=asked["drop_broken"], on_attack=on_attack)
-        found = None
+        found = CheckedRecords(records)
         if asked["checks"]:
-            found = check_records(records) + probe(test_set, attacks, records=records, on_check=on_attack)
-    return CheckedRecords(records, found)
+            found.checks = check_records(records) + probe(test_set, attacks, records=records, on_check=on_attack)
+    return found
 
 
 def benchmark_run(
@@ -193,10 +193,8 @@ def benchmark_run(
         with threads_limited_to(trained.config.executor.threads), exact_arithmetic():
             store = trained.store(on_features)
             test_set = trained.test_set(store, seed=config.seed, batch_size=config.batch_size)
-            test_set, model = test_set.subset(config.max_examples).to(device), trained.model.to(device)
-            cache = RunCache(
-                run=run, test_set=test_set, fresh=config.fresh, keeps_adversarials=config.keep_adversarials
-            )
+            test_set = test_set.subset(config.max_examples).to(device)
+            of_features = test_set  # what is kept of its recordings lies there too
             if config.domain == "waveform":
                 test_set = recordings_of(trained, store, test_set, config, run)
             sizes = subsets_for(config.attacks, config.subsets)
@@ -204,24 +202,28 @@ def benchmark_run(
                 config.epsilons == "auto" or (config.curve_epsilons == "auto" and bool(config.curve_attacks))
             )
             attacks, units = _planned(test_set, attacks_at, defences, vars(config), subsets=sizes, curve=curve)
+            # Nothing is refused any more: a benchmark that is leaves the run folder as it was.
+            cache = Folder.of(run, of_features, keeps_adversarials=config.keep_adversarials, fresh=config.fresh)
+            earlier = run.read_attacks()
             records = run_plan(
                 test_set,
                 units,
                 defences,
                 drop_broken=config.drop_broken,
-                open_cache=cache.open,
+                cache=cache,
                 on_attack=on_attack,
-                on_records=cache.write,
+                on_records=lambda records: run.write_attacks(merged(earlier, records)),
             )
-            together, found = cache.write(records), None
+            together = CheckedRecords(merged(earlier, records))
+            run.write_attacks(together)
             if config.checks:
                 size = config.checks_subset
                 probed = probe(test_set, attacks, records=together, subset_size=size, on_check=on_attack)
-                found = check_records(together) + probed
-                write_sanity_report(run, found)
+                together.checks = check_records(together) + probed
+                write_sanity_report(run, together.checks)
             if config.domain == "logmel":
-                write_json(run.spectrograms, spectrogram_pair(test_set, attacks, model))
-    return CheckedRecords(together, found)
+                write_json(run.spectrograms, spectrogram_pair(test_set, attacks, trained.model.to(device)))
+    return together
 
 
 def _planned(

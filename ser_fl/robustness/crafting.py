@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import isfinite
 from typing import Any
@@ -72,7 +72,9 @@ def craft(
     cache = Memory() if cache is None else cache
     begun_NFL: Tensor | None = None
     batches: list[Crafted] = []
-    for rows in _batches(test_set, attack):
+    size = len(test_set) if attack.entry.whole_set else test_set.batch_size
+    for first in range(0, len(test_set), max(size, 1)):
+        rows = range(first, min(first + size, len(test_set)))
         batch = test_set.take(rows)
         if (made := cache.batch(key, batch.ids)) is not None:
             batches.append(made)
@@ -95,23 +97,6 @@ def craft(
         batches.append(made)
         on_batch(len(batch), made.seconds)
     return Crafted.join(batches, range(len(test_set)), test_set.features_NFL[:0])
-
-
-def features_under(test_set: TestSet, attack: Attack) -> Tensor:
-    """What an attack on the bare model shows it of all utterances, shape (N, F, L); nothing is kept."""
-    adversarial_NFL = torch.empty_like(test_set.features_NFL)
-    for rows in _batches(test_set, attack):
-        for taken, problem in problems_of(test_set.take(rows), attack.settings):
-            with torch.no_grad():
-                adversarial_NFL[[rows[row] for row in taken]] = problem.target.features(attack.craft(problem))
-    return adversarial_NFL
-
-
-def _batches(test_set: TestSet, attack: Attack) -> Iterator[range]:
-    total = len(test_set)
-    size = total if attack.entry.whole_set else test_set.batch_size
-    for first in range(0, total, max(size, 1)):
-        yield range(first, min(first + size, total))
 
 
 def judge(unit: Unit, made: Crafted, *, leftover: bool = False) -> Outcome:
@@ -177,16 +162,16 @@ def spectrogram_pair(test_set: TestSet, attacks: Sequence[Attack], bundle: Emoti
     iterated = [
         attack
         for attack in attacks
-        if attack.norm == "inf"
+        if attack.entry.norm == "inf"
         and attack.entry.knowledge not in ("score", "decision")
         and (attack.settings.steps or 1) > 1
     ]
     ((usual, _),) = Counter(attack.settings.epsilon for attack in iterated or attacks).most_common(1)
     attack = [attack for attack in iterated or attacks if attack.settings.epsilon == usual][-1]
     tried = test_set.subset(16)
-    adversarial_NFL = features_under(tried, attack)
+    adversarial_NFL = craft(tried, attack).adversarial_NFL
     with torch.no_grad():
-        before, after = (bundle(features).argmax(dim=1) for features in (tried.features_NFL, adversarial_NFL))
+        before, after = (tried.model(features).argmax(dim=1) for features in (tried.features_NFL, adversarial_NFL))
     turned = ((before == tried.labels_N) & (after != tried.labels_N)).nonzero().flatten().tolist()
     row = turned[0] if turned else 0
 

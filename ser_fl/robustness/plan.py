@@ -158,6 +158,10 @@ class Unit:
     """Defences that what it makes is shown to: all, or the one that the attacker knows of."""
     expectation: Expectation | None = None
     """What the attacker knows of that one; None for an attack on the bare model."""
+    adaptive_to: str | None = None
+    """The name of that one."""
+    eot_samples: int = 0
+    """Draws of that one that every answer of the model is averaged over."""
     before: Unit | None = None
     """The same at the next smaller epsilon, in a sweep."""
     shares: Unit | None = None
@@ -170,14 +174,6 @@ class Unit:
     """Rows that may begin at the smaller epsilon's."""
     cold: Sequence[int] = ()
     outcome: Outcome | None = None
-
-    @property
-    def adaptive_to(self) -> str | None:
-        return None if self.expectation is None else self.shown_to[0].name
-
-    @property
-    def eot_samples(self) -> int:
-        return 0 if self.expectation is None else len(self.expectation.weights)
 
     @property
     def label(self) -> str:
@@ -257,6 +253,8 @@ def _chain(
             part=part,
             shown_to=shown_to,
             expectation=expectation,
+            adaptive_to=shown_to[0].name if expectation else None,
+            eot_samples=len(expectation.weights) if expectation else 0,
             before=smaller[-1] if sweep and smaller and searches else None,
             shares=alike[0] if once and alike else None,
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import chain
 from pathlib import Path
@@ -20,10 +20,9 @@ from typing import Any, Self
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
-from torch import Tensor, nn
+from torch import Tensor
 
 from ser_fl.attacks.domains import Crafted
-from ser_fl.attacks.registry import VERSION
 from ser_fl.defences import Defence
 from ser_fl.errors import UserError, one_line
 from ser_fl.files import record_of, write_bytes, write_json
@@ -86,17 +85,6 @@ class Outcome:
     def votes_RN(self, defence: str) -> Tensor:
         return torch.tensor(self.votes[defence], dtype=torch.int64)
 
-    @property
-    def threat(self) -> tuple[str, float | None, float | None]:
-        """Norm, epsilon and SNR: what attacks must share to have a common worst case."""
-        return self.norm, self.epsilon, self.snr_db
-
-
-def key_of(settings: Mapping[str, Any]) -> str:
-    """One word for what an outcome depends on beside its test set, the version of the attacks included."""
-    content = json.dumps({"version": VERSION, **settings}, sort_keys=True)
-    return hashlib.blake2b(content.encode(), digest_size=12).hexdigest()
-
 
 @dataclass(slots=True)
 class Memory:
@@ -113,8 +101,8 @@ class Memory:
     def keep_outcome(self, key: str, outcome: Outcome) -> None:
         self._outcomes[key] = outcome
 
-    def outcomes(self) -> dict[str, Outcome]:
-        return dict(self._outcomes)
+    def outcomes(self, but: Collection[str] = ()) -> dict[str, Outcome]:
+        return {key: outcome for key, outcome in self._outcomes.items() if key not in but}
 
     def batch(self, key: str, ids: Sequence[str]) -> Crafted | None:
         return self._batches.get(key, {}).get(tuple(ids))
@@ -138,12 +126,20 @@ class Folder:
     keeps_adversarials: bool = False
 
     @classmethod
-    def of(cls, archive: Path, test_set: TestSet, *, keeps_adversarials: bool = False) -> Self:
-        """The folder of a test set below ``RUN/attacks``; its name is of all that attacks depend on, batches apart."""
-        features_NFL, box, weights = test_set.features_NFL, test_set.box, digest_of_weights(test_set.model)
+    def of(cls, run: RunFolder, test_set: TestSet, *, keeps_adversarials: bool = False, fresh: bool = False) -> Self:
+        """The folder of a test set below ``RUN/attacks``; its name is of all that attacks depend on, batches apart.
+        Records and outcomes of other weights, and with ``fresh`` all, are put aside first.
+        """
+        features_NFL, box = test_set.features_NFL, test_set.box
+        state = sorted(test_set.model.state_dict().items())
+        weights = digest_of(*chain(*((f"{name} {value.dtype} {tuple(value.shape)}", value) for name, value in state)))
+        if fresh or all(_read(file).get("weights") != weights for file in run.outcomes.glob("*/test_set.json")):
+            if run.attacks.exists():
+                run.attacks.replace(run.root / "attacks.before.json")
+            shutil.rmtree(run.outcomes, ignore_errors=True)
         known = (test_set.ids, test_set.num_classes, test_set.seed, features_NFL.device.type)
         tensors = (features_NFL, test_set.labels_N, box.lower_F1, box.upper_F1)
-        root = archive / _digest(f"{weights} {known!r}", *("none" if part is None else part for part in tensors))
+        root = run.outcomes / digest_of(f"{weights} {known!r}", *("none" if part is None else part for part in tensors))
         if _read(root / "test_set.json").get("weights") != weights:
             write_json(root / "test_set.json", {"weights": weights})
         return cls(root, features_NFL.device, tuple(features_NFL.shape[1:]), keeps_adversarials)
@@ -164,13 +160,14 @@ class Folder:
         content = {"schema": OUTCOME_SCHEMA, **asdict(outcome)}
         write_bytes(self.root / f"{key}.json", (json.dumps(content) + "\n").encode())
 
-    def outcomes(self) -> dict[str, Outcome]:
-        read = {file.stem: self.outcome(file.stem) for file in sorted(self.root.glob("*.json"))}
+    def outcomes(self, but: Collection[str] = ()) -> dict[str, Outcome]:
+        read = {file.stem: self.outcome(file.stem) for file in sorted(self.root.glob("*.json")) if file.stem not in but}
         return {key: outcome for key, outcome in read.items() if outcome is not None}
 
     def batch(self, key: str, ids: Sequence[str]) -> Crafted | None:
+        name = digest_of(json.dumps(list(ids)), size=8)
         try:
-            with safe_open(self._file(key, ids), framework="pt") as file:
+            with safe_open(self.root / key / f"{name}.safetensors", framework="pt") as file:
                 cost = json.loads(file.metadata()["cost"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             shown = {name: tensors.pop(name).to(self.device) for name in (_SHOWN, _WRITTEN) if name in tensors}
@@ -188,14 +185,11 @@ class Folder:
         if made.written_NFL is not None:
             tensors[_WRITTEN] = made.written_NFL
         whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        write_bytes(self._file(key, ids), save_tensors(whole, metadata=metadata))
+        file = self.root / key / f"{digest_of(metadata['ids'], size=8)}.safetensors"
+        write_bytes(file, save_tensors(whole, metadata=metadata))
 
     def forget_batches(self, key: str) -> None:
         shutil.rmtree(self.root / key, ignore_errors=True)
-
-    def _file(self, key: str, ids: Sequence[str]) -> Path:
-        name = hashlib.blake2b(json.dumps(list(ids)).encode(), digest_size=8).hexdigest()
-        return self.root / key / f"{name}.safetensors"
 
 
 ResultCache = Memory | Folder
@@ -218,39 +212,6 @@ def adversarials(folder: Path) -> dict[str, Tensor]:
     return found
 
 
-@dataclass(slots=True, kw_only=True)
-class RunCache:
-    """``attacks.json`` and the outcomes below ``attacks/``, beside those of earlier benchmarks of the same model.
-    Nothing moves before there is something to write: a benchmark that is refused leaves the run folder as it was.
-    """
-
-    run: RunFolder
-    test_set: TestSet
-    fresh: bool
-    keeps_adversarials: bool
-    _earlier: list[AttackRecord] = field(default_factory=list)
-
-    def open(self) -> Folder:
-        """Records of other weights, and with ``fresh`` all, are put aside first."""
-        if self.fresh or not was_attacked(self.run.outcomes, digest_of_weights(self.test_set.model)):
-            if self.run.attacks.exists():
-                self.run.attacks.replace(self.run.root / "attacks.before.json")
-            shutil.rmtree(self.run.outcomes, ignore_errors=True)
-        self._earlier = self.run.read_attacks()
-        return Folder.of(self.run.outcomes, self.test_set, keeps_adversarials=self.keeps_adversarials)
-
-    def write(self, records: Sequence[AttackRecord]) -> list[AttackRecord]:
-        """Write ``attacks.json``: these records, and earlier ones that say something else; all that is in it now."""
-        together = merged(self._earlier, records)
-        self.run.write_attacks(together)
-        return together
-
-
-def was_attacked(archive: Path, weights: str) -> bool:
-    """Whether a model of this digest was attacked, whatever else the folder ``RUN/attacks`` knows."""
-    return any(_read(file).get("weights") == weights for file in archive.glob("*/test_set.json"))
-
-
 def merged(earlier: Sequence[AttackRecord], records: Sequence[AttackRecord]) -> list[AttackRecord]:
     """Records of several benchmarks of one model: a later one takes the place of one that says the same of itself."""
     kept: dict[tuple[Any, ...], AttackRecord] = {}
@@ -263,14 +224,9 @@ def merged(earlier: Sequence[AttackRecord], records: Sequence[AttackRecord]) -> 
     return sorted(kept.values(), key=lambda record: {CLEAN: 0, WORST_CASE: 2}.get(record.attack, 1))
 
 
-def digest_of_weights(model: nn.Module) -> str:
-    """The same wherever the model is."""
-    state = sorted(model.state_dict().items())
-    return _digest(*chain(*((f"{name} {value.dtype} {tuple(value.shape)}", value) for name, value in state)))
-
-
-def _digest(*parts: str | Tensor) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+def digest_of(*parts: str | Tensor, size: int = 16) -> str:
+    """One word, of so many bytes, for texts and for the values of tensors, wherever these are."""
+    digest = hashlib.blake2b(digest_size=size)
     for part in parts:
         if isinstance(part, Tensor):
             digest.update(part.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())

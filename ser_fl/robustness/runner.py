@@ -15,6 +15,7 @@ Legend: N utterances, F mel bins, L frames, R runs of a defence.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache as cached
@@ -25,11 +26,12 @@ import torch
 from torch import Tensor
 
 from ser_fl.attacks.domains import LOGMEL, Crafted
+from ser_fl.attacks.registry import VERSION
 from ser_fl.defences import Defence
 from ser_fl.robustness.attack_metrics import Bench
 from ser_fl.robustness.crafting import craft, judge
 from ser_fl.robustness.plan import Unit
-from ser_fl.robustness.result_cache import Memory, Outcome, ResultCache, key_of
+from ser_fl.robustness.result_cache import Memory, Outcome, ResultCache, digest_of
 from ser_fl.robustness.test_set import TestSet, rows_of
 from ser_fl.runs.records import AttackRecord
 
@@ -53,7 +55,7 @@ def run_plan(
     defences: Sequence[Defence],
     *,
     drop_broken: bool = False,
-    open_cache: Callable[[], ResultCache] = Memory,
+    cache: ResultCache | None = None,
     on_attack: OnAttack = silent,
     on_records: OnRecords = lambda records: None,
 ) -> list[AttackRecord]:
@@ -65,7 +67,7 @@ def run_plan(
         defences: that records are of.
         drop_broken: leave utterances out that earlier attacks of the same budget broke. The worst case is the same; an
             attack's figures are then about what was left, and its ``num_examples`` says how many.
-        open_cache: where work is kept, and found that is done already; called when nothing is refused any more.
+        cache: where work is kept, and found that is done already; None forgets it at the end.
         on_attack: told of progress.
         on_records: given what a late error or a kill would lose; the worst cases, which need all attacks, come last.
 
@@ -73,7 +75,7 @@ def run_plan(
         For every defence a record "clean", one an attack and, with two attacks or more, "worst_case" for every budget:
             of all outcomes that the cache has, those of earlier benchmarks included.
     """
-    cache = open_cache()
+    cache = Memory() if cache is None else cache
     bench = Bench(test_set, defences)
     progress = BenchmarkProgress(units, on_attack)
     work = _Work(bench=bench, cache=cache, drop_broken=drop_broken, units=units, progress=progress)
@@ -83,10 +85,13 @@ def run_plan(
         now[unit.key] = outcome
         records += bench.records_of(outcome, now.values())
         on_records(list(records))
-    earlier = [outcome for key, outcome in cache.outcomes().items() if key not in now]
-    earlier.sort(key=lambda outcome: (outcome.attack, outcome.adaptive_to or "", outcome.epsilon or 0.0))
-    outcomes = [*earlier, *now.values()]
-    return [*bench.records(outcomes), *bench.worst_cases(outcomes)]
+    earlier = sorted(
+        cache.outcomes(but=now).values(),
+        key=lambda outcome: (outcome.attack, outcome.adaptive_to or "", outcome.epsilon or 0.0),
+    )
+    outcomes = [outcome for outcome in (*earlier, *now.values()) if outcome.domain == test_set.domain.name]
+    single = (record for outcome in (bench.clean, *outcomes) for record in bench.records_of(outcome, outcomes))
+    return [*single, *bench.worst_cases(outcomes)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -151,7 +156,7 @@ class _Work:
             unit.cold = [row for row, key in enumerate(ids) if key not in begun | broken]
             settings |= {kind: [ids[row] for row in getattr(unit, kind)] for kind in ("carried", "warm")}
             settings |= {"before": before.key if unit.carried or unit.warm else None}
-        unit.key = key_of(settings)
+        unit.key = digest_of(json.dumps({"version": VERSION, **settings}, sort_keys=True), size=12)
 
     def _unbroken(self, unit: Unit) -> TestSet:
         test_set, epsilon = self.bench.test_set, unit.attack.settings.epsilon
@@ -237,23 +242,19 @@ class BenchmarkProgress:
         self._spent: dict[tuple[str, str | None], tuple[float, float]] = {}
 
     def count(self, unit: Unit, utterances: int, seconds: float = 0.0) -> None:
-        """Some utterances of a unit are done; 0 seconds are no measure of anything."""
+        """Some utterances of a unit are done; 0 seconds are no measure of anything. The seconds left are None before
+        anything was measured, unless nothing is left.
+        """
         self._left[unit] = max(0, self._left[unit] - utterances)
         if seconds:
             kind = unit.attack.name, unit.adaptive_to
             before, work = self._spent.get(kind, (0.0, 0.0))
             self._spent[kind] = before + seconds, work + utterances * self._gradients[unit]
-        self._on_attack(unit.label, self._total - sum(self._left.values()), self._total, self.seconds_left())
-
-    def seconds_left(self) -> float | None:
-        """None before anything was measured, unless nothing is left."""
-        if not any(self._left.values()):
-            return 0.0
-        if not self._spent:
-            return None
-        usual = tuple(map(sum, zip(*self._spent.values(), strict=True)))
-        total = 0.0
-        for unit, left in self._left.items():
-            seconds, work = self._spent.get((unit.attack.name, unit.adaptive_to), usual)
-            total += left * self._gradients[unit] * seconds / work
-        return total
+        left = sum(self._left.values())
+        seconds_left = None if left else 0.0
+        if left and self._spent:
+            usual, seconds_left = tuple(map(sum, zip(*self._spent.values(), strict=True))), 0.0
+            for waiting, utterances in self._left.items():
+                spent, work = self._spent.get((waiting.attack.name, waiting.adaptive_to), usual)
+                seconds_left += utterances * self._gradients[waiting] * spent / work
+        self._on_attack(unit.label, self._total - left, self._total, seconds_left)

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from ser_fl.attacks.domains import LOGMEL, Domain
 from ser_fl.attacks.threat_model import Box
-from ser_fl.config.compose import compose
-from ser_fl.config.schema import Config
+from ser_fl.config.schema import Config, checked
+from ser_fl.config.text import read_settings
 from ser_fl.data.features import FeatureStore, OnFeatures, compute_features, load_examples, open_configured_corpus
-from ser_fl.data.frontend import Standardisation
 from ser_fl.data.splits import split_corpus
 from ser_fl.devices import send
 from ser_fl.errors import UserError
@@ -109,7 +108,7 @@ class TrainedRun:
             labels_N=examples.labels_N,
             ids=tuple(utterance.utterance_id for utterance in utterances),
             num_classes=len(self.model.classes),
-            box=box_of(self.model.standardisation),
+            box=Box.of(self.model.standardisation.lower_F1, self.model.standardisation.upper_F1),
             seed=seed,
             batch_size=batch_size,
             speakers=tuple(utterance.speaker for utterance in utterances),
@@ -134,13 +133,11 @@ def load_run(
     """
     run = RunFolder(folder)
     run.refuse_links_out()
-    config = compose([f"data.root={root}"] if root else [], config_file=run.config)
+    settings = read_settings(run.config, Config)
+    if root is not None and isinstance(data := settings.get("data"), dict):
+        data["root"] = str(root)
+    config = checked(Config, settings)
     return TrainedRun(folder=folder, config=config, model=load_model(run, client_id=client_id, network=network))
-
-
-def box_of(standardisation: Standardisation) -> Box:
-    """The values that standardised features take."""
-    return Box.of(standardisation.lower_F1, standardisation.upper_F1)
 
 
 def rows_of(all_ids: Sequence[str], ids: Sequence[str]) -> list[int]:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ser_fl.attacks.attack import Attack, AttackSettings
 from ser_fl.attacks.domains import Crafted
 from ser_fl.attacks.registry import build
+from ser_fl.attacks.threat_model import Box
 from ser_fl.config.robustness import TransferConfig
 from ser_fl.data.corpora.folder import expand_home
 from ser_fl.data.features import FeatureStore, OnFeatures
@@ -38,7 +39,7 @@ from ser_fl.robustness.crafting import craft, judge
 from ser_fl.robustness.evaluator import evaluating
 from ser_fl.robustness.plan import Unit
 from ser_fl.robustness.runner import OnAttack, silent
-from ser_fl.robustness.test_set import TestSet, TrainedRun, balanced_rows, box_of, load_run, rows_of
+from ser_fl.robustness.test_set import TestSet, TrainedRun, balanced_rows, load_run, rows_of
 from ser_fl.runs.environment import threads_limited_to
 from ser_fl.runs.folder import RunFolder, write_transfer
 from ser_fl.runs.records import TransferMatrix, TransferRecord
@@ -72,7 +73,7 @@ class TransferModel:
             labels_N=self.labels_N[rows],
             ids=tuple(ids),
             num_classes=self.num_classes,
-            box=box_of(self.standardisation),
+            box=Box.of(self.standardisation.lower_F1, self.standardisation.upper_F1),
             seed=seed,
             batch_size=batch_size,
         )
@@ -144,7 +145,7 @@ def transfer_matrix(
     if len({model.name for model in models}) < len(models):
         raise UserError(f"models must have names of their own, got {', '.join(model.name for model in models)}")
     for model in models:
-        attack.check(box_of(model.standardisation), model.num_classes)
+        attack.check(Box.of(model.standardisation.lower_F1, model.standardisation.upper_F1), model.num_classes)
     pairs = product(models, repeat=2)
     shared = {(one.name, other.name): in_common(one, other, max_examples, seed) for one, other in pairs}
     records = []

@@ -25,7 +25,7 @@ from ser_fl.attacks.surroundings import attacked
 from ser_fl.attacks.threat_model import per_utterance
 from ser_fl.devices import exact_arithmetic, send
 from ser_fl.metrics import uar_of
-from ser_fl.robustness.crafting import features_under, problems_of
+from ser_fl.robustness.crafting import problems_of
 from ser_fl.robustness.evaluator import evaluating
 from ser_fl.robustness.runner import OnAttack, silent
 from ser_fl.robustness.sanity_checks.report import HALF_A_POINT, ROUNDING, Doubt, NotChecked, SanityReport
@@ -74,7 +74,7 @@ class Trial:
 
     @cached_property
     def adversarial_NFL(self) -> Tensor:
-        return features_under(self.test_set, self.attack)
+        return _features_under(self.test_set, self.attack)
 
     @cached_property
     def logits_NC(self) -> Tensor:
@@ -142,7 +142,7 @@ def answers_alike(trial: Trial) -> Iterator[Doubt]:
 def nothing_moves(trial: Trial) -> Iterator[Doubt]:
     """Without a budget, features and predictions must be the clean ones, bit for bit."""
     idle = _at_epsilon(trial.attack, 0.0)
-    idle_NFL = features_under(trial.test_set, idle)
+    idle_NFL = _features_under(trial.test_set, idle)
     moved = int((idle_NFL != trial.test_set.features_NFL).flatten(1).any(1).sum())
     turned = int((_logits_of(trial.test_set, idle_NFL).argmax(1) != trial.clean_logits_NC.argmax(1)).sum())
     if moved or turned:
@@ -158,7 +158,7 @@ def reaches_chance(trial: Trial) -> Iterator[Doubt]:
     """With a budget as wide as the box, any utterance can be made any other, so that UAR can be brought to chance."""
     test_set = trial.test_set
     huge = _at_epsilon(trial.attack, test_set.domain.widest(test_set.features_NFL, test_set.box))
-    uar = trial.uar(_logits_of(test_set, features_under(test_set, huge)).argmax(1) == test_set.labels_N)
+    uar = trial.uar(_logits_of(test_set, _features_under(test_set, huge)).argmax(1) == test_set.labels_N)
     chance = 1 / test_set.num_classes
     if uar > chance + ROUNDING:
         words = (
@@ -208,7 +208,7 @@ def twice_the_effort(trial: Trial, *, check: str, effort: Literal["steps", "rest
     used = max(getattr(attack.settings, effort) or 1, 1)
     twice: dict[str, Any] = {effort: 2 * used}
     harder = replace(attack, settings=replace(attack.settings, **twice))
-    broken_S = _logits_of(left, features_under(left, harder)).argmax(1) != left.labels_N
+    broken_S = _logits_of(left, _features_under(left, harder)).argmax(1) != left.labels_N
     if uars := trial.fall(broken_S):
         more, total = int(broken_S.sum()), len(trial.test_set)
         words = (
@@ -321,6 +321,15 @@ def _logits_of(test_set: TestSet, features_NFL: Tensor, *, batch_size: int | Non
         return torch.cat([test_set.model(batch) for batch in batches])
 
 
+def _features_under(test_set: TestSet, attack: Attack) -> Tensor:
+    """What an attack on the bare model shows it of all utterances, shape (N, F, L); nothing is kept."""
+    adversarial_NFL = torch.empty_like(test_set.features_NFL)
+    for rows, problem in _batches(test_set, attack.settings, whole=attack.entry.whole_set):
+        with torch.no_grad():
+            adversarial_NFL[rows] = problem.target.features(attack.craft(problem))
+    return adversarial_NFL
+
+
 def _largest_gradients(test_set: TestSet, loss: Loss) -> Tensor:
     """Largest absolute gradient of each utterance's own loss by any value that is moved, shape (N,); NaN where one is.
     At the clean utterance: features, or the samples of its recording.
@@ -357,10 +366,13 @@ def _broken_by_a_step(test_set: TestSet, settings: AttackSettings, *, draw: int 
     return broken_N
 
 
-def _batches(test_set: TestSet, settings: AttackSettings) -> Iterator[tuple[list[int], Problem]]:
+def _batches(
+    test_set: TestSet, settings: AttackSettings, *, whole: bool = False
+) -> Iterator[tuple[list[int], Problem]]:
     """All utterances as what is moved, a batch at a time."""
-    for first in range(0, len(test_set), test_set.batch_size):
-        batch = test_set.take(range(first, min(first + test_set.batch_size, len(test_set))))
+    size = max(len(test_set), 1) if whole else test_set.batch_size
+    for first in range(0, len(test_set), size):
+        batch = test_set.take(range(first, min(first + size, len(test_set))))
         with torch.inference_mode(False):  # tensors made there cannot take part in a gradient; their clones can
             batch = replace(batch, features_NFL=batch.features_NFL.clone(), labels_N=batch.labels_N.clone())
         for taken, problem in problems_of(batch, settings):

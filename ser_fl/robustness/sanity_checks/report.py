@@ -96,10 +96,8 @@ class SanityReport:
 class CheckedRecords(list[AttackRecord]):
     """The records of a benchmark, a list of them, and what its checks found."""
 
-    def __init__(self, records: Iterable[AttackRecord], checks: SanityReport | None) -> None:
-        super().__init__(records)
-        self.checks = checks
-        """None where none were made."""
+    checks: SanityReport | None = None
+    """None where none were made."""
 
 
 def write_sanity_report(run: RunFolder, sanity_report: SanityReport) -> None:
