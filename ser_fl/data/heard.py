@@ -1,0 +1,167 @@
+"""What a model has heard: the recordings, speakers and texts that it was trained on or selected by.
+
+A figure on any of these recordings is no figure of what the model does with new ones. A recording is known again by its
+place in the corpus, and by its sound, whatever the file is called: at another sampling rate, format or volume too.
+
+Legend: N utterances, F mel bins, L frames, P numbers of a fingerprint.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from ser_fl.config.schema import FrontendConfig
+from ser_fl.errors import UserError
+from ser_fl.files import from_safetensors, to_safetensors, write_bytes, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ser_fl.data.features import FeatureStore
+    from ser_fl.data.splits import Indices, Split
+    from ser_fl.data.utterance import Utterance
+
+TELEPHONE_HZ = 3400.0
+"""Fingerprints are of what lies below: it is in every copy, down to a sampling rate of 8 kHz."""
+BANDS, MOMENTS = 8, 16
+SAME_SOUND = 0.1
+"""Root mean square difference of two fingerprints, in nepers, below which they are of one recording. Copies at other
+rates stay below 0.035, different recordings of one speaker, text and emotion above 0.22 (nEMO, RAVDESS)."""
+_SILENT = 1e-3
+"""A fingerprint with less deviation than this is of silence, or of a steady tone, and says nothing."""
+
+
+def fingerprints(features_NFL: Tensor, frontend: FrontendConfig) -> Tensor:
+    """Log-mel spectrograms, coarse, below 3400 Hz and at any volume: half floats of shape (N, P)."""
+    import torch.nn.functional as functional
+
+    below = max(1, _bins_below(TELEPHONE_HZ, frontend))
+    coarse_NBM = functional.adaptive_avg_pool2d(features_NFL[:, None, :below].float(), (BANDS, MOMENTS))
+    coarse_NP = coarse_NBM.flatten(1)
+    return (coarse_NP - coarse_NP.mean(dim=1, keepdim=True)).half()
+
+
+def _bins_below(frequency_hz: float, frontend: FrontendConfig) -> int:
+    """How many mel bins have their centre below a frequency (Slaney's scale, as `LogMel`)."""
+
+    def mel(hz: float) -> float:
+        return hz * 3 / 200 if hz < 1000 else 15 + 27 * math.log(hz / 1000) / math.log(6.4)
+
+    lowest, highest = mel(frontend.fmin_hz), mel(frontend.fmax_hz)
+    step = (highest - lowest) / (frontend.num_mels + 1)
+    return min(frontend.num_mels, max(0, math.ceil((mel(frequency_hz) - lowest) / step) - 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Heard:
+    """The training and validation utterances of a run."""
+
+    ids: tuple[str, ...]
+    speakers: frozenset[str]
+    texts: frozenset[str]
+    fingerprints_NP: Tensor
+
+    @classmethod
+    def of(cls, store: FeatureStore, split: Split, frontend: FrontendConfig) -> Self:
+        """What training on a split hears: its training part, and its validation part, which selects."""
+        rows = sorted((*split.train, *split.validation))
+        utterances = [store.utterances[row] for row in rows]
+        return cls(
+            ids=tuple(utterance.utterance_id for utterance in utterances),
+            speakers=frozenset(utterance.speaker for utterance in utterances),
+            texts=frozenset(utterance.text for utterance in utterances if utterance.text is not None),
+            fingerprints_NP=fingerprints(store.features_NFL[rows], frontend),
+        )
+
+    def recordings(self, store: FeatureStore, rows: Indices, frontend: FrontendConfig) -> list[int]:
+        """Which of some utterances are among the recordings heard, by their sound."""
+        import torch
+
+        theirs_NP = fingerprints(store.features_NFL[list(rows)], frontend).float()
+        known_NP = self.fingerprints_NP.float()
+        known_NP = known_NP[known_NP.std(dim=1) > _SILENT]
+        if not len(known_NP):
+            return []
+        found: list[int] = []
+        for start in range(0, len(rows), 1024):
+            part_NP = theirs_NP[start : start + 1024]
+            nearest_N = torch.cdist(part_NP, known_NP).amin(dim=1) / math.sqrt(BANDS * MOMENTS)
+            same_N = (nearest_N < SAME_SOUND) & (part_NP.std(dim=1) > _SILENT)
+            found += [rows[start + place] for place in same_N.nonzero().flatten().tolist()]
+        return found
+
+    def write(self, table: Path, sounds: Path) -> None:
+        """Write both files whole: names as JSON, fingerprints as safetensors."""
+        write_bytes(sounds, to_safetensors({"fingerprints": self.fingerprints_NP}))
+        content = {"ids": list(self.ids), "speakers": sorted(self.speakers), "texts": sorted(self.texts)}
+        write_json(table, content)
+
+    @classmethod
+    def read(cls, table: Path, sounds: Path) -> Self | None:
+        """What `write` wrote; None where nobody did, as for runs of earlier versions and across machines.
+
+        Raises:
+            UserError: a file is damaged.
+        """
+        try:
+            names = json.loads(table.read_text(encoding="utf-8"))
+            fingerprints_NP = from_safetensors(sounds.read_bytes())["fingerprints"]
+            if fingerprints_NP.shape != (len(names["ids"]), BANDS * MOMENTS):
+                raise ValueError(f"fingerprints of shape {tuple(fingerprints_NP.shape)} for {len(names['ids'])} ids")
+            return cls(
+                ids=tuple(names["ids"]),
+                speakers=frozenset(names["speakers"]),
+                texts=frozenset(names["texts"]),
+                fingerprints_NP=fingerprints_NP,
+            )
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            raise UserError(f"{table} or {sounds} is damaged ({error}): train again, or remove both") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """What some utterances share with what was heard; counts of utterances, and of all of them."""
+
+    num_utterances: int
+    recordings: int
+    speakers: tuple[str, ...]
+    num_speakers: int
+    texts: tuple[str, ...]
+    num_texts: int
+    """Different texts of the utterances; 0 where the corpus has none."""
+
+    @classmethod
+    def between(
+        cls, utterances: Sequence[Utterance], *, recordings: int, speakers: frozenset[str], texts: frozenset[str]
+    ) -> Self:
+        """Of utterances that are scored, with what training heard."""
+        theirs, said = {u.speaker for u in utterances}, {u.text for u in utterances if u.text is not None}
+        return cls(
+            num_utterances=len(utterances),
+            recordings=recordings,
+            speakers=tuple(sorted(theirs & speakers)),
+            num_speakers=len(theirs),
+            texts=tuple(sorted(said & texts)),
+            num_texts=len(said),
+        )
+
+    def __str__(self) -> str:
+        """In words, for a terminal or a report's head."""
+        texts = (
+            f"{_of(self.texts, self.num_texts)} texts" if self.num_texts else "unknown texts (the corpus names none)"
+        )
+        return (
+            f"shared with training: {_of(self.speakers, self.num_speakers)} speakers, {texts}, "
+            f"{self.recordings or 'none'} of {self.num_utterances} recordings"
+        )
+
+
+def _of(shared: Sequence[str], number: int) -> str:
+    return f"{'none' if not shared else 'all' if len(shared) == number else len(shared)} of {number}"
