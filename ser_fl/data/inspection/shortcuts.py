@@ -99,7 +99,7 @@ def shortcuts(
         facts: by name, one value an utterance; None where it is not known.
         seed: of the folds.
     """
-    classes = classes_of(utterances)
+    classes = classes_of(tuple(utterances))
     labels_N = np.array([classes.index(utterance.emotion) for utterance in utterances])
     counts_C = np.bincount(labels_N, minlength=len(classes))
     folds_N = _stratified_folds(labels_N, seed)
