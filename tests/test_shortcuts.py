@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ser_fl.data.inspection.shortcuts import Shortcut, acoustic_facts, facts_of_table, shortcuts
+from ser_fl.data.shortcuts import Shortcut, acoustic_facts, facts_of_table, shortcuts
 from ser_fl.data.utterance import Utterance
 
 

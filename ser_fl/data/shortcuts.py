@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ser_fl.data.utterance import Utterance, classes_of
+from ser_fl.data.utterance import Utterance
 from ser_fl.metrics import confusion_matrix, scores
 
 FOLDS = 5
@@ -99,7 +99,7 @@ def shortcuts(
         facts: by name, one value an utterance; None where it is not known.
         seed: of the folds.
     """
-    classes = classes_of(tuple(utterances))
+    classes = sorted({utterance.emotion for utterance in utterances})
     labels_N = np.array([classes.index(utterance.emotion) for utterance in utterances])
     counts_C = np.bincount(labels_N, minlength=len(classes))
     folds_N = _stratified_folds(labels_N, seed)
