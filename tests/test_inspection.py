@@ -41,6 +41,31 @@ def test_whole_and_sound_corpus_has_no_findings(tmp_path: Path) -> None:
     assert findings(tmp_path) == {}
 
 
+def test_different_rates_channels_and_long_files_are_told(tmp_path: Path) -> None:
+    write_savee(tmp_path)
+    noise = 0.1 * np.random.default_rng(1).standard_normal((9000, 2))
+    soundfile.write(tmp_path / "DC" / "a01.wav", noise, 8000)
+    soundfile.write(tmp_path / "DC" / "a02.wav", noise[:, 0], 16000)
+    soundfile.write(tmp_path / "JE" / "n03.wav", np.tile(noise[:, 1], 30), 8000)
+    found = findings(tmp_path)
+    assert sorted(found) == ["length", "mixed"]
+    assert [finding.text for finding in found["mixed"]] == [
+        "the files have different sampling rates: 8000 Hz (479 files), 16000 Hz (1 files)",
+        "the files have different numbers of channels: 1 (479 files), 2 (1 files)",
+    ]
+    assert [finding.utterance_ids for finding in found["length"]] == [("JE/n03.wav",)]
+
+
+def test_an_emotion_that_was_recorded_elsewhere_is_told(tmp_path: Path) -> None:
+    write_savee(tmp_path)
+    for path in tmp_path.glob("*/h*.wav"):
+        samples, rate = soundfile.read(path)
+        soundfile.write(path, np.stack([samples, samples], axis=1), 2 * rate)
+    shortcuts = [finding.text for finding in findings(tmp_path)["shortcut"]]
+    assert sorted(text.split(" alone ")[0] for text in shortcuts) == ["the channels", "the sample rate"]
+    assert all("tells the emotion with UAR 2" in text and "(chance 14.3)" in text for text in shortcuts)
+
+
 def test_each_planted_fault_is_found(tmp_path: Path) -> None:
     write_savee(tmp_path)
     (tmp_path / "DC" / "a01.wav").unlink()
@@ -180,7 +205,8 @@ def test_file_cut_off_behind_its_header_is_unreadable(tmp_path: Path) -> None:
 def test_counts_are_not_compared_under_other_labels(tmp_path: Path) -> None:
     write_savee(tmp_path)
     corpus = open_corpus("savee", tmp_path, labels={"a": "anger", "h": "happiness"})
-    assert [finding.kind for finding in inspection.check(corpus, CORPORA["savee"])] == ["counts"]
+    kinds = [finding.kind for finding in inspection.check(corpus, CORPORA["savee"])]
+    assert kinds == ["counts", "shortcut"], "of these two emotions, one has the shorter files throughout"
 
 
 def test_description(tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+import soundfile
 from numpy.typing import NDArray
 
 from ser_fl.data.audio import UnusableAudio, missing_bytes
 from ser_fl.data.corpora import CorpusInfo, FileCorpus
+from ser_fl.data.shortcuts import acoustic_facts, facts_of_table, shortcuts
 from ser_fl.data.utterance import Corpus, SkippedFile, Utterance
 from ser_fl.errors import UserError
 
@@ -31,6 +33,8 @@ EQUAL_LENGTH_EXCESS = 5
 """And so many times as many as have a length nearby: in some corpora, cut by video frames, all lengths recur."""
 EQUAL_LENGTH_PLAIN = 0.2
 """A length of this share of all files needs no comparison."""
+LONG_S = 30.0
+"""No utterance of the known corpora is longer: such a file is a recording of several."""
 _NEARBY = 4
 _SHOWN = 8
 
@@ -43,7 +47,8 @@ class Finding:
     """Something about a corpus that its user should know."""
 
     kind: str
-    """"counts", "missing", "unreadable", "silent", "clipped", "cut_off", "equal_length" or "duplicate"."""
+    """"counts", "missing", "unreadable", "silent", "clipped", "cut_off", "equal_length", "length", "duplicate", "mixed"
+    or "shortcut"."""
     text: str
     """One line."""
     utterance_ids: tuple[str, ...] = ()
@@ -90,6 +95,9 @@ class _Measurement:
     """What a WAV file's header announces and the file lacks."""
     digest: bytes
     """Of the samples and the sampling rate: equal for equal sound, whatever the file format."""
+    num_channels: int
+    facts: Mapping[str, float]
+    """From `acoustic_facts`."""
 
 
 def describe(corpus: Corpus) -> Description:
@@ -117,7 +125,8 @@ def check(corpus: FileCorpus, info: CorpusInfo) -> list[Finding]:
 
     Returns:
         Findings: counts that differ, speakers who lack an emotion (a client without that class), and files that are
-            unreadable, silent, clipped, cut off, suspiciously of one length, or of equal sound. Empty if all is well.
+        unreadable, silent, clipped, cut off, very long, suspiciously of one length, or of equal sound; different
+        sampling rates or channels; and facts of the recordings that tell the emotion. Empty if all is well.
     """
     readable, unreadable = _measure_all(corpus)
     findings = _compare_counts(corpus, info)
@@ -136,12 +145,28 @@ def check(corpus: FileCorpus, info: CorpusInfo) -> list[Finding]:
     ]
     for length_s, group in _equal_lengths(readable):
         faults.append(("equal_length", f"are exactly {length_s:.3f} s long: cut off there?", group))
+    too_long = f"last longer than {LONG_S:g} s: of each the front end takes the beginning alone"
+    faults.append(("length", too_long, [m for m in readable if m.duration_s > LONG_S]))
     same = _grouped((m.digest, m) for m in readable if m.peak >= SILENT_PEAK)  # sameness of silence says nothing
     faults += [("duplicate", "hold the same audio", group) for group in same.values() if len(group) > 1]
     for kind, verdict, faulty in faults:
         if names := [measurement.utterance_id for measurement in faulty]:
             findings.append(Finding(kind, f"{len(names)} files {verdict}: {_some(names)}", tuple(names)))
-    return findings
+    for what, unit, counted in (
+        ("sampling rates", " Hz", Counter(measurement.sample_rate_hz for measurement in readable)),
+        ("numbers of channels", "", Counter(measurement.num_channels for measurement in readable)),
+    ):
+        if len(counted) > 1:
+            found = ", ".join(f"{value}{unit} ({count} files)" for value, count in sorted(counted.items()))
+            findings.append(Finding("mixed", f"the files have different {what}: {found}"))
+    measured = {measurement.utterance_id: measurement for measurement in readable}
+    utterances = [utterance for utterance in corpus.utterances if utterance.utterance_id in measured]
+    facts = facts_of_table(utterances)
+    facts["sample rate"] = [measurement.sample_rate_hz for measurement in readable]
+    facts["channels"] = [measurement.num_channels for measurement in readable]
+    for name in readable[0].facts if readable else ():
+        facts[name] = [measurement.facts[name] for measurement in readable]
+    return findings + [Finding("shortcut", str(found)) for found in shortcuts(utterances, facts) if found.suspicious]
 
 
 def not_published(info: CorpusInfo) -> tuple[str, ...]:
@@ -225,6 +250,8 @@ def _measure_all(corpus: Corpus) -> tuple[list[_Measurement], list[SkippedFile]]
             full_scale_run=max(_longest_run(samples_T >= FULL_SCALE), _longest_run(samples_T <= -FULL_SCALE)),
             missing_bytes=0 if utterance.path is None else missing_bytes(utterance.path),
             digest=hashlib.blake2b(samples_T.tobytes(), digest_size=16, person=str(sample_rate_hz).encode()).digest(),
+            num_channels=1 if utterance.path is None else soundfile.info(utterance.path).channels,
+            facts=acoustic_facts(samples_T, sample_rate_hz),
         )
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -18,6 +18,7 @@ from ser_fl.config.schema import Config, parse
 from ser_fl.data import splits
 from ser_fl.data.features import FeatureStore, OnFeatures, compute_features, open_configured_corpus
 from ser_fl.data.frontend import FeatureStatistics, Standardisation
+from ser_fl.data.shortcuts import facts_of_table, shortcuts
 from ser_fl.data.splits import PARTS, Indices, Part, Split, holders
 from ser_fl.data.utterance import Corpus, SkippedFile
 from ser_fl.errors import UserError, unknown_name
@@ -108,6 +109,9 @@ def prepare(config: Config, on_features: OnFeatures | None = None) -> Prepared:
         counts = Counter(store.utterances[index].emotion for index in indices)
         if untrained := [f"{emotion} ({counts[emotion]})" for emotion in sorted(counts) if emotion not in trained]:
             _LOG.warning("the training part lacks these emotions of the %s part: %s", part, ", ".join(untrained))
+    for shortcut in shortcuts(store.utterances, facts_of_table(store.utterances)):
+        if shortcut.suspicious:
+            _LOG.warning("%s: the model may learn it in place of emotions; see `ser-fl corpus check`", shortcut)
     partition = Partition(store=store, split=split, clients=clients)
     sums = reduce(FeatureStatistics.merge, partition.statistics().values())
     return Prepared(
