@@ -120,6 +120,7 @@ def train(
             worker process.
         RoundFailed: too few clients came back in a round.
     """
+    from ser_fl.data.heard import Heard
     from ser_fl.data.prepared import prepare
     from ser_fl.devices import devices_of, exact_arithmetic
     from ser_fl.federation.checkpoint import open_run
@@ -146,6 +147,7 @@ def train(
     with open_run(config) as (run, checkpoint), threads_limited_to(config.executor.threads), exact_arithmetic():
         prepared = prepare(config, hooks.on_features)
         client_manifest = prepared.client_manifest()
+        Heard.of(prepared.store, prepared.split, config.frontend).write(run.heard, run.heard_sounds)
         if own.network is not None:
             check_network(config, len(client_manifest.classes), own)
         if checkpoint is not None and checkpoint.precision is not None:

@@ -18,6 +18,7 @@ COMMANDS: Mapping[str, str] = {
     "demo": "the paper's four-way comparison on the built-in synthetic corpus",
     "train": "train across clients: experiment=NAME data=CORPUS data.root=DIR ...",
     "benchmark": "attack a trained run: run=RUN attacks=[pgd] epsilons=[0.05] ...",
+    "evaluate": "clean figures on any speech: run=RUN data=CORPUS data.root=DIR ...",
     "transfer": "attack each run and show it to the others: RUN RUN attack=pgd ...",
     "report": "tables, figures and one report.html from run folders",
     "predict": "emotions of audio files",

@@ -57,6 +57,9 @@ class RunFolder:
     model = _Below("model.json")
     local_models = _Below("clients")
     """Folder of the clients' own weights, of a run that averages nothing (``federation=local_only``)."""
+    heard = _Below("heard.json")
+    heard_sounds = _Below("heard.safetensors")
+    """What the model was trained on and selected by: names, and fingerprints of the recordings."""
     attacks = _Below("attacks.json")
     transfer = _Below("transfer.json")
     outcomes = _Below("attacks")

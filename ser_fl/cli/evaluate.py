@@ -1,0 +1,60 @@
+"""`ser-fl evaluate`: a run's clean figures on any speech."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from ser_fl.errors import UserError
+from ser_fl.runs.environment import collection_paused, keep_freed_memory
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        help="run=RUN part=test|validation|train|all allow_seen=true out=DIR, and those of the speech: data=CORPUS "
+        "data.root=DIR ...",
+    )
+
+
+def run(arguments: Namespace) -> None:
+    """Print figures, and write them with every prediction."""
+    from rich.table import Table
+
+    from ser_fl.cli.terminal import bars, console, say
+
+    keep_freed_memory()
+    with collection_paused():
+        from ser_fl.evaluation import SETTINGS, evaluate
+
+    own = {name: value for name, _, value in (s.partition("=") for s in arguments.settings) if name in SETTINGS}
+    speech = [setting for setting in arguments.settings if setting.partition("=")[0] not in SETTINGS]
+    if "run" not in own:
+        raise UserError("say which run: ser-fl evaluate run=RUN")
+    if (allow_seen := own.get("allow_seen", "false")) not in ("true", "false"):
+        raise UserError(f"allow_seen must be true or false, got {allow_seen}")
+    with bars() as shown:
+        found = evaluate(
+            own["run"],
+            speech,
+            part=own.get("part"),  # type: ignore[arg-type]  # checked there
+            allow_seen=allow_seen == "true",
+            on_features=shown.features,
+        )
+    interval = "" if found.uar_interval is None else " (95 %: {:.3f} to {:.3f})".format(*found.uar_interval)
+    say(
+        f"UAR {found.uar:.3f}{interval}, accuracy {found.accuracy:.3f}, {found.num_utterances} utterances of "
+        f"{found.corpus}, part {found.part}"
+    )
+    for line in found.words():
+        say(line)
+    table = Table(title="recall by emotion, UAR by speaker and sex")
+    for column in ("of", "figure"):
+        table.add_column(column, justify="right" if column == "figure" else "left")
+    for name, figure in {**found.recall, **found.speaker_uar, **found.sex_uar}.items():
+        table.add_row(name, "–" if figure is None else f"{figure:.3f}")
+    console.print(table)
+    folder = Path(own.get("out") or Path(own["run"]) / "evaluations" / f"{found.corpus}-{found.part}")
+    found.write(folder)
+    say(f"figures and predictions: {folder}")

@@ -1,0 +1,189 @@
+"""How well a run's model does on any speech, and what that speech shares with what the model has heard.
+
+Legend: N utterances, C classes of the model.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from ser_fl.config.compose import compose
+from ser_fl.data.features import OnFeatures, compute_features, load_examples, open_configured_corpus
+from ser_fl.data.heard import Heard, Shared
+from ser_fl.data.splits import PARTS, split_corpus
+from ser_fl.devices import exact_arithmetic
+from ser_fl.errors import UserError, unknown_name
+from ser_fl.files import write_bytes, write_json
+from ser_fl.metrics import Bootstrap, confusion_matrix, scores, uar_by_group
+from ser_fl.robustness.test_set import load_run
+from ser_fl.runs.folder import RunFolder
+
+_BATCH = 64
+SETTINGS = ("run", "part", "allow_seen", "out")
+Scored = Literal["train", "validation", "test", "all"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredUtterance:
+    """What the model says of one utterance."""
+
+    utterance_id: str
+    speaker: str
+    emotion: str
+    predicted: str
+    probabilities: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Clean figures, in [0, 1]."""
+
+    corpus: str
+    part: Scored
+    num_utterances: int
+    uar: float
+    """Unweighted average recall over the emotions that both the model and the speech know."""
+    uar_interval: tuple[float, float] | None
+    """95 %, by resampling utterances within their emotion."""
+    accuracy: float
+    macro_f1: float
+    recall: dict[str, float | None]
+    """By emotion of the model; None for one that the speech lacks."""
+    confusion: list[list[float]]
+    """Utterances; rows true, columns predicted, in the order of `recall`."""
+    speaker_uar: dict[str, float]
+    sex_uar: dict[str, float]
+    left_out: dict[str, int]
+    """Utterances of emotions that the model does not know, which are not scored."""
+    shared: Shared | None
+    """With what the model has heard; None where the run does not say what that was."""
+    utterances: tuple[ScoredUtterance, ...]
+
+    def words(self) -> list[str]:
+        """What a reader of the figures must know, a line each."""
+        lacking = [emotion for emotion, recall in self.recall.items() if recall is None]
+        left_out = ", ".join(f"{emotion} ({count})" for emotion, count in self.left_out.items())
+        return [
+            str(self.shared or "what was heard in training is not on record: these utterances may be among it"),
+            *([f"not scored, since the model does not know these emotions: {left_out}"] if self.left_out else []),
+            *([f"no utterance of {', '.join(lacking)}, which the model knows"] if lacking else []),
+        ]
+
+    def write(self, folder: Path) -> None:
+        """Write ``evaluation.json`` and ``predictions.csv``, an utterance a row, both whole."""
+        content = asdict(self)
+        del content["utterances"]
+        write_json(folder / "evaluation.json", content)
+        rows = io.StringIO()
+        table = csv.writer(rows, lineterminator="\n")
+        table.writerow(["utterance_id", "speaker", "emotion", "predicted", *self.recall])
+        for one in self.utterances:
+            shares = (f"{share:.6f}" for share in one.probabilities.values())
+            table.writerow([one.utterance_id, one.speaker, one.emotion, one.predicted, *shares])
+        write_bytes(folder / "predictions.csv", rows.getvalue().encode())
+
+
+@exact_arithmetic()
+def evaluate(
+    run: Path | str | RunFolder,
+    settings: Sequence[str] = (),
+    *,
+    part: Scored | None = None,
+    allow_seen: bool = False,
+    on_features: OnFeatures | None = None,
+) -> Evaluation:
+    """Score the selected model of a run on utterances of its own corpus or of another.
+
+    Args:
+        run: the run folder, or what `ser_fl.train` gave.
+        settings: of the speech, as `ser_fl.compose` takes them: ``["data=ravdess", "data.root=DIR"]`` for another
+            corpus, ``["data.root=DIR"]`` for the run's own in another place.
+        part: of the split; None is the test part of the run's own corpus, and all of another.
+        allow_seen: whether utterances that the model was trained on or selected by are scored, and counted.
+        on_features: told how far the features are.
+
+    Raises:
+        UserError: the run or the corpus cannot be read, they have no emotion in common, the model gives no finite
+            output for an utterance, or utterances were heard in training and ``allow_seen`` is false.
+    """
+    folder = RunFolder(Path(run.root if isinstance(run, RunFolder) else run))
+    trained = load_run(folder.root)
+    is_other = any(setting.startswith("data=") for setting in settings)
+    chosen = compose(settings, config_file=None if is_other else folder.config)
+    config = replace(trained.config, data=chosen.data, split=chosen.split)
+    part = part or ("all" if is_other else "test")
+    if part not in (*PARTS, "all"):
+        raise unknown_name("part", part, (*PARTS, "all"))
+    corpus = open_configured_corpus(config)
+    store = compute_features(corpus, config.frontend, cache_dir=config.data.cache_dir, progress=on_features)
+    split = None if part == "all" and is_other else split_corpus(store.utterances, config.split)
+    rows = range(len(store.utterances)) if part == "all" or split is None else getattr(split, part)
+    left_out = Counter(store.utterances[row].emotion for row in rows)
+    left_out = Counter({name: count for name, count in left_out.items() if name not in trained.model.classes})
+    rows = tuple(row for row in rows if store.utterances[row].emotion in trained.model.classes)
+    if not rows:
+        raise UserError(
+            f"the model knows {', '.join(trained.model.classes)}, the utterances are {', '.join(sorted(left_out))}: "
+            "data.labels maps the emotions of a manifest"
+        )
+    utterances = [store.utterances[row] for row in rows]
+    heard = Heard.read(folder.heard, folder.heard_sounds)
+    if heard is None and not is_other and split is not None:  # a run of an earlier version, on its own corpus
+        heard = Heard.of(store, split, config.frontend)
+    shared = None
+    if heard is not None:
+        seen = heard.recordings(store, rows, config.frontend)
+        if seen and not allow_seen:
+            raise UserError(
+                f"{len(seen)} of {len(rows)} utterances were heard in training, the first is "
+                f"{store.utterances[seen[0]].utterance_id}: take others, or count them with allow_seen=true"
+            )
+        shared = Shared.between(utterances, recordings=len(seen), speakers=heard.speakers, texts=heard.texts)
+    probabilities = []
+    for start in range(0, len(rows), _BATCH):
+        batch = load_examples(store, rows[start : start + _BATCH], trained.model.standardisation).features_NFL
+        with torch.no_grad():
+            probabilities.append(trained.model.network(batch).float().softmax(dim=1))
+    probabilities_NC = torch.cat(probabilities)
+    if not probabilities_NC.isfinite().all():
+        first = int((~probabilities_NC.isfinite().all(dim=1)).nonzero()[0])
+        raise UserError(f"the model of {folder.root} gives no finite output for {utterances[first].utterance_id}")
+    classes, predicted_N = trained.model.classes, probabilities_NC.argmax(dim=1).tolist()
+    labels_N = [classes.index(utterance.emotion) for utterance in utterances]
+    confusion = confusion_matrix(labels_N, predicted_N, len(classes))
+    recognised_N = np.asarray(np.equal(labels_N, predicted_N), dtype=np.float64)
+    figures = scores(confusion)
+    return Evaluation(
+        corpus=corpus.name,
+        part=part,
+        num_utterances=len(rows),
+        uar=figures.uar,
+        uar_interval=Bootstrap.of(labels_N, [one.utterance_id for one in utterances], 0).interval(recognised_N),
+        accuracy=figures.accuracy,
+        macro_f1=figures.macro_f1,
+        recall=dict(zip(classes, figures.per_class_recall, strict=True)),
+        confusion=confusion.tolist(),
+        speaker_uar=uar_by_group(recognised_N, labels_N, [utterance.speaker for utterance in utterances]),
+        sex_uar=uar_by_group(recognised_N, labels_N, [utterance.sex for utterance in utterances]),
+        left_out=dict(sorted(left_out.items())),
+        shared=shared,
+        utterances=tuple(
+            ScoredUtterance(
+                utterance_id=utterance.utterance_id,
+                speaker=utterance.speaker,
+                emotion=utterance.emotion,
+                predicted=classes[predicted],
+                probabilities=dict(zip(classes, shares, strict=True)),
+            )
+            for utterance, predicted, shares in zip(utterances, predicted_N, probabilities_NC.tolist(), strict=True)
+        ),
+    )
