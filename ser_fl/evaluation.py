@@ -141,13 +141,8 @@ def evaluate(
         heard = Heard.of(store, split, config.frontend)
     shared = None
     if heard is not None:
-        seen = heard.recordings(store, rows, config.frontend)
-        if seen and not allow_seen:
-            raise UserError(
-                f"{len(seen)} of {len(rows)} utterances were heard in training, the first is "
-                f"{store.utterances[seen[0]].utterance_id}: take others, or count them with allow_seen=true"
-            )
-        shared = Shared.between(utterances, recordings=len(seen), speakers=heard.speakers, texts=heard.texts)
+        seen = heard.refuse(store, rows, config.frontend, allow_seen=allow_seen)
+        shared = Shared.between(utterances, recordings=seen, speakers=heard.speakers, texts=heard.texts)
     probabilities = []
     for start in range(0, len(rows), _BATCH):
         batch = load_examples(store, rows[start : start + _BATCH], trained.model.standardisation).features_NFL

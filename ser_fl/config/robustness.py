@@ -57,6 +57,9 @@ class BenchmarkConfig:
     """The run folder."""
     root: str | None
     """Folder of the corpus, where it is no longer the one in the run's config.yaml."""
+    allow_seen: bool
+    """Whether test utterances are attacked that the model was trained on or selected by, as in a corpus that has grown
+    since."""
     attacks: Annotated[Choices, Field(min_length=1)]
     """Names in the registry, art:ClassName, or a suite: quick, standard, thorough or paper. With settings of its own an
     attack is written as {name: bim, steps: 100, step_size: 0.1}."""
@@ -131,6 +134,8 @@ class TransferConfig:
     """Run folders; RUN:CLIENT is a client's own model, of a run with federation=local_only."""
     root: str | None
     """Folder of the corpus, where it is no longer the one in the runs' config.yaml."""
+    allow_seen: bool
+    """As in `BenchmarkConfig`."""
     attack: str
     """A name in the catalogue, or art:ClassName."""
     epsilon: Epsilon

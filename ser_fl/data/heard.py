@@ -95,6 +95,20 @@ class Heard:
             found += [rows[start + place] for place in same_N.nonzero().flatten().tolist()]
         return found
 
+    def refuse(self, store: FeatureStore, rows: Indices, frontend: FrontendConfig, *, allow_seen: bool) -> int:
+        """How many of some utterances are among the recordings heard.
+
+        Raises:
+            UserError: there are some, and they are not allowed.
+        """
+        seen = self.recordings(store, rows, frontend)
+        if seen and not allow_seen:
+            raise UserError(
+                f"{len(seen)} of {len(rows)} utterances were heard in training, the first is "
+                f"{store.utterances[seen[0]].utterance_id}: take others, or count them with allow_seen=true"
+            )
+        return len(seen)
+
     def write(self, table: Path, sounds: Path) -> None:
         """Write both files whole: names as JSON, fingerprints as safetensors."""
         write_bytes(sounds, to_safetensors({"fingerprints": self.fingerprints_NP}))

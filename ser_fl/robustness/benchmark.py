@@ -192,7 +192,9 @@ def benchmark_run(
         device = device_of_benchmark(config, trained.config)
         with threads_limited_to(trained.config.executor.threads), exact_arithmetic():
             store = trained.store(on_features)
-            test_set = trained.test_set(store, seed=config.seed, batch_size=config.batch_size)
+            test_set = trained.test_set(
+                store, seed=config.seed, batch_size=config.batch_size, allow_seen=config.allow_seen
+            )
             test_set = test_set.subset(config.max_examples).to(device)
             of_features = test_set  # what is kept of its recordings lies there too
             if config.domain == "waveform":

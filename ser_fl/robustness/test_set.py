@@ -17,7 +17,8 @@ from ser_fl.attacks.threat_model import Box
 from ser_fl.config.schema import Config, checked
 from ser_fl.config.text import read_settings
 from ser_fl.data.features import FeatureStore, OnFeatures, compute_features, load_examples, open_configured_corpus
-from ser_fl.data.splits import split_corpus
+from ser_fl.data.heard import Heard
+from ser_fl.data.splits import Indices, split_corpus
 from ser_fl.devices import send
 from ser_fl.errors import UserError
 from ser_fl.models.emotion_model import EmotionModel, load_model
@@ -97,9 +98,22 @@ class TrainedRun:
             )
         return store
 
-    def test_set(self, store: FeatureStore, *, seed: int = 0, batch_size: int = 64) -> TestSet:
-        """The model and its test utterances, standardised."""
-        rows = split_corpus(store.utterances, self.config.split).test
+    def test_rows(self, store: FeatureStore, *, allow_seen: bool = False) -> Indices:
+        """The test utterances of the run's split, drawn on a corpus that may have grown since.
+
+        Raises:
+            UserError: the run was trained on some of them, or selected by them, and that is not allowed.
+        """
+        rows, run = split_corpus(store.utterances, self.config.split).test, RunFolder(self.folder)
+        if (heard := Heard.read(run.heard, run.heard_sounds)) is not None:
+            heard.refuse(store, rows, self.config.frontend, allow_seen=allow_seen)
+        return rows
+
+    def test_set(
+        self, store: FeatureStore, *, seed: int = 0, batch_size: int = 64, allow_seen: bool = False
+    ) -> TestSet:
+        """The model and its test utterances, standardised; a `UserError` as `test_rows` says."""
+        rows = self.test_rows(store, allow_seen=allow_seen)
         examples = load_examples(store, rows, self.model.standardisation)
         utterances = [store.utterances[row] for row in rows]
         return TestSet(

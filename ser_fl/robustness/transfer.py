@@ -30,7 +30,6 @@ from ser_fl.config.robustness import TransferConfig
 from ser_fl.data.corpora.folder import expand_home
 from ser_fl.data.features import FeatureStore, OnFeatures
 from ser_fl.data.frontend import Standardisation
-from ser_fl.data.splits import split_corpus
 from ser_fl.defences import Defence, build_defence
 from ser_fl.devices import CPU, devices_of, exact_arithmetic, send
 from ser_fl.errors import UserError
@@ -235,7 +234,7 @@ def transfer_runs(
             corpus = run.config.data, run.config.frontend
             if opened is None or corpus != opened[0]:
                 opened = corpus, run.store(on_features)
-            models.append(_model_of(name, run, opened[1], device))
+            models.append(_model_of(name, run, opened[1], device, allow_seen=config.allow_seen))
         started = time.perf_counter()
         records = transfer_matrix(
             models,
@@ -282,8 +281,10 @@ def _refuse_unlike(first_name: str, first: TrainedRun, name: str, run: TrainedRu
             raise UserError(told)
 
 
-def _model_of(name: str, run: TrainedRun, store: FeatureStore, device: torch.device) -> TransferModel:
-    rows = list(split_corpus(store.utterances, run.config.split).test)
+def _model_of(
+    name: str, run: TrainedRun, store: FeatureStore, device: torch.device, *, allow_seen: bool
+) -> TransferModel:
+    rows = list(run.test_rows(store, allow_seen=allow_seen))
     return TransferModel(
         name=name,
         network=run.model.network.to(device),
