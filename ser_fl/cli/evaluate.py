@@ -38,7 +38,7 @@ def run(arguments: Namespace) -> None:
         found = evaluate(
             own["run"],
             speech,
-            part=own.get("part"),  # type: ignore[arg-type]  # checked there
+            part=own.get("part"),  # an unknown one is told there
             allow_seen=allow_seen == "true",
             on_features=shown.features,
         )
