@@ -143,8 +143,15 @@ def user_folder(variable: str, below_home: str) -> Path:
     try:
         home = Path.home()
     except RuntimeError:
-        home = Path(tempfile.gettempdir()) / f"ser_fl-{os.getuid()}"
+        home = temporary_folder()
     return home / below_home / "ser_fl"
+
+
+def temporary_folder() -> Path:
+    """The user's own folder below that for temporary files; a new one where somebody else has made one of its name."""
+    folder = Path(tempfile.gettempdir()) / f"ser_fl-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder if folder.lstat().st_uid == os.getuid() and not folder.is_symlink() else Path(tempfile.mkdtemp())
 
 
 def to_safetensors(tensors: Mapping[str, Tensor]) -> bytes:

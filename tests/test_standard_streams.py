@@ -83,3 +83,33 @@ def test_redirected_progress_is_plain_lines(
         shown.features(20, 100)
         shown.attacks("pgd", 3, 9)
     assert capsys.readouterr().out == "features: 20 of 100\npgd: 3 of 9\n"
+
+
+def as_somebody(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A training as a user without rights, whose home is what the environment says."""
+    words = ["unshare", "--user", "--map-user=12345", "--map-group=12345", *TRAIN, f"run_dir={tmp_path}/run"]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("XDG_") and name != "HOME"}
+    return subprocess.run(words, capture_output=True, text=True, env=clean | environment, timeout=120)
+
+
+@pytest.mark.parametrize("home", ["read_only", "file", "none"])
+def test_a_home_that_cannot_be_written_costs_no_training(home: str, tmp_path: Path) -> None:
+    (tmp_path / "read_only").mkdir(mode=0o555)
+    (tmp_path / "file").write_text("")
+    tmp_path.chmod(0o777)
+    places = {"read_only": tmp_path / "read_only", "file": tmp_path / "file"}
+    environment = {"HOME": str(places[home])} if home in places else {}
+    done = as_somebody(tmp_path, TMPDIR=str(tmp_path), **environment)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "summary.json").exists()
+    told = [line for line in done.stderr.splitlines() if "matplotlib" not in line.lower()]
+    assert len(told) == (0 if home == "none" else 1)
+    assert all("features are kept in" in line and "data.cache_dir=DIR" in line for line in told)
+
+
+def test_a_working_directory_that_is_gone_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    done = shell(f"cd {tmp_path}/gone; rmdir {tmp_path}/gone; PYTHONPATH={Path(__file__).parents[1]} {' '.join(TRAIN)}")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "ser-fl: the working directory is gone: change to one that is there"
+    assert "Traceback" not in done.stderr

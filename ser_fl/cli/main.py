@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -32,6 +33,11 @@ TRY_AGAIN = 75
 def program() -> int:
     """`ser-fl` as a program: `main`, whose output may be lost; then it says so, and where that was all, returns 1."""
     asked = sys.argv[1:]
+    try:
+        os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:
+        print("ser-fl: the working directory is gone: change to one that is there", file=sys.stderr)
+        return 2
     with unbreakable_streams() as output:
         code = main(asked)
     if output.lost is None:

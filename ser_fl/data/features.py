@@ -32,7 +32,7 @@ from ser_fl.data.synthetic import SyntheticCorpus
 from ser_fl.data.utterance import Corpus, Utterance
 from ser_fl.devices import float32_by_default, send
 from ser_fl.errors import UserError
-from ser_fl.files import NO_ROOM, naming, user_folder
+from ser_fl.files import NO_ROOM, naming, temporary_folder, user_folder
 from ser_fl.runs.environment import threads_limited_to
 from ser_fl.runs.lock import hold
 from ser_fl.runs.redaction import is_place
@@ -153,7 +153,12 @@ def compute_features(
         for contents in pool.map(digests, range(0, len(utterances), _BATCH)):
             key.update(contents)
     folder = expand_home(cache_dir) if cache_dir else user_folder("XDG_CACHE_HOME", ".cache")
-    file = folder / "features" / f"{key.hexdigest()}.npy"
+    name = f"{key.hexdigest()}.npy"
+    if not cache_dir and not (folder / "features" / name).exists() and not _is_writable(folder / "features"):
+        elsewhere = temporary_folder()
+        _LOG.warning("features are kept in %s, since %s cannot be written; data.cache_dir=DIR", elsewhere, folder)
+        folder = elsewhere
+    file = folder / "features" / name
     shape = (len(utterances), config.num_mels, config.num_frames)
 
     for is_filled in (False, True):
@@ -165,6 +170,15 @@ def compute_features(
         if not is_filled:
             _fill(file, corpus, LogMel(config), shape, progress)
     raise UserError(f"{file} was just written and cannot be read: is the disk of data.cache_dir sound?")
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether files can be made in a folder, which is made where it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def open_store(
