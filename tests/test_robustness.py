@@ -20,6 +20,7 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 from torch import Tensor, nn
 
 import ser_fl
+from ser_fl.attacks import registry
 from ser_fl.attacks.attack import AttackSettings, Problem
 from ser_fl.attacks.registry import ATTACKS, Attack, Entry, build
 from ser_fl.attacks.threat_model import Box
@@ -28,7 +29,6 @@ from ser_fl.config.robustness import BenchmarkConfig
 from ser_fl.defences import Classifier, NoDefence, Randomisation
 from ser_fl.errors import UserError
 from ser_fl.robustness import benchmark as benchmark_module
-from ser_fl.robustness import plan as plan_module
 from ser_fl.robustness.benchmark import benchmark_run
 from ser_fl.robustness.test_set import TestSet, balanced_rows
 from ser_fl.runs.folder import RunFolder
@@ -501,14 +501,14 @@ def run_folder(path: Path, attacks: Sequence[Attack], monkeypatch: pytest.Monkey
         ),
         model=bundle,
         store=lambda on_features: None,
-        test_set=lambda store, seed, batch_size: replace(test_set, seed=seed, batch_size=batch_size),
+        test_set=lambda store, seed, batch_size, allow_seen: replace(test_set, seed=seed, batch_size=batch_size),
     )
     for name, result in {"load_run": trained, "spectrogram_pair": {}}.items():
         monkeypatch.setattr(benchmark_module, name, lambda *given, result=result, **named: result)
     by_name = {attack.settings.name: attack for attack in attacks}
     for name, attack in by_name.items():
         monkeypatch.setitem(ATTACKS, name, attack.entry)  # type: ignore[arg-type]
-    monkeypatch.setattr(plan_module, "build", lambda settings: by_name[settings.name])
+    monkeypatch.setattr(registry, "build", lambda settings: by_name[settings.name])
     attacks_named = f"attacks=[{','.join(by_name)}]"
     return compose_benchmark(
         [f"run={path}", attacks_named, "defences=[none]", "curve_attacks=[]", "subsets={}", "batch_size=2"]
