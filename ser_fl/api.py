@@ -147,7 +147,6 @@ def train(
     with open_run(config) as (run, checkpoint), threads_limited_to(config.executor.threads), exact_arithmetic():
         prepared = prepare(config, hooks.on_features)
         client_manifest = prepared.client_manifest()
-        Heard.of(prepared.store, prepared.split, config.frontend).write(run.heard, run.heard_sounds)
         if own.network is not None:
             check_network(config, len(client_manifest.classes), own)
         if checkpoint is not None and checkpoint.precision is not None:
@@ -170,6 +169,7 @@ def train(
                 hooks=hooks,
             )
             federation.conduct(checkpoint)
+        Heard.of(prepared.store, prepared.split, config.frontend).write(run.heard, run.heard_sounds)
     return Run(run.root, network)
 
 

@@ -150,7 +150,7 @@ def user_folder(variable: str, below_home: str) -> Path:
 def temporary_folder() -> Path:
     """The user's own folder below that for temporary files; a new one where somebody else has made one of its name."""
     folder = Path(tempfile.gettempdir()) / f"ser_fl-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder if folder.lstat().st_uid == os.getuid() and not folder.is_symlink() else Path(tempfile.mkdtemp())
 
 

@@ -38,7 +38,7 @@ SECRETS = {"WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567", "HF_TOKE
 FEW = ("curve_attacks=[]",)
 TRAINED = {
     *("config.yaml", "environment.json", "rounds.jsonl", "clients.jsonl", "summary.json"),
-    *("model.safetensors", "model.json", "checkpoint"),
+    *("model.safetensors", "model.json", "checkpoint", "heard.json", "heard.safetensors"),
 }
 RATE_HZ = 16_000
 

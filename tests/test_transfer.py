@@ -432,6 +432,7 @@ def test_mistakes_get_one_line_and_leave_nothing(
         (
             str(copy(runs.first, tmp_path / "f01", config=with_test_speaker("f01"))),
             str(copy(runs.first, tmp_path / "m01", config=with_test_speaker("m01"))),
+            "allow_seen=true",
         ): "f01 and m01 have no test utterance in common",
         (str(runs.first), str(runs.local), "attack=pdg"): "unknown attack 'pdg'",
         (str(runs.first), str(runs.local), "defences=[randomise]"): "unknown defence 'randomise'",

@@ -31,9 +31,8 @@ TELEPHONE_HZ = 3400.0
 BANDS, MOMENTS = 8, 16
 SAME_SOUND = 0.1
 """Root mean square difference of two fingerprints, in nepers, below which they are of one recording. Copies at other
-rates stay below 0.035, different recordings of one speaker, text and emotion above 0.22 (nEMO, RAVDESS)."""
-_SILENT = 1e-3
-"""A fingerprint with less deviation than this is of silence, or of a steady tone, and says nothing."""
+rates stay below 0.035, different recordings of one speaker, text and emotion above 0.22 (nEMO, RAVDESS). Of a sound
+that changes by less than a neper over time it is this share of its change: silence is nobody's recording."""
 
 
 def fingerprints(features_NFL: Tensor, frontend: FrontendConfig) -> Tensor:
@@ -82,16 +81,16 @@ class Heard:
         """Which of some utterances are among the recordings heard, by their sound."""
         import torch
 
-        theirs_NP = fingerprints(store.features_NFL[list(rows)], frontend).float()
-        known_NP = self.fingerprints_NP.float()
-        known_NP = known_NP[known_NP.std(dim=1) > _SILENT]
-        if not len(known_NP):
-            return []
+        theirs_NP, known_NP = (
+            fingerprints(store.features_NFL[list(rows)], frontend).float(),
+            self.fingerprints_NP.float(),
+        )
         found: list[int] = []
-        for start in range(0, len(rows), 1024):
+        for start in range(0, len(rows) if len(known_NP) else 0, 1024):
             part_NP = theirs_NP[start : start + 1024]
+            change_N = part_NP.unflatten(1, (BANDS, MOMENTS)).std(dim=2).square().mean(dim=1).sqrt()
             nearest_N = torch.cdist(part_NP, known_NP).amin(dim=1) / math.sqrt(BANDS * MOMENTS)
-            same_N = (nearest_N < SAME_SOUND) & (part_NP.std(dim=1) > _SILENT)
+            same_N = nearest_N < SAME_SOUND * change_N.clamp(max=1)
             found += [rows[start + place] for place in same_N.nonzero().flatten().tolist()]
         return found
 
