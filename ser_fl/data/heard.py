@@ -88,7 +88,7 @@ class Heard:
         found: list[int] = []
         for start in range(0, len(rows) if len(known_NP) else 0, 1024):
             part_NP = theirs_NP[start : start + 1024]
-            change_N = part_NP.unflatten(1, (BANDS, MOMENTS)).std(dim=2).square().mean(dim=1).sqrt()
+            change_N = part_NP.reshape(-1, BANDS, MOMENTS).std(dim=2).square().mean(dim=1).sqrt()
             nearest_N = torch.cdist(part_NP, known_NP).amin(dim=1) / math.sqrt(BANDS * MOMENTS)
             same_N = nearest_N < SAME_SOUND * change_N.clamp(max=1)
             found += [rows[start + place] for place in same_N.nonzero().flatten().tolist()]
