@@ -219,7 +219,7 @@ def test_a_node_that_sends_nan_is_refused_and_named_in_every_round(
         shutil.copytree(PACKAGE / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     source = tmp_path / "ser_fl" / "federation" / "flower" / "client_app.py"
     line, spoilt = (
-        'tensors[f"update/{client_id}"] = outcome.state',
+        'f"update/{client_id}": outcome.state',
         "{key: t * float('nan') for key, t in outcome.state.items() if t.is_floating_point()}",
     )
     text = source.read_text()
