@@ -1,5 +1,5 @@
-"""What a Python user calls first, beside `compose`, `load` and `predict`: train, benchmark, and what a run has to tell.
-Heavy libraries are imported by what uses them.
+"""What a Python user calls first, beside `compose`, `evaluate`, `load` and `predict`: train, benchmark, and what a run
+has to tell. Heavy libraries are imported by what uses them.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def train(
     aggregation: Aggregation | type[Aggregation] | None = None,
     algorithm: Algorithm | type[Algorithm] | None = None,
     callbacks: Sequence[pl.Callback] = (),
-    on_round: OnRound = lambda record: None,
+    on_round: OnRound | None = None,
     hooks: Hooks | None = None,
 ) -> Run:
     """Run an experiment, or with ``resume=true`` go on with one that was killed.
@@ -110,7 +110,7 @@ def train(
         callbacks: Lightning callbacks that see every batch of every client (``trainer.datamodule`` says whose). With
             ``executor=processes`` each worker has a copy of its own.
         on_round: told of every committed round.
-        hooks: instead of ``on_round``: all who watch the run, and who may end it by a signal, which raises `Stopped`.
+        hooks: all who watch the run, and who may end it by a signal, which raises `Stopped`; ``on_round`` goes before.
 
     Returns:
         The run: its folder, test figures, test utterances and model.
@@ -135,7 +135,9 @@ def train(
     objects = {"network": network, "objective": objective, "aggregation": aggregation, "algorithm": algorithm}
     given = {name: value for name, value in {**objects, "callbacks": callbacks or None}.items() if value is not None}
     own, config = settled_objects(config, given)
-    hooks = hooks or Hooks(on_round=on_round)
+    if on_round is not None:
+        hooks = replace(hooks or Hooks(), on_round=on_round)
+    hooks = hooks or Hooks()
     check_callbacks(config, own.callbacks)
     if config.executor.name == "flower":
         if own.callbacks:

@@ -24,10 +24,11 @@ from ser_fl.devices import exact_arithmetic
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.files import write_bytes, write_json
 from ser_fl.metrics import Bootstrap, confusion_matrix, scores, uar_by_group
+from ser_fl.robustness.evaluator import batches_of
 from ser_fl.robustness.test_set import load_run
+from ser_fl.runs.environment import threads_limited_to
 from ser_fl.runs.folder import RunFolder
 
-_BATCH = 64
 SETTINGS = ("run", "part", "allow_seen", "out")
 Scored = Literal["train", "validation", "test", "all"]
 
@@ -115,8 +116,8 @@ def evaluate(
         UserError: the run or the corpus cannot be read, they have no emotion in common, the model gives no finite
             output for an utterance, or utterances were heard in training and ``allow_seen`` is false.
     """
-    folder = RunFolder(Path(run.root if isinstance(run, RunFolder) else run))
-    trained = load_run(folder.root)
+    folder = run if isinstance(run, RunFolder) else RunFolder(Path(run))
+    trained = load_run(folder.root, network=getattr(run, "network", None))
     is_other = any(setting.startswith("data=") for setting in settings)
     chosen = compose(settings, config_file=None if is_other else folder.config)
     config = replace(trained.config, data=chosen.data, split=chosen.split)
@@ -124,35 +125,39 @@ def evaluate(
     if part not in (*PARTS, "all"):
         raise unknown_name("part", part, (*PARTS, "all"))
     corpus = open_configured_corpus(config)
-    store = compute_features(corpus, config.frontend, cache_dir=config.data.cache_dir, progress=on_features)
-    split = None if part == "all" and is_other else split_corpus(store.utterances, config.split)
-    rows = range(len(store.utterances)) if part == "all" or split is None else getattr(split, part)
-    left_out = Counter(store.utterances[row].emotion for row in rows)
-    left_out = Counter({name: count for name, count in left_out.items() if name not in trained.model.classes})
-    rows = tuple(row for row in rows if store.utterances[row].emotion in trained.model.classes)
+    classes, everything = trained.model.classes, corpus.utterances
+    store = compute_features(
+        corpus,
+        config.frontend,
+        cache_dir=config.data.cache_dir,
+        progress=on_features,
+        classes=tuple(sorted({*classes, *(utterance.emotion for utterance in everything)})),
+    )
+    chosen_rows = range(len(everything)) if part == "all" else getattr(split_corpus(everything, config.split), part)
+    rows = tuple(row for row in chosen_rows if everything[row].emotion in classes)
+    left_out = Counter(everything[row].emotion for row in chosen_rows if everything[row].emotion not in classes)
     if not rows:
         raise UserError(
-            f"the model knows {', '.join(trained.model.classes)}, the utterances are {', '.join(sorted(left_out))}: "
-            "data.labels maps the emotions of a manifest"
+            f"the model knows {', '.join(classes)}, the utterances are {', '.join(sorted(left_out))}: data.labels maps "
+            "the emotions of a manifest"
         )
-    utterances = [store.utterances[row] for row in rows]
-    heard = Heard.read(folder.heard, folder.heard_sounds)
-    if heard is None and not is_other and split is not None:  # a run of an earlier version, on its own corpus
-        heard = Heard.of(store, split, config.frontend)
-    shared = None
+    utterances = [everything[row] for row in rows]
+    heard, shared = Heard.read(folder.heard, folder.heard_sounds), None
+    if heard is None and not (is_other or part == "test" or allow_seen):
+        raise UserError(
+            f"{folder.root} does not say what it heard in training, and of its own corpus the test part alone is new: "
+            "take part=test, or score the others with allow_seen=true"
+        )
     if heard is not None:
         seen = heard.refuse(store, rows, config.frontend, allow_seen=allow_seen)
         shared = Shared.between(utterances, recordings=seen, speakers=heard.speakers, texts=heard.texts)
-    probabilities = []
-    for start in range(0, len(rows), _BATCH):
-        batch = load_examples(store, rows[start : start + _BATCH], trained.model.standardisation).features_NFL
-        with torch.no_grad():
-            probabilities.append(trained.model.network(batch).float().softmax(dim=1))
-    probabilities_NC = torch.cat(probabilities)
+    with torch.no_grad(), threads_limited_to(trained.config.executor.threads):
+        parts = (load_examples(store, batch, trained.model.standardisation) for batch in batches_of([rows]))
+        probabilities_NC = torch.cat([trained.model.network(one.features_NFL).float().softmax(dim=1) for one in parts])
     if not probabilities_NC.isfinite().all():
         first = int((~probabilities_NC.isfinite().all(dim=1)).nonzero()[0])
         raise UserError(f"the model of {folder.root} gives no finite output for {utterances[first].utterance_id}")
-    classes, predicted_N = trained.model.classes, probabilities_NC.argmax(dim=1).tolist()
+    predicted_N = probabilities_NC.argmax(dim=1).tolist()
     labels_N = [classes.index(utterance.emotion) for utterance in utterances]
     confusion = confusion_matrix(labels_N, predicted_N, len(classes))
     recognised_N = np.asarray(np.equal(labels_N, predicted_N), dtype=np.float64)

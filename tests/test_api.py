@@ -94,6 +94,20 @@ def test_test_set_goes_into_any_model_and_any_attack_of_art(run: ser_fl.Run) -> 
     assert records[1].num_examples == len(test.ids)
 
 
+def test_on_round_is_told_beside_hooks(tmp_path: Path) -> None:
+    from ser_fl.federation.rounds import Hooks
+
+    told: list[int] = []
+    features: list[int] = []
+    settings = ["experiment=debug", "federation.num_rounds=2", "tracking=none", f"run_dir={tmp_path}/run"]
+    ser_fl.train(
+        ser_fl.compose([*settings, f"data.cache_dir={tmp_path}/cache"]),
+        on_round=lambda record: told.append(record.round),
+        hooks=Hooks(on_features=lambda done, total: features.append(done)),
+    )
+    assert told == [1, 2] and features
+
+
 def test_benchmark_of_a_run_is_that_of_the_command_line(run: ser_fl.Run, tmp_path: Path) -> None:
     records = ser_fl.benchmark(run, **QUICK)
     assert records.checks == read_sanity_report(run)

@@ -130,12 +130,37 @@ def test_a_run_that_does_not_say_what_it_heard(run: ser_fl.Run, tmp_path: Path) 
         run.heard.unlink()
         found = ser_fl.evaluate(run, written(tmp_path, ANOTHER))
         assert found.shared is None and "not on record" in found.words()[0]
-        assert ser_fl.evaluate(run).shared is not None, "its own corpus tells it"
-        with pytest.raises(UserError, match="were heard in training"):
+        assert ser_fl.evaluate(run).shared is None
+        with pytest.raises(UserError, match=r"does not say what it heard .*part=test, or .*allow_seen=true"):
             ser_fl.evaluate(run, part="train")
+        assert ser_fl.evaluate(run, part="train", allow_seen=True).num_utterances == 50
     finally:
         run.heard.write_bytes(heard[0])
         run.heard_sounds.write_bytes(heard[1])
+
+
+def test_speech_of_one_emotion_is_scored(run: ser_fl.Run, tmp_path: Path) -> None:
+    sad = SyntheticCorpus(3, 2, seed=5)
+    sad.utterances = tuple(utterance for utterance in sad.utterances if utterance.emotion == "sadness")
+    found = ser_fl.evaluate(run, written(tmp_path, sad))
+    assert found.num_utterances == 6 and found.uar == found.accuracy == found.recall["sadness"]
+
+
+def test_a_run_of_a_network_of_ones_own_is_evaluated_with_it(tmp_path: Path) -> None:
+    import torch
+    from torch import nn
+
+    class Pooled(nn.Module):
+        def __init__(self, num_classes: int) -> None:
+            super().__init__()
+            self.head = nn.Linear(64, num_classes)
+
+        def forward(self, features_BFL: torch.Tensor) -> torch.Tensor:
+            return self.head(features_BFL.mean(dim=2))
+
+    settings = ["experiment=debug", "federation.num_rounds=1", "tracking=none", f"run_dir={tmp_path}/run"]
+    run = ser_fl.train(ser_fl.compose([*settings, "frontend=seconds3"]), network=Pooled)
+    assert ser_fl.evaluate(run).uar == run.metrics().uar
 
 
 def test_outputs_that_are_not_finite_are_no_class(run: ser_fl.Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,15 +148,15 @@ NO_WORKERS = ("resource_tracker", "ser_fl\0federation", "ser_fl.deployment")
 
 
 def workers_of(parent: int) -> list[int]:
-    """Processes of a parent but for the tracker of multiprocessing's resources, which ends after it, and the daemons
-    of other tests.
+    """Processes of a parent that run, but for the tracker of multiprocessing's resources, which ends after it, and the
+    daemons of other tests.
     """
-    with suppress(FileNotFoundError):
-        threads = Path(f"/proc/{parent}/task").glob("*/children")  # each has those that it started
-        children = [child for thread in threads for child in thread.read_text().split()]
-        commands = {int(child): command_of(int(child)) for child in children}
-        return [child for child, command in commands.items() if not any(other in command for other in NO_WORKERS)]
-    return []
+    children = list[str]()
+    for thread in Path(f"/proc/{parent}/task").glob("*/children"):  # each has those that it started
+        with suppress(FileNotFoundError, ProcessLookupError):
+            children += thread.read_text().split()
+    commands = {int(child): command_of(int(child)) for child in children}
+    return [child for child, command in commands.items() if command and not any(no in command for no in NO_WORKERS)]
 
 
 def command_of(process: int) -> str:

@@ -72,6 +72,24 @@ def test_copies_of_another_rate_format_or_volume_are_known(
     assert sorted(number[row] for row in found) == list(range(0, len(number), 2))
 
 
+def test_parts_of_a_corpus_are_heard_as_the_whole(
+    store: FeatureStore, heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = heard.recordings(store, tuple(range(len(store.utterances))), FRONTEND)
+    monkeypatch.setattr("ser_fl.data.heard._AT_ONCE", 7)
+    in_parts = Heard.of(store, half(store), FRONTEND)
+    assert torch.equal(in_parts.fingerprints_NP, heard.fingerprints_NP)
+    assert in_parts.recordings(store, tuple(range(len(store.utterances))), FRONTEND) == whole
+
+
+def test_noise_is_known_by_its_own_sound_alone(store: FeatureStore) -> None:
+    """Steady noises have fingerprints that are nearly alike: two of them are no more one recording for that."""
+    frames = torch.randn(8, *store.features_NFL.shape[1:], generator=torch.Generator().manual_seed(1))
+    noise = replace(store, features_NFL=frames * 0.5 - 4)
+    known = Heard.of(noise, Split((0, 1), (2,), ()), FRONTEND)
+    assert known.recordings(noise, tuple(range(8)), FRONTEND) == [0, 1, 2]
+
+
 def test_silence_is_nobodys_recording(store: FeatureStore, heard: Heard) -> None:
     silent = replace(store, features_NFL=torch.full_like(store.features_NFL, -18.4))
     assert heard.recordings(silent, (0, 1, 2), FRONTEND) == []

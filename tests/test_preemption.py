@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -180,8 +180,11 @@ def is_alive(pid: int) -> bool:
 
 
 def children(pid: int) -> list[int]:
-    threads = Path(f"/proc/{pid}/task").glob("*/children")  # each has those that it started
-    return [int(child) for thread in threads for child in thread.read_text().split()]
+    found = list[int]()
+    for thread in Path(f"/proc/{pid}/task").glob("*/children"):  # each has those that it started
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found += map(int, thread.read_text().split())
+    return found
 
 
 @pytest.mark.kill

@@ -1,7 +1,7 @@
 """What a model has heard: the recordings, speakers and texts that it was trained on or selected by.
 
 A figure on any of these recordings is no figure of what the model does with new ones. A recording is known again by its
-place in the corpus, and by its sound, whatever the file is called: at another sampling rate, format or volume too.
+sound, whatever the file is called: at another sampling rate, format or volume too.
 
 Legend: N utterances, F mel bins, L frames, P numbers of a fingerprint.
 """
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 TELEPHONE_HZ = 3400.0
 """Fingerprints are of what lies below: it is in every copy, down to a sampling rate of 8 kHz."""
 BANDS, MOMENTS = 8, 16
+_AT_ONCE = 1024
+"""Utterances whose features are in memory at a time: those of a corpus are mapped from a file."""
 SAME_SOUND = 0.1
 """Root mean square difference of two fingerprints, in nepers, below which they are of one recording. Copies at other
 rates stay below 0.035, different recordings of one speaker, text and emotion above 0.22 (nEMO, RAVDESS). Of a sound
@@ -56,6 +59,12 @@ def _bins_below(frequency_hz: float, frontend: FrontendConfig) -> int:
     return min(frontend.num_mels, max(0, math.ceil((mel(frequency_hz) - lowest) / step) - 1))
 
 
+def _parts(store: FeatureStore, rows: Sequence[int]) -> Iterator[Tensor]:
+    """Features of some utterances, a part of them at a time."""
+    for start in range(0, len(rows), _AT_ONCE):
+        yield store.features_NFL[list(rows[start : start + _AT_ONCE])]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Heard:
     """The training and validation utterances of a run."""
@@ -68,31 +77,31 @@ class Heard:
     @classmethod
     def of(cls, store: FeatureStore, split: Split, frontend: FrontendConfig) -> Self:
         """What training on a split hears: its training part, and its validation part, which selects."""
+        import torch
+
         rows = sorted((*split.train, *split.validation))
         utterances = [store.utterances[row] for row in rows]
         return cls(
             ids=tuple(utterance.utterance_id for utterance in utterances),
             speakers=frozenset(utterance.speaker for utterance in utterances),
             texts=frozenset(utterance.text for utterance in utterances if utterance.text is not None),
-            fingerprints_NP=fingerprints(store.features_NFL[rows], frontend),
+            fingerprints_NP=torch.cat([fingerprints(part_NFL, frontend) for part_NFL in _parts(store, rows)]),
         )
 
     def recordings(self, store: FeatureStore, rows: Indices, frontend: FrontendConfig) -> list[int]:
         """Which of some utterances are among the recordings heard, by their sound."""
         import torch
 
-        theirs_NP, known_NP = (
-            fingerprints(store.features_NFL[list(rows)], frontend).float(),
-            self.fingerprints_NP.float(),
-        )
-        found: list[int] = []
-        for start in range(0, len(rows) if len(known_NP) else 0, 1024):
-            part_NP = theirs_NP[start : start + 1024]
-            change_N = part_NP.reshape(-1, BANDS, MOMENTS).std(dim=2).square().mean(dim=1).sqrt()
-            nearest_N = torch.cdist(part_NP, known_NP).amin(dim=1) / math.sqrt(BANDS * MOMENTS)
-            same_N = nearest_N < SAME_SOUND * change_N.clamp(max=1)
-            found += [rows[start + place] for place in same_N.nonzero().flatten().tolist()]
-        return found
+        known_NP = self.fingerprints_NP.float()
+        if not len(known_NP):
+            return []
+        is_heard: list[bool] = []
+        for part_NFL in _parts(store, rows):
+            theirs_NP = fingerprints(part_NFL, frontend).float()
+            change_N = theirs_NP.reshape(-1, BANDS, MOMENTS).std(dim=2).square().mean(dim=1).sqrt()
+            nearest_N = torch.cdist(theirs_NP, known_NP).amin(dim=1) / math.sqrt(BANDS * MOMENTS)
+            is_heard += (nearest_N < SAME_SOUND * change_N.clamp(max=1)).tolist()
+        return list(compress(rows, is_heard))
 
     def refuse(self, store: FeatureStore, rows: Indices, frontend: FrontendConfig, *, allow_seen: bool) -> int:
         """How many of some utterances are among the recordings heard.
