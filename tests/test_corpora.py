@@ -452,6 +452,17 @@ def test_manifest(tmp_path: Path, encoding: str, separator: str, given: str) -> 
     assert corpus.read(corpus.utterances[2])[1] == 16000
 
 
+def test_a_recording_is_the_file_itself_or_what_a_manifest_says(tmp_path: Path) -> None:
+    write_manifest(
+        tmp_path,
+        ["path,emotion,speaker,recording", "a.wav,joy,s1,tape 1", "b.wav,fear,s1,tape 1", "deep/c.flac,joy,s2,"],
+    )
+    corpus = open_corpus("manifest", tmp_path)
+    assert [utterance.recording for utterance in corpus.utterances] == ["tape 1", "tape 1", "deep/c.flac"]
+    write_audio(tmp_path / "wav" / "03a01Fa.wav")
+    assert [utterance.recording for utterance in open_corpus("emodb", tmp_path).utterances] == ["wav/03a01Fa.wav"]
+
+
 def test_manifest_labels_that_differ_by_case_are_one(tmp_path: Path) -> None:
     lines = ["path,emotion,speaker", "a.wav,Angry,s1", "b.wav,ANGRY,s1", "deep/c.flac,angry,s1"]
     write_manifest(tmp_path, lines)

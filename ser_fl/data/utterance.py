@@ -35,6 +35,13 @@ class Utterance:
     """What was said, or the code of the sentence."""
     split: str | None = None
     """"train", "validation" or "test" where the corpus's authors published a split."""
+    recording: str = ""
+    """What it is a part of: utterances of one recording are never in different parts of a split. By default it is its
+    own, and this its utterance_id."""
+
+    def __post_init__(self) -> None:
+        if not self.recording:
+            object.__setattr__(self, "recording", self.utterance_id)
 
     @property
     def file(self) -> Path:

@@ -93,6 +93,7 @@ class CorpusInfo:
                 each,
                 utterance_id=Path(os.path.relpath(each.file, folder)).as_posix(),
                 emotion=emotion_of[each.emotion.lower()],
+                recording="" if each.recording == each.utterance_id else each.recording,
             )
             for each in found.values()
             if each.emotion.lower() in emotion_of

@@ -178,13 +178,15 @@ def _find_listed(root: Path) -> Iterator[Utterance]:
             session=row.get("session") or None,
             text=row.get("text") or None,
             split=split,
+            recording=row.get("recording", ""),
         )
 
 
-# Any other corpus, through a table: path, emotion, speaker, and where known text, sex, session, split. manifest.csv
-# (commas or tabs) lies at the top of the folder its paths start from. Labels are taken in lower case, so that "anger",
-# "Anger" and "ANGER" are one class, and stay as they are unless data.labels maps them. DEMoS, whose files need a signed
-# licence, comes this way: where every label is one of its codes they are mapped.
+# Any other corpus, through a table: path, emotion, speaker, and where known text, sex, session, split, and recording:
+# what several files were cut from. manifest.csv (commas or tabs) lies at the top of the folder its paths start from.
+# Labels are taken in lower case, so that "anger", "Anger" and "ANGER" are one class, and stay as they are unless
+# data.labels maps them. DEMoS, whose files need a signed licence, comes this way: where every label is one of its codes
+# they are mapped.
 MANIFEST = CorpusInfo(
     name="manifest",
     title="a manifest",
