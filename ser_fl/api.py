@@ -125,6 +125,7 @@ def train(
     from ser_fl.devices import devices_of, exact_arithmetic
     from ser_fl.federation.checkpoint import open_run
     from ser_fl.federation.client import Executor, LocalScorer, SerialExecutor, make_clients
+    from ser_fl.federation.fine_tuning import FirstRun
     from ser_fl.federation.own_objects import check_network, settled_objects
     from ser_fl.federation.processes import ProcessExecutor, count_workers
     from ser_fl.federation.rounds import Federation, Hooks, cohort_size
@@ -147,7 +148,10 @@ def train(
         return Run(launch(config, own, hooks).root)
     devices_of(config.executor.accelerator)  # refuses hardware that is not there before anything is written
     with open_run(config) as (run, checkpoint), threads_limited_to(config.executor.threads), exact_arithmetic():
+        first = FirstRun.of(config, own.network) if checkpoint is None else None
         prepared = prepare(config, hooks.on_features)
+        if first is not None:
+            first.warn_of(prepared, config)
         client_manifest = prepared.client_manifest()
         if own.network is not None:
             check_network(config, len(client_manifest.classes), own)
@@ -169,9 +173,11 @@ def train(
                 scorer=LocalScorer(config, prepared.store, prepared.standardisation, prepared.split, own.network),
                 own=own,
                 hooks=hooks,
+                first=first,
             )
             federation.conduct(checkpoint)
-        Heard.of(prepared.store, prepared.split, config.frontend).write(run.heard, run.heard_sounds)
+        heard = Heard.of(prepared.store, prepared.split, config.frontend)
+        heard.after(Heard.read(run.heard, run.heard_sounds)).write(run.heard, run.heard_sounds)
     return Run(run.root, network)
 
 

@@ -73,8 +73,10 @@ class Evaluation:
         """What a reader of the figures must know, a line each."""
         lacking = [emotion for emotion, recall in self.recall.items() if recall is None]
         left_out = ", ".join(f"{emotion} ({count})" for emotion, count in self.left_out.items())
+        unknown = " and ".join(self.shared.missing) if self.shared else ""
         return [
             str(self.shared or "what was heard in training is not on record: these utterances may be among it"),
+            *([f"what {unknown} heard is not on record: these utterances may be among it"] if unknown else []),
             *([f"not scored, since the model does not know these emotions: {left_out}"] if self.left_out else []),
             *([f"no utterance of {', '.join(lacking)}, which the model knows"] if lacking else []),
         ]
@@ -143,14 +145,16 @@ def evaluate(
         )
     utterances = [everything[row] for row in rows]
     heard, shared = Heard.read(folder.heard, folder.heard_sounds), None
-    if heard is None and not (is_other or part == "test" or allow_seen):
+    if (heard is None or heard.missing) and not (is_other or part == "test" or allow_seen):
         raise UserError(
-            f"{folder.root} does not say what it heard in training, and of its own corpus the test part alone is new: "
-            "take part=test, or score the others with allow_seen=true"
+            f"{folder.root} does not say all that it heard in training, and of its own corpus the test part alone is "
+            "new: take part=test, or score the others with allow_seen=true"
         )
     if heard is not None:
         seen = heard.refuse(store, rows, config.frontend, allow_seen=allow_seen)
-        shared = Shared.between(utterances, recordings=seen, speakers=heard.speakers, texts=heard.texts)
+        shared = Shared.between(
+            utterances, recordings=seen, speakers=heard.speakers, texts=heard.texts, missing=heard.missing
+        )
     with torch.no_grad(), threads_limited_to(trained.config.executor.threads):
         parts = (load_examples(store, batch, trained.model.standardisation) for batch in batches_of([rows]))
         probabilities_NC = torch.cat([trained.model.network(one.features_NFL).float().softmax(dim=1) for one in parts])

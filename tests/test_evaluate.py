@@ -131,7 +131,7 @@ def test_a_run_that_does_not_say_what_it_heard(run: ser_fl.Run, tmp_path: Path) 
         found = ser_fl.evaluate(run, written(tmp_path, ANOTHER))
         assert found.shared is None and "not on record" in found.words()[0]
         assert ser_fl.evaluate(run).shared is None
-        with pytest.raises(UserError, match=r"does not say what it heard .*part=test, or .*allow_seen=true"):
+        with pytest.raises(UserError, match=r"does not say all that it heard .*part=test, or .*allow_seen=true"):
             ser_fl.evaluate(run, part="train")
         assert ser_fl.evaluate(run, part="train", allow_seen=True).num_utterances == 50
     finally:

@@ -64,6 +64,8 @@ class Config:
     callbacks: tuple[Own, ...] = ()
     """Lightning callbacks of your own."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    init_from: Resumable[Folder | None] = None
+    """Fine-tuning: folder of a run whose selected model gives the initial weights. Read before the first round only."""
 
     @property
     def stock_objective(self) -> ObjectiveConfig:

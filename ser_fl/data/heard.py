@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -36,6 +36,8 @@ SAME_SOUND = 0.1
 """Root mean square difference of two fingerprints, in nepers, below which they are of one recording. Copies at other
 rates stay below 0.035, different recordings of one speaker, text and emotion above 0.22 (nEMO, RAVDESS). Of a sound
 that changes by less than a neper over time it is this share of its change: silence is nobody's recording."""
+FIRST_RUN, CLIENTS = "the run that it began from", "its own clients"
+"""Of whom it may be unknown what they heard: runs of earlier versions, and clients on other machines."""
 
 
 def fingerprints(features_NFL: Tensor, frontend: FrontendConfig) -> Tensor:
@@ -67,12 +69,14 @@ def _parts(store: FeatureStore, rows: Sequence[int]) -> Iterator[Tensor]:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Heard:
-    """The training and validation utterances of a run."""
+    """The training and validation utterances of a run, and of the run that it began from (`init_from`)."""
 
     ids: tuple[str, ...]
     speakers: frozenset[str]
     texts: frozenset[str]
     fingerprints_NP: Tensor
+    missing: tuple[str, ...] = ()
+    """Who heard more that is not on record: `FIRST_RUN`, `CLIENTS`."""
 
     @classmethod
     def of(cls, store: FeatureStore, split: Split, frontend: FrontendConfig) -> Self:
@@ -86,6 +90,38 @@ class Heard:
             speakers=frozenset(utterance.speaker for utterance in utterances),
             texts=frozenset(utterance.text for utterance in utterances if utterance.text is not None),
             fingerprints_NP=torch.cat([fingerprints(part_NFL, frontend) for part_NFL in _parts(store, rows)]),
+        )
+
+    @classmethod
+    def before_training(cls, first: Self | None) -> Self:
+        """What a run has heard that begins from another one, before its own clients' part is known."""
+        import torch
+
+        if first is not None:
+            return replace(first, missing=(*first.missing, CLIENTS))
+        nothing_NP = torch.empty(0, BANDS * MOMENTS, dtype=torch.float16)
+        return cls(
+            ids=(), speakers=frozenset(), texts=frozenset(), fingerprints_NP=nothing_NP, missing=(FIRST_RUN, CLIENTS)
+        )
+
+    def after(self, before: Self | None) -> Self:
+        """What clients have heard whose model had heard ``before`` already; recordings of both are there once."""
+        import torch
+
+        if before is None:
+            return self
+        ours, theirs = (
+            list(zip(heard.ids, map(bytes, heard.fingerprints_NP.numpy()), strict=True)) for heard in (self, before)
+        )
+        there = set(ours)
+        rows = [row for row, recording in enumerate(theirs) if recording not in there]
+        return replace(
+            self,
+            ids=(*self.ids, *(before.ids[row] for row in rows)),
+            speakers=self.speakers | before.speakers,
+            texts=self.texts | before.texts,
+            fingerprints_NP=torch.cat([self.fingerprints_NP, before.fingerprints_NP[rows]]),
+            missing=tuple(who for who in before.missing if who != CLIENTS),
         )
 
     def recordings(self, store: FeatureStore, rows: Indices, frontend: FrontendConfig) -> list[int]:
@@ -121,7 +157,7 @@ class Heard:
         """Write both files whole: names as JSON, fingerprints as safetensors."""
         write_bytes(sounds, to_safetensors({"fingerprints": self.fingerprints_NP}))
         content = {"ids": list(self.ids), "speakers": sorted(self.speakers), "texts": sorted(self.texts)}
-        write_json(table, content)
+        write_json(table, content | ({"missing": self.missing} if self.missing else {}))
 
     @classmethod
     def read(cls, table: Path, sounds: Path) -> Self | None:
@@ -140,6 +176,7 @@ class Heard:
                 speakers=frozenset(names["speakers"]),
                 texts=frozenset(names["texts"]),
                 fingerprints_NP=fingerprints_NP,
+                missing=tuple(who for who in (FIRST_RUN, CLIENTS) if who in names.get("missing", ())),
             )
         except FileNotFoundError:
             return None
@@ -158,10 +195,18 @@ class Shared:
     texts: tuple[str, ...]
     num_texts: int
     """Different texts of the utterances; 0 where the corpus has none."""
+    missing: tuple[str, ...] = ()
+    """Who else heard something, which is not on record."""
 
     @classmethod
     def between(
-        cls, utterances: Sequence[Utterance], *, recordings: int, speakers: frozenset[str], texts: frozenset[str]
+        cls,
+        utterances: Sequence[Utterance],
+        *,
+        recordings: int,
+        speakers: frozenset[str],
+        texts: frozenset[str],
+        missing: tuple[str, ...] = (),
     ) -> Self:
         """Of utterances that are scored, with what training heard."""
         theirs, said = {u.speaker for u in utterances}, {u.text for u in utterances if u.text is not None}
@@ -172,6 +217,7 @@ class Shared:
             num_speakers=len(theirs),
             texts=tuple(sorted(said & texts)),
             num_texts=len(said),
+            missing=missing,
         )
 
     def __str__(self) -> str:

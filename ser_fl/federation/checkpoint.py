@@ -26,6 +26,7 @@ from ser_fl.files import check_same_form, from_safetensors, to_safetensors, writ
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.lock import claimed
 from ser_fl.runs.records import State
+from ser_fl.runs.redaction import last_name
 
 SCHEMA = 8
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
@@ -128,8 +129,11 @@ def go_on_from(checkpoint: Checkpoint, server: Server, client_ids: tuple[str, ..
 
 
 def checkpoint_key(config: Config) -> dict[str, Any]:
-    """The settings that a resumed run must share with the checkpoint: all that its bits depend on."""
-    return fixed_settings(Config, dump(config))
+    """The settings that a resumed run must share with the checkpoint: all that its bits depend on. Of the run that it
+    began from, which may have moved since, the folder's name.
+    """
+    begun_from = {"init_from": last_name(config.init_from)} if config.init_from else {}
+    return fixed_settings(Config, dump(config)) | begun_from
 
 
 def save_checkpoint(folder: Path, server: Server, config: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.algorithm import GLOBAL, client_learning_rate
 from ser_fl.federation.checkpoint import Checkpoint, checkpoint_key, go_on_from, save_checkpoint
 from ser_fl.federation.client import ClientTask, Executor, Scorer
+from ser_fl.federation.fine_tuning import FirstRun
 from ser_fl.federation.own_objects import NOTHING, OwnObjects, qualified_name
 from ser_fl.federation.profile import OnProfile, RunProfile
 from ser_fl.federation.server import ClientResults, Server, new_server
@@ -65,6 +66,8 @@ class Federation:
     scorer: Scorer
     own: OwnObjects = NOTHING
     hooks: Hooks = field(default_factory=Hooks)
+    first: FirstRun | None = None
+    """Whose model this run begins from, where it does and no checkpoint is there to go on from."""
 
     def conduct(self, checkpoint: Checkpoint | None) -> None:
         """The rounds that are left after a checkpoint, and the test of the selected model.
@@ -83,13 +86,18 @@ class Federation:
             )
         if checkpoint is not None and checkpoint.committed.data_digest != self.client_manifest.digest:
             raise UserError(f"{run.root} was trained on other data than {config.data.name} holds now: start a new run")
-        server = new_server(config, self.client_manifest, self.own)
+        initial = None
+        if self.first is not None:
+            initial = self.first.initial_weights(config, self.client_manifest.classes, self.own.network)
+        server = new_server(config, self.client_manifest, self.own, initial)
         if checkpoint is not None:
             go_on_from(checkpoint, server, client_ids)
         settings, profile = dump(config), RunProfile(config) if config.profile else None
         tracker = open_tracker(settings, run, server.tracking)
         try:
             if server.round == 0:
+                if self.first is not None:
+                    self.first.pass_on(run)
                 write_settings(run, config, self.own)
             for path in (run.rounds, run.clients):
                 run.cut_back(path, server.lengths.get(path.name, 0))
@@ -273,7 +281,8 @@ def write_settings(run: RunFolder, config: Config, own: OwnObjects) -> None:
     write_json(run.environment, environment | {"objects": config.objects, "callbacks": callbacks})
     settings = dump(config)
     data = settings["data"]
-    data |= {key: remember(data[key]) for key in ("root", "cache_dir") if data[key]}
+    for stage, key in ((data, "root"), (data, "cache_dir"), (settings, "init_from")):
+        stage[key] = stage[key] and remember(stage[key])
     if not settings["run_dir"] or is_private(settings["run_dir"]):
         settings["run_dir"] = None
     content = {"schema": CONFIG_SCHEMA, **settings}

@@ -129,9 +129,13 @@ def below(state: Mapping[str, Tensor], prefix: str) -> State:
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
-def new_server(config: Config, client_manifest: ClientManifest, own: OwnObjects = NOTHING) -> Server:
-    """Before the first round: initial weights drawn from the seed."""
+def new_server(
+    config: Config, client_manifest: ClientManifest, own: OwnObjects = NOTHING, initial: State | None = None
+) -> Server:
+    """Before the first round: initial weights as given, or drawn from the seed."""
     network = build_network(config.model, len(client_manifest.classes), seed=config.seed, own=own.network)
+    if initial is not None:
+        network.load_state_dict(initial)
     algorithm = own.algorithm or make_algorithm(config)
     if own.aggregation is not None:
         algorithm.aggregation = own.aggregation

@@ -16,6 +16,7 @@ from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.algorithm import GLOBAL
 from ser_fl.federation.checkpoint import open_run
 from ser_fl.federation.client import ClientTask, Executor, Scored
+from ser_fl.federation.fine_tuning import FirstRun
 from ser_fl.federation.flower.nodes import Answer, Nodes
 from ser_fl.federation.flower.serialisation import Confusions, Refusal, Updates, WireError, put, take
 from ser_fl.federation.flower.submission import configured, error_line
@@ -149,10 +150,18 @@ def serve(
             config = replace(config, precision=checkpoint.precision)
         elif config.precision == "auto":
             config = replace(config, precision="32-true")
+        first = None if checkpoint is not None else FirstRun.of(config, own.network)
         nodes = Nodes(grid, config, given_up or Event())
         manifest, sites = nodes.enrol(executor.num_nodes or 1, executor.wait_s), FlowerExecutor(nodes)
         Federation(
-            config=config, run=run, client_manifest=manifest, executor=sites, scorer=sites, own=own, hooks=hooks
+            config=config,
+            run=run,
+            client_manifest=manifest,
+            executor=sites,
+            scorer=sites,
+            own=own,
+            hooks=hooks,
+            first=first,
         ).conduct(checkpoint)
     return run
 

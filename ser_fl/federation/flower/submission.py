@@ -60,6 +60,8 @@ def submit(config: Config) -> RunFolder:
     # as `open_run` chooses it, but absolute: the link has a folder of its own
     run = (given_folder(config) or next(new_folders(config))).absolute()
     sent = dump(config) | {"run_dir": str(run)}  # nothing of this machine but where the run folder is to be
+    if config.init_from is not None:  # of the link's machine, as `run_dir`
+        sent["init_from"] = str(Path(config.init_from).expanduser().absolute())
     sent["data"] |= {"root": None, "cache_dir": None}
     sent["executor"]["root_certificates"] = None
     with tempfile.TemporaryDirectory(prefix="ser_fl-") as folder:
