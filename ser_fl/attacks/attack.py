@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 
 from ser_fl.attacks.surroundings import attacked, seeded
 from ser_fl.attacks.target import Expectation, Passes, Target, ToFeatures
-from ser_fl.attacks.threat_model import Ball, Box, Norm, budget_of, keep_within
+from ser_fl.attacks.threat_model import Ball, Box, Norm, Rows, budget_of, keep_within
 from ser_fl.config.robustness import Backend
 from ser_fl.devices import current
 from ser_fl.errors import UserError
@@ -93,7 +93,7 @@ class AttackSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Problem:
+class Problem(Rows):
     """One batch to be attacked: clean utterances, their true classes, and the model; all on the model's device."""
 
     network: nn.Module
@@ -114,16 +114,6 @@ class Problem:
     """Adversarial inputs that an attack may begin at, such as those of a smaller budget; None to choose itself."""
     to_features: ToFeatures | None = None
     """From what is moved to features; None where features themselves are moved."""
-
-    def subset(self, indices_N: Tensor) -> Self:
-        return replace(
-            self,
-            clean=self.clean[indices_N],
-            labels_B=self.labels_B[indices_N],
-            keys_B=[self.keys_B[index] for index in indices_N.tolist()],
-            start_BFL=None if self.start_BFL is None else self.start_BFL[indices_N],
-            to_features=None if self.to_features is None else self.to_features.subset(indices_N),
-        )
 
     @property
     def steps(self) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ser_fl.attacks.attack import Problem
 from ser_fl.attacks.minimum_norm import Aim, Nearest, nearest_by, rise_of
 from ser_fl.attacks.target import Target
-from ser_fl.attacks.threat_model import NORMS, Ball, Box, per_utterance
+from ser_fl.attacks.threat_model import NORMS, Ball, Box, Rows, per_utterance
 
 STEP = 0.3
 """How far a first step of the L2 attack moves, as a share of the distance: the linear estimate, then the best."""
@@ -46,15 +46,7 @@ _MOMENTUM, _SQUARES = 0.7, 0.9
 
 
 @dataclass(slots=True, eq=False)
-class _Rows:
-    """Tensors that have a row for each utterance."""
-
-    def subset(self, kept: Tensor) -> Self:
-        return type(self)(**{field.name: getattr(self, field.name)[kept] for field in fields(self)})
-
-
-@dataclass(slots=True, eq=False)
-class _Adam(_Rows):
+class _Adam(Rows):
     """Adam (arXiv 1412.6980) for each utterance by itself, begun anew where it is told."""
 
     mean: Tensor
@@ -86,7 +78,7 @@ class _Adam(_Rows):
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class _Search(_Rows):
+class _Search(Rows):
     """Where each utterance is in its search for the constant, the weight of the classification loss."""
 
     constant_N: Tensor

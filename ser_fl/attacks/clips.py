@@ -8,14 +8,14 @@ Legend: B clips, T samples of the padded batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Generator, Tensor
 
-from ser_fl.attacks.threat_model import Ball
+from ser_fl.attacks.threat_model import Ball, Rows
 from ser_fl.data.frontend import LogMel
 from ser_fl.devices import send
 
@@ -29,7 +29,7 @@ def heard_samples(frontend: LogMel, sample_rate_hz: int) -> int:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Clips:
+class Clips(Rows):
     """Clean recordings of one sampling rate, padded with zeros to one length."""
 
     waveform_BT: Tensor
@@ -55,13 +55,9 @@ class Clips:
         return len(self.recorded_B)
 
     def to(self, device: torch.device) -> Clips:
-        return self._each(lambda tensor: send(tensor, device))
-
-    def subset(self, rows_N: Tensor) -> Clips:
-        return self._each(lambda tensor: tensor[rows_N])
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Clips:
-        return Clips(change(self.waveform_BT), change(self.recorded_B), change(self.heard_B), self.sample_rate_hz)
+        tensors = (self.waveform_BT, self.recorded_B, self.heard_B)
+        waveform_BT, recorded_B, heard_B = (send(tensor, device) for tensor in tensors)
+        return Clips(waveform_BT, recorded_B, heard_B, self.sample_rate_hz)
 
     @property
     def movable_BT(self) -> Tensor:
@@ -90,9 +86,6 @@ class ClipBall(Ball):
     """A ball around clips, whose random starts spend nothing on padding."""
 
     heard_B: Tensor
-
-    def subset(self, rows_N: Tensor) -> ClipBall:
-        return ClipBall(self.clean[rows_N], self.radius_B[rows_N], self.norm, self.heard_B[rows_N])
 
     def random(self, generators_B: Iterable[Generator]) -> Tensor:
         """Waveforms that are uniform in the ball of each clip's own samples, shape (B, T)."""

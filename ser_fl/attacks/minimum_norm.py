@@ -21,7 +21,7 @@ from torch import Tensor
 from ser_fl.attacks.attack import Problem
 from ser_fl.attacks.losses import margin
 from ser_fl.attacks.target import Target
-from ser_fl.attacks.threat_model import NORMS, Ball, Box, Norm, either, per_utterance
+from ser_fl.attacks.threat_model import NORMS, Ball, Box, Norm, Rows, either, per_utterance
 
 CLASSES = 8
 """How many wrong classes are looked at for the nearest boundary, the most likely ones first."""
@@ -45,7 +45,7 @@ def rise_of(gradient: Tensor, norm: Norm) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Aim:
+class Aim(Rows):
     """A model, and what it is to say of each utterance: any class but its label, or (`targeted`) its label."""
 
     target: Target
@@ -57,15 +57,6 @@ class Aim:
     """The wrong classes that are headed for, though any other will do; None for the best one at every point."""
     clear_B: Tensor | None = None
     """The lead that an adversarial input must exceed; None for 0."""
-
-    def subset(self, rows_N: Tensor) -> Aim:
-        return replace(
-            self,
-            target=self.target.subset(rows_N),
-            labels_B=self.labels_B[rows_N],
-            towards_B=None if self.towards_B is None else self.towards_B[rows_N],
-            clear_B=None if self.clear_B is None else self.clear_B[rows_N],
-        )
 
     def ask(self, moved: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """How far each utterance has come, by one forward and one backward pass: the lead in logits of what is headed

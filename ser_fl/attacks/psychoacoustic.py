@@ -156,10 +156,6 @@ class MaskingBall(Ball):
         short = ShortTime.at(clips.sample_rate_hz)
         return cls(clips.waveform_BT, radius_B, "inf", clips, torch.stack(thresholds), short)
 
-    def subset(self, rows_N: Tensor) -> MaskingBall:
-        clips, threshold_NKL = self.clips.subset(rows_N), self.threshold_BKL[rows_N]
-        return MaskingBall(clips.waveform_BT, self.radius_B[rows_N], self.norm, clips, threshold_NKL, self.short)
-
     def project(self, moved: Tensor) -> Tensor:
         """Waveforms inside, near the given ones, shape (B, T); the same where they are inside already.
 

@@ -10,16 +10,16 @@ Legend: B utterances, N some of them, C classes, F mel bins, L frames, K draws; 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol, Self
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ser_fl.attacks.losses import Loss, cross_entropy, margin
-from ser_fl.attacks.threat_model import Ball, either
+from ser_fl.attacks.threat_model import Ball, Rows, either
 
 _AT_A_TIME = {"cpu": 32}
 _AT_A_TIME_ELSEWHERE = 512
@@ -52,13 +52,10 @@ class Expectation(Protocol):
 
 
 class ToFeatures(Protocol):
-    """Maps what an attack moves to features; differentiable."""
+    """Maps what an attack moves to features; differentiable. Derived from `Rows`."""
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Features of shape (B, F, L)."""
-
-    def subset(self, rows_N: Tensor) -> Self:
-        """The same for some of the utterances."""
 
     def ball(self, epsilon: float, snr_db: float | None, masked: bool) -> Ball:
         """What the budget allows of each utterance."""
@@ -79,7 +76,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Target:
+class Target(Rows):
     """A batch's model; to be used inside `ser_fl.attacks.surroundings.attacked`."""
 
     network: nn.Module
@@ -91,12 +88,6 @@ class Target:
     """None where features themselves are moved."""
     expectation: Expectation | None = None
     """None where the network alone is attacked."""
-
-    def subset(self, rows_N: Tensor) -> Target:
-        """Its passes count with this one's."""
-        keys_N = [self.keys_B[row] for row in rows_N.tolist()]
-        front = None if self.to_features is None else self.to_features.subset(rows_N)
-        return replace(self, keys_B=keys_N, to_features=front)
 
     def features(self, inputs: Tensor) -> Tensor:
         """What the classifier, or the defence in front of it, is shown: shape (B, F, L)."""
@@ -184,7 +175,7 @@ def _recognised(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class BestAdversarial:
+class BestAdversarial(Rows):
     """Inputs, and what the model says of them: the less they are recognised the better, then the larger the loss. Both
     must have been asked under the same draws of a randomised model.
     """
@@ -212,7 +203,7 @@ class BestAdversarial:
         return self.inputs, self.right_B, self.loss_B
 
     def with_better(self, rows_N: Tensor, other: BestAdversarial) -> BestAdversarial:
-        best = BestAdversarial(*(part[rows_N] for part in self.parts)).or_better(other)
+        best = self.subset(rows_N).or_better(other)
         pairs = zip(self.parts, best.parts, strict=True)
         return BestAdversarial(*(part.index_copy(0, rows_N, new) for part, new in pairs))
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from copy import copy
-from dataclasses import dataclass
-from typing import Literal, Self
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Generator, Tensor
@@ -162,8 +162,28 @@ class Box:
         return moved
 
 
+class Rows:
+    """A dataclass whose tensors and ``keys_B`` have a row an utterance."""
+
+    __slots__ = ()
+
+    def subset(self, rows_N: Tensor) -> Self:
+        """The same for some of the utterances."""
+        part = copy(self)
+        for field in fields(cast(Any, self)):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                value = value[rows_N]
+            elif isinstance(value, Rows):
+                value = value.subset(rows_N)
+            elif field.name == "keys_B":
+                value = [value[row] for row in rows_N.tolist()]
+            object.__setattr__(part, field.name, value)
+        return part
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class Ball:
+class Ball(Rows):
     """All inputs within a radius of the clean ones."""
 
     clean: Tensor
@@ -171,9 +191,6 @@ class Ball:
     radius_B: Tensor
     """Same device, >= 0, in the units of the inputs."""
     norm: Norm
-
-    def subset(self, rows_N: Tensor) -> Ball:
-        return Ball(self.clean[rows_N], self.radius_B[rows_N], self.norm)
 
     def project(self, moved: Tensor) -> Tensor:
         """The nearest inputs inside, shape (B, ...)."""

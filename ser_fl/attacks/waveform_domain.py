@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from ser_fl.attacks.attack import Attack, Problem
 from ser_fl.attacks.clips import ClipBall, Clips
 from ser_fl.attacks.domains import Crafted, Domain
 from ser_fl.attacks.psychoacoustic import MaskingBall
-from ser_fl.attacks.threat_model import Ball, Box
+from ser_fl.attacks.threat_model import Ball, Box, Rows
 from ser_fl.data.frontend import LogMel as LogMelFrontend
 from ser_fl.data.frontend import Standardisation, resample
 from ser_fl.devices import send
@@ -37,7 +36,7 @@ Read = Callable[[str], tuple[Tensor, int]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class WaveformToFeatures:
+class WaveformToFeatures(Rows):
     """From recorded waveforms to standardised features inside the box: differentiable, the `ToFeatures` of a `Target`.
     A perturbation lives on the recorded samples, at the clip's own rate: it is resampled, and repeated with its clip to
     the front end's length, so that what was crafted can be written as a WAV file and heard.
@@ -58,9 +57,6 @@ class WaveformToFeatures:
         repeated_BS = torch.arange(frontend.num_samples, device=length_B.device) % length_B[:, None]
         features_BFL: Tensor = self.standardisation(frontend(resampled.gather(1, repeated_BS)))
         return features_BFL
-
-    def subset(self, rows_N: Tensor) -> Self:
-        return replace(self, clips=self.clips.subset(rows_N))
 
     def ball(self, epsilon: float, snr_db: float | None, masked: bool) -> Ball:
         """What the budget allows; of a silent clip and an SNR, nothing but the clip."""

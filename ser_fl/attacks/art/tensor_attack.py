@@ -22,7 +22,7 @@ from ser_fl.attacks.art.estimator import Array, import_art
 from ser_fl.attacks.losses import Loss
 from ser_fl.attacks.surroundings import attacked
 from ser_fl.attacks.target import Answer, Expectation, Passes, Target
-from ser_fl.attacks.threat_model import NORMS, Ball, Box, Norm
+from ser_fl.attacks.threat_model import NORMS, Ball, Box, Norm, Rows
 from ser_fl.errors import shown
 from ser_fl.randomness import generator
 
@@ -250,7 +250,7 @@ class _Classified(nn.Module):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Masked:
+class _Masked(Rows):
     """Shows the model what is moved where a mask allows it, and the clean input elsewhere."""
 
     movable: Tensor
@@ -258,9 +258,6 @@ class _Masked:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         return torch.where(self.movable, inputs, self.clean)
-
-    def subset(self, rows_N: Tensor) -> _Masked:
-        return _Masked(self.movable[rows_N], self.clean[rows_N])
 
 
 def _movable(mask: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
