@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib.metadata import entry_points
+from itertools import product
 from typing import Any
 
 import lightning.pytorch as pl
@@ -212,8 +213,7 @@ class Trainers:
             let_go(trainer)
 
     def _new(self) -> pl.Trainer:
-        if self._unused is None:
-            self._unused = quiet_trainer(*self._made_of)
+        self._unused = self._unused or quiet_trainer(*self._made_of)
         for callback, state in self._fresh:
             callback.load_state_dict(state)
         return copy_of(self._unused)
@@ -276,10 +276,9 @@ def check_callbacks(config: Config, callbacks: Sequence[pl.Callback]) -> None:
     """Refuse callbacks that could not work: the engine runs none, or one needs a logger, files or a terminal."""
     if config.executor.engine == "loop" and (callbacks or has_installed_callbacks()):
         raise UserError("executor.engine=loop runs no callbacks, got some: use executor.engine=trainer")
-    for callback in callbacks:
-        for kind, reason in _NO_PLACE.items():
-            if isinstance(callback, kind):
-                raise UserError(f"{type(callback).__name__} cannot watch a client: {reason}")
+    for callback, (kind, reason) in product(callbacks, _NO_PLACE.items()):
+        if isinstance(callback, kind):
+            raise UserError(f"{type(callback).__name__} cannot watch a client: {reason}")
 
 
 @functools.cache

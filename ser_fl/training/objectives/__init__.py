@@ -7,25 +7,21 @@ since they need no model that has learnt: their authors attack from the first st
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 
 from ser_fl.config.training import ObjectiveConfig
-from ser_fl.training.objectives.adversarial import BIM, FGSM, PGD, Fast, Free, PerRound, PerStep, Trades
+from ser_fl.training.objectives.adversarial import Free, PerRound, PerStep, Trades
 from ser_fl.training.objectives.objective import ClientRound, Objective, TrainingPlan
 
 __all__ = ["OBJECTIVES", "ClientRound", "Objective", "TrainingPlan"]
 
 
-def _by_recipe(attack: type[PGD], config: ObjectiveConfig) -> Objective:
-    return {"per_round": PerRound, "per_step": PerStep}[config.recipe](config, attack)
+def _by_recipe(config: ObjectiveConfig) -> Objective:
+    return {"per_round": PerRound, "per_step": PerStep}[config.recipe](config)
 
 
 OBJECTIVES: Mapping[str, Callable[[ObjectiveConfig], Objective]] = {
     "clean": lambda config: Objective(),
-    "fgsm": partial(_by_recipe, FGSM),
-    "bim": partial(_by_recipe, BIM),
-    "pgd": partial(_by_recipe, PGD),
-    "fast": partial(_by_recipe, Fast),
+    **dict.fromkeys(("fgsm", "bim", "pgd", "fast"), _by_recipe),
     "free": Free,
     "trades": Trades,
 }

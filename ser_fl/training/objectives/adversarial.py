@@ -28,16 +28,32 @@ _CLOSE = 0.02
 start within 0.001 at an epsilon of 0.031 (by Gaussian noise; here it is uniform)."""
 
 
-class PGD:
-    """The attack of a training step: from a uniform start in the ball, steps of epsilon / 4 (epsilon for one step)."""
+FAST_STEP = 1.25
+"""Of epsilon: the one step of fast adversarial training (Wong, Rice and Kolter, arXiv 2001.03994, algorithm 3).
+
+From a start that is uniform in the ball, back onto the ball and into the box. Deviation: the step's gradient is taken
+in eval mode, as in all attacks here but free's, so that batch norm counts no batch twice. Training on one step may
+collapse (catastrophic overfitting): within a few rounds the model withstands nothing but that step, which only UAR
+under an attack of several steps shows. `selection.robust_every` measures it, and `selection.by=robust` keeps the round
+before the collapse, as those authors do by stopping there.
+"""
+
+
+class Adversarial(Objective):
+    """Clean training up to round `from_round`, adversarial training from there on: by PGD from a uniform start in the
+    ball, by FGSM, its one step of epsilon, by BIM, which starts at the clean utterance, or by the fast step.
+    """
 
     def __init__(self, config: ObjectiveConfig) -> None:
         self.config = config
-        self.steps = config.steps
-        self.random_start = config.random_start
+        self.steps = 1 if config.name == "fgsm" else config.steps
 
-    def craft(self, given: ClientRound, features_BFL: Tensor, labels_B: Tensor, epsilon: float) -> Tensor:
-        """Adversarial version of a batch, with true labels, within epsilon and the box."""
+    def craft(self, given: ClientRound, features_BFL: Tensor, labels_B: Tensor | None, epsilon: float) -> Tensor:
+        """Adversarial version of a batch, within epsilon and the box: with true labels, or with None away from its
+        clean predictions, from close by.
+        """
+        starts = self.config.random_start and self.config.name != "bim"
+        radius = _CLOSE * epsilon if labels_B is None else epsilon
         with given.watch.part("attack"):
             return pgd(
                 given.network,
@@ -47,55 +63,17 @@ class PGD:
                 step_size=self.step_size(epsilon),
                 steps=self.steps,
                 box=given.box,
-                start_BFL=random_start(features_BFL, epsilon, given.stream) if self.random_start else None,
+                start_BFL=random_start(features_BFL, radius, given.stream) if starts else None,
                 low_precision=given.low_precision,
             )
 
     def step_size(self, epsilon: float) -> float:
-        """As configured for the full epsilon, and smaller with a smaller one; else `own_step_size`."""
-        if self.config.step_size is None:
-            return self.own_step_size(epsilon)
-        return self.config.step_size * epsilon / self.config.epsilon if self.config.epsilon else 0.0
-
-    def own_step_size(self, epsilon: float) -> float:
+        """As configured for the full epsilon, and smaller with a smaller one; else epsilon / 4, or one step of it."""
+        if self.config.step_size is not None and self.config.name != "fgsm":
+            return self.config.step_size * epsilon / self.config.epsilon if self.config.epsilon else 0.0
+        if self.config.name == "fast":
+            return FAST_STEP * epsilon
         return default_step_size(epsilon) if self.steps > 1 else epsilon
-
-
-class FGSM(PGD):
-    def __init__(self, config: ObjectiveConfig) -> None:
-        super().__init__(config)
-        self.steps = 1
-
-    def step_size(self, epsilon: float) -> float:
-        return epsilon
-
-
-class BIM(PGD):
-    def __init__(self, config: ObjectiveConfig) -> None:
-        super().__init__(config)
-        self.random_start = False
-
-
-class Fast(PGD):
-    """The attack of fast adversarial training (Wong, Rice and Kolter, arXiv 2001.03994, algorithm 3).
-
-    From a start that is uniform in the ball, one step of 1.25 epsilon, back onto the ball and into the box. Deviation:
-    the step's gradient is taken in eval mode, as in all attacks here but free's, so that batch norm counts no batch
-    twice. Training on one step may collapse (catastrophic overfitting): within a few rounds the model withstands
-    nothing but that step, which only UAR under an attack of several steps shows. `selection.robust_every` measures it,
-    and `selection.by=robust` keeps the round before the collapse, as those authors do by stopping there.
-    """
-
-    def own_step_size(self, epsilon: float) -> float:
-        return 1.25 * epsilon
-
-
-class Adversarial(Objective):
-    """Clean training up to round `from_round`, adversarial training from there on."""
-
-    def __init__(self, config: ObjectiveConfig, attack: type[PGD] = PGD) -> None:
-        self.config = config
-        self.attack = attack(config)
 
     def start_round(self, given: ClientRound) -> TrainingPlan:
         if given.number < self.config.from_round:
@@ -130,7 +108,7 @@ class PerRound(Adversarial):
         device = device_of(given.network)
         batches = zip(torch.split(clean_NFL, _CRAFTING_BATCH), torch.split(labels_N, _CRAFTING_BATCH), strict=True)
         copies = [
-            self.attack.craft(given, send(features_BFL, device), send(labels_B, device), epsilon)
+            self.craft(given, send(features_BFL, device), send(labels_B, device), epsilon)
             for features_BFL, labels_B in batches
         ]
         smoothing = given.augmentation.label_smoothing  # all that is left to do: copies stay as they were made
@@ -159,7 +137,7 @@ class PerStep(Adversarial):
     def harden(self, given: ClientRound, epsilon: float, features_BFL: Tensor, labels_B: Tensor) -> Tensor:
         """A batch whose first share (batches are shuffled) is replaced by its adversarial version."""
         count = max(1, round(self.config.fraction * len(features_BFL)))
-        adversarial = self.attack.craft(given, features_BFL[:count], labels_B[:count], epsilon)
+        adversarial = self.craft(given, features_BFL[:count], labels_B[:count], epsilon)
         return torch.cat([adversarial, features_BFL[count:]]) if count < len(features_BFL) else adversarial
 
 
@@ -173,12 +151,12 @@ class Free(Adversarial):
     steps as a clean epoch, up to half of one minibatch's replays, and at least one minibatch's. A client's weight stays
     the number of its utterances. The default of 4 replays is the authors' for inputs of a spectrogram's size
     (ImageNet): more make a stronger attack, on fewer utterances a round. Its steps are single ones: look for the
-    collapse of `Fast`.
+    collapse of `FAST_STEP`.
     """
 
     def start_adversarial_round(self, given: ClientRound, epsilon: float) -> TrainingPlan:
         assert self.config.replays is not None, "checked with the configuration"
-        perturbation = FreePerturbation(epsilon, self.attack.step_size(epsilon), given.box)
+        perturbation = FreePerturbation(epsilon, self.step_size(epsilon), given.box)
         return given.on_all(partial(self.perturbed_loss, given, perturbation), self.config.replays)
 
     def perturbed_loss(
@@ -240,18 +218,7 @@ class Trades(Adversarial):
         """The loss, and the clean utterances' logits of shape (B, C). Both halves go through the network in one forward
         pass, so that batch norm sees them together.
         """
-        with given.watch.part("attack"):
-            adversarial_BFL = pgd(
-                network,
-                features_BFL,
-                None,
-                epsilon=epsilon,
-                step_size=self.attack.step_size(epsilon),
-                steps=self.config.steps,
-                box=given.box,
-                start_BFL=random_start(features_BFL, _CLOSE * epsilon, given.stream),
-                low_precision=given.low_precision,
-            )
+        adversarial_BFL = self.craft(given, features_BFL, None, epsilon)
         logits_BC, adversarial_BC = network(torch.cat([features_BFL, adversarial_BFL])).float().chunk(2)
         clean = F.cross_entropy(logits_BC, labels_B, label_smoothing=given.augmentation.label_smoothing)
         assert self.config.beta is not None, "checked with the configuration"
