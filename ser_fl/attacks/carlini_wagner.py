@@ -110,10 +110,8 @@ class _Search(Rows):
         next_N = torch.where(self.enough_N.isinf(), GROWTH * self.constant_N, between_N)
         self.constant_N = torch.where(over_N, next_N, self.constant_N)
         self.number_N = self.number_N + over_N
-        self.iteration_N = torch.where(over_N, 0, self.iteration_N)
-        self.stale_N = torch.where(over_N, 0, self.stale_N)
-        self.lowest_N = torch.where(over_N, torch.inf, self.lowest_N)
-        self.found_N = self.found_N & ~over_N
+        for name, at_first in (("iteration_N", 0), ("stale_N", 0), ("lowest_N", torch.inf), ("found_N", False)):
+            setattr(self, name, torch.where(over_N, at_first, getattr(self, name)))
         return over_N
 
 
@@ -145,7 +143,7 @@ def carlini_wagner_l2(
     Arguments and result are as of `minimum_norm.fast_minimum_norm`, but ``steps`` are iterations for each constant, at
     most, and ``search_steps`` (>= 1) constants are tried, up to `EMPTY` more where nothing was found.
     """
-    box = Box.unbounded() if box is None else box
+    box = box or Box.unbounded()
     rows_N, aim = Aim(target=target, labels_B=labels_B, box=box, targeted=targeted).set_out(clean, "2")
     start = moved = clean[rows_N]
     nearest, going_N, part = Nearest.none_yet(start, "2"), torch.arange(len(rows_N), device=clean.device), aim
@@ -204,7 +202,7 @@ def carlini_wagner_linf(
     Arguments and result are as of `minimum_norm.fast_minimum_norm`; ``tau_B`` is the first bound, >= 0, in the units of
     the inputs.
     """
-    box = Box.unbounded() if box is None else box
+    box = box or Box.unbounded()
     rows_N, aim = Aim(target=target, labels_B=labels_B, box=box, targeted=targeted).set_out(clean, "inf")
     start = moved = clean[rows_N]
     nearest, every_N = Nearest.none_yet(start, "inf"), torch.arange(len(rows_N), device=clean.device)

@@ -191,7 +191,7 @@ def fast_minimum_norm(
         Shape (B, ...): misclassified and inside the box, or clean where nothing was found and where the label is missed
             (hit, if targeted) to begin with.
     """
-    box = Box.unbounded() if box is None else box
+    box = box or Box.unbounded()
     rows_N, aim = Aim(target=target, labels_B=labels_B, box=box, targeted=targeted).set_out(clean, norm)
     start = moved = clean[rows_N]
     nearest, every_N = Nearest.none_yet(start, norm), torch.arange(len(rows_N), device=clean.device)

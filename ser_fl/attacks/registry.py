@@ -274,8 +274,5 @@ def subsets_of(names: Sequence[str]) -> dict[str, int]:
     >>> subsets_of(["standard", "thorough"])["square"]
     120
     """
-    sizes: dict[str, int] = {}
-    for name in names:
-        if name in SUITES:
-            sizes |= {attack: max(size, sizes.get(attack, 0)) for attack, size in SUITES[name].subsets.items()}
-    return sizes
+    asked = sorted((size, attack) for name in names if name in SUITES for attack, size in SUITES[name].subsets.items())
+    return {attack: size for size, attack in asked}

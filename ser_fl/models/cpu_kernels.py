@@ -11,7 +11,6 @@ Legend: B batch, K channels, F mel bins, L frames or steps, H and W rows and col
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -34,13 +33,10 @@ class ConvolutionBlocks(nn.Sequential):
     """
 
     def forward(self, maps_BKHW: Tensor) -> Tensor:
-        layers: list[nn.Module | None] = [*self, None]
-        is_done = False
-        for layer, norm in pairwise(layers):
-            assert layer is not None
-            if is_done:
-                is_done = False
-            elif (
+        layers = list(self)
+        while layers:
+            layer, norm = layers.pop(0), layers[0] if layers else None
+            if (
                 isinstance(layer, nn.Conv2d)
                 and isinstance(norm, nn.BatchNorm2d)
                 and not norm.training
@@ -52,7 +48,7 @@ class ConvolutionBlocks(nn.Sequential):
                 if layer.bias is not None:
                     bias_K = bias_K + layer.bias * scale_K
                 maps_BKHW = layer._conv_forward(maps_BKHW, layer.weight * scale_K[:, None, None, None], bias_K)
-                is_done = True
+                layers.pop(0)
             else:
                 maps_BKHW = layer(maps_BKHW)
         return maps_BKHW

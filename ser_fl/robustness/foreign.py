@@ -147,7 +147,15 @@ def foreign_test_set(
     box = _box_in_shape(box or Box.unbounded(), shape).to(device, torch.float32)
     features_NFL = box.clip(send(features_NFL, device))
     with evaluating(whole), torch.no_grad():
-        logits_NC = _answers(whole, features_NFL, batch_size)
+        try:
+            logits_NC = torch.cat([whole.logits(batch) for batch in torch.split(features_NFL, batch_size)])
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"the model fails on features of shape {(min(batch_size, total), *shape)} and {whole._dtype} with "
+                f"{type(error).__name__}: {one_line(str(error), 300)}"
+            ) from error
     if odd := logits_NC.isnan().any(1).nonzero().flatten().tolist():
         raise UserError(
             f"the model answers NaN to {len(odd)} of {total} utterances, the first {known_ids[odd[0]]!r}: "
@@ -187,19 +195,6 @@ def check_gradients(test_set: TestSet, attacks: Iterable[Attack]) -> None:
                 f"no gradient comes through the model ({one_line(str(error), 200)}): let it compute in torch without "
                 "detach, no_grad or NumPy, or take attacks that need none, such as square or hopskipjump"
             ) from error
-
-
-def _answers(model: ForeignModel, features_NFL: Tensor, batch_size: int) -> Tensor:
-    try:
-        return torch.cat([model.logits(batch) for batch in torch.split(features_NFL, batch_size)])
-    except UserError:
-        raise
-    except Exception as error:
-        shape = (min(batch_size, len(features_NFL)), *model._shape)
-        raise UserError(
-            f"the model fails on features of shape {shape} and {model._dtype} with {type(error).__name__}: "
-            f"{one_line(str(error), 300)}"
-        ) from error
 
 
 def _first_logits(answer: Any) -> Tensor:
@@ -245,18 +240,15 @@ def _labels_of(given: Numbers, num_utterances: int, num_classes: int) -> Tensor:
 
 def _box_in_shape(box: Box, shape: tuple[int, ...]) -> Box:
     """The box of utterances as they are attacked, from that of utterances as they came."""
-    if box.lower_F1 is None or box.upper_F1 is None:
+    lower, upper = box.lower_F1, box.upper_F1
+    if lower is None or upper is None:
         return box
-    sides = []
-    for side in (box.lower_F1, box.upper_F1):
-        try:
-            whole = torch.broadcast_to(side, shape)
-        except RuntimeError:
-            raise UserError(
-                f"the sides of a box must broadcast to the shape of an utterance, got {tuple(side.shape)} for {shape}"
-            ) from None
-        sides.append(side if len(shape) == 2 else _stacked(whole[None])[0])
-    return Box(*sides)
+    try:
+        sides = [_stacked(torch.broadcast_to(side, shape)[None])[0] for side in (lower, upper)]
+    except RuntimeError:
+        got = f"{tuple(lower.shape)} and {tuple(upper.shape)} for {shape}"
+        raise UserError(f"the sides of a box must broadcast to the shape of an utterance, got {got}") from None
+    return box if len(shape) == 2 else Box(*sides)
 
 
 def _stacked(features: Tensor) -> Tensor:
