@@ -21,7 +21,8 @@ class Focal(Objective):
         """The loss of a training step, and its logits."""
         logits_BC: Tensor = network(features_BFL)
         losses_B = F.cross_entropy(logits_BC, labels_B, reduction="none")
-        return ((1 - (-losses_B).exp()) ** self.gamma * losses_B).mean(), logits_BC
+        focal_B = (1 - (-losses_B).exp()) ** self.gamma * losses_B
+        return given.mean(focal_B, labels_B), logits_BC
 
 
 def main() -> None:

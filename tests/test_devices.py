@@ -26,7 +26,7 @@ from ser_fl.config.compose import compose, compose_benchmark
 from ser_fl.config.data import AugmentationConfig
 from ser_fl.config.federation import ExecutorConfig
 from ser_fl.data.augmentation import augment, roll_in_time
-from ser_fl.data.datamodule import ClientDataModule
+from ser_fl.data.datamodule import ClientDataModule, ShuffledBatches
 from ser_fl.data.features import Examples
 from ser_fl.defences import build_defence
 from ser_fl.devices import device_for, devices_of
@@ -228,7 +228,7 @@ def test_copies_are_made_where_the_network_is_and_fetched_at_the_end() -> None:
 
 def test_batches_are_sent_to_the_device() -> None:
     held = Examples(torch.empty(8, 64, 60), torch.zeros(8, dtype=torch.int64))
-    module = ClientDataModule(held, batch_size=4, stream=torch.Generator(), client_id="a", round=1)
+    module = ClientDataModule(ShuffledBatches(held, 4, torch.Generator()), client_id="a", round=1)
     features_BFL, labels_B = module.transfer_batch_to_device((held.features_NFL, held.labels_N), OTHER, 0)
     assert features_BFL.device == labels_B.device == OTHER
 

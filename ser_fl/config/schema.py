@@ -64,6 +64,10 @@ class Config:
     callbacks: tuple[Own, ...] = ()
     """Lightning callbacks of your own."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    class_balance: Literal["none", "loss", "sampling"] = "none"
+    """Of emotions in training, by each client's own counts, which stay with it. loss: an utterance's loss counts
+    N / (emotions present * count of its emotion), scikit-learn's ``class_weight="balanced"``. sampling: a local epoch
+    draws as many utterances as ever, each emotion equally often. Nobody makes up for emotions that a client lacks."""
     init_from: Resumable[Folder | None] = None
     """Fine-tuning: folder of a run whose selected model gives the initial weights. Read before the first round only."""
 

@@ -34,13 +34,22 @@ class ShuffledBatches(IterableDataset[Batch]):
         most: an iteration ends after so many batches; None takes them all.
         replays: each batch is given so many times in a row. An iteration is about as long as without: it takes the
             nearest whole number to one in ``replays`` batches, at least one; the next goes on where it stopped.
+        balanced: an order is as long, and has each class equally often, up to one utterance (`balanced_order`).
     """
 
     def __init__(
-        self, examples: Examples, batch_size: int, stream: Generator, most: int | None = None, replays: int = 1
+        self,
+        examples: Examples,
+        batch_size: int,
+        stream: Generator,
+        *,
+        most: int | None = None,
+        replays: int = 1,
+        balanced: bool = False,
     ) -> None:
         self.examples = examples
         self.stream = stream
+        self.balanced = balanced
         self.replays = replays
         self.num_batches = -(-len(examples.labels_N) // batch_size)
         self.num_taken = min(self.num_batches, most or self.num_batches)
@@ -58,7 +67,8 @@ class ShuffledBatches(IterableDataset[Batch]):
         self._goes_on = False
         for _ in range(count):
             if not self._to_come:  # larger batches come first
-                order_N = torch.randperm(len(self.examples.labels_N), generator=self.stream)
+                labels_N = self.examples.labels_N
+                order_N = balanced_order(labels_N, self.stream) if self.balanced else _shuffled(labels_N, self.stream)
                 self._to_come = list(order_N.tensor_split(self.num_batches)[: self.num_taken])
             rows = self._to_come.pop(0)
             batch = self.examples.features_NFL[rows], self.examples.labels_N[rows]
@@ -72,6 +82,24 @@ class ShuffledBatches(IterableDataset[Batch]):
         self.stream.set_state(state["stream"].cpu())
         self._to_come = [rows.cpu() for rows in state["to_come"]]
         self._goes_on = bool(self._to_come)
+
+
+def _shuffled(rows: Tensor, stream: Generator) -> Tensor:
+    return torch.randperm(len(rows), generator=stream)
+
+
+def balanced_order(labels_N: Tensor, stream: Generator) -> Tensor:
+    """Rows of shape (N,), each class that is there equally often, up to one; of a class all come before one does again.
+    Who has one more is drawn, as the order of all.
+    """
+    present = labels_N.bincount().nonzero().flatten()
+    share, left = divmod(len(labels_N), len(present))
+    drawn: list[Tensor] = []
+    for place, label in enumerate(present[_shuffled(present, stream)]):
+        rows, count = (labels_N == label).nonzero().flatten(), share + (place < left)
+        rounds = [rows[_shuffled(rows, stream)] for _ in range(-(-count // len(rows)))]
+        drawn.append(torch.cat(rounds)[:count])
+    return torch.cat(drawn)[_shuffled(labels_N, stream)]
 
 
 class _StatefulLoader(DataLoader[Batch]):
@@ -145,21 +173,11 @@ class ClientDataModule(pl.LightningDataModule):
     ``trainer.datamodule.client_id`` and ``trainer.datamodule.round``.
     """
 
-    def __init__(
-        self,
-        examples: Examples,
-        *,
-        batch_size: int,
-        stream: Generator,
-        client_id: str,
-        round: int,
-        most: int | None = None,
-        replays: int = 1,
-    ) -> None:
+    def __init__(self, batches: ShuffledBatches, *, client_id: str, round: int) -> None:
         super().__init__()
         self.client_id = client_id
         self.round = round
-        self.batches = ShuffledBatches(examples, batch_size, stream, most, replays)
+        self.batches = batches
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches come ready made from memory: no worker processes, no collation."""

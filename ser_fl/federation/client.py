@@ -23,7 +23,7 @@ from ser_fl.attacks.pgd import own_starts, pgd
 from ser_fl.attacks.step_size import default_step_size
 from ser_fl.attacks.threat_model import Box
 from ser_fl.config.schema import Config
-from ser_fl.data.datamodule import ClientDataModule
+from ser_fl.data.datamodule import ClientDataModule, ShuffledBatches
 from ser_fl.data.features import FeatureStore, load_examples
 from ser_fl.data.frontend import Standardisation
 from ser_fl.data.prepared import Prepared
@@ -37,7 +37,7 @@ from ser_fl.randomness import derive_seed, generator
 from ser_fl.robustness.evaluator import Perturb, confusions_of
 from ser_fl.runs.records import ClientFailure, ClientUpdate, Outcome, State
 from ser_fl.stopwatch import UNWATCHED, Watch
-from ser_fl.training.objectives import OBJECTIVES, ClientRound, Objective
+from ser_fl.training.objectives import OBJECTIVES, ClientRound, Objective, balanced_weights
 from ser_fl.training.trainer import ClientClassifier, Trainers, fit_in_loop, has_installed_callbacks
 
 
@@ -86,15 +86,18 @@ class Clients:
         network = self._network()
         network.load_state_dict(task.state)
         with watch.part("data"):
+            examples = load_examples(self.store, self.indices[task.client_id], self.standardisation)
+            weights_C = balanced_weights(examples.labels_N, len(self.store.classes)).to(self.device)
             given = ClientRound(
                 number=task.round,
                 network=network,
-                examples=load_examples(self.store, self.indices[task.client_id], self.standardisation),
+                examples=examples,
                 stream=stream,
                 augmentation=self.config.augmentation,
                 box=self.box.to(self.device),
                 low_precision=bf16,
                 watch=watch,
+                class_weights_C=weights_C if self.config.class_balance == "loss" else None,
             )
             plan = self.objective.start_round(given)
         classifier = ClientClassifier(
@@ -105,21 +108,21 @@ class Clients:
             learning_rate=task.learning_rate,
             optimiser_state=task.optimiser_state,
         )
-        batches = ClientDataModule(
+        batches = ShuffledBatches(
             plan.examples,
-            batch_size=settings.batch_size,
-            stream=stream,
-            client_id=task.client_id,
-            round=task.round,
+            settings.batch_size,
+            stream,
             most=settings.local_batches,
             replays=plan.replays,
+            balanced=self.config.class_balance == "sampling",
         )
+        data = ClientDataModule(batches, client_id=task.client_id, round=task.round)
         with seeded_streams(derive_seed(*keys), self.device), watch.part("trainer"):  # dropout draws from them
             if self.config.executor.engine == "trainer":
-                optimiser = self.trainers.fit(classifier, batches)
+                optimiser = self.trainers.fit(classifier, data)
             else:
                 epochs = settings.local_epochs
-                optimiser = fit_in_loop(classifier, batches, epochs=epochs, device=self.device, bf16=bf16)
+                optimiser = fit_in_loop(classifier, data, epochs=epochs, device=self.device, bf16=bf16)
         state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
         squares = [(state[name] - task.state[name]).double().square().sum() for name, _ in network.named_parameters()]
         carried = optimiser.state_dict()["state"] if settings.keep_optimiser else {}

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 
 from ser_fl.config.training import ObjectiveConfig
 from ser_fl.training.objectives.adversarial import Free, PerRound, PerStep, Trades
-from ser_fl.training.objectives.objective import ClientRound, Objective, TrainingPlan
+from ser_fl.training.objectives.objective import ClientRound, Objective, TrainingPlan, balanced_weights
 
-__all__ = ["OBJECTIVES", "ClientRound", "Objective", "TrainingPlan"]
+__all__ = ["OBJECTIVES", "ClientRound", "Objective", "TrainingPlan", "balanced_weights"]
 
 
 def _by_recipe(config: ObjectiveConfig) -> Objective:

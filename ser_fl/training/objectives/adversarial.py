@@ -9,7 +9,6 @@ from abc import abstractmethod
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ser_fl.attacks.pgd import divergence, pgd, random_start
@@ -220,6 +219,6 @@ class Trades(Adversarial):
         """
         adversarial_BFL = self.craft(given, features_BFL, None, epsilon)
         logits_BC, adversarial_BC = network(torch.cat([features_BFL, adversarial_BFL])).float().chunk(2)
-        clean = F.cross_entropy(logits_BC, labels_B, label_smoothing=given.augmentation.label_smoothing)
         assert self.config.beta is not None, "checked with the configuration"
-        return clean + self.config.beta * divergence(logits_BC, adversarial_BC).mean(), logits_BC
+        moved = given.mean(divergence(logits_BC, adversarial_BC), labels_B)
+        return given.cross_entropy(logits_BC, labels_B) + self.config.beta * moved, logits_BC

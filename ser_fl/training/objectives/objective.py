@@ -50,6 +50,21 @@ class ClientRound:
     low_precision: bool = False
     """Whether adversarial utterances are made in bfloat16, as the network is then trained."""
     watch: Watch = UNWATCHED
+    class_weights_C: Tensor | None = None
+    """What an utterance counts by its class, on the network's device (`class_balance=loss`); None: all alike."""
+
+    def cross_entropy(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+        """Of a batch, with the configured label smoothing and balance of classes."""
+        smoothing = self.augmentation.label_smoothing
+        if self.class_weights_C is None:
+            return F.cross_entropy(logits_BC, labels_B, label_smoothing=smoothing)
+        return self.mean(F.cross_entropy(logits_BC, labels_B, label_smoothing=smoothing, reduction="none"), labels_B)
+
+    def mean(self, losses_B: Tensor, labels_B: Tensor) -> Tensor:
+        """Of a batch's losses, each utterance's as often as its class counts. The sum is divided by the batch's size
+        and not by that of its weights: over an epoch every class then has the same share, however small the batches.
+        """
+        return (losses_B if self.class_weights_C is None else losses_B * self.class_weights_C[labels_B]).mean()
 
     def on_all(self, loss: StepLoss, replays: int = 1) -> TrainingPlan:
         return TrainingPlan(
@@ -63,8 +78,9 @@ class ClientRound:
 
 class Objective:
     """What clients minimise: the cross-entropy of clean utterances. An objective of your own overrides `loss`, or
-    `start_round` where it chooses its examples too. One object serves all clients and rounds, and is pickled for worker
-    processes: what belongs to one round goes into the loss.
+    `start_round` where it chooses its examples too; it goes by `class_balance=loss` with `given.cross_entropy` or
+    `given.mean`. One object serves all clients and rounds, and is pickled for worker processes: what belongs to one
+    round goes into the loss.
     """
 
     def start_round(self, given: ClientRound) -> TrainingPlan:
@@ -77,4 +93,16 @@ class Objective:
         The network is in training mode, the batch augmented.
         """
         logits_BC: Tensor = network(features_BFL)
-        return F.cross_entropy(logits_BC, labels_B, label_smoothing=given.augmentation.label_smoothing), logits_BC
+        return given.cross_entropy(logits_BC, labels_B), logits_BC
+
+
+def balanced_weights(labels_N: Tensor, num_classes: int) -> Tensor:
+    """Weights of shape (C,) inverse to the counts of a client's own training utterances: N / (classes present * count),
+    so that they are 1 on the average over its utterances. A class that it lacks has none to weigh.
+
+    >>> from torch import tensor
+    >>> balanced_weights(tensor([0, 0, 0, 2]), 3)[[0, 2]]
+    tensor([0.6667, 2.0000])
+    """
+    counts_C = labels_N.bincount(minlength=num_classes)
+    return len(labels_N) / (counts_C.count_nonzero() * counts_C.clamp(min=1))
