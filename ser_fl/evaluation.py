@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 
-from ser_fl.config.compose import compose
-from ser_fl.data.features import OnFeatures, compute_features, load_examples, open_configured_corpus
-from ser_fl.data.heard import Heard, Shared
-from ser_fl.data.splits import PARTS, split_corpus
+from ser_fl.config.robustness import Scored
+from ser_fl.data.features import OnFeatures, load_examples
+from ser_fl.data.heard import Shared, in_words
 from ser_fl.devices import exact_arithmetic
-from ser_fl.errors import UserError, unknown_name
+from ser_fl.errors import UserError
 from ser_fl.files import write_bytes, write_json
 from ser_fl.metrics import Bootstrap, confusion_matrix, scores, uar_by_group
 from ser_fl.robustness.evaluator import batches_of
@@ -30,7 +27,6 @@ from ser_fl.runs.environment import threads_limited_to
 from ser_fl.runs.folder import RunFolder
 
 SETTINGS = ("run", "part", "allow_seen", "out")
-Scored = Literal["train", "validation", "test", "all"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,15 +67,7 @@ class Evaluation:
 
     def words(self) -> list[str]:
         """What a reader of the figures must know, a line each."""
-        lacking = [emotion for emotion, recall in self.recall.items() if recall is None]
-        left_out = ", ".join(f"{emotion} ({count})" for emotion, count in self.left_out.items())
-        unknown = " and ".join(self.shared.missing) if self.shared else ""
-        return [
-            str(self.shared or "what was heard in training is not on record: these utterances may be among it"),
-            *([f"what {unknown} heard is not on record: these utterances may be among it"] if unknown else []),
-            *([f"not scored, since the model does not know these emotions: {left_out}"] if self.left_out else []),
-            *([f"no utterance of {', '.join(lacking)}, which the model knows"] if lacking else []),
-        ]
+        return in_words(self.shared, self.left_out, [name for name, recall in self.recall.items() if recall is None])
 
     def write(self, folder: Path) -> None:
         """Write ``evaluation.json`` and ``predictions.csv``, an utterance a row, both whole."""
@@ -98,7 +86,7 @@ class Evaluation:
 @exact_arithmetic()
 def evaluate(
     run: Path | str | RunFolder,
-    settings: Sequence[str] = (),
+    speech: Sequence[str] = (),
     *,
     part: Scored | None = None,
     allow_seen: bool = False,
@@ -108,8 +96,8 @@ def evaluate(
 
     Args:
         run: the run folder, or what `ser_fl.train` gave.
-        settings: of the speech, as `ser_fl.compose` takes them: ``["data=ravdess", "data.root=DIR"]`` for another
-            corpus, ``["data.root=DIR"]`` for the run's own in another place.
+        speech: settings of the speech: ``["data=ravdess", "data.root=DIR"]`` for another corpus, ``["data.root=DIR"]``
+            for the run's own in another place, and any other of ``data`` and ``split``.
         part: of the split; None is the test part of the run's own corpus, and all of another.
         allow_seen: whether utterances that the model was trained on or selected by are scored, and counted.
         on_features: told how far the features are.
@@ -118,58 +106,26 @@ def evaluate(
         UserError: the run or the corpus cannot be read, they have no emotion in common, the model gives no finite
             output for an utterance, or utterances were heard in training and ``allow_seen`` is false.
     """
-    folder = run if isinstance(run, RunFolder) else RunFolder(Path(run))
-    trained = load_run(folder.root, network=getattr(run, "network", None))
-    is_other = any(setting.startswith("data=") for setting in settings)
-    chosen = compose(settings, config_file=None if is_other else folder.config)
-    config = replace(trained.config, data=chosen.data, split=chosen.split)
-    part = part or ("all" if is_other else "test")
-    if part not in (*PARTS, "all"):
-        raise unknown_name("part", part, (*PARTS, "all"))
-    corpus = open_configured_corpus(config)
-    classes, everything = trained.model.classes, corpus.utterances
-    store = compute_features(
-        corpus,
-        config.frontend,
-        cache_dir=config.data.cache_dir,
-        progress=on_features,
-        classes=tuple(sorted({*classes, *(utterance.emotion for utterance in everything)})),
-    )
-    chosen_rows = range(len(everything)) if part == "all" else getattr(split_corpus(everything, config.split), part)
-    rows = tuple(row for row in chosen_rows if everything[row].emotion in classes)
-    left_out = Counter(everything[row].emotion for row in chosen_rows if everything[row].emotion not in classes)
-    if not rows:
-        raise UserError(
-            f"the model knows {', '.join(classes)}, the utterances are {', '.join(sorted(left_out))}: data.labels maps "
-            "the emotions of a manifest"
-        )
-    utterances = [everything[row] for row in rows]
-    heard, shared = Heard.read(folder.heard, folder.heard_sounds), None
-    if (heard is None or heard.missing) and not (is_other or part == "test" or allow_seen):
-        raise UserError(
-            f"{folder.root} does not say all that it heard in training, and of its own corpus the test part alone is "
-            "new: take part=test, or score the others with allow_seen=true"
-        )
-    if heard is not None:
-        seen = heard.refuse(store, rows, config.frontend, allow_seen=allow_seen)
-        shared = Shared.between(
-            utterances, recordings=seen, speakers=heard.speakers, texts=heard.texts, missing=heard.missing
-        )
+    folder = run.root if isinstance(run, RunFolder) else Path(run)
+    trained = load_run(folder, speech, part=part, network=getattr(run, "network", None))
+    store, classes = trained.store(on_features), trained.model.classes
+    chosen = trained.choose(store, allow_seen=allow_seen)
+    utterances = [store.utterances[row] for row in chosen.rows]
     with torch.no_grad(), threads_limited_to(trained.config.executor.threads):
-        parts = (load_examples(store, batch, trained.model.standardisation) for batch in batches_of([rows]))
+        parts = (load_examples(store, batch, trained.model.standardisation) for batch in batches_of([chosen.rows]))
         probabilities_NC = torch.cat([trained.model.network(one.features_NFL).float().softmax(dim=1) for one in parts])
     if not probabilities_NC.isfinite().all():
         first = int((~probabilities_NC.isfinite().all(dim=1)).nonzero()[0])
-        raise UserError(f"the model of {folder.root} gives no finite output for {utterances[first].utterance_id}")
+        raise UserError(f"the model of {folder} gives no finite output for {utterances[first].utterance_id}")
     predicted_N = probabilities_NC.argmax(dim=1).tolist()
     labels_N = [classes.index(utterance.emotion) for utterance in utterances]
     confusion = confusion_matrix(labels_N, predicted_N, len(classes))
     recognised_N = np.asarray(np.equal(labels_N, predicted_N), dtype=np.float64)
     figures = scores(confusion)
     return Evaluation(
-        corpus=corpus.name,
-        part=part,
-        num_utterances=len(rows),
+        corpus=trained.config.data.name,
+        part=trained.part,
+        num_utterances=len(utterances),
         uar=figures.uar,
         uar_interval=Bootstrap.of(labels_N, [one.utterance_id for one in utterances], 0).interval(recognised_N),
         accuracy=figures.accuracy,
@@ -178,8 +134,8 @@ def evaluate(
         confusion=confusion.tolist(),
         speaker_uar=uar_by_group(recognised_N, labels_N, [utterance.speaker for utterance in utterances]),
         sex_uar=uar_by_group(recognised_N, labels_N, [utterance.sex for utterance in utterances]),
-        left_out=dict(sorted(left_out.items())),
-        shared=shared,
+        left_out=chosen.left_out,
+        shared=chosen.shared,
         utterances=tuple(
             ScoredUtterance(
                 utterance_id=utterance.utterance_id,

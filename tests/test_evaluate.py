@@ -7,6 +7,8 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ import soundfile
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, f1_score
 
 import ser_fl
+from ser_fl.cli.main import main
 from ser_fl.data.frontend import resample
 from ser_fl.data.synthetic import SyntheticCorpus
 from ser_fl.errors import UserError
+from ser_fl.report.page import write_report
 
 ANOTHER = SyntheticCorpus(3, 2, seed=5)
 """Other speakers' utterances."""
@@ -43,6 +47,22 @@ def written(
         lines.append(f"{number}.wav,{emotion},{utterance.speaker},{utterance.sex},{utterance.text}")
     (folder / "manifest.csv").write_text("\n".join(lines))
     return ["data=manifest", f"data.root={folder}"]
+
+
+Told = Callable[..., str]
+
+
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str]) -> Told:
+    """The one line of a command that refuses."""
+
+    def refused(*words: str) -> str:
+        capsys.readouterr()
+        assert main(words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    return refused
 
 
 def test_the_test_part_of_the_run_itself_gives_the_figures_of_its_summary(run: ser_fl.Run) -> None:
@@ -131,8 +151,9 @@ def test_a_run_that_does_not_say_what_it_heard(run: ser_fl.Run, tmp_path: Path) 
         found = ser_fl.evaluate(run, written(tmp_path, ANOTHER))
         assert found.shared is None and "not on record" in found.words()[0]
         assert ser_fl.evaluate(run).shared is None
-        with pytest.raises(UserError, match=r"does not say all that it heard .*part=test, or .*allow_seen=true"):
-            ser_fl.evaluate(run, part="train")
+        for speech, part in (([], "train"), (["split.seed=3"], "test")):
+            with pytest.raises(UserError, match=r"does not say all that it heard .*part=test .*allow_seen=true"):
+                ser_fl.evaluate(run, speech, part=part)
         assert ser_fl.evaluate(run, part="train", allow_seen=True).num_utterances == 50
     finally:
         run.heard.write_bytes(heard[0])
@@ -193,17 +214,158 @@ def test_the_command_writes_figures_and_every_prediction(run: ser_fl.Run, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "line"),
     [
         ((), "say which run: ser-fl evaluate run=RUN"),
         (("run=nowhere",), "nowhere"),
         (("run=RUN", "part=tests"), "unknown part 'tests', did you mean 'test'?"),
         (("run=RUN", "allow_seen=maybe"), "allow_seen must be true or false, got maybe"),
         (("run=RUN", "epsilon=3"), "unknown setting 'epsilon'"),
+        (("run=RUN", "frontend.duration_s=1"), "unknown setting 'frontend.duration_s'. Known: allow_seen, data,"),
     ],
 )
-def test_mistakes_are_told_in_one_line(words: tuple[str, ...], told: str, run: ser_fl.Run) -> None:
-    given = [word.replace("RUN", str(run.root)) for word in words]
-    done = subprocess.run([sys.executable, "-m", "ser_fl", "evaluate", *given], capture_output=True, text=True)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert told in done.stderr
+def test_mistakes_are_told_in_one_line(words: tuple[str, ...], line: str, run: ser_fl.Run, told: Told) -> None:
+    assert line in told("evaluate", *(word.replace("RUN", str(run.root)) for word in words))
+
+
+QUICK = ["attacks=[fgsm]", "curve_attacks=[]", "epsilons=[0.05]", "defences=[none]", "checks=false"]
+"""A benchmark of a second."""
+
+
+def copied(run: ser_fl.Run, to: Path) -> ser_fl.Run:
+    """The run under another name, whose folder may be written."""
+    shutil.copytree(run.root, to)
+    return ser_fl.Run(to)
+
+
+def attacked(run: ser_fl.Run, speech: list[str], **settings: Any) -> Any:
+    """Records of a quick benchmark on some speech, from Python."""
+    quick = {"attacks": ["fgsm"], "curve_attacks": [], "epsilons": [0.05], "defences": ["none"], "checks": False}
+    return ser_fl.benchmark(run, speech=speech, **{**quick, **settings})
+
+
+def test_what_is_attacked_is_what_is_scored(run: ser_fl.Run, tmp_path: Path) -> None:
+    """On the same speech the clean record has the figures of `evaluate`, and both say what either side lacks."""
+    speech = written(tmp_path, ANOTHER, rename={"guilt": "boredom"})
+    scored, own = ser_fl.evaluate(run, speech), copied(run, tmp_path / "run")
+    records = attacked(own, speech)
+    clean, fgsm = records
+    assert (clean.attack, fgsm.attack, clean.num_examples) == ("clean", "fgsm", 36)
+    assert (clean.robust_uar, clean.robust_accuracy) == (pytest.approx(scored.uar), pytest.approx(scored.accuracy))
+    assert clean.confusion == tuple(map(tuple, scored.confusion)) and clean.speaker_uar == scored.speaker_uar
+    assert fgsm.robust_uar < clean.robust_uar
+    assert records.speech is not None and list(records.speech.words) == scored.words()
+    assert "boredom (6)" in records.speech.words[1] and "no utterance of guilt" in records.speech.words[2]
+    there = json.loads((own.root / "evaluations" / "manifest-all" / "attacks.json").read_text())
+    assert there["speech"]["words"] == scored.words()
+    assert (there["speech"]["corpus"], there["speech"]["part"]) == ("manifest", "all")
+    assert not own.attacks.exists() and not own.outcomes.exists(), "the run's own figures are of its own test part"
+
+
+def test_a_part_is_attacked_as_it_is_scored(run: ser_fl.Run, tmp_path: Path) -> None:
+    own = copied(run, tmp_path / "run")
+    with pytest.raises(UserError, match="50 of 50 utterances were heard in training"):
+        attacked(own, [], part="train")
+    (clean, _) = attacked(own, [], part="train", allow_seen=True)
+    assert clean.robust_uar == pytest.approx(ser_fl.evaluate(own, part="train", allow_seen=True).uar)
+    (test, _) = attacked(own, [])
+    assert own.attacks.exists() and test.num_examples == 14
+    (other, _) = attacked(own, ["split.seed=3"], allow_seen=True)
+    assert own.read_attacks()[0] == test, "another split has another test part"
+    assert other.robust_uar == pytest.approx(ser_fl.evaluate(own, ["split.seed=3"], allow_seen=True).uar)
+
+
+def test_nothing_of_other_utterances_is_taken_for_these(run: ser_fl.Run, tmp_path: Path) -> None:
+    """Two manifests of the same names, labels and numbers, and other sounds."""
+    own, fresh, timeless = copied(run, tmp_path / "a"), copied(run, tmp_path / "b"), {"seconds": 0.0}
+    corpora = [SyntheticCorpus(3, 2, seed=seed) for seed in (5, 6)]
+    speech = []
+    for name, corpus in zip("ab", corpora, strict=True):
+        (tmp_path / f"speech {name}").mkdir()
+        speech.append(written(tmp_path / f"speech {name}", corpus))
+    before, after, expected = attacked(own, speech[0]), attacked(own, speech[1]), attacked(fresh, speech[1])
+    folder = own.on("manifest", "all")
+    assert [replace(record, **timeless) for record in after] == [replace(record, **timeless) for record in expected]
+    assert [one.robust_uar for one in after] != [one.robust_uar for one in before]
+    again = attacked(own, speech[0])
+    assert again == before, "what was done once is not done again, nor is it lost"
+    assert json.loads((folder.root / "attacks.before.json").read_text())["speech"] == asdict(after.speech) | {
+        "words": list(after.speech.words)
+    }
+
+
+@pytest.mark.parametrize("command", [f"benchmark run=RUN {' '.join(QUICK)}", "transfer RUN RUN2 attack=fgsm"])
+def test_copies_of_what_was_heard_are_not_attacked(command: str, run: ser_fl.Run, tmp_path: Path, told: Told) -> None:
+    speech = written(tmp_path, SyntheticCorpus(2, 5), 8_000)
+    twin = copied(run, tmp_path / "twin")
+    words = command.replace("RUN2", str(twin.root)).replace("RUN", str(run.root)).split()
+    assert "56 of 70 utterances were heard in training" in told(*words, *speech)
+
+
+def test_runs_of_two_corpora_are_shown_what_is_made_on_a_third(
+    run: ser_fl.Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each clean figure is that of `evaluate`; the file, the terminal and the report say whose speech it is."""
+    own, twin, speech = copied(run, tmp_path / "own"), copied(run, tmp_path / "twin"), written(tmp_path, ANOTHER)
+    config = twin.config.read_text()
+    twin.config.write_text(config.replace("name: builtin", "name: manifest").replace("root: null", "root: /nowhere"))
+    words = ["transfer", str(own.root), str(twin.root), "attack=fgsm", "defences=[none]", *speech]
+    assert main(words) == 0
+    assert "own: shared with training: 2 of 3 speakers" in capsys.readouterr().out
+    matrix = json.loads(own.transfer.read_text())
+    expected = ser_fl.evaluate(own, speech)
+    assert [record["clean_uar"] for record in matrix["records"]] == [pytest.approx(expected.uar)] * 4
+    assert matrix["speech"]["num_utterances"] == len(ANOTHER.utterances)
+    assert "twin: shared with training" in matrix["speech"]["words"][1]
+    page = write_report([own.root]).read_text()
+    assert "Utterances: manifest, part all. Own: shared with training: 2 of 3 speakers" in page
+
+
+def test_the_report_keeps_other_speech_apart_and_says_what_it_lacks(run: ser_fl.Run, tmp_path: Path) -> None:
+    own, speech = copied(run, tmp_path / "run"), written(tmp_path, ANOTHER, rename={"guilt": "boredom"})
+    before = write_report([own.root], tmp_path / "before.html").read_text()
+    assert "On other speech" not in before
+    (clean, fgsm) = attacked(own, speech)
+    page = write_report([own.root], tmp_path / "after.html").read_text()
+    own_part, _, other = page.partition("<h2>On other speech: manifest, part all</h2>")
+    assert "No attack was recorded" in page, "there is none on the run's own test part"
+    assert "boredom (6)" in other and "boredom" not in own_part
+    assert f"{100 * fgsm.robust_uar:.1f} / " in other.partition("Without attack")[0]
+    assert f"{100 * clean.robust_uar:.1f} / " in other.partition("Without attack")[0]
+
+
+def test_the_runs_own_corpus_has_the_models_emotions(run: ser_fl.Run, tmp_path: Path, told: Told) -> None:
+    """Elsewhere than it was, without data=: another corpus there is a mistake."""
+    own = copied(run, tmp_path / "run")
+    written(tmp_path, ANOTHER, rename={"guilt": "boredom"})
+    config = own.config.read_text()
+    own.config.write_text(config.replace("name: builtin", "name: manifest").replace("root: null", "root: /nowhere"))
+    for root in (f"root={tmp_path}", f"data.root={tmp_path}"):
+        said = told("benchmark", f"run={own.root}", root)
+        assert "has the emotions anger, boredom," in said and "data=NAME data.root=DIR" in said
+    assert "boredom" in told("evaluate", f"run={own.root}", f"data.root={tmp_path}")
+    assert ser_fl.evaluate(own, ["data=manifest", f"data.root={tmp_path}"]).num_utterances == 36
+
+
+def test_another_split_of_the_runs_own_corpus_is_named(run: ser_fl.Run) -> None:
+    speech = ["split=speaker_independent", "split.test_speakers=[f01]", "data.num_speakers=4"]
+    found = ser_fl.evaluate(run, speech, allow_seen=True)
+    assert list(found.speaker_uar) == ["f01"] and found.num_utterances == 35
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("root=/a", "data=nemo", "data.root=/b"), "root is the folder of the run's own corpus, got /a beside data="),
+        (("part=tests",), "unknown part 'tests', did you mean 'test'?"),
+        (("data=nemmo",), "unknown data 'nemmo', did you mean 'nemo'?"),
+        (("data=nemo",), "data=nemo needs data.root=DIR"),
+        (("split=speaker_independent", "split.foldd=1"), "unknown setting 'split.foldd', did you mean 'split.fold'?"),
+        (("dta=nemo",), "unknown setting 'dta'"),
+    ],
+)
+def test_mistakes_about_what_is_attacked_are_told_in_one_line(
+    words: tuple[str, ...], line: str, run: ser_fl.Run, told: Told
+) -> None:
+    assert line in told("benchmark", f"run={run.root}", *words)
+    assert line in told("transfer", str(run.root), f"{run.root}/..", *words)

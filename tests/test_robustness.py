@@ -496,6 +496,7 @@ def run_folder(path: Path, attacks: Sequence[Attack], monkeypatch: pytest.Monkey
         network=Sign(), classes=("neutral", "angry"), standardisation=standardisation, to=lambda device: None
     )
     trained = SimpleNamespace(
+        folder=RunFolder(path),
         config=SimpleNamespace(
             executor=SimpleNamespace(threads=1, accelerator="cpu"), stock_objective=SimpleNamespace(epsilon=0.5)
         ),

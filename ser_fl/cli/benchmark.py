@@ -12,16 +12,18 @@ from ser_fl.runs.environment import collection_paused, keep_freed_memory
 from ser_fl.runs.folder import RunFolder
 
 if TYPE_CHECKING:
-    from ser_fl.runs.records import AttackRecord
+    from ser_fl.runs.records import AttackRecord, SpeechRecord
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("settings", nargs="*", help="settings, as key=value; an unknown one lists the known ones")
+    parser.add_argument(
+        "settings", nargs="*", help="settings, as key=value; an unknown one lists the known ones; data=... as evaluate"
+    )
 
 
 def run(arguments: Namespace) -> None:
     """Attack, and print the records and what the benchmark doubts of itself."""
-    from ser_fl.cli.terminal import bars
+    from ser_fl.cli.terminal import bars, say
     from ser_fl.config.compose import compose_benchmark
 
     config = compose_benchmark(arguments.settings)
@@ -31,10 +33,15 @@ def run(arguments: Namespace) -> None:
 
     with bars() as shown:
         records = benchmark_run(config, on_attack=shown.attacks, on_features=shown.features)
-    attacked = RunFolder(Path(config.run))
-    _track_attacks(attacked, records)
-    print_attacks(records, synthetic=bool(attacked.read_json(attacked.model).get("synthetic")))
-    print_sanity_report(attacked)
+    run, folder, speech = RunFolder(Path(config.run)), records.folder, records.speech
+    assert folder is not None and speech is not None
+    if folder == run:  # what is tracked is tracked by attack, of the run's own test part
+        _track_attacks(run, records)
+    for line in speech.words:
+        say(line)
+    print_attacks(records, speech)
+    print_sanity_report(folder)
+    say(f"records: {folder.attacks}")
 
 
 def _track_attacks(run: RunFolder, records: Sequence[AttackRecord]) -> None:
@@ -59,15 +66,16 @@ def _track_attacks(run: RunFolder, records: Sequence[AttackRecord]) -> None:
     tracker.finish()
 
 
-def print_attacks(records: Sequence[AttackRecord], *, synthetic: bool) -> None:
+def print_attacks(records: Sequence[AttackRecord], speech: SpeechRecord) -> None:
     """A line for every record."""
     from rich.table import Table
 
     from ser_fl.cli.terminal import console
     from ser_fl.report.wording import budget
 
-    note = ", SYNTHETIC speech" if synthetic else ""
-    table = Table(title=f"UAR under attack (attacker knows the model; of the defence only where adaptive{note})")
+    note = ", SYNTHETIC speech" if speech.synthetic else ""
+    knows = f"attacker knows the model; of the defence only where adaptive{note}"
+    table = Table(title=f"UAR under attack, {speech.corpus}, part {speech.part} ({knows})")
     for column in ("attack", "budget", "defence", "n", "clean UAR", "robust UAR", "95 %", "accuracy", "success"):
         table.add_column(column, justify="left" if column in ("attack", "defence") else "right")
     for record in records:

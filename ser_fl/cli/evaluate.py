@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ser_fl.errors import UserError
 from ser_fl.runs.environment import collection_paused, keep_freed_memory
+from ser_fl.runs.folder import RunFolder
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -55,6 +56,6 @@ def run(arguments: Namespace) -> None:
     for name, figure in {**found.recall, **found.speaker_uar, **found.sex_uar}.items():
         table.add_row(name, "–" if figure is None else f"{figure:.3f}")
     console.print(table)
-    folder = Path(own.get("out") or Path(own["run"]) / "evaluations" / f"{found.corpus}-{found.part}")
+    folder = Path(own.get("out") or RunFolder(Path(own["run"])).on(found.corpus, found.part).root)
     found.write(folder)
     say(f"figures and predictions: {folder}")

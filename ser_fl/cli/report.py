@@ -27,6 +27,7 @@ def run(arguments: Namespace) -> None:
     runs = [read_run(folder) for folder in folders]
     tables = [summary_table(runs), four_way(runs)] if any(run.attacks for run in runs) else [summary_table(runs)]
     tables += [table for table in (spread_table(runs), replication_table(runs)) if table is not None]
+    tables += [four_way([other]) for run in runs for other in run.others]
     tables += [table for matrix in read_matrices(folders, files) for table in transfer_tables(matrix)]
     if arguments.markdown:
         print("\n\n".join(to_markdown(table) for table in tables))

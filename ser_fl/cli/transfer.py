@@ -11,7 +11,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="run folders; RUN:CLIENT is a client's own model of a local-only run"
     )
-    parser.add_argument("settings", nargs="*", help="settings, as key=value; an unknown one lists the known ones")
+    parser.add_argument(
+        "settings", nargs="*", help="settings, as key=value; an unknown one lists the known ones; data=... as evaluate"
+    )
 
 
 def run(arguments: Namespace) -> None:
@@ -28,6 +30,8 @@ def run(arguments: Namespace) -> None:
 
     with bars() as shown:
         file, matrix = transfer_runs(config, on_attack=shown.attacks, on_features=shown.features)
+    for line in matrix.speech.words if matrix.speech else ():
+        say(line)
     for table in transfer_tables(matrix):
         print_table(table, console)
     say(f"transfer matrix: {file}")

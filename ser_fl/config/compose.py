@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +17,8 @@ from ser_fl.errors import UserError, shown, unknown_name
 
 _LONGEST_OVERRIDE = 10_000
 HYDRA_VERSION = "1.3"
+OF_SPEECH = ("data", "split")
+"""Groups of settings that say which utterances a trained model is shown."""
 
 
 def configs_dir() -> Path:
@@ -67,14 +69,45 @@ def compose(
         return parsed(hydra_compose(name, translated))
 
 
-def compose_benchmark(overrides: Sequence[str]) -> BenchmarkConfig:
-    """The settings of `ser-fl benchmark`: ``configs/benchmark.yaml`` and overrides such as ``attacks=[fgsm,pgd]``; a
-    `UserError` for an unknown setting (the known ones are listed), or a value out of range.
+def compose_speech(settings: Sequence[str], config_file: Path) -> Config:
+    """A run's configuration with the corpus and the split of other speech: ``data=NAME`` begins with the defaults of
+    another corpus, ``split=NAME`` with those of another split, and all else changes the run's own.
+
+    Raises:
+        UserError: a setting of anything but ``data`` and ``split``, an unknown one, or a value out of range.
     """
-    settings = _changed(configs_dir() / "benchmark.yaml", overrides, BenchmarkConfig, example="run=RUN")
+    for setting in settings:
+        if _top_of(setting) not in OF_SPEECH:
+            key, _ = _key_and_value(setting)
+            raise unknown_name("setting", key, (*OF_SPEECH, "run", "part", "allow_seen", "out"))
+    groups = {setting.lstrip("+").partition("=")[0] for setting in settings}
+    anew = [setting for setting in settings if "data" in groups or _top_of(setting) in groups]
+    config = compose([setting for setting in settings if setting not in anew], config_file=config_file)
+    if not anew:
+        return config
+    chosen = compose(anew)
+    return replace(config, data=chosen.data if "data" in groups else config.data, split=chosen.split)
+
+
+def _top_of(setting: str) -> str:
+    return re.split(r"[.=@]", setting.lstrip("+"), maxsplit=1)[0]
+
+
+def _apart(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Settings of the speech, where there are any, under their name, and all other overrides."""
+    speech = [override for override in overrides if _top_of(override) in OF_SPEECH]
+    return {"speech": speech} if speech else {}, [override for override in overrides if override not in speech]
+
+
+def compose_benchmark(overrides: Sequence[str]) -> BenchmarkConfig:
+    """The settings of `ser-fl benchmark`: ``configs/benchmark.yaml``, overrides such as ``attacks=[fgsm,pgd]``, and
+    those of `compose_speech`; a `UserError` for an unknown setting (known ones are listed), or a value out of range.
+    """
+    speech, others = _apart(overrides)
+    settings = _changed(configs_dir() / "benchmark.yaml", others, BenchmarkConfig, example="run=RUN")
     if not any(override.startswith("run=") for override in overrides):
         raise UserError("say which run: ser-fl benchmark run=RUN")
-    return checked(BenchmarkConfig, settings)
+    return checked(BenchmarkConfig, {**settings, **speech})
 
 
 def compose_transfer(arguments: Sequence[str]) -> TransferConfig:
@@ -87,8 +120,9 @@ def compose_transfer(arguments: Sequence[str]) -> TransferConfig:
     """
     overrides = [argument for argument in arguments if re.match(r"[\w.]+=", argument)]
     runs = [argument for argument in arguments if argument not in overrides]
-    settings = _changed(configs_dir() / "transfer.yaml", overrides, TransferConfig, example="epsilon=0.1")
-    return checked(TransferConfig, {**settings, "runs": runs})
+    speech, others = _apart(overrides)
+    settings = _changed(configs_dir() / "transfer.yaml", others, TransferConfig, example="epsilon=0.1")
+    return checked(TransferConfig, {**settings, **speech, "runs": runs})
 
 
 @contextmanager

@@ -46,6 +46,8 @@ Epsilons = Annotated[
     must_be(_EPSILONS, lambda given: not isinstance(given, str) or given == "auto"),
 ]
 _SAMPLES = "eot_samples must be exact or a whole number from 1 up"
+Scored = Literal["train", "validation", "test", "all"]
+"""A part of a split, or all utterances of a corpus."""
 Samples = Annotated[Count | Literal["exact"], must_be(_SAMPLES, lambda given: given == "exact" or is_count(given))]
 
 
@@ -57,6 +59,12 @@ class BenchmarkConfig:
     """The run folder."""
     root: str | None
     """Folder of the corpus, where it is no longer the one in the run's config.yaml."""
+    speech: tuple[str, ...]
+    """Settings of the utterances that are attacked, in place of the run's own test part: on a command line by
+    themselves, data=CORPUS data.root=DIR and any of data and split; from Python a list of these. Emotions are mapped by
+    name. Records then lie below RUN/evaluations."""
+    part: Scored | None
+    """Of the split; null is the test part of the run's own corpus, and all of another."""
     allow_seen: bool
     """Whether test utterances are attacked that the model was trained on or selected by, as in a corpus that has grown
     since."""
@@ -111,6 +119,7 @@ class BenchmarkConfig:
     """How many utterances the checks attack."""
 
     def __post_init__(self) -> None:
+        _refuse_two_corpora(self)
         other, budgets, of_other = {
             "waveform": ("logmel", "snr_dbs", ("epsilons", "curve_epsilons", "drop_broken", "keep_adversarials")),
             "logmel": ("waveform", "epsilons", ("snr_dbs", "amplitudes", "write_audio")),
@@ -126,6 +135,11 @@ class BenchmarkConfig:
                 )
 
 
+def _refuse_two_corpora(config: BenchmarkConfig | TransferConfig) -> None:
+    if config.root is not None and any(setting.startswith("data=") for setting in config.speech):
+        raise ValueError(f"root is the folder of the run's own corpus, got {config.root} beside data=: write data.root")
+
+
 @stage
 class TransferConfig:
     """Which attack is made on each of some runs and shown to all of them."""
@@ -134,6 +148,9 @@ class TransferConfig:
     """Run folders; RUN:CLIENT is a client's own model, of a run with federation=local_only."""
     root: str | None
     """Folder of the corpus, where it is no longer the one in the runs' config.yaml."""
+    speech: tuple[str, ...]
+    """As in `BenchmarkConfig`, but for where records lie; so part."""
+    part: Scored | None
     allow_seen: bool
     """As in `BenchmarkConfig`."""
     attack: str
@@ -154,6 +171,7 @@ class TransferConfig:
     """Folder that transfer.json is written to; null: the first run's."""
 
     def __post_init__(self) -> None:
+        _refuse_two_corpora(self)
         if len(self.runs) < 2:
             raise ValueError(
                 f"ser-fl transfer needs two runs at least, got {len(self.runs)}: ser-fl transfer RUN RUN [RUN ...]"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
@@ -229,6 +229,20 @@ class Shared:
             f"shared with training: {_of(self.speakers, self.num_speakers)} speakers, {texts}, "
             f"{self.recordings or 'none'} of {self.num_utterances} recordings"
         )
+
+
+def in_words(shared: Shared | None, left_out: Mapping[str, int], lacking: Sequence[str]) -> list[str]:
+    """What a reader of figures on some speech must know, a line each: what it shares with training, utterances of
+    emotions that the model does not know, by emotion, and emotions of the model that the speech lacks.
+    """
+    unknown = ", ".join(f"{emotion} ({count})" for emotion, count in left_out.items())
+    missing = " and ".join(shared.missing) if shared else ""
+    return [
+        str(shared or "what was heard in training is not on record: these utterances may be among it"),
+        *([f"what {missing} heard is not on record: these utterances may be among it"] if missing else []),
+        *([f"left out, since the model does not know these emotions: {unknown}"] if left_out else []),
+        *([f"no utterance of {', '.join(lacking)}, which the model knows"] if lacking else []),
+    ]
 
 
 def _of(shared: Sequence[str], number: int) -> str:

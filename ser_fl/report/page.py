@@ -71,6 +71,11 @@ def render_page(
         attacks=attack_table(runs) if any(run.attacks for run in runs) else None,
         groups=group_table(runs),
         transfers=[table for matrix in matrices for table in (*transfer_tables(matrix), pair_table(matrix))],
+        others=[
+            (label, other, [four_way([other]), attack_table([other]), group_table([other])])
+            for label, run in labelled(runs)
+            for other in run.others
+        ],
         spread=spread_table(runs),
         summary=summary_table(runs),
         training=training_table(runs),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ from ser_fl.errors import UserError
 from ser_fl.files import Figure, record_of
 from ser_fl.robustness.sanity_checks.report import SanityReport, read_sanity_report
 from ser_fl.runs.folder import RunFolder, read_transfer
-from ser_fl.runs.records import CLEAN, NO_DEFENCE, AttackRecord, TransferMatrix
+from ser_fl.runs.records import CLEAN, NO_DEFENCE, AttackRecord, SpeechRecord, TransferMatrix
 
 _Form = TypeVar("_Form")
 
@@ -82,6 +82,10 @@ class RunRecords:
     example: Example | None = None
     sanity_report: SanityReport | None = None
     """What the benchmark doubts of itself; None where it made no checks."""
+    speech: SpeechRecord | None = None
+    """Of attacks on other speech than the test part of the run's own corpus; None of those."""
+    others: tuple[RunRecords, ...] = ()
+    """The same run under attack on other speech."""
 
     def setting(self, key: str) -> Any:
         value: Any = self.config
@@ -100,16 +104,20 @@ class RunRecords:
     @property
     def synthetic(self) -> bool:
         """True where the speech was made by the built-in synthesiser."""
+        if self.speech:
+            return self.speech.synthetic
         return self.setting("data.name") == "builtin" or self.summary.synthetic
 
     @property
     def corpus(self) -> str:
         """Name of the corpus; it says so where the speech is synthetic."""
-        name = str(self.setting("data.name") or "unknown")
+        name = self.speech.corpus if self.speech else str(self.setting("data.name") or "unknown")
         return f"{name} (SYNTHETIC speech)" if self.synthetic else name
 
     @property
     def split(self) -> str:
+        if self.speech:
+            return f"part {self.speech.part}"
         return str(self.summary.split or self.setting("split.name") or "unknown")
 
     @property
@@ -158,29 +166,38 @@ def read_run(folder: Path) -> RunRecords:
         )
     run.refuse_links_out()
     summary = _form(run.summary, Summary, _mapping(run, run.summary))
-    attacks = tuple(run.read_attacks())
-    for path, name, matrix in (
-        (run.summary, "test.confusion", summary.test.confusion if summary.test else ()),
-        *((run.attacks, "confusion", record.confusion) for record in attacks),
-    ):
-        size = len(summary.classes) or len(matrix)
-        if matrix and ([len(row) for row in matrix] != [size] * size or any(not n >= 0 for row in matrix for n in row)):
-            raise UserError(f"{path} must hold {size} rows of {size} counts as {name}: was it changed by hand?")
-    example = _form(run.spectrograms, Example, run.read_json(run.spectrograms)) if run.spectrograms.exists() else None
-    if example is not None:
-        clean, adversarial = ([len(line) for line in lines] for lines in (example.clean, example.adversarial))
-        if clean != adversarial or len(set(clean)) != 1:
-            raise UserError(f"{run.spectrograms} must hold two spectrograms of one shape: was it changed by hand?")
-    return RunRecords(
+    record = RunRecords(
         root=folder,
         config=_mapping(run, run.config),
         environment=_mapping(run, run.environment),
         summary=summary,
         rounds=tuple(_form(run.rounds, Round, entry) for entry in run.read_jsonl(run.rounds)),
-        attacks=attacks,
-        example=example,
-        sanity_report=read_sanity_report(run),
+        attacks=(),
     )
+    _check_confusion(run.summary, "test.confusion", summary, record.test.confusion)
+    bare = replace(record, summary=replace(summary, test=None), rounds=())
+    others = [RunFolder(file.parent) for file in sorted(run.evaluations.glob("*/attacks.json"))]
+    found = tuple(replace(_attacked(bare, other), speech=other.read_speech()) for other in others)
+    return replace(_attacked(record, run), others=found)
+
+
+def _attacked(record: RunRecords, run: RunFolder) -> RunRecords:
+    """With the attacks of a folder, which is the run's or lies below it."""
+    attacks = tuple(run.read_attacks())
+    for attack in attacks:
+        _check_confusion(run.attacks, "confusion", record.summary, attack.confusion)
+    example = _form(run.spectrograms, Example, run.read_json(run.spectrograms)) if run.spectrograms.exists() else None
+    if example is not None:
+        clean, adversarial = ([len(line) for line in lines] for lines in (example.clean, example.adversarial))
+        if clean != adversarial or len(set(clean)) != 1:
+            raise UserError(f"{run.spectrograms} must hold two spectrograms of one shape: was it changed by hand?")
+    return replace(record, attacks=attacks, example=example, sanity_report=read_sanity_report(run))
+
+
+def _check_confusion(path: Path, name: str, summary: Summary, matrix: Sequence[Sequence[Figure]]) -> None:
+    size = len(summary.classes) or len(matrix)
+    if matrix and ([len(row) for row in matrix] != [size] * size or any(not n >= 0 for row in matrix for n in row)):
+        raise UserError(f"{path} must hold {size} rows of {size} counts as {name}: was it changed by hand?")
 
 
 def read_matrices(folders: Sequence[Path], files: Sequence[Path] = ()) -> list[TransferMatrix]:

@@ -294,7 +294,9 @@ def _conditions(matrix: TransferMatrix) -> str:
     changes = [record.max_linf for record in matrix.records]
     least, largest = (number(change, ".3g") for change in (min(changes), max(changes)))
     synthetic = " SYNTHETIC speech is no evidence about real speech." if matrix.synthetic else ""
+    speech = f" {wording.speech(matrix.speech)}" if matrix.speech else ""
     return (
         "Epsilon is in the standardised units of the model that the attack was made on; in the units of those that it"
-        f" was shown to, the largest change is {least if least == largest else f'{least} to {largest}'}.{synthetic}"
+        f" was shown to, the largest change is {least if least == largest else f'{least} to {largest}'}."
+        f"{synthetic}{speech}"
     )

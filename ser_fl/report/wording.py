@@ -8,7 +8,7 @@ from typing import Any
 
 from ser_fl.report.markup import MISSING
 from ser_fl.report.reader import RunRecords
-from ser_fl.runs.records import CLEAN, NO_DEFENCE, WORST_CASE, AttackRecord
+from ser_fl.runs.records import CLEAN, NO_DEFENCE, WORST_CASE, AttackRecord, SpeechRecord
 
 GREY_BOX = "†"
 """Marks a figure whose attacker did not know of the defence."""
@@ -166,6 +166,12 @@ def labelled(runs: Sequence[RunRecords]) -> list[tuple[str, RunRecords]]:
     return list(zip(labels_of(runs), runs, strict=True))
 
 
+def speech(record: SpeechRecord) -> str:
+    """Whose utterances figures are of, and what their reader must know, in sentences."""
+    lines = (f"utterances: {record.corpus}, part {record.part}", *record.words)
+    return " ".join(f"{line[:1].upper()}{line[1:]}." for line in lines)
+
+
 def provenance(runs: Sequence[RunRecords]) -> str:
     """Where the figures come from: corpus, split, seed; SYNTHETIC where the speech is."""
     facts = (
@@ -175,4 +181,5 @@ def provenance(runs: Sequence[RunRecords]) -> str:
     )
     words = "; ".join(f"{name} {' / '.join(dict.fromkeys(values))}" for name, values in facts)
     warning = " Synthetic speech is no evidence about real speech." if any(run.synthetic for run in runs) else ""
-    return f"{words}.{warning}"
+    others = "".join(f" {speech(run.speech)}" for run in runs if run.speech)
+    return f"{words}.{warning}{others}"

@@ -163,12 +163,13 @@ def benchmark(model: Model, features: Numbers, labels: Numbers, **settings: Unpa
 def benchmark_run(
     config: BenchmarkConfig, *, on_attack: OnAttack = silent, on_features: OnFeatures | None = None
 ) -> CheckedRecords:
-    """Attack the selected model of a run on its test utterances, and write ``attacks.json`` and an example pair.
+    """Attack the selected model of a run, and write ``attacks.json`` and an example pair: on its test utterances, or on
+    other speech (`BenchmarkConfig.speech`), whose files lie in a folder of its own (`RunFolder.on`).
 
     ``attacks.json`` is written after every attack; the worst cases and what `ser_fl.robustness.sanity_checks` found are
     added at the end. What every attack did to every utterance is kept below ``attacks/``, so that a killed benchmark
     goes on at its batch (on audio: at the attack and budget), and one of more attacks adds to what is there. Records of
-    another model, and with ``fresh`` all, are put aside as ``attacks.before.json``.
+    another model or other utterances, and with ``fresh`` all, are put aside as ``attacks.before.json``.
 
     Returns:
         All records of ``attacks.json``, those of earlier benchmarks included.
@@ -186,7 +187,8 @@ def benchmark_run(
             if name.removesuffix(UNLABELLED) not in known and not name.startswith("art:"):
                 raise unknown_name("attack in subsets", name, [*known, ADAPTIVE])
         defences = [build_defence(name) for name in config.defences]
-        trained = load_run(run.root, root=config.root)
+        trained = load_run(run.root, config.speech, part=config.part, root=config.root)
+        run = trained.folder
         attacks_at = partial(_attacks_of, config, trained.config, len(trained.model.classes))
         attacks_at((_AROUND,))  # tells of an unknown name
         device = device_of_benchmark(config, trained.config)
@@ -214,10 +216,11 @@ def benchmark_run(
                 drop_broken=config.drop_broken,
                 cache=cache,
                 on_attack=on_attack,
-                on_records=lambda records: run.write_attacks(merged(earlier, records)),
+                on_records=lambda records: run.write_attacks(merged(earlier, records), test_set.speech),
             )
             together = CheckedRecords(merged(earlier, records))
-            run.write_attacks(together)
+            together.speech, together.folder = test_set.speech, run
+            run.write_attacks(together, test_set.speech)
             if config.checks:
                 size = config.checks_subset
                 probed = probe(test_set, attacks, records=together, subset_size=size, on_check=on_attack)

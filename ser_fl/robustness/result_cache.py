@@ -28,7 +28,7 @@ from ser_fl.errors import UserError, one_line
 from ser_fl.files import record_of, write_bytes, write_json
 from ser_fl.robustness.test_set import TestSet
 from ser_fl.runs.folder import RunFolder
-from ser_fl.runs.records import CLEAN, WORST_CASE, AttackRecord
+from ser_fl.runs.records import CLEAN, WORST_CASE, AttackRecord, SpeechRecord
 
 OUTCOME_SCHEMA = 3
 """Version of the files below ``attacks/``; those of another are left alone and made anew."""
@@ -128,20 +128,22 @@ class Folder:
     @classmethod
     def of(cls, run: RunFolder, test_set: TestSet, *, keeps_adversarials: bool = False, fresh: bool = False) -> Self:
         """The folder of a test set below ``RUN/attacks``; its name is of all that attacks depend on, batches apart.
-        Records and outcomes of other weights, and with ``fresh`` all, are put aside first.
+        Records of other weights or other speech, and with ``fresh`` all, are put aside first; outcomes of other weights
+        go.
         """
         features_NFL, box = test_set.features_NFL, test_set.box
         state = sorted(test_set.model.state_dict().items())
         weights = digest_of(*chain(*((f"{name} {value.dtype} {tuple(value.shape)}", value) for name, value in state)))
-        if fresh or all(_read(file).get("weights") != weights for file in run.outcomes.glob("*/test_set.json")):
-            if run.attacks.exists():
-                run.attacks.replace(run.root / "attacks.before.json")
+        is_new = fresh or all(_read(file).get("weights") != weights for file in run.outcomes.glob("*/test_set.json"))
+        if run.attacks.exists() and (is_new or _is_of_others(run.read_speech(), test_set.speech)):
+            run.attacks.replace(run.root / "attacks.before.json")
+        if is_new:
             shutil.rmtree(run.outcomes, ignore_errors=True)
         known = (test_set.ids, test_set.num_classes, test_set.seed, features_NFL.device.type)
         tensors = (features_NFL, test_set.labels_N, box.lower_F1, box.upper_F1)
         root = run.outcomes / digest_of(f"{weights} {known!r}", *("none" if part is None else part for part in tensors))
         if _read(root / "test_set.json").get("weights") != weights:
-            write_json(root / "test_set.json", {"weights": weights})
+            write_json(root / "test_set.json", {"weights": weights, "speech": test_set.speech})
         return cls(root, features_NFL.device, tuple(features_NFL.shape[1:]), keeps_adversarials)
 
     def outcome(self, key: str) -> Outcome | None:
@@ -194,6 +196,10 @@ class Folder:
 
 ResultCache = Memory | Folder
 """Where outcomes and adversarial batches are kept."""
+
+
+def _is_of_others(earlier: SpeechRecord | None, now: SpeechRecord | None) -> bool:
+    return earlier is not None and now is not None and earlier.utterances != now.utterances
 
 
 def adversarials(folder: Path) -> dict[str, Tensor]:

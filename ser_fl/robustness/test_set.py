@@ -5,8 +5,10 @@ Legend: N utterances, F mel bins, L frames.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 
 import torch
@@ -14,17 +16,19 @@ from torch import Tensor, nn
 
 from ser_fl.attacks.domains import LOGMEL, Domain
 from ser_fl.attacks.threat_model import Box
-from ser_fl.config.schema import Config, checked
-from ser_fl.config.text import read_settings
+from ser_fl.config.compose import compose_speech
+from ser_fl.config.robustness import Scored
+from ser_fl.config.schema import Config
 from ser_fl.data.features import FeatureStore, OnFeatures, compute_features, load_examples, open_configured_corpus
-from ser_fl.data.heard import Heard
-from ser_fl.data.splits import Indices, split_corpus
+from ser_fl.data.heard import Heard, Shared, in_words
+from ser_fl.data.splits import PARTS, Indices, split_corpus
 from ser_fl.devices import send
-from ser_fl.errors import UserError
+from ser_fl.errors import UserError, unknown_name
 from ser_fl.models.emotion_model import EmotionModel, load_model
 from ser_fl.models.networks import NetworkSource
 from ser_fl.randomness import derive_seed
 from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.records import SpeechRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +51,8 @@ class TestSet:
     """Names of the classes; empty for their numbers."""
     domain: Domain = LOGMEL
     """What attacks move."""
+    speech: SpeechRecord | None = None
+    """Whose utterances these are, with those that a subset leaves out; None where nobody says."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -81,41 +87,101 @@ class TestSet:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """Utterances of a corpus that a model is shown, and what a reader of figures on them must know."""
+
+    rows: Indices
+    left_out: dict[str, int]
+    """Utterances of emotions that the model does not know, by emotion."""
+    shared: Shared | None
+    """With what was heard in training; None where the run does not say what that was."""
+    record: SpeechRecord
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TrainedRun:
-    folder: Path
+    """A run's model, and the speech that it is to be shown: ``config`` is the run's, with that corpus and split."""
+
+    run: RunFolder
     config: Config
     model: EmotionModel
+    part: Scored
+    is_other: bool
+    """Whether the speech is of another corpus than the run's own."""
+    folder: RunFolder
+    """Where figures on the speech lie: the run folder, for the test part of its own corpus."""
 
     def store(self, on_features: OnFeatures | None = None) -> FeatureStore:
-        """Features of the whole corpus; a `UserError` where that moved, or has other emotions than the model."""
-        corpus, cache_dir = open_configured_corpus(self.config), self.config.data.cache_dir
-        store = compute_features(corpus, self.config.frontend, cache_dir=cache_dir, progress=on_features)
-        if store.classes != self.model.classes:
+        """Features of the whole corpus; its classes are the model's, and behind them those that only the corpus has. A
+        `UserError` where the run's own corpus moved, or has other emotions than the model.
+        """
+        corpus, known = open_configured_corpus(self.config), self.model.classes
+        theirs = sorted({utterance.emotion for utterance in corpus.utterances})
+        if not self.is_other and theirs != sorted(known):
             raise UserError(
-                f"the corpus at {self.config.data.root} has the emotions {', '.join(store.classes)}, the model of "
-                f"{self.folder} knows {', '.join(self.model.classes)}: set root=DIR to the corpus it was trained on"
+                f"the corpus at {self.config.data.root} has the emotions {', '.join(theirs)}, the model of "
+                f"{self.run.root} knows {', '.join(known)}: set root=DIR to the corpus it was trained on, or "
+                "data=NAME data.root=DIR to another"
             )
-        return store
+        classes = (*known, *(emotion for emotion in theirs if emotion not in known))
+        cache_dir = self.config.data.cache_dir
+        return compute_features(
+            corpus, self.config.frontend, cache_dir=cache_dir, progress=on_features, classes=classes
+        )
 
-    def test_rows(self, store: FeatureStore, *, allow_seen: bool = False) -> Indices:
-        """The test utterances of the run's split, drawn on a corpus that may have grown since.
+    def choose(self, store: FeatureStore, *, allow_seen: bool = False) -> Chosen:
+        """The part's utterances of emotions that the model knows. The corpus may have grown since training.
 
         Raises:
-            UserError: the run was trained on some of them, or selected by them, and that is not allowed.
+            UserError: there are none, or the run was trained on some of them, or selected by them, and that is not
+                allowed.
         """
-        rows, run = split_corpus(store.utterances, self.config.split).test, RunFolder(self.folder)
-        if (heard := Heard.read(run.heard, run.heard_sounds)) is not None:
-            heard.refuse(store, rows, self.config.frontend, allow_seen=allow_seen)
-        return rows
+        everything, classes, data = store.utterances, self.model.classes, self.config.data
+        rows = tuple(range(len(everything)))
+        if self.part != "all":
+            rows = getattr(split_corpus(everything, self.config.split), self.part)
+        left_out = Counter(everything[row].emotion for row in rows if everything[row].emotion not in classes)
+        rows = tuple(row for row in rows if everything[row].emotion in classes)
+        if not rows:
+            raise UserError(
+                f"the model knows {', '.join(classes)}, the utterances are {', '.join(sorted(left_out))}: data.labels "
+                "maps the emotions of a manifest"
+            )
+        utterances, shared = [everything[row] for row in rows], None
+        heard = Heard.read(self.run.heard, self.run.heard_sounds)
+        if (heard is None or heard.missing) and not (self.is_other or self.folder == self.run or allow_seen):
+            raise UserError(
+                f"{self.run.root} does not say all that it heard in training, and of its own corpus the test part "
+                "alone is new: take part=test of its own split, or others with allow_seen=true"
+            )
+        if heard is not None:
+            seen = heard.refuse(store, rows, self.config.frontend, allow_seen=allow_seen)
+            shared = Shared.between(
+                utterances, recordings=seen, speakers=heard.speakers, texts=heard.texts, missing=heard.missing
+            )
+        there = {utterance.emotion for utterance in utterances}
+        lacking = [emotion for emotion in classes if emotion not in there]
+        # Sounds too: two manifests may list the same names. Coarse, since other machines round features otherwise.
+        known = [f"{level:.1f}" for level in store.features_NFL.mean(dim=(0, 2)).tolist()]
+        known += (text for utterance in utterances for text in (utterance.utterance_id, utterance.emotion))
+        record = SpeechRecord(
+            corpus=data.name,
+            part=self.part,
+            num_utterances=len(rows),
+            utterances=blake2b("\0".join(known).encode(), digest_size=8).hexdigest(),
+            synthetic=data.name == "builtin",
+            words=tuple(in_words(shared, left_out, lacking)),
+        )
+        return Chosen(rows=rows, left_out=dict(sorted(left_out.items())), shared=shared, record=record)
 
     def test_set(
         self, store: FeatureStore, *, seed: int = 0, batch_size: int = 64, allow_seen: bool = False
     ) -> TestSet:
-        """The model and its test utterances, standardised; a `UserError` as `test_rows` says."""
-        rows = self.test_rows(store, allow_seen=allow_seen)
-        examples = load_examples(store, rows, self.model.standardisation)
-        utterances = [store.utterances[row] for row in rows]
+        """The model and the chosen utterances, standardised; a `UserError` as `choose` says."""
+        chosen = self.choose(store, allow_seen=allow_seen)
+        examples = load_examples(store, chosen.rows, self.model.standardisation)
+        utterances = [store.utterances[row] for row in chosen.rows]
         return TestSet(
             model=self.model.network,
             features_NFL=examples.features_NFL,
@@ -128,30 +194,49 @@ class TrainedRun:
             speakers=tuple(utterance.speaker for utterance in utterances),
             sexes=tuple(utterance.sex for utterance in utterances),
             emotions=self.model.classes,
+            speech=chosen.record,
         )
 
 
 def load_run(
-    folder: Path, *, root: Path | str | None = None, client_id: str | None = None, network: NetworkSource | None = None
+    folder: Path,
+    speech: Sequence[str] = (),
+    *,
+    part: Scored | None = None,
+    root: Path | str | None = None,
+    client_id: str | None = None,
+    network: NetworkSource | None = None,
 ) -> TrainedRun:
-    """A run's settings and its model.
+    """A run's model, and the speech that it is to be shown.
 
     Args:
         folder: of the run.
+        speech: settings of the speech, as `ser_fl.config.compose.compose_speech` takes them; none of the run's own.
+        part: of the split; None is the test part of the run's own corpus, and all of another.
         root: folder of the corpus, where it is no longer the one in the run's ``config.yaml``.
         client_id: whose own model is meant, in a run without averaging; None for the run's model.
         network: of a run that was trained with a network of its own.
 
     Raises:
-        UserError: no such run, client or model.
+        UserError: no such run, client, model, part or setting.
     """
     run = RunFolder(folder)
     run.refuse_links_out()
-    settings = read_settings(run.config, Config)
-    if root is not None and isinstance(data := settings.get("data"), dict):
-        data["root"] = str(root)
-    config = checked(Config, settings)
-    return TrainedRun(folder=folder, config=config, model=load_model(run, client_id=client_id, network=network))
+    speech = [*speech, *([] if root is None else [f"data.root={root}"])]
+    is_other = any(setting.startswith("data=") for setting in speech)
+    part = part or ("all" if is_other else "test")
+    if part not in (*PARTS, "all"):
+        raise unknown_name("part", part, (*PARTS, "all"))
+    config = compose_speech(speech, run.config)
+    is_own = part == "test" and all(setting.startswith("data.root=") for setting in speech)
+    return TrainedRun(
+        run=run,
+        config=config,
+        model=load_model(run, client_id=client_id, network=network),
+        part=part,
+        is_other=is_other,
+        folder=run if is_own else run.on(config.data.name, part),
+    )
 
 
 def rows_of(all_ids: Sequence[str], ids: Sequence[str]) -> list[int]:

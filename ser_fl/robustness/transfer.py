@@ -30,6 +30,7 @@ from ser_fl.config.robustness import TransferConfig
 from ser_fl.data.corpora.folder import expand_home
 from ser_fl.data.features import FeatureStore, OnFeatures
 from ser_fl.data.frontend import Standardisation
+from ser_fl.data.splits import Indices
 from ser_fl.defences import Defence, build_defence
 from ser_fl.devices import CPU, devices_of, exact_arithmetic, send
 from ser_fl.errors import UserError
@@ -38,7 +39,7 @@ from ser_fl.robustness.crafting import craft, judge
 from ser_fl.robustness.evaluator import evaluating
 from ser_fl.robustness.plan import Unit
 from ser_fl.robustness.runner import OnAttack, silent
-from ser_fl.robustness.test_set import TestSet, TrainedRun, balanced_rows, load_run, rows_of
+from ser_fl.robustness.test_set import Chosen, TestSet, TrainedRun, balanced_rows, load_run, rows_of
 from ser_fl.runs.environment import threads_limited_to
 from ser_fl.runs.folder import RunFolder, write_transfer
 from ser_fl.runs.records import TransferMatrix, TransferRecord
@@ -197,7 +198,8 @@ def transfer_runs(
     config: TransferConfig, *, on_attack: OnAttack = silent, on_features: OnFeatures | None = None
 ) -> tuple[Path, TransferMatrix]:
     """The matrix of some runs, and the file: ``transfer.json`` in ``out`` or the first run's folder; one that is there
-    is put aside as ``transfer.before.json``. A client's own model is measured on all test utterances of its run.
+    is put aside as ``transfer.before.json``. A client's own model is measured on all test utterances of its run, or on
+    other speech (`BenchmarkConfig.speech`).
 
     Raises:
         UserError: no such run, client or model, one given twice, runs of different corpora, emotions or front ends, or
@@ -218,23 +220,28 @@ def transfer_runs(
     )
     defences = [build_defence(name) for name in config.defences]
     (device, *_) = devices_of(config.accelerator, "accelerator")
-    loaded = [load_run(folder, root=config.root, client_id=client_id) for folder, client_id in places]
+    loaded = [
+        load_run(folder, config.speech, part=config.part, root=config.root, client_id=client_id)
+        for folder, client_id in places
+    ]
     first = loaded[0]
     for name, run in zip(public, loaded, strict=True):
         _refuse_unlike(next(iter(public)), first, name, run)
-    out = expand_home(config.out) if config.out else first.folder
+    out = expand_home(config.out) if config.out else first.run.root
     if out.exists() and not out.is_dir():
         raise UserError(f"out must be a folder, got the file {out}")
     if device.type == "mps":
         device = CPU  # attacks measure distances in float64, which Apple's GPUs lack
     with threads_limited_to(first.config.executor.threads), exact_arithmetic():
         models: list[TransferModel] = []
+        chosen: list[Chosen] = []
         opened: tuple[object, FeatureStore] | None = None
         for name, run in zip(public, loaded, strict=True):
             corpus = run.config.data, run.config.frontend
             if opened is None or corpus != opened[0]:
                 opened = corpus, run.store(on_features)
-            models.append(_model_of(name, run, opened[1], device, allow_seen=config.allow_seen))
+            chosen.append(run.choose(opened[1], allow_seen=config.allow_seen))
+            models.append(_model_of(name, run, opened[1], chosen[-1].rows, device))
         started = time.perf_counter()
         records = transfer_matrix(
             models,
@@ -250,6 +257,12 @@ def transfer_runs(
         synthetic=any(run.model.synthetic for run in loaded),
         seconds=time.perf_counter() - started,
         records=tuple(records),
+        speech=replace(
+            chosen[0].record,
+            words=tuple(
+                f"{name}: {line}" for name, one in zip(public, chosen, strict=True) for line in one.record.words
+            ),
+        ),
     )
     file = RunFolder(out).transfer
     write_transfer(file, matrix)
@@ -281,10 +294,8 @@ def _refuse_unlike(first_name: str, first: TrainedRun, name: str, run: TrainedRu
             raise UserError(told)
 
 
-def _model_of(
-    name: str, run: TrainedRun, store: FeatureStore, device: torch.device, *, allow_seen: bool
-) -> TransferModel:
-    rows = list(run.test_rows(store, allow_seen=allow_seen))
+def _model_of(name: str, run: TrainedRun, store: FeatureStore, chosen: Indices, device: torch.device) -> TransferModel:
+    rows = list(chosen)
     return TransferModel(
         name=name,
         network=run.model.network.to(device),

@@ -25,6 +25,7 @@ from ser_fl.runs.records import (
     ClientRecord,
     ProfileRecord,
     RoundRecord,
+    SpeechRecord,
     TransferMatrix,
 )
 
@@ -42,6 +43,7 @@ class _Below:
 @dataclass(frozen=True, slots=True)
 class _Attacks:
     records: tuple[AttackRecord, ...]
+    speech: SpeechRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,8 @@ class RunFolder:
     """What the model was trained on and selected by: names, and fingerprints of the recordings."""
     attacks = _Below("attacks.json")
     transfer = _Below("transfer.json")
+    evaluations = _Below("evaluations")
+    """Folder of figures on other speech than the test part of the run's own corpus."""
     outcomes = _Below("attacks")
     """Folder of what attacks did to every utterance, and of what an unfinished benchmark has made so far."""
     profile = _Below("profile.json")
@@ -148,13 +152,25 @@ class RunFolder:
     def write_profile(self, record: ProfileRecord) -> None:
         write_json(self.profile, {"schema": PROFILE_SCHEMA, **asdict(record)})
 
-    def write_attacks(self, records: Iterable[AttackRecord]) -> None:
-        write_json(self.attacks, {"schema": ATTACKS_SCHEMA, "records": list(records)})
+    def on(self, corpus: str, part: str) -> RunFolder:
+        """Where figures on other speech lie, under the names that they have here."""
+        return RunFolder(self.evaluations / f"{corpus}-{part}")
+
+    def write_attacks(self, records: Iterable[AttackRecord], speech: SpeechRecord | None = None) -> None:
+        write_json(self.attacks, {"schema": ATTACKS_SCHEMA, "speech": speech, "records": list(records)})
 
     def read_attacks(self) -> list[AttackRecord]:
         """Records of ``attacks.json``, none without one; a `UserError` of another schema or an incomplete record."""
+        return list(self._attacks.records)
+
+    def read_speech(self) -> SpeechRecord | None:
+        """Whose utterances ``attacks.json`` is of; None where it does not say. Errors are those of `read_attacks`."""
+        return self._attacks.speech
+
+    @property
+    def _attacks(self) -> _Attacks:
         there = self.attacks.exists()
-        return list(_read(self.attacks, _Attacks, ATTACKS_SCHEMA, "ser-fl benchmark").records) if there else []
+        return _read(self.attacks, _Attacks, ATTACKS_SCHEMA, "ser-fl benchmark") if there else _Attacks(())
 
 
 def write_transfer(path: Path, matrix: TransferMatrix) -> None:

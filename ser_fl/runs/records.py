@@ -108,6 +108,21 @@ class RoundRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpeechRecord:
+    """Whose utterances figures are of: under "speech" in ``attacks.json`` and ``transfer.json``."""
+
+    corpus: str
+    part: str
+    """Of the corpus's split, or "all"."""
+    num_utterances: int
+    utterances: str
+    """Digest of their ids, emotions and sounds."""
+    synthetic: bool
+    words: tuple[str, ...]
+    """What they share with training, and which emotions either side lacks, a line each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttackRecord:
     """One attack on one defended model: an entry of ``attacks.json``."""
 
@@ -210,6 +225,8 @@ class TransferMatrix:
     """Wall time of everything but the features."""
     records: tuple[TransferRecord, ...]
     """For every defence each source with each target, in the order of the models."""
+    speech: SpeechRecord | None = None
+    """Of the first model; None in files of earlier versions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

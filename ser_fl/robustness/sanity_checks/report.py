@@ -12,7 +12,7 @@ from typing import Any, Literal, Self, TypeVar
 from ser_fl.errors import UserError
 from ser_fl.files import record_of, write_json
 from ser_fl.runs.folder import RunFolder
-from ser_fl.runs.records import AttackRecord
+from ser_fl.runs.records import AttackRecord, SpeechRecord
 
 HALF_A_POINT = 0.005
 """Of UAR: what may change without a doubt."""
@@ -98,6 +98,10 @@ class CheckedRecords(list[AttackRecord]):
 
     checks: SanityReport | None = None
     """None where none were made."""
+    speech: SpeechRecord | None = None
+    """Whose utterances they are of; None of arrays."""
+    folder: RunFolder | None = None
+    """Where they lie; None of arrays."""
 
 
 def write_sanity_report(run: RunFolder, sanity_report: SanityReport) -> None:
