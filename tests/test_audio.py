@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,8 @@ import pytest
 import soundfile
 import torch
 
-from ser_fl.data.audio import content_digest, missing_bytes, probe_audio, probe_header, read_audio, write_wav
+from ser_fl.data.audio import content_digest, duration_s, probe_audio, probe_header, read_audio, write_wav
+from ser_fl.data.headers import missing_bytes, surplus_bytes
 from ser_fl.errors import UserError
 
 
@@ -69,8 +72,9 @@ def test_cut_off_flac_passes_the_probe_and_fails_in_reading(tmp_path: Path) -> N
     ("content", "reason"),
     [
         (None, "no such file"),
-        (b"", "format"),
-        (b"no audio", "format"),
+        (b"", "empty"),
+        (b"no audio", "text, not audio"),
+        (b"\x80\x81\x82" * 99, "no header that tells its format"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 98350\n", "git lfs pull"),
         (b"/annex/objects/SHA256E-s98350--00.wav\n", "git annex get"),
         (b"\n<!DOCTYPE html><html>404</html>", "a web page"),
@@ -93,22 +97,162 @@ def test_file_without_samples(tmp_path: Path) -> None:
         read_audio(tmp_path / "a.wav")
 
 
-@pytest.mark.parametrize("riff", [0, 36], ids=["no length at all", "the header's own"])
-def test_header_that_was_never_finished_is_told_from_silence(tmp_path: Path, riff: int) -> None:
+def encoded(samples: np.ndarray, format: str, subtype: str | None = None) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, 16000, format=format, subtype=subtype)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("riff", [0, 36, 2**32 - 1], ids=["no length at all", "the header's own", "of a stream"])
+@pytest.mark.parametrize("data", [0, 2**32 - 1, 2**31])
+def test_lengths_that_a_stream_leaves_in_a_wav_header_are_mended(tmp_path: Path, riff: int, data: int) -> None:
     """Programs that write to a pipe leave the lengths as they were before the first sample."""
-    path = tmp_path / "a.wav"
-    soundfile.write(path, pcm(), 16000, subtype="PCM_16")
-    content = bytearray(path.read_bytes())
+    path, samples = tmp_path / "a.wav", pcm()
+    content = bytearray(encoded(samples, "WAV", "PCM_16"))
     assert content[36:40] == b"data"
-    content[4:8], content[40:44] = riff.to_bytes(4, "little"), bytes(4)
+    content[4:8], content[40:44] = riff.to_bytes(4, "little"), data.to_bytes(4, "little")
     path.write_bytes(content)
-    for reason in (probe_header(path), probe_audio(path, "first")):
-        assert reason is not None and reason.startswith("its header tells a length of 0, but sound follows")
+    assert probe_header(path) is None
+    assert torch.equal(read_audio(path)[0], torch.from_numpy(samples[:, 0] / np.float32(32768)))
+    assert path.read_bytes() == content
+    assert missing_bytes(path) == surplus_bytes(path) == 0
+    content[40:44] = bytes(4)
     path.write_bytes(content[:44])
     assert probe_header(path) == "it holds no samples"
-    content[4:8] = (len(content) - 8).to_bytes(4, "little")  # what follows is of the file: other chunks
+    path.write_bytes(content[:44] + b"LIST" + (26).to_bytes(4, "little") + b"x" * 26)
+    assert probe_header(path) == "it holds no samples", "what follows is another chunk"
+
+
+def test_a_length_of_zero_in_other_headers_is_mended_or_told(tmp_path: Path) -> None:
+    samples = pcm(4000)
+    au = bytearray(encoded(samples, "AU", "PCM_16"))
+    au[8:12] = bytes(4)
+    (tmp_path / "a.au").write_bytes(au)
+    assert torch.equal(read_audio(tmp_path / "a.au")[0], torch.from_numpy(samples[:, 0] / np.float32(32768)))
+    rf64 = encoded(samples, "RF64", "PCM_16")
+    place = rf64.index(b"ds64") + 8
+    (tmp_path / "a.wav").write_bytes(rf64[:place] + bytes(24) + rf64[place + 24 :])
+    assert "tells a length of 0, but more follows; write the header anew" in str(probe_header(tmp_path / "a.wav"))
+    flac = bytearray(encoded(samples, "FLAC"))
+    flac[21] &= 0xF0
+    flac[22:26] = bytes(4)
+    (tmp_path / "a.flac").write_bytes(flac)
+    assert "tells no length, as of a stream; write it anew" in str(probe_header(tmp_path / "a.flac"))
+
+
+def test_a_header_that_tells_too_few_samples_is_found(tmp_path: Path) -> None:
+    path, whole = tmp_path / "a.wav", encoded(pcm(5000), "WAV", "PCM_16")
+    listed = b"LIST" + (6000).to_bytes(4, "little") + b"x" * 6000
+    for content, surplus in (
+        (whole, 0),
+        (whole + listed, 0),
+        (whole + b"TAG" + b"x" * 125, 0),
+        (whole[:40] + (1000).to_bytes(4, "little") + whole[44:], 9000),
+        (encoded(pcm(5000), "FLAC"), 0),
+    ):
+        path.write_bytes(content)
+        assert surplus_bytes(path) == surplus
+
+
+MAGIC = {
+    "empty": (b"", "empty; download"),
+    "zeros": (bytes(5000), "a file of zeros; download"),
+    "text": (b"a transcript of what is said\n" * 99, "text, not audio"),
+    "utf-16": ("a transcript\n".encode("utf-16") * 99, "text, not audio"),
+    "cut utf-8": (("\n" + "ä" * 999).encode(), "text, not audio"),
+    "json": (b'\n{"error": 404}', "JSON, not audio; download"),
+    "xml": (b"<?xml version='1.0'?><Error>denied</Error>", "web page or XML, not audio; download"),
+    "html": (b"\xef\xbb\xbf\r\n<!DOCTYPE html>", "web page or XML, not audio; download"),
+    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a Git LFS pointer"),
+    "zip": (b"PK\3\4" + bytes(range(256)), "a ZIP archive, not audio; unpack it"),
+    "gzip": (b"\x1f\x8b\x08" + bytes(99), "a gzip archive"),
+    "tar": (b"a.wav" + bytes(252) + b"ustar\00000" + bytes(900), "a tar archive"),
+    "rar": (b"Rar!\x1a\7\0" + bytes(99), "a RAR archive"),
+    "apple double": (b"\0\5\x16\7\0\2\0\0Mac OS X" + bytes(99), r"the macOS twin of a file"),
+    "ds store": (b"\0\0\0\1Bud1" + bytes(99), "settings of macOS"),
+    "shortcut": (b"L\0\0\0\1\x14\2\0" + bytes(99), "a Windows shortcut"),
+    "m4a": (b"\0\0\0\x20ftypM4A " + bytes(99), "libsndfile does not read; convert it to WAV"),
+    "webm": (b"\x1aE\xdf\xa3" + bytes(99), "libsndfile does not read; convert it to WAV"),
+    "picture": (b"\xff\xd8\xff\xe0\0\x10JFIF" + bytes(99), "a picture"),
+    "samples": (np.random.default_rng(0).bytes(5000), "header that tells its format and sampling rate; make a WAV"),
+    "two bytes of mpc2k": (b"\1\4" + b"a name of a song  " + np.random.default_rng(0).bytes(5000), "header that tells"),
+    "two bytes of mp3": (
+        b"\xff\xfb" + np.random.default_rng(0).bytes(5000),
+        "no MP3 follows|header that tells",
+    ),
+}
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".vox", ".gsm", ".au", ".snd", ".raw", ".pcm", ".mp3", ""])
+@pytest.mark.parametrize("kind", MAGIC)
+def test_only_a_header_makes_audio_of_a_file(tmp_path: Path, kind: str, suffix: str) -> None:
+    """libsndfile takes anything for telephone speech that is called .vox, .gsm, .au or .snd."""
+    content, what = MAGIC[kind]
+    path = tmp_path / f"a{suffix}"
     path.write_bytes(content)
-    assert probe_header(path) == "it holds no samples"
+    if suffix == ".mp3" and kind == "samples":
+        what = "no MP3 follows"
+    with pytest.raises(UserError, match=rf"cannot read .*: it (is|has) .*({what})") as raised:
+        read_audio(path)
+    assert "\n" not in str(raised.value)
+    assert probe_header(path) is not None
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".vox", ".gsm", ".au", ".raw", ".pcm", ".m4a", ".json", ""])
+@pytest.mark.parametrize(
+    ("format", "subtype"),
+    [
+        *(("WAV", subtype) for subtype in ("PCM_16", "PCM_U8", "PCM_24", "DOUBLE", "ULAW", "IMA_ADPCM")),
+        *(("WAVEX", "PCM_16"), ("RF64", "PCM_16"), ("W64", "PCM_16"), ("AIFF", "PCM_16"), ("CAF", "PCM_16")),
+        *(("AU", "ULAW"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III")),
+    ],
+)
+def test_a_true_header_is_read_whatever_the_ending(tmp_path: Path, suffix: str, format: str, subtype: str) -> None:
+    samples = 0.5 * np.sin(np.arange(16000) / 20)
+    (tmp_path / f"a{suffix}").write_bytes(encoded(samples, format, subtype))
+    waveform_T, rate_hz = read_audio(tmp_path / f"a{suffix}")
+    assert rate_hz == 16000
+    assert 16000 <= len(waveform_T) < 16600
+    error = waveform_T[2000:14000].numpy() - samples[2000:14000]
+    assert np.sqrt(np.square(error).mean()) < 0.02
+
+
+def test_a_cut_file_is_refused_or_found(tmp_path: Path) -> None:
+    """In every format: either it cannot be read, or what it lacks can be told from its header."""
+    samples = 0.5 * np.sin(np.arange(30_000) / 20)
+    path = tmp_path / "a.wav"
+    for format in ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG", "MP3"):
+        whole = encoded(samples, format)
+        path.write_bytes(whole)
+        assert missing_bytes(path) == 0
+        assert abs(duration_s(path) - len(read_audio(path)[0]) / 16000) < 1e-9
+        for share in (0.5, 0.9, *((0.99,) if format != "MP3" else ())):  # whose last frame is padding
+            path.write_bytes(whole[: int(share * len(whole))])
+            if (reason := probe_audio(path, "first")) is not None:
+                assert "cut off" in reason
+            else:
+                lacks_s = duration_s(path) - len(read_audio(path)[0]) / 16000
+                assert missing_bytes(path) or lacks_s > 0.01, (format, share)
+
+
+def test_a_span_is_what_the_whole_file_holds_there(tmp_path: Path) -> None:
+    """After a jump an MP3 decoder lacks what earlier frames hold of the first one; GSM in WAV cannot jump at all."""
+    noise = 0.1 * np.random.default_rng(0).standard_normal(16000 * 9)
+    for format, subtype, largest in (
+        ("WAV", "PCM_16", 0),
+        ("FLAC", "PCM_16", 0),
+        ("OGG", "VORBIS", 0),
+        ("MP3", "MPEG_LAYER_III", 1e-6),
+        ("WAV", "GSM610", 0),
+    ):
+        path = tmp_path / f"{subtype}.{format}"
+        path.write_bytes(encoded(noise, format, subtype))
+        whole_T = read_audio(path)[0]
+        for begin_s, end_s in ((0.0, 1.0), (1.0, 2.5), (4.00003, 6.0), (8.0, 9.0)):
+            part_T = read_audio(path, span_s=(begin_s, end_s))[0]
+            expected_T = whole_T[round(16000 * begin_s) : round(16000 * end_s)]
+            assert part_T.shape == expected_T.shape
+            assert float((part_T - expected_T).abs().max()) <= largest, subtype
 
 
 @pytest.mark.parametrize(
@@ -230,9 +374,11 @@ def test_what_is_no_recording_is_told_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "a.raw").write_bytes(pcm().tobytes())
     os.mkfifo(tmp_path / "pipe.wav")  # opening it would wait for whoever writes
     (tmp_path / "folder.wav").mkdir()
+    (tmp_path / "link.wav").symlink_to("gone.wav")
     for name, reason in (
         ("fast.wav", "sampling rate beyond 1000 to 768000 Hz.*got 999999"),
-        ("a.raw", "no header that tells its sampling rate"),
+        ("a.raw", "no header that tells its format and sampling rate"),
+        ("link.wav", "a link to a file that is not there"),
         ("pipe.wav", "a device or a pipe"),
         ("folder.wav", "it is a folder"),
         ("none.wav", "no such file"),
@@ -244,3 +390,26 @@ def test_what_is_no_recording_is_told_in_a_line(tmp_path: Path) -> None:
         assert "\n" not in str(raised.value)
         assert probe_header(tmp_path / name) is not None
         assert probe_audio(tmp_path / name, "first") is not None
+
+
+@pytest.mark.parametrize("locked", ["file", "folder"])
+def test_what_may_not_be_read_is_not_missing(locked: str) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        path = folder / "deep" / "a.wav"
+        path.parent.mkdir()
+        soundfile.write(path, pcm(), 16000)
+        (path if locked == "file" else path.parent).chmod(0)
+        user = os.geteuid()
+        try:
+            if user == 0:  # nothing is locked to root
+                os.seteuid(65534)
+            assert probe_header(path) == "permission denied"
+            with pytest.raises(UserError, match=r"a\.wav: permission denied"):
+                read_audio(path)
+            with pytest.raises(UserError, match=r"a\.wav: permission denied"):
+                content_digest(path, "first")
+        finally:
+            os.seteuid(user)
+            path.parent.chmod(0o755)

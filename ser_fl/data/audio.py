@@ -11,12 +11,15 @@ import hashlib
 import io
 import math
 import os
+import stat
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
 
+from ser_fl.data import headers
 from ser_fl.errors import UserError, one_line, unknown_name
 from ser_fl.files import write_bytes
 
@@ -35,12 +38,12 @@ RATES_HZ = (1_000, 768_000)
 _BLOCK_SAMPLES = 1 << 25
 _LARGEST_KERNEL = 1 << 25
 """Coefficients of a resampling filter: 256 MB in float64."""
-_NO_AUDIO = {
-    b"version https://git-lfs": "it is a Git LFS pointer, not the audio itself; fetch the audio with `git lfs pull`",
-    b"/annex/objects/": "it is a git-annex pointer, not the audio itself; fetch the audio with `git annex get`",
-    b"<": "it is a web page, not audio; download the file again",
-}
-"""What stands at the beginning of files that often lie in the place of audio, and what they are."""
+_AGAIN = "copy or download it again"
+_LARGE_HEADER = 4096
+_HEADERLESS = ("RAW", "MPC2K")
+"""What libsndfile takes a file for by its ending alone (.vox, .gsm, .au), or by two bytes that begin many others."""
+_PREROLL_SAMPLES = 8192
+"""Decoded before a segment and dropped: after a jump, MP3 decoders lack what earlier frames hold of the first one."""
 
 
 class UnusableAudio(UserError):
@@ -87,22 +90,19 @@ def check_resampling(from_hz: int, to_hz: int) -> None:
         raise UnusableAudio(reason)
 
 
-def missing_bytes(path: Path) -> int:
-    """How many bytes more a WAV file's header announces than the file holds: it was cut off; 0 for other files. Headers
-    of streams, of unknown length, announce 2 GB or more and do not count, nor do a few bytes, by which some programs
-    err.
-    """
-    with path.open("rb") as file:
-        head = file.read(8)
-        size = file.seek(0, io.SEEK_END)
-    announced = int.from_bytes(head[4:], "little") + len(head)
-    if head[:4] != b"RIFF" or announced >= 0x7FFFF000:
-        return 0
-    return announced - size if announced - size > len(head) else 0
+def duration_s(path: Path) -> float:
+    """How long a file is by its header; what `probe_header` finds is an error."""
+    with _open(path) as file:
+        return max(file.frames, 0) / file.samplerate
 
 
-def read_audio(path: Path, channel: str = "first") -> tuple[Tensor, int]:
+def read_audio(path: Path, channel: str = "first", span_s: tuple[float, float] | None = None) -> tuple[Tensor, int]:
     """Read one channel of a file that soundfile can read: "first", "second" or "mean", see `CHANNELS`.
+
+    Args:
+        path: the file.
+        channel: what is taken of several.
+        span_s: from which second to which; None: all. Nothing before it is decoded, where the format allows it.
 
     Returns:
         Waveform of shape (T,), float32 in [-1, 1], and its sampling rate in Hz. Integer samples k of b bits become k /
@@ -121,17 +121,19 @@ def read_audio(path: Path, channel: str = "first") -> tuple[Tensor, int]:
         if not is_mean and index >= file.channels:
             reason = "it has one channel, no second; take the first (data.channel=first, --channel first)"
             raise UnusableAudio(reason, path, verb="use")
+        start, stop = (round(second * file.samplerate) for second in span_s or (0, 0))
         # All samples there are: a header may announce any number. Under half an hour it is one block, since decoders of
         # lossy formats may err where they go on.
-        largest, left = _BLOCK_SAMPLES // file.channels, max(file.frames, 0)
+        largest, end = _BLOCK_SAMPLES // file.channels, min(max(file.frames, 0), stop or sys.maxsize)
         try:
+            place = begun = _wind(file, max(0, start - _PREROLL_SAMPLES))
             while not blocks or len(blocks[-1]) == largest:
-                block = file.read(min(largest, left), dtype="float32", always_2d=True)
-                left -= len(block)
+                block = file.read(min(largest, end - place), dtype="float32", always_2d=True)
+                place += len(block)
                 blocks.append(block.mean(1, dtype=np.float32) if is_mean else np.ascontiguousarray(block[:, index]))
         except (soundfile.SoundFileError, OSError) as error:
-            raise UnusableAudio(_reason(error), path) from None
-    samples_T = np.concatenate(blocks)
+            raise UnusableAudio(_why_unreadable(path, error), path) from None
+    samples_T = np.concatenate(blocks)[start - begun :]
     if len(samples_T) == 0:
         raise UnusableAudio(_why_empty(path), path)
     peak = float(np.maximum(samples_T.max(), -samples_T.min()))
@@ -144,45 +146,77 @@ def read_audio(path: Path, channel: str = "first") -> tuple[Tensor, int]:
     return torch.from_numpy(samples_T.clip(-1, 1, out=samples_T)), int(file.samplerate)
 
 
+def _wind(file: soundfile.SoundFile, place: int) -> int:
+    """Go to a sample; where the format cannot jump, stay at the first. Where it now is."""
+    if place:
+        with contextlib.suppress(soundfile.SoundFileError):
+            return file.seek(place)
+    return 0
+
+
 def _open(path: Path) -> soundfile.SoundFile:
-    """A file that has a header that can be read, and a rate in `RATES_HZ`."""
+    """A file that has a header that can be read and is believed, and a rate in `RATES_HZ`."""
     _check_file(path)
-    if path.suffix.lower() == ".raw":
-        reason = "a .raw file has no header that tells its sampling rate; make a WAV file of it"
-        raise UnusableAudio(reason, path, verb="use")
     try:
-        file = soundfile.SoundFile(str(path))
+        # A file without a name: soundfile wants to be told what .raw is, though it may have a header.
+        file = soundfile.SoundFile(os.open(path, os.O_RDONLY) if path.suffix.lower() == ".raw" else str(path))
+        if file.format in _HEADERLESS:
+            file.close()
+            raise soundfile.SoundFileRuntimeError("format not recognised")
+        if file.frames == 0 and (mended := headers.with_length(path)):
+            file.close()
+            file = soundfile.SoundFile(io.BytesIO(mended))
     except (soundfile.SoundFileError, OSError) as error:
-        head = b""
-        with contextlib.suppress(OSError), path.open("rb") as opened:
-            head = opened.read(64).lstrip()
-        known = next((reason for beginning, reason in _NO_AUDIO.items() if head.startswith(beginning)), None)
-        raise UnusableAudio(known or _reason(error), path) from None
+        raise UnusableAudio(_why_unreadable(path, error), path) from None
     low, high = RATES_HZ
     if not low <= file.samplerate <= high:
         file.close()
         reason = f"its header tells a sampling rate beyond {low} to {high} Hz; make it again from its source"
         raise UnusableAudio(reason, path, f"{reason}, got {file.samplerate}", verb="use")
+    if file.frames == sys.maxsize:
+        file.close()
+        raise UnusableAudio("its header tells no length, as of a stream; write it anew (ffmpeg -i IN OUT)", path)
     return file
 
 
 def _check_file(path: Path) -> None:
-    """Raise `UnusableAudio` for what is no file; `os.path` takes names that are too long, too."""
-    if os.path.isfile(path):  # noqa: PTH113
-        return
-    if os.path.isdir(path):  # noqa: PTH112
+    """Raise `UnusableAudio` for what is no file, or may not be looked at."""
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116, takes names with a NUL, too
+    except (OSError, ValueError) as error:
+        if isinstance(error, PermissionError):
+            raise UnusableAudio(_reason(error), path) from None
+        is_link = os.path.islink(path)  # noqa: PTH114
+        raise UnusableAudio("it is a link to a file that is not there" if is_link else "no such file", path) from None
+    if stat.S_ISDIR(mode):
         raise UnusableAudio("it is a folder", path)
-    is_there = os.path.exists(path)  # noqa: PTH110
-    raise UnusableAudio("it is a device or a pipe, whose end nobody knows" if is_there else "no such file", path)
+    if not stat.S_ISREG(mode):
+        raise UnusableAudio("it is a device or a pipe, whose end nobody knows", path)
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    """What a file is, if not audio; else what libsndfile says of it, where that is true."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as refused:
+        return _reason(refused)
+    if kind := headers.kind_of(head):
+        return f"it is {kind}"
+    reason = _reason(error)
+    if "not recognised" in reason:  # by its ending, libsndfile would take it for samples
+        return "it has no header that tells its format and sampling rate; make a WAV file of it"
+    if "regular file" in reason:  # said of whatever begins with the two bytes of MP3
+        reason = "no MP3 follows its first bytes"
+    return f"it is cut off or damaged ({reason}); {_AGAIN}" if isinstance(error, soundfile.SoundFileError) else reason
 
 
 def _why_empty(path: Path) -> str:
-    """Why no sample was read: there is none, or a header that was never finished hides them."""
-    with path.open("rb") as file:
-        head, size = file.read(4096), file.seek(0, io.SEEK_END)
-    data = head.find(b"data\0\0\0\0", 12)
-    if head.startswith(b"RIFF") and data >= 0 and size > max(int.from_bytes(head[4:8], "little"), data) + 8:
-        return "its header tells a length of 0, but sound follows; write the header anew (sox --ignore-length IN OUT)"
+    """Why no sample was read: there is none, or the header hides them."""
+    if headers.missing_bytes(path):
+        return f"it was cut off before the first sample; {_AGAIN}"
+    if path.stat().st_size > _LARGE_HEADER:
+        return "its header tells a length of 0, but more follows; write the header anew (sox --ignore-length IN OUT)"
     return "it holds no samples"
 
 
@@ -218,7 +252,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if isinstance(error, soundfile.LibsndfileError):
-        return str(error.error_string).rstrip(".").lower()
+        return str(error.error_string).removeprefix("Error : ").rstrip(".").lower()
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return one_line(str(error)) or type(error).__name__

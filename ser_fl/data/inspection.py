@@ -15,8 +15,9 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from ser_fl.data.audio import UnusableAudio, missing_bytes
+from ser_fl.data.audio import UnusableAudio
 from ser_fl.data.corpora import CorpusInfo, FileCorpus
+from ser_fl.data.headers import missing_bytes
 from ser_fl.data.shortcuts import acoustic_facts, facts_of_table, shortcuts
 from ser_fl.data.utterance import Corpus, SkippedFile, Utterance
 from ser_fl.errors import UserError

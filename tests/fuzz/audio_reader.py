@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from ser_fl.data.audio import content_digest, missing_bytes, probe_audio, probe_header, read_audio
+from ser_fl.data.audio import content_digest, probe_audio, probe_header, read_audio
 from ser_fl.data.frontend import repeat_to_length, resample
+from ser_fl.data.headers import missing_bytes
 from ser_fl.errors import UserError
 
 ROOM = 1 << 30

@@ -1,0 +1,24 @@
+"""Text as it is compared: two names that look the same are the same."""
+
+import unicodedata
+
+_BLANK_BY_DESIGN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+
+
+def plain(text: str) -> str:
+    """A text in Unicode's composed form (NFC, where macOS writes NFD), every run of blanks of any kind a single one,
+    none at the ends, and without what cannot be seen: zero-width characters, soft hyphens, marks of direction or order.
+
+    >>> plain(" wu\u0308tend\u200b ") == "wütend"
+    True
+    """
+    if not text.isascii() or not text.isprintable():
+        text = unicodedata.normalize("NFC", "".join(filter(_is_seen, text)))
+    return " ".join(text.split())
+
+
+def _is_seen(character: str) -> bool:
+    if character.isspace():
+        return True
+    is_variation = "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef"
+    return not (is_variation or unicodedata.category(character) in ("Cc", "Cf") or character in _BLANK_BY_DESIGN)
