@@ -12,9 +12,14 @@ def plain(text: str) -> str:
     >>> plain(" wu\u0308tend\u200b ") == "wütend"
     True
     """
-    if not text.isascii() or not text.isprintable():
+    if not (text.isascii() and text.isprintable()):
         text = unicodedata.normalize("NFC", "".join(filter(_is_seen, text)))
     return " ".join(text.split())
+
+
+def has_unseen(text: str) -> bool:
+    """Whether a text has characters that cannot be told from others or from none: odd blanks, or none to be seen."""
+    return not all(map(_is_seen, text)) or any(char.isspace() and char not in " \n\r\t" for char in text)
 
 
 def _is_seen(character: str) -> bool:

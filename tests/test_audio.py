@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import torch
 
-from ser_fl.data.audio import content_digest, duration_s, probe_audio, probe_header, read_audio, write_wav
+from ser_fl.data.audio import content_digest, duration_s, header_of, probe_audio, probe_header, read_audio, write_wav
 from ser_fl.data.headers import missing_bytes, surplus_bytes
 from ser_fl.errors import UserError
 
@@ -73,7 +73,7 @@ def test_cut_off_flac_passes_the_probe_and_fails_in_reading(tmp_path: Path) -> N
     [
         (None, "no such file"),
         (b"", "empty"),
-        (b"no audio", "text, not audio"),
+        (b"no audio", "text; download"),
         (b"\x80\x81\x82" * 99, "no header that tells its format"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 98350\n", "git lfs pull"),
         (b"/annex/objects/SHA256E-s98350--00.wav\n", "git annex get"),
@@ -157,14 +157,14 @@ def test_a_header_that_tells_too_few_samples_is_found(tmp_path: Path) -> None:
 MAGIC = {
     "empty": (b"", "empty; download"),
     "zeros": (bytes(5000), "a file of zeros; download"),
-    "text": (b"a transcript of what is said\n" * 99, "text, not audio"),
-    "utf-16": ("a transcript\n".encode("utf-16") * 99, "text, not audio"),
-    "cut utf-8": (("\n" + "ä" * 999).encode(), "text, not audio"),
-    "json": (b'\n{"error": 404}', "JSON, not audio; download"),
-    "xml": (b"<?xml version='1.0'?><Error>denied</Error>", "web page or XML, not audio; download"),
-    "html": (b"\xef\xbb\xbf\r\n<!DOCTYPE html>", "web page or XML, not audio; download"),
+    "text": (b"a transcript of what is said\n" * 99, "text; download"),
+    "utf-16": ("a transcript\n".encode("utf-16") * 99, "text; download"),
+    "cut utf-8": (("\n" + "ä" * 999).encode(), "text; download"),
+    "json": (b'\n{"error": 404}', "JSON; download"),
+    "xml": (b"<?xml version='1.0'?><Error>denied</Error>", "web page or XML; download"),
+    "html": (b"\xef\xbb\xbf\r\n<!DOCTYPE html>", "web page or XML; download"),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "a Git LFS pointer"),
-    "zip": (b"PK\3\4" + bytes(range(256)), "a ZIP archive, not audio; unpack it"),
+    "zip": (b"PK\3\4" + bytes(range(256)), "a ZIP archive; unpack it"),
     "gzip": (b"\x1f\x8b\x08" + bytes(99), "a gzip archive"),
     "tar": (b"a.wav" + bytes(252) + b"ustar\00000" + bytes(900), "a tar archive"),
     "rar": (b"Rar!\x1a\7\0" + bytes(99), "a RAR archive"),
@@ -225,14 +225,15 @@ def test_a_cut_file_is_refused_or_found(tmp_path: Path) -> None:
         whole = encoded(samples, format)
         path.write_bytes(whole)
         assert missing_bytes(path) == 0
-        assert abs(duration_s(path) - len(read_audio(path)[0]) / 16000) < 1e-9
+        assert header_of(path) == (duration_s(path), 1) == (len(read_audio(path)[0]) / 16000, 1)
         for share in (0.5, 0.9, *((0.99,) if format != "MP3" else ())):  # whose last frame is padding
             path.write_bytes(whole[: int(share * len(whole))])
             if (reason := probe_audio(path, "first")) is not None:
                 assert "cut off" in reason
             else:
-                lacks_s = duration_s(path) - len(read_audio(path)[0]) / 16000
+                lacks_s = header_of(path)[0] - len(read_audio(path)[0]) / 16000
                 assert missing_bytes(path) or lacks_s > 0.01, (format, share)
+                assert duration_s(path) == len(read_audio(path)[0]) / 16000
 
 
 def test_a_span_is_what_the_whole_file_holds_there(tmp_path: Path) -> None:

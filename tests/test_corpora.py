@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import os
+import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from ser_fl.data.corpora import CORPORA, CorpusInfo, named_files, open_corpus
 from ser_fl.data.corpora.folder import list_files
 from ser_fl.data.utterance import EMOTIONS, Utterance
 from ser_fl.errors import UserError
+from ser_fl.text import has_unseen, plain
 
 NEMO = Path(os.environ.get("SERFL_NEMO", Path(__file__).parents[2] / "shared" / "data" / "nemo"))
 
@@ -269,11 +272,19 @@ A-E3:\tval 3; act 2; dom  2;\t()
 [21.3257 - 24.7400]\tSes01F_impro01_F004\thap\t[2.5000, 3.5000, 3.5000]
 """
 IEMOCAP_TURNS = {
-    "Ses01F_impro01_F000": ("neutral", "Ses01F", "female", None, "Ses01"),
-    "Ses01F_impro01_M001": ("happiness", "Ses01M", "male", None, "Ses01"),
+    "Ses01F_impro01_F000": ("neutral", "Ses01F", "female", "Excuse me: café?", "Ses01"),
+    "Ses01F_impro01_M001": ("happiness", "Ses01M", "male", "Do you have your forms?", "Ses01"),
     "Ses01F_impro01_F004": ("happiness", "Ses01F", "female", None, "Ses01"),
-    "Ses05M_script01_1b_F002": ("anger", "Ses05F", "female", None, "Ses05"),
-    "Ses05M_script01_1b_M003": ("sadness", "Ses05M", "male", None, "Ses05"),
+    "Ses05M_script01_1b_F002": ("anger", "Ses05F", "female", "Yeah.", "Ses05"),
+    "Ses05M_script01_1b_M003": ("sadness", "Ses05M", "male", "script01_1", "Ses05"),
+}
+TRANSCRIPTIONS = {
+    "Ses01F_impro01": """Ses01F_impro01_F000 [006.2901-008.2357]: Excuse  me: caf\xe9?
+Ses01F_impro01_M001 [010.0100-011.3925]: Do you have your forms?
+M: [010.0100-011.3925]: not of a turn
+Ses01F_impro01_F004 [021.3257-024.7400]:
+""",
+    "Ses05M_script01_1b": "Ses05M_script01_1b_F002 [1.0-2.0]: Yeah.\n",
 }
 
 
@@ -290,9 +301,7 @@ def write_iemocap(root: Path, suffix: str = ".wav") -> None:
             folder / "dialog" / "EmoEvaluation" / "Categorical" / f"{dialogue}_e2_cat.txt",
             f"{dialogue}_F000 :Anger; ()\n",
         )
-        write_text(
-            folder / "dialog" / "transcriptions" / f"{dialogue}.txt", f"{dialogue}_F000 [006.2-008.2]: Excuse me.\n"
-        )
+        write_text(folder / "dialog" / "transcriptions" / f"{dialogue}.txt", TRANSCRIPTIONS[dialogue], "latin-1")
         write_audio(folder / "dialog" / "wav" / f"{dialogue}.wav")
         for turn in [*IEMOCAP_TURNS, "Ses01F_impro01_F002", "Ses01F_impro01_M003"]:
             if turn.startswith(dialogue):
@@ -553,13 +562,292 @@ def test_manifest_absolute_path_and_backslashes_below_the_folder(tmp_path: Path)
     assert [u.utterance_id for u in open_corpus("manifest", tmp_path).utterances] == ["a.wav", "deep/c.flac"]
 
 
-def test_manifest_that_is_no_text_or_missing(tmp_path: Path) -> None:
-    write_text(tmp_path / "manifest.csv", "path,emotion,speaker\nä.wav,anger,s1\n", "utf-16")
-    with pytest.raises(UserError, match=r"cannot read the table .*manifest\.csv"):
-        open_corpus("manifest", tmp_path)
-    (tmp_path / "manifest.csv").unlink()
+def test_manifest_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no manifest\.csv in .*path, emotion, speaker"):
         open_corpus("manifest", tmp_path)
+
+
+# Tables as they come from spreadsheets and other systems.
+
+SPOKEN = [
+    ("a.wav", "Anger", "Zoë", "well, yes"),
+    ("b.wav", "menace", "Łukasz", 'a "quoted" word'),
+    ("deep/c.flac", "wütend", "José", "of two\nlines"),
+]
+
+
+def write_spoken(folder: Path, separator: str, ending: str, encoding: str, above: str = "") -> None:
+    def quoted(field: str) -> str:
+        return '"' + field.replace('"', '""') + '"'
+
+    lines = [separator.join([" Path ", "EMOTION", "Speaker", " text"])]
+    lines += [separator.join([path, emotion, quoted(who), quoted(text)]) for path, emotion, who, text in SPOKEN]
+    write_manifest(folder, [])
+    (folder / "manifest.csv").write_bytes((above + ending.join(lines) + ending).encode(encoding))
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r", "\r\n\r\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_a_manifest_is_read_in_whatever_form_a_program_saves_it(
+    tmp_path: Path, separator: str, ending: str, encoding: str
+) -> None:
+    mark = "\ufeff" if encoding == "utf-16-le" else ""
+    for above in ("", f"sep={separator}{ending}", ending):
+        write_spoken(tmp_path, separator, ending, encoding, mark + above)
+        corpus = open_corpus("manifest", tmp_path)
+        assert [(u.utterance_id, u.emotion, u.speaker, u.text) for u in corpus.utterances] == [
+            (path, emotion.lower(), speaker, text.replace("\n", " ")) for path, emotion, speaker, text in SPOKEN
+        ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "path,emotion,speaker\n\na.wav,anger,s1\nb.wav,wütend,s1\n".encode("cp1252"),
+            r"line 4 is no UTF-8 \(byte 0xfc\); save it as UTF-8",
+        ),
+        ("path,emotion,speaker\ra.wav,wütend,s1".encode("latin-1"), r"line 2 is no UTF-8 \(byte 0xfc\)"),
+        ("path,emotion,speaker\na.wav,joy,s1\n".encode("utf-16-le"), r"NUL characters; save it as UTF-8"),
+        ("path,emotion,speaker\na.wav,joy,s1\n".encode("utf-16")[:-1], r"is no UTF-16"),
+        (b"PK\3\4\x14\0\6\0xl/workbook.xml", r"it is a ZIP archive; save the table as CSV in UTF-8"),
+        (b"version https://git-lfs.github.com/spec/v1\n", r"Git LFS pointer.*; fetch it with `git lfs pull`"),
+        (b"<!DOCTYPE html>", r"it is a web page or XML; save the table as CSV"),
+        (b"path,emotion,speaker,emotion\na.wav,joy,s1,fear\n", r"has the column 'emotion' twice: keep one"),
+        (b"path,emotion,speaker,Emotion \na.wav,joy,s1,joy\n", r"has the column 'emotion' twice"),
+        (b"path;emotion;speaker\na.wav;joy\n", r"line 2 has no 'speaker'"),
+        (b"path,emotion,speaker\na.wav;joy;s1\n", r"line 2 has no 'emotion'"),
+        (b"path,emotion,speaker;text\na.wav,joy,s1;x\n", r"lacks the column 'speaker': it has path, emotion, speaker;"),
+        (b"path,emotion,speaker,,\na.wav,joy,s1,,,too much\n", r"line 2 has 6 fields, not 3"),
+        ("path,emotion,speaker\na.wav,\u200b\u00ad,s1\n".encode(), r"line 2 has no 'emotion'"),
+        (
+            b'path,emotion,speaker,text\na.wav,joy,s1,"never ended\nb.wav,joy,s1,x\ndeep/c.flac,joy,s1,x\n',
+            r"line 2: unexpected end of data: write quotation marks within a field twice",
+        ),
+        (b'path,emotion,speaker,text\na.wav,joy,s1,"so" she said\n', r"line 2: .*quotation marks within a field twice"),
+        (b'path,emotion,speaker\na.wav,joy,s1\nb.wav,"x' + b"y" * 200_000 + b'",s1\n', r"line 3: field larger than"),
+        (b"", r"lacks the column 'path': it has nothing"),
+    ],
+)
+def test_a_table_that_can_be_read_in_two_ways_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    write_manifest(tmp_path, [])
+    (tmp_path / "manifest.csv").write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        open_corpus("manifest", tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_what_a_spreadsheet_leaves_around_a_table_is_nothing(tmp_path: Path) -> None:
+    """Blank lines, lines of separators alone, columns without a name at both ends, missing cells at the end."""
+    lines = [
+        "",
+        ",,,",
+        ",path,emotion,speaker,text,,",
+        ",,,,",
+        '0,a.wav,joy,"s1" ,x,,',
+        "",
+        "1,b.wav,fear,s1",
+        ",,,,,,,",
+    ]
+    write_manifest(tmp_path, lines)
+    assert [facts(u) for u in open_corpus("manifest", tmp_path).utterances] == [
+        ("joy", "s1", None, "x", None),
+        ("fear", "s1", None, None, None),
+    ]
+
+
+def test_a_row_twice_is_one_utterance_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = ["path,emotion,speaker,text", "a.wav,joy,s1,x", "b.wav,fear,s1,", "./a.wav, joy,s1 ,x,"]
+    write_manifest(tmp_path, lines)
+    assert len(open_corpus("manifest", tmp_path).utterances) == 2
+    assert "lists 1 files twice, which are taken once: ./a.wav in line 4" in caplog.text
+    write_manifest(tmp_path, [*lines, "a.wav,joy,s2,x"])
+    with pytest.raises(UserError, match=r"line 5 lists a\.wav again, after line 2, and otherwise: keep one"):
+        open_corpus("manifest", tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("name", ["emozionalmente", "nemo"])
+def test_tables_of_corpora_are_read_in_other_forms_too(
+    tmp_path: Path, name: str, separator: str, encoding: str
+) -> None:
+    TABLES[name][0](tmp_path)
+    for path in ("samples/EB0_neutral_13.wav", "samples/KS0_surprised_10.wav"):
+        write_audio(tmp_path / path)
+    expected = open_corpus(name, tmp_path).utterances
+    quoting = csv.QUOTE_NONE if name == "nemo" else csv.QUOTE_MINIMAL
+    for path in [*tmp_path.glob("**/*.csv"), *tmp_path.glob("*.tsv")]:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file, delimiter="\t" if name == "nemo" else ",", quoting=quoting))
+        with path.open("w", encoding=encoding, newline="") as file:
+            if separator == "\t" and name == "nemo":  # as published: quotation marks are text
+                file.writelines("\t".join(row) + "\r\n" for row in rows)
+            else:
+                csv.writer(file, delimiter=separator).writerows(rows)
+    assert open_corpus(name, tmp_path).utterances == expected
+
+
+# Names that look the same.
+
+UNSEEN = ["\u200b", "\ufeff", "\u00ad", "\u202a", "\u2060", "\ufe0f", "\x07"]
+
+
+@pytest.mark.parametrize("unseen", UNSEEN)
+def test_names_that_look_the_same_are_the_same(tmp_path: Path, unseen: str, caplog: pytest.LogCaptureFixture) -> None:
+    composed, decomposed = unicodedata.normalize("NFC", "José wütend"), unicodedata.normalize("NFD", "José wütend")
+    assert composed != decomposed
+    odd = f"\u00a0José{unseen} \u2009w\u00fctend"
+    names = zip(("a.wav", "b.wav", "deep/c.flac"), (composed, decomposed, odd), strict=True)
+    rows = [f"{path},{name},{name},{name}" for path, name in names]
+    write_manifest(tmp_path, ["path,emotion,speaker,text", *rows])
+    for labels in (None, {decomposed: f"anger{unseen}"}):
+        corpus = open_corpus("manifest", tmp_path, labels=labels)
+        assert {u.speaker for u in corpus.utterances} == {u.text for u in corpus.utterances} == {composed}
+        assert {u.emotion for u in corpus.utterances} == ({composed.lower()} if labels is None else {"anger"})
+    assert "invisible characters, which do not count: 3 fields" in caplog.text and "line 4" in caplog.text
+
+
+def test_labels_that_look_the_same_are_refused(tmp_path: Path) -> None:
+    write_manifest(tmp_path, FULL)
+    with pytest.raises(UserError, match=r"data\.labels: two of 'anger', 'anger\\u200b' look the same"):
+        open_corpus("manifest", tmp_path, labels={"anger": "fear", "anger\u200b": "joy"})
+    with pytest.raises(UserError, match=r"the word for 'anger' is blank"):
+        open_corpus("manifest", tmp_path, labels={"anger": "\u200b"})
+
+
+@pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
+@pytest.mark.parametrize("written", ["NFC", "NFD"])
+def test_a_file_is_found_in_whatever_form_it_is_written(tmp_path: Path, on_disk: str, written: str) -> None:
+    """macOS writes names decomposed; what is opened is the file on the disk, the id is the same everywhere."""
+
+    def form(name: str, which: str) -> str:
+        return unicodedata.normalize("NFC" if which == "NFC" else "NFD", name)
+
+    folder = tmp_path / form("Aufnahmé", on_disk)
+    path = folder / form("José", on_disk) / form("wütend  1.wav", on_disk)
+    write_audio(path)
+    write_audio(path.with_name(form("wütend 2.wav", on_disk)))
+    name = form("José/wütend", written)
+    write_text(folder / "manifest.csv", f"path,emotion,speaker\n{name}  1.wav,joy,s1\n{name}\u00a02.wav,fear,s1\n")
+    for root in (folder, tmp_path / form("Aufnahmé", written)):
+        first, second = open_corpus("manifest", root).utterances
+        assert first.utterance_id == form("José/wütend  1.wav", "NFC") == first.recording
+        assert first.path == path and second.path == path.with_name(form("wütend 2.wav", on_disk))
+    write_text(
+        folder / "manifest.csv",
+        f"path,emotion,speaker\n{form(name, 'NFC')}  1.wav,joy,s1\n{form(name, 'NFD')}  1.wav,joy,s1\n",
+    )
+    assert len(open_corpus("manifest", folder).utterances) == 1
+
+
+def test_two_files_that_look_the_same_are_told_apart_or_refused(tmp_path: Path) -> None:
+    for name in ("\u00e9.wav", "e\u0301.wav"):
+        write_audio(tmp_path / name)
+    write_text(tmp_path / "manifest.csv", "path,emotion,speaker\n\u00e9.wav,joy,s1\n")
+    (only,) = open_corpus("manifest", tmp_path).utterances
+    assert only.path == tmp_path / "\u00e9.wav"
+    write_text(tmp_path / "manifest.csv", "path,emotion,speaker\n\u00e9\u200b.wav,joy,s1\n")
+    with pytest.raises(UserError, match=r"'\\xe9\.wav'.* look the same: rename one"):
+        open_corpus("manifest", tmp_path)
+    write_text(tmp_path / "manifest.csv", "path,emotion,speaker\n\u00e9.wav,joy,s1\ne\u0301.wav,joy,s1\n")
+    with pytest.raises(UserError, match=r"and differ: remove one"):
+        open_corpus("manifest", tmp_path)
+
+
+def test_schemes_match_names_as_they_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = CorpusInfo(
+        name="own",
+        title="our own",
+        licence="ours",
+        url="",
+        label_map={"w\u00fctend": "anger"},
+        example="names such as jos\u00e9_w\u00fctend.wav",
+        find=named_files("(?P<speaker>jos\u00e9)_(?P<code>w\u00fctend)", sex=lambda speaker: None),
+    )
+    monkeypatch.setitem(CORPORA, "own", info)
+    write_audio(tmp_path / unicodedata.normalize("NFD", "a/jos\u00e9_w\u00fctend.wav"))
+    write_audio(
+        tmp_path / "b" / "jos\u00e9_\u200bw\u00fctend.wav", seed=unicodedata.normalize("NFD", "jos\u00e9_w\u00fctend")
+    )
+    (only,) = open_corpus("own", tmp_path).utterances
+    assert (only.emotion, only.speaker) == ("anger", "jos\u00e9")
+
+
+def test_plain_text_is_plain() -> None:
+    assert plain("\u202ea\u0301\u200b  b\n\u00a0") == "\u00e1 b"
+    assert plain("e\u200b\u0301") == "\u00e9", "composed after the mark is gone"
+    assert plain("\u3164") == plain("\u200d\ufeff") == ""
+    draw = np.random.default_rng(0)
+    for _ in range(300):
+        text = "".join(map(chr, draw.choice([*range(32, 0x250), *range(0x300, 0x370), *range(0x2000, 0x2070)], 8)))
+        assert plain(plain(text)) == plain(text) == plain(unicodedata.normalize("NFD", text))
+        if not has_unseen(text):
+            assert plain(text) == unicodedata.normalize("NFC", " ".join(text.split(" "))).strip() or "  " in text
+    assert not any(map(has_unseen, ["a b\n", "\u00e9", "e\u0301", ""]))
+    assert all(has_unseen(f"a{unseen}b") for unseen in [*UNSEEN, "\u00a0", "\u2028"])
+
+
+# Long files.
+
+
+def write_long(folder: Path, samples: int, name: str = "a.wav") -> np.ndarray:
+    values = np.random.default_rng(samples).integers(-9000, 9000, samples).astype(np.int16)
+    folder.mkdir(parents=True, exist_ok=True)
+    soundfile.write(folder / name, values, 1000)
+    return values / np.float32(32768)
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        (1000, None),
+        (1001, [(0, 1000)]),
+        (1499, [(0, 1000)]),
+        (1500, [(0, 1000), (1000, 1500)]),
+        (2000, [(0, 1000), (1000, 2000)]),
+        (3400, [(0, 1000), (1000, 2000), (2000, 3000)]),
+        (12_700, [(k * 1000, min(k * 1000 + 1000, 12_700)) for k in range(13)]),
+    ],
+)
+def test_long_files_become_segments(tmp_path: Path, samples: int, expected: list[tuple[int, int]] | None) -> None:
+    values = write_long(tmp_path, samples)
+    write_long(tmp_path, 800, "b.wav")
+    write_text(
+        tmp_path / "manifest.csv",
+        "path,emotion,speaker,text,sex,session,split\na.wav,joy,s1,x,f,7,test\nb.wav,fear,s2\n",
+    )
+    corpus = open_corpus("manifest", tmp_path, segment_s=1.0)
+    *made, last = corpus.utterances
+    assert last.utterance_id == "b.wav" and last.span_s is None
+    width = len(str(len(expected or [0]) - 1))
+    names = ["a.wav"] if expected is None else [f"a.wav#{k:0{width}d}" for k in range(len(expected))]
+    assert [utterance.utterance_id for utterance in made] == names
+    digests = set()
+    for utterance, (begin, end) in zip(made, expected or [(0, samples)], strict=True):
+        assert (*facts(utterance), utterance.split) == ("joy", "s1", "female", "x", "7", "test")
+        assert utterance.recording == "a.wav"
+        assert np.array_equal(corpus.read(utterance)[0].numpy(), values[begin:end])
+        digests.add(corpus.content_digest(utterance))
+    assert len(digests) == len(made)
+    (whole, _) = open_corpus("manifest", tmp_path).utterances
+    assert whole.utterance_id == "a.wav", "by default a file is an utterance"
+    if expected:
+        write_long(tmp_path, samples + 1)
+        other = open_corpus("manifest", tmp_path, segment_s=1.0)
+        assert not digests & {other.content_digest(utterance) for utterance in other.utterances}
+
+
+def test_a_file_is_read_once_for_the_digests_of_its_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_long(tmp_path, 20_000)
+    write_text(tmp_path / "manifest.csv", "path,emotion,speaker\na.wav,joy,s1\n")
+    corpus = open_corpus("manifest", tmp_path, segment_s=1.0)
+    read: list[Path] = []
+    real = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or real(path))
+    assert len({corpus.content_digest(utterance) for utterance in corpus.utterances}) == 20
+    assert read == [tmp_path / "a.wav"]
 
 
 # Opening.
@@ -592,7 +880,7 @@ def test_unreadable_files_stop_or_are_skipped(tmp_path: Path, content: bytes) ->
     assert [file.utterance_id for file in corpus.skipped] == ["wav/03a02Fc.wav"]
     assert corpus.skipped[0].reason
     (tmp_path / "wav" / "03a01Fa.wav").write_bytes(content)
-    with pytest.raises(UserError, match=r"cannot read .*(data\.root|git lfs pull)"):
+    with pytest.raises(UserError, match=r"cannot read .*(download it again|download the file|git lfs pull)"):
         open_corpus("emodb", tmp_path, on_unreadable="skip")
 
 

@@ -33,12 +33,19 @@ class DataConfig:
     """Files that cannot be read: stop and name the first, or leave them out and name them all."""
     labels: dict[str, str]
     """Own emotion codes to words of the vocabulary, for manifests; empty keeps the codes."""
+    segment_s: Annotated[float, Field(ge=0.1, le=3600)] | None = None
+    """Files longer than this many seconds become several utterances of this length, all in one part of a split; null:
+    the front end takes the beginning of each."""
     cache_dir: Resumable[Folder | None]
     """Where features are kept; null is $XDG_CACHE_HOME/ser_fl or ~/.cache/ser_fl."""
     num_speakers: Annotated[int, Field(ge=2)]
     """Virtual speakers, "builtin" only."""
     utterances_per_emotion: Count
     """Utterances of each emotion and speaker, "builtin" only."""
+
+    def __post_init__(self) -> None:
+        if self.name == "builtin":
+            refuse_given(self, "data", ("segment_s",), owner="files", instead="data=builtin")
 
 
 @stage

@@ -90,10 +90,21 @@ def check_resampling(from_hz: int, to_hz: int) -> None:
         raise UnusableAudio(reason)
 
 
-def duration_s(path: Path) -> float:
-    """How long a file is by its header; what `probe_header` finds is an error."""
+def header_of(path: Path) -> tuple[float, int]:
+    """What the header tells: duration in seconds, and number of channels. The errors of `read_audio`."""
     with _open(path) as file:
-        return max(file.frames, 0) / file.samplerate
+        return max(file.frames, 0) / file.samplerate, file.channels
+
+
+def duration_s(path: Path) -> float:
+    """Seconds of sound that there are to read. Of MP3, whose header may tell of more, all is decoded."""
+    with _open(path) as file:
+        frames = max(file.frames, 0)
+        if file.format == "MP3":
+            frames = 0
+            while step := len(file.read(1 << 20, dtype="float32")):
+                frames += step
+        return float(frames / file.samplerate)
 
 
 def read_audio(path: Path, channel: str = "first", span_s: tuple[float, float] | None = None) -> tuple[Tensor, int]:
@@ -150,7 +161,7 @@ def _wind(file: soundfile.SoundFile, place: int) -> int:
     """Go to a sample; where the format cannot jump, stay at the first. Where it now is."""
     if place:
         with contextlib.suppress(soundfile.SoundFileError):
-            return file.seek(place)
+            return int(file.seek(place))
     return 0
 
 

@@ -112,6 +112,7 @@ def open_configured_corpus(config: Config) -> Corpus:
         on_unreadable=data.on_unreadable,
         labels=data.labels or None,
         to_hz=config.frontend.sample_rate_hz,
+        segment_s=data.segment_s,
     )
     for skipped in corpus.skipped:
         _LOG.warning("left out %s: %s", skipped.utterance_id, skipped.reason)

@@ -10,27 +10,27 @@ _DOWNLOAD = "download the file again"
 _CONVERT = "convert it to WAV (ffmpeg -i IN OUT.wav)"
 _TAGS = 4096
 _NO_AUDIO: tuple[tuple[int, bytes, str], ...] = (
-    (0, b"version https://git-lfs", "a Git LFS pointer, not the audio itself; fetch the audio with `git lfs pull`"),
-    (0, b"/annex/objects/", "a git-annex pointer, not the audio itself; fetch the audio with `git annex get`"),
-    (0, b"<", f"a web page or XML, not audio; {_DOWNLOAD}"),
-    (0, b"{\\rtf", f"a document, not audio; {_DOWNLOAD}"),
-    (0, b"{", f"JSON, not audio; {_DOWNLOAD}"),
-    (0, b"PK\3\4", "a ZIP archive, not audio; unpack it"),
-    (0, b"\x1f\x8b", "a gzip archive, not audio; unpack it"),
-    (0, b"BZh", "a bzip2 archive, not audio; unpack it"),
-    (0, b"\xfd7zXZ", "an xz archive, not audio; unpack it"),
-    (0, b"7z\xbc\xaf", "a 7-Zip archive, not audio; unpack it"),
-    (0, b"Rar!", "a RAR archive, not audio; unpack it"),
-    (257, b"ustar", "a tar archive, not audio; unpack it"),
-    (0, b"\0\5\x16\7", "the macOS twin of a file (._NAME), not the audio itself; name the file without ._"),
-    (0, b"\0\5\x16\0", "a macOS AppleSingle file, not plain audio; copy the audio out of it again"),
-    (0, b"\0\0\0\1Bud1", "a folder's settings of macOS (.DS_Store), not audio; remove it"),
-    (0, b"book\0\0\0\0mark", "an alias of macOS, not the audio itself; copy the audio"),
-    (0, b"L\0\0\0\1\x14\2\0", "a Windows shortcut, not the audio itself; copy the audio"),
-    (0, b"%PDF", f"a PDF document, not audio; {_DOWNLOAD}"),
-    (0, b"\x89PNG", f"a picture, not audio; {_DOWNLOAD}"),
-    (0, b"\xff\xd8\xff", f"a picture, not audio; {_DOWNLOAD}"),
-    (0, b"\x93NUMPY", "a NumPy array, not audio; write it as a WAV file"),
+    (0, b"version https://git-lfs", "a Git LFS pointer, not the file itself; fetch it with `git lfs pull`"),
+    (0, b"/annex/objects/", "a git-annex pointer, not the file itself; fetch it with `git annex get`"),
+    (0, b"<", f"a web page or XML; {_DOWNLOAD}"),
+    (0, b"{\\rtf", f"a document; {_DOWNLOAD}"),
+    (0, b"{", f"JSON; {_DOWNLOAD}"),
+    (0, b"PK\3\4", "a ZIP archive; unpack it"),
+    (0, b"\x1f\x8b", "a gzip archive; unpack it"),
+    (0, b"BZh", "a bzip2 archive; unpack it"),
+    (0, b"\xfd7zXZ", "an xz archive; unpack it"),
+    (0, b"7z\xbc\xaf", "a 7-Zip archive; unpack it"),
+    (0, b"Rar!", "a RAR archive; unpack it"),
+    (257, b"ustar", "a tar archive; unpack it"),
+    (0, b"\0\5\x16\7", "the macOS twin of a file (._NAME), not the file itself; name the file without ._"),
+    (0, b"\0\5\x16\0", "a macOS AppleSingle file; copy the audio out of it again"),
+    (0, b"\0\0\0\1Bud1", "a folder's settings of macOS (.DS_Store); remove it"),
+    (0, b"book\0\0\0\0mark", "an alias of macOS, not the file itself; copy the file"),
+    (0, b"L\0\0\0\1\x14\2\0", "a Windows shortcut, not the file itself; copy the file"),
+    (0, b"%PDF", f"a PDF document; {_DOWNLOAD}"),
+    (0, b"\x89PNG", f"a picture; {_DOWNLOAD}"),
+    (0, b"\xff\xd8\xff", f"a picture; {_DOWNLOAD}"),
+    (0, b"\x93NUMPY", "a NumPy array; write it as a WAV file"),
     (4, b"ftyp", f"MP4 (M4A), which libsndfile does not read; {_CONVERT}"),
     (0, b"#!AMR", f"AMR, which libsndfile does not read; {_CONVERT}"),
     (0, b"0&\xb2u", f"Windows Media (WMA), which libsndfile does not read; {_CONVERT}"),
@@ -42,10 +42,10 @@ _NO_AUDIO: tuple[tuple[int, bytes, str], ...] = (
 
 
 def kind_of(head: bytes) -> str | None:
-    """What a file is that is not audio, by its first 512 bytes; None where they do not tell.
+    """What a file is that is neither audio nor a table, by its first 512 bytes; None where they do not tell.
 
     >>> kind_of(b"<!DOCTYPE html>")
-    'a web page or XML, not audio; download the file again'
+    'a web page or XML; download the file again'
     """
     begins = head.lstrip(b"\xef\xbb\xbf\t\n\r ")
     for place, magic, kind in _NO_AUDIO:
@@ -58,7 +58,7 @@ def kind_of(head: bytes) -> str | None:
     if all(byte > 31 or byte in b"\t\n\r\f" for byte in head) or head.startswith((b"\xff\xfe", b"\xfe\xff")):
         with contextlib.suppress(UnicodeError):
             codecs.getincrementaldecoder("utf-16" if head[0] > 0xFD and head[1] > 0xFD else "utf-8")().decode(head)
-            return f"text, not audio; {_DOWNLOAD}"
+            return f"text; {_DOWNLOAD}"
     return None
 
 

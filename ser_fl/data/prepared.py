@@ -22,6 +22,7 @@ from ser_fl.data.shortcuts import facts_of_table, shortcuts
 from ser_fl.data.splits import PARTS, Indices, Part, Split, holders
 from ser_fl.data.utterance import Corpus, SkippedFile
 from ser_fl.errors import UserError, unknown_name
+from ser_fl.text import plain
 
 _LOG = logging.getLogger(__name__)
 
@@ -158,11 +159,12 @@ def open_node_corpus(config: Config, host: Host) -> Corpus:
     """
     corpus = copy(open_configured_corpus(config))
     known = {utterance.speaker for utterance in corpus.utterances}
-    for speaker in host.speakers:
+    hosted = tuple(map(plain, host.speakers))
+    for speaker in hosted:
         if speaker not in known:
             raise unknown_name("speaker", speaker, sorted(known))
-    if host.speakers:
-        corpus.utterances = tuple(u for u in corpus.utterances if u.speaker in host.speakers)
+    if hosted:
+        corpus.utterances = tuple(u for u in corpus.utterances if u.speaker in hosted)
     return corpus
 
 

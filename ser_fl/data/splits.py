@@ -11,6 +11,7 @@ from ser_fl.config.data import ClientsConfig, SplitConfig
 from ser_fl.data.utterance import Utterance
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.randomness import generator
+from ser_fl.text import plain
 
 Indices = tuple[int, ...]
 """Positions in the utterance table, ascending."""
@@ -88,6 +89,8 @@ def settle_split(speakers: Mapping[str, str | None], config: SplitConfig) -> Spl
     """
     if config.name != "speaker_independent":
         return config
+    asked = {who: tuple(map(plain, vars(config)[who])) for who in ("test_speakers", "validation_speakers")}
+    config = SplitConfig(**{**vars(config), **asked})
     for name in (*config.test_speakers, *config.validation_speakers):
         if name not in speakers:
             raise unknown_name("speaker", name, sorted(speakers))

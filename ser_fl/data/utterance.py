@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+from unicodedata import normalize
+
+from ser_fl.text import plain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +24,8 @@ class Utterance:
     """One recorded (or synthesised) utterance and what is known of it."""
 
     utterance_id: str
-    """Unique in its corpus and stable over machines: the path below the corpus folder, with forward slashes."""
+    """Unique in its corpus and stable over machines: the path below the corpus folder, with forward slashes, in
+    Unicode's composed form."""
     emotion: str
     """A word of `EMOTIONS`, or a manifest's own label."""
     speaker: str
@@ -38,10 +42,16 @@ class Utterance:
     recording: str = ""
     """What it is a part of: utterances of one recording are never in different parts of a split. By default it is its
     own, and this its utterance_id."""
+    span_s: tuple[float, float] | None = None
+    """From which second of its file to which; None for all of it."""
 
     def __post_init__(self) -> None:
-        if not self.recording:
-            object.__setattr__(self, "recording", self.utterance_id)
+        """Names and texts are kept as they are compared (`ser_fl.text.plain`)."""
+        object.__setattr__(self, "utterance_id", normalize("NFC", self.utterance_id))
+        object.__setattr__(self, "recording", normalize("NFC", self.recording) or self.utterance_id)
+        for name in ("emotion", "speaker", "session", "text"):
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, plain(given))
 
     @property
     def file(self) -> Path:

@@ -1,17 +1,24 @@
 """Looking through a corpus folder: files by name, whatever the nesting and the case, and the tables among them."""
 
+import codecs
 import csv
 import filecmp
+import io
+import logging
 import os
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Literal
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path, PurePath
 
+from ser_fl.data.headers import kind_of
 from ser_fl.errors import UserError
+from ser_fl.text import has_unseen, plain
 
 AUDIO_SUFFIXES = (".wav", ".flac")
 """Of corpora that name their files by a scheme; a manifest may name any format soundfile reads."""
+_LOG = logging.getLogger(__name__)
 _SEXES = {"f": "female", "female": "female", "woman": "female", "m": "male", "male": "male", "man": "male"}
 _SPLITS = {"train": "train", "training": "train", "test": "test"}
 _SPLITS |= dict.fromkeys(("dev", "val", "valid", "validation"), "validation")
@@ -56,7 +63,7 @@ class AudioIndex:
         self._by_stem: dict[str, list[Path]] = defaultdict(list)
         for path in files:
             if path.suffix.lower() in AUDIO_SUFFIXES:
-                self._by_stem[path.stem.lower()].append(path)
+                self._by_stem[plain(path.stem).lower()].append(path)
 
     def find(self, published: Path) -> Path:
         """The file that lies at a path, or bears its name elsewhere, in any case; the ending may be missing or another.
@@ -64,7 +71,7 @@ class AudioIndex:
         is in the published place, it is a `UserError`.
         """
         has_suffix = published.suffix.lower() in AUDIO_SUFFIXES
-        stem = (published.stem if has_suffix else published.name).lower()
+        stem = plain(published.stem if has_suffix else published.name).lower()
         found = self._by_stem.get(stem, [])
         folder = published.parent.as_posix().lower()
         found = [path for path in found if path.parent.as_posix().lower() == folder] or found
@@ -76,43 +83,136 @@ class AudioIndex:
 
 def refuse_difference(first: Path, second: Path, key: str, *, alike: bool = True) -> None:
     """Raise `UserError` unless two files that claim to be one utterance are equal, and what is known of them is too."""
-    if alike and first == second:
+    if first == second:
+        if not alike:
+            raise UserError(f"{first} is told of twice, and not the same: mend the tables")
         return
     if not (alike and first.exists() and second.exists() and filecmp.cmp(first, second, shallow=False)):
         raise UserError(f"{first} and {second} are both utterance {key!r} and differ: remove one of them")
 
 
-def read_table(
-    path: Path, *, separator: str, required: Iterable[str], quoted: bool = True
-) -> Iterator[tuple[int, dict[str, str]]]:
-    """Lines of a text table (UTF-8): number, and fields by column name in lower case, blanks around both removed.
-    ``quoted`` is False where quotation marks are text.
+def on_disk(folder: Path, path: PurePath, listed: dict[Path, dict[str, list[str]]]) -> Path:
+    """A path below a folder as it lies on the disk: as it is written where that is there, else the one that looks the
+    same (`ser_fl.text.plain`), as macOS writes it and others do not. The written path where there is none.
+
+    Args:
+        folder: where it begins.
+        path: what is written.
+        listed: names in folders that were looked through; kept for the next call.
 
     Raises:
-        UserError: the table cannot be read, lacks a required column, or a row lacks a required field; the line is
-            named.
+        UserError: several look the same.
     """
-    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=separator, quoting=quoting, skipinitialspace=quoted)
-            rows = [(reader.line_num, [field.strip() for field in fields]) for fields in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read the table {path} ({error}): it must be UTF-8 text") from None
-    columns = [name.lower() for name in rows[0][1]] if rows else []
+    if os.path.lexists(folder / path):
+        return folder / path
+    place = folder
+    for part in path.parts:
+        if not os.path.lexists(place / part):
+            if place not in listed:
+                listed[place] = {}
+                with suppress(OSError):
+                    for name in sorted(os.listdir(place)):  # noqa: PTH208, names alone
+                        listed[place].setdefault(plain(name), []).append(name)
+            alike = listed[place].get(plain(part), [part])
+            if len(alike) > 1:
+                names = " and ".join(map(ascii, alike))
+                raise UserError(f"{folder / path}: {names} in {place} look the same: rename one")
+            part = alike[0]
+        place /= part
+    return place
+
+
+def read_table(path: Path, *, required: Sequence[str], quoted: bool = True) -> Iterator[tuple[int, dict[str, str]]]:
+    """Lines of a text table: number, and fields by column name in lower case, blanks around both removed. The header
+    tells what parts the fields: commas, semicolons, tabs or bars. ``quoted`` is False where quotation marks in fields
+    parted by tabs are text.
+
+    Raises:
+        UserError: the table cannot be read, lacks a required column or has a column twice, or a row has too many fields
+            or lacks a required one; the line is named.
+    """
+    text, above = text_of(path), 0
+    separators: Sequence[str] = (",", ";", "\t", "|")
+    if told := re.match(r"\s*sep=(\S|\t)[^\S\r\n]*(?:\r\n?|\n)", text, re.IGNORECASE):  # a spreadsheet's way
+        text, above, separators = text[told.end() :], 1, [told[1]]
+    tried = {separator: _rows(text, separator, quoted or separator != "\t") for separator in separators}
+    headers = {separator: next(rows, (0, [], None)) for separator, rows in tried.items()}
+    columns_by = {separator: [plain(name).lower() for name in names] for separator, (_, names, _) in headers.items()}
+    separator = max(separators, key=lambda separator: len({*columns_by[separator]}.intersection(required)))
+    columns = columns_by[separator]
+    while columns and not columns[-1]:
+        columns.pop()
+    if (fault := headers[separator][2]) is not None:
+        raise UserError(f"{path} line {above + 1}: {fault}")
     for name in required:
         if name not in columns:
             raise UserError(f"{path} lacks the column {name!r}: it has {', '.join(columns) or 'nothing'}")
-    for line, fields in rows[1:]:
-        place, lacking = f"{path} line {line}", len(columns) - len(fields)
-        if not any(fields):
-            continue
-        if lacking < 0:
+    if twice := [name for name in columns if name and columns.count(name) > 1]:
+        raise UserError(f"{path} has the column {twice[0]!r} twice: keep one of them")
+    unseen: list[str] = []
+    for number, fields, fault in tried[separator]:
+        place = f"{path} line {above + number}"
+        if fault is not None:
+            raise UserError(f"{place}: {fault}")
+        if any(fields[len(columns) :]):
             raise UserError(f"{place} has {len(fields)} fields, not {len(columns)}: quote separators in text")
-        row = dict(zip(columns, fields + [""] * lacking, strict=True))
-        if missing := [name for name in required if not row[name]]:
+        row = dict(zip(columns, fields + [""] * len(columns), strict=False))
+        if missing := [name for name in required if not plain(row[name])]:
             raise UserError(f"{place} has no {missing[0]!r}: fill the field or remove the line")
-        yield line, row
+        unseen += [f"{field!a} in line {above + number}" for field in fields if has_unseen(field)]
+        yield above + number, row
+    if unseen:
+        _LOG.warning("%s has invisible characters, which do not count: %d fields, %s", path, len(unseen), unseen[0])
+
+
+def _rows(text: str, separator: str, quoted: bool) -> Iterator[tuple[int, list[str], str | None]]:
+    """Rows of a table that are not blank: the number of the first line, and the fields without blanks around them; the
+    last may be a fault instead.
+    """
+    if quoted:  # blanks may stand between a quotation mark and the end of the field
+        text = re.sub(rf'" +(?=[{re.escape(separator)}\r\n])', '"', text)
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=separator,
+        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+        skipinitialspace=quoted,
+        strict=True,
+    )
+    while True:
+        number = reader.line_num + 1
+        try:
+            fields = [field.strip() for field in next(reader)]
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield number, [], f"{error}: write quotation marks within a field twice"
+            return
+        if any(fields):
+            yield number, fields, None
+
+
+def text_of(path: Path) -> str:
+    """A text file: UTF-8, or UTF-16 or UTF-32 by its mark; a `UserError` says what else it is."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the table {path}: {(error.strerror or str(error)).lower()}") from None
+    what, _, way_out = (kind_of(content[:512]) or "").partition("; ")
+    if what not in ("", "text", "empty"):
+        way_out = way_out if "fetch" in way_out else "save the table as CSV in UTF-8"
+        raise UserError(f"cannot read the table {path}: it is {what}; {way_out}")
+    marks = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
+    marks |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+    encoding = next((name for mark, name in marks.items() if content.startswith(mark)), "utf-8-sig")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        number = len((content[: error.start] + b".").splitlines())
+        what = f"line {number} is no {encoding.removesuffix('-sig').upper()} (byte {content[error.start]:#04x})"
+        raise UserError(f"cannot read the table {path}: {what}; save it as UTF-8, a spreadsheet as CSV UTF-8") from None
+    if "\0" in text:
+        raise UserError(f"cannot read the table {path}: it holds NUL characters; save it as UTF-8")
+    return text
 
 
 def sex_of(word: str) -> str | None:
@@ -121,7 +221,7 @@ def sex_of(word: str) -> str | None:
     >>> sex_of("F"), sex_of("other")
     ('female', None)
     """
-    return _SEXES.get(word.strip().lower())
+    return _SEXES.get(plain(word).lower())
 
 
 def split_of(word: str) -> str | None:
@@ -130,4 +230,4 @@ def split_of(word: str) -> str | None:
     >>> split_of("dev")
     'validation'
     """
-    return _SPLITS.get(word.strip().lower())
+    return _SPLITS.get(plain(word).lower())

@@ -8,6 +8,7 @@ from pathlib import Path
 from ser_fl.data.corpora.folder import refuse_difference
 from ser_fl.data.utterance import Utterance
 from ser_fl.errors import UserError
+from ser_fl.text import plain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,12 +82,12 @@ class CorpusInfo:
         found: dict[str, Utterance] = {}
         for each in self.find(root):
             first = found.setdefault(each.utterance_id, each)
-            alike = (first.emotion.lower(), first.speaker) == (each.emotion.lower(), each.speaker)
-            refuse_difference(first.file, each.file, each.utterance_id, alike=alike)
+            facts, others = (replace(one, emotion=one.emotion.lower(), path=None) for one in (first, each))
+            refuse_difference(first.file, each.file, each.utterance_id, alike=facts == others)
         if not found:
             raise UserError(f"no utterance of {self.title} below {root}: looked for {self.example}")
         words = self._words(list(found.values()), labels)
-        emotion_of = {code.lower(): word.strip() for code, word in words.items()}
+        emotion_of = {code.lower(): word for code, word in words.items()}
         folder = root.parent if root.is_file() else root
         utterances = [
             replace(
@@ -104,8 +105,12 @@ class CorpusInfo:
 
     def _words(self, found: Sequence[Utterance], labels: Mapping[str, str] | None) -> Mapping[str, str]:
         """The label map in force, checked."""
-        if blank := [code for code, word in (labels or {}).items() if not word.strip()]:
-            raise UserError(f"data.labels: the word for {blank[0]!r} is blank; leave the code out instead")
+        if labels is not None:
+            given, labels = labels, {plain(code): plain(word) for code, word in labels.items()}
+            if blank := [code for code, word in labels.items() if not word]:
+                raise UserError(f"data.labels: the word for {blank[0]!r} is blank; leave the code out instead")
+            if len(labels) < len(given):
+                raise UserError(f"data.labels: two of {', '.join(map(ascii, given))} look the same: keep one of them")
         if self.recognised_labels is not None:
             words = self._words_of_table(sorted({each.emotion.lower() for each in found}), labels)
         else:
@@ -121,7 +126,7 @@ class CorpusInfo:
                     raise UserError(f"{where}: {self.title} has {', '.join(known)}")
             words = self.label_map if labels is None else labels
         spellings: dict[str, str] = {}
-        for word in map(str.strip, words.values()):
+        for word in words.values():
             if word != (first := spellings.setdefault(word.lower(), word)):  # they would become two classes
                 raise UserError(f"the labels {first!r} and {word!r} differ by case only: use one in data.labels")
         return words

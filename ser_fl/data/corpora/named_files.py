@@ -7,6 +7,7 @@ from pathlib import Path
 from ser_fl.data.corpora.folder import audio_files
 from ser_fl.data.corpora.info import CorpusInfo, PublishedCounts, balanced_counts, counts, pairs
 from ser_fl.data.utterance import Utterance
+from ser_fl.text import plain
 
 
 def named_files(
@@ -20,14 +21,14 @@ def named_files(
     """A reader of WAV and FLAC files whose names follow a scheme, in any folder and any case.
 
     ``pattern`` is a regular expression of the whole name without its ending. Its groups ``speaker``, ``code`` (the
-    emotion) and ``text`` are used, in lower case, each through the function of its name; all named groups together tell
-    one utterance from another. ``sex`` is of a speaker.
+    emotion) and, where there is one, ``text`` are used, in lower case, each through the function of its name; all named
+    groups together tell one utterance from another. ``sex`` is of a speaker.
     """
     scheme = re.compile(pattern, re.IGNORECASE)
 
     def find(root: Path) -> Iterator[Utterance]:
         for path in audio_files(root):
-            if match := scheme.fullmatch(path.stem):
+            if match := scheme.fullmatch(plain(path.stem)):
                 parts = {name: part.lower() for name, part in match.groupdict("").items()}
                 parts["speaker"], parts["code"] = speaker(parts["speaker"]), code(parts["code"])
                 yield Utterance(
@@ -36,7 +37,7 @@ def named_files(
                     emotion=parts["code"],
                     speaker=parts["speaker"],
                     sex=sex(parts["speaker"]),
-                    text=text(parts["text"]),
+                    text=text(parts["text"]) if "text" in parts else None,
                 )
 
     return find
@@ -143,9 +144,9 @@ def _find_savee(root: Path) -> Iterator[Utterance]:
     """Utterances whose speaker is told by the name or by a folder above, the nearest first."""
     scheme = re.compile(r"(?:(DC|JE|JK|KL)[-_]?)?((sa|su|[adfhn])\d\d)", re.IGNORECASE)
     for path in audio_files(root):
-        if match := scheme.fullmatch(path.stem):
+        if match := scheme.fullmatch(plain(path.stem)):
             folders = path.relative_to(root).parent.parts
-            names = [name.upper() for name in (match[1] or "", *reversed(folders), root.resolve().name)]
+            names = [plain(name).upper() for name in (match[1] or "", *reversed(folders), root.resolve().name)]
             if speakers := [name for name in names if name in _SAVEE_SPEAKERS]:
                 name, text = f"{speakers[0]}_{match[2].lower()}", match[2].lower()
                 yield Utterance(

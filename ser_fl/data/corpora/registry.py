@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
+from hashlib import blake2b
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ser_fl.data.audio import check_channel, content_digest, probe_audio, probe_header, read_audio
-from ser_fl.data.corpora.folder import expand_home
+from ser_fl.data.audio import check_channel, content_digest, duration_s, probe_audio, probe_header, read_audio
+from ser_fl.data.corpora.folder import expand_home, on_disk
 from ser_fl.data.corpora.info import CorpusInfo
 from ser_fl.data.corpora.named_files import CREMAD, EMODB, EMOVO, RAVDESS, SAVEE, TESS
 from ser_fl.data.corpora.tables import EMOZIONALMENTE, IEMOCAP, MANIFEST, NEMO
@@ -47,12 +49,18 @@ class FileCorpus:
     """Original code to word, as used; codes that are not in it were left out."""
     skipped: tuple[SkippedFile, ...] = ()
     synthetic: bool = False
+    _digests: dict[Path, bytes] = field(default_factory=dict, repr=False)
+    """Of files with segments, each of which is read once for all of them."""
 
     def read(self, utterance: Utterance) -> tuple[Tensor, int]:
-        return read_audio(utterance.file, self.channel)
+        return read_audio(utterance.file, self.channel, utterance.span_s)
 
     def content_digest(self, utterance: Utterance) -> bytes:
-        return content_digest(utterance.file, self.channel)
+        if utterance.span_s is None:
+            return content_digest(utterance.file, self.channel)
+        if utterance.file not in self._digests:
+            self._digests[utterance.file] = content_digest(utterance.file, self.channel)
+        return blake2b(self._digests[utterance.file] + repr(utterance.span_s).encode(), digest_size=16).digest()
 
 
 def open_corpus(
@@ -63,6 +71,7 @@ def open_corpus(
     on_unreadable: str = "stop",
     labels: Mapping[str, str] | None = None,
     to_hz: int | None = None,
+    segment_s: float | None = None,
     root_name: str = "data.root",
 ) -> FileCorpus:
     """Open a corpus folder.
@@ -76,6 +85,7 @@ def open_corpus(
         labels: original code to word, instead of the corpus's own label map. Codes it lacks are left out; a manifest's
             labels that it lacks stay as they are.
         to_hz: with "skip", files whose sampling rate cannot be resampled to this one (Hz) are left out too.
+        segment_s: longer files become several utterances, see `segments`.
         root_name: what the user calls the folder, for error messages.
 
     Returns:
@@ -88,6 +98,7 @@ def open_corpus(
     if name not in CORPORA:
         raise unknown_name("corpus", name, CORPORA)
     info, root = CORPORA[name], expand_home(root)
+    root = on_disk(Path(root.anchor), root.relative_to(root.anchor), {})
     if not root.exists():
         raise UserError(f"no such folder: {root}; set {root_name} to the folder of {info.title}")
     if name != "manifest" and not root.is_dir():
@@ -116,5 +127,28 @@ def open_corpus(
             way_out = "" if ";" in first.reason else f"; is {root_name} right?"
         count = f"one of {len(skipped)} such files among {len(utterances)}"
         raise UserError(f"cannot read {folder / first.utterance_id}: {first.reason} ({count}){way_out}")
-    kept = tuple(utterance for utterance, reason in probed if reason is None)
-    return FileCorpus(name=name, root=folder, utterances=kept, channel=channel, labels=words, skipped=skipped)
+    kept = [utterance for utterance, reason in probed if reason is None]
+    if segment_s is not None:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            cut = pool.map(partial(segments, segment_s=segment_s), kept)
+            kept = sorted(chain.from_iterable(cut), key=attrgetter("utterance_id"))
+    return FileCorpus(name=name, root=folder, utterances=tuple(kept), channel=channel, labels=words, skipped=skipped)
+
+
+def segments(utterance: Utterance, segment_s: float) -> list[Utterance]:
+    """A file that is longer than so many seconds as utterances of that length, one after the other, with the ids
+    FILE#0, FILE#1 and so on; else the utterance itself. All that is known of the file is true of each. A rest is an
+    utterance too, shorter than the others; less than half of one is left out.
+    """
+    total_s = duration_s(utterance.file)
+    if total_s <= segment_s:
+        return [utterance]
+    count = int(total_s / segment_s + 0.5)
+    return [
+        replace(
+            utterance,
+            utterance_id=f"{utterance.utterance_id}#{k:0{len(str(count - 1))}d}",
+            span_s=(k * segment_s, min((k + 1) * segment_s, total_s)),
+        )
+        for k in range(count)
+    ]

@@ -1,15 +1,29 @@
 """Corpora that tell speaker and emotion in tables, and any other one by a manifest."""
 
+import logging
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from unicodedata import category, normalize
 
-from ser_fl.data.corpora.folder import AudioIndex, file_named, list_files, read_table, sex_of, split_of
+from ser_fl.data.corpora.folder import (
+    AudioIndex,
+    file_named,
+    list_files,
+    on_disk,
+    read_table,
+    refuse_difference,
+    sex_of,
+    split_of,
+)
 from ser_fl.data.corpora.info import CorpusInfo, PublishedCounts, counts, pairs
 from ser_fl.data.corpora.named_files import ITALIAN_LABELS
 from ser_fl.data.utterance import Utterance
 from ser_fl.errors import UserError
+from ser_fl.text import plain
+
+_LOG = logging.getLogger(__name__)
 
 
 def _find_emozionalmente(root: Path) -> Iterator[Utterance]:
@@ -18,27 +32,28 @@ def _find_emozionalmente(root: Path) -> Iterator[Utterance]:
     samples, users = file_named("samples.csv", files), file_named("users.csv", files)
     if samples is None:
         return
-    people = () if users is None else read_table(users, separator=",", required=("username", "gender"))
-    sexes = {row["username"]: sex_of(row["gender"]) for _, row in people}
+    people = () if users is None else read_table(users, required=("username", "gender"))
+    sexes = {plain(row["username"]): sex_of(row["gender"]) for _, row in people}
     splits: dict[str, str] = {}
     for path in files:
         split = split_of(path.stem) if path.suffix.lower() == ".csv" else None
-        for line, row in read_table(path, separator=",", required=("file_name",)) if split else ():
-            stem = Path(row["file_name"]).stem.lower()
+        for line, row in read_table(path, required=("file_name",)) if split else ():
+            stem = plain(Path(row["file_name"]).stem).lower()
             if splits.setdefault(stem, split or "") != split:
                 place = f"{path} line {line}: {row['file_name']}"
                 raise UserError(f"{place} is in the {splits[stem]} split too; mend the tables")
     audio = AudioIndex(files)
-    for _, row in read_table(samples, separator=",", required=("file_name", "actor", "emotion_expressed")):
+    for _, row in read_table(samples, required=("file_name", "actor", "emotion_expressed")):
         name = Path(row["file_name"]).name
+        stem = plain(Path(name).stem).lower()
         yield Utterance(
             path=audio.find(samples.parent.parent / "audio" / name),
-            utterance_id=Path(name).stem.lower(),
+            utterance_id=stem,
             emotion=row["emotion_expressed"],
             speaker=row["actor"],
-            sex=sexes.get(row["actor"]),
+            sex=sexes.get(plain(row["actor"])),
             text=row.get("sentence") or None,
-            split=splits.get(Path(name).stem.lower()),
+            split=splits.get(stem),
         )
 
 
@@ -62,18 +77,25 @@ EMOZIONALMENTE = CorpusInfo(
 _TURN = re.compile(
     r"^\[\s*[\d.]+\s*-\s*[\d.]+\s*\]\s+((Ses0[1-5])[FM]_\S+_([FM])\w+)\s+(\w{3})\s+\[", re.IGNORECASE | re.MULTILINE
 )
+_SAID = re.compile(r"^(Ses0[1-5][FM]_\S+_[FM]\w+)\s+\[[^]\n]*\]:[^\S\n]*(.*)$", re.IGNORECASE | re.MULTILINE)
+_SCRIPT = re.compile(r"script\d+_\d+", re.IGNORECASE)
 _DIALOGUE = re.compile(r"Ses0[1-5][FM]_.*\.txt", re.IGNORECASE)
 
 
 def _find_iemocap(root: Path) -> Iterator[Utterance]:
-    """Labelled turns of all sessions; the speaker is the session with the speaking side, such as Ses01F."""
+    """Labelled turns of all sessions; the speaker is the session with the speaking side, such as Ses01F, the text the
+    transcription, or without it the script, such as script01_1.
+    """
     files = list_files(root)
     audio = AudioIndex(files)
-    for table in (path for path in files if _DIALOGUE.fullmatch(path.name)):
+    # Some comments of the raters are not UTF-8; names and labels are ASCII.
+    dialogues = [(path, path.read_text(encoding="latin-1")) for path in files if _DIALOGUE.fullmatch(path.name)]
+    said = {match[1].lower(): match[2] for _, text in dialogues for match in _SAID.finditer(text)}
+    for table, text in dialogues:
         published = table.parents[min(2, len(table.parents) - 1)] / "sentences" / "wav"
-        # Some comments of the raters are not UTF-8; names and labels are ASCII.
-        for match in _TURN.finditer(table.read_text(encoding="latin-1")):
+        for match in _TURN.finditer(text):
             turn, session, side = match[1], match[2].capitalize(), match[3].upper()
+            script = _SCRIPT.search(turn)
             yield Utterance(
                 path=audio.find(published / turn.rpartition("_")[0] / f"{turn}.wav"),
                 utterance_id=turn.lower(),
@@ -81,6 +103,7 @@ def _find_iemocap(root: Path) -> Iterator[Utterance]:
                 speaker=session + side,
                 sex="female" if side == "F" else "male",
                 session=session,
+                text=said.get(turn.lower(), script and script[0].lower()) or None,
             )
 
 
@@ -110,11 +133,11 @@ def _find_nemo(root: Path) -> Iterator[Utterance]:
     if table is None:
         return
     audio = AudioIndex(files)
-    for _, row in read_table(table, separator="\t", required=("file_id", "emotion", "speaker_id"), quoted=False):
+    for _, row in read_table(table, required=("file_id", "emotion", "speaker_id"), quoted=False):
         name = Path(row["file_id"]).name
         yield Utterance(
             path=audio.find(table.parent / "samples" / name),
-            utterance_id=Path(name).stem.lower(),
+            utterance_id=plain(Path(name).stem).lower(),
             emotion=row["emotion"],
             speaker=row["speaker_id"],
             sex=sex_of(row.get("gender", "")),
@@ -152,22 +175,26 @@ def _find_listed(root: Path) -> Iterator[Utterance]:
     named = [root] if root.is_file() else [path for path in sorted(root.iterdir()) if path.name.lower() in names]
     if not named:
         raise UserError(f"no manifest.csv in {root}: a table with the columns {', '.join(_REQUIRED)}")
-    table, lines = named[0], dict[Path, int]()
-    with table.open("rb") as file:
-        separator = "\t" if b"\t" in file.readline() else ","
-    for line, row in read_table(table, separator=separator, required=_REQUIRED):
-        written, place = row["path"], f"{table} line {line}"
-        if any(not character.isprintable() for character in written):
-            raise UserError(f"{place} names {written!r}: a path of printable characters is wanted")
+    table, listed = named[0], dict[Path, dict[str, list[str]]]()
+    told, again = dict[str, tuple[int, Path, dict[str, str]]](), list[str]()
+    for line, row in read_table(table, required=_REQUIRED):
+        written, place = row.pop("path"), f"{table} line {line}"
+        if any(category(character) in ("Cc", "Cs") for character in written):
+            raise UserError(f"{place} names {written!r}: a path without control characters is wanted")
         relative = os.path.relpath(table.parent / written.replace("\\", "/"), table.parent)
         if relative == ".." or relative.startswith("../"):
             raise UserError(f"{place} names {written}, outside the manifest's folder: move or link the audio below it")
-        path = table.parent / relative
-        if path in lines:
-            raise UserError(f"{place} lists {written} again, after line {lines[path]}: keep one of them")
-        lines[path] = line
-        split = split_of(row.get("split", ""))
-        if row.get("split") and split is None:
+        path = on_disk(table.parent, Path(relative), listed)
+        facts = {name: plain(field) for name, field in row.items()}
+        earlier, first, known = told.setdefault(normalize("NFC", path.as_posix()), (line, path, facts))
+        if earlier != line:
+            if facts != known:
+                raise UserError(f"{place} lists {written} again, after line {earlier}, and otherwise: keep one of them")
+            refuse_difference(first, path, written)
+            again.append(f"{written} in line {line}")
+            continue
+        split = split_of(facts.get("split", ""))
+        if facts.get("split") and split is None:
             raise UserError(f"{place} has the split {row['split']!r}: use train, validation or test")
         yield Utterance(
             path=path,
@@ -175,18 +202,19 @@ def _find_listed(root: Path) -> Iterator[Utterance]:
             emotion=row["emotion"],
             speaker=row["speaker"],
             sex=sex_of(row.get("sex", "")),
-            session=row.get("session") or None,
-            text=row.get("text") or None,
+            session=facts.get("session") or None,
+            text=facts.get("text") or None,
             split=split,
-            recording=row.get("recording", ""),
+            recording=facts.get("recording", ""),
         )
+    if again:
+        _LOG.warning("%s lists %d files twice, which are taken once: %s", table, len(again), again[0])
 
 
 # Any other corpus, through a table: path, emotion, speaker, and where known text, sex, session, split, and recording:
-# what several files were cut from. manifest.csv (commas or tabs) lies at the top of the folder its paths start from.
-# Labels are taken in lower case, so that "anger", "Anger" and "ANGER" are one class, and stay as they are unless
-# data.labels maps them. DEMoS, whose files need a signed licence, comes this way: where every label is one of its codes
-# they are mapped.
+# what several files were cut from. manifest.csv lies at the top of the folder its paths start from. Labels are taken in
+# lower case, so that "anger", "Anger" and "ANGER" are one class, and stay as they are unless data.labels maps them.
+# DEMoS, whose files need a signed licence, comes this way: where every label is one of its codes they are mapped.
 MANIFEST = CorpusInfo(
     name="manifest",
     title="a manifest",
