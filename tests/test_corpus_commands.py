@@ -38,7 +38,7 @@ def write_corpus(root: Path, codes: tuple[str, ...], channels: int = 1) -> Path:
     for code in codes:
         for number in range(2):
             rows.append(f"{code}{number}.wav,{code},s{number}")
-            samples = generator.uniform(-0.5, 0.5, (400 + len(rows), channels))
+            samples = generator.uniform(-0.5, 0.5, (900 + len(rows), channels))
             soundfile.write(root / f"{code}{number}.wav", samples, 16000)
     (root / "manifest.csv").write_text("\n".join(rows), encoding="utf-8")
     return root

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
@@ -54,6 +55,44 @@ def test_different_rates_channels_and_long_files_are_told(tmp_path: Path) -> Non
         "the files have different numbers of channels: 1 (479 files), 2 (1 files)",
     ]
     assert [finding.utterance_ids for finding in found["length"]] == [("JE/n03.wav",)]
+    assert found["length"][0].text == (
+        "1 files last longer than 30 s, up to 34 s: of each the front end takes the first seconds alone "
+        "(frontend.duration_s), unless data.segment_s=S makes utterances of S seconds of it: JE/n03.wav"
+    )
+
+
+def test_files_too_short_for_a_word_and_headers_that_err_are_told(tmp_path: Path) -> None:
+    write_savee(tmp_path)
+    noise = 0.1 * np.random.default_rng(1).standard_normal(9000)
+    soundfile.write(tmp_path / "DC" / "a01.wav", noise[:399], 8000)
+    soundfile.write(tmp_path / "DC" / "a02.wav", noise[:401], 8000)
+    soundfile.write(tmp_path / "DC" / "a03.wav", noise, 8000, subtype="PCM_16")
+    content = bytearray((tmp_path / "DC" / "a03.wav").read_bytes())
+    content[40:44] = (2000).to_bytes(4, "little")
+    (tmp_path / "DC" / "a03.wav").write_bytes(content)
+    for name, format in (("a04", "OGG"), ("a05", "MP3"), ("a06", "AIFF"), ("a07", "RF64")):
+        soundfile.write(tmp_path / "whole", np.tile(noise, 3)[: -int(name[1:])], 8000, format=format)
+        whole = (tmp_path / "whole").read_bytes()
+        (tmp_path / "DC" / f"{name}.wav").write_bytes(whole[: len(whole) * 2 // 3])
+    found = findings(tmp_path)
+    assert {kind: found[kind][0].utterance_ids for kind in ("length", "surplus", "cut_off")} == {
+        "length": ("DC/a01.wav",),
+        "surplus": ("DC/a03.wav",),
+        "cut_off": ("DC/a04.wav", "DC/a05.wav", "DC/a06.wav", "DC/a07.wav"),
+    }
+
+
+def test_speakers_that_differ_by_case_only_are_told(tmp_path: Path) -> None:
+    rows = ["path,emotion,speaker"]
+    for number, (emotion, speaker) in enumerate(itertools.product(("joy", "fear"), ("Ann", "ann", "bob"))):
+        soundfile.write(
+            tmp_path / f"{number}.wav", np.random.default_rng(number).uniform(-0.5, 0.5, 4000 + number), 16000
+        )
+        rows.append(f"{number}.wav,{emotion},{speaker}")
+    (tmp_path / "manifest.csv").write_text("\n".join(rows))
+    assert [finding.text for finding in findings(tmp_path, "manifest")["spelling"]] == [
+        "speakers whose names differ by case only are different: 'Ann' and 'ann'"
+    ]
 
 
 def test_an_emotion_that_was_recorded_elsewhere_is_told(tmp_path: Path) -> None:
@@ -148,7 +187,7 @@ def test_lengths_of_whole_video_frames_are_no_fault(tmp_path: Path) -> None:
 def test_file_shorter_than_its_header_says_was_cut_off(tmp_path: Path) -> None:
     write_savee(tmp_path)
     path = tmp_path / "DC" / "a07.wav"
-    path.write_bytes(path.read_bytes()[:700])
+    path.write_bytes(path.read_bytes()[:1000])
     found = findings(tmp_path)
     assert sorted(found) == ["cut_off"]
     assert found["cut_off"][0].utterance_ids == ("DC/a07.wav",)
@@ -176,7 +215,7 @@ def test_what_was_not_published_is_said() -> None:
 
 
 def test_equal_sound_is_found_across_file_formats_but_not_for_silence(tmp_path: Path) -> None:
-    samples = (np.random.default_rng(0).standard_normal(500) * 3000).astype(np.int16)
+    samples = (np.random.default_rng(0).standard_normal(900) * 3000).astype(np.int16)
     for name, content in [("a.wav", samples), ("b.flac", samples), ("c.wav", samples * 0), ("d.wav", samples * 0)]:
         soundfile.write(tmp_path / name, content, 16000)
     (tmp_path / "manifest.csv").write_text(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,10 @@ from ser_fl.config.compose import compose
 from ser_fl.config.schema import Config
 from ser_fl.data import prepared
 from ser_fl.data.features import FeatureStore, compute_features
-from ser_fl.data.prepared import Prepared, prepare
+from ser_fl.data.frontend import LogMel
+from ser_fl.data.heard import Heard
+from ser_fl.data.prepared import Host, Prepared, open_node_corpus, prepare
+from ser_fl.data.splits import settle_split
 from ser_fl.errors import UserError
 
 
@@ -87,6 +91,48 @@ def test_skipped_files_are_handed_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "nan.wav" not in {utterance.utterance_id for utterance in made.store.utterances}
     assert list((tmp_path / "kept" / "features").iterdir())
     assert prepare(debug(tmp_path)).skipped == ()
+
+
+def test_speakers_are_named_in_any_form(tmp_path: Path) -> None:
+    """Their names typed as macOS writes them, or with what cannot be seen, are those of the table."""
+    write_corpus(tmp_path / "speech")
+    table = tmp_path / "speech" / "manifest.csv"
+    table.write_text(table.read_text().rpartition("\n")[0].replace("ann", "Jos\u00e9 1"), encoding="utf-8")
+    typed = "Jose\u0301\u00a01\u200b"
+    config = debug(tmp_path, "data=manifest", f"data.root={tmp_path / 'speech'}", "split=speaker_independent")
+    config = replace(config, split=replace(config.split, test_speakers=(typed,), validation_speakers=("bob",)))
+    assert config.split.test_speakers == (typed,), "what was typed stays"
+    known: dict[str, str | None] = {"Jos\u00e9 1": None, "bob": None, "eve": None}
+    assert settle_split(known, config.split).test_speakers == ("Jos\u00e9 1",)
+    host = Host(str(tmp_path / "speech"), str(tmp_path / "cache"), (typed,))
+    assert {utterance.speaker for utterance in open_node_corpus(config, host).utterances} == {"Jos\u00e9 1"}
+
+
+def test_segments_of_long_files_are_what_is_trained_on(tmp_path: Path) -> None:
+    """Each with features of its own, from its own second; the digest of the data tells of them."""
+    folder = tmp_path / "speech"
+    write_corpus(folder)
+    noise = np.random.default_rng(1).uniform(-0.5, 0.5, 16000 * 10).astype(np.float32)
+    soundfile.write(folder / "long.wav", noise, 16000, subtype="FLOAT")
+    table = folder / "manifest.csv"
+    table.write_text(table.read_text().replace("nan.wav,anger,ann", "long.wav,anger,ann"))
+    settings = ["data=manifest", f"data.root={folder}", "frontend.duration_s=1.0"]
+    whole, cut = (prepare(debug(tmp_path, *settings, *more)) for more in ([], ["data.segment_s=2.5"]))
+    assert (len(whole.store.utterances), len(cut.store.utterances)) == (21, 24)
+    frontend = LogMel(debug(tmp_path, *settings).frontend)
+    for k, row in enumerate(range(20, 24)):
+        assert cut.store.utterances[row].utterance_id == f"long.wav#{k}"
+        clip_T = torch.from_numpy(noise[k * 40_000 :][:16000])
+        torch.testing.assert_close(cut.store.features_NFL[row], frontend(clip_T[None])[0], rtol=0, atol=1e-4)
+    assert cut.client_manifest().digest != whole.client_manifest().digest
+    heard = Heard.of(cut.store, cut.split, debug(tmp_path, *settings).frontend)
+    segments_heard = [name for name in heard.ids if name.startswith("long.wav#")]
+    assert len(segments_heard) == sum(row >= 20 for row in (*cut.split.train, *cut.split.validation))
+    assert len(heard.fingerprints_NP) == len(heard.ids)
+    with pytest.raises(UserError, match=r"data\.segment_s goes with files, got 3 with data=builtin"):
+        debug(tmp_path, "data.segment_s=3")
+    with pytest.raises(UserError, match=r"data\.segment_s must be .*0\.1.*got 0"):
+        debug(tmp_path, *settings, "data.segment_s=0")
 
 
 def test_emotions_that_are_scored_and_never_trained_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

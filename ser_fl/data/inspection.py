@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-import soundfile
 from numpy.typing import NDArray
 
-from ser_fl.data.audio import UnusableAudio
+from ser_fl.data.audio import UnusableAudio, header_of
 from ser_fl.data.corpora import CorpusInfo, FileCorpus
-from ser_fl.data.headers import missing_bytes
+from ser_fl.data.headers import missing_bytes, surplus_bytes
 from ser_fl.data.shortcuts import acoustic_facts, facts_of_table, shortcuts
 from ser_fl.data.utterance import Corpus, SkippedFile, Utterance
 from ser_fl.errors import UserError
@@ -34,8 +33,9 @@ EQUAL_LENGTH_EXCESS = 5
 """And so many times as many as have a length nearby: in some corpora, cut by video frames, all lengths recur."""
 EQUAL_LENGTH_PLAIN = 0.2
 """A length of this share of all files needs no comparison."""
-LONG_S = 30.0
-"""No utterance of the known corpora is longer: such a file is a recording of several."""
+LONG_S, SHORT_S = 30.0, 0.05
+"""No utterance of the known corpora is longer: such a file is a recording of several. No syllable is shorter."""
+_ROUNDING_S = 0.1
 _NEARBY = 4
 _SHOWN = 8
 
@@ -48,8 +48,8 @@ class Finding:
     """Something about a corpus that its user should know."""
 
     kind: str
-    """"counts", "missing", "unreadable", "silent", "clipped", "cut_off", "equal_length", "length", "duplicate", "mixed"
-    or "shortcut"."""
+    """"counts", "missing", "unreadable", "silent", "clipped", "cut_off", "surplus", "equal_length", "length",
+    "duplicate", "mixed", "spelling" or "shortcut"."""
     text: str
     """One line."""
     utterance_ids: tuple[str, ...] = ()
@@ -92,8 +92,10 @@ class _Measurement:
     peak: float
     full_scale_run: int
     """Most samples in a row at full scale, on one side."""
-    missing_bytes: int
-    """What a WAV file's header announces and the file lacks."""
+    is_cut_off: bool
+    """Its header announces more than there is."""
+    has_surplus: bool
+    """There is more than its header announces."""
     digest: bytes
     """Of the samples and the sampling rate: equal for equal sound, whatever the file format."""
     num_channels: int
@@ -142,12 +144,19 @@ def check(corpus: FileCorpus, info: CorpusInfo) -> list[Finding]:
     faults = [
         ("silent", silent, [m for m in readable if m.peak < SILENT_PEAK]),
         ("clipped", "are clipped (flat at full scale)", [m for m in readable if m.full_scale_run >= CLIPPED_RUN]),
-        ("cut_off", "are cut off: their headers announce more", [m for m in readable if m.missing_bytes]),
+        ("cut_off", "are cut off: their headers announce more", [m for m in readable if m.is_cut_off]),
+        ("surplus", "hold more than their headers announce, which is not read", [m for m in readable if m.has_surplus]),
     ]
     for length_s, group in _equal_lengths(readable):
         faults.append(("equal_length", f"are exactly {length_s:.3f} s long: cut off there?", group))
-    too_long = f"last longer than {LONG_S:g} s: of each the front end takes the beginning alone"
+    longest_s = max((measurement.duration_s for measurement in readable), default=0.0)
+    too_long = (
+        f"last longer than {LONG_S:g} s, up to {longest_s:.0f} s: of each the front end takes the first seconds alone "
+        "(frontend.duration_s), unless data.segment_s=S makes utterances of S seconds of it"
+    )
     faults.append(("length", too_long, [m for m in readable if m.duration_s > LONG_S]))
+    too_short = f"last less than {SHORT_S:g} s, which is no word: the front end repeats them"
+    faults.append(("length", too_short, [m for m in readable if m.duration_s < SHORT_S]))
     same = _grouped((m.digest, m) for m in readable if m.peak >= SILENT_PEAK)  # sameness of silence says nothing
     faults += [("duplicate", "hold the same audio", group) for group in same.values() if len(group) > 1]
     for kind, verdict, faulty in faults:
@@ -160,6 +169,9 @@ def check(corpus: FileCorpus, info: CorpusInfo) -> list[Finding]:
         if len(counted) > 1:
             found = ", ".join(f"{value}{unit} ({count} files)" for value, count in sorted(counted.items()))
             findings.append(Finding("mixed", f"the files have different {what}: {found}"))
+    spelt = _grouped((name.casefold(), name) for name in counts)
+    if alike := [" and ".join(map(repr, names)) for names in spelt.values() if len(names) > 1]:
+        findings.append(Finding("spelling", f"speakers whose names differ by case only are different: {_some(alike)}"))
     measured = {measurement.utterance_id: measurement for measurement in readable}
     utterances = [utterance for utterance in corpus.utterances if utterance.utterance_id in measured]
     facts = facts_of_table(utterances)
@@ -242,16 +254,19 @@ def _measure_all(corpus: Corpus) -> tuple[list[_Measurement], list[SkippedFile]]
             reason = error.reason if isinstance(error, UnusableAudio) else str(error)
             return SkippedFile(utterance.utterance_id, reason)
         samples_T = waveform_T.numpy()
+        path, duration_s = utterance.path, len(samples_T) / sample_rate_hz
+        announced_s, num_channels = (duration_s, 1) if path is None else header_of(path)
         return _Measurement(
             utterance_id=utterance.utterance_id,
             emotion=utterance.emotion,
             sample_rate_hz=sample_rate_hz,
-            duration_s=len(samples_T) / sample_rate_hz,
+            duration_s=duration_s,
             peak=float(np.abs(samples_T).max()),
             full_scale_run=max(_longest_run(samples_T >= FULL_SCALE), _longest_run(samples_T <= -FULL_SCALE)),
-            missing_bytes=0 if utterance.path is None else missing_bytes(utterance.path),
+            is_cut_off=path is not None and (missing_bytes(path) > 0 or announced_s > duration_s + _ROUNDING_S),
+            has_surplus=path is not None and surplus_bytes(path) > 0,
             digest=hashlib.blake2b(samples_T.tobytes(), digest_size=16, person=str(sample_rate_hz).encode()).digest(),
-            num_channels=1 if utterance.path is None else soundfile.info(utterance.path).channels,
+            num_channels=num_channels,
             facts=acoustic_facts(samples_T, sample_rate_hz),
         )
 
