@@ -10,17 +10,19 @@ if TYPE_CHECKING:
     from ser_fl.api import benchmark as benchmark
     from ser_fl.api import train as train
     from ser_fl.config.compose import compose as compose
+    from ser_fl.cross_validation import crossval as crossval
     from ser_fl.evaluation import evaluate as evaluate
     from ser_fl.models.emotion_model import load_model as load
     from ser_fl.prediction import predict as predict
 
 __version__ = "0.1.0"
-__all__ = ["Run", "benchmark", "compose", "evaluate", "load", "predict", "train"]
+__all__ = ["Run", "benchmark", "compose", "crossval", "evaluate", "load", "predict", "train"]
 
 _HOMES = {
     "Run": ("ser_fl.api", "Run"),
     "benchmark": ("ser_fl.api", "benchmark"),
     "compose": ("ser_fl.config.compose", "compose"),
+    "crossval": ("ser_fl.cross_validation", "crossval"),
     "evaluate": ("ser_fl.evaluation", "evaluate"),
     "load": ("ser_fl.models.emotion_model", "load_model"),
     "predict": ("ser_fl.prediction", "predict"),

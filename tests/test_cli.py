@@ -33,7 +33,7 @@ from ser_fl.robustness.sanity_checks.report import read_sanity_report
 from ser_fl.runs.environment import describe_environment
 from ser_fl.runs.folder import RunFolder
 
-COMMANDS = ("demo", "train", "benchmark", "transfer", "report", "predict", "corpus")
+COMMANDS = ("demo", "train", "crossval", "benchmark", "transfer", "report", "predict", "corpus")
 SECRETS = {"WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567", "HF_TOKEN": "hf_VerySecretIndeed"}
 FEW = ("curve_attacks=[]",)
 TRAINED = {

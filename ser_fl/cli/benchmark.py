@@ -12,6 +12,7 @@ from ser_fl.runs.environment import collection_paused, keep_freed_memory
 from ser_fl.runs.folder import RunFolder
 
 if TYPE_CHECKING:
+    from ser_fl.config.robustness import BenchmarkConfig
     from ser_fl.runs.records import AttackRecord, SpeechRecord
 
 
@@ -22,11 +23,15 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> None:
-    """Attack, and print the records and what the benchmark doubts of itself."""
-    from ser_fl.cli.terminal import bars, say
     from ser_fl.config.compose import compose_benchmark
 
-    config = compose_benchmark(arguments.settings)
+    attack_visibly(compose_benchmark(arguments.settings))
+
+
+def attack_visibly(config: BenchmarkConfig) -> None:
+    """Attack, and print the records and what the benchmark doubts of itself."""
+    from ser_fl.cli.terminal import bars, say
+
     keep_freed_memory()
     with collection_paused():
         from ser_fl.robustness.benchmark import benchmark_run

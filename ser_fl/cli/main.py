@@ -18,6 +18,7 @@ _DESCRIPTION = "Robust federated speech emotion recognition: train across client
 COMMANDS: Mapping[str, str] = {
     "demo": "the paper's four-way comparison on the built-in synthetic corpus",
     "train": "train across clients: experiment=NAME data=CORPUS data.root=DIR ...",
+    "crossval": "train and test all folds of a split: split=speaker_independent ... run_dir=DIR",
     "benchmark": "attack a trained run: run=RUN attacks=[pgd] epsilons=[0.05] ...",
     "evaluate": "clean figures on any speech: run=RUN data=CORPUS data.root=DIR ...",
     "transfer": "attack each run and show it to the others: RUN RUN attack=pgd ...",
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given or given[0] not in COMMANDS:
         return _usage(given)
     name, *rest = given
-    way_on = "; the same command with resume=true goes on" if name == "train" else ""
+    way_on = "; the same command with resume=true goes on" if name in ("train", "crossval") else ""
     command = import_module(f"ser_fl.cli.{name}")
     parser = argparse.ArgumentParser(f"ser-fl {name}", description=COMMANDS[name])
     command.add_arguments(parser)

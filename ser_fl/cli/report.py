@@ -15,24 +15,28 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> None:
     """Write the page and print its tables, or print them as Markdown."""
     from ser_fl.cli.terminal import console, say
+    from ser_fl.report.folds import fold_tables
     from ser_fl.report.four_way import four_way
     from ser_fl.report.markup import print_table, to_markdown
     from ser_fl.report.page import write_report
     from ser_fl.report.reader import read_matrices, read_run
-    from ser_fl.report.replications import replication_table, spread_table
+    from ser_fl.report.replications import not_pooled, replication_table, spread_table
     from ser_fl.report.tables import summary_table, transfer_tables
 
     files = [Path(run) for run in arguments.runs if run.endswith(".json")]
     folders = [Path(run) for run in arguments.runs if not run.endswith(".json")]
     runs = [read_run(folder) for folder in folders]
     tables = [summary_table(runs), four_way(runs)] if any(run.attacks for run in runs) else [summary_table(runs)]
-    tables += [table for table in (spread_table(runs), replication_table(runs)) if table is not None]
+    pooled = (*fold_tables(runs), spread_table(runs), replication_table(runs))
+    tables += [table for table in pooled if table is not None]
     tables += [four_way([other]) for run in runs for other in run.others]
     tables += [table for matrix in read_matrices(folders, files) for table in transfer_tables(matrix)]
     if arguments.markdown:
-        print("\n\n".join(to_markdown(table) for table in tables))
+        print("\n\n".join([*map(to_markdown, tables), *not_pooled(runs)]))
         return
     page = write_report(folders, Path(arguments.output) if arguments.output else None, transfers=files)
     for table in tables:
         print_table(table, console)
+    for line in not_pooled(runs):
+        say(line)
     say(f"report: {page}")

@@ -255,6 +255,7 @@ class Federation:
                 "confusion": tested.total.tolist(),
                 "per_class_recall": list(test.per_class_recall),
                 "per_speaker_uar": {speaker: scores(confusion).uar for speaker, confusion in tested.by_holder.items()},
+                "per_speaker_confusion": {name: confusion.tolist() for name, confusion in tested.by_holder.items()},
             },
         }
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from ser_fl.errors import UserError
 from ser_fl.files import write_bytes
+from ser_fl.report.folds import fold_tables
 from ser_fl.report.four_way import four_way
 from ser_fl.report.reader import RunRecords, read_matrices, read_run
-from ser_fl.report.replications import replication_table, spread_table
+from ser_fl.report.replications import not_pooled, replication_table, spread_table
 from ser_fl.report.tables import attack_table, group_table, pair_table, summary_table, training_table, transfer_tables
 from ser_fl.report.wording import labelled
 from ser_fl.runs.folder import RunFolder
@@ -76,7 +77,8 @@ def render_page(
             for label, run in labelled(runs)
             for other in run.others
         ],
-        spread=spread_table(runs),
+        spread=[*fold_tables(runs), spread_table(runs)],
+        not_pooled=not_pooled(runs),
         summary=summary_table(runs),
         training=training_table(runs),
         missing=[part for run in runs for part in _missing(run)],

@@ -29,6 +29,8 @@ class TestScores:
     """Rows true, columns predicted."""
     per_class_recall: tuple[float | None, ...] = ()
     per_speaker_uar: dict[str, float | None] = field(default_factory=dict)
+    per_speaker_confusion: dict[str, tuple[tuple[Figure, ...], ...]] = field(default_factory=dict)
+    """Empty in runs of earlier versions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +177,8 @@ def read_run(folder: Path) -> RunRecords:
         attacks=(),
     )
     _check_confusion(run.summary, "test.confusion", summary, record.test.confusion)
+    for speaker, matrix in record.test.per_speaker_confusion.items():
+        _check_confusion(run.summary, f"test.per_speaker_confusion.{speaker}", summary, matrix)
     bare = replace(record, summary=replace(summary, test=None), rounds=())
     others = [RunFolder(file.parent) for file in sorted(run.evaluations.glob("*/attacks.json"))]
     found = tuple(replace(_attacked(bare, other), speech=other.read_speech()) for other in others)

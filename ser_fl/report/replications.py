@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from ser_fl.report import wording
-from ser_fl.report.four_way import budget_key, columns_of, record_under, reference_budgets
+from ser_fl.report.four_way import Budget, budget_key, columns_of, record_under, reference_budgets
 from ser_fl.report.markup import MISSING, Table
 from ser_fl.report.reader import RunRecords
 from ser_fl.report.wording import percent, provenance
 from ser_fl.runs.records import CLEAN, WORST_CASE, AttackRecord
 
-_FREE = {"seed", "run_dir", "resume", "tracking", "executor", "profile", "experiment"}
-"""Settings in which repetitions may differ; and of the split its part, of the data their place."""
-_PART = ("seed", "fold", "test_speakers", "validation_speakers")
-_PLACE = ("root", "cache_dir")
+_NAMED = ("split.seed", *(f"split.{part}_{unit}s" for part in ("test", "validation") for unit in ("speaker", "text")))
+_FREE = {*_NAMED, "split.fold", "data.root", "data.cache_dir", "experiment", "seed", "run_dir", "resume", "profile"}
+_FREE_STAGES = ("tracking.", "executor.")
+"""What repetitions may differ in."""
+Found = Sequence[AttackRecord | None]
+"""A record of each run, in their order; None where one has none."""
 
 
 @dataclass(frozen=True)
@@ -33,18 +36,38 @@ class Replication:
 
     @cached_property
     def by_fold(self) -> bool:
-        return len({repr([run.setting(f"split.{name}") for name in _PART]) for run in self.runs}) > 1
+        parts = {repr([run.setting(name) for name in (*_NAMED, "split.fold")]) for run in self.runs}
+        tested = {frozenset(run.test.per_speaker_uar) for run in self.runs if run.summary.test}
+        return max(len(parts), len(tested)) > 1
 
     @property
     def what(self) -> str:
         return f"{len(self.runs)} {'folds' if self.by_fold else 'seeds'}"
 
-    def figure(self, records: Sequence[AttackRecord]) -> tuple[float, float] | None:
+    @cached_property
+    def refusal(self) -> str | None:
+        """Why these folds cannot be summed; None where they can, and of seeds."""
+        if not self.by_fold:
+            return None
+        names = f"not pooled: {', '.join(run.root.name for run in self.runs)}"
+        tested = Counter(speaker for run in self.runs for speaker in run.test.per_speaker_uar)
+        twice = [speaker for speaker, count in sorted(tested.items()) if count > 1]
+        splits = {repr([run.setting(name) for name in _NAMED]) for run in self.runs}
+        # Folds of texts share their speakers, and one split's folds share no utterance.
+        if twice and (len(splits) > 1 or len({run.setting("split.fold") for run in self.runs}) < len(self.runs)):
+            more = ", ..." if len(twice) > 3 else ""
+            return f"{names} test {', '.join(twice[:3])}{more} more than once: give each fold of one split once"
+        if len({run.summary.classes for run in self.runs if run.summary.test}) > 1:
+            return f"{names} know other emotions each"
+        return None
+
+    def figure(self, found: Found) -> tuple[float, float] | None:
         """UAR of one attack over all repetitions, and half the width of its 95 % interval; None where one lacks the
         attack. Over seeds: Student's interval of the mean. Over folds: the binomial spread of the recalls of the summed
         matrix, which for a randomised defence takes every utterance's mean vote for one vote, and so is too wide if
         anything.
         """
+        records = [record for record in found if record is not None]
         if len(records) < len(self.runs) or (self.by_fold and not all(record.confusion for record in records)):
             return None
         if not self.by_fold:
@@ -57,25 +80,77 @@ class Replication:
         summed = np.sum([np.asarray(record.confusion, dtype=np.float64) for record in records], axis=0)
         return scores(summed).uar, half_width_of_uar(summed)
 
+    def attacked(self, columns: Sequence[str], budgets: set[Budget]) -> Iterator[tuple[str, dict[str, Found]]]:
+        """By defence: what the runs recorded without attack, under each heading, and in the worst case: in L-infinity,
+        and over attackers who know of the defence, where there is one.
+        """
+        for defence in self.runs[0].defences:
+            of_run = [[record for record in run.attacks if record.defence == defence] for run in self.runs]
+            found: dict[str, Found] = {
+                "Clean": [next((each for each in own if each.attack == CLEAN), None) for own in of_run]
+            }
+            for column in columns:
+                found[column] = [record_under(column, run, defence) for run in self.runs]
+            found["Worst case"] = [
+                min(
+                    (each for each in own if each.attack == WORST_CASE and budget_key(each) in budgets),
+                    key=lambda record: (record.norm != "inf", wording.is_grey_box(record), -record.num_examples),
+                    default=None,
+                )
+                for own in of_run
+            ]
+            yield defence, found
+
 
 def replications(runs: Sequence[RunRecords]) -> list[Replication]:
     """The given runs, sorted into experiments; those of one run as well."""
     groups: dict[str, list[RunRecords]] = {}
     for run in runs:
-        shared = {name: value for name, value in run.config.items() if name not in _FREE}
-        for part, free in (("split", _PART), ("data", _PLACE)):
-            settings = shared.pop(part, None)
-            if isinstance(settings, Mapping):
-                shared[part] = {name: value for name, value in settings.items() if name not in free}
-        groups.setdefault(repr(shared), []).append(run)
+        groups.setdefault(repr(_shared(run)), []).append(run)
     return [Replication(group) for group in groups.values()]
+
+
+def repeated_in(runs: Sequence[RunRecords]) -> list[Replication]:
+    """Experiments of several runs that may be put together."""
+    return [group for group in replications(runs) if len(group.runs) > 1 and not group.refusal]
+
+
+def not_pooled(runs: Sequence[RunRecords]) -> list[str]:
+    """What looks like folds of one experiment and was not put together, and why: a line each."""
+    groups = replications(runs)
+    lines = [group.refusal for group in groups if group.refusal]
+    for run in (group.runs[0] for group in groups if len(group.runs) == 1):
+        same = [group for group in groups if group.runs[0].name == run.name]
+        other = max(same, key=lambda group: len(group.runs)).runs[0]
+        if other is not run and Replication([run, other]).by_fold:
+            mine, theirs = _shared(run), _shared(other)
+            names = [name for name in mine | theirs if mine.get(name) != theirs.get(name)]
+            lines.append(f"not pooled: {run.root.name} and {other.root.name} differ in {', '.join(names)}")
+    return lines
+
+
+def _shared(run: RunRecords) -> dict[str, Any]:
+    """The settings, by their whole names, that repetitions have in common."""
+
+    def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+        for name, value in settings.items():
+            if isinstance(value, Mapping):
+                yield from flat(value, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}", value
+
+    return {
+        name: value
+        for name, value in sorted(flat(run.config))
+        if name not in _FREE and not name.startswith(_FREE_STAGES)
+    }
 
 
 def replication_table(runs: Sequence[RunRecords]) -> Table | None:
     """Robust UAR in per cent of experiments that were repeated and attacked, or None. Rows: training and defence.
     Columns: clean, each attack at the reference budgets, the worst case.
     """
-    repeated = [group for group in replications(runs) if len(group.runs) > 1 and any(run.attacks for run in group.runs)]
+    repeated = [group for group in repeated_in(runs) if any(run.attacks for run in group.runs)]
     if not repeated:
         return None
     everybody = [run for group in repeated for run in group.runs]
@@ -83,22 +158,12 @@ def replication_table(runs: Sequence[RunRecords]) -> Table | None:
     columns = columns_of(everybody, budgets)
     budgets &= {budget_key(record) for run in everybody for record in run.attacked if record.attack != WORST_CASE}
     rows = []
-    for label, group in _labelled(repeated):
-        for defence in group.runs[0].defences:
-            clean = [next(_of(run, CLEAN, defence), None) for run in group.runs]
-            under = [[record_under(column, run, defence) for run in group.runs] for column in columns]
-            worst = [
-                # In L-infinity, and over attackers who know of the defence, where there is one.
-                min(
-                    (record for record in _of(run, WORST_CASE, defence) if budget_key(record) in budgets),
-                    key=lambda record: (record.norm != "inf", wording.is_grey_box(record), -record.num_examples),
-                    default=None,
-                )
-                for run in group.runs
-            ]
-            sizes = [run.subset(record) for run, record in zip(group.runs, worst, strict=True) if record is not None]
+    for label, group in labelled(repeated):
+        for defence, found in group.attacked(columns, budgets):
+            worst = zip(group.runs, found["Worst case"], strict=True)
+            sizes = [run.subset(record) for run, record in worst if record is not None]
             size = f" (n = {max(filter(None, sizes))})" if sizes and all(sizes) else ""
-            cells = [_cell(group, records) for records in (clean, *under, worst)]
+            cells = [_cell(group, records) for records in found.values()]
             rows.append((label, wording.defence_name(defence), *cells[:-1], cells[-1] + size))
     whats = " / ".join(dict.fromkeys(group.what for group in repeated))
     return Table(
@@ -119,11 +184,11 @@ def spread_table(runs: Sequence[RunRecords]) -> Table | None:
     left out: their test parts differ.
     """
     finished = [run for run in runs if run.summary.test is not None]
-    repeated = [group for group in replications(finished) if len(group.runs) > 1 and not group.by_fold]
+    repeated = [group for group in repeated_in(finished) if not group.by_fold]
     if not repeated:
         return None
     rows = []
-    for label, group in _labelled(repeated):
+    for label, group in labelled(repeated):
         for name, key in (("UAR", "uar"), ("Accuracy", "accuracy"), ("Macro F1", "macro_f1")):
             scores = [getattr(run.test, key) for run in group.runs]
             values = [math.nan if score is None else score for score in scores]
@@ -161,13 +226,8 @@ def half_width_of_uar(confusion: Any) -> float:
     return 1.96 * math.sqrt(float(variance))
 
 
-def _of(run: RunRecords, attack: str, defence: str) -> Iterator[AttackRecord]:
-    return (record for record in run.attacks if (record.attack, record.defence) == (attack, defence))
-
-
-def _cell(group: Replication, found: Sequence[AttackRecord | None]) -> str:
-    records = [record for record in found if record is not None]
-    figure = group.figure(records)
+def _cell(group: Replication, found: Found) -> str:
+    figure, records = group.figure(found), [record for record in found if record is not None]
     if figure is None:
         return MISSING
     uars = [record.robust_uar for record in records]
@@ -175,7 +235,7 @@ def _cell(group: Replication, found: Sequence[AttackRecord | None]) -> str:
     return wording.marked(f"{percent(figure[0])} ± {percent(figure[1])}{spread}", records[0])
 
 
-def _labelled(groups: Sequence[Replication]) -> list[tuple[str, Replication]]:
+def labelled(groups: Sequence[Replication]) -> list[tuple[str, Replication]]:
     """With the labels of their first runs, which differ in what the experiments differ in."""
     labels = wording.labels_of([group.runs[0] for group in groups])
     return [(f"{label}\n{group.what}", group) for label, group in zip(labels, groups, strict=True)]

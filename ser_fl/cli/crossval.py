@@ -1,0 +1,54 @@
+"""`ser-fl crossval`: all folds of a split one after the other, and their figures together."""
+
+import shlex
+from argparse import ArgumentParser, Namespace
+from dataclasses import fields
+from pathlib import Path
+
+from ser_fl.runs.environment import collection_paused
+from ser_fl.runs.preemption import Preemption
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        help="settings of train, as key=value; any of benchmark's, such as attacks=[pgd], attacks every fold as well",
+    )
+    parser.add_argument("--config-dir", "-cd", type=Path, metavar="DIR", help="groups and experiments of your own")
+
+
+def run(arguments: Namespace) -> None:
+    """Train and attack with a line for every round; print the tables."""
+    from ser_fl.cli.benchmark import attack_visibly
+    from ser_fl.cli.terminal import console, say
+    from ser_fl.cli.training_job import print_summary, train_visibly
+    from ser_fl.config.compose import compose
+    from ser_fl.config.robustness import BenchmarkConfig
+    from ser_fl.config.schema import Config
+    from ser_fl.report.markup import print_table
+
+    with collection_paused():
+        from ser_fl.cross_validation import crossval, tables_of
+        from ser_fl.runs.folder import RunFolder
+
+    known, of_train = ({field.name for field in fields(stage)} for stage in (BenchmarkConfig, Config))
+    of_benchmark, of_folds = list[str](), list[str]()
+    for setting in arguments.settings:
+        name = setting.partition("=")[0].partition(".")[0]
+        (of_benchmark if name in known - of_train - {"run", "speech", "part"} else of_folds).append(setting)
+    config = compose(of_folds, config_dir=arguments.config_dir)
+    preemption = Preemption()
+
+    def train_fold(fold: Config) -> RunFolder:
+        say(f"fold {fold.split.fold}, in {fold.run_dir}")
+        done = train_visibly(fold, preemption)
+        print_summary(done)
+        return done
+
+    with preemption.listening():
+        found = crossval(config, benchmark=of_benchmark or None, train_fold=train_fold, attack_fold=attack_visibly)
+    for table in tables_of(found):
+        print_table(table, console)
+    folders = [str(fold) for fold in found.folds]
+    say(f"{found.folds[0].parent / 'crossval.json'}, crossval.md; the page: ser-fl report {shlex.join(folders)}")

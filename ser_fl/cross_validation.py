@@ -1,0 +1,109 @@
+"""All folds of a split, one after the other, and what they say together: every speaker (or text) tested once."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from ser_fl.api import train
+from ser_fl.config.compose import compose_benchmark
+from ser_fl.config.robustness import BenchmarkConfig
+from ser_fl.config.schema import Config
+from ser_fl.data.features import open_configured_corpus
+from ser_fl.data.splits import split_corpus
+from ser_fl.errors import UserError
+from ser_fl.federation.checkpoint import checkpoint_key, is_checkpoint_of, new_folders
+from ser_fl.files import write_bytes, write_json
+from ser_fl.report.folds import CrossValidation, fold_tables
+from ser_fl.report.markup import Table, to_markdown
+from ser_fl.report.reader import read_run
+from ser_fl.report.replications import Replication, not_pooled, replication_table
+from ser_fl.robustness.benchmark import benchmark_run
+from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.lock import claimed
+
+SCHEMA = 1
+"""Version of ``crossval.json``."""
+
+
+def crossval(
+    config: Config,
+    *,
+    benchmark: Sequence[str] | None = None,
+    train_fold: Callable[[Config], RunFolder] = train,
+    attack_fold: Callable[[BenchmarkConfig], object] = benchmark_run,
+) -> CrossValidation:
+    """Train every fold of a split, each in a folder ``fold0``, ``fold1``, ... below ``run_dir``, and pool their test
+    figures into ``crossval.json`` and ``crossval.md`` there. Each is the run that `ser_fl.train` makes of its fold.
+
+    Args:
+        config: what `ser_fl.compose` gives. With ``resume=true`` finished folds stay as they are, and the one that was
+            cut off goes on.
+        benchmark: settings of `ser-fl benchmark`, such as ``["attacks=[pgd]"]``, for every fold; None attacks nothing.
+        train_fold: in place of `ser_fl.train`.
+        attack_fold: in place of `ser_fl.robustness.benchmark.benchmark_run`.
+
+    Raises:
+        UserError: the split has no folds, a fold lacks a part, or whatever `ser_fl.train` refuses.
+        RoundFailed: as `ser_fl.train`.
+    """
+    if config.resume and not config.run_dir:
+        raise UserError("say which folds go on: run_dir=DIR")
+    folder = Path(config.run_dir).expanduser() if config.run_dir else next(new_folders(config))
+    with claimed(folder):
+        runs = list[RunFolder]()
+        for fold in folds_of(replace(config, run_dir=str(folder))):
+            if runs:  # the first fold has measured what precision=auto is here
+                fold = replace(fold, precision=read_run(runs[0].root).setting("precision"))
+            run = RunFolder(Path(str(fold.run_dir)))
+            if not (config.resume and run.heard.exists() and is_checkpoint_of(run.checkpoint, checkpoint_key(fold))):
+                train_fold(fold)
+            runs.append(run)
+        for run in runs if benchmark is not None else ():
+            attack_fold(compose_benchmark([*(benchmark or ()), f"run={run.root}"]))
+        return pool(folder, runs)
+
+
+def folds_of(config: Config) -> Iterator[Config]:
+    """A configuration for each fold, in a folder of its own; all splits are tried first."""
+    split = config.split
+    if split.name != "speaker_independent" or split.test_speakers:
+        given = f"split={split.name}" if split.name != "speaker_independent" else "split.test_speakers"
+        raise UserError(
+            f"{given} has no folds: take split=speaker_independent split.num_test_speakers=K, or repeat one split with "
+            "other seeds: ser-fl train -m seed=1,2,3"
+        )
+    if split.fold:
+        raise UserError(f"all folds are trained, got split.fold={split.fold}: ser-fl train trains one")
+    if config.data.name != "builtin" and config.data.root is None:
+        raise UserError("the folds of a corpus on other machines are not known here: ser-fl train split.fold=0")
+    utterances = open_configured_corpus(config).utterances
+    count = -(-len({utterance.speaker for utterance in utterances}) // split.num_test_speakers)
+    if count < 2:
+        raise UserError(f"there must be two folds at least, got {count}: lower split.num_test_speakers")
+    folder = Path(str(config.run_dir))
+    tracking = replace(config.tracking, group=config.tracking.group or folder.name)
+    folds = [
+        replace(config, split=replace(split, fold=k), run_dir=str(folder / f"fold{k}"), tracking=tracking)
+        for k in range(count)
+    ]
+    for fold in folds:
+        split_corpus(utterances, fold.split)
+    return iter(folds)
+
+
+def pool(folder: Path, runs: Sequence[RunFolder]) -> CrossValidation:
+    """Write what finished folds say together."""
+    records = [read_run(run.root) for run in runs]
+    if problems := not_pooled(records):
+        raise UserError(problems[0])
+    pooled = CrossValidation.of(Replication(records))
+    names = [run.root.name for run in runs]
+    write_json(folder / "crossval.json", {"schema": SCHEMA, **asdict(pooled), "folds": names})
+    write_bytes(folder / "crossval.md", "\n\n".join(map(to_markdown, tables_of(pooled))).encode())
+    return pooled
+
+
+def tables_of(pooled: CrossValidation) -> list[Table]:
+    """Clean figures, confusion and, where all folds were attacked, robust UAR of the folds together."""
+    records = [read_run(folder) for folder in pooled.folds]
+    return [table for table in (*fold_tables(records), replication_table(records)) if table is not None]

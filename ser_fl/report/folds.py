@@ -1,0 +1,154 @@
+"""Folds put together, attacked or not: every speaker tested once, by a model that has not heard them."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from ser_fl.files import Figure
+from ser_fl.report import wording
+from ser_fl.report.four_way import columns_of, reference_budgets
+from ser_fl.report.markup import Table
+from ser_fl.report.reader import RunRecords
+from ser_fl.report.replications import Replication, half_width_of_uar, labelled, repeated_in
+from ser_fl.report.wording import interval, percent, provenance
+
+Matrix = tuple[tuple[Figure, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PooledAttack:
+    """One attack and defence over all folds."""
+
+    attack: str
+    """With budget and effort; also "Clean" and "Worst case"."""
+    defence: str
+    robust_uar: float
+    half_width: float
+    """Of its 95 % interval, as `CrossValidation.half_width`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrossValidation:
+    """Figures of the folds' summed confusion matrix, in [0, 1]: what ``crossval.json`` holds."""
+
+    experiment: str
+    corpus: str
+    synthetic: bool
+    folds: tuple[Path, ...]
+    """The run folders."""
+    classes: tuple[str, ...]
+    confusion: Matrix
+    """Utterances; rows true, columns predicted, in the order of `classes`."""
+    uar: float
+    half_width: float
+    """Of the 95 % interval of `uar` over other utterances of these speakers; NaN with ``federation=local_only``, where
+    several models are asked of one utterance."""
+    speaker_interval: tuple[float, float] | None
+    """95 % interval of `uar` over other speakers (`ser_fl.metrics.interval_over_speakers`)."""
+    accuracy: float
+    macro_f1: float
+    recall: dict[str, float | None]
+    """By emotion; None for one without a test utterance."""
+    speaker_uar: dict[str, float | None]
+    fold_uar: tuple[float, ...]
+    mean_fold_uar: float
+    deviation_fold_uar: float
+    """Of the folds (n - 1)."""
+    attacks: tuple[PooledAttack, ...]
+    """Those that every fold has records of, at the budgets of the report's tables."""
+
+    @classmethod
+    def of(cls, group: Replication) -> Self:
+        """Of finished folds that test no utterance twice."""
+        import numpy as np
+
+        from ser_fl.metrics import interval_over_speakers, scores
+
+        runs, first = group.runs, group.runs[0]
+        confusion_CC = np.sum([np.asarray(run.test.confusion, dtype=np.float64) for run in runs], axis=0)
+        figures = scores(confusion_CC)
+        by_speaker: dict[str, Any] = {}  # in folds of texts a speaker is in several
+        for name, matrix in (entry for run in runs for entry in run.test.per_speaker_confusion.items()):
+            by_speaker[name] = by_speaker.get(name, 0) + np.asarray(matrix, dtype=np.float64)
+        speaker_uar = {name: uar for run in runs for name, uar in run.test.per_speaker_uar.items()}
+        is_known = by_speaker.keys() == speaker_uar.keys()
+        fold_uar = tuple(scores(np.asarray(run.test.confusion, dtype=np.float64)).uar for run in runs)
+        is_one_model = first.setting("federation.name") != "local_only"
+        budgets = reference_budgets(runs)
+        attacked = [
+            (heading, defence, figure)
+            for defence, found in (group.attacked(columns_of(runs, budgets), budgets) if first.attacks else ())
+            for heading, records in found.items()
+            if (figure := group.figure(records)) is not None
+        ]
+        return cls(
+            experiment=first.name,
+            corpus=first.corpus,
+            synthetic=first.synthetic,
+            folds=tuple(run.root for run in runs),
+            classes=first.summary.classes,
+            confusion=tuple(map(tuple, confusion_CC.tolist())),
+            uar=figures.uar,
+            half_width=half_width_of_uar(confusion_CC) if is_one_model else float("nan"),
+            speaker_interval=interval_over_speakers(np.asarray([*by_speaker.values()])) if is_known else None,
+            accuracy=figures.accuracy,
+            macro_f1=figures.macro_f1,
+            recall=dict(zip(first.summary.classes, figures.per_class_recall, strict=True)),
+            speaker_uar={
+                name: scores(by_speaker[name]).uar if is_known else speaker_uar[name] for name in sorted(speaker_uar)
+            },
+            fold_uar=fold_uar,
+            mean_fold_uar=statistics.mean(fold_uar),
+            deviation_fold_uar=statistics.stdev(fold_uar),
+            attacks=tuple(
+                PooledAttack(attack=heading.replace("\n", ", "), defence=defence, robust_uar=uar, half_width=half)
+                for heading, defence, (uar, half) in attacked
+            ),
+        )
+
+
+def fold_tables(runs: Sequence[RunRecords]) -> list[Table]:
+    """Test scores without attack of finished folds put together, a column an experiment, and the summed confusion
+    matrix of each; none where nothing was repeated by fold.
+    """
+    groups = [group for group in repeated_in([run for run in runs if run.test.confusion]) if group.by_fold]
+    if not groups:
+        return []
+    labels, _ = zip(*labelled(groups), strict=True)
+    pooled = [CrossValidation.of(group) for group in groups]
+    emotions = dict.fromkeys(emotion for one in pooled for emotion in one.recall)
+    speakers = sorted({speaker for one in pooled for speaker in one.speaker_uar})
+    rows = [
+        ("UAR, all folds", *(f"{percent(one.uar)} ± {percent(one.half_width)}" for one in pooled)),
+        ("95 %, over speakers", *(interval(one.speaker_interval) for one in pooled)),
+        ("Accuracy", *(percent(one.accuracy) for one in pooled)),
+        ("Macro F1", *(percent(one.macro_f1) for one in pooled)),
+        ("UAR by fold", *(", ".join(map(percent, one.fold_uar)) for one in pooled)),
+        ("Mean and deviation", *(f"{percent(o.mean_fold_uar)}, {percent(o.deviation_fold_uar)}" for o in pooled)),
+        ("Test utterances", *(wording.count(sum(map(sum, one.confusion))) for one in pooled)),
+        *((f"Recall: {name}", *(percent(one.recall.get(name)) for one in pooled)) for name in emotions),
+        *((f"UAR of speaker {name}", *(percent(one.speaker_uar.get(name)) for one in pooled)) for name in speakers),
+    ]
+    together = Table(
+        title="Test scores without attack, over folds",
+        header=("", *labels),
+        rows=tuple(rows),
+        caption=(
+            f"{provenance([run for group in groups for run in group.runs])} Per cent, of the summed confusion matrix:"
+            " every speaker tested once. ±: half of the 95 % interval over other utterances of these speakers; over"
+            " speakers: these drawn again, whole. Mean and deviation (n - 1): of the folds."
+        ),
+    )
+    return [together, *(_confusion_table(label, one) for label, one in zip(labels, pooled, strict=True))]
+
+
+def _confusion_table(label: str, pooled: CrossValidation) -> Table:
+    rows = zip(pooled.classes, pooled.confusion, strict=True)
+    return Table(
+        title=f"Confusion over folds, {label.replace(chr(10), ', ')}",
+        header=("true, predicted", *pooled.classes),
+        rows=tuple((name, *(wording.number(count, ",.4g") for count in row)) for name, row in rows),
+        caption="Test utterances, summed over folds; rows: true, columns: predicted.",
+    )
