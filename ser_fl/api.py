@@ -152,7 +152,10 @@ def train(
         prepared = prepare(config, hooks.on_features)
         if first is not None:
             first.warn_of(prepared, config)
-        client_manifest = prepared.client_manifest()
+        before = Heard.read(run.heard, run.heard_sounds) if first is None else Heard.before_training(first.heard)
+        heard = Heard.of(prepared.store, prepared.split, config.frontend).after(before)
+        shared = heard.shared(prepared.store, prepared.split.test, config.frontend)
+        client_manifest = replace(prepared.client_manifest(), shared=shared)
         if own.network is not None:
             check_network(config, len(client_manifest.classes), own)
         if checkpoint is not None and checkpoint.precision is not None:
@@ -176,8 +179,7 @@ def train(
                 first=first,
             )
             federation.conduct(checkpoint)
-        heard = Heard.of(prepared.store, prepared.split, config.frontend)
-        heard.after(Heard.read(run.heard, run.heard_sounds)).write(run.heard, run.heard_sounds)
+        heard.write(run.heard, run.heard_sounds)
     return Run(run.root, network)
 
 

@@ -9,7 +9,7 @@ from ser_fl.config.compose import compose_benchmark
 from ser_fl.config.robustness import BenchmarkConfig
 from ser_fl.config.schema import Config
 from ser_fl.data.features import open_configured_corpus
-from ser_fl.data.splits import split_corpus
+from ser_fl.data.splits import facts_of, num_folds, split_corpus
 from ser_fl.errors import UserError
 from ser_fl.federation.checkpoint import checkpoint_key, is_checkpoint_of, new_folders
 from ser_fl.files import write_bytes, write_json
@@ -55,7 +55,12 @@ def crossval(
             if runs:  # the first fold has measured what precision=auto is here
                 fold = replace(fold, precision=read_run(runs[0].root).setting("precision"))
             run = RunFolder(Path(str(fold.run_dir)))
-            if not (config.resume and run.heard.exists() and is_checkpoint_of(run.checkpoint, checkpoint_key(fold))):
+            if not (
+                config.resume
+                and run.summary.exists()
+                and run.heard.exists()
+                and is_checkpoint_of(run.checkpoint, checkpoint_key(fold))
+            ):
                 train_fold(fold)
             runs.append(run)
         for run in runs if benchmark is not None else ():
@@ -66,20 +71,21 @@ def crossval(
 def folds_of(config: Config) -> Iterator[Config]:
     """A configuration for each fold, in a folder of its own; all splits are tried first."""
     split = config.split
-    if split.name != "speaker_independent" or split.test_speakers:
-        given = f"split={split.name}" if split.name != "speaker_independent" else "split.test_speakers"
+    named = next((name for name in ("test_speakers", "test_texts") if getattr(split, name)), None)
+    if named or not (split.is_by_speaker or split.is_by_text):
+        given = f"split.{named}" if named else f"split={split.name}"
         raise UserError(
-            f"{given} has no folds: take split=speaker_independent split.num_test_speakers=K, or repeat one split with "
-            "other seeds: ser-fl train -m seed=1,2,3"
+            f"{given} has no folds: take split=speaker_independent or text_independent, split.num_folds=K; or repeat "
+            "one split with other seeds: ser-fl train -m seed=1,2,3"
         )
     if split.fold:
         raise UserError(f"all folds are trained, got split.fold={split.fold}: ser-fl train trains one")
     if config.data.name != "builtin" and config.data.root is None:
         raise UserError("the folds of a corpus on other machines are not known here: ser-fl train split.fold=0")
     utterances = open_configured_corpus(config).utterances
-    count = -(-len({utterance.speaker for utterance in utterances}) // split.num_test_speakers)
+    count = num_folds(facts_of(utterances, split), split)
     if count < 2:
-        raise UserError(f"there must be two folds at least, got {count}: lower split.num_test_speakers")
+        raise UserError(f"there must be two folds at least, got {count}: set split.num_folds")
     folder = Path(str(config.run_dir))
     tracking = replace(config.tracking, group=config.tracking.group or folder.name)
     folds = [

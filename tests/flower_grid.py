@@ -17,6 +17,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from ser_fl.runs.folder import RunFolder
+
 Tamper = Callable[[Message, Message], Message | None]
 """(question, answer) -> what arrives, or None where nothing does."""
 
@@ -76,3 +78,10 @@ class InProcessGrid(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         raise NotImplementedError
+
+
+def summary_of(run: RunFolder) -> dict[str, Any]:
+    """Without what one machine can tell of the test part and a server of many cannot: shared texts and recordings."""
+    summary = run.read_json(run.summary)
+    known = ("num_utterances", "speakers", "num_speakers")
+    return summary | {"shared": {name: summary["shared"][name] for name in known}}

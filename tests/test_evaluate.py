@@ -205,7 +205,7 @@ def test_the_command_writes_figures_and_every_prediction(run: ser_fl.Run, tmp_pa
     words = [f"run={run.root}", "part=train", "allow_seen=true", f"out={tmp_path}/out"]
     done = subprocess.run([sys.executable, "-m", "ser_fl", "evaluate", *words], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "shared with training: all of 2 speakers, all of 5 texts, 50 of 50 recordings" in done.stdout
+    assert "shared with training: all of 2 speakers, all of 5 texts, all of 50 recordings" in done.stdout
     content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
     assert len(rows) == content["num_utterances"] == 50

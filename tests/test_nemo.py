@@ -14,7 +14,8 @@ import ser_fl
 from ser_fl.config.compose import compose
 from ser_fl.data.corpora import CORPORA, FileCorpus, open_corpus
 from ser_fl.data.inspection import check
-from ser_fl.data.splits import assign_clients, split_corpus
+from ser_fl.data.partitioning import assign_clients
+from ser_fl.data.splits import split_corpus
 from ser_fl.data.utterance import Utterance
 
 NEMO = Path(os.environ.get("SERFL_NEMO") or Path(__file__).parents[2] / "shared" / "data" / "nemo")

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from ser_fl.config.data import ClientsConfig, SplitConfig
-from ser_fl.data import splits
-from ser_fl.data.splits import BrokenPromise, Indices, Split, _fill_empty, assign_clients, holders, split_corpus
-from ser_fl.data.utterance import Utterance
+from ser_fl.data import partitioning, splits
+from ser_fl.data.partitioning import _fill_empty, assign_clients
+from ser_fl.data.splits import BrokenPromise, Indices, Split, holders, split_corpus
+from ser_fl.data.utterance import Utterance, text_digest
 from ser_fl.errors import UserError
 
 EMOTIONS = ("anger", "fear", "happiness", "neutral", "sadness")
@@ -102,7 +105,7 @@ def test_within_speaker_spreads_the_share_over_emotions() -> None:
 
 
 def test_a_speakers_part_does_not_depend_on_who_else_is_in_the_corpus() -> None:
-    few, many = even_table(3), even_table(8)
+    few, many = even_table(3, count=20), even_table(8, count=20)
     for speaker in ("s00", "s01", "s02"):
         first, second = split_corpus(few, WITHIN), split_corpus(many, WITHIN)
         for part, other in zip(parts(first), parts(second), strict=True):
@@ -240,7 +243,7 @@ def test_utterance_in_two_clients_or_none_is_never_let_through(
     monkeypatch: pytest.MonkeyPatch, by: str, clients: dict[str, Indices], message: str
 ) -> None:
     for maker in ("natural_clients", "_drawn_clients"):
-        monkeypatch.setattr(splits, maker, lambda *arguments: clients)
+        monkeypatch.setattr(partitioning, maker, lambda *arguments: clients)
     with pytest.raises(BrokenPromise, match=message):
         assign_clients(even_table(2), (0, 1, 2, 3), replace(BY_SPEAKER, by=by), seed=0)
 
@@ -399,3 +402,163 @@ def test_empty_clients_are_filled_from_the_largest_of_the_moment(seed: int) -> N
         next(part for part in expected if not part).append(largest.pop())
     _fill_empty(ours)
     assert ours == expected and all(ours)
+
+
+BY_TEXT = replace(WITHIN, name="text_independent")
+BY_BOTH = replace(WITHIN, name="speaker_and_text_independent")
+
+
+def read_table(num_speakers: int = 10, num_texts: int = 10) -> Table:
+    """Every speaker reads every text with every emotion."""
+    return tuple(
+        replace(utterance, text=f"Sentence {int(utterance.utterance_id[-3:])}.")
+        for utterance in even_table(num_speakers, num_texts)
+    )
+
+
+def texts(utterances: Table, part: Sequence[int]) -> set[str | None]:
+    return {utterances[index].text for index in part}
+
+
+def test_text_independent_has_no_text_on_two_sides_and_every_speaker_on_all() -> None:
+    """10 texts: a fifth test, a sixth of the others, and two at least, validate."""
+    utterances = read_table()
+    split = split_corpus(utterances, BY_TEXT)
+    assert [len(texts(utterances, part)) for part in parts(split)] == [6, 2, 2]
+    assert len(set.union(*(texts(utterances, part) for part in parts(split)))) == 10
+    assert all(len(speakers(utterances, part)) == 10 for part in parts(split))
+    assert every_index_once(parts(split)) == list(range(len(utterances)))
+
+
+def test_speaker_and_text_independent_shares_neither_and_leaves_mixtures_out() -> None:
+    utterances = read_table()
+    split = split_corpus(utterances, replace(BY_BOTH, num_validation_speakers=None))
+    sizes = [(len(speakers(utterances, part)), len(texts(utterances, part)), len(part)) for part in parts(split)]
+    assert sizes == [(5, 6, 5 * 6 * 5), (2, 2, 2 * 2 * 5), (3, 2, 3 * 2 * 5)], (
+        "a sixth of 7 is 1: two where there is room"
+    )
+    for grouping in (speakers, texts):
+        assert sum(len(grouping(utterances, part)) for part in parts(split)) == 10
+
+
+@pytest.mark.parametrize(
+    ("config", "sizes"),
+    [
+        (BY_TEXT, [2, 2, 2, 2, 2]),
+        (replace(BY_TEXT, num_test_texts=3), [1, 3, 3, 3]),
+        (replace(BY_TEXT, num_folds=4), [2, 2, 3, 3]),
+    ],
+)
+def test_folds_of_texts_test_every_text_once(config: SplitConfig, sizes: list[int]) -> None:
+    utterances = read_table()
+    count = splits.num_folds(splits.facts_of(utterances, config), config)
+    tested = [texts(utterances, split_corpus(utterances, replace(config, fold=fold)).test) for fold in range(count)]
+    assert sorted(map(len, tested)) == sizes
+    assert set.union(*tested) == texts(utterances, range(len(utterances)))
+    assert sum(len(fold) for fold in tested) == 10
+    with pytest.raises(UserError, match=rf"split\.fold must be below {count} \(10 texts\), got {count}"):
+        split_corpus(utterances, replace(config, fold=count))
+
+
+def test_folds_by_number_are_of_equal_size() -> None:
+    """10 speakers in 4 folds: 2, 3, 2, 3; and 11 folds of 10 speakers there are none."""
+    utterances, config = even_table(), replace(INDEPENDENT, num_folds=4)
+    tested = [speakers(utterances, split_corpus(utterances, replace(config, fold=fold)).test) for fold in range(4)]
+    assert [len(fold) for fold in tested] == [2, 3, 2, 3]
+    assert set.union(*tested) == speakers(utterances, range(200))
+    assert splits.num_folds(splits.facts_of(utterances, config), config) == 4
+    with pytest.raises(UserError, match=r"split\.num_folds must be at most 10 \(one a speaker\), got 11"):
+        split_corpus(utterances, replace(config, num_folds=11))
+
+
+def test_texts_are_named_by_their_words_or_digests_in_any_spelling() -> None:
+    utterances = read_table()
+    by_words = split_corpus(utterances, replace(BY_TEXT, test_texts=("sentence 3", "Sentence  7!")))
+    assert texts(utterances, by_words.test) == {"Sentence 3.", "Sentence 7."}
+    digests = tuple(text_digest(f"Sentence {number}.") for number in (3, 7))
+    assert split_corpus(utterances, replace(BY_TEXT, test_texts=digests)) == by_words
+    with pytest.raises(UserError, match="no utterance says 'Sentence 11'"):
+        split_corpus(utterances, replace(BY_TEXT, test_texts=("Sentence 11",)))
+
+
+def test_a_split_by_texts_names_an_utterance_without_one() -> None:
+    utterances = (*read_table()[:-1], replace(read_table()[-1], text=None))
+    message = f"split=text_independent needs the text of every utterance, and {utterances[-1].utterance_id} has none"
+    with pytest.raises(UserError, match=message):
+        split_corpus(utterances, BY_TEXT)
+
+
+def test_texts_that_tell_the_emotion_are_spread_by_emotion() -> None:
+    """SAVEE's actors read other sentences for every emotion: 5 of each; each fifth has one of each emotion."""
+    utterances = tuple(
+        replace(utterance, text=f"{utterance.emotion} {int(utterance.utterance_id[-3:])}")
+        for utterance in even_table(4, 5)
+    )
+    for fold in range(5):
+        split = split_corpus(utterances, replace(BY_TEXT, fold=fold))
+        assert Counter(text.split()[0] for text in texts(utterances, split.test) if text) == dict.fromkeys(EMOTIONS, 1)
+
+
+def test_segments_of_one_recording_stay_together() -> None:
+    whole = even_table(6, 10)
+    utterances = tuple(
+        replace(utterance, utterance_id=f"{utterance.utterance_id}#{number}", recording=utterance.utterance_id)
+        for utterance in whole
+        for number in range(3)
+    )
+    for config in (WITHIN, INDEPENDENT):
+        split, of_recordings = split_corpus(utterances, config), split_corpus(whole, config)
+        for part, expected in zip(parts(split), parts(of_recordings), strict=True):
+            assert part == tuple(3 * index + number for index in expected for number in range(3))
+
+
+def test_a_node_splits_as_everybody_does() -> None:
+    """From what the nodes tell of their speakers: the parts of each are those of the whole corpus."""
+    utterances = read_table()
+    for corpus, config in ((utterances, BY_TEXT), (utterances, BY_BOTH), (utterances, INDEPENDENT)):
+        names = sorted(speakers(corpus, range(len(corpus))))
+        nodes = [tuple(u for u in corpus if u.speaker in held) for held in (names[::2], names[1::2])]
+        told = [fact for node in nodes for fact in splits.facts_of(node, config)]
+        settled = splits.settle_split(sorted(told, key=lambda fact: fact.speaker), config)
+        whole = split_corpus(corpus, config)
+        for part in ("train", "validation", "test"):
+            theirs = {
+                node[index].utterance_id
+                for node in nodes
+                for index in getattr(split_corpus(node, settled, whole=False), part)
+            }
+            assert theirs == {corpus[index].utterance_id for index in getattr(whole, part)}
+
+
+def test_speakers_of_one_emotion_each_are_spread_over_the_parts() -> None:
+    """Three speakers of each of five emotions, in five folds of three: every emotion trains, whoever tests."""
+    utterances = table({f"{emotion}{number}": {emotion: 4} for emotion in EMOTIONS for number in range(3)})
+    for fold in range(5):
+        split = split_corpus(utterances, replace(INDEPENDENT, fold=fold, num_validation_speakers=3))
+        assert {utterances[index].emotion for index in split.train} == set(EMOTIONS)
+        assert len({utterances[index].emotion for index in split.test}) >= 2
+        assert len({utterances[index].emotion for index in split.validation}) == 3
+
+
+COUNTS = st.dictionaries(
+    st.sampled_from("abcdef"), st.dictionaries(st.sampled_from("ABCDE"), st.integers(1, 6), min_size=1), min_size=1
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(COUNTS, st.integers(0, 2), st.sampled_from(("speaker_independent", "text_independent")), st.integers(1, 3))
+def test_folds_share_nothing_and_test_everything_once(
+    counts: dict[str, dict[str, int]], seed: int, name: Any, number: int
+) -> None:
+    utterances = tuple(replace(utterance, text=f"text {utterance.utterance_id[-3:]}") for utterance in table(counts))
+    config = replace(WITHIN, name=name, seed=seed, num_folds=number)
+    tested: list[int] = []
+    named = [utterance.speaker if name == "speaker_independent" else utterance.text for utterance in utterances]
+    assume(number <= len({*named}) - 2 and (number > 1))  # else a part is empty, or there are too few for the folds
+    for fold in range(number):
+        split = split_corpus(utterances, replace(config, fold=fold))
+        assert every_index_once(parts(split)) == list(range(len(utterances)))
+        groups = [{named[index] for index in part} for part in parts(split)]
+        assert sum(map(len, groups)) == len(set.union(*groups))
+        tested += split.test
+    assert sorted(tested) == list(range(len(utterances)))

@@ -58,6 +58,8 @@ def print_summary(run: RunFolder) -> None:
         f"{note}; round {summary['selected_round']} selected, stopped: {summary['stopped']}",
         highlight=False,
     )
+    if summary["shared"] is not None:
+        say(f"the test part: {summary['shared']['words']}")
     say(f"run folder: {run.root}")
 
 

@@ -90,9 +90,12 @@ class FrontendConfig:
 class SplitConfig:
     """Which utterances train, select and test."""
 
-    name: Literal["within_speaker", "speaker_independent", "published"]
+    name: Literal[
+        "within_speaker", "speaker_independent", "text_independent", "speaker_and_text_independent", "published"
+    ]
     """within_speaker: the paper's, a share of every speaker's utterances. speaker_independent: no speaker in two parts.
-    published: the corpus's or the manifest's own split column."""
+    text_independent: no text in two parts. speaker_and_text_independent: neither; utterances of speakers of one part
+    with texts of another are left out. published: the corpus's or the manifest's own split column."""
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]
     """Draws the split; its own setting, so that runs of several seeds share one split."""
     test_fraction: Share
@@ -100,18 +103,51 @@ class SplitConfig:
     validation_fraction: Share
     """within_speaker: share of every speaker's remaining utterances that selects the round."""
     test_speakers: tuple[Speaker, ...]
-    """speaker_independent: named test speakers; empty: folds."""
+    """Named test speakers; empty: folds."""
     validation_speakers: tuple[Speaker, ...]
-    """speaker_independent: named validation speakers; empty: drawn."""
+    """Named validation speakers; empty: drawn."""
     fold: Amount
-    """speaker_independent without named speakers: which fold is left out, from 0."""
+    """Without named speakers or texts: which fold is left out, from 0."""
     num_test_speakers: Count
-    num_validation_speakers: Count
+    num_validation_speakers: Count | None
+    """null: a sixth of those that do not test, and two where six are left: one alone selects badly."""
+    test_texts: tuple[Speaker, ...] = ()
+    """Named test texts, or their digests (`ser_fl.data.utterance.text_digest`); empty: folds."""
+    validation_texts: tuple[Speaker, ...] = ()
+    num_test_texts: Count | None = None
+    """null: a fifth of the texts."""
+    num_validation_texts: Count | None = None
+    """null: a sixth of those that do not test."""
+    num_folds: Count | None = None
+    """Folds of as equal size as can be, in place of so many speakers or texts each."""
+    exchanges: tuple[tuple[str, str, str, str], ...] = ()
+    """within_speaker: found by the program, so that no part lacks an emotion that it could have."""
 
     def __post_init__(self) -> None:
-        if self.name != "speaker_independent":
-            names, owner = ("test_speakers", "validation_speakers", "fold"), "split=speaker_independent"
-            refuse_given(self, "split", names, owner=owner, instead=f"split={self.name}")
+        others = {
+            "split=speaker_independent": (self.is_by_speaker, ("test_speakers", "validation_speakers")),
+            "split=text_independent": (
+                self.is_by_text,
+                ("test_texts", "validation_texts", "num_test_texts", "num_validation_texts"),
+            ),
+            "split=speaker_independent or text_independent": (
+                self.is_by_speaker or self.is_by_text,
+                ("fold", "num_folds"),
+            ),
+        }
+        for owner, (is_it, names) in others.items():
+            if not is_it:
+                refuse_given(self, "split", names, owner=owner, instead=f"split={self.name}")
+
+    @property
+    def is_by_speaker(self) -> bool:
+        """Whether no speaker is in two parts."""
+        return self.name in ("speaker_independent", "speaker_and_text_independent")
+
+    @property
+    def is_by_text(self) -> bool:
+        """Whether no text is in two parts."""
+        return self.name in ("text_independent", "speaker_and_text_independent")
 
 
 @stage

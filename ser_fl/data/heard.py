@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from ser_fl.config.data import FrontendConfig
+from ser_fl.data.utterance import text_key
 from ser_fl.errors import UserError
 from ser_fl.files import from_safetensors, to_safetensors, write_bytes, write_json
 
@@ -153,6 +154,15 @@ class Heard:
             )
         return len(seen)
 
+    def shared(self, store: FeatureStore, rows: Indices, frontend: FrontendConfig) -> Shared:
+        """What some utterances share with those heard."""
+        return Shared.between(
+            [store.utterances[row] for row in rows],
+            recordings=len(self.recordings(store, rows, frontend)),
+            speakers=self.speakers,
+            texts=self.texts,
+        )
+
     def write(self, table: Path, sounds: Path) -> None:
         """Write both files whole: names as JSON, fingerprints as safetensors."""
         write_bytes(sounds, to_safetensors({"fingerprints": self.fingerprints_NP}))
@@ -189,12 +199,13 @@ class Shared:
     """What some utterances share with what was heard; counts of utterances, and of all of them."""
 
     num_utterances: int
-    recordings: int
-    speakers: tuple[str, ...]
+    speakers: int
     num_speakers: int
-    texts: tuple[str, ...]
-    num_texts: int
-    """Different texts of the utterances; 0 where the corpus has none."""
+    recordings: int | None = None
+    """None where clients on other machines alone could tell."""
+    texts: int | None = None
+    num_texts: int = 0
+    """Different texts of the utterances; 0 where nobody knows any."""
     missing: tuple[str, ...] = ()
     """Who else heard something, which is not on record."""
 
@@ -209,26 +220,32 @@ class Shared:
         missing: tuple[str, ...] = (),
     ) -> Self:
         """Of utterances that are scored, with what training heard."""
-        theirs, said = {u.speaker for u in utterances}, {u.text for u in utterances if u.text is not None}
+        theirs, said = {u.speaker for u in utterances}, {text_key(u.text) for u in utterances if u.text is not None}
         return cls(
             num_utterances=len(utterances),
             recordings=recordings,
-            speakers=tuple(sorted(theirs & speakers)),
+            speakers=len(theirs & speakers),
             num_speakers=len(theirs),
-            texts=tuple(sorted(said & texts)),
+            texts=len(said & {*map(text_key, texts)}),
             num_texts=len(said),
             missing=missing,
         )
 
     def __str__(self) -> str:
         """In words, for a terminal or a report's head."""
-        texts = (
-            f"{_of(self.texts, self.num_texts)} texts" if self.num_texts else "unknown texts (the corpus names none)"
-        )
-        return (
-            f"shared with training: {_of(self.speakers, self.num_speakers)} speakers, {texts}, "
-            f"{self.recordings or 'none'} of {self.num_utterances} recordings"
-        )
+        said = []
+        for shared, number, what in (
+            (self.speakers, self.num_speakers, "speakers"),
+            (self.texts, self.num_texts, "texts"),
+            (self.recordings, self.num_utterances, "recordings"),
+        ):
+            if shared is None:
+                said.append(f"{what} that the clients' machines alone know")
+            elif not number:
+                said.append(f"unknown {what} (the corpus names none)")
+            else:
+                said.append(f"{'none' if not shared else 'all' if shared == number else shared} of {number} {what}")
+        return f"shared with training: {', '.join(said)}"
 
 
 def in_words(shared: Shared | None, left_out: Mapping[str, int], lacking: Sequence[str]) -> list[str]:
@@ -243,7 +260,3 @@ def in_words(shared: Shared | None, left_out: Mapping[str, int], lacking: Sequen
         *([f"left out, since the model does not know these emotions: {unknown}"] if left_out else []),
         *([f"no utterance of {', '.join(lacking)}, which the model knows"] if lacking else []),
     ]
-
-
-def _of(shared: Sequence[str], number: int) -> str:
-    return f"{'none' if not shared else 'all' if len(shared) == number else len(shared)} of {number}"

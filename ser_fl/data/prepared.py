@@ -15,11 +15,12 @@ from typing import Any
 import torch
 
 from ser_fl.config.schema import Config, parse
-from ser_fl.data import splits
 from ser_fl.data.features import FeatureStore, OnFeatures, compute_features, open_configured_corpus
 from ser_fl.data.frontend import FeatureStatistics, Standardisation
+from ser_fl.data.heard import Shared
+from ser_fl.data.partitioning import EVERYBODY, assign_clients, natural_clients
 from ser_fl.data.shortcuts import facts_of_table, shortcuts
-from ser_fl.data.splits import PARTS, Indices, Part, Split, holders
+from ser_fl.data.splits import PARTS, Indices, Part, Split, holders, split_corpus
 from ser_fl.data.utterance import Corpus, SkippedFile
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.text import plain
@@ -43,6 +44,8 @@ class ClientManifest:
     """Of utterances, labels, split, clients and standardisation: a resumed run must find the data that it left."""
     skipped: tuple[SkippedFile, ...] = ()
     """Files that could not be used and were left out, with ``data.on_unreadable=skip``."""
+    shared: Shared | None = None
+    """What the test part shares with what training hears; None until somebody looks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,15 +104,11 @@ def prepare(config: Config, on_features: OnFeatures | None = None) -> Prepared:
     """
     corpus = open_configured_corpus(config)
     store = compute_features(corpus, config.frontend, cache_dir=config.data.cache_dir, progress=on_features)
-    split = splits.split_corpus(store.utterances, config.split)
-    clients = splits.assign_clients(store.utterances, split.train, config.clients, seed=config.split.seed)
+    split = split_corpus(store.utterances, config.split)
+    clients = assign_clients(store.utterances, split.train, config.clients, seed=config.split.seed)
     if config.federation.name == "centralised":  # the same utterances, where the number of clients is capped too
-        clients = {splits.EVERYBODY: tuple(sorted(index for held in clients.values() for index in held))}
-    trained = {store.utterances[index].emotion for index in split.train}
-    for part, indices in zip(PARTS, split, strict=True):
-        counts = Counter(store.utterances[index].emotion for index in indices)
-        if untrained := [f"{emotion} ({counts[emotion]})" for emotion in sorted(counts) if emotion not in trained]:
-            _LOG.warning("the training part lacks these emotions of the %s part: %s", part, ", ".join(untrained))
+        clients = {EVERYBODY: tuple(sorted(index for held in clients.values() for index in held))}
+    _warn_of_lacking_emotions(store, split, clients)
     for shortcut in shortcuts(store.utterances, facts_of_table(store.utterances)):
         if shortcut.suspicious:
             _LOG.warning("%s: the model may learn it in place of emotions; see `ser-fl corpus check`", shortcut)
@@ -122,6 +121,23 @@ def prepare(config: Config, on_features: OnFeatures | None = None) -> Prepared:
         standardisation=Standardisation.from_statistics(sums, config.frontend),
         skipped=corpus.skipped,
     )
+
+
+def _warn_of_lacking_emotions(store: FeatureStore, split: Split, clients: Mapping[str, Indices]) -> None:
+    """Say which parts lack emotions that training has or tests need, and how many clients hold one alone."""
+
+    def emotions(indices: Indices) -> Counter[str]:
+        return Counter(store.utterances[index].emotion for index in indices)
+
+    trained = emotions(split.train)
+    for part, indices in (("validation", split.validation), ("test", split.test)):
+        scored = emotions(indices)
+        for lacking, its, other, counts in (("training", trained, part, scored), (part, scored, "training", trained)):
+            if names := [f"{emotion} ({counts[emotion]})" for emotion in sorted(counts) if emotion not in its]:
+                _LOG.warning("the %s part lacks these emotions of the %s part: %s", lacking, other, ", ".join(names))
+    alone = [client for client, held in clients.items() if len(emotions(held)) == 1]
+    if alone:
+        _LOG.warning("%d of %d clients hold one emotion only, the first is %s", len(alone), len(clients), alone[0])
 
 
 def digest_of_all(speakers: Mapping[str, str], client_ids: Sequence[str], standardisation: Standardisation) -> str:
@@ -168,21 +184,12 @@ def open_node_corpus(config: Config, host: Host) -> Corpus:
     return corpus
 
 
-def facts_of(corpus: Corpus) -> list[dict[str, Any]]:
-    """What a node tells of every speaker before an experiment begins: name, sex and emotions."""
-    utterances = corpus.utterances
-    return [
-        {"speaker": speaker, "sex": utterances[held[-1]].sex, "emotions": sorted({utterances[i].emotion for i in held})}
-        for speaker, held in holders(utterances, range(len(utterances))).items()
-    ]
-
-
 def open_partition(config: Config, host: Host, classes: Sequence[str]) -> Partition:
     """Features, split and clients of a node's data. The split is settled by names (`settle_split`); ``classes`` are of
     the whole experiment: a node may lack some.
     """
     corpus = open_node_corpus(config, host)
     store = compute_features(corpus, config.frontend, cache_dir=config.data.cache_dir, classes=tuple(classes))
-    split = splits.split_corpus(store.utterances, config.split, whole=False)
-    clients = splits.natural_clients(store.utterances, split.train, config.clients)  # the server caps them
+    split = split_corpus(store.utterances, config.split, whole=False)
+    clients = natural_clients(store.utterances, split.train, config.clients)  # the server caps them
     return Partition(store=store, split=split, clients=clients)

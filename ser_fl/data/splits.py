@@ -1,14 +1,17 @@
-"""How a corpus is divided: which utterances train, select and test, and which client holds which to train on."""
+"""How a corpus is divided: which utterances train, select and test.
+
+Speakers, texts and recordings (of which a long one is several utterances) are taken whole where a split says so.
+"""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from heapq import heapify, heapreplace
-from typing import Literal, NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 
-from ser_fl.config.data import ClientsConfig, SplitConfig
-from ser_fl.data.utterance import Utterance
+from ser_fl.config.data import SplitConfig
+from ser_fl.data.utterance import Utterance, text_digest
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.randomness import generator
 from ser_fl.text import plain
@@ -17,8 +20,6 @@ Indices = tuple[int, ...]
 """Positions in the utterance table, ascending."""
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
-EVERYBODY = "all"
-"""Id of a client that holds everything."""
 
 _WAYS_OUT: Mapping[str, Mapping[str, str]] = {
     "within_speaker": {
@@ -29,6 +30,8 @@ _WAYS_OUT: Mapping[str, Mapping[str, str]] = {
     "speaker_independent": {
         "train": "lower split.num_test_speakers or split.num_validation_speakers, or name fewer speakers"
     },
+    "text_independent": {"train": "lower split.num_test_texts or split.num_validation_texts, or name fewer texts"},
+    "speaker_and_text_independent": {"train": "use split=speaker_independent or split=text_independent"},
     "published": {"train": "use split=within_speaker or split=speaker_independent"},
 }
 """What to do about an empty part; the advice for "train" also serves parts without one of their own."""
@@ -46,6 +49,47 @@ class Split(NamedTuple):
     test: Indices
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeakerFacts:
+    """What a split must know of a speaker, which is all that a node tells before an experiment begins."""
+
+    speaker: str
+    sex: str | None
+    emotions: Mapping[str, int]
+    """Recordings of each."""
+    texts: Mapping[str, Collection[str]]
+    """Emotions of each text, by its digest; empty where the split does not ask. Somebody who guesses a text can find
+    it among digests."""
+
+
+def facts_of(utterances: Sequence[Utterance], config: SplitConfig) -> list[SpeakerFacts]:
+    """Facts of every speaker.
+
+    Raises:
+        UserError: the split is by texts, and an utterance has none.
+    """
+    facts = []
+    for speaker, held in holders(utterances, range(len(utterances))).items():
+        texts: dict[str, set[str]] = {}
+        for index in held if config.is_by_text else ():
+            if (text := utterances[index].text) is None:
+                raise UserError(
+                    f"split={config.name} needs the text of every utterance, and {utterances[index].utterance_id} has "
+                    "none: give a manifest with a column `text`, or use another split"
+                )
+            texts.setdefault(text_digest(text), set()).add(utterances[index].emotion)
+        emotions = Counter(utterances[own[0]].emotion for own in _recordings(utterances, held))
+        facts.append(
+            SpeakerFacts(
+                speaker=speaker,
+                sex=utterances[held[-1]].sex,
+                emotions=dict(sorted(emotions.items())),
+                texts={text: sorted(texts[text]) for text in sorted(texts)},
+            )
+        )
+    return facts
+
+
 def split_corpus(utterances: Sequence[Utterance], config: SplitConfig, *, whole: bool = True) -> Split:
     """Split a corpus as configured; what the split promises is checked on the outcome.
 
@@ -56,17 +100,21 @@ def split_corpus(utterances: Sequence[Utterance], config: SplitConfig, *, whole:
             others may hold what is in it.
 
     Raises:
-        UserError: an unknown speaker, too few speakers, or an empty part.
-        BrokenPromise: an utterance, or where it is promised a speaker, would be in two parts.
+        UserError: an unknown speaker or text, too few of them, or an empty part.
+        BrokenPromise: an utterance, or where it is promised a speaker or a text, would be in two parts.
     """
     if whole:
-        config = settle_split({utterance.speaker: utterance.sex for utterance in utterances}, config)
+        config = settle_split(facts_of(utterances, config), config)
     split = _divide(utterances, config)
     seen: dict[str, Part] = {}
     for part, indices in zip(PARTS, split, strict=True):
         names = sorted(utterances[index].utterance_id for index in indices)
-        if config.name == "speaker_independent":
+        if config.is_by_speaker:
             names += sorted({f"speaker {utterances[index].speaker}" for index in indices})
+        if config.is_by_text:
+            names += sorted({f"text {text_digest(utterances[index].text or '')}" for index in indices})
+        if config.name != "published":
+            names += sorted({f"recording {utterances[index].recording}" for index in indices})
         for name in names:
             if name in seen:
                 raise BrokenPromise(f"{name} is in the {seen[name]} part and in the {part} part")
@@ -76,47 +124,133 @@ def split_corpus(utterances: Sequence[Utterance], config: SplitConfig, *, whole:
     return split
 
 
-def settle_split(speakers: Mapping[str, str | None], config: SplitConfig) -> SplitConfig:
-    """The same split with its speakers named, so that a node that holds only some of them splits as one that holds all.
-
-    Folds come from an order of the speakers, drawn once from ``split.seed``, that spreads each sex evenly: the k-th of
-    n stands at (k + 1/2) / n of the way. Fold i tests speakers i*k to (i+1)*k - 1 of it (the last fold may be smaller)
-    and validates on those that follow, so that over all folds every speaker is tested once. ``speakers`` maps all of
-    the corpus to their sex.
+def settle_split(facts: Sequence[SpeakerFacts], config: SplitConfig) -> SplitConfig:
+    """The same split with all named that depends on the whole corpus, so that a node that holds only some of the
+    speakers splits as one that holds all: who and what tests and validates, and within speakers `_exchanges`.
 
     Raises:
-        UserError: an unknown speaker, one that is named twice, or a fold that is not there.
+        UserError: an unknown speaker or text, one that is named twice, or a fold that is not there.
     """
-    if config.name != "speaker_independent":
+    if config.name == "within_speaker":
         return config
-    asked = {who: tuple(map(plain, vars(config)[who])) for who in ("test_speakers", "validation_speakers")}
-    config = SplitConfig(**{**vars(config), **asked})
-    for name in (*config.test_speakers, *config.validation_speakers):
-        if name not in speakers:
-            raise unknown_name("speaker", name, sorted(speakers))
-    names = sorted(speakers)
-    drawn = [names[i] for i in torch.randperm(len(names), generator=generator("folds", config.seed)).tolist()]
+    named: dict[str, Any] = {}
+    if config.is_by_speaker:
+        sexes = {one.speaker: one.sex or "" for one in facts}
+        emotions = {one.speaker: frozenset(one.emotions) for one in facts}
+        named |= _settled("speaker", sexes, emotions, config)
+    if config.is_by_text:
+        spoken: dict[str, frozenset[str]] = {}
+        for one in facts:
+            for text, own in one.texts.items():
+                spoken[text] = spoken.get(text, frozenset()) | {*own}
+        named |= _settled("text", {text: " ".join(sorted(spoken[text])) for text in spoken}, spoken, config)
+    return replace(config, **{"fold": 0, "num_folds": None, **named}) if named else config
+
+
+def num_folds(facts: Sequence[SpeakerFacts], config: SplitConfig) -> int:
+    """How many folds test every speaker, or every text, once; 1 of a split without folds."""
+    if config.test_speakers or config.test_texts or not (config.is_by_speaker or config.is_by_text):
+        return 1
+    unit: _Grouping = "speaker" if config.is_by_speaker else "text"
+    names = {one.speaker for one in facts} if config.is_by_speaker else {text for one in facts for text in one.texts}
+    return len(_fold_sizes(unit, len(names), config))
+
+
+_Grouping = Literal["speaker", "text"]
+
+
+def _fold_sizes(unit: _Grouping, number: int, config: SplitConfig) -> list[int]:
+    if config.num_folds is None:
+        each = config.num_test_speakers if unit == "speaker" else config.num_test_texts or max(1, round(number / 5))
+        return [min(each, number - start) for start in range(0, number, each)]
+    if config.num_folds > number:
+        raise UserError(f"split.num_folds must be at most {number} (one a {unit}), got {config.num_folds}")
+    return [number * (i + 1) // config.num_folds - number * i // config.num_folds for i in range(config.num_folds)]
+
+
+def _settled(
+    unit: _Grouping, kinds: Mapping[str, str], emotions: Mapping[str, frozenset[str]], config: SplitConfig
+) -> dict[str, tuple[str, ...]]:
+    """The speakers (or texts) that test and that validate.
+
+    Folds come from an order, drawn once from ``split.seed``, that spreads each kind (a speaker's sex, a text's
+    emotions) evenly: the k-th of n stands at (k + 1/2) / n of the way. A fold is the next of this order, the last one
+    may be smaller; those that validate follow. So over all folds each is tested once. Where an emotion would be
+    lacking, others are taken (`_fair`).
+    """
+    known = sorted(kinds)
+    stream = generator("folds" if unit == "speaker" else "text folds", config.seed)
+    drawn = [known[i] for i in torch.randperm(len(known), generator=stream).tolist()]
     place: dict[str, float] = {}
-    for sex in sorted({sex or "" for sex in speakers.values()}):
-        of_sex = [speaker for speaker in drawn if (speakers[speaker] or "") == sex]
-        place |= {speaker: (k + 0.5) / len(of_sex) for k, speaker in enumerate(of_sex)}
+    for kind in sorted({*kinds.values()}):
+        of_kind = [name for name in drawn if kinds[name] == kind]
+        place |= {name: (k + 0.5) / len(of_kind) for k, name in enumerate(of_kind)}
     order = sorted(drawn, key=place.__getitem__)
-    if config.test_speakers:
-        testers = list(config.test_speakers)
-        others = [speaker for speaker in order if speaker not in config.test_speakers]
-    else:
-        start = config.fold * config.num_test_speakers
-        num_folds = -(-len(order) // config.num_test_speakers)
-        if config.fold >= num_folds:
-            raise UserError(f"split.fold must be below {num_folds} ({len(order)} speakers), got {config.fold}")
-        testers = order[start : start + config.num_test_speakers]
-        others = order[start + len(testers) :] + order[:start]
-    validators = list(config.validation_speakers) or others[: config.num_validation_speakers]
-    for speaker in testers:
-        if speaker in validators:
-            raise UserError(f"speaker {speaker!r} is named for test and for validation")
-    named = {"fold": 0, "test_speakers": tuple(testers), "validation_speakers": tuple(validators)}
-    return SplitConfig(**{**vars(config), **named})
+    given = {part: _given(unit, getattr(config, f"{part}_{unit}s"), known) for part in ("test", "validation")}
+    testers = given["test"]
+    if not testers:
+        sizes = _fold_sizes(unit, len(order), config)
+        fold = config.fold
+        if unit == "text" and config.is_by_speaker:
+            fold %= len(sizes)  # the speakers' folds go through those of the texts
+        if fold >= len(sizes):
+            raise UserError(f"split.fold must be below {len(sizes)} ({len(order)} {unit}s), got {fold}")
+        rest = order
+        for size in sizes[: fold + 1]:
+            testers = _fair(rest, size, emotions)
+            rest = [name for name in rest if name not in testers]
+    start = order.index(testers[0]) if not given["test"] else 0
+    others = [name for name in order[start:] + order[:start] if name not in testers]
+    number: int | None = getattr(config, f"num_validation_{unit}s")
+    if number is None:  # a sixth, and where there is room not one alone
+        number = max(min(2, len(others) // 3), round(len(others) / 6), 1)
+    validators = given["validation"] or _fair(others, number, emotions)
+    for name in testers:
+        if name in validators:
+            raise UserError(f"{unit} {name!r} is named for test and for validation")
+    return {f"test_{unit}s": tuple(testers), f"validation_{unit}s": tuple(validators)}
+
+
+def _given(unit: _Grouping, names: Iterable[str], known: Sequence[str]) -> list[str]:
+    """Speakers that the user names, or digests of texts."""
+    if unit == "text":
+        digests = [name if name in known else text_digest(name) for name in names]
+        for name, digest in zip(names, digests, strict=True):
+            if digest not in known:
+                raise UserError(f"split.test_texts or split.validation_texts: no utterance says {name!r}")
+        return digests
+    names = [plain(name) for name in names]
+    for name in names:
+        if name not in known:
+            raise unknown_name(unit, name, known)
+    return names
+
+
+def _fair(order: Sequence[str], number: int, emotions: Mapping[str, frozenset[str]]) -> list[str]:
+    """The first of an order, unless they or the rest would then lack an emotion that two have. In that case one after
+    the other who adds most emotions, and takes no such emotion from the rest.
+    """
+    holders_of = Counter(emotion for name in order for emotion in emotions[name])
+    shared = {emotion for emotion, count in holders_of.items() if count > 1}
+
+    def covered(names: Iterable[str]) -> set[str]:
+        return shared & {emotion for name in names for emotion in emotions[name]}
+
+    first, rest = list(order[:number]), list(order)
+    if number >= len(order) or covered(first) == shared == covered(order[number:]):
+        return first
+    chosen: list[str] = []
+    while len(chosen) < number:
+        lacking = shared - covered(chosen)
+        left = Counter(emotion for name in rest for emotion in emotions[name])
+        gains = {
+            name: (not any(left[emotion] == 1 for emotion in emotions[name]), len(lacking & emotions[name]))
+            for name in rest
+        }
+        best = max(rest, key=gains.__getitem__)  # of equals the first
+        chosen.append(best)
+        rest.remove(best)
+    return chosen
 
 
 def check_parts(sizes: Mapping[Part, int], config: SplitConfig) -> None:
@@ -139,114 +273,126 @@ def holders(
     return {name: tuple(grouped[name]) for name in sorted(grouped)}
 
 
-def _divide(utterances: Sequence[Utterance], config: SplitConfig) -> Split:
-    """The parts, in one of three ways. A published split is the corpus's own: utterances without one are left out. By
-    named speakers, everybody else trains.
+def _recordings(utterances: Sequence[Utterance], part: Iterable[int]) -> list[list[int]]:
+    """The utterances of a part by recording, in the order of the first of each."""
+    grouped: dict[str, list[int]] = {}
+    for index in part:
+        grouped.setdefault(utterances[index].recording, []).append(index)
+    return list(grouped.values())
 
-    Within speakers, as in the paper, a share of every speaker's utterances, rounded to the nearest count, is one pooled
+
+def _divide(utterances: Sequence[Utterance], config: SplitConfig) -> Split:
+    """The parts. A published split is the corpus's own: utterances without one are left out. By named speakers or
+    texts, all others train; by both, utterances of whom one names and of what another are left out.
+
+    Within speakers, as in the paper, a share of every speaker's recordings, rounded to the nearest count, is one pooled
     test set; validation by the same rule. It is spread evenly over a speaker's emotions (the paper's code disregards
     them).
     """
-    named = dict.fromkeys(config.validation_speakers, "validation") | dict.fromkeys(config.test_speakers, "test")
-    parts = [each.split if config.name == "published" else named.get(each.speaker, "train") for each in utterances]
+    parts: list[str | None]
     if config.name == "within_speaker":
         parts = ["train"] * len(utterances)
         for speaker, indices in holders(utterances, range(len(utterances))).items():
-            order = torch.randperm(len(indices), generator=generator("split", config.seed, speaker)).tolist()
-            rest = sorted((indices[i] for i in order), key=lambda index: utterances[index].emotion)
+            recordings = _recordings(utterances, indices)
+            order = torch.randperm(len(recordings), generator=generator("split", config.seed, speaker)).tolist()
+            rest = sorted((recordings[i] for i in order), key=lambda own: utterances[own[0]].emotion)
             for part, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
-                count = round(fraction * len(rest))
-                for k in range(count):
-                    parts[rest[int((k + 0.5) * len(rest) / count)]] = part
-                rest = [index for index in rest if parts[index] == "train"]
+                exchanges = [(given, taken) for *whose, given, taken in config.exchanges if whose == [part, speaker]]
+                drawn = set(_drawn([utterances[own[0]].emotion for own in rest], fraction, exchanges))
+                for place in drawn:
+                    for index in rest[place]:
+                        parts[index] = part
+                rest = [own for place, own in enumerate(rest) if place not in drawn]
+    elif config.name == "published":
+        parts = [utterance.split for utterance in utterances]
+    else:
+        by_speaker = dict.fromkeys(config.validation_speakers, "validation") | dict.fromkeys(
+            config.test_speakers, "test"
+        )
+        by_text = dict.fromkeys(config.validation_texts, "validation") | dict.fromkeys(config.test_texts, "test")
+        parts = []
+        for utterance in utterances:
+            said = set[str]()
+            if config.is_by_speaker:
+                said.add(by_speaker.get(utterance.speaker, "train"))
+            if config.is_by_text:
+                said.add(by_text.get(text_digest(utterance.text or ""), "train"))
+            parts.append(said.pop() if len(said) == 1 else None)
     return Split(*(tuple(index for index, part in enumerate(parts) if part == wanted) for wanted in PARTS))
 
 
-def assign_clients(
-    utterances: Sequence[Utterance], train: Indices, config: ClientsConfig, *, seed: int
-) -> dict[str, Indices]:
-    """Spread the training utterances over clients: client id to its utterances, each in exactly one client.
-
-    Raises:
-        UserError: more clients than utterances, speakers or sessions, or sessions asked of a corpus without any.
-        BrokenPromise: an utterance would be in two clients, in none, or would not be of the training part.
+def _drawn(emotions: Sequence[str], fraction: float, exchanges: Iterable[tuple[str, str]] = ()) -> list[int]:
+    """Places of a share of a speaker's recordings, which are in the order of their emotions: evenly spaced. Of each
+    exchange the last of one emotion is given back, and the first of another taken for it.
     """
-    is_drawn = config.by in ("iid", "dirichlet")
-    if is_drawn:
-        clients = _drawn_clients(utterances, train, config, seed)
-    else:
-        clients = natural_clients(utterances, train, config)
-    assigned, wanted = Counter(index for indices in clients.values() for index in indices), set(train)
-    for index in sorted({*assigned, *wanted}):
-        name = utterances[index].utterance_id
-        if index not in wanted:
-            raise BrokenPromise(f"{name} is in a client and not in the training part")
-        if assigned[index] > 1:
-            raise BrokenPromise(f"{name} is in {assigned[index]} clients")
-        if not assigned[index]:
-            raise BrokenPromise(f"{name} is of the training part and in no client")
-    return clients if is_drawn else {name: clients[name] for name in capped(sorted(clients), config)}
+    count = round(fraction * len(emotions))
+    drawn = [int((k + 0.5) * len(emotions) / count) for k in range(count)]
+    for given, taken in exchanges:
+        drawn.remove(max(place for place in drawn if emotions[place] == given))
+        drawn.append(next(p for p, emotion in enumerate(emotions) if emotion == taken and p not in drawn))
+    return drawn
 
 
-def natural_clients(utterances: Sequence[Utterance], train: Indices, config: ClientsConfig) -> dict[str, Indices]:
-    """A client for each speaker or session, however many; a `UserError` where an utterance is of no session."""
-    if config.by != "session":
-        return holders(utterances, train)
-    for index in train:
-        if utterances[index].session is None:
-            raise UserError(f"clients.by=session: utterance {utterances[index].utterance_id!r} has no session")
-    return holders(utterances, train, "session")
+def _exchanges(facts: Sequence[SpeakerFacts], config: SplitConfig) -> Iterator[tuple[str, str, str, str]]:
+    """What speakers exchange between training and another part (its name, the speaker, the emotion given back, the one
+    taken), so that over all speakers every part has every emotion: two recordings train and test, three validate too.
 
-
-def capped(names: Sequence[str], config: ClientsConfig) -> tuple[str, ...]:
-    """The first ``clients.num_clients`` speakers or sessions; all where it is null; a `UserError` for too many."""
-    if config.num_clients is not None and config.num_clients > len(names):
-        raise UserError(
-            f"clients.num_clients must be at most {len(names)} (one a {config.by}), got {config.num_clients}"
-        )
-    return tuple(names[: config.num_clients])
-
-
-def _drawn_clients(
-    utterances: Sequence[Utterance], train: Indices, config: ClientsConfig, seed: int
-) -> dict[str, Indices]:
-    """iid: shuffled and dealt out. dirichlet: each emotion's utterances in proportions drawn from Dirichlet(alpha).
-
-    Shares are softmax of logarithms of Gamma draws, in float64, since the draws themselves underflow for a small alpha:
-    log Gamma(a) = log Gamma(a + 1) + log(U) / a. A client that stays empty gets one utterance of the largest client.
+    Evenly spaced places alone drop emotions where speakers have few recordings: each of seven emotions once gives a
+    test of the fourth emotion alone. Corpora that lose none are split as without exchanges; shares stay as they are.
     """
-    num_clients, alpha = (
-        config.num_clients or len({utterances[index].speaker for index in train}),
-        config.dirichlet_alpha,
-    )
-    if num_clients > len(train):
-        raise UserError(f"clients.num_clients must be at most the {len(train)} training utterances, got {num_clients}")
-    stream = generator("clients", seed, config.by, num_clients)
-    shuffled = [train[i] for i in torch.randperm(len(train), generator=stream).tolist()]
-    if config.by == "iid":
-        dealt = [shuffled[k::num_clients] for k in range(num_clients)]
+    rest = {one.speaker: Counter(one.emotions) for one in facts}
+    for part, fraction, kept in (("test", config.test_fraction, 2), ("validation", config.validation_fraction, 1)):
+        in_order = {speaker: sorted(held.elements()) for speaker, held in rest.items()}
+        drawn = {
+            speaker: Counter(held[place] for place in _drawn(held, fraction)) for speaker, held in in_order.items()
+        }
+        held_by_all = Counter(emotion for held in in_order.values() for emotion in held)
+        least = {emotion: min(1, count - 1) for emotion, count in held_by_all.items()}
+        most = {emotion: max(count - kept, least[emotion]) for emotion, count in held_by_all.items()}
+        of_part = Counter[str]()
+        for own in drawn.values():
+            of_part.update(own)
+        for emotion in sorted(least, key=lambda emotion: (held_by_all[emotion], emotion)):
+            while path := _path(emotion, rest, drawn, of_part, least, most):
+                for speaker, given, taken in path:
+                    for counts in (drawn[speaker], of_part):
+                        counts[given] -= 1
+                        counts[taken] += 1
+                    yield part, speaker, given, taken
+        rest = {speaker: held - drawn[speaker] for speaker, held in rest.items()}
+
+
+def _path(
+    emotion: str,
+    held: Mapping[str, Counter[str]],
+    drawn: Mapping[str, Counter[str]],
+    of_part: Counter[str],
+    least: Mapping[str, int],
+    most: Mapping[str, int],
+) -> list[tuple[str, str, str]]:
+    """The fewest exchanges that bring one emotion of a part between its bounds and no other out of them: an augmenting
+    path of a flow. Empty where nothing is wrong, and where nothing can be done.
+    """
+    if of_part[emotion] < least[emotion]:
+        starts, ends = [name for name in sorted(least) if of_part[name] > least[name]], {emotion}
+    elif of_part[emotion] > most[emotion]:
+        starts, ends = [emotion], {name for name in most if of_part[name] < most[name]}
     else:
-        dealt = [[] for _ in range(num_clients)]
-        for emotion in sorted({utterances[index].emotion for index in train}):
-            of_emotion = [index for index in shuffled if utterances[index].emotion == emotion]
-            draws = torch._standard_gamma(torch.full((num_clients,), alpha + 1, dtype=torch.float64), generator=stream)
-            uniform = torch.rand(num_clients, dtype=torch.float64, generator=stream)
-            shares = torch.softmax(draws.log() + uniform.log() / alpha, dim=0)
-            bounds = (shares.cumsum(0) * len(of_emotion)).round().long().tolist()
-            for client, (start, stop) in enumerate(zip([0, *bounds[:-1]], bounds, strict=True)):
-                dealt[client] += of_emotion[start:stop]
-        _fill_empty(dealt)
-    if num_clients == 1:
-        return {EVERYBODY: tuple(sorted(dealt[0]))}
-    width = len(str(num_clients - 1))
-    return {f"client{k:0{width}d}": tuple(sorted(part)) for k, part in enumerate(dealt)}
-
-
-def _fill_empty(dealt: list[list[int]]) -> None:
-    """Give every empty part one utterance of the part that is the largest by then, of several the first."""
-    by_size = [(-len(part), client) for client, part in enumerate(dealt)]
-    heapify(by_size)
-    for part in [part for part in dealt if not part]:
-        negative_size, largest = by_size[0]
-        part.append(dealt[largest].pop())
-        heapreplace(by_size, (negative_size + 1, largest))
+        return []
+    reached: dict[str, tuple[str, str] | None] = dict.fromkeys(starts)
+    queue = list(starts)
+    for given in queue:
+        if given in ends:
+            path, step = list[tuple[str, str, str]](), reached[given]
+            while step is not None:
+                speaker, before = step
+                path.append((speaker, before, given))
+                given, step = before, reached[before]
+            return path[::-1]
+        for speaker in sorted(held):
+            if drawn[speaker][given] > 0:
+                for taken in sorted(held[speaker]):
+                    if taken not in reached and held[speaker][taken] > drawn[speaker][taken]:
+                        reached[taken] = (speaker, given)
+                        queue.append(taken)
+    return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from unicodedata import normalize
@@ -57,6 +58,16 @@ class Utterance:
     def file(self) -> Path:
         assert self.path is not None, f"{self.utterance_id} is no file"
         return self.path
+
+
+def text_key(text: str) -> str:
+    """What two spellings of one text have in common: letters and digits, in one case."""
+    return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split()) or text
+
+
+def text_digest(text: str) -> str:
+    """A name of a text, which does not tell it."""
+    return blake2b(text_key(text).encode(), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

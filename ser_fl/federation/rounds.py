@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -98,9 +98,7 @@ class Federation:
             if server.round == 0:
                 if self.first is not None:
                     self.first.pass_on(run)
-                write_environment(run, config, self.own)
-            if checkpoint is None or checkpoint.num_rounds < config.federation.num_rounds:
-                write_config(run, config)
+                write_settings(run, config, self.own)
             for path in (run.rounds, run.clients):
                 run.cut_back(path, server.lengths.get(path.name, 0))
             try:
@@ -213,7 +211,7 @@ class Federation:
         With `federation=local_only` the figures are over all clients' models, and the first client's is saved as the
         model, beside everybody's own. `RoundFailed` where a holder of test utterances gave no figures.
         """
-        config, run, manifest, best = self.config, self.run, self.client_manifest, server.best
+        config, manifest, best = self.config, self.client_manifest, server.best
         network = build_network(config.model, len(manifest.classes), seed=config.seed, own=self.own.network)
         network.load_state_dict(best.get(GLOBAL) or next(iter(best.values())))
         bundle = EmotionModel(
@@ -225,9 +223,9 @@ class Federation:
             synthetic=config.data.name == "builtin",
             own_network=config.objects.get("network"),
         )
-        save_model(run.root, bundle)
+        save_model(self.run.root, bundle)
         if GLOBAL not in best:
-            save_local_models(run.root, best)
+            save_local_models(self.run.root, best)
         tested = self.scorer.score(best, "test")
         if tested.failures:
             reasons = "\n".join(f"{failure.client_id}: {failure.error}" for failure in tested.failures)
@@ -244,6 +242,7 @@ class Federation:
             "split": config.split.name,
             "split_speakers": {part: sorted(manifest.sizes[part]) for part in PARTS},
             "split_sizes": {part: sum(manifest.sizes[part].values()) for part in PARTS},
+            "shared": manifest.shared and asdict(manifest.shared) | {"words": str(manifest.shared)},
             "skipped": [{"id": file.utterance_id, "reason": file.reason} for file in manifest.skipped],
             "num_clients": len(manifest.client_ids),
             "num_rounds": server.round,
@@ -274,18 +273,14 @@ def sample_cohort(client_ids: Sequence[str], fraction: float, seed: int, number:
     return tuple(client_ids[index] for index in sorted(drawn.tolist()))
 
 
-def write_environment(run: RunFolder, config: Config, own: OwnObjects) -> None:
-    """What a run is computed with: ``environment.json``."""
+def write_settings(run: RunFolder, config: Config, own: OwnObjects) -> None:
+    """What a run is and what it is computed with: ``environment.json`` and ``config.yaml``, which holds no absolute
+    folders (`ser_fl.runs.redaction` remembers them), nor the run folder: a repetition is a run of its own.
+    """
     devices = [str(device) for device in devices_of(config.executor.accelerator)]
     environment = describe_environment(seed=config.seed, threads=config.executor.threads, devices=devices)
     callbacks = [qualified_name(callback) for callback in own.callbacks]
     write_json(run.environment, environment | {"objects": config.objects, "callbacks": callbacks})
-
-
-def write_config(run: RunFolder, config: Config) -> None:
-    """What a run is: ``config.yaml``, which holds no absolute folders (`ser_fl.runs.redaction` remembers them), nor the
-    run folder: a repetition is a run of its own.
-    """
     settings = dump(config)
     data = settings["data"]
     for stage, key in ((data, "root"), (data, "cache_dir"), (settings, "init_from")):

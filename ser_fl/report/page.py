@@ -109,7 +109,7 @@ def _origin(run: RunRecords) -> dict[str, str]:
         "run folder": public_path(run.root),
         "experiment": run.name,
         "corpus": run.corpus,
-        "split": run.split,
+        "split": run.split_in_words,
         "classes": ", ".join(run.summary.classes),
         "model": run.setting("model.name"),
         "seed": run.setting("seed"),

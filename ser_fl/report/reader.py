@@ -39,6 +39,8 @@ class Summary:
 
     classes: tuple[str, ...] = ()
     split: str | None = None
+    shared: dict[str, Any] | None = None
+    """What the test part shares with training, in ``words`` too; None where nodes alone could tell."""
     synthetic: bool = False
     num_clients: int | None = None
     selected_round: int | None = None
@@ -121,6 +123,11 @@ class RunRecords:
         if self.speech:
             return f"part {self.speech.part}"
         return str(self.summary.split or self.setting("split.name") or "unknown")
+
+    @property
+    def split_in_words(self) -> str:
+        """With what it shares."""
+        return f"{self.split} ({self.summary.shared['words']})" if self.summary.shared else self.split
 
     @property
     def test(self) -> TestScores:

@@ -176,7 +176,7 @@ def provenance(runs: Sequence[RunRecords]) -> str:
     """Where the figures come from: corpus, split, seed; SYNTHETIC where the speech is."""
     facts = (
         ("Corpus", [run.corpus for run in runs]),
-        ("split", [run.split for run in runs]),
+        ("split", [run.split_in_words for run in runs]),
         ("seed", [str(run.setting("seed")) for run in runs]),
     )
     words = "; ".join(f"{name} {' / '.join(dict.fromkeys(values))}" for name, values in facts)

@@ -51,7 +51,7 @@ def settings() -> Config:
 
 
 def speakers_answer() -> RecordDict:
-    facts = [{"speaker": name, "sex": name[0], "emotions": ["anger", "fear"]} for name in SPEAKERS]
+    facts = [{"speaker": name, "sex": name[0], "emotions": {"anger": 5, "fear": 5}, "texts": {}} for name in SPEAKERS]
     return answer({"speakers": facts, "skipped": 0})
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +14,8 @@ from flwr.clientapp import ClientApp
 from ser_fl.config.schema import Config
 from ser_fl.data.features import open_configured_corpus
 from ser_fl.data.frontend import Standardisation
-from ser_fl.data.prepared import Host, Partition, facts_of, open_node_corpus, open_partition
+from ser_fl.data.prepared import Host, Partition, open_node_corpus, open_partition
+from ser_fl.data.splits import facts_of
 from ser_fl.devices import devices_of, exact_arithmetic
 from ser_fl.federation.client import Clients, ClientTask, LocalScorer, attempt
 from ser_fl.federation.flower.serialisation import put, put_json, take, take_json
@@ -49,9 +51,10 @@ def _standardisation(records: RecordDict) -> Standardisation:
 
 
 def speakers(config: Config, host: Host, content: Mapping[str, Any], records: RecordDict) -> Answer:
-    """Who is here: names, sexes and emotions of the speakers."""
+    """Who is here: what the split must know of the speakers."""
     corpus = open_node_corpus(config, host)
-    return {"speakers": facts_of(corpus), "skipped": len(corpus.skipped)}, {}
+    facts = [asdict(each) for each in facts_of(corpus.utterances, config.split)]
+    return {"speakers": facts, "skipped": len(corpus.skipped)}, {}
 
 
 def enrol(config: Config, host: Host, content: Mapping[str, Any], records: RecordDict) -> Answer:

@@ -13,8 +13,10 @@ from flwr.serverapp import Grid
 
 from ser_fl.config.schema import Config, dump
 from ser_fl.data.frontend import FeatureStatistics, Standardisation
+from ser_fl.data.heard import Shared
+from ser_fl.data.partitioning import capped
 from ser_fl.data.prepared import ClientManifest, Sizes, digest_of_all
-from ser_fl.data.splits import PARTS, capped, check_parts, settle_split
+from ser_fl.data.splits import PARTS, SpeakerFacts, check_parts, settle_split
 from ser_fl.data.utterance import SkippedFile
 from ser_fl.errors import UserError, one_line
 from ser_fl.federation.flower.serialisation import Enrolled, Speakers, WireError, put_json, take, take_reply
@@ -155,7 +157,7 @@ class Nodes:
                 )
             if self.given_up.wait(_LONGEST_S):
                 raise GivenUp
-        sexes, emotions, skipped = dict[str, str | None](), set[str](), list[SkippedFile]()
+        told, emotions, skipped = list[SpeakerFacts](), set[str](), list[SkippedFile]()
         for node, said, _ in self._ask_all("query.speakers", nodes, Speakers):
             for facts in said.speakers:
                 if facts.speaker in self._node_of:
@@ -163,14 +165,16 @@ class Nodes:
                         f"two nodes hold speaker {facts.speaker!r}: each speaker's data must be at one node"
                     )
                 self._node_of[facts.speaker] = node
-                sexes[facts.speaker] = facts.sex
-                emotions |= set(facts.emotions)
+                told.append(facts)
+                emotions |= {*facts.emotions}
             if said.skipped:
                 skipped.append(SkippedFile(f"{said.skipped} files of a node", "named in the log of the node"))
         self.classes = tuple(sorted(emotions))
         if len(self.classes) < 2:
             raise UserError(f"the nodes hold one emotion only ({', '.join(self.classes)}): a classifier needs two")
-        self.config = replace(self.config, split=settle_split(sexes, self.config.split))
+        self.config = replace(
+            self.config, split=settle_split(sorted(told, key=lambda facts: facts.speaker), self.config.split)
+        )
         self.manifest = self._add_up(nodes, tuple(skipped))
         return self.manifest
 
@@ -220,6 +224,11 @@ class Nodes:
             standardisation=standardisation,
             digest=digest_of_all(digests, client_ids, standardisation),
             skipped=skipped,
+            shared=Shared(
+                num_utterances=sum(sizes["test"].values()),
+                speakers=len(sizes["test"].keys() & (sizes["train"].keys() | sizes["validation"].keys())),
+                num_speakers=len(sizes["test"]),
+            ),
         )
 
 

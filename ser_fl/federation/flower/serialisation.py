@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from ser_fl.data.splits import Part
+from ser_fl.data.splits import Part, SpeakerFacts
 from ser_fl.errors import one_line, shown
 from ser_fl.files import check_same_form, from_safetensors, to_safetensors
 from ser_fl.runs.records import ClientFigures, State
@@ -116,12 +116,13 @@ class Refusal:
 
 
 @_reply
-class Speaker:
+class Speaker(SpeakerFacts):
     """What is told of one before an experiment begins."""
 
     speaker: Name
     sex: Name | None
-    emotions: list[Name]
+    emotions: dict[Name, Count]
+    texts: dict[Name, list[Name]]
 
 
 @_reply
