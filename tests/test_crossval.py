@@ -251,6 +251,7 @@ def test_settings_of_the_benchmark_attack_every_fold(
         ((*FOLDS, "resume=true"), "say which folds go on: run_dir=DIR"),
         ((*FOLDS, "atacks=[pgd]"), "unknown setting 'atacks'"),
         (("split=speaker_independent", "split.num_test_speakers=3"), "leaves no train utterances"),
+        ((*FOLDS, "split.validation_speakers=[m02]"), "'m02' is named for test and for validation"),  # in the last one
     ],
 )
 def test_what_cannot_be_cross_validated_is_told_before_anything_is_trained(

@@ -1,7 +1,5 @@
 """`ser-fl report`: tables, figures and a page from run folders."""
 
-from __future__ import annotations
-
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 

@@ -35,7 +35,7 @@ class CrossValidation:
 
     experiment: str
     corpus: str
-    synthetic: bool
+    """It says so where the speech is synthetic."""
     folds: tuple[Path, ...]
     """The run folders."""
     classes: tuple[str, ...]
@@ -86,7 +86,6 @@ class CrossValidation:
         return cls(
             experiment=first.name,
             corpus=first.corpus,
-            synthetic=first.synthetic,
             folds=tuple(run.root for run in runs),
             classes=first.summary.classes,
             confusion=tuple(map(tuple, confusion_CC.tolist())),

@@ -1,7 +1,5 @@
 """The four-way table: {federated, federated + adversarial training} x {no randomisation, randomisation}."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence

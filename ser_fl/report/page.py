@@ -1,7 +1,5 @@
 """report.html: one self-contained page from the files of one or more run folders, laid out by ``templates/``."""
 
-from __future__ import annotations
-
 import shlex
 from base64 import b64encode
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """What a report knows of a run: the files of its folder, read once and never changed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -88,7 +86,7 @@ class RunRecords:
     """What the benchmark doubts of itself; None where it made no checks."""
     speech: SpeechRecord | None = None
     """Of attacks on other speech than the test part of the run's own corpus; None of those."""
-    others: tuple[RunRecords, ...] = ()
+    others: tuple["RunRecords", ...] = ()
     """The same run under attack on other speech."""
 
     def setting(self, key: str) -> Any:

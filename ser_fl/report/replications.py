@@ -5,8 +5,6 @@ seeds may lie. Folds have test speakers of their own: their confusion matrices a
 interval says how far UAR on other utterances may lie.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections import Counter

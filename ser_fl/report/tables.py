@@ -2,8 +2,6 @@
 Shares are in per cent, UAR first; a dash stands for what was not measured.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """How reports write runs, attacks, budgets, defences and figures: the same words in tables and plots."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
