@@ -55,17 +55,21 @@ def crossval(
             if runs:  # the first fold has measured what precision=auto is here
                 fold = replace(fold, precision=read_run(runs[0].root).setting("precision"))
             run = RunFolder(Path(str(fold.run_dir)))
-            if not (
-                config.resume
-                and run.summary.exists()
-                and run.heard.exists()
-                and is_checkpoint_of(run.checkpoint, checkpoint_key(fold))
-            ):
+            if not (config.resume and is_done(run, fold)):
                 train_fold(fold)
             runs.append(run)
         for run in runs if benchmark is not None else ():
             attack_fold(compose_benchmark([*(benchmark or ()), f"run={run.root}"]))
         return pool(folder, runs)
+
+
+def is_done(run: RunFolder, fold: Config) -> bool:
+    """Whether a fold was trained and tested as asked. One that stopped before its last round is asked again, which
+    trains nothing.
+    """
+    if not (run.summary.exists() and run.heard.exists() and is_checkpoint_of(run.checkpoint, checkpoint_key(fold))):
+        return False
+    return read_run(run.root).summary.num_rounds == fold.federation.num_rounds
 
 
 def folds_of(config: Config) -> Iterator[Config]:

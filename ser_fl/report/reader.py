@@ -41,6 +41,8 @@ class Summary:
     """What the test part shares with training, in ``words`` too; None where nodes alone could tell."""
     synthetic: bool = False
     num_clients: int | None = None
+    num_rounds: int | None = None
+    """That were done."""
     selected_round: int | None = None
     stopped: str | None = None
     test: TestScores | None = None
