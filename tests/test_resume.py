@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from ser_fl.config.schema import Config, dump
 from ser_fl.data.prepared import prepare
 from ser_fl.errors import UserError
 from ser_fl.federation.algorithm import Algorithm, FedAdam, FedAvg, FedAvgM, LocalOnly
-from ser_fl.federation.checkpoint import checkpoint_key, go_on_from, load_checkpoint, save_checkpoint
+from ser_fl.federation.checkpoint import checkpoint_key, go_on_from, load_checkpoint, newest_run, save_checkpoint
 from ser_fl.federation.server import RoundAverage, Server
 from ser_fl.metrics import Scores
 from ser_fl.runs.folder import RunFolder
@@ -384,7 +385,8 @@ def test_resuming_a_finished_run_trains_nobody(
     [
         ("seed=2", "seed"),
         ("optimiser.learning_rate=0.02", "optimiser"),
-        ("federation.num_rounds=3", "federation"),
+        ("federation.num_rounds=1", r"federation\.num_rounds"),
+        ("federation.local_epochs=7", r"federation\.local_epochs"),
         ("data.num_speakers=3", "data"),
         ("executor.threads=2", "executor"),
         ("executor.accelerator=auto", "executor"),
@@ -398,6 +400,75 @@ def test_other_settings_are_refused_by_name(
     with pytest.raises(UserError, match=f"another {named}.*: resume with the same settings"):
         train(settings(home, run.root, "resume=true", changed))
     assert {file: file.read_bytes() for file in run.root.rglob("*") if file.is_file()} == before
+
+
+SIX = ("data.num_speakers=3", "federation.fraction_train=0.7", "federation.keep_optimiser=true")
+"""Cohorts that are drawn, optimisers that are kept."""
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        ("optimiser.schedule=cosine", "optimiser.decay_rounds=6"),
+        ("federation=federated_adam",),
+        ("objective=pgd", "objective.from_round=4", "federation.weight_average=0.5"),
+    ],
+    ids=["scheduled", "adam", "adversarial, averaged"],
+)
+def test_a_run_that_was_done_goes_on_to_more_rounds_with_the_bits_of_one_run(
+    tmp_path: Path, changed: tuple[str, ...]
+) -> None:
+    def config(run: str, rounds: int, *more: str) -> Config:
+        small = (*SMALL, *SIX, *changed, f"data.cache_dir={tmp_path}", f"run_dir={tmp_path / run}")
+        return compose([*small, f"federation.num_rounds={rounds}", *more])
+
+    whole, run = train(config("whole", 6)), train(config("grown", 4))
+    watcher = Watcher()
+    grown = train(config("grown", 6, "resume=true"), callbacks=[watcher])
+    assert watcher.fits == 2 * len(run.read_jsonl(run.rounds)[0]["cohort"]), "two rounds, and none again"
+    assert_same_run(whole, grown)
+    assert grown.heard.read_bytes() == whole.heard.read_bytes()
+    assert compose([], config_file=grown.config).federation.num_rounds == 6
+    with pytest.raises(UserError, match=r"another federation\.num_rounds: .*may grow"):
+        train(config("grown", 5, "resume=true"))
+
+
+def test_the_newest_run_is_taken_up_for_more_rounds(
+    home: Path, copied: tuple[Config, RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, run = copied
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs/debug/2026-03-01_09-00-00-1")
+    folder.parent.mkdir(parents=True)
+    shutil.move(run.root, folder)
+    for rounds, found in ((1, None), (2, folder), (9, folder)):
+        config = compose([f"federation.num_rounds={rounds}", "run_dir=null"], config_file=home / "base.yaml")
+        assert newest_run(config) == found
+
+
+def test_records_of_a_model_that_is_no_more_are_put_aside(
+    copied: tuple[Config, RunFolder], caplog: pytest.LogCaptureFixture
+) -> None:
+    config, run = copied
+    run.attacks.write_text("of two rounds")
+    train(config)
+    assert run.attacks.read_text() == "of two rounds" and "before.json" not in caplog.text, "the same model"
+    run.weights.write_bytes(run.weights.read_bytes()[:-1] + b"x")
+    train(config)
+    assert not run.attacks.exists()
+    assert (run.root / "attacks.before.json").read_text() == "of two rounds"
+    assert "attacks.before.json" in caplog.text
+
+
+def test_a_setting_that_is_newer_than_a_checkpoint_had_its_default(copied: tuple[Config, RunFolder]) -> None:
+    config, run = copied
+    latest = run.checkpoint / "latest.json"
+    content = json.loads(latest.read_text())
+    del content["config"]["class_balance"], content["config"]["federation"]["local_batches"]
+    latest.write_text(json.dumps(content))
+    train(config)
+    with pytest.raises(UserError, match="another class_balance"):
+        train(replace(config, class_balance="loss"))
 
 
 def test_settings_that_change_no_bit_may_change(home: Path, copied: tuple[Config, RunFolder], tmp_path: Path) -> None:

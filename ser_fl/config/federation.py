@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
-from ser_fl.config.resumable import Resumable
+from ser_fl.config.resumable import Growing, Resumable
 from ser_fl.config.values import (
     Amount,
     Count,
@@ -32,7 +32,10 @@ class FederationConfig:
 
     name: Literal["federated", "centralised", "local_only"]
     """federated: FedAvg. centralised: one client with all training data. local_only: no averaging."""
-    num_rounds: Count
+    num_rounds: Growing[Count]
+    """A resumed run may ask for more, and so goes on from one that was done. It has the bits of a run that asked for as
+    many from the start, but for a round that was validated only as the last one (`selection.every`): its figures stay,
+    and it may be selected. A learning rate's schedule goes by `optimiser.decay_rounds` alone."""
     patience: Amount
     """Stop after so many rounds without a new best; 0: never."""
     fraction_train: Fraction

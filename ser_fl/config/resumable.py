@@ -1,16 +1,16 @@
 """Which settings a resumed run may change: they are marked where they are declared."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Annotated, Any, TypeVar
 
 T = TypeVar("T")
 
-_MAY_CHANGE = "may change when a run is resumed"
+_MAY_CHANGE, _MAY_GROW = "may change when a run is resumed", "may grow when a run is resumed"
 Resumable = Annotated[T, _MAY_CHANGE]
 """The type of a setting that no bit of a run depends on: where its clients run, or what is watched."""
+Growing = Annotated[T, _MAY_GROW]
+"""The type of a number that says where a run ends: no bit of what is done depends on it."""
 
 
 def fixed_settings(stage: type, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,3 +21,19 @@ def fixed_settings(stage: type, settings: Mapping[str, Any]) -> dict[str, Any]:
             is_stage = isinstance(declared.annotation, type) and is_dataclass(declared.annotation)
             fixed[name] = fixed_settings(declared.annotation, settings[name]) if is_stage else settings[name]
     return fixed
+
+
+def differing(stage: type, before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Names of the settings by which a run cannot go on from a checkpoint, both as `fixed_settings` gives them. One
+    that is newer than the checkpoint had its default there.
+    """
+    names, known = list[str](), stage.__pydantic_fields__  # type: ignore[attr-defined]
+    for name in sorted({*before, *now}):
+        declared = known.get(name)
+        kind, default = getattr(declared, "annotation", None), getattr(declared, "default", None)
+        was, is_now = before.get(name, default), now.get(name, default)
+        if isinstance(kind, type) and is_dataclass(kind) and name in before:
+            names += differing(kind, was, is_now, f"{prefix}{name}.")
+        elif was != is_now and not (declared and _MAY_GROW in declared.metadata and was < is_now):
+            names.append(prefix + name)
+    return names

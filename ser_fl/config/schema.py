@@ -44,7 +44,8 @@ class Config:
     run_dir: Resumable[Folder | None]
     """The run folder; null is runs/<experiment>/<date-time>-<seed>."""
     resume: Resumable[bool]
-    """Go on from the last checkpoint of `run_dir`, or of the newest run with the same configuration."""
+    """Go on from the last checkpoint of `run_dir`, or of the newest run with the same configuration; with more
+    `federation.num_rounds`, from one that was done."""
     data: DataConfig
     frontend: FrontendConfig
     split: SplitConfig

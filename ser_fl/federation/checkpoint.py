@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
 
-from ser_fl.config.resumable import fixed_settings
+from ser_fl.config.resumable import differing, fixed_settings
 from ser_fl.config.schema import Config, Precision, dump
 from ser_fl.errors import UserError, shown
 from ser_fl.federation.server import Committed, Server, below
@@ -109,6 +109,8 @@ class Checkpoint:
     """The server's models in the selected round."""
     precision: Precision | None
     """A run goes on in the one that it began with."""
+    num_rounds: int
+    """As many were asked for."""
 
 
 def go_on_from(checkpoint: Checkpoint, server: Server, client_ids: tuple[str, ...]) -> None:
@@ -168,7 +170,10 @@ def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> Checkpoint | Non
         if content["schema"] != SCHEMA:
             raise UserError(f"{latest} has schema {shown(content['schema'])}, this version reads {SCHEMA}")
         if changed := _differences(content["config"], config):
-            raise UserError(f"{folder.parent} was trained with another {changed[0]}: resume with the same settings")
+            hint = " (federation.num_rounds may grow)" if changed[0] == "federation.num_rounds" else ""
+            raise UserError(
+                f"{folder.parent} was trained with another {changed[0]}: resume with the same settings{hint}"
+            )
         committed = _COMMITTED.validate_python({each.name: content[each.name] for each in fields(Committed)})
         if content["files"] != (files := _files(committed)):
             raise UserError(f"{latest} names files that are not its own: expected {files['current']}, {files['best']}")
@@ -179,6 +184,7 @@ def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> Checkpoint | Non
             server=current,
             best={owner: below(best, f"{owner}/") for owner in sorted({name.split("/")[0] for name in best})},
             precision=content["config"].get("precision"),
+            num_rounds=content["config"].get("federation", {}).get("num_rounds", 0),
         )
     except UserError:
         raise
@@ -196,8 +202,8 @@ def is_checkpoint_of(folder: Path, config: Mapping[str, Any]) -> bool:
 
 
 def _differences(before: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    changed = sorted(key for key in {*before, *config} if before.get(key) != config.get(key))
-    return [key for key in changed if not (key == "precision" and config[key] == "auto")]
+    changed = differing(Config, before, config)
+    return [name for name in changed if not (name == "precision" and config[name] == "auto")]
 
 
 def tracked_run(folder: Path) -> dict[str, Any]:

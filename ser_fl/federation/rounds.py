@@ -98,7 +98,9 @@ class Federation:
             if server.round == 0:
                 if self.first is not None:
                     self.first.pass_on(run)
-                write_settings(run, config, self.own)
+                write_environment(run, config, self.own)
+            if checkpoint is None or checkpoint.num_rounds < config.federation.num_rounds:
+                write_config(run, config)
             for path in (run.rounds, run.clients):
                 run.cut_back(path, server.lengths.get(path.name, 0))
             try:
@@ -211,7 +213,7 @@ class Federation:
         With `federation=local_only` the figures are over all clients' models, and the first client's is saved as the
         model, beside everybody's own. `RoundFailed` where a holder of test utterances gave no figures.
         """
-        config, manifest, best = self.config, self.client_manifest, server.best
+        config, run, manifest, best = self.config, self.run, self.client_manifest, server.best
         network = build_network(config.model, len(manifest.classes), seed=config.seed, own=self.own.network)
         network.load_state_dict(best.get(GLOBAL) or next(iter(best.values())))
         bundle = EmotionModel(
@@ -223,9 +225,9 @@ class Federation:
             synthetic=config.data.name == "builtin",
             own_network=config.objects.get("network"),
         )
-        save_model(self.run.root, bundle)
+        save_model(run.root, bundle)
         if GLOBAL not in best:
-            save_local_models(self.run.root, best)
+            save_local_models(run.root, best)
         tested = self.scorer.score(best, "test")
         if tested.failures:
             reasons = "\n".join(f"{failure.client_id}: {failure.error}" for failure in tested.failures)
@@ -273,14 +275,18 @@ def sample_cohort(client_ids: Sequence[str], fraction: float, seed: int, number:
     return tuple(client_ids[index] for index in sorted(drawn.tolist()))
 
 
-def write_settings(run: RunFolder, config: Config, own: OwnObjects) -> None:
-    """What a run is and what it is computed with: ``environment.json`` and ``config.yaml``, which holds no absolute
-    folders (`ser_fl.runs.redaction` remembers them), nor the run folder: a repetition is a run of its own.
-    """
+def write_environment(run: RunFolder, config: Config, own: OwnObjects) -> None:
+    """What a run is computed with: ``environment.json``."""
     devices = [str(device) for device in devices_of(config.executor.accelerator)]
     environment = describe_environment(seed=config.seed, threads=config.executor.threads, devices=devices)
     callbacks = [qualified_name(callback) for callback in own.callbacks]
     write_json(run.environment, environment | {"objects": config.objects, "callbacks": callbacks})
+
+
+def write_config(run: RunFolder, config: Config) -> None:
+    """What a run is: ``config.yaml``, which holds no absolute folders (`ser_fl.runs.redaction` remembers them), nor the
+    run folder: a repetition is a run of its own.
+    """
     settings = dump(config)
     data = settings["data"]
     for stage, key in ((data, "root"), (data, "cache_dir"), (settings, "init_from")):

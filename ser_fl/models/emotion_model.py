@@ -5,6 +5,7 @@ Legend: B batch, T samples, F mel bins, L frames, C classes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ser_fl.models.networks import NetworkSource, build_network
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import MODEL_SCHEMA, State
 
+_LOG = logging.getLogger(__name__)
 _FRONTEND: TypeAdapter[FrontendConfig] = TypeAdapter(FrontendConfig)
 _MODEL: TypeAdapter[ModelConfig | ObjectConfig] = TypeAdapter(OrOwn[ModelConfig])
 _CLASSES: TypeAdapter[tuple[str, ...]] = TypeAdapter(tuple[str, ...])
@@ -72,8 +74,16 @@ class EmotionModel(nn.Module):
 
 
 def save_model(folder: Path, bundle: EmotionModel) -> None:
-    """Write ``model.safetensors`` and ``model.json`` of a run."""
+    """Write ``model.safetensors`` and ``model.json`` of a run. What was measured of a model before, that of a run which
+    was done and went on, is put aside first.
+    """
     run, columns = RunFolder(folder), bundle.standardisation.state_dict()
+    weights = to_safetensors(bundle.network.state_dict())
+    if run.weights.exists() and run.weights.read_bytes() != weights:
+        for file in (run.attacks, run.transfer):
+            if file.exists():
+                _LOG.warning("%s is of the model before: it is %s.before.json now", file, file.stem)
+                file.replace(file.with_suffix(".before.json"))
     card = {
         "schema": MODEL_SCHEMA,
         "network": bundle.own_network,
@@ -83,7 +93,7 @@ def save_model(folder: Path, bundle: EmotionModel) -> None:
         "frontend": _FRONTEND.dump_python(bundle.frontend_config, mode="json"),
         "standardisation": {name: column_F1.flatten().tolist() for name, column_F1 in columns.items()},
     }
-    write_bytes(run.weights, to_safetensors(bundle.network.state_dict()))
+    write_bytes(run.weights, weights)
     write_json(run.model, card)
 
 
