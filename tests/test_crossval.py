@@ -225,6 +225,9 @@ def test_a_killed_command_goes_on_where_it_was(crossed: Path, settings: tuple[st
         assert len(RunFolder(run).read_jsonl(RunFolder(run).rounds)) == 2
     mine, theirs = (json.loads((place / "crossval.json").read_text()) for place in (tmp_path / "cv", crossed))
     assert mine == theirs
+    more = replace(config, resume=True, federation=replace(config.federation, num_rounds=3))
+    assert ser_fl.crossval(more, train_fold=told).folds == found.folds
+    assert trained == [1, 0, 1], "both go on to more rounds"
 
 
 def test_settings_of_the_benchmark_attack_every_fold(
