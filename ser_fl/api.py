@@ -124,7 +124,7 @@ def train(
     from ser_fl.data.prepared import prepare
     from ser_fl.devices import devices_of, exact_arithmetic
     from ser_fl.federation.checkpoint import open_run
-    from ser_fl.federation.client import Executor, LocalScorer, SerialExecutor, make_clients
+    from ser_fl.federation.client import Clients, Executor
     from ser_fl.federation.fine_tuning import FirstRun
     from ser_fl.federation.own_objects import check_network, settled_objects
     from ser_fl.federation.processes import ProcessExecutor, count_workers
@@ -162,8 +162,7 @@ def train(
             config = replace(config, precision=checkpoint.precision)
         elif config.precision == "auto":
             config = resolve_precision(config, len(client_manifest.classes), own.network)
-        clients = make_clients(config, prepared, own)
-        executor: Executor = SerialExecutor(clients)
+        executor: Executor = (clients := Clients(config, prepared, own))
         if config.executor.name == "processes":
             size = cohort_size(len(client_manifest.client_ids), config.federation.fraction_train)
             executor = ProcessExecutor(clients, count_workers(config.executor, size))
@@ -173,7 +172,6 @@ def train(
                 run=run,
                 client_manifest=client_manifest,
                 executor=executor,
-                scorer=LocalScorer(config, prepared.store, prepared.standardisation, prepared.split, own.network),
                 own=own,
                 hooks=hooks,
                 first=first,

@@ -1,7 +1,5 @@
 """A stopwatch that knows what is being done: each moment counts for one part of the work."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator

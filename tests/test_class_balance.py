@@ -21,7 +21,7 @@ from ser_fl.data.datamodule import Batch, ShuffledBatches, balanced_order
 from ser_fl.data.features import Examples
 from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.errors import UserError
-from ser_fl.federation.client import ClientTask, make_clients
+from ser_fl.federation.client import Clients, ClientTask
 from ser_fl.federation.own_objects import OwnObjects
 from ser_fl.models.networks import build_network
 from ser_fl.runs.records import ClientUpdate
@@ -150,7 +150,7 @@ class Seen(pl.Callback):
 
 
 def update(config: Config, prepared: Prepared, *callbacks: pl.Callback, number: int = 2) -> ClientUpdate:
-    clients = make_clients(config, prepared, OwnObjects(callbacks=callbacks))
+    clients = Clients(config, prepared, OwnObjects(callbacks=callbacks))
     state = dict(build_network(config.model, len(prepared.store.classes), seed=config.seed).state_dict())
     return clients.update(ClientTask(round=number, client_id="f01", state=state, learning_rate=0.01))
 

@@ -28,7 +28,7 @@ from ser_fl.data.datamodule import Batch
 from ser_fl.data.features import load_examples
 from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.errors import UserError
-from ser_fl.federation.client import ClientTask, make_clients
+from ser_fl.federation.client import Clients, ClientTask
 from ser_fl.federation.own_objects import OwnObjects
 from ser_fl.models.networks import build_network
 from ser_fl.runs.records import ClientUpdate
@@ -66,7 +66,7 @@ def settings(cache: Path, *changed: str) -> Config:
 
 def update(config: Config, prepared: Prepared, number: int, *callbacks: pl.Callback) -> ClientUpdate:
     """Of client f01, from the initial weights."""
-    clients = make_clients(config, prepared, OwnObjects(callbacks=callbacks))
+    clients = Clients(config, prepared, OwnObjects(callbacks=callbacks))
     state = dict(build_network(config.model, len(prepared.store.classes), seed=config.seed).state_dict())
     return clients.update(ClientTask(round=number, client_id="f01", state=state, learning_rate=0.01))
 
@@ -204,7 +204,7 @@ class Meddler(pl.Callback):
 def test_every_client_has_a_trainer_that_is_as_good_as_new(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, meddler = settings(cache, "federation.local_epochs=2"), Meddler()
     prepared = prepare(config)
-    clients = make_clients(config, prepared, OwnObjects(callbacks=(meddler,)))
+    clients = Clients(config, prepared, OwnObjects(callbacks=(meddler,)))
     state = dict(build_network(config.model, len(prepared.store.classes), seed=config.seed).state_dict())
     tasks = [ClientTask(round=1, client_id=name, state=state, learning_rate=0.01) for name in ("f01", "m01", "f01")]
     sent = [clients.update(task) for task in tasks]
@@ -323,7 +323,7 @@ def test_free_takes_one_forward_and_one_backward_pass_a_replay(cache: Path, prec
     assert len(torch.cat(minibatches).unique(dim=0)) == sum(map(len, minibatches)) == 8
     assert sent.num_examples == len(held) == 10
     assert torch.equal(passes.inputs[0], passes.clean[0])
-    box = make_clients(config, prepared).box
+    box = Clients(config, prepared).box
     assert box.upper_F1 is not None
     reached_BFL = torch.zeros(())
     for clean_BFL, inputs_BFL in zip(passes.clean[1:], passes.inputs[1:], strict=True):
@@ -425,8 +425,8 @@ def test_the_loop_takes_the_trainers_steps(cache: Path, changed: tuple[str, ...]
     updates = []
     for engine in ("trainer", "loop"):
         config = settings(cache, *changed, f"executor.engine={engine}")
-        clients = make_clients(config, prepare(config))
-        state = dict(build_network(config.model, len(clients.store.classes), seed=config.seed).state_dict())
+        clients = Clients(config, prepare(config))
+        state = dict(build_network(config.model, len(clients.data.store.classes), seed=config.seed).state_dict())
         first = clients.update(ClientTask(round=1, client_id="f01", state=state, learning_rate=0.01))
         task = ClientTask(
             round=2, client_id="f01", state=first.state, learning_rate=0.01, optimiser_state=first.optimiser_state
@@ -497,8 +497,8 @@ def test_no_step_of_an_optimiser_loads_nvml(cache: Path, monkeypatch: pytest.Mon
     asked: list[str] = []
     monkeypatch.setattr(torch.cuda, "_device_count_nvml", lambda: asked.append("nvml") or 0)
     config = settings(cache)
-    clients = make_clients(config, prepare(config))
-    state = dict(build_network(config.model, len(clients.store.classes), seed=config.seed).state_dict())
+    clients = Clients(config, prepare(config))
+    state = dict(build_network(config.model, len(clients.data.store.classes), seed=config.seed).state_dict())
     task = ClientTask(round=1, client_id="f01", state=state, learning_rate=0.01)
     clients.update(task)  # a Trainer looks for hardware when it is set up
     asked.clear()

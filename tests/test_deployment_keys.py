@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ser_fl.cli.main import main
 from ser_fl.deployment.certificates import certified_hosts, days_left
-from ser_fl.deployment.keys import KeyFolder, handed_out, make_keys, require_private
+from ser_fl.deployment.keys import KeyFolder, make_keys, require_private
 from ser_fl.errors import UserError
 
 
@@ -135,18 +135,19 @@ def test_a_key_is_never_written_over_and_nothing_else_is_made_either(folder: Key
 def test_a_node_is_added_without_touching_what_is_there(folder: KeyFolder) -> None:
     before = contents(folder.root)
     shutil.rmtree(folder.ca_key.parent)  # its key is needed for certificates only
-    made = make_keys(folder.root, nodes=["site2"])
+    lines = make_keys(folder.root, nodes=["site2"])
     after = contents(folder.root)
-    assert made.nodes == ("site2",) and not made.ca and made.hosts == ()
+    assert [line.partition(":")[0] for line in lines] == ["the link", "the machine of site2"]
     assert set(after) - set(before) == {"nodes/site2", "nodes/site2.pub"}
     assert all(after[name] == content for name, content in before.items() if name != "private/ca.key")
 
 
 def test_further_hosts_join_the_old_ones_under_the_same_key_and_root(folder: KeyFolder) -> None:
     before = contents(folder.root)
-    made = make_keys(folder.root, ["further.example.org"])
-    assert {"link.example.org", "192.0.2.7", "further.example.org", "localhost"} < set(made.hosts)
-    assert set(certified_hosts(folder.server)) == set(made.hosts)
+    (line,) = make_keys(folder.root, ["further.example.org"])
+    hosts = set(certified_hosts(folder.server))
+    assert {"link.example.org", "192.0.2.7", "further.example.org", "localhost"} < hosts
+    assert set(line[len("the link (") : line.index(")")].split(", ")) == hosts
     assert {name for name, content in contents(folder.root).items() if before[name] != content} == {"link/server.pem"}
     server = Server(folder)
     server.greet(folder.ca, "further.example.org")
@@ -199,9 +200,8 @@ def test_a_private_key_that_others_can_read_is_refused(folder: KeyFolder) -> Non
 
 
 def test_who_gets_what_names_each_private_file_once(folder: KeyFolder) -> None:
-    made = make_keys(folder.root.with_name("new"), nodes=["a", "b"])
     new = KeyFolder(folder.root.with_name("new"))
-    lines = list(handed_out(new, made))
+    lines = make_keys(new.root, nodes=["a", "b"])
     for private in (new.ca_key, new.node("a"), new.node("b")):
         assert sum(line.split().count(str(private)) for line in lines) == 1, private
 

@@ -164,9 +164,8 @@ def test_flower_reads_the_settings_of_a_node_as_they_were_given(folder: Path, tm
 
     data = tmp_path / name
     data.mkdir()
-    node = Node(
-        folder, "site0", link="h:1", config=node_config(data, ["A", name], data / "c"), state=tmp_path / "state"
-    )
+    config = node_config(data, ["A", name], data / "c")
+    node = Node(folder, "site0", link="h:1", config=config, state_folder=tmp_path / "state")
     node.state.claim()
     read = parse_config_args([str(node._write_config())])
     node.state.release()

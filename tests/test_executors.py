@@ -26,7 +26,7 @@ from ser_fl.config.federation import ExecutorConfig
 from ser_fl.config.schema import Config, dump
 from ser_fl.data.prepared import prepare
 from ser_fl.errors import UserError
-from ser_fl.federation.client import Clients, ClientTask, Executor, SerialExecutor, make_clients
+from ser_fl.federation.client import Clients, ClientTask, Executor
 from ser_fl.federation.own_objects import OwnObjects
 from ser_fl.federation.processes import ProcessExecutor, count_workers, pack
 from ser_fl.files import from_safetensors, to_safetensors
@@ -110,7 +110,7 @@ def clients(home: Path) -> Clients:
     """Five, with a callback that is told by files."""
     (home / "told").mkdir()
     config = settings(home, "-", "objective.name=pgd", "objective.recipe=per_step", "objective.from_round=2")
-    return make_clients(config, prepare(config), OwnObjects(callbacks=(Told(home / "told"),)))
+    return Clients(config, prepare(config), OwnObjects(callbacks=(Told(home / "told"),)))
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def processes(clients: Clients) -> Iterator[ProcessExecutor]:
 
 @pytest.fixture
 def told(clients: Clients) -> Told:
-    callback = clients.callbacks[0]
+    callback = clients.own.callbacks[0]
     assert isinstance(callback, Told)
     callback.forget()
     return callback
@@ -131,12 +131,12 @@ def told(clients: Clients) -> Told:
 @pytest.fixture(scope="module")
 def serially(clients: Clients) -> dict[str, ClientUpdate]:
     """What each client sends in a round in which nothing goes wrong."""
-    outcomes = dict(SerialExecutor(clients).run(tasks(clients)))
+    outcomes = dict(clients.run(tasks(clients)))
     return {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, ClientUpdate)}
 
 
 def initial_state(clients: Clients, seed: int = 1) -> State:
-    return dict(build_network(clients.config.model, len(clients.store.classes), seed=seed).state_dict())
+    return dict(build_network(clients.config.model, len(clients.data.store.classes), seed=seed).state_dict())
 
 
 def tasks(clients: Clients, number: int = 1, state: State | None = None) -> list[ClientTask]:
@@ -206,7 +206,7 @@ def test_rounds_of_different_models_give_the_bits_of_serial_ones(
     """Round 2 is adversarial and starts from another model, round 1 again from the first."""
     assert_same_outcomes(run(processes, tasks(clients)), serially)
     second = tasks(clients, number=2, state=initial_state(clients, seed=2))
-    expected = run(SerialExecutor(clients), second)
+    expected = run(clients, second)
     assert_same_outcomes(run(processes, second), expected)
     assert_same_outcomes(run(processes, tasks(clients)), serially)
 
@@ -216,7 +216,7 @@ def test_callbacks_see_every_batch_in_the_workers(
 ) -> None:
     run(processes, tasks(clients))
     seen = told.seen()
-    held = {name: len(indices) for name, indices in clients.indices.items()}
+    held = {name: len(indices) for name, indices in clients.data.clients.items()}
     assert {name: sum(size for client, size, _ in seen if client == name) for name in COHORT} == held
     assert sorted({process for *_, process in seen}) == sorted(workers_of(os.getpid()))
 
@@ -261,7 +261,7 @@ def test_what_a_client_raises_comes_back_as_from_a_serial_round(
     outcomes = run(processes, tasks(clients))
     failure = outcomes.pop("client3")
     assert isinstance(failure, str) and failure.endswith("RuntimeError: microphone unplugged\n")
-    assert failure == run(SerialExecutor(clients), tasks(clients))["client3"]
+    assert failure == run(clients, tasks(clients))["client3"]
     assert_same_outcomes(outcomes, {name: update for name, update in serially.items() if name != "client3"})
     assert workers_of(os.getpid()) == before, "a client that raises costs no worker"
 
@@ -475,7 +475,7 @@ def test_a_callback_that_cannot_be_pickled_is_refused_before_anything_is_written
 def test_a_callback_that_saw_a_serial_run_leaves_its_data_behind(clients: Clients, told: Told) -> None:
     """Lightning gives a callback the logging functions of the module that it sees, to which a client's data hang."""
     before = len(pack(clients))
-    next(SerialExecutor(clients).run(tasks(clients)))
+    next(clients.run(tasks(clients)))
     assert len(pack(clients)) == before
 
 

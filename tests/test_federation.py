@@ -29,7 +29,7 @@ from ser_fl.data.splits import Part, holders
 from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.algorithm import GLOBAL, FedAvg, client_learning_rate, make_algorithm
 from ser_fl.federation.checkpoint import checkpoint_key, go_on_from, load_checkpoint
-from ser_fl.federation.client import Clients, ClientTask, LocalScorer, Scored, make_clients
+from ser_fl.federation.client import Clients, ClientTask, Scored
 from ser_fl.federation.rounds import sample_cohort
 from ser_fl.federation.server import Server, new_server
 from ser_fl.metrics import Confusion
@@ -119,7 +119,7 @@ def undisturbed(home: Path) -> dict[str, ClientUpdate]:
     """What three clients send in a round in which nothing goes wrong."""
     config = settings(home, "undisturbed", *THREE_CLIENTS)
     prepared = prepare(config)
-    clients = make_clients(config, prepared)
+    clients = Clients(config, prepared)
     initial = initial_state(config, prepared)
     return {name: clients.update(task(1, name, initial, config)) for name in prepared.clients}
 
@@ -299,7 +299,7 @@ def test_local_only_never_averages(home: Path) -> None:
     run = train(config)
     algorithm = server_of(run, config).algorithm
     prepared = prepare(config)
-    clients, initial = make_clients(config, prepared), initial_state(config, prepared)
+    clients, initial = Clients(config, prepared), initial_state(config, prepared)
     assert algorithm.models.keys() == {"f01", "m01"}
     for name, model in algorithm.models.items():
         first = clients.update(task(1, name, initial, config))
@@ -331,14 +331,14 @@ def test_what_is_validated_selected_and_kept_is_the_average_over_rounds(
 ) -> None:
     """By the average in the last checkpoint, which is another model than the clients go on from."""
     judged: list[State] = []
-    score = LocalScorer.score
+    score = Clients.score
 
-    def watched(scorer: LocalScorer, models: Mapping[str, State], part: Part, *, attacked: bool = False) -> Scored:
+    def watched(scorer: Clients, models: Mapping[str, State], part: Part, *, attacked: bool = False) -> Scored:
         if part == "validation":
             judged.append(models[GLOBAL])
         return score(scorer, models, part, attacked=attacked)
 
-    monkeypatch.setattr(LocalScorer, "score", watched)
+    monkeypatch.setattr(Clients, "score", watched)
     config = settings(home, "averaged", "federation.weight_average=0.9", "federation.num_rounds=3")
     run = train(config)
     server = server_of(run, config)
@@ -455,7 +455,7 @@ def test_robust_selection_takes_the_round_with_the_best_robust_uar(home: Path, m
     clean, robust = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4], [0.2, 0.6, 0.6]
     models: list[State] = []
 
-    def scripted(scorer: LocalScorer, scored: Mapping[str, State], part: Part, *, attacked: bool = False) -> Scored:
+    def scripted(scorer: Clients, scored: Mapping[str, State], part: Part, *, attacked: bool = False) -> Scored:
         if part == "test":
             return score(scorer, scored, part, attacked=attacked)
         if attacked:
@@ -463,8 +463,8 @@ def test_robust_selection_takes_the_round_with_the_best_robust_uar(home: Path, m
         models.append(scored[GLOBAL])
         return Scored({"all": confusion_of(clean[len(models) - 1])})
 
-    score = LocalScorer.score
-    monkeypatch.setattr(LocalScorer, "score", scripted)
+    score = Clients.score
+    monkeypatch.setattr(Clients, "score", scripted)
     changed = ("selection.by=robust", "selection.robust_every=2", "federation.num_rounds=6")
     one_client = "federation.fraction_train=0.5"  # a round, which is enough here
     run = train(settings(home, "robust", *changed, one_client))
@@ -515,15 +515,15 @@ def test_a_round_that_not_all_holders_scored_is_not_selected(home: Path, monkeyp
     """Round 2 has the best figures, of fewer utterances than the others'; its record names the holder."""
     uars, models = [0.6, 0.9, 0.7], list[State]()
     lost = ClientFailure(client_id="f01", error="no reply", stage="validation")
-    score = LocalScorer.score
+    score = Clients.score
 
-    def scripted(scorer: LocalScorer, scored: Mapping[str, State], part: Part, *, attacked: bool = False) -> Scored:
+    def scripted(scorer: Clients, scored: Mapping[str, State], part: Part, *, attacked: bool = False) -> Scored:
         if part == "test":
             return score(scorer, scored, part, attacked=attacked)
         models.append(scored[GLOBAL])
         return Scored({"m01": confusion_of(uars[len(models) - 1])}, (lost,) if len(models) == 2 else ())
 
-    monkeypatch.setattr(LocalScorer, "score", scripted)
+    monkeypatch.setattr(Clients, "score", scripted)
     run = train(settings(home, "incomplete", "federation.num_rounds=3"))
     assert run.read_json(run.summary)["selected_round"] == 3
     assert_same_state(load_file(run.weights), models[2])
@@ -532,15 +532,15 @@ def test_a_round_that_not_all_holders_scored_is_not_selected(home: Path, monkeyp
 
 def test_incomplete_test_figures_are_no_figures(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run stops with a reason, keeps its rounds, and with resume=true it is as if nothing had happened."""
-    score, silent = LocalScorer.score, ClientFailure(client_id="f01", error="no reply")
+    score, silent = Clients.score, ClientFailure(client_id="f01", error="no reply")
 
-    def deaf(scorer: LocalScorer, models: Mapping[str, State], part: Part, *, attacked: bool = False) -> Scored:
+    def deaf(scorer: Clients, models: Mapping[str, State], part: Part, *, attacked: bool = False) -> Scored:
         scored = score(scorer, models, part, attacked=attacked)
         return Scored(scored.by_holder, (silent,)) if part == "test" else scored
 
     config = settings(home, "untested")
     with monkeypatch.context() as patched:
-        patched.setattr(LocalScorer, "score", deaf)
+        patched.setattr(Clients, "score", deaf)
         with pytest.raises(RoundFailed, match=r"1 of 2 holders.*resume=true") as caught:
             train(config)
     run = RunFolder(Path(str(config.run_dir)))

@@ -24,7 +24,7 @@ from ser_fl.data.features import load_examples
 from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.devices import exact_arithmetic
 from ser_fl.federation.algorithm import GLOBAL
-from ser_fl.federation.client import ClientTask, LocalScorer, make_clients
+from ser_fl.federation.client import Clients, ClientTask
 from ser_fl.models.networks import build_network
 from ser_fl.robustness.benchmark import benchmark, benchmark_run
 from ser_fl.runs.folder import RunFolder
@@ -61,7 +61,7 @@ def update(config: Config) -> ClientUpdate:
     prepared = prepare(config)
     task = ClientTask(round=2, client_id="client0", state=initial(config, prepared), learning_rate=1e-3)
     with exact_arithmetic():
-        return make_clients(config, prepared).update(task)
+        return Clients(config, prepared).update(task)
 
 
 def assert_close(actual: State, expected: State, tolerance: float) -> None:
@@ -105,7 +105,7 @@ def test_scores_are_those_of_the_cpu(home: Path) -> None:
         config = settings(home, accelerator)
         prepared = prepare(config)
         scorer, models = (
-            LocalScorer(config, prepared.store, prepared.standardisation, prepared.split),
+            Clients(config, prepared),
             {GLOBAL: initial(config, prepared)},
         )
         with exact_arithmetic():

@@ -32,7 +32,7 @@ from ser_fl.config.training import EXCLUDED, TrainerConfig
 from ser_fl.data.datamodule import EmotionDataModule
 from ser_fl.data.prepared import prepare
 from ser_fl.errors import UserError
-from ser_fl.federation.client import ClientTask, make_clients
+from ser_fl.federation.client import Clients, ClientTask
 from ser_fl.federation.own_objects import OwnObjects
 from ser_fl.federation.rounds import checkpoint_key
 from ser_fl.metrics import confusion_matrix, scores
@@ -261,8 +261,8 @@ def test_an_empty_or_diverged_epoch_is_seen(classifier: EmotionClassifier) -> No
 
 def update(config: Config, *callbacks: Callback, client_id: str = "f01") -> ClientUpdate:
     """Of one client in round 1, from the initial weights."""
-    clients = make_clients(config, prepare(config), OwnObjects(callbacks=callbacks))
-    state = dict(build_network(config.model, len(clients.store.classes), seed=config.seed).state_dict())
+    clients = Clients(config, prepare(config), OwnObjects(callbacks=callbacks))
+    state = dict(build_network(config.model, len(clients.data.store.classes), seed=config.seed).state_dict())
     return clients.update(ClientTask(round=1, client_id=client_id, state=state, learning_rate=0.01))
 
 
@@ -408,8 +408,8 @@ def test_early_stopping_begins_anew_with_every_client(cache: Path) -> None:
             epochs.append(trainer.current_epoch)
 
     stopping = EarlyStopping("train_loss", min_delta=100.0, patience=1)
-    clients = make_clients(config, prepare(config), OwnObjects(callbacks=(stopping, Ended())))
-    state = dict(build_network(config.model, len(clients.store.classes), seed=config.seed).state_dict())
+    clients = Clients(config, prepare(config), OwnObjects(callbacks=(stopping, Ended())))
+    state = dict(build_network(config.model, len(clients.data.store.classes), seed=config.seed).state_dict())
     for client_id in ("f01", "m01", "f01"):
         clients.update(ClientTask(round=1, client_id=client_id, state=state, learning_rate=0.01))
     assert epochs == [2, 2, 2] and stopping.stopped_epoch == 1

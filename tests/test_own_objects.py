@@ -21,7 +21,7 @@ from ser_fl.data.prepared import prepare
 from ser_fl.errors import UserError
 from ser_fl.federation.aggregation import Aggregation, WeightedMean
 from ser_fl.federation.algorithm import Algorithm, FedAvg
-from ser_fl.federation.client import make_clients
+from ser_fl.federation.client import Clients, ClientTask
 from ser_fl.federation.own_objects import OwnObjects
 from ser_fl.robustness.benchmark import benchmark_run
 from ser_fl.runs.folder import RunFolder
@@ -104,9 +104,8 @@ def test_one_round_of_ones_own_by_hand(home: Path) -> None:
     config, given = settings(home, "by hand", "federation.num_rounds=1"), Pooled(7).eval()
     run = train(config, network=given, objective=Confident, aggregation=Median, algorithm=Half())
     prepared = prepare(config)
-    clients = make_clients(config, prepared, OwnObjects(network=given, objective=Confident()))
+    clients = Clients(config, prepared, OwnObjects(network=given, objective=Confident()))
     initial = {name: tensor.clone() for name, tensor in given.state_dict().items()}
-    from ser_fl.federation.client import ClientTask
 
     rate = config.optimiser.learning_rate
     sent = [

@@ -6,7 +6,6 @@ import json
 import pickle
 import runpy
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,8 +22,9 @@ from ser_fl.config.schema import Config, dump
 from ser_fl.data import datamodule
 from ser_fl.data.prepared import prepare
 from ser_fl.federation import client
-from ser_fl.federation.client import ClientTask, make_clients
+from ser_fl.federation.client import Clients, ClientTask
 from ser_fl.federation.own_objects import OwnObjects
+from ser_fl.federation.processes import pack
 from ser_fl.federation.profile import RunProfile, open_watch
 from ser_fl.federation.rounds import Hooks
 from ser_fl.models.networks import build_network
@@ -168,9 +168,8 @@ def test_what_a_client_does_counts_for_its_part(
         *("optimiser.name=sgd", f"executor.engine={engine}"),
     )
     prepared = prepare(config)
-    clients = make_clients(config, prepared, OwnObjects(callbacks=(Takes(hands, 1),) if engine == "trainer" else ()))
-    watch = Stopwatch("client", clock=hands)
-    clients = replace(clients, watch=watch)
+    monkeypatch.setattr(client, "open_watch", lambda config, rest: Stopwatch(rest, clock=hands))
+    clients = Clients(config, prepared, OwnObjects(callbacks=(Takes(hands, 1),) if engine == "trainer" else ()))
     state = dict(build_network(config.model, len(prepared.store.classes), seed=config.seed).state_dict())
     moved_on(client, "load_examples", 3)
     moved_on(client, "derive_seed", 5)
@@ -201,7 +200,7 @@ def test_what_a_client_does_counts_for_its_part(
 
 def test_clients_and_their_parts_share_a_stopwatch_after_the_way_to_a_worker(settings: Callable[..., Config]) -> None:
     config = settings("profile=true")
-    clients = pickle.loads(pickle.dumps(make_clients(config, prepare(config))))
+    clients = Clients(*pickle.loads(pack(Clients(config, prepare(config))))[:3])
     assert isinstance(clients.watch, Stopwatch)
     profiler = clients.trainers._new().profiler  # type: ignore[attr-defined]
     assert isinstance(profiler, FitProfiler) and profiler._watch is clients.watch
@@ -209,7 +208,7 @@ def test_clients_and_their_parts_share_a_stopwatch_after_the_way_to_a_worker(set
 
 def test_without_profile_nothing_is_measured(settings: Callable[..., Config]) -> None:
     config = settings()
-    clients = make_clients(config, prepare(config))
+    clients = Clients(config, prepare(config))
     assert clients.watch is RunProfile(config).watch is UNWATCHED
     assert isinstance(clients.trainers._new().profiler, PassThroughProfiler)  # type: ignore[attr-defined]
     assert UNWATCHED.read() == {}

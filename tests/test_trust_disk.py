@@ -30,7 +30,7 @@ from ser_fl.cli.main import main
 from ser_fl.config.compose import compose
 from ser_fl.data.features import compute_features
 from ser_fl.errors import UserError
-from ser_fl.federation.checkpoint import dated_folders
+from ser_fl.federation.checkpoint import new_folders
 from ser_fl.files import write_bytes
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.lock import LOCK, claimed
@@ -366,22 +366,25 @@ def test_a_benchmark_of_what_is_no_run_makes_no_folder(tmp_path: Path, capsys: p
 NOW = datetime(2026, 3, 1, 9, 0, 0)
 
 
-def names(parent: Path, seed: int, now: datetime, count: int = 1) -> list[str]:
-    return [folder.name for folder in islice(dated_folders(parent, seed, now), count)]
+def names(seed: int, now: datetime, count: int = 1) -> list[str]:
+    return [folder.name for folder in islice(new_folders(compose(["experiment=debug", f"seed={seed}"]), now), count)]
 
 
-def test_names_of_runs_sort_in_the_order_they_were_made_in_whatever_the_clock_says(tmp_path: Path) -> None:
+def test_names_of_runs_sort_in_the_order_they_were_made_in_whatever_the_clock_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An hour on, set back by a day, the same second again: each run sorts behind those before."""
+    monkeypatch.chdir(tmp_path)
     order = [NOW, NOW + timedelta(hours=1), *[NOW - timedelta(days=1)] * 12, NOW + timedelta(hours=2)]
     made = []
     for now in order:
-        (name,) = names(tmp_path, 1, now)
-        (tmp_path / name).mkdir()
+        (name,) = names(1, now)
+        (tmp_path / "runs" / "debug" / name).mkdir(parents=True)
         made.append(name)
     assert len(set(made)) == len(order)
     assert made[:3] == ["2026-03-01_09-00-00-1", "2026-03-01_10-00-00-1", "2026-03-01_10-00-00.2-1"]
     assert made[-2:] == ["2026-03-01_10-00-00.13-1", "2026-03-01_11-00-00-1"]
-    assert names(tmp_path, 2, NOW, 3) == [f"2026-03-01_09-00-00{count}-2" for count in ("", ".2", ".3")]
+    assert names(2, NOW, 3) == [f"2026-03-01_09-00-00{count}-2" for count in ("", ".2", ".3")]
 
 
 def clock_at(moment: datetime) -> type[datetime]:

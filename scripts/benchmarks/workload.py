@@ -23,7 +23,7 @@ from ser_fl.data.prepared import Prepared
 from ser_fl.data.splits import Split
 from ser_fl.data.utterance import EMOTIONS, Utterance
 from ser_fl.federation.algorithm import client_learning_rate
-from ser_fl.federation.client import Clients, ClientTask, Executor, LocalScorer, SerialExecutor, make_clients
+from ser_fl.federation.client import Clients, ClientTask, Executor
 from ser_fl.federation.processes import ProcessExecutor, count_workers
 from ser_fl.federation.rounds import Federation, cohort_size, sample_cohort
 from ser_fl.federation.server import Server, new_server
@@ -89,14 +89,14 @@ class Workload:
     @cached_property
     def clients(self) -> Clients:
         """As `ser-fl train` makes them."""
-        return make_clients(self.config, self.prepared)
+        return Clients(self.config, self.prepared)
 
     @cached_property
     def tasks(self) -> list[ClientTask]:
         """Of a first round: what every client receives."""
         algorithm = self.server().algorithm
         rate = client_learning_rate(self.config.optimiser, algorithm, 1)
-        with self.federation(SerialExecutor(self.clients)) as federation:
+        with self.federation(self.clients) as federation:
             cohort = cohort_of(federation, 1)
         return [
             ClientTask(round=1, client_id=one, state=algorithm.model_for(one), learning_rate=rate) for one in cohort
@@ -131,13 +131,12 @@ class Workload:
                 run=run,
                 client_manifest=data.client_manifest(),
                 executor=executor,
-                scorer=LocalScorer(self.config, data.store, data.standardisation, data.split),
             )
 
     @contextmanager
     def rounds(self) -> Iterator[Rounds]:
         """Rounds with the configured executor, whose workers have trained a round already when this is entered."""
-        executor: Executor = SerialExecutor(self.clients)
+        executor: Executor = self.clients
         if self.config.executor.name == "processes":
             executor = ProcessExecutor(self.clients, count_workers(self.config.executor, self.cohort_size))
         with self.federation(executor) as federation:

@@ -2,8 +2,6 @@
 their attacks run side by side, each in a process of its own.
 """
 
-from __future__ import annotations
-
 import time
 from argparse import ArgumentParser, Namespace
 from concurrent.futures import Future, ProcessPoolExecutor

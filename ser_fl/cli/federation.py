@@ -1,7 +1,5 @@
 """`ser-fl federation`: make keys, run the link, run a node."""
 
-from __future__ import annotations
-
 import shlex
 import signal
 from argparse import ArgumentParser, Namespace
@@ -62,10 +60,9 @@ def run(arguments: Namespace) -> None:
     from ser_fl.deployment.flower_environment import CONNECTION, Outgoing
 
     if arguments.action == "keys":
-        from ser_fl.deployment.keys import KeyFolder, handed_out, make_keys
+        from ser_fl.deployment.keys import make_keys
 
-        made = make_keys(arguments.folder, arguments.host, arguments.nodes, arguments.days)
-        for line in handed_out(KeyFolder(arguments.folder), made):
+        for line in make_keys(arguments.folder, arguments.host, arguments.nodes, arguments.days):
             say(line)
         return
     switches = ("telemetry", "update_check", "install_dependencies")
@@ -73,7 +70,7 @@ def run(arguments: Namespace) -> None:
     if arguments.action == "link":
         from ser_fl.deployment.link import Link
 
-        named = {"host": arguments.host, "port": arguments.port, "state": arguments.state}
+        named = {"host": arguments.host, "port": arguments.port, "state_folder": arguments.state}
         with _until_asked_to_stop(), Link(arguments.folder, outgoing=outgoing, **named) as link:
             shared = " ".join(f"{name}={shlex.quote(link.environment[name])}" for name in _SHARED)
             say(f"ready: {link.address} knows {', '.join(link.keys.public_keys)}; logs in {link.state.root}")
@@ -83,7 +80,7 @@ def run(arguments: Namespace) -> None:
     from ser_fl.deployment.node import Node, node_config
 
     config = node_config(arguments.data, arguments.speakers, arguments.cache)
-    named = {"link": arguments.link, "port": arguments.port, "state": arguments.state}
+    named = {"link": arguments.link, "port": arguments.port, "state_folder": arguments.state}
     node = Node(arguments.folder, arguments.name, config=config, outgoing=outgoing, **named)
     with _until_asked_to_stop():
         try:

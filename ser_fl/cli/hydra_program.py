@@ -2,8 +2,6 @@
 called as `hydra.main` would be, with our arguments in place of the process's own.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import shlex

@@ -1,7 +1,5 @@
 """`ser-fl`: one module a subcommand, imported when it is called; each waits with heavy imports until it runs."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -1,7 +1,5 @@
 """Standard output and error that no terminal, pipe or disk can turn into a lost training."""
 
-from __future__ import annotations
-
 import errno
 import io
 import os

@@ -1,7 +1,5 @@
 """The terminal: one console, and progress bars by name."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """`ser-fl train`: one run, or a sweep of them; also what Hydra says of settings without a run."""
 
-from __future__ import annotations
-
 import os
 import re
 from argparse import ArgumentParser, Namespace

@@ -1,7 +1,5 @@
 """From command-line overrides to a checked `Config`, through Hydra's groups in ``configs/``."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence

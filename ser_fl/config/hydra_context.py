@@ -2,8 +2,6 @@
 Hydra 1.3: a config source that reads text literally, a search path plugin, and the config store.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar

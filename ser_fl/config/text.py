@@ -5,8 +5,6 @@ line they are quoted for Hydra's grammar; in YAML files plain scalars become str
 ``no`` and ``exp #2`` are what they look like.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import is_dataclass

@@ -2,8 +2,6 @@
 stand there by Hydra's ``_target_``: an import path, and the arguments beside it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Mapping

@@ -8,10 +8,12 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self, TypedDict, Unpack
+from typing import ClassVar, Self
 
 from ser_fl.deployment.flower_environment import Outgoing, flower_environment
 from ser_fl.deployment.keys import KeyFolder
@@ -48,7 +50,12 @@ class StateFolder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip()
-            if _runs(holder) or time.monotonic() > deadline:
+            try:
+                os.kill(int(holder), 0)
+                is_there = True
+            except (OSError, ValueError) as error:
+                is_there = isinstance(error, PermissionError)  # somebody else's
+            if is_there or time.monotonic() > deadline:
                 os.close(lock)
                 raise UserError(f"a {self.name} runs on {self.root} already (process {holder}): stop it first")
             time.sleep(LOOK_S)
@@ -129,28 +136,30 @@ class Daemon:
         self.process.wait()
 
 
-class Settings(TypedDict, total=False):
-    state: Path | None
-    """Folder that outlives them (default: state/NAME in that of the keys)."""
-    outgoing: Outgoing
-    """What Flower may do on the internet (default: nothing)."""
-    environment: Mapping[str, str]
-    """Variables for the processes, beside this process's own."""
-
-
-class Daemons:
+@dataclass(kw_only=True)
+class Daemons(ABC):
     """The daemons of one state folder, as a context: started one after the other on entry, stopped together on exit."""
 
-    def __init__(self, kind: str, keys: Path, name: str, **settings: Unpack[Settings]) -> None:
-        self.keys = KeyFolder(keys.absolute())
-        self.state = StateFolder(settings.get("state") or self.keys.root / "state" / name, kind)
-        self.outgoing = settings.get("outgoing", Outgoing())
-        self.environment = flower_environment(self.state.home, self.outgoing, settings.get("environment"))
+    kind: ClassVar[str]
+    folder: Path = field(kw_only=False)
+    """Of keys, from `ser_fl.deployment.keys.make_keys`."""
+    name: str = field(kw_only=False)
+    state_folder: Path | None = None
+    """For what outlives them (default: state/NAME in that of the keys)."""
+    outgoing: Outgoing = field(default_factory=Outgoing)
+    """What Flower may do on the internet (default: nothing)."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables for the processes, to which those of this process and of Flower are added."""
+
+    def __post_init__(self) -> None:
+        self.keys = KeyFolder(self.folder.absolute())
+        self.state = StateFolder(self.state_folder or self.keys.root / "state" / self.name, self.kind)
+        self.environment = flower_environment(self.state.home, self.outgoing, self.environment)
         self._daemons: list[Daemon] = []
 
+    @abstractmethod
     def start(self) -> None:
         """Start them, each daemon's own way."""
-        raise NotImplementedError
 
     def _start_daemon(self, program: str, *arguments: str) -> None:
         if self.outgoing.install_dependencies and program != "superlink":
@@ -181,10 +190,11 @@ class Daemons:
 
     @contextmanager
     def _stopped_if_it_fails(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            stack.callback(self.stop)
+        try:
             yield
-            stack.pop_all()
+        except BaseException:
+            self.stop()
+            raise
 
     def __enter__(self) -> Self:
         self.start()
@@ -214,13 +224,3 @@ def require_free(host: str, port: int) -> None:
             probe.bind(address)
     except OSError as error:
         raise UserError(f"cannot listen on {host} port {port} ({error.strerror}): choose --host and --port") from None
-
-
-def _runs(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except PermissionError:
-        return True
-    except (OSError, ValueError):
-        return False
-    return True

@@ -44,12 +44,11 @@ def require_flower() -> None:
 
 
 def flower_environment(
-    home: Path, outgoing: Outgoing | None = None, extra: Mapping[str, str] | None = None
+    home: Path, outgoing: Outgoing = Outgoing(), extra: Mapping[str, str] | None = None
 ) -> dict[str, str]:
     """The environment here for a Flower program, without Flower settings, and with `extra` variables. `home` is
     FLWR_HOME, where Flower keeps connections and unpacked apps.
     """
-    outgoing = outgoing or Outgoing()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FLWR_")}
     environment |= {
         "FLWR_HOME": str(home),

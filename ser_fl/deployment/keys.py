@@ -11,8 +11,7 @@ never written over.
 """
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from ser_fl.deployment.flower_environment import require_flower
@@ -45,18 +44,9 @@ class KeyFolder:
         return {file.stem: file for file in sorted(self.nodes.glob("*.pub"))}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MadeKeys:
-    """What a call of `make_keys` wrote."""
-
-    ca: bool
-    hosts: tuple[str, ...]
-    """Hosts of a new server certificate; empty where the old one was kept."""
-    nodes: tuple[str, ...]
-
-
-def make_keys(root: Path, hosts: Sequence[str] = (), nodes: Sequence[str] = (), days: int = 365) -> MadeKeys:
-    """Make what a federation lacks: a root certificate, a server certificate for `hosts`, a key pair a node.
+def make_keys(root: Path, hosts: Sequence[str] = (), nodes: Sequence[str] = (), days: int = 365) -> list[str]:
+    """Make what a federation lacks: a root certificate, a server certificate for `hosts`, a key pair a node. A line for
+    each machine says which files go there, into a folder of the same layout.
 
     Called again it adds nodes, and puts further hosts beside those of the server certificate, which keeps its key. The
     root certificate is valid for ten years at least, the server's for `days`.
@@ -93,26 +83,21 @@ def make_keys(root: Path, hosts: Sequence[str] = (), nodes: Sequence[str] = (), 
             private.chmod(0o700)
     if new_ca:
         certify(folder.ca, folder.ca_key, max(days, _CA_DAYS))
-    certified: tuple[str, ...] = ()
+    lines = []
     if hosts or new_server:
         before = () if new_server else certified_hosts(folder.server)
         certified = tuple(dict.fromkeys((*_LOOPBACK, *before, *hosts)))
         certify(folder.server, folder.server_key, days, ca=(folder.ca, folder.ca_key), hosts=certified)
+        lines.append(f"the link ({', '.join(certified)}): {folder.ca}, {folder.server.parent}/, {folder.nodes}/*.pub")
+    elif nodes:
+        publics = ", ".join(str(folder.public(name)) for name in nodes)
+        lines.append(f"the link: {publics}; start it again to admit them")
     for name in nodes:
         make_node_key(folder.node(name), folder.public(name))
-    return MadeKeys(ca=new_ca, hosts=certified, nodes=tuple(nodes))
-
-
-def handed_out(folder: KeyFolder, made: MadeKeys) -> Iterator[str]:
-    """A line for each machine: which files go there, into a folder of the same layout."""
-    if made.hosts:
-        yield f"the link ({', '.join(made.hosts)}): {folder.ca}, {folder.server.parent}/, {folder.nodes}/*.pub"
-    elif made.nodes:
-        yield f"the link: {', '.join(str(folder.public(name)) for name in made.nodes)}; start it again to admit them"
-    for name in made.nodes:
-        yield f"the machine of {name}: {folder.ca}, {folder.node(name)}"
-    if made.ca:
-        yield f"no other machine: {folder.ca_key} (it makes certificates of the link)"
+        lines.append(f"the machine of {name}: {folder.ca}, {folder.node(name)}")
+    if new_ca:
+        lines.append(f"no other machine: {folder.ca_key} (it makes certificates of the link)")
+    return lines
 
 
 def require_private(key: Path, *, made_by: str) -> None:

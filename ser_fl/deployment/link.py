@@ -2,11 +2,10 @@
 
 import time
 from contextlib import suppress
+from dataclasses import dataclass, field
 from ipaddress import ip_address
-from pathlib import Path
-from typing import Unpack
 
-from ser_fl.deployment.daemon import LOOK_S, Daemons, Settings, require_free
+from ser_fl.deployment.daemon import LOOK_S, Daemons, require_free
 from ser_fl.deployment.flower_environment import answers, join_address, require_flower, write_connection
 from ser_fl.deployment.keys import require_private
 from ser_fl.errors import DaemonStopped, UserError
@@ -14,6 +13,7 @@ from ser_fl.errors import DaemonStopped, UserError
 _START_S = 180.0
 
 
+@dataclass(kw_only=True)
 class Link(Daemons):
     """A SuperLink with TLS that knows the nodes whose public keys are in the folder, and nobody else. It has its own
     SuperExec, and a state folder with Flower's data base, so that after a crash it goes on with the same nodes. Runs
@@ -21,32 +21,39 @@ class Link(Daemons):
     is also that of a ``flwr`` command that is to find it.
     """
 
-    def __init__(self, keys: Path, *, host: str = "127.0.0.1", port: int = 9092, **settings: Unpack[Settings]) -> None:
-        """Say what to start.
+    kind = "link"
+    name: str = field(default="link", init=False)
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for all of this machine's."""
+    port: int = 9092
 
-        Args:
-            keys: folder of `ser_fl.deployment.keys.make_keys`, with the link's part and the nodes' public keys.
-            host: address to listen on; 0.0.0.0 for all of this machine's.
-            port: port to listen on.
-            **settings: of all daemons.
-        """
-        super().__init__("link", keys, "link", **settings)
-        self.host = host
-        self.port = port
-        self.reached_at = host
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.reached_at = self.host
         """The address by which its own machine reaches it."""
         with suppress(ValueError):
-            address = ip_address(host)
+            address = ip_address(self.host)
             loopback = "127.0.0.1" if address.version == 4 else "::1"
             self.reached_at = loopback if address.is_unspecified else str(address)
-        self.address = join_address(self.reached_at, port)
+        self.address = join_address(self.reached_at, self.port)
 
     def start(self) -> None:
         """Start, wait until it answers, and let it know the nodes. A `UserError` says that it cannot be started as it
         stands, `DaemonStopped` that Flower ended by itself.
         """
         require_flower()
-        self._check()
+        from ser_fl.deployment.certificates import certified_hosts, require_valid
+
+        require_private(self.keys.server_key, made_by="`ser-fl federation keys` makes it for the link's machine")
+        for certificate in (self.keys.ca, self.keys.server):
+            require_valid(certificate)
+        if self.reached_at not in (hosts := certified_hosts(self.keys.server)):
+            raise UserError(
+                f"the certificate of the link is for {', '.join(hosts)}, not {self.reached_at}:"
+                f" `ser-fl federation keys {self.keys.root} --host {self.reached_at}` adds it"
+            )
+        if not self.keys.public_keys:
+            raise UserError(f"{self.keys.nodes} has no public key (NAME.pub): no node could join")
         self.state.claim()
         with self._stopped_if_it_fails():
             require_free(self.host, self.port)
@@ -83,18 +90,3 @@ class Link(Daemons):
         while True:
             self._require()
             time.sleep(LOOK_S)
-
-    def _check(self) -> None:
-        """Refuse what can be told before anything is started."""
-        from ser_fl.deployment.certificates import certified_hosts, require_valid
-
-        require_private(self.keys.server_key, made_by="`ser-fl federation keys` makes it for the link's machine")
-        for certificate in (self.keys.ca, self.keys.server):
-            require_valid(certificate)
-        if self.reached_at not in (hosts := certified_hosts(self.keys.server)):
-            raise UserError(
-                f"the certificate of the link is for {', '.join(hosts)}, not {self.reached_at}:"
-                f" `ser-fl federation keys {self.keys.root} --host {self.reached_at}` adds it"
-            )
-        if not self.keys.public_keys:
-            raise UserError(f"{self.keys.nodes} has no public key (NAME.pub): no node could join")

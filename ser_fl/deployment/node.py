@@ -3,10 +3,10 @@
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Unpack
 
-from ser_fl.deployment.daemon import LOOK_S, Daemon, Daemons, Settings, free_port, require_free
+from ser_fl.deployment.daemon import LOOK_S, Daemons, free_port, require_free
 from ser_fl.deployment.flower_environment import answers, require_flower, split_address
 from ser_fl.deployment.keys import require_private
 from ser_fl.errors import DaemonStopped, UserError
@@ -22,36 +22,23 @@ _LOOPBACK = "127.0.0.1"
 _PROBE_S = 5.0
 
 
+@dataclass(kw_only=True)
 class Node(Daemons):
     """A SuperNode that names its corpus folder and speakers to its client, and to nobody else. It calls the link, never
     the other way round, also while that is away. Its own port is for its own parts on 127.0.0.1, in the clear there.
+    Its private key is nodes/`name` in the folder of keys.
     """
 
-    def __init__(
-        self,
-        keys: Path,
-        name: str,
-        *,
-        link: str,
-        config: Mapping[str, str] | None = None,
-        port: int | None = None,
-        **settings: Unpack[Settings],
-    ) -> None:
-        """Say what to start.
+    kind = "node"
+    link: str
+    """host:port."""
+    config: Mapping[str, str] = field(default_factory=dict)
+    """What its client is told, from `node_config` (default: nothing, for the built-in corpus)."""
+    port: int | None = None
+    """Of its own on 127.0.0.1 (default: a free one)."""
 
-        Args:
-            keys: folder with ca.crt and nodes/`name`, from `ser_fl.deployment.keys.make_keys`.
-            name: of the node.
-            link: host:port of the link.
-            config: what its client is told, from `node_config` (default: nothing, for the built-in corpus).
-            port: of its own on 127.0.0.1 (default: a free one).
-            **settings: of all daemons.
-        """
-        super().__init__("node", keys, name, **settings)
-        self.name = name
-        self.link = link
-        self.config = dict(config or {})
-        self.port = port
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self._last_id = self.state.root / "node.id"
         self._link_came_later = False
 
@@ -85,13 +72,13 @@ class Node(Daemons):
     def wait_until_accepted(self, timeout_s: float | None = None) -> None:
         """What can be raised is as for `start`."""
         began = probed = time.monotonic()
-        tries = 0
-        while not (accepted := _ACCEPTED.search(self._daemons[0].said)):
-            supernode = self._daemons[0]
+        tries_left = _TRIES_AT_START if self._link_came_later else _TRIES
+        while not (accepted := _ACCEPTED.search((supernode := self._daemons[0]).said)):
             if not supernode.runs:
-                tries += 1
-                if tries > (_TRIES_AT_START if self._link_came_later else _TRIES) or not self._may_retry(supernode):
-                    if _REFUSED in supernode.said:
+                tries_left -= 1
+                is_refused = _REFUSED in supernode.said
+                if tries_left < 0 or not is_refused or not self._may_rejoin():
+                    if is_refused:
                         raise UserError(
                             f"the link does not know this node's key: {self.keys.public(self.name)} must be in nodes/"
                             " of the link's folder when the link starts (or another SuperNode runs with the same key)"
@@ -119,13 +106,11 @@ class Node(Daemons):
             DaemonStopped: it ends by itself again before the link accepts it.
         """
         while True:
-            for daemon in self._daemons:
-                if not daemon.runs:
-                    tell(f"{daemon.stopped()}\n{self.name} is started again")
-                    self._restart_daemons()
-                    self.wait_until_accepted()
-                    tell(f"ready again: {self.name} is accepted by {self.link}")
-                    break
+            if ended := next((daemon for daemon in self._daemons if not daemon.runs), None):
+                tell(f"{ended.stopped()}\n{self.name} is started again")
+                self._restart_daemons()
+                self.wait_until_accepted()
+                tell(f"ready again: {self.name} is accepted by {self.link}")
             time.sleep(LOOK_S)
 
     def _restart_daemons(self) -> None:
@@ -151,18 +136,15 @@ class Node(Daemons):
         import tomli_w
 
         file = self.state.root / "node.toml"
-        write_bytes(file, tomli_w.dumps(self.config).encode())
+        write_bytes(file, tomli_w.dumps(dict(self.config)).encode())
         return file
 
-    def _may_retry(self, supernode: Daemon) -> bool:
+    def _may_rejoin(self) -> bool:
         """Whether a refused key may be taken at the next try: the link still counted it as online, and no longer does;
         or it has just come up, and was not told of the key yet.
         """
-        if _REFUSED not in supernode.said:
-            return False
         if self._last_id.exists():
-            last_id = self._last_id.read_text(encoding="ascii")
-            key = str(self.keys.node(self.name))
+            key, last_id = str(self.keys.node(self.name)), self._last_id.read_text(encoding="ascii")
             if self._tell_link("rejoin", self.link, str(self.keys.ca), key, last_id).returncode == 0:
                 return True
         if self._link_came_later:

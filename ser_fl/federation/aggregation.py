@@ -1,7 +1,5 @@
 """How the updates of a round become one model state."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 
 import torch

@@ -3,8 +3,6 @@
 FedSGD is no class of its own: `federation.local_batches=1` makes it of `FedAvg` or `FedAdam`.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence

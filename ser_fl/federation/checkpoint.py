@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -45,19 +45,18 @@ def open_run(config: Config) -> Iterator[tuple[RunFolder, Checkpoint | None]]:
     """
     folder = given_folder(config)
     with ExitStack() as stack:
-        if folder is not None:
-            stack.enter_context(claimed(folder))
-        for new in new_folders(config) if folder is None else ():  # without an end: the first that is not there yet
-            with suppress(FileExistsError):
-                stack.enter_context(claimed(new, new=True))
-                folder = new
+        for choice in [folder] if folder else new_folders(config):  # of new ones, the first that is not there yet
+            try:
+                stack.enter_context(claimed(choice, new=folder is None))
                 break
-        assert folder is not None
-        run = RunFolder(folder)
+            except FileExistsError:
+                if folder:
+                    raise
+        run = RunFolder(choice)
         run.refuse_links_out()
         if not config.resume and run.config.exists():
             raise UserError(
-                f"{folder} holds a run already: add resume=true to go on with it, or choose another run_dir"
+                f"{choice} holds a run already: add resume=true to go on with it, or choose another run_dir"
             )
         yield run, load_checkpoint(run.checkpoint, checkpoint_key(config)) if config.resume else None
 
@@ -69,16 +68,14 @@ def given_folder(config: Config) -> Path | None:
     return newest_run(config) if config.resume else None
 
 
-def new_folders(config: Config) -> Iterator[Path]:
-    """Names for a new run of an experiment: the first one that is free is to be taken."""
-    return dated_folders(Path("runs") / config.experiment, config.seed, datetime.now())
-
-
-def dated_folders(parent: Path, seed: int, now: datetime) -> Iterator[Path]:
-    """Names for a run that begins now, ``<date-time>-<seed>`` or ``<date-time>.<count>-<seed>``, without an end. All
-    sort behind this seed's runs that are there already, whatever became of the clock since.
+def new_folders(config: Config, now: datetime | None = None) -> Iterator[Path]:
+    """Names for a new run of an experiment, ``<date-time>-<seed>`` or ``<date-time>.<count>-<seed>``, without an end:
+    the first one that is free is to be taken. All sort behind this seed's runs that are there already, whatever became
+    of the clock since.
     """
-    stamp, count = max([(f"{now:{_STAMP}}", 0), *(_order(folder) for folder in parent.glob(f"*-{seed}"))])
+    parent, seed = Path("runs") / config.experiment, config.seed
+    begun = (f"{now or datetime.now():{_STAMP}}", 0)
+    stamp, count = max([begun, *(_order(folder) for folder in parent.glob(f"*-{seed}"))])
     while True:
         yield parent / (f"{stamp}.{count + 1}-{seed}" if count else f"{stamp}-{seed}")
         count += 1
@@ -91,8 +88,7 @@ def _order(folder: Path) -> tuple[str, int]:
 
 def newest_run(config: Config) -> Path | None:
     """The newest run folder with a checkpoint of this configuration, for ``resume=true`` without ``run_dir``."""
-    folders = (Path("runs") / config.experiment).glob(f"*-{config.seed}")
-    key = checkpoint_key(config)
+    folders, key = (Path("runs") / config.experiment).glob(f"*-{config.seed}"), checkpoint_key(config)
     there = (folder for folder in folders if is_checkpoint_of(RunFolder(folder).checkpoint, key))
     return max(there, default=None, key=lambda folder: (_order(folder), folder))
 

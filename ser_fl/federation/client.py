@@ -1,20 +1,17 @@
 """What a server asks of whoever holds the data: clients train the model that they receive, and holders score models.
 
-Here they do it in this process; `processes` has worker processes. Executors differ in time alone: an update depends on
-its task and the seed, and outcomes come in the order of the cohort, so that all give the same bits.
+Here they do it in this process; `processes` has worker processes, `flower` other machines. Executors differ in time
+alone: an update depends on its task and the seed, and outcomes come in the order of the cohort, so that all give the
+same bits.
 
 Legend: B batch, F mel bins, L frames.
 """
 
-from __future__ import annotations
-
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -24,20 +21,18 @@ from ser_fl.attacks.step_size import default_step_size
 from ser_fl.attacks.threat_model import Box
 from ser_fl.config.schema import Config
 from ser_fl.data.datamodule import ClientDataModule, ShuffledBatches
-from ser_fl.data.features import FeatureStore, load_examples
-from ser_fl.data.frontend import Standardisation
+from ser_fl.data.features import load_examples
 from ser_fl.data.prepared import Prepared
-from ser_fl.data.splits import Indices, Part, Split, holders
+from ser_fl.data.splits import Part, holders
 from ser_fl.devices import devices_of, seeded_streams
 from ser_fl.federation.own_objects import NOTHING, OwnObjects
 from ser_fl.federation.profile import open_watch
 from ser_fl.metrics import Confusion
-from ser_fl.models.networks import NetworkSource, build_network
+from ser_fl.models.networks import build_network
 from ser_fl.randomness import derive_seed, generator
 from ser_fl.robustness.evaluator import Perturb, confusions_of
 from ser_fl.runs.records import ClientFailure, ClientUpdate, Outcome, State
-from ser_fl.stopwatch import UNWATCHED, Watch
-from ser_fl.training.objectives import OBJECTIVES, ClientRound, Objective, balanced_weights
+from ser_fl.training.objectives import OBJECTIVES, ClientRound, balanced_weights
 from ser_fl.training.trainer import ClientClassifier, Trainers, fit_in_loop, has_installed_callbacks
 
 
@@ -50,44 +45,69 @@ class ClientTask:
     optimiser_state: State = field(default_factory=dict)
 
 
-@dataclass(slots=True, kw_only=True)
-class Clients:
-    """Everything that clients need to train: what each holds, and the experiment they share."""
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Confusion matrices of the holders of a part."""
 
-    config: Config
-    store: FeatureStore
-    indices: dict[str, Indices]
-    standardisation: Standardisation
-    objective: Objective
-    device: torch.device
-    """Where they train, one after the other."""
-    own_network: NetworkSource | None = None
-    """A user's own, in place of the configured one."""
-    callbacks: Sequence[pl.Callback] = ()
-    """A user's own: called for every batch of every client."""
-    watch: Watch = UNWATCHED
-    box: Box = field(init=False)
-    trainers: Trainers = field(init=False)
-    _reused: nn.Module | None = field(init=False, default=None)
-    """The network that clients take in turns, once there is one."""
+    by_holder: dict[str, Confusion]
+    """By speaker; summed over models where clients keep their own."""
+    failures: tuple[ClientFailure, ...] = ()
+    """Holders that gave none. Without them figures are of other utterances, not to be compared with other rounds'."""
 
-    def __post_init__(self) -> None:
-        self.box = Box.of(self.standardisation.lower_F1, self.standardisation.upper_F1)
-        self.trainers = Trainers(self.config, self.callbacks, self.device, self.watch)
+    @property
+    def total(self) -> Confusion:
+        """Sum of the holders' matrices."""
+        return np.asarray(np.sum(list(self.by_holder.values()), axis=0), dtype=np.float64)
+
+
+class Executor:
+    """Asks all clients and holders of data; a context, at whose end nothing is left running."""
+
+    def run(self, tasks: Iterable[ClientTask]) -> Iterator[tuple[str, Outcome]]:
+        """Run the clients of one round after the other; each one's id and outcome, in the order of the tasks."""
+        raise NotImplementedError
+
+    def score(self, models: Mapping[str, State], part: Part, *, attacked: bool = False) -> Scored:
+        """Score the models on a part, under the selection attack where asked for. A client's own model
+        (`federation=local_only`) is scored on its own speaker's utterances where this part has some, else on
+        everybody's.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """End what it has started."""
+
+
+class Clients(Executor):
+    """The reference: everybody's data are on this machine, and clients train one after the other in this process. On
+    ``device``, by default the first that the configuration asks for.
+    """
+
+    def __init__(
+        self, config: Config, data: Prepared, own: OwnObjects = NOTHING, *, device: torch.device | None = None
+    ) -> None:
+        self.config, self.data, self.own = config, data, own
+        self.objective = own.objective or OBJECTIVES[config.stock_objective.name](config.stock_objective)
+        self.device = device or devices_of(config.executor.accelerator)[0]
+        self.watch = open_watch(config, rest="client")
+        self.box = Box.of(data.standardisation.lower_F1, data.standardisation.upper_F1)
+        self.trainers = Trainers(config, own.callbacks, self.device, self.watch)
+        self._reused: nn.Module | None = None
+        """The network that clients take in turns, once there is one."""
 
     @torch.inference_mode(False)
     @torch.enable_grad()  # whatever the caller has switched off
     def update(self, task: ClientTask) -> ClientUpdate:
         """One client's local epochs. The result depends on the task and the seed alone."""
-        started, settings, watch = time.perf_counter(), self.config.federation, self.watch
+        started, settings, watch, data = time.perf_counter(), self.config.federation, self.watch, self.data
         watch.restart()
         keys = (self.config.seed, "round", task.round, "client", task.client_id)
         stream, bf16 = generator(*keys), self.config.precision == "bf16-mixed"
         network = self._network()
         network.load_state_dict(task.state)
         with watch.part("data"):
-            examples = load_examples(self.store, self.indices[task.client_id], self.standardisation)
-            weights_C = balanced_weights(examples.labels_N, len(self.store.classes)).to(self.device)
+            examples = load_examples(data.store, data.clients[task.client_id], data.standardisation)
+            weights_C = balanced_weights(examples.labels_N, len(data.store.classes)).to(self.device)
             given = ClientRound(
                 number=task.round,
                 network=network,
@@ -102,7 +122,7 @@ class Clients:
             plan = self.objective.start_round(given)
         classifier = ClientClassifier(
             self.config,
-            len(self.store.classes),
+            len(data.store.classes),
             given,
             plan,
             learning_rate=task.learning_rate,
@@ -116,13 +136,13 @@ class Clients:
             replays=plan.replays,
             balanced=self.config.class_balance == "sampling",
         )
-        data = ClientDataModule(batches, client_id=task.client_id, round=task.round)
+        module = ClientDataModule(batches, client_id=task.client_id, round=task.round)
         with seeded_streams(derive_seed(*keys), self.device), watch.part("trainer"):  # dropout draws from them
             if self.config.executor.engine == "trainer":
-                optimiser = self.trainers.fit(classifier, data)
+                optimiser = self.trainers.fit(classifier, module)
             else:
                 epochs = settings.local_epochs
-                optimiser = fit_in_loop(classifier, data, epochs=epochs, device=self.device, bf16=bf16)
+                optimiser = fit_in_loop(classifier, module, epochs=epochs, device=self.device, bf16=bf16)
         state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in network.state_dict().items()}
         squares = [(state[name] - task.state[name]).double().square().sum() for name, _ in network.named_parameters()]
         carried = optimiser.state_dict()["state"] if settings.keep_optimiser else {}
@@ -144,108 +164,31 @@ class Clients:
 
     def _network(self) -> nn.Module:
         """In training mode, on the device, with any weights; a new one where callbacks may hook into it or keep it."""
-        is_watched = bool(self.callbacks) or has_installed_callbacks()
+        is_watched = bool(self.own.callbacks) or has_installed_callbacks()
         if self._reused is not None and not is_watched:
             self._reused.zero_grad()
             return self._reused.train()
-        num_classes, seed = len(self.store.classes), self.config.seed
-        network = build_network(self.config.model, num_classes, seed=seed, own=self.own_network).to(self.device).train()
+        num_classes, seed = len(self.data.store.classes), self.config.seed
+        network = build_network(self.config.model, num_classes, seed=seed, own=self.own.network).to(self.device).train()
         self._reused = None if is_watched else network
         return network
-
-
-def make_clients(config: Config, prepared: Prepared, own: OwnObjects = NOTHING) -> Clients:
-    """The clients of an experiment, on this machine."""
-    return Clients(
-        config=config,
-        store=prepared.store,
-        indices=prepared.clients,
-        standardisation=prepared.standardisation,
-        objective=own.objective or OBJECTIVES[config.stock_objective.name](config.stock_objective),
-        device=devices_of(config.executor.accelerator)[0],
-        own_network=own.network,
-        callbacks=own.callbacks,
-        watch=open_watch(config, rest="client") if config.profile else UNWATCHED,
-    )
-
-
-class Executor:
-    """Runs the clients of one round after the other; a context, at whose end nothing is left running."""
-
-    def run(self, tasks: Iterable[ClientTask]) -> Iterator[tuple[str, Outcome]]:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """End what it has started."""
-
-
-@dataclass(slots=True)
-class SerialExecutor(Executor):
-    """The reference: clients one after the other, in this process."""
-
-    clients: Clients
 
     def run(self, tasks: Iterable[ClientTask]) -> Iterator[tuple[str, Outcome]]:
         """A client trains when its outcome is asked for."""
         for task in tasks:
-            yield task.client_id, attempt(self.clients.update, task)
-
-
-def attempt(update: Callable[[ClientTask], ClientUpdate], task: ClientTask) -> Outcome:
-    """Whatever a client raises costs its round an update, not the run."""
-    try:
-        return update(task)
-    except Exception:
-        return traceback.format_exc()
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """Confusion matrices of the holders of a part."""
-
-    by_holder: dict[str, Confusion]
-    """By speaker; summed over models where clients keep their own."""
-    failures: tuple[ClientFailure, ...] = ()
-    """Holders that gave none. Without them figures are of other utterances, not to be compared with other rounds'."""
-
-    @property
-    def total(self) -> Confusion:
-        """Sum of the holders' matrices."""
-        return np.asarray(np.sum(list(self.by_holder.values()), axis=0), dtype=np.float64)
-
-
-class Scorer(Protocol):
-    """Asks the holders of a part how well a server's models do."""
+            yield task.client_id, attempt(self.update, task)
 
     def score(self, models: Mapping[str, State], part: Part, *, attacked: bool = False) -> Scored:
-        """Score the models on a part, under the selection attack where asked for. A client's own model
-        (`federation=local_only`) is scored on its own speaker's utterances where this part has some, else on
-        everybody's.
-        """
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class LocalScorer:
-    """A `Scorer` for all data that are on this machine."""
-
-    config: Config
-    store: FeatureStore
-    standardisation: Standardisation
-    split: Split
-    own_network: NetworkSource | None = None
-    """A user's own, in place of the configured one."""
-
-    def score(self, models: Mapping[str, State], part: Part, *, attacked: bool = False) -> Scored:
-        num_classes, held = len(self.store.classes), holders(self.store.utterances, getattr(self.split, part))
+        data, num_classes = self.data, len(self.data.store.classes)
+        held = holders(data.store.utterances, getattr(data.split, part))
         perturb: Perturb | None = self.selection_attack if attacked else None
         summed = {holder: np.zeros((num_classes, num_classes)) for holder in held}
-        network = build_network(self.config.model, num_classes, seed=self.config.seed, own=self.own_network)
-        network = network.to(devices_of(self.config.executor.accelerator)[0])
+        network = build_network(self.config.model, num_classes, seed=self.config.seed, own=self.own.network)
+        network = network.to(self.device)
         for owner, state in models.items():
             network.load_state_dict(state)
             scored = {owner: held[owner]} if owner in held else held
-            confusions = confusions_of(network, self.store, self.standardisation, scored, perturb)
+            confusions = confusions_of(network, data.store, data.standardisation, scored, perturb)
             for holder, confusion in confusions.items():
                 summed[holder] += confusion
         return Scored(summed)
@@ -263,6 +206,14 @@ class LocalScorer:
             epsilon=selection.epsilon,
             step_size=default_step_size(selection.epsilon),
             steps=selection.steps,
-            box=Box.of(self.standardisation.lower_F1, self.standardisation.upper_F1),
+            box=self.box,
             start_BFL=own_starts(features_BFL, selection.epsilon, streams),
         )
+
+
+def attempt(update: Callable[[ClientTask], ClientUpdate], task: ClientTask) -> Outcome:
+    """Whatever a client raises costs its round an update, not the run."""
+    try:
+        return update(task)
+    except Exception:
+        return traceback.format_exc()

@@ -1,10 +1,8 @@
 """Where the time of a run's rounds went: the server's stopwatch and the clients' together, round by round."""
 
-from __future__ import annotations
-
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, get_args
+from collections.abc import Callable, Sequence
+from typing import get_args
 
 import torch
 
@@ -40,46 +38,41 @@ class RunProfile:
     def __init__(self, config: Config) -> None:
         self._executor = config.executor.name
         self.watch = open_watch(config, rest="other")
-        self._rounds: list[_Round] = []
+        self._rounds: list[TimeSpent] = []
 
     def add(self, number: int, clients: Sequence[dict[str, int]]) -> None:
         """Take in a round, measured since `watch`'s restart, and nanoseconds by part of every client's update."""
-        server = self.watch.read()
-        if not server:
+        if not (server := Counter(self.watch.read())):
             return
-        wall, spent = sum(server.values()), Counter[str]()
+        wall, spent = server.total(), Counter[str]()
         for client in clients:
             spent.update(client)
         if self._executor == "serial":  # nobody waits: clients train when they are asked for
             server["other"] += server.pop("waiting") - spent.total()
-        self._rounds.append(_Round(number, len(clients), wall, spent, server))
+        self._rounds.append(
+            TimeSpent(
+                first_round=number,
+                last_round=number,
+                client_rounds=len(clients),
+                seconds=wall / 1e9,
+                clients={part: spent[part] / 1e9 for part in get_args(ClientPart)},
+                server={part: server[part] / 1e9 for part in get_args(ServerPart)},
+            )
+        )
 
     def record(self) -> ProfileRecord | None:
         """None where no round was measured."""
         if not self._rounds:
             return None
-        later = _sum(self._rounds[1:]) if self._rounds[1:] else None
-        return ProfileRecord(executor=self._executor, first=_sum(self._rounds[:1]), later=later)
-
-
-class _Round(NamedTuple):
-    number: int
-    num_clients: int
-    wall: int
-    clients: Mapping[str, int]
-    server: Mapping[str, int]
-
-
-def _sum(rounds: Sequence[_Round]) -> TimeSpent:
-    clients, server = Counter[str](), Counter[str]()
-    for each in rounds:
-        clients.update(each.clients)
-        server.update(each.server)
-    return TimeSpent(
-        first_round=rounds[0].number,
-        last_round=rounds[-1].number,
-        client_rounds=sum(each.num_clients for each in rounds),
-        seconds=sum(each.wall for each in rounds) / 1e9,
-        clients={part: clients[part] / 1e9 for part in get_args(ClientPart)},
-        server={part: server[part] / 1e9 for part in get_args(ServerPart)},
-    )
+        first, *others = self._rounds
+        later = None
+        if others:
+            later = TimeSpent(
+                first_round=others[0].first_round,
+                last_round=others[-1].last_round,
+                client_rounds=sum(each.client_rounds for each in others),
+                seconds=sum(each.seconds for each in others),
+                clients={part: sum(each.clients[part] for each in others) for part in first.clients},
+                server={part: sum(each.server[part] for each in others) for part in first.server},
+            )
+        return ProfileRecord(executor=self._executor, first=first, later=later)

@@ -1,7 +1,5 @@
 """A run, wherever its clients are: its rounds, what they leave on disk, and the test of the selected model."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,7 +16,7 @@ from ser_fl.devices import devices_of
 from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.algorithm import GLOBAL, client_learning_rate
 from ser_fl.federation.checkpoint import Checkpoint, checkpoint_key, go_on_from, save_checkpoint
-from ser_fl.federation.client import ClientTask, Executor, Scorer
+from ser_fl.federation.client import ClientTask, Executor
 from ser_fl.federation.fine_tuning import FirstRun
 from ser_fl.federation.own_objects import NOTHING, OwnObjects, qualified_name
 from ser_fl.federation.profile import OnProfile, RunProfile
@@ -55,7 +53,7 @@ class Hooks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Federation:
-    """An experiment whose data are somewhere: what the server knows of them, who trains and who scores."""
+    """An experiment whose data are somewhere: what the server knows of them, and who trains and scores."""
 
     config: Config
     """With its precision settled."""
@@ -63,7 +61,6 @@ class Federation:
     """Nobody else writes to it."""
     client_manifest: ClientManifest
     executor: Executor
-    scorer: Scorer
     own: OwnObjects = NOTHING
     hooks: Hooks = field(default_factory=Hooks)
     first: FirstRun | None = None
@@ -141,11 +138,11 @@ class Federation:
         with watch.part("evaluation"):
             validation, robust, failures = None, None, list(results.failures)
             if self.is_due(selection.every, number):
-                scored = self.scorer.score(server.judged, "validation")
+                scored = self.executor.score(server.judged, "validation")
                 validation = scores(scored.total)
                 failures += scored.failures
             if selection.robust_every and self.is_due(selection.robust_every, number):
-                attacked = self.scorer.score(server.judged, "validation", attacked=True)
+                attacked = self.executor.score(server.judged, "validation", attacked=True)
                 robust = scores(attacked.total).uar
                 failures += attacked.failures
             record = RoundRecord(
@@ -228,7 +225,7 @@ class Federation:
         save_model(run.root, bundle)
         if GLOBAL not in best:
             save_local_models(run.root, best)
-        tested = self.scorer.score(best, "test")
+        tested = self.executor.score(best, "test")
         if tested.failures:
             reasons = "\n".join(f"{failure.client_id}: {failure.error}" for failure in tested.failures)
             raise RoundFailed(

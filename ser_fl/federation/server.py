@@ -1,7 +1,5 @@
 """What a server holds between rounds, and what it takes in from the clients of one."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field

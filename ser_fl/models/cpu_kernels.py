@@ -9,8 +9,6 @@ Legend: B batch, K channels, F mel bins, L frames or steps, H and W rows and col
 (2), I inputs, H hidden units, G = 3 H gate units (reset, update, new).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -3,8 +3,6 @@
 Legend: B batch, F mel bins, L frames, C classes, K channels, H hidden units; of maps, H and W are rows and columns.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping
 from typing import Any

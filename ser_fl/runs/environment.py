@@ -1,7 +1,5 @@
 """What a result was computed with: command, commit, versions, hardware."""
 
-from __future__ import annotations
-
 import gc
 import os
 import platform

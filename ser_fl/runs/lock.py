@@ -10,8 +10,6 @@ lock, which a process killed on another host leaves for ever, or raises for two 
 removed file by its count of links, which NFS keeps at one; and it has nothing for `hold`, which locks an open file.
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import logging

@@ -5,8 +5,6 @@ committed; one that is not done within the grace is given up. Either way the las
 goes on from it has the bits of the one that was never stopped.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

@@ -1,7 +1,5 @@
 """What crosses stages or lands on disk: the records of a run."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 

@@ -5,8 +5,6 @@ that is stands in ``$XDG_STATE_HOME/ser_fl/places/NAME-1a2b3c4d`` (``~/.local/st
 attacked as it is, elsewhere by naming the folder again. The digits are drawn: they tell nothing of the folder.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import re

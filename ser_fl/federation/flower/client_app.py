@@ -14,16 +14,16 @@ from flwr.clientapp import ClientApp
 from ser_fl.config.schema import Config
 from ser_fl.data.features import open_configured_corpus
 from ser_fl.data.frontend import Standardisation
-from ser_fl.data.prepared import Host, Partition, open_node_corpus, open_partition
+from ser_fl.data.prepared import Host, Partition, Prepared, open_node_corpus, open_partition
 from ser_fl.data.splits import facts_of
-from ser_fl.devices import devices_of, exact_arithmetic
-from ser_fl.federation.client import Clients, ClientTask, LocalScorer, attempt
+from ser_fl.devices import exact_arithmetic
+from ser_fl.federation.algorithm import GLOBAL
+from ser_fl.federation.client import Clients, ClientTask, attempt
 from ser_fl.federation.flower.serialisation import put, put_json, take, take_json
 from ser_fl.federation.flower.submission import configured
 from ser_fl.runs.environment import threads_limited_to
 from ser_fl.runs.records import State
 from ser_fl.runs.redaction import public_text
-from ser_fl.training.objectives import OBJECTIVES
 
 _LOG = logging.getLogger(__name__)
 _LONGEST_REASON = 10_000
@@ -44,10 +44,12 @@ def _share(host: Host, content: Mapping[str, Any]) -> Partition:
     return _open_share(host, json.dumps(content["config"]), tuple(content["classes"]))
 
 
-def _standardisation(records: RecordDict) -> Standardisation:
-    """Of all hosts' features."""
-    values = take(records, "standardisation")
-    return Standardisation(*(values[f"{name}_F1"] for name in ("mean", "deviation", "lower", "upper")))
+def _clients(config: Config, host: Host, content: Mapping[str, Any], records: RecordDict) -> Clients:
+    """Those that are here, with features standardised as at all hosts."""
+    share, values = _share(host, content), take(records, "standardisation")
+    standardisation = Standardisation(*(values[f"{name}_F1"] for name in ("mean", "deviation", "lower", "upper")))
+    data = Prepared(store=share.store, split=share.split, clients=share.clients, standardisation=standardisation)
+    return Clients(config, data)
 
 
 def speakers(config: Config, host: Host, content: Mapping[str, Any], records: RecordDict) -> Answer:
@@ -72,15 +74,7 @@ def enrol(config: Config, host: Host, content: Mapping[str, Any], records: Recor
 
 def train(config: Config, host: Host, content: Mapping[str, Any], records: RecordDict) -> Answer:
     """The local epochs of the clients that are here."""
-    share = _share(host, content)
-    clients = Clients(
-        config=config,
-        store=share.store,
-        indices=share.clients,
-        standardisation=_standardisation(records),
-        objective=OBJECTIVES[config.stock_objective.name](config.stock_objective),
-        device=devices_of(config.executor.accelerator)[0],
-    )
+    clients = _clients(config, host, content, records)
     figures, tensors = dict[str, dict[str, Any]](), dict[str, State]()
     for client_id in content["clients"]:
         kept = f"optimiser/{client_id}"
@@ -103,9 +97,8 @@ def train(config: Config, host: Host, content: Mapping[str, Any], records: Recor
 
 def score(config: Config, host: Host, content: Mapping[str, Any], records: RecordDict) -> Answer:
     """Confusion matrices of the speakers here."""
-    share = _share(host, content)
-    scorer = LocalScorer(config, share.store, _standardisation(records), share.split)
-    scored = scorer.score({"global": take(records, "model")}, content["part"], attacked=content["attacked"])
+    clients, models = _clients(config, host, content, records), {GLOBAL: take(records, "model")}
+    scored = clients.score(models, content["part"], attacked=content["attacked"])
     return {"confusions": {holder: matrix.astype(int).tolist() for holder, matrix in scored.by_holder.items()}}, {}
 
 

@@ -154,14 +154,7 @@ def serve(
         nodes = Nodes(grid, config, given_up or Event())
         manifest, sites = nodes.enrol(executor.num_nodes or 1, executor.wait_s), FlowerExecutor(nodes)
         Federation(
-            config=config,
-            run=run,
-            client_manifest=manifest,
-            executor=sites,
-            scorer=sites,
-            own=own,
-            hooks=hooks,
-            first=first,
+            config=config, run=run, client_manifest=manifest, executor=sites, own=own, hooks=hooks, first=first
         ).conduct(checkpoint)
     return run
 
