@@ -13,8 +13,15 @@ def plain(text: str) -> str:
     True
     """
     if not (text.isascii() and text.isprintable()):
-        text = unicodedata.normalize("NFC", "".join(filter(_is_seen, text)))
+        text = composed("".join(filter(_is_seen, text)))
     return " ".join(text.split())
+
+
+def composed(text: str) -> str:
+    """A text in NFC. Bytes of a file name that are no UTF-8, which Python keeps as surrogates, are written out, since
+    nothing could be written with them.
+    """
+    return unicodedata.normalize("NFC", text.encode("utf-8", "backslashreplace").decode())
 
 
 def has_unseen(text: str) -> bool:

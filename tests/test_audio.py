@@ -376,12 +376,14 @@ def test_what_is_no_recording_is_told_in_a_line(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.wav")  # opening it would wait for whoever writes
     (tmp_path / "folder.wav").mkdir()
     (tmp_path / "link.wav").symlink_to("gone.wav")
+    (tmp_path / ".away.wav.icloud").write_bytes(b"bplist00")
     for name, reason in (
         ("fast.wav", "sampling rate beyond 1000 to 768000 Hz.*got 999999"),
         ("a.raw", "no header that tells its format and sampling rate"),
         ("link.wav", "a link to a file that is not there"),
         ("pipe.wav", "a device or a pipe"),
         ("folder.wav", "it is a folder"),
+        ("away.wav", "it is in iCloud and not on this machine; download it"),
         ("none.wav", "no such file"),
         ("n" * 300 + ".wav", "no such file"),
         ("nul\0.wav", "no such file"),
@@ -391,6 +393,14 @@ def test_what_is_no_recording_is_told_in_a_line(tmp_path: Path) -> None:
         assert "\n" not in str(raised.value)
         assert probe_header(tmp_path / name) is not None
         assert probe_audio(tmp_path / name, "first") is not None
+
+
+def test_a_name_of_any_bytes_is_opened(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.wav")
+    soundfile.write(tmp_path / "a.wav", pcm(), 16000)
+    (tmp_path / "a.wav").rename(path)
+    assert probe_header(path) is None
+    assert len(read_audio(path)[0]) == 400
 
 
 @pytest.mark.parametrize("locked", ["file", "folder"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -773,6 +775,33 @@ def test_schemes_match_names_as_they_look(tmp_path: Path, monkeypatch: pytest.Mo
     )
     (only,) = open_corpus("own", tmp_path).utterances
     assert (only.emotion, only.speaker) == ("anger", "jos\u00e9")
+
+
+def test_names_of_other_bytes_than_utf8_are_written_out(tmp_path: Path) -> None:
+    write_audio(tmp_path / "03a01Fa.wav")
+    (tmp_path / "caf").mkdir()
+    (tmp_path / "03a01Fa.wav").rename(tmp_path / "caf" / "03a01Fa.wav")
+    (tmp_path / "caf").rename(tmp_path / os.fsdecode(b"caf\xe9"))
+    corpus = open_corpus("emodb", tmp_path)
+    (utterance,) = corpus.utterances
+    assert utterance.utterance_id == utterance.recording == "caf\\udce9/03a01Fa.wav"
+    assert json.loads(json.dumps(utterance.utterance_id).encode()) == utterance.utterance_id
+    assert len(corpus.read(utterance)[0]) == 64
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_audio(tmp_path / "a" / "03a01Fa.wav")
+    write_audio(tmp_path / "b" / "08a01Fa.wav")
+    real = os.scandir
+
+    def scandir(path: str) -> Any:
+        if Path(path).name == "b":
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=r"cannot list the folder .*/b: permission denied"):
+        open_corpus("emodb", tmp_path)
 
 
 def test_plain_text_is_plain() -> None:

@@ -82,6 +82,14 @@ def test_files_too_short_for_a_word_and_headers_that_err_are_told(tmp_path: Path
     }
 
 
+def test_files_left_in_the_cloud_are_told(tmp_path: Path) -> None:
+    write_savee(tmp_path)
+    (tmp_path / "KL" / ".a01.wav.icloud").write_bytes(b"bplist00")
+    (tmp_path / "KL" / "a01.wav").unlink()
+    texts = [finding.text for finding in findings(tmp_path)["missing"]]
+    assert texts == ["1 files are in iCloud and not on this machine; download them: .a01.wav.icloud"]
+
+
 def test_speakers_that_differ_by_case_only_are_told(tmp_path: Path) -> None:
     rows = ["path,emotion,speaker"]
     for number, (emotion, speaker) in enumerate(itertools.product(("joy", "fear"), ("Ann", "ann", "bob"))):

@@ -170,7 +170,8 @@ def _open(path: Path) -> soundfile.SoundFile:
     _check_file(path)
     try:
         # A file without a name: soundfile wants to be told what .raw is, though it may have a header.
-        file = soundfile.SoundFile(os.open(path, os.O_RDONLY) if path.suffix.lower() == ".raw" else str(path))
+        is_raw = path.suffix.lower() == ".raw"
+        file = soundfile.SoundFile(os.open(path, os.O_RDONLY) if is_raw else os.fsencode(path))
         if file.format in _HEADERLESS:
             file.close()
             raise soundfile.SoundFileRuntimeError("format not recognised")
@@ -197,8 +198,10 @@ def _check_file(path: Path) -> None:
     except (OSError, ValueError) as error:
         if isinstance(error, PermissionError):
             raise UnusableAudio(_reason(error), path) from None
-        is_link = os.path.islink(path)  # noqa: PTH114
-        raise UnusableAudio("it is a link to a file that is not there" if is_link else "no such file", path) from None
+        reason = "it is a link to a file that is not there" if os.path.islink(path) else "no such file"  # noqa: PTH114
+        if os.path.lexists(path.with_name(f".{path.name}.icloud")):
+            reason = "it is in iCloud and not on this machine; download it"
+        raise UnusableAudio(reason, path) from None
     if stat.S_ISDIR(mode):
         raise UnusableAudio("it is a folder", path)
     if not stat.S_ISREG(mode):

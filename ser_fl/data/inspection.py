@@ -137,6 +137,9 @@ def check(corpus: FileCorpus, info: CorpusInfo) -> list[Finding]:
     lacking = {who: [emotion for emotion, count in row.items() if not count] for who, row in counts.items()}
     if names := [f"{who} ({', '.join(emotions)})" for who, emotions in lacking.items() if emotions]:
         findings.append(Finding("missing", f"{len(names)} of {len(counts)} speakers lack an emotion: {_some(names)}"))
+    if remote := sorted(path.name for path in corpus.root.rglob(".*.icloud")):
+        text = f"{len(remote)} files are in iCloud and not on this machine; download them: {_some(remote)}"
+        findings.append(Finding("missing", text))
     for reason, ids in _grouped((file.reason, file.utterance_id) for file in unreadable).items():
         text = f"{ids[0]}: {reason}" if len(ids) == 1 else f"{len(ids)} files: {reason}: {_some(ids)}"
         findings.append(Finding("unreadable", text, tuple(ids)))

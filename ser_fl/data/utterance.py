@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
-from unicodedata import normalize
 
-from ser_fl.text import plain
+from ser_fl.text import composed, plain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,8 +47,8 @@ class Utterance:
 
     def __post_init__(self) -> None:
         """Names and texts are kept as they are compared (`ser_fl.text.plain`)."""
-        object.__setattr__(self, "utterance_id", normalize("NFC", self.utterance_id))
-        object.__setattr__(self, "recording", normalize("NFC", self.recording) or self.utterance_id)
+        object.__setattr__(self, "utterance_id", composed(self.utterance_id))
+        object.__setattr__(self, "recording", composed(self.recording) or self.utterance_id)
         for name in ("emotion", "speaker", "session", "text"):
             if (given := getattr(self, name)) is not None:
                 object.__setattr__(self, name, plain(given))

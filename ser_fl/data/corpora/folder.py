@@ -31,11 +31,15 @@ def expand_home(path: Path | str) -> Path:
 
 def list_files(root: Path) -> list[Path]:
     """Files below a folder, shallow ones first, then by name. Hidden files (macOS leaves ``._`` twins behind) and
-    ``__MACOSX`` are left out; links are followed, loops are not.
+    ``__MACOSX`` are left out; links are followed, loops are not. A `UserError` names a folder that cannot be listed.
     """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"cannot list the folder {error.filename}: {(error.strerror or str(error)).lower()}") from None
+
     found: list[Path] = []
     seen: set[str] = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
+    for folder, subfolders, names in os.walk(root, onerror=refuse, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
             subfolders.clear()

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from unicodedata import category, normalize
+from unicodedata import category
 
 from ser_fl.data.corpora.folder import (
     AudioIndex,
@@ -21,7 +21,7 @@ from ser_fl.data.corpora.info import CorpusInfo, PublishedCounts, counts, pairs
 from ser_fl.data.corpora.named_files import ITALIAN_LABELS
 from ser_fl.data.utterance import Utterance
 from ser_fl.errors import UserError
-from ser_fl.text import plain
+from ser_fl.text import composed, plain
 
 _LOG = logging.getLogger(__name__)
 
@@ -186,7 +186,7 @@ def _find_listed(root: Path) -> Iterator[Utterance]:
             raise UserError(f"{place} names {written}, outside the manifest's folder: move or link the audio below it")
         path = on_disk(table.parent, Path(relative), listed)
         facts = {name: plain(field) for name, field in row.items()}
-        earlier, first, known = told.setdefault(normalize("NFC", path.as_posix()), (line, path, facts))
+        earlier, first, known = told.setdefault(composed(path.as_posix()), (line, path, facts))
         if earlier != line:
             if facts != known:
                 raise UserError(f"{place} lists {written} again, after line {earlier}, and otherwise: keep one of them")
