@@ -147,6 +147,7 @@ def test_a_header_that_tells_too_few_samples_is_found(tmp_path: Path) -> None:
         (whole, 0),
         (whole + listed, 0),
         (whole + b"TAG" + b"x" * 125, 0),
+        (whole + bytes(512), 0),
         (whole[:40] + (1000).to_bytes(4, "little") + whole[44:], 9000),
         (encoded(pcm(5000), "FLAC"), 0),
     ):
@@ -236,6 +237,14 @@ def test_a_cut_file_is_refused_or_found(tmp_path: Path) -> None:
                 assert duration_s(path) == len(read_audio(path)[0]) / 16000
 
 
+def test_an_ogg_file_that_ends_before_its_last_page_is_cut(tmp_path: Path) -> None:
+    whole = encoded(0.1 * np.random.default_rng(0).standard_normal(60_000), "OGG")
+    assert whole.count(b"OggS") > 4
+    (tmp_path / "a.ogg").write_bytes(whole[: whole.rindex(b"OggS")])
+    assert missing_bytes(tmp_path / "a.ogg") > 0
+    assert len(read_audio(tmp_path / "a.ogg")[0]) < 60_000
+
+
 def test_a_span_is_what_the_whole_file_holds_there(tmp_path: Path) -> None:
     """After a jump an MP3 decoder lacks what earlier frames hold of the first one; GSM in WAV cannot jump at all."""
     noise = 0.1 * np.random.default_rng(0).standard_normal(16000 * 9)
@@ -247,7 +256,8 @@ def test_a_span_is_what_the_whole_file_holds_there(tmp_path: Path) -> None:
         ("WAV", "GSM610", 0),
     ):
         path = tmp_path / f"{subtype}.{format}"
-        path.write_bytes(encoded(noise, format, subtype))
+        rate = {"compression_level": 0.5, "bitrate_mode": "VARIABLE"} if format == "MP3" else {}
+        soundfile.write(path, noise, 16000, format=format, subtype=subtype, **rate)
         whole_T = read_audio(path)[0]
         for begin_s, end_s in ((0.0, 1.0), (1.0, 2.5), (4.00003, 6.0), (8.0, 9.0)):
             part_T = read_audio(path, span_s=(begin_s, end_s))[0]
