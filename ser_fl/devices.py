@@ -6,10 +6,12 @@ a CPU draws. Dropout draws from its device's own stream, of the same seed and ot
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -61,29 +63,42 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)  # torch keeps the pinned copy until it has been read
 
 
-def current(device: torch.device) -> AbstractContextManager[object]:
-    """Make a GPU the current one, which libraries use that name none, and which pinned memory belongs to."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
 @contextmanager
-def seeded_streams(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's own streams, of the CPU and of this device, and put them back afterwards; `torch.manual_seed` would
-    seed other devices' as well.
+def seeded_streams(seed: int, device: torch.device, *, everywhere: bool = False) -> Iterator[None]:
+    """Seed torch's own streams, of the CPU and of this device, and put them back afterwards. Other devices' streams are
+    left alone, which `torch.manual_seed` would seed as well. A GPU is the current one inside, which libraries use that
+    name none. ``everywhere`` means Python's and NumPy's global states too, which ART draws from.
     """
+    is_gpu, before = device.type == "cuda", (random.getstate(), np.random.get_state())  # noqa: NPY002
     mps_before = torch.mps.get_rng_state() if device.type == "mps" else None
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.cuda.device(device) if is_gpu else nullcontext(), torch.random.fork_rng([device] if is_gpu else []):
         torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
+        if is_gpu:
+            torch.cuda.manual_seed(seed)
         elif device.type == "mps":
             torch.mps.manual_seed(seed)
+        if everywhere:
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002
         try:
             yield
         finally:
             if mps_before is not None:
                 torch.mps.set_rng_state(mps_before)
+            if everywhere:
+                random.setstate(before[0])
+                np.random.set_state(before[1])  # noqa: NPY002
+
+
+@contextmanager
+def threads_limited_to(count: int) -> Iterator[None]:
+    """Torch uses ``count`` threads inside, and as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

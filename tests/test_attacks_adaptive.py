@@ -16,8 +16,7 @@ from ser_fl.attacks.domains import Crafted
 from ser_fl.attacks.expectation import expectation_of
 from ser_fl.attacks.losses import Loss, cross_entropy, margin
 from ser_fl.attacks.registry import ATTACKS, AttackSettings, build
-from ser_fl.attacks.surroundings import attacked
-from ser_fl.attacks.target import Expectation, Passes, Target
+from ser_fl.attacks.target import Expectation, Passes, Target, attacked
 from ser_fl.attacks.threat_model import Box
 from ser_fl.defences import (
     DEFENCES,

@@ -23,8 +23,7 @@ from ser_fl.attacks.losses import (
 )
 from ser_fl.attacks.pgd import pgd
 from ser_fl.attacks.registry import AttackSettings, build
-from ser_fl.attacks.surroundings import attacked
-from ser_fl.attacks.target import BestAdversarial, Passes, Target
+from ser_fl.attacks.target import BestAdversarial, Passes, Target, attacked
 from ser_fl.attacks.threat_model import Ball, Box
 from ser_fl.errors import UserError
 

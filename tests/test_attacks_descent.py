@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from ser_fl.attacks.art.estimator import clip_values_of, import_art
 from ser_fl.attacks.losses import margin
 from ser_fl.attacks.pgd import descend, pgd, random_start
-from ser_fl.attacks.surroundings import attacked
-from ser_fl.attacks.target import Passes, Target
+from ser_fl.attacks.target import Passes, Target, attacked
 from ser_fl.attacks.threat_model import Ball, Box, keep_within
 
 BINS, FRAMES, CLASSES = 6, 9, 3

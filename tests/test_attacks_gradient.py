@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ser_fl.attacks.art.estimator import clip_values_of, import_art
 from ser_fl.attacks.pgd import bim, fgsm, pgd, random_start
-from ser_fl.attacks.surroundings import attacked
+from ser_fl.attacks.target import attacked
 from ser_fl.attacks.threat_model import Box
 from ser_fl.errors import UserError
 

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ser_fl.attacks import pgd
-from ser_fl.attacks.art import gradient_attacks
+from ser_fl.attacks.art import estimator
 from ser_fl.attacks.art.estimator import import_art
 from ser_fl.attacks.attack import AttackSettings, Problem
-from ser_fl.attacks.surroundings import attacked
-from ser_fl.attacks.target import Passes
+from ser_fl.attacks.target import Passes, attacked
 from ser_fl.attacks.threat_model import Box
 
 BINS, FRAMES, CLASSES = 7, 10, 4
@@ -25,9 +24,9 @@ NATIVE: dict[str, Callable[[Problem], Tensor]] = {
     "pgd": pgd.craft_pgd,
 }
 ART: dict[str, Callable[[Problem], Tensor]] = {
-    "fgsm": gradient_attacks.craft_fgsm,
-    "bim": gradient_attacks.craft_bim,
-    "pgd": gradient_attacks.craft_pgd,
+    "fgsm": estimator.craft_fgsm,
+    "bim": estimator.craft_bim,
+    "pgd": estimator.craft_pgd,
 }
 UPPER = torch.linspace(0.4, 1.7, BINS)[:, None]
 LOWER = -UPPER - 0.1
@@ -170,7 +169,7 @@ class _Shifted:
 
 
 def test_arts_pgd_takes_no_start_yet() -> None:
-    """Else the hook in `gradient_attacks` is needless."""
+    """Else the hook in `estimator` is needless."""
     import_art()
     from art.attacks.evasion import BasicIterativeMethod, HopSkipJump, ProjectedGradientDescentPyTorch
 

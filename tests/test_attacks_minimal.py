@@ -20,8 +20,7 @@ from ser_fl.attacks.art.evasion import CarliniWagnerL2, CarliniWagnerLInf, FastM
 from ser_fl.attacks.carlini_wagner import carlini_wagner_l2, carlini_wagner_linf
 from ser_fl.attacks.minimum_norm import SEGMENT_STEPS, Aim, Nearest, fast_minimum_norm
 from ser_fl.attacks.registry import AttackSettings, build
-from ser_fl.attacks.surroundings import attacked
-from ser_fl.attacks.target import Passes, Target
+from ser_fl.attacks.target import Passes, Target, attacked
 from ser_fl.attacks.threat_model import Ball, Box
 
 CELLS, CLASSES = 48, 4

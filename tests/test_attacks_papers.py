@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from ser_fl.attacks.autopgd import autopgd
 from ser_fl.attacks.carlini_wagner import carlini_wagner_linf
-from ser_fl.attacks.surroundings import attacked
-from ser_fl.attacks.target import Passes, Target
+from ser_fl.attacks.target import Passes, Target, attacked
 from ser_fl.attacks.threat_model import Ball, Box
 
 Vector = np.ndarray

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from ser_fl.attacks.autopgd import autopgd
 from ser_fl.attacks.carlini_wagner import carlini_wagner_l2
 from ser_fl.attacks.losses import cross_entropy, difference_of_logits_ratio
-from ser_fl.attacks.surroundings import attacked
-from ser_fl.attacks.target import Passes, Target
+from ser_fl.attacks.target import Passes, Target, attacked
 from ser_fl.attacks.threat_model import Ball, Box
 
 pytestmark = pytest.mark.slow

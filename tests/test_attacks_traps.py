@@ -21,8 +21,7 @@ from ser_fl.attacks.attack import Problem
 from ser_fl.attacks.losses import cross_entropy
 from ser_fl.attacks.pgd import bim, fgsm, pgd
 from ser_fl.attacks.registry import ATTACKS, AttackSettings, build
-from ser_fl.attacks.surroundings import attacked
-from ser_fl.attacks.target import Passes, Target
+from ser_fl.attacks.target import Passes, Target, attacked
 from ser_fl.attacks.threat_model import Box
 
 EPSILON = 0.1

@@ -264,8 +264,8 @@ def test_subsets_of_adaptive_attacks() -> None:
     one, two = (moving(name, by({}), adaptive=True) for name in ("one", "two"))
     subsets = {"adaptive": 4, "one": 2}
     units = plan(test_set, [one, two], [Lowered(0.0)], adaptive=[one, two], subsets=subsets)
-    assert [(unit.label, len(unit.part)) for unit in units] == [
-        *(("one at 0.5", 2), ("one at 0.5, adaptive", 2), ("two at 0.5", 8), ("two at 0.5, adaptive", 4)),
+    assert [(unit.attack.name, unit.adaptive_to, len(unit.part)) for unit in units] == [
+        *(("one", None, 2), ("one", "lowered", 2), ("two", None, 8), ("two", "lowered", 4)),
     ]
 
 

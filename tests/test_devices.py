@@ -20,7 +20,6 @@ from torch.nn import functional
 
 from ser_fl import devices
 from ser_fl.attacks.pgd import own_starts, pgd, random_start
-from ser_fl.attacks.surroundings import seeded
 from ser_fl.attacks.threat_model import Box
 from ser_fl.config.compose import compose, compose_benchmark
 from ser_fl.config.data import AugmentationConfig
@@ -123,7 +122,7 @@ def test_streams_are_seeded_alike_and_put_back() -> None:
         drawn = torch.rand(5)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(drawn, torch.rand(5, generator=torch.Generator().manual_seed(7)))
-    with seeded(7, torch.device("cpu")):
+    with devices.seeded_streams(7, torch.device("cpu"), everywhere=True):
         assert torch.equal(torch.rand(5), drawn)
         expected = (random.Random(7).random(), np.random.RandomState(7).rand())
         assert (random.random(), np.random.rand()) == expected  # noqa: NPY002

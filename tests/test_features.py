@@ -26,8 +26,8 @@ from ser_fl.data.corpora import open_corpus
 from ser_fl.data.features import FeatureStore, compute_features
 from ser_fl.data.frontend import LogMel
 from ser_fl.data.utterance import Utterance
+from ser_fl.devices import threads_limited_to
 from ser_fl.errors import UserError
-from ser_fl.runs.environment import threads_limited_to
 
 SMALL = FrontendConfig(
     name="small",

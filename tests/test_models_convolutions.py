@@ -21,7 +21,7 @@ def stream(seed: int = 0) -> torch.Generator:
 @pytest.mark.parametrize(("shape", "dtype"), product(SHAPES, (torch.float32, torch.bfloat16, torch.float64)))
 def test_the_stem_is_a_convolution(shape: tuple[int, int], dtype: torch.dtype) -> None:
     """Result, and gradients by input and weight, for even and odd numbers of rows and columns."""
-    ours = StemConvolution(6).to(dtype)
+    ours = StemConvolution(1, 6, 5, stride=2, padding=2, bias=False).to(dtype)
     theirs = nn.Conv2d(1, 6, 5, stride=2, padding=2, bias=False).to(dtype)
     theirs.load_state_dict(ours.state_dict())
     given = torch.randn(3, 1, *shape, generator=stream()).to(dtype)
@@ -37,7 +37,8 @@ def test_the_stem_is_a_convolution(shape: tuple[int, int], dtype: torch.dtype) -
 
 
 def test_the_stem_follows_autocast() -> None:
-    layer, maps_B1FL = StemConvolution(4), torch.randn(2, 1, 16, 20, generator=stream())
+    layer = StemConvolution(1, 4, 5, stride=2, padding=2, bias=False)
+    maps_B1FL = torch.randn(2, 1, 16, 20, generator=stream())
     with torch.autocast("cpu", torch.bfloat16):
         results = [layer(maps_B1FL), layer(maps_B1FL.clone().requires_grad_())]
     assert [result.dtype for result in results] == [torch.bfloat16] * 2
@@ -49,7 +50,7 @@ def blocks(cls: type[nn.Sequential], norm: type[nn.BatchNorm2d] = nn.BatchNorm2d
     with torch.random.fork_rng():
         torch.manual_seed(3)
         layers = cls(
-            StemConvolution(4),
+            StemConvolution(1, 4, 5, stride=2, padding=2, bias=False),
             norm(4),
             nn.MaxPool2d(2),
             nn.ReLU(inplace=True),

@@ -12,7 +12,7 @@ from ser_fl.models.cpu_kernels import BidirectionalGRU
 @pytest.mark.parametrize(("batch", "steps", "inputs", "hidden"), [(1, 1, 2, 3), (4, 7, 5, 3), (8, 23, 16, 8)])
 def test_equals_torchs_gru_forward_and_backward(batch: int, steps: int, inputs: int, hidden: int) -> None:
     torch.manual_seed(0)
-    ours = BidirectionalGRU(inputs, hidden).double()
+    ours = BidirectionalGRU(inputs, hidden, batch_first=True, bidirectional=True).double()
     theirs = nn.GRU(inputs, hidden, batch_first=True, bidirectional=True).double()
     theirs.load_state_dict(ours.state_dict())
     initial = torch.randn(2, batch, hidden, dtype=torch.float64)
@@ -33,7 +33,7 @@ def test_equals_torchs_gru_forward_and_backward(batch: int, steps: int, inputs: 
 def test_what_is_frozen_leaves_the_others_their_gradients(frozen: str) -> None:
     """And gradients by the states before and after, through the last of which alone the loss goes here."""
     torch.manual_seed(0)
-    ours = BidirectionalGRU(4, 3).double()
+    ours = BidirectionalGRU(4, 3, batch_first=True, bidirectional=True).double()
     theirs = nn.GRU(4, 3, batch_first=True, bidirectional=True).double()
     theirs.load_state_dict(ours.state_dict())
     results = []
@@ -56,7 +56,7 @@ def test_what_is_frozen_leaves_the_others_their_gradients(frozen: str) -> None:
 def test_in_bfloat16_only_the_inputs_product_is() -> None:
     """Near the result in float32, wherever the backward pass runs."""
     torch.manual_seed(0)
-    layer, features = BidirectionalGRU(16, 8), torch.randn(4, 9, 16)
+    layer, features = BidirectionalGRU(16, 8, batch_first=True, bidirectional=True), torch.randn(4, 9, 16)
     gradients = []
     for forward, backward in ((False, False), (True, False), (True, True)):
         given = features.clone().requires_grad_()

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from ser_fl.attacks.minimum_norm import fast_minimum_norm, rise_of
 from ser_fl.attacks.pgd import descend
-from ser_fl.attacks.surroundings import attacked
-from ser_fl.attacks.target import Passes, Target
+from ser_fl.attacks.target import Passes, Target, attacked
 from ser_fl.attacks.threat_model import NORMS, Ball, Box, budget_of, distance, keep_within
 from ser_fl.errors import UserError
 from ser_fl.randomness import generator

@@ -22,7 +22,7 @@ from ser_fl.data.corpora import FileCorpus, open_corpus
 from ser_fl.data.features import compute_features
 from ser_fl.data.frontend import LogMel
 from ser_fl.data.synthetic import SyntheticCorpus
-from ser_fl.runs.environment import threads_limited_to
+from ser_fl.devices import threads_limited_to
 
 NUM_CLIPS = 2000
 SHORTEST_S, LONGEST_S = 1.5, 5.0

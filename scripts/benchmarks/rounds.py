@@ -21,9 +21,10 @@ from benchmarks.figures import Figure, Measurement, alternately, ratio
 from benchmarks.plain_loop import PlainLoop
 from benchmarks.workload import CLASSES, PGD5, TINY, Shape, Workload, default_precision, drawn, workload
 from ser_fl.config.compose import compose
+from ser_fl.devices import threads_limited_to
 from ser_fl.federation.client import ClientTask
 from ser_fl.models.networks import build_network
-from ser_fl.runs.environment import keep_freed_memory, threads_limited_to
+from ser_fl.runs.environment import keep_freed_memory
 
 SHORT = Shape()
 """16 clients of 56 clips of 64 x 100 frames, batches of 8."""

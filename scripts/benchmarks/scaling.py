@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.figures import Figure, alternately, slope
 from benchmarks.workload import PGD5, Rounds, Shape, drawn, workload
-from ser_fl.runs.environment import threads_limited_to
+from ser_fl.devices import threads_limited_to
 
 CLIENTS = (4, 8, 16, 32, 64)
 STEPS = (0, 1, 2, 3, 5, 7, 10)

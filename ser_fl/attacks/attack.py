@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from ser_fl.attacks.surroundings import attacked, seeded
-from ser_fl.attacks.target import Expectation, Passes, Target, ToFeatures
+from ser_fl.attacks.target import Expectation, Passes, Target, ToFeatures, attacked
 from ser_fl.attacks.threat_model import Ball, Box, Norm, Rows, budget_of, keep_within
 from ser_fl.config.robustness import Backend
-from ser_fl.devices import current
+from ser_fl.devices import seeded_streams
 from ser_fl.errors import UserError
 from ser_fl.randomness import derive_seed, generator
 
@@ -247,8 +246,8 @@ class Attack:
             return clean
         problem, device = replace(problem, clean=clean, labels_B=labels_B), clean.device
         found, seed = [], derive_seed("attack", problem.seed)
-        # ART goes to whichever GPU is the current one.
-        with current(device), attacked(problem.network), seeded(seed, device), np.errstate(all="ignore"):
+        streams = seeded_streams(seed, device, everywhere=True)
+        with streams, attacked(problem.network), np.errstate(all="ignore"):
             for batch in torch.split(torch.arange(total, device=device), max(size, 1)):
                 part = problem.subset(batch)
                 if not self.settings.labels:

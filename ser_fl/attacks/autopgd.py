@@ -65,7 +65,7 @@ def autopgd(
     start: Tensor | None = None,
     first_draws: int = 1,
 ) -> Tensor:
-    """One ascent for every utterance, to be used inside `surroundings.attacked`.
+    """One ascent for every utterance, to be used inside `target.attacked`.
 
     It costs one forward and one backward pass a step, and a forward pass at the end. ``start``, shape (B, ...), is
     projected to ball and box first; None is the clean inputs, which lie in the box. ``first_draws`` (>= 1) numbers the

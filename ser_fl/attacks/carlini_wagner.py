@@ -126,7 +126,7 @@ def carlini_wagner_l2(
     targeted: bool = False,
 ) -> Tensor:
     """Carlini and Wagner's L2 attack: the smallest ``|d|^2 + c * max(lead of the true class, 0)`` by Adam, inside
-    `surroundings.attacked`.
+    `target.attacked`.
 
     As in the paper a binary search looks for the smallest constant c that is enough, an objective that stops falling
     ends a constant early, and the nearest adversarial input of all iterations is kept. Where we depart from it:
@@ -192,7 +192,7 @@ def carlini_wagner_linf(
     targeted: bool = False,
 ) -> Tensor:
     """Carlini and Wagner's L-infinity attack: Adam on the classification loss within a bound tau that shrinks, inside
-    `surroundings.attacked`.
+    `target.attacked`.
 
     As in the paper the bound falls to 0.9 of what was enough whenever something was found, and the search goes on from
     there. Where we depart from it: the bound is kept to by projection, not by the penalty ``sum(max(|d| - tau, 0))``,

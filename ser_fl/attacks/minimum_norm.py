@@ -170,7 +170,7 @@ def fast_minimum_norm(
     targeted: bool = False,
 ) -> Tensor:
     """The fast minimum-norm attack (FMN; Pintor et al. 2021, arXiv 2102.12827): the nearest adversarial inputs, by
-    steps up the margin within a ball whose radius closes in on the boundary; inside `surroundings.attacked`.
+    steps up the margin within a ball whose radius closes in on the boundary; inside `target.attacked`.
 
     An iteration is one forward and one backward pass. The radius is where a linear model would have its boundary until
     something was found; then it shrinks where the input is adversarial and grows where it is not (algorithm 1 of the

@@ -24,8 +24,7 @@ from torch import Generator, Tensor, nn
 
 from ser_fl.attacks.attack import Problem
 from ser_fl.attacks.losses import Loss, cross_entropy
-from ser_fl.attacks.surroundings import attacked
-from ser_fl.attacks.target import Passes, Target, best_of_starts
+from ser_fl.attacks.target import Passes, Target, attacked, best_of_starts
 from ser_fl.attacks.threat_model import Ball, Box, per_utterance
 from ser_fl.devices import send
 from ser_fl.errors import UserError
@@ -84,7 +83,7 @@ def descend(
     loss: Loss = cross_entropy,
     incumbent: Tensor | None = None,
 ) -> Tensor:
-    """Projected gradient ascent (Madry et al. 2018, arXiv 1706.06083), to be used inside `surroundings.attacked`.
+    """Projected gradient ascent (Madry et al. 2018, arXiv 1706.06083), to be used inside `target.attacked`.
 
     Sign steps in an L-infinity ball, normalised steps in an L2 ball; each is clipped to the box, then brought back to
     the ball. Of several restarts an utterance keeps the one in which it is least often recognised, under draws of the

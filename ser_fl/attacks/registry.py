@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ser_fl.attacks.art import any_attack, gradient_attacks
-from ser_fl.attacks.art.gradient_attacks import craft_deepfool, craft_mim
+from ser_fl.attacks.art import any_attack, estimator
+from ser_fl.attacks.art.estimator import craft_deepfool, craft_mim
 from ser_fl.attacks.attack import Attack, AttackSettings, Entry
 from ser_fl.attacks.autopgd import craft_apgd_ce, craft_apgd_dlr, craft_apgd_t
 from ser_fl.attacks.carlini_wagner import craft_cw_l2, craft_cw_linf
@@ -163,9 +163,9 @@ BY_ART: Mapping[str, Entry] = {
         needs_box="box" in any_attack.traits_of(class_name),
     )
     for name, class_name, craft in (
-        ("fgsm", "FastGradientMethod", gradient_attacks.craft_fgsm),
-        ("bim", "BasicIterativeMethod", gradient_attacks.craft_bim),
-        ("pgd", "ProjectedGradientDescentPyTorch", gradient_attacks.craft_pgd),
+        ("fgsm", "FastGradientMethod", estimator.craft_fgsm),
+        ("bim", "BasicIterativeMethod", estimator.craft_bim),
+        ("pgd", "ProjectedGradientDescentPyTorch", estimator.craft_pgd),
         # Some 570 forward and 200 backward passes an utterance in 10 iterations, where ours takes 37 and 32.
         ("cw_l2", "CarliniL2Method", None),
         ("cw_linf", "CarliniLInfMethod", None),  # tens of thousands of passes an utterance

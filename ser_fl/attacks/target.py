@@ -10,6 +10,7 @@ Legend: B utterances, N some of them, C classes, F mel bins, L frames, K draws; 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Protocol
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from ser_fl.attacks.losses import Loss, cross_entropy, margin
 from ser_fl.attacks.threat_model import Ball, Rows, either
+from ser_fl.devices import autocast, device_of, float32_by_default
 
 _AT_A_TIME = {"cpu": 32}
 _AT_A_TIME_ELSEWHERE = 512
@@ -77,7 +79,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Target(Rows):
-    """A batch's model; to be used inside `ser_fl.attacks.surroundings.attacked`."""
+    """A batch's model; to be used inside `attacked`."""
 
     network: nn.Module
     """Maps features to logits of shape (B, C)."""
@@ -167,6 +169,45 @@ class Target(Rows):
             shown = expectation.transform(features_BFL, self.keys_B, step=step, draws=draws)
             parts = torch.split(self._run(shown), total)
             yield [(expectation.weights[draw], logits_BC) for draw, logits_BC in zip(draws, parts, strict=True)]
+
+
+@contextmanager
+def attacked(model: nn.Module, *, low_precision: bool = False) -> Iterator[None]:
+    """Everything that a gradient attack needs of its surroundings, put back afterwards, the mode of each module too.
+
+    Inside, every module is in eval mode, no parameter asks for a gradient, gradients are enabled even under ``no_grad``
+    or ``inference_mode``, the model runs in float32 (bfloat16 with ``low_precision``) whatever autocast says outside,
+    and recurrent layers run without cuDNN, whose backward pass refuses eval mode. (Training mode, as in ART, would
+    switch their dropout on.)
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for module, _ in modes:
+            module.training = False
+        for parameter in trained:
+            parameter.requires_grad_(False)  # layers with a backward pass of their own compute what is asked for
+        with ExitStack() as recurrence, ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(float32_by_default())
+            stack.enter_context(autocast(device_of(model), bf16=low_precision))
+            # cuDNN is off while a recurrent layer runs, and only then, so that convolutions keep it. The forward pass
+            # decides which kernel the backward pass uses, so that this is enough for both.
+            for module in model.modules():
+                if isinstance(module, nn.RNNBase):
+                    off = module.register_forward_pre_hook(
+                        lambda *_: recurrence.enter_context(torch.backends.cudnn.flags(enabled=False))
+                    )
+                    back = module.register_forward_hook(lambda *_: recurrence.close(), always_call=True)
+                    stack.callback(off.remove)
+                    stack.callback(back.remove)
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _recognised(logits_BC: Tensor, labels_B: Tensor) -> Tensor:

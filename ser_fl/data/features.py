@@ -30,10 +30,9 @@ from ser_fl.data.corpora.folder import expand_home
 from ser_fl.data.frontend import LogMel, Standardisation
 from ser_fl.data.synthetic import SyntheticCorpus
 from ser_fl.data.utterance import Corpus, Utterance
-from ser_fl.devices import float32_by_default, send
+from ser_fl.devices import float32_by_default, send, threads_limited_to
 from ser_fl.errors import UserError
 from ser_fl.files import NO_ROOM, naming, temporary_folder, user_folder
-from ser_fl.runs.environment import threads_limited_to
 from ser_fl.runs.lock import hold
 from ser_fl.runs.redaction import is_place
 

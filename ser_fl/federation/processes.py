@@ -16,7 +16,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -30,7 +30,7 @@ import torch
 
 from ser_fl.config.federation import ExecutorConfig
 from ser_fl.data.splits import Part
-from ser_fl.devices import CPU, current, device_for, devices_of
+from ser_fl.devices import CPU, device_for, devices_of
 from ser_fl.errors import UserError
 from ser_fl.federation.client import Clients, ClientTask, Executor, Scored, attempt
 from ser_fl.files import from_safetensors, to_safetensors

@@ -60,9 +60,6 @@ class StemConvolution(nn.Conv2d):
     above a square). On CPUs there is no second derivative.
     """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(1, channels, 5, stride=2, padding=2, bias=False)
-
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if input.device.type != "cpu" or not input.requires_grad or input.dtype.itemsize not in _FOUR:
             maps: Tensor = super()._conv_forward(input, weight, bias)
@@ -134,9 +131,6 @@ class BidirectionalGRU(nn.GRU):
     """One bidirectional layer, batch first: parameters, equations and result of `torch.nn.GRU`, which it is on a GPU.
     On a CPU it takes batches only and has no second derivative.
     """
-
-    def __init__(self, input_size: int, hidden_size: int) -> None:
-        super().__init__(input_size, hidden_size, batch_first=True, bidirectional=True)
 
     def forward(self, inputs_BLI: Tensor, initial: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Outputs of shape (B, L, 2 H), forward direction first, and the last hidden states, (2, B, H), from inputs of

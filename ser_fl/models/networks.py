@@ -95,7 +95,9 @@ class CRNN(nn.Module):
         before = 1
         for depth, channels in enumerate(config.channels):
             blocks += [
-                StemConvolution(channels) if depth == 0 else nn.Conv2d(before, channels, 3, padding=1, bias=False),
+                StemConvolution(1, channels, 5, stride=2, padding=2, bias=False)
+                if depth == 0
+                else nn.Conv2d(before, channels, 3, padding=1, bias=False),
                 normalisation(config.norm, channels),
             ]
             if depth < 3:
@@ -104,7 +106,7 @@ class CRNN(nn.Module):
             before = channels
         self.blocks = ConvolutionBlocks(*blocks).to(memory_format=torch.channels_last)
         self.dropout = nn.Dropout(config.dropout)
-        self.gru = BidirectionalGRU(before * _MEL_BANDS, config.hidden)
+        self.gru = BidirectionalGRU(before * _MEL_BANDS, config.hidden, batch_first=True, bidirectional=True)
         self.attention = nn.Linear(2 * config.hidden, 1)
         self.output = nn.Linear(2 * config.hidden, num_classes)
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ser_fl.defences import Defence
-from ser_fl.metrics import Bootstrap, Confusion, confusion_matrix, scores, uar_by_group, uar_of
+from ser_fl.metrics import Bootstrap, confusion_matrix, scores, uar_by_group, uar_of
 from ser_fl.robustness.crafting import votes_of
 from ser_fl.robustness.result_cache import Outcome
 from ser_fl.robustness.test_set import TestSet, rows_of
@@ -96,8 +96,15 @@ class Bench:
             again_RN = success_RN & (torch.tensor(written, dtype=torch.int64) == labels_N)
             measured["lost_to_quantisation"] = float(weights_R @ again_RN.sum(dim=1).double())
         labels, recognised_N = labels_N.tolist(), (weights_R @ (after_RN == labels_N).double()).numpy()
-        confusion = confusion_of(labels, after_RN, defence, part.num_classes)
-        clean, robust = scores(confusion_of(labels, before_RN, defence, part.num_classes)), scores(confusion)
+        before, confusion = (  # weighted means of the runs' matrices
+            np.average(
+                [confusion_matrix(labels, run, part.num_classes) for run in votes_RN.tolist()],
+                axis=0,
+                weights=defence.run_weights,
+            )
+            for votes_RN in (before_RN, after_RN)
+        )
+        clean, robust = scores(before), scores(confusion)
         emotions = part.emotions or tuple(map(str, range(part.num_classes)))
         return AttackRecord(
             **{name: getattr(outcome, name) for name in _SAME},
@@ -244,12 +251,6 @@ class Bench:
             budget=first.budget,
             snr_db=first.snr_db,
         )
-
-
-def confusion_of(labels: Sequence[int], votes_RN: Tensor, defence: Defence, num_classes: int) -> Confusion:
-    """Weighted mean of the runs' confusion matrices."""
-    runs = [confusion_matrix(labels, run.tolist(), num_classes) for run in votes_RN]
-    return np.asarray(np.average(runs, axis=0, weights=defence.run_weights), dtype=np.float64)
 
 
 def weighted_median(value_RN: Tensor, weight_RN: Tensor) -> float | None:

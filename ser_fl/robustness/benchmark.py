@@ -20,7 +20,7 @@ from ser_fl.config.robustness import Backend, BenchmarkConfig
 from ser_fl.config.schema import Config
 from ser_fl.data.features import OnFeatures
 from ser_fl.defences import Defence, build_defence
-from ser_fl.devices import CPU, devices_of, exact_arithmetic
+from ser_fl.devices import CPU, devices_of, exact_arithmetic, threads_limited_to
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.files import write_json
 from ser_fl.models.emotion_model import EmotionModel
@@ -36,7 +36,6 @@ from ser_fl.robustness.sanity_checks.probes import probe
 from ser_fl.robustness.sanity_checks.records import check_records
 from ser_fl.robustness.sanity_checks.report import CheckedRecords, write_sanity_report
 from ser_fl.robustness.test_set import TestSet, load_run
-from ser_fl.runs.environment import threads_limited_to
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.lock import claimed
 

@@ -22,7 +22,7 @@ from ser_fl.attacks.threat_model import budget_of
 from ser_fl.defences import Defence
 from ser_fl.models.emotion_model import EmotionModel
 from ser_fl.robustness.plan import Unit
-from ser_fl.robustness.result_cache import Memory, Outcome, ResultCache
+from ser_fl.robustness.result_cache import Outcome, ResultCache
 from ser_fl.robustness.test_set import TestSet
 
 OnBatch = Callable[[int, float], None]
@@ -69,14 +69,13 @@ def craft(
     shape (N, F, L) that the attack may begin at; it is called where a batch needs them. Batches are found in ``cache``
     under ``key``, or kept there as soon as they are made.
     """
-    cache = Memory() if cache is None else cache
     begun_NFL: Tensor | None = None
     batches: list[Crafted] = []
     size = len(test_set) if attack.entry.whole_set else test_set.batch_size
     for first in range(0, len(test_set), max(size, 1)):
         rows = range(first, min(first + size, len(test_set)))
         batch = test_set.take(rows)
-        if (made := cache.batch(key, batch.ids)) is not None:
+        if cache is not None and (made := cache.batch(key, batch.ids)) is not None:
             batches.append(made)
             on_batch(len(batch), 0.0)
             continue
@@ -93,7 +92,8 @@ def craft(
             backward_passes=passes.backward,
             seconds=time.perf_counter() - started,
         )
-        cache.keep_batch(key, batch.ids, made)
+        if cache is not None:
+            cache.keep_batch(key, batch.ids, made)
         batches.append(made)
         on_batch(len(batch), made.seconds)
     return Crafted.join(batches, range(len(test_set)), test_set.features_NFL[:0])

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ser_fl.attacks.attack import Attack
 from ser_fl.attacks.registry import ATTACKS
-from ser_fl.attacks.surroundings import attacked
+from ser_fl.attacks.target import attacked
 from ser_fl.attacks.threat_model import Box
 from ser_fl.devices import default_dtype, send
 from ser_fl.errors import UserError, one_line, shown

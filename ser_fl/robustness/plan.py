@@ -175,10 +175,6 @@ class Unit:
     cold: Sequence[int] = ()
     outcome: Outcome | None = None
 
-    @property
-    def label(self) -> str:
-        return f"{self.attack.name} at {self.attack.settings.budget}" + (", adaptive" if self.expectation else "")
-
 
 def plan(
     test_set: TestSet,

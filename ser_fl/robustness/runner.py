@@ -257,4 +257,5 @@ class BenchmarkProgress:
             for waiting, utterances in self._left.items():
                 spent, work = self._spent.get((waiting.attack.name, waiting.adaptive_to), usual)
                 seconds_left += utterances * self._gradients[waiting] * spent / work
-        self._on_attack(unit.label, self._total - left, self._total, seconds_left)
+        label = f"{unit.attack.name} at {unit.attack.settings.budget}" + (", adaptive" if unit.expectation else "")
+        self._on_attack(label, self._total - left, self._total, seconds_left)

@@ -32,7 +32,7 @@ from ser_fl.data.features import FeatureStore, OnFeatures
 from ser_fl.data.frontend import Standardisation
 from ser_fl.data.splits import Indices
 from ser_fl.defences import Defence, build_defence
-from ser_fl.devices import CPU, devices_of, exact_arithmetic, send
+from ser_fl.devices import CPU, devices_of, exact_arithmetic, send, threads_limited_to
 from ser_fl.errors import UserError
 from ser_fl.robustness.attack_metrics import Bench
 from ser_fl.robustness.crafting import craft, judge
@@ -40,7 +40,6 @@ from ser_fl.robustness.evaluator import evaluating
 from ser_fl.robustness.plan import Unit
 from ser_fl.robustness.runner import OnAttack, silent
 from ser_fl.robustness.test_set import Chosen, TestSet, TrainedRun, balanced_rows, load_run, rows_of
-from ser_fl.runs.environment import threads_limited_to
 from ser_fl.runs.folder import RunFolder, write_transfer
 from ser_fl.runs.records import TransferMatrix, TransferRecord
 from ser_fl.runs.redaction import public_path

@@ -70,19 +70,6 @@ def _without_folder(argument: str) -> str:
     return f"{key}={'***' if is_secret(key.rpartition('.')[2]) else told}"
 
 
-@contextmanager
-def threads_limited_to(count: int) -> Iterator[None]:
-    """Torch uses ``count`` threads inside, and as many as before afterwards."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def keep_freed_memory() -> None:
     """Let glibc keep the memory that a training step frees for the next step. By default it returns large pieces to the
     system, page by page again: some thousand page faults a step, a tenth of its time.

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from ser_fl.attacks.art.estimator import Array, import_art
 from ser_fl.attacks.losses import Loss
-from ser_fl.attacks.surroundings import attacked
-from ser_fl.attacks.target import Answer, Expectation, Passes, Target
+from ser_fl.attacks.target import Answer, Expectation, Passes, Target, attacked
 from ser_fl.attacks.threat_model import NORMS, Ball, Box, Norm, Rows
 from ser_fl.errors import shown
 from ser_fl.randomness import generator

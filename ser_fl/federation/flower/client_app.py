@@ -16,12 +16,11 @@ from ser_fl.data.features import open_configured_corpus
 from ser_fl.data.frontend import Standardisation
 from ser_fl.data.prepared import Host, Partition, Prepared, open_node_corpus, open_partition
 from ser_fl.data.splits import facts_of
-from ser_fl.devices import exact_arithmetic
+from ser_fl.devices import exact_arithmetic, threads_limited_to
 from ser_fl.federation.algorithm import GLOBAL
 from ser_fl.federation.client import Clients, ClientTask, attempt
 from ser_fl.federation.flower.serialisation import put, put_json, take, take_json
 from ser_fl.federation.flower.submission import configured
-from ser_fl.runs.environment import threads_limited_to
 from ser_fl.runs.records import State
 from ser_fl.runs.redaction import public_text
 

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from ser_fl.config.schema import Config
 from ser_fl.data.splits import Part
-from ser_fl.devices import exact_arithmetic
+from ser_fl.devices import exact_arithmetic, threads_limited_to
 from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.algorithm import GLOBAL
 from ser_fl.federation.checkpoint import open_run
@@ -23,7 +23,6 @@ from ser_fl.federation.flower.submission import configured, error_line
 from ser_fl.federation.own_objects import NOTHING, OwnObjects
 from ser_fl.federation.rounds import Federation, Hooks
 from ser_fl.metrics import Confusion
-from ser_fl.runs.environment import threads_limited_to
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import ClientFailure, ClientUpdate, Outcome, RoundRecord, State
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ser_fl.attacks.attack import Attack, AttackSettings, Problem
 from ser_fl.attacks.losses import Loss, cross_entropy, margin
-from ser_fl.attacks.surroundings import attacked
+from ser_fl.attacks.target import attacked
 from ser_fl.attacks.threat_model import per_utterance
 from ser_fl.devices import exact_arithmetic, send
 from ser_fl.metrics import uar_of
