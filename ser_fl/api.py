@@ -201,12 +201,11 @@ def benchmark(
     Args:
         model: a run, which is benchmarked as `ser-fl benchmark` does: on its test utterances, into its folder; or a
             model, see `ser_fl.robustness.foreign.Model`.
-        features: of a model: clean features, a tensor, an array or lists of numbers.
+        features: of a model: clean features, a tensor, an array or lists of numbers, of shape (B, F, L) or any other
+            that the model takes; cast to float32, in which attacks run, and clipped to the box first.
         labels: of a model: true classes as whole numbers, or one-hot.
         **settings: of a run, those of `ser-fl benchmark` (`ser_fl.config.robustness.BenchmarkConfig`), and of a model
-            those of `ser_fl.robustness.benchmark.ModelSettings`. Both know ``attacks``, ``epsilons``, ``defences``,
-            ``adaptive``, ``eot_samples``, ``subsets``, ``sweep``, ``drop_broken``, ``batch_size``, ``seed``, ``checks``
-            and ``on_attack``.
+            those of `ser_fl.robustness.benchmark.ModelSettings`; both know ``on_attack``.
 
     Returns:
         Records: "clean", each attack, and "worst_case" per utterance, for every defence; of a run all that its folder

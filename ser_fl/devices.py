@@ -4,8 +4,6 @@ Batches, augmentation, random starts and cohorts are drawn on the CPU and sent, 
 a CPU draws. Dropout draws from its device's own stream, of the same seed and other numbers on every kind of device.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext

@@ -17,7 +17,7 @@ import torch
 from ser_fl.config.robustness import Scored
 from ser_fl.data.features import OnFeatures, load_examples
 from ser_fl.data.heard import Shared, in_words
-from ser_fl.devices import exact_arithmetic
+from ser_fl.devices import exact_arithmetic, threads_limited_to
 from ser_fl.errors import UserError
 from ser_fl.files import write_bytes, write_json
 from ser_fl.metrics import Bootstrap, confusion_matrix, scores, uar_by_group

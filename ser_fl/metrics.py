@@ -4,8 +4,6 @@ class, columns: predicted class) of different holders of data can be summed, and
 Legend: C classes, N utterances, S resamples.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self

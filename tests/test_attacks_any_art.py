@@ -94,7 +94,7 @@ def test_it_runs_within_box_and_budget(name: str, problem: tuple[nn.Module, Tens
     attack = build(AttackSettings(name=PREFIX + name, epsilon=0.4))
     features, adversarial = problem[1], crafted.adversarial_NFL
     allowed = budget_of(0.4, attack.entry.norm, (BINS, FRAMES)) * (1 + RELATIVE_TOLERANCE) + 1e-6
-    assert (distance(features, adversarial, attack.norm) <= allowed).all()
+    assert (distance(features, adversarial, attack.entry.norm) <= allowed).all()
     assert torch.equal(BOX.clip(adversarial), adversarial)
     assert torch.equal(adversarial[0], features[0])
     assert crafted.forward_passes > 3

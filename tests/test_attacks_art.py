@@ -234,7 +234,7 @@ def test_every_attack_keeps_to_box_and_budget(name: str) -> None:
     attack = build(AttackSettings(name=name, epsilon=0.3, steps=steps))
     keys = [str(row) for row in range(len(labels))]
     crafted = made_by(attack, model, clean, labels, box=box, num_classes=CLASSES, keys_B=keys, seed=1, batch_size=4)
-    norms = distance(clean, crafted.adversarial_NFL, attack.norm)
+    norms = distance(clean, crafted.adversarial_NFL, attack.entry.norm)
     assert (norms <= budget_of(0.3, attack.entry.norm, (BINS, FRAMES)) + 1e-6).all()
     assert float((box.clip(crafted.adversarial_NFL) - crafted.adversarial_NFL).abs().max()) <= 1e-6
     assert (norms > 0).any()
@@ -311,7 +311,7 @@ def test_defaults() -> None:
 )
 def test_what_a_record_says_of_an_attack(name: str, norm: str, library: str, knowledge: str) -> None:
     attack = build(AttackSettings(name=name, epsilon=0.5))
-    assert (attack.norm, attack.entry.library, attack.entry.knowledge) == (norm, library, knowledge)
+    assert (attack.entry.norm, attack.entry.library, attack.entry.knowledge) == (norm, library, knowledge)
     assert budget_of(0.5, attack.entry.norm, (64, 100)) == (0.5 if norm == "inf" else 40.0)
 
 

@@ -20,7 +20,7 @@ from ser_fl.attacks.threat_model import Box
 BINS, FRAMES, CLASSES = 7, 10, 4
 NATIVE: dict[str, Callable[[Problem], Tensor]] = {
     "fgsm": pgd.craft_fgsm,
-    "bim": pgd.craft_bim,
+    "bim": pgd.craft_pgd,
     "pgd": pgd.craft_pgd,
 }
 ART: dict[str, Callable[[Problem], Tensor]] = {
@@ -72,6 +72,7 @@ def problem(
     labels_B[0] = (labels_B[0] + 1) % CLASSES
     start_BFL = box.clip(features_BFL + epsilon / 2 * torch.randn_like(features_BFL).sign()) if warm else None
     step_size = epsilon if name == "fgsm" else epsilon / 4
+    restarts = restarts if name == "pgd" else 0
     return Problem(
         network=model,
         num_classes=CLASSES,

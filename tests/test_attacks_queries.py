@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ser_fl.attacks.attack import Attack
 from ser_fl.attacks.domains import Crafted
 from ser_fl.attacks.losses import margin
-from ser_fl.attacks.registry import ATTACKS, SUITES, AttackSettings, build, expand, subsets_of
+from ser_fl.attacks.registry import ATTACKS, SUITES, AttackSettings, build, expand
 from ser_fl.attacks.score_attacks import HALVINGS, window
 from ser_fl.attacks.target import Expectation
 from ser_fl.attacks.threat_model import Box
@@ -254,8 +254,8 @@ def test_suites_name_attacks_of_the_catalogue_and_grow() -> None:
         assert set(entry.subsets) <= set(entry.attacks)
     assert not set(SUITES) & set(ATTACKS)
     assert expand(["bim", "quick", "bim"]) == ("bim", "fgsm", "apgd_ce", "noise_uniform")
-    assert subsets_of(["thorough", "standard", "pgd"])["square"] == SUITES["thorough"].subsets["square"]
-    assert subsets_of(["pgd"]) == {}
+    assert subsets_for(["thorough", "standard", "pgd"], None)["square"] == SUITES["thorough"].subsets["square"]
+    assert subsets_for(["pgd"], None) == {}
 
 
 @pytest.mark.parametrize(

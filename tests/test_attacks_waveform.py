@@ -108,7 +108,7 @@ def clips_of(given: Problem) -> Clips:
 
 
 def right(given: Problem, adversarial_BT: Tensor) -> list[float]:
-    return given.target.right(adversarial_BT, given.labels_B).tolist()
+    return given.right(adversarial_BT, given.labels_B).tolist()
 
 
 @pytest.mark.parametrize("name", ["pgd", "bim", "apgd_ce", "apgd_dlr"])
@@ -241,8 +241,8 @@ def test_psychoacoustic_stays_under_the_threshold_and_raises_the_loss(speech: li
     ball = MaskingBall.around(clips_of(given))
     assert bool((ball.share_below(adversarial_BT) >= 0.99).all())
     assert bool((ball.excess(adversarial_BT - given.clean) <= 1.01).all())
-    before_B, _ = given.target.score(given.clean, given.labels_B, cross_entropy)
-    after_B, _ = given.target.score(adversarial_BT, given.labels_B, cross_entropy)
+    before_B, _ = given.score(given.clean, given.labels_B, cross_entropy)
+    after_B, _ = given.score(adversarial_BT, given.labels_B, cross_entropy)
     assert bool((after_B > before_B).all())
     attack, given = real("pgd", speech[:2], {"snr_db": 20.0}, steps=10)
     assert bool((ball.share_below(attack.craft(given)) < 0.99).all())  # which pays no heed to it

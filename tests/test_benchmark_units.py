@@ -30,7 +30,7 @@ from ser_fl.defences import Defence, Deterministic, NoDefence, Randomisation
 from ser_fl.errors import UserError
 from ser_fl.robustness.curves import epsilons_of_curve
 from ser_fl.robustness.plan import plan
-from ser_fl.robustness.result_cache import Folder, Memory, adversarials, merged
+from ser_fl.robustness.result_cache import ResultCache, adversarials, merged
 from ser_fl.robustness.runner import BenchmarkProgress
 from ser_fl.robustness.test_set import TestSet
 from ser_fl.runs.folder import RunFolder
@@ -201,10 +201,10 @@ def test_worst_case_of_a_randomised_defence_is_taken_per_utterance_and_run() -> 
 
 def test_outcomes_of_the_other_domain_are_left_aside() -> None:
     """They may lie in the same folder, and count for no record, no worst case and no gap here."""
-    test_set, cache = make_test_set([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4), Memory()
+    test_set, cache = make_test_set([0.1] * 4 + [-0.1] * 4, [1] * 4 + [0] * 4), ResultCache()
     one, two = moving("one", by({"a": -0.2})), moving("two", by({"b": -0.2}))
     expected = benchmark_attacks(test_set, [one, two], [NoDefence()], cache=cache)
-    (first, *_) = cache.outcomes().values()
+    (first, *_) = cache.outcomes.values()
     everybody = ((0,) * 8,)
     cache.keep_outcome("audio", replace(first, domain="waveform", attack="three", votes={"none": everybody}))
     again = benchmark_attacks(test_set, [one, two], [NoDefence()], cache=cache)
@@ -216,11 +216,11 @@ def test_outcomes_of_the_other_domain_are_left_aside() -> None:
 
 def test_an_attack_made_twice_is_no_worst_case() -> None:
     """As where a sweep and an attack by itself have left an outcome each."""
-    test_set, cache = make_test_set([0.1] * 2, [1, 1]), Memory()
+    test_set, cache = make_test_set([0.1] * 2, [1, 1]), ResultCache()
     attack = moving("one", by({"a": -0.2}))
     for ids in ({"one": 2}, {"one": 1}):
         records = benchmark_attacks(test_set, [attack], [NoDefence()], subsets=ids, cache=cache)
-    assert len(cache.outcomes()) == 2
+    assert len(cache.outcomes) == 2
     assert {record.attack for record in records} == {"clean", "one"}
 
 
@@ -487,8 +487,8 @@ def rough_challenge(model: nn.Module, **changes: Any) -> TestSet:
                         num_classes=3, batch_size=3, **changes)  # fmt: skip
 
 
-def open_folder(path: Path, test_set: TestSet, *, keep: bool = False) -> Folder:
-    return Folder.of(RunFolder(path), test_set, keeps_adversarials=keep)
+def open_folder(path: Path, test_set: TestSet, *, keep: bool = False) -> ResultCache:
+    return ResultCache.of(RunFolder(path), test_set, keeps_adversarials=keep)
 
 
 def suite() -> dict[str, Any]:
@@ -607,13 +607,14 @@ def test_files_that_are_not_whole_are_no_outcomes(tmp_path: Path) -> None:
     test_set = make_test_set([0.1, -0.1], [1, 0])
     folder = open_folder(tmp_path, test_set)
     benchmark_attacks(test_set, [moving("one", by({}))], [NoDefence()], cache=folder)
-    ((key, outcome),) = folder.outcomes().items()
-    assert folder.outcome(key) == outcome
+    ((key, outcome),) = folder.outcomes.items()
+    assert open_folder(tmp_path, test_set).outcomes == {key: outcome}
+    assert folder.root is not None
     file = folder.root / f"{key}.json"
     content = json.loads(file.read_text())
     for text in ("{", "[]", json.dumps({**content, "schema": 99}), json.dumps({"schema": 1})):
         file.write_text(text)
-        assert folder.outcome(key) is None
+        assert open_folder(tmp_path, test_set).outcomes == {}
     (folder.root / key).mkdir()
     assert folder.batch(key, ["a"]) is None
     for text in ("{", "[]", '{"weights": 7}'):
@@ -745,7 +746,7 @@ def test_the_bar_shows_the_time_that_the_benchmark_tells() -> None:
 
 
 @dataclass
-class Counted(Memory):
+class Counted(ResultCache):
     """Counts what lies in it at a time."""
 
     most: int = 0
@@ -760,4 +761,4 @@ def test_memory_holds_two_epsilons_of_a_sweep_at_most() -> None:
     test_set = make_test_set([9.0] * 4 + [-9.0] * 4, [1] * 4 + [0] * 4, batch_size=4)
     benchmark_attacks(test_set, bim(0.1, 0.2, 0.3, 0.4, 0.5), [NoDefence()], cache=cache)
     assert cache.most == 4  # two batches an epsilon
-    assert math.isclose(len(cache.outcomes()), 5)
+    assert math.isclose(len(cache.outcomes), 5)

@@ -37,7 +37,7 @@ from ser_fl.robustness.benchmark import benchmark_run
 from ser_fl.robustness.crafting import problems_of
 from ser_fl.robustness.plan import request_of
 from ser_fl.robustness.recordings import Recordings, WavPairs, pesq_of, stoi_of
-from ser_fl.robustness.result_cache import Folder, Memory
+from ser_fl.robustness.result_cache import ResultCache
 from ser_fl.robustness.sanity_checks import probes
 from ser_fl.robustness.sanity_checks.probes import probe
 from ser_fl.robustness.test_set import TestSet
@@ -286,7 +286,7 @@ class Counting(MeanAbove):
 
 def test_what_is_done_is_not_done_again_and_the_worst_case_is_over_all() -> None:
     """A weak attack that comes later must not raise it."""
-    cache, network = Memory(), Counting()
+    cache, network = ResultCache(), Counting()
 
     def run(*given: str) -> list[AttackRecord]:
         network.asked = 0
@@ -316,7 +316,7 @@ def test_a_killed_benchmark_goes_on_at_the_batch_it_was_at(name: str, calls: int
             test_set,
             asked(f"attacks=[{name}]", "snr_dbs=[25,5]", "steps=4"),
             [NoDefence()],
-            cache=Folder(folder, torch.device("cpu"), shape_FL),
+            cache=ResultCache(folder, torch.device("cpu"), shape_FL),
             **named,
         )
 

@@ -3,19 +3,17 @@
 Legend: B utterances, F mel bins, L frames, C classes; "..." is whatever is moved: mel bins and frames, or samples.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
-from ser_fl.attacks.target import Expectation, Passes, Target, ToFeatures, attacked
-from ser_fl.attacks.threat_model import Ball, Box, Norm, Rows, budget_of, keep_within
+from ser_fl.attacks.target import Expectation, Target, attacked
+from ser_fl.attacks.threat_model import Ball, Box, Norm, budget_of, keep_within
 from ser_fl.config.robustness import Backend
 from ser_fl.devices import seeded_streams
 from ser_fl.errors import UserError
@@ -92,42 +90,25 @@ class AttackSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Problem(Rows):
-    """One batch to be attacked: clean utterances, their true classes, and the model; all on the model's device."""
+class Problem(Target):
+    """One batch to be attacked: the model, in eval mode already, clean utterances and their true classes, all on one
+    device. Random starts are keyed by `keys_B`: draws depend on (seed, utterance), not on batches.
+    """
 
-    network: nn.Module
-    """Maps features of shape (B, F, L) to logits of shape (B, C); in eval mode already."""
     num_classes: int
     clean: Tensor
     """What is moved, shape (B, ...): features of shape (B, F, L), or recorded samples of shape (B, T)."""
     labels_B: Tensor
-    keys_B: Sequence[str]
-    """Utterance ids, which random starts are keyed by: draws depend on (seed, utterance), not on batches."""
     box: Box
     settings: AttackSettings
     seed: int
-    passes: Passes
-    expectation: Expectation | None = None
-    """What the attacker knows of the defence in front of the network; None where it knows of none."""
     start_BFL: Tensor | None = None
     """Adversarial inputs that an attack may begin at, such as those of a smaller budget; None to choose itself."""
-    to_features: ToFeatures | None = None
-    """From what is moved to features; None where features themselves are moved."""
 
     @property
     def steps(self) -> int:
         assert self.settings.steps is not None, self.settings.name
         return self.settings.steps
-
-    @property
-    def target(self) -> Target:
-        return Target(
-            network=self.network,
-            keys_B=self.keys_B,
-            passes=self.passes,
-            to_features=self.to_features,
-            expectation=self.expectation,
-        )
 
     @property
     def ball(self) -> Ball:
@@ -162,8 +143,10 @@ class Entry:
     knowledge: str = "undefended"
     """The threat model: "undefended" (gradients of the model without its test-time defence), "score", "decision"."""
     steps: int | None = None
-    step_size: Callable[[float], float] | None = None
-    """Default step size for an epsilon; None for attacks that choose it themselves."""
+    steps_to_edge: float | None = None
+    """Of how many steps of the default size the way to the ball's edge is; None for attacks that choose their own."""
+    fixed_step: float | None = None
+    """A step size that is what this attack is, whatever the epsilon."""
     restarts: int | None = 0
     settable: frozenset[str] = frozenset({"steps"})
     """Which of steps, step_size and restarts a user may set; the others are what the attack is."""
@@ -172,15 +155,13 @@ class Entry:
     needs_box: bool = False
     """Refused without a box."""
     adaptive: bool = False
-    """Attacks a defence in expectation a batch at a time, by `Problem.target` alone; others an utterance at a time."""
+    """Attacks a defence in expectation a batch at a time, by what a `Target` answers; others an utterance at a time."""
     warm: bool = False
     """Can begin at `Problem.start_BFL`."""
     min_classes: int = 2
     """Refused with fewer."""
     whole_set: bool = False
     """Makes one perturbation for all utterances, and is to be given them at once."""
-    quiet_step: bool = False
-    """A step size above epsilon is what this attack is."""
     on_recordings: tuple[str, ...] = ()
     """Budgets that it can be given on recorded samples, of "snr_db", "amplitude" and "masking"."""
 
@@ -196,11 +177,6 @@ class Attack:
     def name(self) -> str:
         """As records name it."""
         return self.settings.name + ("" if self.settings.labels else UNLABELLED)
-
-    @property
-    def norm(self) -> str:
-        """ "inf", "2", or "masking"."""
-        return "masking" if self.settings.masked else self.entry.norm if self.settings.snr_db is None else "2"
 
     def knowledge_of(self, expectation: Expectation | None) -> str:
         """The threat model of a record: "adaptive" where the attacker differentiates a defence, else the entry's. A
@@ -252,7 +228,7 @@ class Attack:
                 part = problem.subset(batch)
                 if not self.settings.labels:
                     with torch.no_grad():
-                        part = replace(part, labels_B=part.target(part.clean).argmax(1))
+                        part = replace(part, labels_B=part(part.clean).argmax(1))
                 made = self.entry.craft(part)
                 if part.to_features is not None:
                     made = part.to_features.own(part.box.clip(made.detach()))

@@ -15,8 +15,6 @@ start is uniform in the ball, not on its surface.
 Legend: B utterances, C classes, N the utterances that are still recognised; whatever follows B is what is moved.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 
@@ -182,7 +180,7 @@ def craft_apgd_dlr(problem: Problem) -> Tensor:
 def craft_apgd_t(problem: Problem) -> Tensor:
     """AutoPGD on the targeted difference of logits ratio: from each start to every wrong class, the likeliest first."""
     with torch.no_grad():
-        targets_BT = likeliest_wrong_classes(problem.target(problem.clean), problem.labels_B)
+        targets_BT = likeliest_wrong_classes(problem(problem.clean), problem.labels_B)
 
     def towards(rank: int) -> Callable[[Tensor], Loss]:
         return lambda rows_N: targeted_difference_of_logits_ratio(targets_BT[rows_N, rank])
@@ -202,6 +200,4 @@ def _craft(problem: Problem, losses: Sequence[Callable[[Tensor], Loss]]) -> Tens
         return ball.subset(rows_N).random(problem.subset(rows_N).streams("apgd", number))
 
     every = list(losses) * max(restarts, 1)
-    return restarted(
-        problem.target, ball, problem.labels_B, losses=every, starts=starts, steps=problem.steps, box=problem.box
-    )
+    return restarted(problem, ball, problem.labels_B, losses=every, starts=starts, steps=problem.steps, box=problem.box)

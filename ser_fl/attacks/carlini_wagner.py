@@ -7,8 +7,6 @@ iteration is one forward and one backward pass. When to choose which: the field 
 Legend: B utterances, N those still attacked; whatever follows is what is moved: mel bins and frames, or samples.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, fields
 from typing import Self

@@ -5,8 +5,6 @@ The padding behind a clip, and what the front end does not hear, keep their bits
 Legend: B clips, T samples of the padded batch.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -54,10 +52,10 @@ class Clips(Rows):
     def __len__(self) -> int:
         return len(self.recorded_B)
 
-    def to(self, device: torch.device) -> Clips:
+    def to(self, device: torch.device) -> Self:
         tensors = (self.waveform_BT, self.recorded_B, self.heard_B)
         waveform_BT, recorded_B, heard_B = (send(tensor, device) for tensor in tensors)
-        return Clips(waveform_BT, recorded_B, heard_B, self.sample_rate_hz)
+        return type(self)(waveform_BT, recorded_B, heard_B, self.sample_rate_hz)
 
     @property
     def movable_BT(self) -> Tensor:

@@ -6,8 +6,6 @@ is shown, and how far it went. All else of an attack and of a benchmark is the s
 Legend: N utterances, F mel bins, L frames.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
@@ -34,7 +32,7 @@ class Crafted:
     seconds: float = 0.0
 
     @classmethod
-    def join(cls, parts: Sequence[Crafted], rows: Sequence[int], empty: Tensor) -> Self:
+    def join(cls, parts: Sequence[Self], rows: Sequence[int], empty: Tensor) -> Self:
         """Parts of one domain in the order that the rows say; without a part, ``empty``, of shape (0, F, L)."""
         order = torch.tensor(rows, dtype=torch.int64).argsort()
         names = parts[0].figures if parts else ()

@@ -8,8 +8,6 @@ stand-in.
 Legend: B utterances, F mel bins, L frames, K draws.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ minimal-norm attacks push over zero.
 Legend: B utterances, C classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -8,12 +8,10 @@ two are in `carlini_wagner`.
 Legend: B utterances, C classes, N some of the utterances; whatever follows is what is moved: bins and frames, samples.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -72,7 +70,7 @@ class Aim(Rows):
         """Where the aim is reached, shape (B,), by one forward pass."""
         return self._reached(*self.target.score(moved, self.labels_B, self._margin, step=step))
 
-    def set_out(self, clean: Tensor, norm: Norm) -> tuple[Tensor, Aim]:
+    def set_out(self, clean: Tensor, norm: Norm) -> tuple[Tensor, Self]:
         """The utterances whose aim is not reached to begin with, shape (N,), and theirs, with a class to head for.
 
         The class is the one whose boundary would be nearest if the model were linear, as in DeepFool (Moosavi-Dezfooli
@@ -130,7 +128,7 @@ class Nearest:
     """Infinite where none was found."""
 
     @classmethod
-    def none_yet(cls, clean: Tensor, norm: Norm) -> Nearest:
+    def none_yet(cls, clean: Tensor, norm: Norm) -> Self:
         return cls(clean, norm, clean.clone(), clean.new_full((len(clean),), torch.inf))
 
     def offer(self, rows_N: Tensor, moved: Tensor, distance_N: Tensor, reached_N: Tensor) -> None:
@@ -214,9 +212,7 @@ def fast_minimum_norm(
 
 def nearest_by(search: Callable[..., Tensor], **how: Any) -> Callable[[Problem], Tensor]:
     """A search of this kind as an attack of the registry."""
-    return lambda problem: search(
-        problem.target, problem.clean, problem.labels_B, box=problem.box, steps=problem.steps, **how
-    )
+    return lambda problem: search(problem, problem.clean, problem.labels_B, box=problem.box, steps=problem.steps, **how)
 
 
 craft_fmn = nearest_by(fast_minimum_norm, norm="inf")

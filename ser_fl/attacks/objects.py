@@ -5,8 +5,6 @@ What they make is clipped to the box and held against the budget: beyond it an u
 Legend: B utterances, F mel bins, L frames.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable

@@ -13,8 +13,6 @@ Legend: B utterances, R restarts, F mel bins, L frames, C classes; "..." is what
 samples.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 
@@ -37,35 +35,25 @@ lies at a right angle to the way up, and the usual 2.5 end 9 degrees short of it
 def craft_fgsm(problem: Problem) -> Tensor:
     """One step of the budget from the clean input."""
     ball, box = problem.ball, problem.box
-    return descend(problem.target, ball, problem.labels_B, steps=1, step_size=ball.radius_B, starts=None, box=box)
-
-
-def craft_bim(problem: Problem) -> Tensor:
-    """Steps from the clean input, or from where a smaller budget led to."""
-    return _iterate(problem, problem.ball, problem.start_BFL)
+    return descend(problem, ball, problem.labels_B, steps=1, step_size=ball.radius_B, starts=None, box=box)
 
 
 def craft_pgd(problem: Problem) -> Tensor:
-    """Steps from each random start, until one succeeds.
+    """Steps from each random start, until one succeeds; without restarts, BIM.
 
     Only utterances that no start has broken are started again. ART's restarts judge success by a changed prediction,
     and so may exchange a wrong one for the right one; here success is a wrong class. Where every start fails, the
     largest loss is kept. With 0 restarts it starts once, at the clean utterance. Where a smaller budget led to takes
     the place of the first start.
     """
-    ball = problem.ball
-    return _iterate(problem, ball, torch.stack(problem.starts(ball)))
-
-
-def _iterate(problem: Problem, ball: Ball, starts: Tensor | None) -> Tensor:
-    step_size = problem.settings.step_size
+    ball, step_size = problem.ball, problem.settings.step_size
     return descend(
-        problem.target,
+        problem,
         ball,
         problem.labels_B,
         steps=problem.steps,
         step_size=TOTAL_RADII * ball.radius_B / problem.steps if step_size is None else step_size,
-        starts=starts,
+        starts=torch.stack(problem.starts(ball)),
         box=problem.box,
         incumbent=problem.start_BFL,
     )

@@ -16,11 +16,10 @@ at or under the threshold, to rounding. That a listener hears nothing is the mod
 Legend: B clips, T samples, K frequencies, L frames.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +66,7 @@ class ShortTime:
     hop_samples: int
 
     @classmethod
-    def at(cls, sample_rate_hz: int) -> ShortTime:
+    def at(cls, sample_rate_hz: int) -> Self:
         """Windows of a power of two, as near to 128 ms as they get."""
         window_samples = 2 ** round(math.log2(WINDOW_S * sample_rate_hz))
         return cls(window_samples, window_samples // FRAMES_PER_WINDOW)
@@ -150,7 +149,7 @@ class MaskingBall(Ball):
     short: ShortTime
 
     @classmethod
-    def around(cls, clips: Clips) -> MaskingBall:
+    def around(cls, clips: Clips) -> Self:
         thresholds = [masking_threshold(waveform_T, clips.sample_rate_hz) for waveform_T in clips.waveform_BT]
         radius_B = torch.ones(len(clips), device=clips.waveform_BT.device)
         short = ShortTime.at(clips.sample_rate_hz)

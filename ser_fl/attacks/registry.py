@@ -16,10 +16,8 @@ stronger half of what AutoAttack runs and a look at masked gradients and noise; 
 claimed to be robust; `paper` is what the field's papers run, by the library's own code: for comparison, not for claims.
 """
 
-from __future__ import annotations
-
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,9 +27,9 @@ from ser_fl.attacks.attack import Attack, AttackSettings, Entry
 from ser_fl.attacks.autopgd import craft_apgd_ce, craft_apgd_dlr, craft_apgd_t
 from ser_fl.attacks.carlini_wagner import craft_cw_l2, craft_cw_linf
 from ser_fl.attacks.minimum_norm import craft_fmn, craft_fmn_l2
-from ser_fl.attacks.pgd import craft_bim, craft_fgsm, craft_pgd
+from ser_fl.attacks.pgd import craft_fgsm, craft_pgd
 from ser_fl.attacks.score_attacks import craft_noise_gaussian, craft_noise_uniform, craft_square
-from ser_fl.attacks.step_size import default_step_size
+from ser_fl.attacks.step_size import STEPS_TO_THE_EDGE
 from ser_fl.attacks.universal import craft_universal
 from ser_fl.config.robustness import Backend
 from ser_fl.errors import UserError, unknown_name
@@ -48,7 +46,7 @@ _PGD = Entry(
     "ser_fl.descend",
     "Madry et al. 2018, arXiv 1706.06083",
     steps=50,
-    step_size=default_step_size,
+    steps_to_edge=STEPS_TO_THE_EDGE,
     restarts=5,
     settable=_STEPS | {"restarts"},
     **_FILLS,
@@ -74,14 +72,12 @@ ATTACKS: Mapping[str, Entry] = {
         craft=craft_fgsm,
         paper="Goodfellow et al. 2015, arXiv 1412.6572",
         steps=1,
-        step_size=float,
+        steps_to_edge=1.0,
         restarts=0,
         settable=frozenset(),
         warm=False,
     ),
-    "bim": replace(
-        _PGD, craft=craft_bim, paper="Kurakin et al. 2017, arXiv 1607.02533", steps=10, restarts=0, settable=_STEPS
-    ),
+    "bim": replace(_PGD, paper="Kurakin et al. 2017, arXiv 1607.02533", steps=10, restarts=0, settable=_STEPS),
     "pgd": _PGD,
     # Weak: without a random start, and with steps of ART's default 0.1, which above an epsilon of 0.05 throw every
     # cell from one face of the ball to the other. Here for comparison with the paper only.
@@ -89,11 +85,10 @@ ATTACKS: Mapping[str, Entry] = {
         _PGD,
         paper="Chang et al. 2022, arXiv 2203.04696, as in its published code",
         steps=5,
-        step_size=lambda epsilon: 0.1,
+        fixed_step=0.1,
         restarts=0,
         warm=False,
         settable=frozenset({"steps"}),
-        quiet_step=True,
         on_recordings=(),
     ),
     "mim": Entry(
@@ -101,7 +96,7 @@ ATTACKS: Mapping[str, Entry] = {
         "art.MomentumIterativeMethod",
         "Dong et al. 2018, arXiv 1710.06081",
         steps=10,
-        step_size=lambda epsilon: epsilon / 10,
+        steps_to_edge=10.0,
         settable=_STEPS,
     ),
     "apgd_ce": _APGD,
@@ -217,7 +212,7 @@ def build(settings: AttackSettings) -> Attack:
     attacks that go on recordings alone, are a `UserError`.
     """
     entry = entry_of(settings.name, settings.backend)
-    step_size = entry.step_size and entry.step_size(settings.epsilon)
+    step_size = entry.fixed_step or (entry.steps_to_edge and settings.epsilon / entry.steps_to_edge)
     defaults = {"steps": entry.steps, "step_size": step_size, "restarts": entry.restarts}
     chosen = {word: getattr(settings, word) for word in defaults if getattr(settings, word) is not None}
     for word in chosen.keys() - entry.settable:
@@ -225,7 +220,7 @@ def build(settings: AttackSettings) -> Attack:
             unused = f"{settings.name} has its own {word}: {defaults[word]}; the given one is unused"
             warnings.warn(unused, stacklevel=2)
     settings = replace(settings, **(defaults | chosen))
-    if (step := settings.step_size) and 0 < settings.epsilon < step and not entry.quiet_step:
+    if (step := settings.step_size) and 0 < settings.epsilon < step and entry.fixed_step is None:
         too_long = f"{settings.name}: a step size of {step:g} exceeds epsilon {settings.epsilon:g}"
         warnings.warn(f"{too_long}, so that every step ends on the ball's edge", stacklevel=2)
     return Attack(settings=settings, entry=entry)
@@ -266,13 +261,3 @@ def expand(names: Iterable[str], fits: Callable[[str], bool] = lambda name: True
         if left := ", ".join(attack for attack in SUITES[name].attacks if not fits(attack)):
             warnings.warn(f"the suite {name} is run without what does not fit here: {left}", stacklevel=3)
     return tuple(attacks)
-
-
-def subsets_of(names: Sequence[str]) -> dict[str, int]:
-    """Sizes of subsets that the suites among these names ask for; the larger where two of them differ.
-
-    >>> subsets_of(["standard", "thorough"])["square"]
-    120
-    """
-    asked = sorted((size, attack) for name in names if name in SUITES for attack, size in SUITES[name].subsets.items())
-    return {attack: size for size, attack in asked}

@@ -16,8 +16,6 @@ Of many draws the worst one counts.
 Legend: B utterances, N the ones that are still recognised, Q queries, F mel bins, L frames.
 """
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_left
 from collections.abc import Callable
@@ -109,7 +107,7 @@ def _covered(chance_N: Tensor, size: int, length: int) -> Tensor:
 
 def _search(problem: Problem, ask: Ask, *, look_every: int) -> Tensor:
     """As many queries as steps, of which each utterance keeps the best, until it is recognised no more."""
-    found = BestAdversarial.of(problem.target, problem.clean, problem.labels_B)
+    found = BestAdversarial.of(problem, problem.clean, problem.labels_B)
     rows_N, part = found.unbroken(), problem
     for query in range(problem.steps):
         if query % look_every == 0:
@@ -118,5 +116,5 @@ def _search(problem: Problem, ask: Ask, *, look_every: int) -> Tensor:
         if not len(rows_N):
             break
         asked_NFL = part.box.clip(ask(part, rows_N, found.inputs[rows_N], query))
-        found = found.with_better(rows_N, BestAdversarial.of(part.target, asked_NFL, part.labels_B))
+        found = found.with_better(rows_N, BestAdversarial.of(part, asked_NFL, part.labels_B))
     return found.inputs

@@ -6,8 +6,6 @@ Legend: B utterances, F mel bins, L frames, D values of an utterance; "..." is w
 samples. Features are standardised log-mel, float32; epsilon is in their units.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from copy import copy
@@ -149,7 +147,7 @@ class Box:
             return features_BFL
         return torch.clamp(features_BFL, self.lower_F1, self.upper_F1)
 
-    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Box:
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> Self:
         """The same box elsewhere, or of another type of number; its values are not looked at, which waits for a GPU."""
         if self.lower_F1 is None or self.upper_F1 is None:
             return self

@@ -11,8 +11,6 @@ depends on the others, but not on their order or on the size of batches.
 Legend: N utterances, F mel bins, L frames.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -46,9 +44,7 @@ def craft_universal(problem: Problem) -> Tensor:
         for part in parts:
             moved_NFL = part.clean + perturbation_FL
             shown_NFL = part.box.clip(moved_NFL)
-            answer = part.target.answer(
-                shown_NFL, part.labels_B, lambda *given: cross_entropy(*given).clamp(max=enough)
-            )
+            answer = part.answer(shown_NFL, part.labels_B, lambda *given: cross_entropy(*given).clamp(max=enough))
             gradient_FL += torch.where(shown_NFL == moved_NFL, answer.gradient, 0.0).sum(0)
             missing += torch.stack([answer.right_B.double().sum(), -answer.loss_B.double().sum()])
         better = (missing[0] < fewest[0]) | ((missing[0] == fewest[0]) & (missing[1] < fewest[1]))

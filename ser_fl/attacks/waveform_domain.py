@@ -8,8 +8,6 @@ an attack at 60 dB may succeed by what no recording in a room would keep.
 Legend: N utterances, B clips of a batch, T samples, S samples at the front end's rate, F mel bins, L frames.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 

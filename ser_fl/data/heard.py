@@ -45,21 +45,15 @@ def fingerprints(features_NFL: Tensor, frontend: FrontendConfig) -> Tensor:
     """Log-mel spectrograms, coarse, below 3400 Hz and at any volume: half floats of shape (N, P)."""
     import torch.nn.functional as functional
 
-    below = max(1, _bins_below(TELEPHONE_HZ, frontend))
+    lowest, highest, limit = (  # in mel, of Slaney's scale, as `LogMel`
+        hz * 3 / 200 if hz < 1000 else 15 + 27 * math.log(hz / 1000) / math.log(6.4)
+        for hz in (frontend.fmin_hz, frontend.fmax_hz, TELEPHONE_HZ)
+    )
+    step = (highest - lowest) / (frontend.num_mels + 1)
+    below = min(frontend.num_mels, max(1, math.ceil((limit - lowest) / step) - 1))  # bins whose centre lies there
     coarse_NBM = functional.adaptive_avg_pool2d(features_NFL[:, None, :below].float(), (BANDS, MOMENTS))
     coarse_NP = coarse_NBM.flatten(1)
     return (coarse_NP - coarse_NP.mean(dim=1, keepdim=True)).half()
-
-
-def _bins_below(frequency_hz: float, frontend: FrontendConfig) -> int:
-    """How many mel bins have their centre below a frequency (Slaney's scale, as `LogMel`)."""
-
-    def mel(hz: float) -> float:
-        return hz * 3 / 200 if hz < 1000 else 15 + 27 * math.log(hz / 1000) / math.log(6.4)
-
-    lowest, highest = mel(frontend.fmin_hz), mel(frontend.fmax_hz)
-    step = (highest - lowest) / (frontend.num_mels + 1)
-    return min(frontend.num_mels, max(0, math.ceil((mel(frequency_hz) - lowest) / step) - 1))
 
 
 def _parts(store: FeatureStore, rows: Sequence[int]) -> Iterator[Tensor]:

@@ -12,8 +12,6 @@ A defence of your own derives from `Defence`, or from `Deterministic` where it d
 Legend: B utterances, F mel bins, L frames, C classes, R runs, K outcomes.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence

@@ -12,8 +12,6 @@ the bare model, as in the paper, it looks stronger than it is (Athalye et al., 2
 Legend: B utterances, F mel bins, L frames, C classes, R runs.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -8,8 +8,6 @@ not know of it.
 Legend: B utterances, F mel bins, L frames.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

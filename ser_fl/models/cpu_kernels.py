@@ -164,10 +164,11 @@ class _Recurrence(torch.autograd.Function):
         batch, steps, directions, _ = gates_BLDG.shape
         size = start_DBH.shape[-1]
         # Steps lead, so that each is one contiguous block.
+        gates_LDBG = gates_BLDG.permute(1, 2, 0, 3)
         resets_updates = gates_BLDG.new_empty(steps, directions, batch, 2 * size)
         news = gates_BLDG.new_empty(steps, directions, batch, size)
-        _by_step(gates_BLDG[..., : 2 * size], resets_updates)
-        _by_step(gates_BLDG[..., 2 * size :], news)
+        _turn(gates_LDBG[..., : 2 * size], resets_updates)
+        _turn(gates_LDBG[..., 2 * size :], news)
         hiddens = torch.empty(steps, directions, batch, 3 * size, dtype=news.dtype)
         states_LDBH = torch.empty(steps + 1, directions, batch, size, dtype=news.dtype)
         states_LDBH[0] = start_DBH
@@ -193,7 +194,7 @@ class _Recurrence(torch.autograd.Function):
             torch.lerp(new, state, update, out=following)
         ctx.save_for_backward(states_LDBH, resets_updates, news, hidden_news, weights_DGH)
         outputs_BLDH = news.new_empty(batch, steps, directions, size)
-        _by_position(states_LDBH[1:], outputs_BLDH)
+        _turn(states_LDBH[1:], outputs_BLDH.permute(1, 2, 0, 3))
         return outputs_BLDH.flatten(2), states_LDBH[-1].clone()
 
     @staticmethod
@@ -212,7 +213,7 @@ class _Recurrence(torch.autograd.Function):
             torch.mul(states_LDBH[:-1] - news, updates * (1 - updates), out=factors[..., 1, :])
             torch.mul(to_new, resets, out=factors[..., 2, :])
             totals_LDBH = torch.empty_like(news)
-            _by_step(grad_BLH.reshape(batch, steps, directions, size), totals_LDBH)
+            _turn(grad_BLH.reshape(batch, steps, directions, size).permute(1, 2, 0, 3), totals_LDBH)
             hidden_gates = torch.empty_like(factors)
             carried_DBH, kept_DBH = grad_last_DBH.clone(), torch.empty_like(news[0])
             for total, total_1, factor, update, hidden_gate, hidden_gate_G in zip(
@@ -236,18 +237,14 @@ class _Recurrence(torch.autograd.Function):
             if ctx.needs_input_grad[3]:
                 bias_grad = stacked_DNG.sum(1)
             gates_BLDG = news.new_empty(batch, steps, directions, 3 * size)
-            _by_position(hidden_LDBG[..., : 2 * size], gates_BLDG[..., : 2 * size])
-            _by_position(totals_LDBH.mul_(to_new), gates_BLDG[..., 2 * size :])
+            _turn(hidden_LDBG[..., : 2 * size], gates_BLDG.permute(1, 2, 0, 3)[..., : 2 * size])
+            _turn(totals_LDBH.mul_(to_new), gates_BLDG.permute(1, 2, 0, 3)[..., 2 * size :])
             return gates_BLDG, carried_DBH, weight_grad, bias_grad
 
 
-def _by_step(source_BLD: Tensor, target_LDB: Tensor) -> None:
-    """Copy from positions in the sequence to steps: the backward direction's first step is at the last position."""
-    target_LDB[:, 0] = source_BLD[:, :, 0].transpose(0, 1)
-    target_LDB[:, 1] = source_BLD[:, :, 1].transpose(0, 1).flip(0)
-
-
-def _by_position(source_LDB: Tensor, target_BLD: Tensor) -> None:
-    """Copy from steps back to positions in the sequence."""
-    target_BLD[:, :, 0] = source_LDB[:, 0].transpose(0, 1)
-    target_BLD[:, :, 1] = source_LDB[:, 1].flip(0).transpose(0, 1)
+def _turn(source_LDB: Tensor, target_LDB: Tensor) -> None:
+    """Copy from positions in the sequence to steps, or back: the backward direction's first step is at the last
+    position.
+    """
+    target_LDB[:, 0] = source_LDB[:, 0]
+    target_LDB[:, 1] = source_LDB[:, 1].flip(0)

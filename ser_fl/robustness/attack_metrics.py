@@ -3,8 +3,6 @@
 Legend: N utterances, R runs of a defence.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import fields, replace

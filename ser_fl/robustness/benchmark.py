@@ -3,8 +3,6 @@
 Legend: B utterances, F mel bins, L frames, C classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -30,7 +28,7 @@ from ser_fl.robustness.evaluator import evaluating
 from ser_fl.robustness.foreign import Model, Numbers, check_gradients, foreign_test_set
 from ser_fl.robustness.plan import ADAPTIVE, EOT_SAMPLES, Request, Unit, plan, request_of, subsets_for
 from ser_fl.robustness.recordings import recordings_of
-from ser_fl.robustness.result_cache import Folder, merged
+from ser_fl.robustness.result_cache import ResultCache, merged
 from ser_fl.robustness.runner import OnAttack, run_plan, silent
 from ser_fl.robustness.sanity_checks.probes import probe
 from ser_fl.robustness.sanity_checks.records import check_records
@@ -45,7 +43,9 @@ AttacksAt = Callable[[Sequence[float]], tuple[list[Attack], list[Attack]]]
 
 
 class ModelSettings(TypedDict, total=False):
-    """What may be set for the benchmark of a model, by keyword; `DEFAULTS` holds else."""
+    """What may be set for the benchmark of a model, by keyword; `DEFAULTS` holds else. What is the same of a run is
+    told in `ser_fl.config.robustness.BenchmarkConfig`.
+    """
 
     attacks: object
     """One of these or many: names of the registry or of suites, and mappings such as ``{"name": "bim", "steps": 100}``,
@@ -56,11 +56,10 @@ class ModelSettings(TypedDict, total=False):
     """L-infinity budgets, in the units of the features; "auto" for a curve from where UAR is within two points of clean
     to where it is at most chance (`ser_fl.robustness.curves.epsilons_of_curve`)."""
     defences: Sequence[str | Defence]
-    """Test-time defences that what an attack made is shown to, by name or as `Defence` objects."""
+    """By name or as `Defence` objects."""
     adaptive: object
-    """Attacks, given so too, also made against every defence but "none", in expectation over its randomness."""
+    """Attacks, given so too."""
     eot_samples: int | Literal["exact"]
-    """Draws of the defence that they average over in every step; "exact" for all that there are."""
     box: Box | None
     """The values that features may take; None is the box of a model of `ser_fl.load`, and any values for others."""
     ids: Sequence[str] | None
@@ -70,17 +69,12 @@ class ModelSettings(TypedDict, total=False):
     sexes: Sequence[str | None]
     """Of the speakers, for figures by sex."""
     subsets: Mapping[str, int] | None
-    """Attack names to the size of a balanced subset, for slow attacks, and "adaptive" for all adaptive ones."""
     sweep: bool
-    """Whether an attack goes on at an epsilon where it was at a smaller one, so that robust UAR never rises."""
     drop_broken: bool
-    """Whether attacks are spared the utterances that earlier ones broke."""
     batch_size: int
     seed: int
     backend: Backend
-    """Whose code runs the attacks (`ser_fl.config.robustness.Backend`)."""
     checks: bool
-    """Whether the benchmark examines its own figures (`ser_fl.robustness.sanity_checks`), at the end."""
     on_attack: OnAttack
     """Told of progress: attack, utterances done, utterances in all, and the seconds left."""
 
@@ -107,22 +101,10 @@ DEFAULTS = ModelSettings(
 
 
 def benchmark(model: Model, features: Numbers, labels: Numbers, **settings: Unpack[ModelSettings]) -> CheckedRecords:
-    """Attack any torch classifier of features.
-
-    Args:
-        model: maps features to logits of shape (B, C) (`ser_fl.robustness.foreign.Model`); all runs where it is.
-        features: clean features, of shape (B, F, L) or any other that the model takes, in any real type; cast to
-            float32, in which attacks run, and clipped to the box before anything is measured.
-        labels: true classes as whole numbers, or one-hot; always passed to the attacks.
-        **settings: see `ModelSettings`.
-
-    Returns:
-        Records: "clean", each attack, and "worst_case" per utterance, for every defence.
-
-    Raises:
-        UserError: an unknown attack, defence or setting, an epsilon below 0, an attack that needs a box and has none, a
-            model or arrays that do not fit (`ser_fl.robustness.foreign`), an adaptive attack without gradients, or no
-            defence for it.
+    """Attack any torch classifier of features, where it is; `ser_fl.benchmark` says how. Arguments are as of
+    `ser_fl.robustness.foreign.foreign_test_set`. A `UserError` tells of an unknown attack, defence or setting, an
+    epsilon below 0, an attack that needs a box and has none, a model or arrays that do not fit, an adaptive attack
+    without gradients, or no defence for it.
     """
     for name in settings.keys() - DEFAULTS.keys():
         raise unknown_name("setting", name, DEFAULTS)
@@ -149,8 +131,7 @@ def benchmark(model: Model, features: Numbers, labels: Numbers, **settings: Unpa
         return request.attacks(asked["attacks"], at), request.attacks(asked["adaptive"], at, adaptive=True)
 
     with evaluating(test_set.model), exact_arithmetic():
-        sizes = subsets_for(asked["attacks"], asked["subsets"])
-        attacks, units = _planned(test_set, attacks_at, defences, asked, subsets=sizes, curve=epsilons == "auto")
+        attacks, units = _planned(test_set, attacks_at, defences, asked, curve=epsilons == "auto")
         check_gradients(test_set, [unit.attack for unit in units])
         records = run_plan(test_set, units, defences, drop_broken=asked["drop_broken"], on_attack=on_attack)
         found = CheckedRecords(records)
@@ -200,13 +181,12 @@ def benchmark_run(
             of_features = test_set  # what is kept of its recordings lies there too
             if config.domain == "waveform":
                 test_set = recordings_of(trained, store, test_set, config, run)
-            sizes = subsets_for(config.attacks, config.subsets)
             curve = config.domain == "logmel" and (
                 config.epsilons == "auto" or (config.curve_epsilons == "auto" and bool(config.curve_attacks))
             )
-            attacks, units = _planned(test_set, attacks_at, defences, vars(config), subsets=sizes, curve=curve)
+            attacks, units = _planned(test_set, attacks_at, defences, vars(config), curve=curve)
             # Nothing is refused any more: a benchmark that is leaves the run folder as it was.
-            cache = Folder.of(run, of_features, keeps_adversarials=config.keep_adversarials, fresh=config.fresh)
+            cache = ResultCache.of(run, of_features, keeps_adversarials=config.keep_adversarials, fresh=config.fresh)
             earlier = run.read_attacks()
             records = run_plan(
                 test_set,
@@ -236,7 +216,6 @@ def _planned(
     defences: Sequence[Defence],
     settings: Mapping[str, Any],
     *,
-    subsets: Mapping[str, int],
     curve: bool,
 ) -> tuple[list[Attack], list[Unit]]:
     """Attacks on the bare model, and all units of the benchmark; with a curve its epsilons are looked for first."""
@@ -245,9 +224,8 @@ def _planned(
     if curve:  # what cannot run is told before it is looked for
         plan(test_set, attacks, defences, adaptive=adaptive, eot_samples=draws)
         attacks, adaptive = attacks_at(epsilons_of_curve(test_set))
-    sweep = settings["sweep"]
-    units = plan(test_set, attacks, defences, adaptive=adaptive, eot_samples=draws, subsets=subsets, sweep=sweep)
-    return attacks, units
+    more = {"subsets": subsets_for(settings["attacks"], settings["subsets"]), "sweep": settings["sweep"]}
+    return attacks, plan(test_set, attacks, defences, adaptive=adaptive, eot_samples=draws, **more)
 
 
 def _attacks_of(

@@ -3,8 +3,6 @@
 Legend: N utterances, F mel bins, L frames, R runs of a defence; "..." is whatever is moved.
 """
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -119,7 +117,7 @@ def judge(unit: Unit, made: Crafted, *, leftover: bool = False) -> Outcome:
         library=attack.entry.library,
         knowledge=attack.knowledge_of(unit.expectation),
         domain=part.domain.name,
-        norm=attack.norm,
+        norm="masking" if settings.masked else attack.entry.norm if settings.snr_db is None else "2",
         epsilon=epsilon,
         budget=None if epsilon is None else budget_of(epsilon, attack.entry.norm, part.features_NFL.shape),
         snr_db=settings.snr_db,

@@ -3,8 +3,6 @@
 Legend: B utterances, F mel bins, L frames.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import cache

@@ -3,8 +3,6 @@
 Legend: N utterances, B batch, F mel bins, L frames, C classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice

@@ -5,8 +5,6 @@ Attacks move features of shape (B, F, L). What comes without frames has one, and
 Legend: B and N utterances, F mel bins, L frames, C classes.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections import Counter

@@ -52,48 +52,35 @@ class Request:
             UserError: an unknown attack or setting.
         """
         attacks: dict[object, Attack] = {}
-        for one in listed(given):
-            if isinstance(one, AttackSettings):
-                attacks[one] = registry.build(one)
-            elif isinstance(one, AttackChoice):
-                at = epsilons if one.epsilon is None else (one.epsilon,)
-                attacks |= {settings: registry.build(settings) for settings in self._settings(one, at, adaptive)}
-            else:  # under a name that no other has: records and what is kept go by it
-                own = {(id(one), epsilon): attack_from(one, epsilon) for epsilon in epsilons}
-                others = {attack.settings.name for key, attack in attacks.items() if key not in own}
-                taken = others | registry.ATTACKS.keys()
-                for key, attack in own.items():
-                    name = attack.settings.name
-                    names = (name if number == 1 else f"{name}_{number}" for number in count(1))
-                    free = next(free for free in names if free not in taken)
-                    attacks[key] = replace(attack, settings=replace(attack.settings, name=free))
-        return list(attacks.values())
 
-    def _settings(self, choice: AttackChoice, epsilons: Sequence[float], adaptive: bool) -> list[AttackSettings]:
         def fits(name: str) -> bool:
             entry = registry.ATTACKS[name]
             knows = not adaptive or entry.knowledge == "undefended" or entry.adaptive
             return knows and self.num_classes >= entry.min_classes
 
-        suite = registry.SUITES.get(choice.name)
-        backend = choice.backend or (suite.backend if suite else None) or self.backend
-        found = []
-        for name in registry.expand([choice.name], fits):
-            settable = registry.entry_of(name.removesuffix(UNLABELLED)).settable
-            restarts = self.restarts if choice.restarts is None else choice.restarts
-            found += [
-                AttackSettings(
-                    name=name,
-                    epsilon=epsilon,
-                    steps=choice.steps or (self.steps if "steps" in settable else None),
-                    step_size=choice.step_size,
-                    restarts=restarts if "restarts" in settable else choice.restarts,
-                    labels=choice.labels,
-                    backend="native" if adaptive else backend,
-                )
-                for epsilon in epsilons
-            ]
-        return found
+        for one in listed(given):
+            if isinstance(one, AttackSettings):
+                attacks[one] = registry.build(one)
+            elif not isinstance(one, AttackChoice):
+                attacks |= _own_attacks(one, epsilons, attacks)
+            else:
+                suite = registry.SUITES.get(one.name)
+                backend = one.backend or (suite.backend if suite else None) or self.backend
+                restarts = self.restarts if one.restarts is None else one.restarts
+                for name in registry.expand([one.name], fits):
+                    settable = registry.entry_of(name.removesuffix(UNLABELLED)).settable
+                    for epsilon in epsilons if one.epsilon is None else (one.epsilon,):
+                        settings = AttackSettings(
+                            name=name,
+                            epsilon=epsilon,
+                            steps=one.steps or (self.steps if "steps" in settable else None),
+                            step_size=one.step_size,
+                            restarts=restarts if "restarts" in settable else one.restarts,
+                            labels=one.labels,
+                            backend="native" if adaptive else backend,
+                        )
+                        attacks[settings] = registry.build(settings)
+        return list(attacks.values())
 
     def on_recordings(
         self, choices: Sequence[AttackChoice], snr_dbs: Sequence[float], amplitudes: Sequence[float]
@@ -125,6 +112,18 @@ class Request:
         return list(attacks.values())
 
 
+def _own_attacks(given: object, epsilons: Sequence[float], others: Mapping[object, Attack]) -> dict[object, Attack]:
+    """A caller's own attack at every epsilon, under a name that no other has: records and what is kept go by it."""
+    own: dict[object, Attack] = {(id(given), epsilon): attack_from(given, epsilon) for epsilon in epsilons}
+    taken = {attack.settings.name for key, attack in others.items() if key not in own} | registry.ATTACKS.keys()
+    for key, attack in own.items():
+        name = attack.settings.name
+        names = (name if number == 1 else f"{name}_{number}" for number in count(1))
+        free = next(free for free in names if free not in taken)
+        own[key] = replace(attack, settings=replace(attack.settings, name=free))
+    return own
+
+
 def request_of(config: BenchmarkConfig, num_classes: int) -> Request:
     """What the settings of a benchmark say of all attacks."""
     return Request(num_classes=num_classes, steps=config.steps, restarts=config.restarts, backend=config.backend)
@@ -144,8 +143,13 @@ def listed(given: object) -> list[object]:
 
 
 def subsets_for(given: object, own: Mapping[str, int] | None) -> dict[str, int]:
-    """Sizes of balanced subsets: those that are said, and else those that the suites among the attacks ask for."""
-    return registry.subsets_of([one.name for one in listed(given) if isinstance(one, AttackChoice)]) | dict(own or {})
+    """Sizes of balanced subsets: those that are said, and else those that the suites among the attacks ask for, the
+    larger where two of them differ.
+    """
+    names = [one.name for one in listed(given) if isinstance(one, AttackChoice)]
+    suites = [suite for name, suite in registry.SUITES.items() if name in names]
+    asked = sorted((size, attack) for suite in suites for attack, size in suite.subsets.items())
+    return {attack: size for size, attack in asked} | dict(own or {})
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

@@ -8,8 +8,6 @@ reliably (Vadillo and Santana 2022).
 Legend: N utterances, B of a batch, T samples, F mel bins, L frames.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -6,12 +6,11 @@ whether they were made a moment ago, before a kill, or in an earlier benchmark.
 Legend: N utterances, B of a batch, F mel bins, L frames, R runs of a defence.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from itertools import chain
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from ser_fl.attacks.domains import Crafted
 from ser_fl.defences import Defence
+from ser_fl.devices import CPU
 from ser_fl.errors import UserError, one_line
 from ser_fl.files import record_of, write_bytes, write_json
 from ser_fl.robustness.test_set import TestSet
@@ -86,44 +86,22 @@ class Outcome:
         return torch.tensor(self.votes[defence], dtype=torch.int64)
 
 
-@dataclass(slots=True)
-class Memory:
-    """Keeps outcomes, and adversarial batches of exactly some utterances, by key, until the benchmark ends."""
+@dataclass(slots=True, eq=False)
+class ResultCache:
+    """Keeps outcomes, and adversarial batches of exactly some utterances, by key: in a folder, ``KEY.json`` an outcome,
+    ``KEY/*.safetensors`` its batches, each written whole; or, without one, until the benchmark ends.
+    """
 
-    keeps_adversarials: bool = False
-    """Whether adversarial utterances are to stay when nobody needs them any more."""
-    _outcomes: dict[str, Outcome] = field(default_factory=dict)
-    _batches: dict[str, dict[tuple[str, ...], Crafted]] = field(default_factory=dict)
-
-    def outcome(self, key: str) -> Outcome | None:
-        return self._outcomes.get(key)
-
-    def keep_outcome(self, key: str, outcome: Outcome) -> None:
-        self._outcomes[key] = outcome
-
-    def outcomes(self, but: Collection[str] = ()) -> dict[str, Outcome]:
-        return {key: outcome for key, outcome in self._outcomes.items() if key not in but}
-
-    def batch(self, key: str, ids: Sequence[str]) -> Crafted | None:
-        return self._batches.get(key, {}).get(tuple(ids))
-
-    def keep_batch(self, key: str, ids: Sequence[str], made: Crafted) -> None:
-        self._batches.setdefault(key, {})[tuple(ids)] = made
-
-    def forget_batches(self, key: str) -> None:
-        self._batches.pop(key, None)
-
-
-@dataclass(frozen=True, slots=True)
-class Folder:
-    """`Memory` on disk: ``KEY.json`` an outcome, ``KEY/*.safetensors`` its batches, each written whole."""
-
-    root: Path
-    device: torch.device
+    root: Path | None = None
+    device: torch.device = CPU
     """Where batches go when they are read."""
-    shape_FL: tuple[int, ...]
+    shape_FL: tuple[int, ...] = ()
     """Of an utterance: batches of others are made anew."""
     keeps_adversarials: bool = False
+    """Whether adversarial utterances are to stay when nobody needs them any more."""
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    """To be added to by `keep_outcome`; those of the folder are read at once, but for damaged ones."""
+    _batches: dict[str, dict[tuple[str, ...], Crafted]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, run: RunFolder, test_set: TestSet, *, keeps_adversarials: bool = False, fresh: bool = False) -> Self:
@@ -146,27 +124,29 @@ class Folder:
             write_json(root / "test_set.json", {"weights": weights, "speech": test_set.speech})
         return cls(root, features_NFL.device, tuple(features_NFL.shape[1:]), keeps_adversarials)
 
-    def outcome(self, key: str) -> Outcome | None:
-        content = _read(self.root / f"{key}.json")
-        if content.pop("schema", None) != OUTCOME_SCHEMA or content.keys() != {entry.name for entry in fields(Outcome)}:
-            return None
-        try:
-            outcome = record_of(Outcome, content)
-        except ValueError:
-            return None
-        votes = (runs for kind in (outcome.votes, outcome.written_votes) for runs in kind.values())
-        rows = (outcome.l2_N, outcome.linf_N, *outcome.measured.values(), *(run for runs in votes for run in runs))
-        return outcome if all(len(row) == len(outcome.ids) for row in rows) else None
+    def __post_init__(self) -> None:
+        names = {entry.name for entry in fields(Outcome)}
+        for file in sorted(self.root.glob("*.json")) if self.root else ():
+            content = _read(file)
+            if content.pop("schema", None) != OUTCOME_SCHEMA or content.keys() != names:
+                continue
+            with suppress(ValueError):
+                outcome = record_of(Outcome, content)
+                votes = chain(*outcome.votes.values(), *outcome.written_votes.values())
+                rows = (outcome.l2_N, outcome.linf_N, *outcome.measured.values(), *votes)
+                if all(len(row) == len(outcome.ids) for row in rows):
+                    self.outcomes[file.stem] = outcome
 
     def keep_outcome(self, key: str, outcome: Outcome) -> None:
-        content = {"schema": OUTCOME_SCHEMA, **asdict(outcome)}
-        write_bytes(self.root / f"{key}.json", (json.dumps(content) + "\n").encode())
-
-    def outcomes(self, but: Collection[str] = ()) -> dict[str, Outcome]:
-        read = {file.stem: self.outcome(file.stem) for file in sorted(self.root.glob("*.json")) if file.stem not in but}
-        return {key: outcome for key, outcome in read.items() if outcome is not None}
+        self.outcomes[key] = outcome
+        if self.root is not None:
+            content = {"schema": OUTCOME_SCHEMA, **asdict(outcome)}
+            write_bytes(self.root / f"{key}.json", (json.dumps(content) + "\n").encode())
 
     def batch(self, key: str, ids: Sequence[str]) -> Crafted | None:
+        """What was kept of these utterances; None where nothing was, or it is damaged."""
+        if self.root is None:
+            return self._batches.get(key, {}).get(tuple(ids))
         name = digest_of(json.dumps(list(ids)), size=8)
         try:
             with safe_open(self.root / key / f"{name}.safetensors", framework="pt") as file:
@@ -181,6 +161,9 @@ class Folder:
         return crafted if fits and all(len(value_N) == len(ids) for value_N in tensors.values()) else None
 
     def keep_batch(self, key: str, ids: Sequence[str], made: Crafted) -> None:
+        if self.root is None:
+            self._batches.setdefault(key, {})[tuple(ids)] = made
+            return
         cost = {name: getattr(made, name) for name in ("forward_passes", "backward_passes", "seconds")}
         metadata = {"ids": json.dumps(list(ids)), "cost": json.dumps(cost)}
         tensors = {**made.figures, _SHOWN: made.adversarial_NFL}
@@ -191,11 +174,9 @@ class Folder:
         write_bytes(file, save_tensors(whole, metadata=metadata))
 
     def forget_batches(self, key: str) -> None:
-        shutil.rmtree(self.root / key, ignore_errors=True)
-
-
-ResultCache = Memory | Folder
-"""Where outcomes and adversarial batches are kept."""
+        self._batches.pop(key, None)
+        if self.root is not None:
+            shutil.rmtree(self.root / key, ignore_errors=True)
 
 
 def _is_of_others(earlier: SpeechRecord | None, now: SpeechRecord | None) -> bool:

@@ -13,8 +13,6 @@ never rises with epsilon.
 Legend: N utterances, F mel bins, L frames, R runs of a defence.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +29,7 @@ from ser_fl.defences import Defence
 from ser_fl.robustness.attack_metrics import Bench
 from ser_fl.robustness.crafting import craft, judge
 from ser_fl.robustness.plan import Unit
-from ser_fl.robustness.result_cache import Memory, Outcome, ResultCache, digest_of
+from ser_fl.robustness.result_cache import Outcome, ResultCache, digest_of
 from ser_fl.robustness.test_set import TestSet, rows_of
 from ser_fl.runs.records import AttackRecord
 
@@ -45,8 +43,47 @@ class OnAttack(Protocol):
     def __call__(self, name: str, done: int, total: int, seconds_left: float | None = None) -> None: ...
 
 
-def silent(name: str, done: int, total: int, seconds_left: float | None = None) -> None:
-    """Tells nobody."""
+silent: OnAttack = lambda name, done, total, seconds_left=None: None  # noqa: E731
+"""Tells nobody."""
+
+
+class BenchmarkProgress:
+    """Counts utterances and seconds, and tells of them. What is left is estimated from what an utterance has cost in
+    the same attack; before it has run, from its steps, restarts and draws, at the pace of the others.
+    """
+
+    def __init__(self, units: Sequence[Unit], on_attack: OnAttack) -> None:
+        self._on_attack = on_attack
+        self._left = {unit: len(unit.part) for unit in units}
+        self._total = sum(self._left.values())
+        self._gradients = {
+            unit: (settings.steps or 1) * max(settings.restarts or 1, 1) * max(unit.eot_samples, 1)
+            for unit, settings in ((unit, unit.attack.settings) for unit in units)
+        }
+        """Roughly how much work an utterance is."""
+        self._spent: dict[tuple[str, str | None], tuple[float, float]] = {}
+
+    def count(self, unit: Unit, utterances: int, seconds: float = 0.0) -> None:
+        """Some utterances of a unit are done; 0 seconds are no measure of anything, and nothing at all where they are
+        looked up again for a larger epsilon. The seconds left are None before anything was measured, unless nothing is
+        left.
+        """
+        if unit.outcome is not None and not seconds:
+            return
+        self._left[unit] = max(0, self._left[unit] - utterances)
+        if seconds:
+            kind = unit.attack.name, unit.adaptive_to
+            before, work = self._spent.get(kind, (0.0, 0.0))
+            self._spent[kind] = before + seconds, work + utterances * self._gradients[unit]
+        left = sum(self._left.values())
+        seconds_left = None if left else 0.0
+        if left and self._spent:
+            usual, seconds_left = tuple(map(sum, zip(*self._spent.values(), strict=True))), 0.0
+            for waiting, utterances in self._left.items():
+                spent, work = self._spent.get((waiting.attack.name, waiting.adaptive_to), usual)
+                seconds_left += utterances * self._gradients[waiting] * spent / work
+        label = f"{unit.attack.name} at {unit.attack.settings.budget}" + (", adaptive" if unit.expectation else "")
+        self._on_attack(label, self._total - left, self._total, seconds_left)
 
 
 def run_plan(
@@ -75,7 +112,7 @@ def run_plan(
         For every defence a record "clean", one an attack and, with two attacks or more, "worst_case" for every budget:
             of all outcomes that the cache has, those of earlier benchmarks included.
     """
-    cache = Memory() if cache is None else cache
+    cache = cache or ResultCache()
     bench = Bench(test_set, defences)
     progress = BenchmarkProgress(units, on_attack)
     work = _Work(bench=bench, cache=cache, drop_broken=drop_broken, units=units, progress=progress)
@@ -86,7 +123,7 @@ def run_plan(
         records += bench.records_of(outcome, now.values())
         on_records(list(records))
     earlier = sorted(
-        cache.outcomes(but=now).values(),
+        (outcome for key, outcome in cache.outcomes.items() if key not in now),
         key=lambda outcome: (outcome.attack, outcome.adaptive_to or "", outcome.epsilon or 0.0),
     )
     outcomes = [outcome for outcome in (*earlier, *now.values()) if outcome.domain == test_set.domain.name]
@@ -106,7 +143,7 @@ class _Work:
         self.progress.count(unit, 0)
         self._begin(unit)
         part, keeps = unit.part, self.cache.keeps_adversarials
-        known = self.cache.outcome(unit.key)
+        known = self.cache.outcomes.get(unit.key)
         if (
             known is None
             or not all(map(known.was_shown_to, unit.shown_to))
@@ -124,12 +161,12 @@ class _Work:
                 adversarials_kept=keeps or (known is not None and known.adversarials_kept),
             )
             self.cache.keep_outcome(unit.key, known)
+        self.progress.count(unit, len(self.bench.test_set))  # whatever was counted, it is done
         unit.outcome = known
         waiting = {needed for other in self.units if other.outcome is None for needed in (other.before, other.shares)}
         for other in self.units:
             if other.outcome is not None and not other.outcome.adversarials_kept and other not in waiting:
                 self.cache.forget_batches(other.key)
-        self.progress.count(unit, len(self.bench.test_set))  # whatever was counted, it is done
         return known
 
     def _begin(self, unit: Unit) -> None:
@@ -183,10 +220,6 @@ class _Work:
             assert unit.before is not None
             return of_smaller().adversarial_NFL[rows_of(unit.before.part.ids, [part.ids[row] for row in rows])]
 
-        def told(utterances: int, seconds: float) -> None:
-            if unit.outcome is None or seconds:  # else looked up again for a larger epsilon
-                self.progress.count(unit, utterances, seconds)
-
         pieces: list[Crafted] = []
         if unit.carried:  # kept under this key too, so that a sweep looks one step back only
             ids = [part.ids[row] for row in unit.carried]
@@ -206,7 +239,7 @@ class _Work:
                         start=start,
                         cache=self.cache,
                         key=unit.key,
-                        on_batch=told,
+                        on_batch=partial(self.progress.count, unit),
                     )
                 )
         return Crafted.join(pieces, [*unit.carried, *unit.warm, *unit.cold], part.features_NFL[:0])
@@ -223,39 +256,3 @@ class _Work:
             now_RN[:, rows] = torch.where(then_RN == labels_N, now_RN[:, rows], then_RN)
             votes[name] = tuple(map(tuple, now_RN.tolist()))
         return replace(found, votes=votes)
-
-
-class BenchmarkProgress:
-    """Counts utterances and seconds, and tells of them. What is left is estimated from what an utterance has cost in
-    the same attack; before it has run, from its steps, restarts and draws, at the pace of the others.
-    """
-
-    def __init__(self, units: Sequence[Unit], on_attack: OnAttack) -> None:
-        self._on_attack = on_attack
-        self._left = {unit: len(unit.part) for unit in units}
-        self._total = sum(self._left.values())
-        self._gradients = {
-            unit: (settings.steps or 1) * max(settings.restarts or 1, 1) * max(unit.eot_samples, 1)
-            for unit, settings in ((unit, unit.attack.settings) for unit in units)
-        }
-        """Roughly how much work an utterance is."""
-        self._spent: dict[tuple[str, str | None], tuple[float, float]] = {}
-
-    def count(self, unit: Unit, utterances: int, seconds: float = 0.0) -> None:
-        """Some utterances of a unit are done; 0 seconds are no measure of anything. The seconds left are None before
-        anything was measured, unless nothing is left.
-        """
-        self._left[unit] = max(0, self._left[unit] - utterances)
-        if seconds:
-            kind = unit.attack.name, unit.adaptive_to
-            before, work = self._spent.get(kind, (0.0, 0.0))
-            self._spent[kind] = before + seconds, work + utterances * self._gradients[unit]
-        left = sum(self._left.values())
-        seconds_left = None if left else 0.0
-        if left and self._spent:
-            usual, seconds_left = tuple(map(sum, zip(*self._spent.values(), strict=True))), 0.0
-            for waiting, utterances in self._left.items():
-                spent, work = self._spent.get((waiting.attack.name, waiting.adaptive_to), usual)
-                seconds_left += utterances * self._gradients[waiting] * spent / work
-        label = f"{unit.attack.name} at {unit.attack.settings.budget}" + (", adaptive" if unit.expectation else "")
-        self._on_attack(label, self._total - left, self._total, seconds_left)

@@ -9,8 +9,6 @@ model the figure is the white-box one.
 Legend: N utterances, F mel bins, L frames.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import time

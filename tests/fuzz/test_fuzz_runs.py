@@ -23,7 +23,7 @@ from ser_fl.report.panels import draw_figures
 from ser_fl.report.reader import read_run
 from ser_fl.report.tables import summary_table
 from ser_fl.robustness.benchmark import benchmark_run
-from ser_fl.robustness.result_cache import Folder
+from ser_fl.robustness.result_cache import ResultCache
 from ser_fl.runs.folder import RunFolder
 
 
@@ -261,7 +261,7 @@ def test_models_and_checkpoints(explore: Callable[..., None], num_cases: int, re
             assert all(type(size) is int and size >= 0 for size in committed.lengths.values())
         result_or_line(tracked_run, RunFolder(folder).checkpoint)
         for test_set in RunFolder(folder).outcomes.glob("*"):
-            result_or_line(Folder(test_set, torch.device("cpu"), (1, 1)).outcomes)
+            result_or_line(ResultCache, test_set, torch.device("cpu"), (1, 1))
 
     def read_one(damage: tuple[str, bytes | None]) -> None:
         damaged.with_file(*damage, read)

@@ -1,7 +1,5 @@
 """Any evasion attack of ART by its class name, ``art:ClassName``, its keyword arguments filled from our settings."""
 
-from __future__ import annotations
-
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 
 from ser_fl.attacks.art.estimator import classifier_of, clip_values_of, generated, import_art, right_when_clean
 from ser_fl.attacks.attack import Entry, Problem
-from ser_fl.attacks.step_size import default_step_size
+from ser_fl.attacks.step_size import STEPS_TO_THE_EDGE
 from ser_fl.attacks.threat_model import budget_of
 from ser_fl.devices import seeded_streams
 from ser_fl.errors import UserError, unknown_name
@@ -95,7 +93,7 @@ def entry_of(name: str) -> Entry:
         norm="inf" if in_linf and "l2" not in traits else "2",
         knowledge=next((word for word in ("score", "decision") if word in traits), "undefended"),
         steps=accepted["max_iter"].default if "max_iter" in accepted else None,
-        step_size=default_step_size if "eps_step" in accepted else None,
+        steps_to_edge=STEPS_TO_THE_EDGE if "eps_step" in accepted else None,
         restarts=None,
         settable=frozenset(ours for ours, word in words.items() if word in accepted),
         minimal=True,

@@ -12,8 +12,6 @@ Legend: B utterances, N some of them, F mel bins, L frames, C classes. ART sees 
 F, L).
 """
 
-from __future__ import annotations
-
 import logging
 import logging.config
 from collections.abc import Callable
@@ -97,7 +95,7 @@ def classifier_of(
     from art.estimators.classification import PyTorchClassifier
 
     device = problem.clean.device
-    hidden = HiddenNetwork(problem.target, device, to_features)
+    hidden = HiddenNetwork(problem, device, to_features)
     estimator = PyTorchClassifier(
         model=hidden,
         loss=nn.CrossEntropyLoss(),
@@ -131,7 +129,7 @@ def generated(attack: Any, problem: Problem, **words: Any) -> Tensor:
 
 def right_when_clean(problem: Problem) -> Tensor:
     """Rows of the utterances that the model gets right without an attack, shape (N,); ever, where it is randomised."""
-    return problem.target.right(problem.clean, problem.labels_B).nonzero().flatten()
+    return problem.right(problem.clean, problem.labels_B).nonzero().flatten()
 
 
 def clip_values_of(box: Box, *, scalar: bool = False) -> ClipValues | None:
@@ -145,65 +143,56 @@ def clip_values_of(box: Box, *, scalar: bool = False) -> ClipValues | None:
     return (float(lower.min()), float(upper.max())) if scalar else (lower, upper)
 
 
-def craft_fgsm(problem: Problem) -> Tensor:
-    """ART's FastGradientMethod: one step of epsilon from the clean utterance."""
-    return _made_by("FastGradientMethod", problem)
+def _climb(class_name: str, problem: Problem) -> Tensor:
+    """What a class that steps along gradients finds from each start, until one succeeds, chosen as `pgd.descend` does.
 
-
-def _iterate(class_name: str, problem: Problem) -> Tensor:
-    """What an iterated class finds from each start, until one succeeds, chosen as `pgd.descend` does."""
-    starts = problem.starts(problem.ball)
+    It runs on a PyTorchClassifier that answers no more than it needs. In expectation its gradient is `Target.answer`'s,
+    of the whole batch at once.
+    """
+    settings, single = problem.settings, class_name == "FastGradientMethod"
+    words = {} if single else {"eps_step": settings.step_size, "max_iter": settings.steps, "verbose": False}
+    starts = [problem.clean] if single else problem.starts(problem.ball)
 
     def ascend(rows_N: Tensor | None, restart: int) -> Tensor:
-        part, start, steps = problem, starts[restart], problem.steps
+        part, start = problem, starts[restart]
         if rows_N is not None:
             part, start = problem.subset(rows_N), start[rows_N]
-        words: dict[str, Any] = {"eps_step": problem.settings.step_size, "max_iter": steps, "verbose": False}
-        return _made_by(class_name, part, start_NFL=start, first_step=restart * steps, **words)
+        estimator = classifier_of(replace(part, expectation=None), clip_values_of(part.box))
+        # For a success rate that only ART's log would see it asks for predictions: two passes an utterance.
+        estimator.predict = lambda images, **_: np.zeros((len(images), part.num_classes), np.float32)
+        steps = count(restart * problem.steps)  # numbers of a randomised model's draws
 
-    held = None if problem.start_BFL is None else problem.box.clip(problem.start_BFL.detach().clone())
-    return best_of_starts(problem.target, problem.labels_B, len(starts), ascend, incumbent=held)
+        def expected_gradient(x: Any, y: Any) -> Any:
+            moved_BFL = torch.as_tensor(x, device=part.labels_B.device)[:, 0]
+            gradient_B1FL = part.answer(moved_BFL, part.labels_B, cross_entropy, step=next(steps)).gradient[:, None]
+            return gradient_B1FL if isinstance(x, Tensor) else gradient_B1FL.cpu().numpy()
 
-
-craft_bim = partial(_iterate, "BasicIterativeMethod")
-craft_pgd = partial(_iterate, "ProjectedGradientDescentPyTorch")
-
-
-def _made_by(
-    class_name: str, problem: Problem, start_NFL: Tensor | None = None, first_step: int = 0, **words: Any
-) -> Tensor:
-    """What a class makes on a PyTorchClassifier that answers no more than it needs.
-
-    Its gradient is `Target.answer`'s, of the whole batch at once. ``first_step`` is the number of the first step's
-    draws of a randomised model; ``words`` are other arguments of the class.
-    """
-    estimator = classifier_of(replace(problem, expectation=None), clip_values_of(problem.box))
-    # For a success rate that only ART's log would see it asks for predictions: two passes an utterance.
-    estimator.predict = lambda images, **_: np.zeros((len(images), problem.num_classes), np.float32)
-    target, labels_B, steps = problem.target, problem.labels_B, count(first_step)
-
-    def expected_gradient(x: Any, y: Any) -> Any:
-        moved_BFL = torch.as_tensor(x, device=labels_B.device)[:, 0]
-        gradient_B1FL = target.answer(moved_BFL, labels_B, cross_entropy, step=next(steps)).gradient[:, None]
-        return gradient_B1FL if isinstance(x, Tensor) else gradient_B1FL.cpu().numpy()
-
-    if problem.expectation is not None:
-        estimator.loss_gradient = expected_gradient
-    kind = getattr(import_art(), class_name)
-    attack = kind(estimator, eps=problem.settings.epsilon, batch_size=len(problem.keys_B), **words)
-    if start_NFL is not None:
-        # ART 1.20.1 knows two starts only: the input, and a random one. Its HopSkipJump takes an ``x_adv_init``; a PGD
-        # that did would make this hook needless, and a test fails.
-        start_N1FL, pgd = problem.box.clip(start_NFL.detach())[:, None], getattr(attack, "_attack", attack)
-        plain = pgd._compute_pytorch
-        pgd._compute_pytorch = lambda moved_N1FL, *others: plain(
-            start_N1FL if pgd._i_max_iter == 0 else moved_N1FL, *others
+        if part.expectation is not None:
+            estimator.loss_gradient = expected_gradient
+        attack = getattr(import_art(), class_name)(
+            estimator, eps=settings.epsilon, batch_size=len(part.keys_B), **words
         )
-    lower_F1, upper_F1, movable = problem.box.lower_F1, problem.box.upper_F1, None
-    if lower_F1 is not None and upper_F1 is not None and not bool((lower_F1 < upper_F1).all()):
-        # ART's own bounds cannot meet (`clip_values_of`).
-        movable = (lower_F1 < upper_F1).expand_as(problem.clean)[:, None].float().cpu().numpy()
-    return generated(attack, problem, mask=movable)
+        if not single:
+            # ART 1.20.1 knows two starts only: the input, and a random one. Its HopSkipJump takes an ``x_adv_init``; a
+            # PGD that did would make this hook needless, and a test fails.
+            start_N1FL, pgd = part.box.clip(start.detach())[:, None], getattr(attack, "_attack", attack)
+            plain = pgd._compute_pytorch
+            pgd._compute_pytorch = lambda moved_N1FL, *others: plain(
+                start_N1FL if pgd._i_max_iter == 0 else moved_N1FL, *others
+            )
+        lower_F1, upper_F1, movable = part.box.lower_F1, part.box.upper_F1, None
+        if lower_F1 is not None and upper_F1 is not None and not bool((lower_F1 < upper_F1).all()):
+            # ART's own bounds cannot meet (`clip_values_of`).
+            movable = (lower_F1 < upper_F1).expand_as(part.clean)[:, None].float().cpu().numpy()
+        return generated(attack, part, mask=movable)
+
+    held = None if single or problem.start_BFL is None else problem.box.clip(problem.start_BFL.detach().clone())
+    return best_of_starts(problem, problem.labels_B, len(starts), ascend, incumbent=held)
+
+
+craft_fgsm = partial(_climb, "FastGradientMethod")
+craft_bim = partial(_climb, "BasicIterativeMethod")
+craft_pgd = partial(_climb, "ProjectedGradientDescentPyTorch")
 
 
 def craft_mim(problem: Problem) -> Tensor:
@@ -243,5 +232,5 @@ def craft_deepfool(problem: Problem) -> Tensor:
     adversarial_BFL[right_N] = generated(attack, part)
     inside_BFL = problem.box.clip(adversarial_BFL)
     with torch.no_grad():
-        wrong_B = problem.target(inside_BFL).argmax(1) != problem.labels_B
+        wrong_B = problem(inside_BFL).argmax(1) != problem.labels_B
     return torch.where(wrong_B[:, None, None], inside_BFL, problem.clean)

@@ -6,8 +6,6 @@ Used like ART's own: ``CarliniWagnerL2(classifier).generate(x, y)``. Importing t
 Legend: B inputs, N some of them; whatever follows B is an input: features, samples or pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

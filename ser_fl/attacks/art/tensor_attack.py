@@ -3,8 +3,6 @@
 Legend: B inputs, N some of them; whatever follows is their shape.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 from abc import abstractmethod

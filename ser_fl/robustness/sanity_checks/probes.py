@@ -5,8 +5,6 @@ They question the bare classifier: where its attacks do not work, none on a defe
 Legend: N utterances of the subset, S of them still recognised, B batch, F mel bins, L frames, C classes.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -326,7 +324,7 @@ def _features_under(test_set: TestSet, attack: Attack) -> Tensor:
     adversarial_NFL = torch.empty_like(test_set.features_NFL)
     for rows, problem in _batches(test_set, attack.settings, whole=attack.entry.whole_set):
         with torch.no_grad():
-            adversarial_NFL[rows] = problem.target.features(attack.craft(problem))
+            adversarial_NFL[rows] = problem.features(attack.craft(problem))
     return adversarial_NFL
 
 
@@ -337,7 +335,7 @@ def _largest_gradients(test_set: TestSet, loss: Loss) -> Tensor:
     largest_N = torch.empty(len(test_set), device=test_set.labels_N.device)
     for rows, problem in _batches(test_set, AttackSettings(name="gradient", epsilon=0.0)):
         with attacked(test_set.model):
-            gradient = problem.target.answer(problem.clean, problem.labels_B, loss).gradient
+            gradient = problem.answer(problem.clean, problem.labels_B, loss).gradient
         largest_N[rows] = gradient.flatten(1).abs().amax(1)
     return largest_N
 
@@ -353,7 +351,7 @@ def _broken_by_a_step(test_set: TestSet, settings: AttackSettings, *, draw: int 
         with attacked(test_set.model):
             ball = problem.ball
             if draw is None:
-                along = problem.target.answer(clean, problem.labels_B, cross_entropy).gradient.nan_to_num(nan=0.0)
+                along = problem.answer(clean, problem.labels_B, cross_entropy).gradient.nan_to_num(nan=0.0)
             else:
                 streams = problem.streams("signs", draw)
                 signs = torch.stack([torch.randint(2, clean.shape[1:], generator=stream) for stream in streams])
@@ -361,7 +359,7 @@ def _broken_by_a_step(test_set: TestSet, settings: AttackSettings, *, draw: int 
                 along = along if own is None else own(clean + along) - clean
         moved = problem.box.clip(clean + per_utterance(ball.radius_B, along) * ball.steepest(along))
         with torch.no_grad():
-            features = problem.target.features(moved if own is None else own(moved))
+            features = problem.features(moved if own is None else own(moved))
             broken_N[rows] = test_set.model(features).argmax(1) != problem.labels_B
     return broken_N
 

@@ -2,8 +2,6 @@
 where they differ by more than half a point of UAR, and by more than one utterance can.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
