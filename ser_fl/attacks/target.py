@@ -7,13 +7,11 @@ Legend: B utterances, N some of them, C classes, F mel bins, L frames, K draws; 
 `to_features` maps to them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -226,27 +224,25 @@ class BestAdversarial(Rows):
     loss_B: Tensor
 
     @classmethod
-    def of(
-        cls, target: Target, inputs: Tensor, labels_B: Tensor, *, loss: Loss = margin, step: int = 0
-    ) -> BestAdversarial:
+    def of(cls, target: Target, inputs: Tensor, labels_B: Tensor, *, loss: Loss = margin, step: int = 0) -> Self:
         """These inputs, by one forward pass an utterance and draw."""
         loss_B, right_B = target.score(inputs, labels_B, loss, step=step)
         return cls(inputs, right_B, loss_B)
 
-    def or_better(self, other: BestAdversarial) -> BestAdversarial:
+    def or_better(self, other: Self) -> Self:
         """The better of the two for each utterance; this one where they are equal."""
         fewer_B = self.right_B - other.right_B
         better_B = (fewer_B > _ALIKE) | ((fewer_B >= -_ALIKE) & (other.loss_B > self.loss_B))
-        return BestAdversarial(*either(better_B, other.parts, self.parts))
+        return type(self)(*either(better_B, other.parts, self.parts))
 
     @property
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.inputs, self.right_B, self.loss_B
 
-    def with_better(self, rows_N: Tensor, other: BestAdversarial) -> BestAdversarial:
+    def with_better(self, rows_N: Tensor, other: Self) -> Self:
         best = self.subset(rows_N).or_better(other)
         pairs = zip(self.parts, best.parts, strict=True)
-        return BestAdversarial(*(part.index_copy(0, rows_N, new) for part, new in pairs))
+        return type(self)(*(part.index_copy(0, rows_N, new) for part, new in pairs))
 
     def unbroken(self) -> Tensor:
         """Rows of the utterances that the model still recognises, or may."""

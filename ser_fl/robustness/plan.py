@@ -3,8 +3,6 @@
 Legend: N utterances.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -166,9 +164,9 @@ class Unit:
     """The name of that one."""
     eot_samples: int = 0
     """Draws of that one that every answer of the model is averaged over."""
-    before: Unit | None = None
+    before: "Unit | None" = None
     """The same at the next smaller epsilon, in a sweep."""
-    shares: Unit | None = None
+    shares: "Unit | None" = None
     """The same at another budget, whose adversarial utterances are held against this budget too."""
     key: str = ""
     """Under which its work is kept, from its turn on; so the rows."""

@@ -3,13 +3,12 @@
 Legend: N utterances, F mel bins, L frames.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +56,7 @@ class TestSet:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def to(self, device: torch.device) -> TestSet:
+    def to(self, device: torch.device) -> Self:
         """The model itself moves there."""
         return replace(
             self,
@@ -67,13 +66,13 @@ class TestSet:
             box=self.box.to(device),
         )
 
-    def subset(self, size: int | None) -> TestSet:
+    def subset(self, size: int | None) -> Self:
         """A fixed subset of about ``size`` utterances, spread evenly over the emotions; all where it is None."""
         if size is None or size >= len(self):
             return self
         return self.take(balanced_rows(self.labels_N.tolist(), self.ids, size, self.seed))
 
-    def take(self, rows: Sequence[int]) -> TestSet:
+    def take(self, rows: Sequence[int]) -> Self:
         rows = list(rows)  # a tuple would index dimensions
         if rows == list(range(len(self))):
             return self

@@ -2,8 +2,6 @@
 here loads torch, so that a report can read it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -68,9 +66,9 @@ class SanityReport:
         doubts = tuple(chain.from_iterable(found.values()))
         return cls(doubts=doubts, passed=tuple(name for name in found if not found[name]), not_checked=not_checked)
 
-    def __add__(self, other: SanityReport) -> SanityReport:
+    def __add__(self, other: Self) -> Self:
         """Both, where each made checks of its own."""
-        return SanityReport(
+        return type(self)(
             doubts=self.doubts + other.doubts,
             passed=self.passed + other.passed,
             not_checked={**self.not_checked, **other.not_checked},
