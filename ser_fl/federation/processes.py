@@ -254,7 +254,8 @@ def work(connection: Connection, device: torch.device) -> None:
             connection.send(f"{type(error).__name__}: {error}")
             return
         connection.send(None)
-        with current(device):  # else pinned memory would belong to the first GPU, and take room there
+        # Else pinned memory would belong to the first GPU, and take room there.
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             while True:
                 task, is_new = connection.recv()
                 if is_new:
