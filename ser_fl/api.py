@@ -147,7 +147,7 @@ def train(
         return Run(launch(config, own, hooks).root)
     devices_of(config.executor.accelerator)  # refuses hardware that is not there before anything is written
     with open_run(config) as (run, checkpoint), threads_limited_to(config.executor.threads), exact_arithmetic():
-        first = FirstRun.of(config, own.network) if checkpoint is None else None
+        first = FirstRun.of(config, own.network) if config.init_from and checkpoint is None else None
         prepared = prepare(config, hooks.on_features)
         if first is not None:
             first.warn_of(prepared, config)

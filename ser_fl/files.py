@@ -175,6 +175,19 @@ def from_safetensors(content: bytes) -> dict[str, Tensor]:
     return {name: tensors[name] for name in sorted(tensors)}
 
 
+def flattened(states: Mapping[str, Any], above: str = "") -> dict[str, Tensor]:
+    """Tensors by the path to each, with slashes, from tensors, states, states of states and so on by name."""
+    flat: dict[str, Tensor] = {}
+    for name, value in states.items():
+        flat |= flattened(value, f"{above}{name}/") if isinstance(value, dict) else {f"{above}{name}": value}
+    return flat
+
+
+def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
 def check_same_form(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Refuse, by a ValueError that gives the first name, other than the same names, shapes and types."""
     found, wanted = (

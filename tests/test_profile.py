@@ -209,7 +209,7 @@ def test_clients_and_their_parts_share_a_stopwatch_after_the_way_to_a_worker(set
 def test_without_profile_nothing_is_measured(settings: Callable[..., Config]) -> None:
     config = settings()
     clients = Clients(config, prepare(config))
-    assert clients.watch is RunProfile(config).watch is UNWATCHED
+    assert clients.watch is UNWATCHED
     assert isinstance(clients.trainers._new().profiler, PassThroughProfiler)  # type: ignore[attr-defined]
     assert UNWATCHED.read() == {}
 

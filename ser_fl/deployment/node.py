@@ -99,11 +99,8 @@ class Node(Daemons):
 
     def watch(self, tell: Callable[[str], None] = lambda line: None) -> None:
         """Stay, and start again what ends by itself, as a SuperNode may while the link is away. ``tell`` is called with
-        what has ended before that, and once the link has accepted it.
-
-        Raises:
-            UserError: the link refuses its key now.
-            DaemonStopped: it ends by itself again before the link accepts it.
+        what has ended before that, and once the link has accepted it. A `UserError` says that the link refuses its key
+        now, `DaemonStopped` that it ends by itself again before the link accepts it.
         """
         while True:
             if ended := next((daemon for daemon in self._daemons if not daemon.runs), None):

@@ -15,7 +15,7 @@ from ser_fl.config.schema import Config
 from ser_fl.config.training import OptimiserConfig
 from ser_fl.errors import UserError
 from ser_fl.federation.aggregation import Aggregation, WeightedMean
-from ser_fl.files import check_same_form
+from ser_fl.files import check_same_form, flattened
 from ser_fl.runs.records import ClientUpdate, State
 
 GLOBAL = "global"
@@ -83,13 +83,7 @@ class Algorithm:
 
     def state_dict(self) -> State:
         """All that the next round depends on."""
-        kinds = {"model": self.models, "carried": self.carried}
-        return {
-            f"{kind}/{owner}/{name}": tensor
-            for kind, states in kinds.items()
-            for owner, state in states.items()
-            for name, tensor in state.items()
-        }
+        return flattened({"model": self.models, "carried": self.carried})
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from there, after `start`; a `ValueError` names what differs: algorithm, clients or network."""
@@ -157,12 +151,8 @@ class FedAdam(Algorithm):
         return self.full_learning_rate * (1.0 if self.schedule is None else self.schedule(round_number))
 
     def step(self, received: State, average: State, round_number: int) -> State:
-        rate, model, momentum, second = (
-            self.learning_rate(round_number),
-            dict(average),
-            self.momentum,
-            self.second_momentum,
-        )
+        rate, model = self.learning_rate(round_number), dict(average)
+        momentum, second = self.momentum, self.second_momentum
         exp_avg, exp_avg_sq = self.carried["exp_avg"], self.carried["exp_avg_sq"]
         for name in exp_avg:
             change = average[name] - received[name]

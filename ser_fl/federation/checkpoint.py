@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from ser_fl.config.resumable import differing, fixed_settings
 from ser_fl.config.schema import Config, Precision, dump
 from ser_fl.errors import UserError, shown
-from ser_fl.federation.server import Committed, Server, below
-from ser_fl.files import check_same_form, from_safetensors, to_safetensors, write_bytes, write_json
+from ser_fl.federation.server import Committed, Server
+from ser_fl.files import below, check_same_form, flattened, from_safetensors, to_safetensors, write_bytes, write_json
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.lock import claimed
 from ser_fl.runs.records import State
@@ -141,8 +141,7 @@ def save_checkpoint(folder: Path, server: Server, config: Mapping[str, Any]) -> 
     write_bytes(folder / current, to_safetensors(server.state_dict()))
     # A run that was killed before its first commit may have left a file of this name.
     if server.best_round == server.round or not (folder / best).exists():
-        selected = {f"{owner}/{name}": t for owner, state in server.best.items() for name, t in state.items()}
-        write_bytes(folder / best, to_safetensors(selected))
+        write_bytes(folder / best, to_safetensors(flattened(server.best)))
     said = {each.name: getattr(server, each.name) for each in fields(Committed)}
     write_json(folder / "latest.json", {"schema": SCHEMA, **said, "files": files, "config": config})
     for file in folder.iterdir():  # earlier rounds, and what a killed write left

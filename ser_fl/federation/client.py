@@ -32,6 +32,7 @@ from ser_fl.models.networks import build_network
 from ser_fl.randomness import derive_seed, generator
 from ser_fl.robustness.evaluator import Perturb, confusions_of
 from ser_fl.runs.records import ClientFailure, ClientUpdate, Outcome, State
+from ser_fl.stopwatch import UNWATCHED
 from ser_fl.training.objectives import OBJECTIVES, ClientRound, balanced_weights
 from ser_fl.training.trainer import ClientClassifier, Trainers, fit_in_loop, has_installed_callbacks
 
@@ -89,7 +90,7 @@ class Clients(Executor):
         self.config, self.data, self.own = config, data, own
         self.objective = own.objective or OBJECTIVES[config.stock_objective.name](config.stock_objective)
         self.device = device or devices_of(config.executor.accelerator)[0]
-        self.watch = open_watch(config, rest="client")
+        self.watch = open_watch(config, rest="client") if config.profile else UNWATCHED
         self.box = Box.of(data.standardisation.lower_F1, data.standardisation.upper_F1)
         self.trainers = Trainers(config, own.callbacks, self.device, self.watch)
         self._reused: nn.Module | None = None

@@ -39,15 +39,14 @@ class FirstRun:
     """None where it is not on record."""
 
     @classmethod
-    def of(cls, config: Config, own_network: NetworkSource | None) -> Self | None:
-        """The run that `init_from` names, if it names one.
+    def of(cls, config: Config, own_network: NetworkSource | None) -> Self:
+        """The run that `init_from` names.
 
         Raises:
             UserError: there is no finished run, it has no model that all clients share, or one of another network or
                 front end.
         """
-        if config.init_from is None:
-            return None
+        assert config.init_from is not None
         said, run = f"init_from={config.init_from}", RunFolder(Path(config.init_from).expanduser())
         if run.local_clients:
             raise UserError(f"{said} has a model for each client (federation=local_only) and none that they share")

@@ -8,19 +8,17 @@ import torch
 
 from ser_fl.config.schema import Config
 from ser_fl.runs.records import ProfileRecord, TimeSpent
-from ser_fl.stopwatch import UNWATCHED, ClientPart, Part, ServerPart, Stopwatch, Watch
+from ser_fl.stopwatch import ClientPart, Part, ServerPart, Stopwatch, Watch
 
 OnProfile = Callable[[ProfileRecord], None]
 """Told where the time of a run's rounds went."""
 
 
 def open_watch(config: Config, rest: Part) -> Watch:
-    """A stopwatch where the run is profiled, else one that measures nothing. An accelerator's work is only handed over
-    when a call returns: so that its time counts for the part that ordered it, the stopwatch waits for the device
-    whenever a part begins or ends, which makes a profiled run slower.
+    """A stopwatch of a profiled run. An accelerator's work is only handed over when a call returns: so that its time
+    counts for the part that ordered it, the stopwatch waits for the device whenever a part begins or ends, which makes
+    a profiled run slower.
     """
-    if not config.profile:
-        return UNWATCHED
     return Stopwatch(rest) if config.executor.accelerator == "cpu" else Stopwatch(rest, synchronise)
 
 
@@ -42,9 +40,8 @@ class RunProfile:
 
     def add(self, number: int, clients: Sequence[dict[str, int]]) -> None:
         """Take in a round, measured since `watch`'s restart, and nanoseconds by part of every client's update."""
-        if not (server := Counter(self.watch.read())):
-            return
-        wall, spent = server.total(), Counter[str]()
+        server, spent = Counter(self.watch.read()), Counter[str]()
+        wall = server.total()
         for client in clients:
             spent.update(client)
         if self._executor == "serial":  # nobody waits: clients train when they are asked for

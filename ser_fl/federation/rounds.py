@@ -29,7 +29,7 @@ from ser_fl.randomness import generator
 from ser_fl.runs.environment import describe_environment
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.preemption import Preemption
-from ser_fl.runs.records import SUMMARY_SCHEMA, RoundRecord
+from ser_fl.runs.records import PROFILE_SCHEMA, SUMMARY_SCHEMA, RoundRecord
 from ser_fl.runs.redaction import is_private, remember
 from ser_fl.stopwatch import UNWATCHED, Watch
 from ser_fl.tracking import Tracker, open_tracker
@@ -106,7 +106,7 @@ class Federation:
                         self.run_round(server, tracker, profile)
             finally:
                 if profile is not None and (record := profile.record()) is not None:
-                    run.write_profile(record)
+                    write_json(run.profile, {"schema": PROFILE_SCHEMA, **asdict(record)})
                     self.hooks.on_profile(record)
             summary = self.test(server, stopped)
             write_json(run.summary, summary)

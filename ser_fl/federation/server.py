@@ -14,7 +14,7 @@ from ser_fl.data.prepared import ClientManifest
 from ser_fl.errors import LONGEST_VALUE, UserError, one_line, shown
 from ser_fl.federation.algorithm import GLOBAL, Algorithm, make_algorithm
 from ser_fl.federation.own_objects import NOTHING, OwnObjects, qualified_name
-from ser_fl.files import check_same_form
+from ser_fl.files import below, check_same_form, flattened
 from ser_fl.models.networks import build_network
 from ser_fl.runs.records import ClientFailure, ClientRecord, ClientUpdate, Outcome, State
 from ser_fl.runs.redaction import public_text
@@ -50,16 +50,13 @@ class RoundAverage:
         self.num_rounds += 1
 
     def state_dict(self) -> State:
-        return {"average/num_rounds": torch.tensor(self.num_rounds)} | {
-            f"average/model/{name}": tensor for name, tensor in self.model.items()
-        }
+        return flattened({"num_rounds": torch.tensor(self.num_rounds), "model": self.model})
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from there, if the form is the same, else a `ValueError`; what else is in the state is left aside."""
-        own = self.state_dict()
-        check_same_form({name: state[name] for name in state if name.startswith("average/")}, own)
-        self.model = {name: state[f"average/model/{name}"] for name in self.model}
-        self.num_rounds = int(state["average/num_rounds"])
+        """Go on from there, if the form is the same, else a `ValueError`."""
+        check_same_form(state, self.state_dict())
+        self.model = {name: state[f"model/{name}"] for name in self.model}
+        self.num_rounds = int(state["num_rounds"])
 
 
 @dataclass(slots=True, kw_only=True)
@@ -106,10 +103,8 @@ class Server(Committed):
             self.best_score = -1.0 if score is None else score
 
     def state_dict(self) -> State:
-        state = {f"algorithm/{name}": tensor for name, tensor in self.algorithm.state_dict().items()}
-        for client_id, optimiser in self.optimiser_states.items():
-            state |= {f"optimiser/{client_id}/{name}": tensor for name, tensor in optimiser.items()}
-        return state | ({} if self.average is None else self.average.state_dict())
+        states: dict[str, Any] = {"algorithm": self.algorithm.state_dict(), "optimiser": self.optimiser_states}
+        return flattened(states | ({} if self.average is None else {"average": self.average.state_dict()}))
 
     def load_state_dict(self, state: Mapping[str, Tensor], client_ids: tuple[str, ...]) -> None:
         """Go on from there; the algorithm is at its start. A `ValueError` names what differs."""
@@ -119,12 +114,7 @@ class Server(Committed):
         self.optimiser_states = {client_id: below(state, f"optimiser/{client_id}/") for client_id in sorted(kept)}
         self.algorithm.load_state_dict(below(state, "algorithm/"))
         if self.average is not None:
-            self.average.load_state_dict(state)
-
-
-def below(state: Mapping[str, Tensor], prefix: str) -> State:
-    """The tensors whose names begin so, by the rest of their names."""
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+            self.average.load_state_dict(below(state, "average/"))
 
 
 def new_server(

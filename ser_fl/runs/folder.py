@@ -19,11 +19,9 @@ from ser_fl.errors import UserError, shown
 from ser_fl.files import naming, parse_json, record_of, to_json, write_bytes, write_json
 from ser_fl.runs.records import (
     ATTACKS_SCHEMA,
-    PROFILE_SCHEMA,
     TRANSFER_SCHEMA,
     AttackRecord,
     ClientRecord,
-    ProfileRecord,
     RoundRecord,
     SpeechRecord,
     TransferMatrix,
@@ -148,9 +146,6 @@ class RunFolder:
                         raise UserError(f"{shown} is a link out of the run folder: put the file itself in its place")
                 elif not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                     raise UserError(f"{shown} is neither a file nor a folder: remove it from the run folder")
-
-    def write_profile(self, record: ProfileRecord) -> None:
-        write_json(self.profile, {"schema": PROFILE_SCHEMA, **asdict(record)})
 
     def on(self, corpus: str, part: str) -> RunFolder:
         """Where figures on other speech lie, under the names that they have here."""

@@ -23,12 +23,8 @@ if TYPE_CHECKING:
 
 
 def launch(config: Config, own: OwnObjects, hooks: Hooks) -> RunFolder:
-    """Run an experiment on Flower.
-
-    Raises:
-        UserError: Flower is not installed, or the settings, the nodes or their data do not fit.
-        RoundFailed: too few clients came back in a round.
-        Stopped: a signal that the preemption of the hooks listens to.
+    """Run an experiment on Flower; a `UserError` where it is not installed. What else is raised is as for `serve`, and
+    `Stopped`, by a signal that the preemption of the hooks listens to.
     """
     if find_spec("flwr") is None:
         raise UserError("executor=flower needs the extra `flower`: pip install 'ser-fl[flower]'")

@@ -149,7 +149,7 @@ def serve(
             config = replace(config, precision=checkpoint.precision)
         elif config.precision == "auto":
             config = replace(config, precision="32-true")
-        first = None if checkpoint is not None else FirstRun.of(config, own.network)
+        first = FirstRun.of(config, own.network) if config.init_from and checkpoint is None else None
         nodes = Nodes(grid, config, given_up or Event())
         manifest, sites = nodes.enrol(executor.num_nodes or 1, executor.wait_s), FlowerExecutor(nodes)
         Federation(
