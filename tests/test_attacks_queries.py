@@ -21,7 +21,7 @@ from ser_fl.attacks.threat_model import Box
 from ser_fl.config.compose import compose_benchmark
 from ser_fl.errors import UserError
 from ser_fl.robustness.benchmark import benchmark
-from ser_fl.robustness.plan import request_of, subsets_for
+from ser_fl.robustness.plan import Request, subsets_for
 
 BINS, FRAMES, CLASSES = 6, 10, 4
 BOX = Box(torch.linspace(-2.0, -1.5, BINS)[:, None], torch.linspace(1.5, 2.5, BINS)[:, None])
@@ -270,7 +270,7 @@ def test_suites_name_attacks_of_the_catalogue_and_grow() -> None:
 )
 def test_a_suite_a_list_and_a_single_name_are_all_understood(given: str, attacks: tuple[str, ...]) -> None:
     config = compose_benchmark(["run=RUN", f"attacks={given}", "subsets.square=7"])
-    assert names(request_of(config, 6).attacks(config.attacks, [0.1])) == attacks
+    assert names(Request(num_classes=6).attacks(config.attacks, [0.1])) == attacks
     # What is said counts before what a suite asks for.
     assert subsets_for(config.attacks, config.subsets)["square"] == 7
 
@@ -287,7 +287,7 @@ def test_a_suites_subsets_are_used_where_nothing_is_said() -> None:
 def test_a_suite_leaves_out_what_does_not_fit_and_a_name_is_refused() -> None:
     """Three classes are too few for the targeted loss; a decision attack of ART's cannot know of a defence."""
     config = compose_benchmark(["run=RUN", "attacks=standard", "curve_attacks=[]", "adaptive=thorough"])
-    request = request_of(config, 3)
+    request = Request(num_classes=3)
     with pytest.warns(UserWarning, match="standard is run without what does not fit here: apgd_t"):
         attacks = names(request.attacks(config.attacks, [0.1]))
     assert attacks == tuple(name for name in SUITES["standard"].attacks if name != "apgd_t")

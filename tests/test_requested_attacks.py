@@ -21,7 +21,7 @@ from ser_fl.config.compose import compose_benchmark
 from ser_fl.defences import Randomisation
 from ser_fl.errors import UserError
 from ser_fl.robustness.benchmark import benchmark
-from ser_fl.robustness.plan import Request, request_of
+from ser_fl.robustness.plan import Request
 from ser_fl.robustness.sanity_checks.probes import PROBES
 from ser_fl.robustness.sanity_checks.records import RECORD_CHECKS
 from ser_fl.runs.records import AttackRecord
@@ -51,7 +51,7 @@ def records_of(attacks: Any, labels: Tensor = LABELS, **more: Any) -> dict[str, 
 
 def test_settings_may_differ_by_attack_on_the_command_line() -> None:
     config = compose_benchmark(["run=RUN", "attacks=[{name: bim, steps: 100, step_size: 0.1}, cw_linf]", "steps=7"])
-    bim, cw = request_of(config, 4).attacks(config.attacks, [0.5])
+    bim, cw = Request(num_classes=4, steps=config.steps).attacks(config.attacks, [0.5])
     assert (bim.name, bim.settings.steps, bim.settings.step_size) == ("bim", 100, 0.1)
     assert (cw.name, cw.settings.steps) == ("cw_linf", 7)  # what is set for all
 

@@ -35,7 +35,7 @@ from ser_fl.robustness import recordings
 from ser_fl.robustness.attack_metrics import median_over_successes
 from ser_fl.robustness.benchmark import benchmark_run
 from ser_fl.robustness.crafting import problems_of
-from ser_fl.robustness.plan import request_of
+from ser_fl.robustness.plan import Request
 from ser_fl.robustness.recordings import Recordings, WavPairs, pesq_of, stoi_of
 from ser_fl.robustness.result_cache import ResultCache
 from ser_fl.robustness.sanity_checks import probes
@@ -54,7 +54,8 @@ def settings(*given: str) -> Any:
 
 def asked(*given: str, which: str = "attacks") -> list[Attack]:
     config = settings(*given)
-    return request_of(config, 3).on_recordings(getattr(config, which), config.snr_dbs, config.amplitudes)
+    request = Request(num_classes=3, steps=config.steps, restarts=config.restarts)
+    return request.on_recordings(getattr(config, which), config.snr_dbs, config.amplitudes)
 
 
 def recorded(

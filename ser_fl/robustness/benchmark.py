@@ -26,7 +26,7 @@ from ser_fl.robustness.crafting import spectrogram_pair
 from ser_fl.robustness.curves import epsilons_of_curve
 from ser_fl.robustness.evaluator import evaluating
 from ser_fl.robustness.foreign import Model, Numbers, check_gradients, foreign_test_set
-from ser_fl.robustness.plan import ADAPTIVE, EOT_SAMPLES, Request, Unit, plan, request_of, subsets_for
+from ser_fl.robustness.plan import ADAPTIVE, EOT_SAMPLES, Request, Unit, plan, subsets_for
 from ser_fl.robustness.recordings import recordings_of
 from ser_fl.robustness.result_cache import ResultCache, merged
 from ser_fl.robustness.runner import OnAttack, run_plan, silent
@@ -234,7 +234,7 @@ def _attacks_of(
     """Attacks on the bare model, and adaptive ones: each at every budget (by default the epsilon of training), and
     those of the curve at ``curve``, what "auto" stands for.
     """
-    request = request_of(config, num_classes)
+    request = Request(num_classes=num_classes, steps=config.steps, restarts=config.restarts, backend=config.backend)
     if config.domain == "waveform":
         attacks, adaptive = (
             request.on_recordings(choices, config.snr_dbs, config.amplitudes)

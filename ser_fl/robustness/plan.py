@@ -14,7 +14,7 @@ from ser_fl.attacks.expectation import expectation_of
 from ser_fl.attacks.objects import attack_from
 from ser_fl.attacks.target import Expectation
 from ser_fl.attacks.waveform_domain import SNR_DBS
-from ser_fl.config.robustness import AttackChoice, Backend, BenchmarkConfig
+from ser_fl.config.robustness import AttackChoice, Backend
 from ser_fl.config.schema import checked
 from ser_fl.defences import Defence
 from ser_fl.errors import UserError
@@ -120,11 +120,6 @@ def _own_attacks(given: object, epsilons: Sequence[float], others: Mapping[objec
         free = next(free for free in names if free not in taken)
         own[key] = replace(attack, settings=replace(attack.settings, name=free))
     return own
-
-
-def request_of(config: BenchmarkConfig, num_classes: int) -> Request:
-    """What the settings of a benchmark say of all attacks."""
-    return Request(num_classes=num_classes, steps=config.steps, restarts=config.restarts, backend=config.backend)
 
 
 def listed(given: object) -> list[object]:
