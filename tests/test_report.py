@@ -255,6 +255,9 @@ def test_runs_are_told_apart_by_what_differs(tmp_path: Path) -> None:
     assert labels_of(seeds) == ["Federated\nseed 1", "Federated\nseed 2"]
     twins = [read_run(make_run(tmp_path / name, config(federation={"name": "centralised"}))) for name in ("a", "b")]
     assert labels_of(twins) == ["Centralised\na", "Centralised\nb"]
+    named = read_run(make_run(tmp_path / "named", config(run_name="my run #2")))
+    assert named.name == "my run #2"
+    assert labels_of([seeds[0], named]) == ["Federated", "Federated\nmy run #2"]
 
 
 def test_attack_table_gives_strength_and_cost(tmp_path: Path) -> None:

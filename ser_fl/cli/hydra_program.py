@@ -215,7 +215,7 @@ def checked(jobs: Sequence[tuple[str, Config]], study: str) -> tuple[Config, ...
     """Each job's configuration with a folder of its own, which it may start or go on in; says which.
 
     ``run_dir=DIR`` is the folder of them all: they lie in it as ``<number>-<seed>``, else as
-    ``runs/<experiment>/<study>-<number>-<seed>``. W&B shows them as one group. With ``resume=true`` and no ``run_dir``,
+    ``runs/<run_name>/<study>-<number>-<seed>``. W&B shows them as one group. With ``resume=true`` and no ``run_dir``,
     each goes on in the newest run of its configuration.
     """
     with collection_paused():
@@ -224,8 +224,8 @@ def checked(jobs: Sequence[tuple[str, Config]], study: str) -> tuple[Config, ...
     first = jobs[0][1]
     runs = [newest_run(config) if first.resume and not first.run_dir else None for _, config in jobs]
     group = next((compose(config_file=RunFolder(run).config).tracking.group for run in runs if run), None)
-    experiments = "+".join(sorted({config.experiment for _, config in jobs}))
-    group = group or (Path(first.run_dir).name if first.run_dir else f"{experiments}-{study}")
+    titles = "+".join(sorted({config.title for _, config in jobs}))
+    group = group or (Path(first.run_dir).name if first.run_dir else f"{titles}-{study}")
     taken: dict[str, str] = {}
     configs = []
     for number, ((varied, chosen), run) in enumerate(zip(jobs, runs, strict=True), start=1):

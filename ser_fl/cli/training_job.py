@@ -38,8 +38,8 @@ def train_visibly(config: Config, preemption: Preemption) -> RunFolder:
     with bars() as shown:
 
         def on_round(record: RoundRecord) -> None:
-            shown.report(config.experiment, record.round, config.federation.num_rounds)
-            line = record.line(config.experiment)
+            shown.report(config.title, record.round, config.federation.num_rounds)
+            line = record.line(config.title)
             console.print(line, highlight=False, markup=False, style="red" if record.failures else "")
 
         hooks = Hooks(on_round=on_round, on_features=shown.features, on_profile=on_profile, preemption=preemption)
@@ -64,11 +64,11 @@ def print_summary(run: RunFolder) -> None:
 
 
 def placed(config: Config, study: str, number: str, group: str) -> Config:
-    """A run of a sweep, with a new folder in `run_dir`, or among those of its experiment. W&B shows the sweep as a
+    """A run of a sweep, with a new folder in `run_dir`, or among those of its name. W&B shows the sweep as a
     group, unless the configuration has one.
     """
     own = f"{number}-{config.seed}"
-    folder = Path(config.run_dir) / own if config.run_dir else Path("runs") / config.experiment / f"{study}-{own}"
+    folder = Path(config.run_dir) / own if config.run_dir else config.runs_folder / f"{study}-{own}"
     tracking = replace(config.tracking, group=config.tracking.group or group)
     return replace(config, run_dir=str(folder), tracking=tracking)
 
@@ -108,7 +108,7 @@ class TrainingJob:
             config = self.configs[number]
         else:
             chosen = parsed(settings)
-            group = Path(chosen.run_dir).name if chosen.run_dir else f"{chosen.experiment}-{self.study}"
+            group = Path(chosen.run_dir).name if chosen.run_dir else f"{chosen.title}-{self.study}"
             config = placed(chosen, self.study, f"{number + 1:03d}", group)
         note, file = Note(number=number, folder=str(config.run_dir)), Path(self.notes) / "jobs" / f"{number}.json"
         write_json(file, note)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from functools import update_wrapper
+from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from pydantic import ValidationError
@@ -34,7 +35,7 @@ _UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
 @stage
 class Config:
     experiment: Resumable[str]
-    """Name: the middle of the run folder's path."""
+    """Name of the file of `configs/experiment` that it comes from."""
     seed: Amount
     """Initial weights, cohorts, batches, dropout, random starts."""
     precision: Literal["auto", Precision]
@@ -42,7 +43,7 @@ class Config:
     is faster on this machine, found by a measurement at the start and written into the run's config.yaml. 16-mixed, for
     GPUs, scales the gradients of float16, and attacks in fp32."""
     run_dir: Resumable[Folder | None]
-    """The run folder; null is runs/<experiment>/<date-time>-<seed>."""
+    """The run folder; null is runs/<run_name>/<date-time>-<seed>."""
     resume: Resumable[bool]
     """Go on from the last checkpoint of `run_dir`, or of the newest run with the same configuration; with more
     `federation.num_rounds`, from one that was done."""
@@ -65,12 +66,26 @@ class Config:
     callbacks: tuple[Own, ...] = ()
     """Lightning callbacks of your own."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    run_name: Resumable[str | None] = None
+    """Any text, for the run folder's path, the tracker, reports and the terminal; null: the experiment's name. It is no
+    `experiment=`, where a misspelt name would train something else."""
     class_balance: Literal["none", "loss", "sampling"] = "none"
     """Of emotions in training, by each client's own counts, which stay with it. loss: an utterance's loss counts
     N / (emotions present * count of its emotion), scikit-learn's ``class_weight="balanced"``. sampling: a local epoch
     draws as many utterances as ever, each emotion equally often. Nobody makes up for emotions that a client lacks."""
     init_from: Resumable[Folder | None] = None
     """Fine-tuning: folder of a run whose selected model gives the initial weights. Read before the first round only."""
+
+    @property
+    def title(self) -> str:
+        """What the run is called."""
+        return self.run_name or self.experiment
+
+    @property
+    def runs_folder(self) -> Path:
+        """Of the runs that are called so, where `run_dir` says nothing; without what no folder's name can hold."""
+        name = re.sub(r"[/\0]", "_", self.title)
+        return Path("runs", name if name.strip(".") else "_")
 
     @property
     def stock_objective(self) -> ObjectiveConfig:

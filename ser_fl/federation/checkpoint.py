@@ -73,7 +73,7 @@ def new_folders(config: Config, now: datetime | None = None) -> Iterator[Path]:
     the first one that is free is to be taken. All sort behind this seed's runs that are there already, whatever became
     of the clock since.
     """
-    parent, seed = Path("runs") / config.experiment, config.seed
+    parent, seed = config.runs_folder, config.seed
     begun = (f"{now or datetime.now():{_STAMP}}", 0)
     stamp, count = max([begun, *(_order(folder) for folder in parent.glob(f"*-{seed}"))])
     while True:
@@ -88,7 +88,7 @@ def _order(folder: Path) -> tuple[str, int]:
 
 def newest_run(config: Config) -> Path | None:
     """The newest run folder with a checkpoint of this configuration, for ``resume=true`` without ``run_dir``."""
-    folders, key = (Path("runs") / config.experiment).glob(f"*-{config.seed}"), checkpoint_key(config)
+    folders, key = config.runs_folder.glob(f"*-{config.seed}"), checkpoint_key(config)
     there = (folder for folder in folders if is_checkpoint_of(RunFolder(folder).checkpoint, key))
     return max(there, default=None, key=lambda folder: (_order(folder), folder))
 

@@ -99,7 +99,7 @@ class RunRecords:
 
     @property
     def name(self) -> str:
-        return str(self.setting("experiment") or self.root.name)
+        return str(self.setting("run_name") or self.setting("experiment") or self.root.name)
 
     @property
     def is_hardened(self) -> bool:

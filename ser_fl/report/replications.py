@@ -21,7 +21,18 @@ from ser_fl.report.wording import percent, provenance
 from ser_fl.runs.records import CLEAN, WORST_CASE, AttackRecord
 
 _NAMED = ("split.seed", *(f"split.{part}_{unit}s" for part in ("test", "validation") for unit in ("speaker", "text")))
-_FREE = {*_NAMED, "split.fold", "data.root", "data.cache_dir", "experiment", "seed", "run_dir", "resume", "profile"}
+_FREE = {
+    *_NAMED,
+    "split.fold",
+    "data.root",
+    "data.cache_dir",
+    "experiment",
+    "run_name",
+    "seed",
+    "run_dir",
+    "resume",
+    "profile",
+}
 _FREE_STAGES = ("tracking.", "executor.")
 """What repetitions may differ in."""
 Found = Sequence[AttackRecord | None]

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 BACKENDS = ("wandb", "tensorboard", "none")
 MODES = ("auto", "online", "offline")
+_LONGEST_NAME = 128
+"""Characters of a W&B run's name."""
 
 T = TypeVar("T")
 
@@ -105,7 +107,7 @@ def open_tracker(settings: Mapping[str, Any], run: RunFolder, state: Mapping[str
 
     Args:
         settings: the resolved configuration, as `ser_fl.config.schema.dump` gives it. "tracking" says where to show the
-            run, "experiment" is its name. W&B gets all of it but secrets, folders cut to their last name.
+            run, "run_name" or "experiment" is its name. W&B gets all of it but secrets, folders cut to their last name.
         run: the run folder; files go to ``wandb/`` or ``tensorboard/`` in it.
         state: `Tracker.state` before the run was interrupted.
 
@@ -124,7 +126,11 @@ def open_tracker(settings: Mapping[str, Any], run: RunFolder, state: Mapping[str
             raise UserError("tracking.backend=tensorboard needs the extra `tracking`: pip install 'ser-fl[tracking]'")
         tracker.backend = TensorBoard(run)
     elif backend == "wandb":
-        given = {"group": tracking["group"], "name": settings["experiment"], "mode": resolve_mode(mode)}
+        given = {
+            "group": tracking["group"],
+            "name": str(settings.get("run_name") or settings["experiment"])[:_LONGEST_NAME],
+            "mode": resolve_mode(mode),
+        }
         if os.environ.get("WANDB_SWEEP_ID") and (of_agent := os.environ.get("WANDB_RUN_ID")) is not None:
             tracker.state["wandb_id"] = of_agent
         else:

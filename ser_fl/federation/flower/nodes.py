@@ -235,7 +235,7 @@ class Nodes:
 def told_settings(config: Config) -> dict[str, Any]:
     """The experiment as nodes are told it: with nothing in it of the server's own folders and accounts."""
     settings = dump(config)
-    settings |= {"run_dir": None, "resume": False, "profile": False, "init_from": None}
+    settings |= {"run_dir": None, "resume": False, "profile": False, "init_from": None, "run_name": None}
     settings["tracking"] = {"backend": "none", "mode": "offline", "project": "", "entity": None, "group": None}
     settings["data"] |= {"root": None, "cache_dir": None}
     shared = {key: settings["executor"][key] for key in ("threads", "accelerator", "engine")}

@@ -168,7 +168,7 @@ def _main(grid: Grid, context: Context) -> None:
         config = configured(context.run_config)
 
         def on_round(record: RoundRecord) -> None:
-            print(record.line(config.experiment), flush=True)
+            print(record.line(config.title), flush=True)
             for failure in record.failures:
                 print(f"  {failure.client_id}, {failure.stage}: {failure.error}", flush=True)
 
