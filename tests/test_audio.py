@@ -173,6 +173,12 @@ MAGIC = {
     "ds store": (b"\0\0\0\1Bud1" + bytes(99), "settings of macOS"),
     "shortcut": (b"L\0\0\0\1\x14\2\0" + bytes(99), "a Windows shortcut"),
     "m4a": (b"\0\0\0\x20ftypM4A " + bytes(99), "libsndfile does not read; convert it to WAV"),
+    "avi": (b"RIFF\0\1\0\0AVI LIST" + bytes(99), "libsndfile does not read; convert it to WAV"),
+    "midi": (b"MThd\0\0\0\6\0\1" + bytes(99), "notes and no sound"),
+    "mp3 coding in wav": (
+        b"RIFF\x24\1\0\0WAVEfmt \x10\0\0\0\x55\0\1\0\x80\x3e\0\0\0\x7d\0\0\1\0\0\0data" + bytes(260),
+        "of a coding that libsndfile does not know .* convert it to WAV",
+    ),
     "webm": (b"\x1aE\xdf\xa3" + bytes(99), "libsndfile does not read; convert it to WAV"),
     "picture": (b"\xff\xd8\xff\xe0\0\x10JFIF" + bytes(99), "a picture"),
     "samples": (np.random.default_rng(0).bytes(5000), "header that tells its format and sampling rate; make a WAV"),

@@ -222,7 +222,10 @@ def _why_unreadable(path: Path, error: Exception) -> str:
         return "it has no header that tells its format and sampling rate; make a WAV file of it"
     if "regular file" in reason:  # said of whatever begins with the two bytes of MP3
         reason = "no MP3 follows its first bytes"
-    return f"it is cut off or damaged ({reason}); {_AGAIN}" if isinstance(error, soundfile.SoundFileError) else reason
+    if not isinstance(error, soundfile.SoundFileError):
+        return reason
+    kinds = "it is cut off, damaged or of a coding that libsndfile does not know"
+    return f"{kinds} ({reason}); copy or download it again, or convert it to WAV (ffmpeg -i IN OUT.wav)"
 
 
 def _why_empty(path: Path) -> str:
