@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from ser_fl.evaluation import evaluate as evaluate
     from ser_fl.models.emotion_model import load_model as load
     from ser_fl.prediction import predict as predict
+    from ser_fl.prediction import predict_each as predict_each
 
 __version__ = "0.1.0"
-__all__ = ["Run", "benchmark", "compose", "crossval", "evaluate", "load", "predict", "train"]
+__all__ = ["Run", "benchmark", "compose", "crossval", "evaluate", "load", "predict", "predict_each", "train"]
 
 _HOMES = {
     "Run": ("ser_fl.api", "Run"),
@@ -26,6 +27,7 @@ _HOMES = {
     "evaluate": ("ser_fl.evaluation", "evaluate"),
     "load": ("ser_fl.models.emotion_model", "load_model"),
     "predict": ("ser_fl.prediction", "predict"),
+    "predict_each": ("ser_fl.prediction", "predict_each"),
     "train": ("ser_fl.api", "train"),
 }
 
