@@ -258,6 +258,8 @@ def test_runs_are_told_apart_by_what_differs(tmp_path: Path) -> None:
     named = read_run(make_run(tmp_path / "named", config(run_name="my run #2")))
     assert named.name == "my run #2"
     assert labels_of([seeds[0], named]) == ["Federated", "Federated\nmy run #2"]
+    tuned = read_run(make_run(tmp_path / "tuned", config(init_from="place:nemo-12ab")))
+    assert labels_of([seeds[0], tuned]) == ["Federated", "Federated\nfine-tuned"]
 
 
 def test_attack_table_gives_strength_and_cost(tmp_path: Path) -> None:

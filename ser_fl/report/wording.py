@@ -134,10 +134,12 @@ def training_epsilon(run: RunRecords) -> float | None:
 
 def labels_of(runs: Sequence[RunRecords]) -> list[str]:
     """A label for each run: how it was trained and, on a second line, whatever else tells it from the others: the name
-    that the user gave it, corpus, split, model and seed only where they differ, then the name of its folder.
+    that the user gave it, whether it was fine-tuned, corpus, split, model and seed only where they differ, then the
+    name of its folder.
     """
     traits = (
         [str(run.setting("run_name") or "") for run in runs],
+        ["fine-tuned" if run.setting("init_from") else "" for run in runs],
         [f"corpus {run.corpus}" for run in runs],
         [f"split {run.split}" for run in runs],
         [f"model {run.setting('model.name')}" for run in runs],
