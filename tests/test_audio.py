@@ -158,6 +158,7 @@ def test_a_header_that_tells_too_few_samples_is_found(tmp_path: Path) -> None:
 MAGIC = {
     "empty": (b"", "empty; download"),
     "zeros": (bytes(5000), "a file of zeros; download"),
+    "one byte": (b"\xff", "no MP3 follows|header that tells"),
     "text": (b"a transcript of what is said\n" * 99, "text; download"),
     "utf-16": ("a transcript\n".encode("utf-16") * 99, "text; download"),
     "cut utf-8": (("\n" + "ä" * 999).encode(), "text; download"),

@@ -58,9 +58,10 @@ def kind_of(head: bytes) -> str | None:
         return f"empty; {_DOWNLOAD}"
     if not any(head):
         return f"a file of zeros; {_DOWNLOAD}"
-    if all(byte > 31 or byte in b"\t\n\r\f" for byte in head) or head.startswith((b"\xff\xfe", b"\xfe\xff")):
+    is_wide = head.startswith((b"\xff\xfe", b"\xfe\xff"))
+    if is_wide or all(byte > 31 or byte in b"\t\n\r\f" for byte in head):
         with contextlib.suppress(UnicodeError):
-            codecs.getincrementaldecoder("utf-16" if head[0] > 0xFD and head[1] > 0xFD else "utf-8")().decode(head)
+            codecs.getincrementaldecoder("utf-16" if is_wide else "utf-8")().decode(head)
             return f"text; {_DOWNLOAD}"
     return None
 
