@@ -142,7 +142,7 @@ def train(
     if config.executor.name == "flower":
         if own.callbacks:
             raise UserError("executor=flower runs no callbacks, got some: its clients are on other hosts")
-        from ser_fl.federation.flower.launch import launch
+        from ser_fl.federation.flower import launch
 
         return Run(launch(config, own, hooks).root)
     devices_of(config.executor.accelerator)  # refuses hardware that is not there before anything is written

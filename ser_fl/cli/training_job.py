@@ -127,20 +127,17 @@ def _train(config: Config, launcher: Any) -> RunFolder:
     """Train; as a job of submitit's always from the last checkpoint, whoever queued it again. The signal that its time
     is up ends the round, then goes to submitit, which queues the job again; left alone it would do so amid the round.
     """
-    if "submitit" not in launcher._target_:
-        preemption = Preemption()
-        with preemption.listening():
-            return train_visibly(config, preemption)
-    from submitit import JobEnvironment
+    preemption, number = Preemption(), None
+    if "submitit" in launcher._target_:
+        from submitit import JobEnvironment
 
-    number = signal.Signals[f"SIG{JobEnvironment.USR_SIG}"]
-    preemption = Preemption({number: grace_s(launcher)})
+        number, config = signal.Signals[f"SIG{JobEnvironment.USR_SIG}"], replace(config, resume=True)
+        preemption = Preemption({number: grace_s(launcher)})
     try:
         with preemption.listening():
-            return train_visibly(replace(config, resume=True), preemption)
+            return train_visibly(config, preemption)
     except Stopped:
-        answer = signal.getsignal(number)
-        if callable(answer):
+        if number is not None and callable(answer := signal.getsignal(number)):
             answer(number, None)
         raise
 

@@ -1,9 +1,13 @@
 """The ServerApp: the round loop of one machine, with its clients and holders of data at Flower's nodes."""
 
 import logging
+import math
+import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Event
+from typing import Any
 
 import numpy as np
 from flwr.app import Context, RecordDict
@@ -156,6 +160,48 @@ def serve(
             config=config, run=run, client_manifest=manifest, executor=sites, own=own, hooks=hooks, first=first
         ).conduct(checkpoint)
     return run
+
+
+def simulate(config: Config, own: OwnObjects, hooks: Hooks) -> RunFolder:
+    """Run an experiment on simulated nodes, each with `executor.client_cpus` cores and `executor.client_gpus` GPUs. Ray
+    starts here, with `executor.workers` clients at a time, or is the cluster of ``RAY_ADDRESS``.
+    """
+    from flwr.simulation import run_simulation
+
+    from ser_fl.federation.flower.client_app import all_speakers, make_client_app, simulated_host
+
+    speakers = all_speakers(config)
+    config = replace(config, executor=replace(config.executor, num_nodes=len(speakers)))
+    executor = config.executor
+    outcome, given_up, app = list[RunFolder | BaseException](), Event(), ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        # in a thread of its own, of which Flower hands on no more than an `Exception`
+        try:
+            outcome.append(serve(config, grid, hooks, own, given_up))
+        except BaseException as error:
+            outcome.append(error)
+
+    ray: dict[str, Any] = {}  # a cluster that runs already has its own settings
+    if executor.workers != "auto" and not os.environ.get("RAY_ADDRESS"):
+        ray["num_cpus"] = math.ceil(executor.workers * executor.client_cpus)
+    resources: dict[str, Any] = {"num_cpus": executor.client_cpus, "num_gpus": executor.client_gpus}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the coming end of `run_simulation`, every time
+        try:
+            run_simulation(
+                server_app=app,
+                client_app=make_client_app(lambda context: simulated_host(config, speakers, context)),
+                num_supernodes=len(speakers),
+                backend_config={"client_resources": resources, "init_args": ray},
+            )
+        finally:
+            given_up.set()  # where we are interrupted: else the server would wait for answers until its deadline
+    (ended,) = outcome
+    if isinstance(ended, BaseException):
+        raise ended
+    return ended
 
 
 app = ServerApp()
