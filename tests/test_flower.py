@@ -9,6 +9,7 @@ import io
 import json
 import pickle
 import re
+import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from ser_fl.data.prepared import Host, prepare
 from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.checkpoint import checkpoint_key, load_checkpoint
 from ser_fl.federation.client import Clients, ClientTask
+from ser_fl.federation.flower import submission
 from ser_fl.federation.flower.client_app import app
 from ser_fl.federation.flower.serialisation import PROTOCOL, WireError, put, put_json, take, take_json
 from ser_fl.federation.flower.server_app import serve
@@ -535,3 +537,27 @@ def test_a_server_without_clients_of_its_own_can_be_profiled(home: Path) -> None
     run = on_flower(config, hosts(home, *SPEAKERS))
     plain = on_flower(settings(home, "plain", "executor=flower", "federation.num_rounds=2"), hosts(home, *SPEAKERS))
     assert run.profile.exists() and run.weights.read_bytes() == plain.weights.read_bytes()
+
+
+def test_a_link_is_told_where_on_its_machine_the_first_run_lies(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is told where the run folder is to be: a relative folder is one of where the command was given."""
+    sent: list[dict[str, Any]] = []
+
+    class Link:
+        def __init__(self, home: Path) -> None: ...
+
+        def call(self, *arguments: str) -> dict[str, Any]:
+            sent.append(json.loads(tomllib.loads(Path(arguments[-1]).read_text())["config"]))
+            return {"run-id": 1}
+
+        def follow(self, run_id: str) -> tuple[str, None]:
+            return "finished:completed", None
+
+    monkeypatch.setattr(submission, "_Flower", Link)
+    monkeypatch.chdir(tmp_path)
+    link = ("executor=flower", "executor.superlink=localhost:1")
+    submission.submit(settings(home, "run", *link, "init_from=runs/first"))
+    submission.submit(settings(home, "run", *link))
+    assert [one["init_from"] for one in sent] == [str(tmp_path / "runs/first"), None]
