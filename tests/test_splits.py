@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from ser_fl.config.data import ClientsConfig, SplitConfig
 from ser_fl.data import partitioning, splits
@@ -515,7 +519,8 @@ def test_segments_of_one_recording_stay_together() -> None:
 def test_a_node_splits_as_everybody_does() -> None:
     """From what the nodes tell of their speakers: the parts of each are those of the whole corpus."""
     utterances = read_table()
-    for corpus, config in ((utterances, BY_TEXT), (utterances, BY_BOTH), (utterances, INDEPENDENT)):
+    few = table({f"s{number}": dict.fromkeys("ABCDEFG", 1) for number in range(6)})
+    for corpus, config in ((utterances, BY_TEXT), (utterances, BY_BOTH), (utterances, INDEPENDENT), (few, WITHIN)):
         names = sorted(speakers(corpus, range(len(corpus))))
         nodes = [tuple(u for u in corpus if u.speaker in held) for held in (names[::2], names[1::2])]
         told = [fact for node in nodes for fact in splits.facts_of(node, config)]
@@ -528,6 +533,14 @@ def test_a_node_splits_as_everybody_does() -> None:
                 for index in getattr(split_corpus(node, settled, whole=False), part)
             }
             assert theirs == {corpus[index].utterance_id for index in getattr(whole, part)}
+
+
+def test_six_speakers_with_each_emotion_once_test_six_emotions() -> None:
+    """Evenly spaced places alone would test the fourth emotion six times."""
+    utterances = table({f"s{number}": dict.fromkeys("ABCDEFG", 1) for number in range(6)})
+    split = split_corpus(utterances, WITHIN)
+    assert len({utterances[index].emotion for index in split.test}) == 6 == len(split.test)
+    assert {utterances[index].emotion for index in split.train} == set("ABCDEFG")
 
 
 def test_speakers_of_one_emotion_each_are_spread_over_the_parts() -> None:
@@ -543,6 +556,37 @@ def test_speakers_of_one_emotion_each_are_spread_over_the_parts() -> None:
 COUNTS = st.dictionaries(
     st.sampled_from("abcdef"), st.dictionaries(st.sampled_from("ABCDE"), st.integers(1, 6), min_size=1), min_size=1
 )
+
+
+@settings(max_examples=150, deadline=None)
+@given(COUNTS, st.integers(0, 3), st.sampled_from((0.2, 0.3, 0.5)), st.randoms(use_true_random=False))
+def test_within_speaker_parts_have_every_emotion_they_can(
+    counts: dict[str, dict[str, int]], seed: int, fraction: float, order: Random
+) -> None:
+    """The test part has as many of the emotions that more than one recording is of as a matching of its places with
+    them allows (scipy); no recording is in two parts; nobody's share changes; the order of the table does not matter.
+    """
+    utterances = table(counts)
+    config = replace(WITHIN, seed=seed, test_fraction=fraction)
+    num_test = {speaker: round(fraction * sum(own.values())) for speaker, own in counts.items()}
+    assume(0 < sum(num_test.values()) < len(utterances))
+    try:
+        split = split_corpus(utterances, config)
+    except UserError:  # few recordings: nothing is left to validate
+        assert not [own for speaker, own in counts.items() if sum(own.values()) - num_test[speaker] > 5]
+        return
+    assert every_index_once(parts(split)) == list(range(len(utterances)))
+    assert Counter(utterances[index].speaker for index in split.test) == Counter(num_test)
+    total = Counter(utterance.emotion for utterance in utterances)
+    wanted = sorted(emotion for emotion, count in total.items() if count > 1)
+    places = [speaker for speaker, number in num_test.items() for _ in range(number)]
+    graph = np.array([[emotion in counts[speaker] for emotion in wanted] for speaker in places], dtype=int)
+    most = (maximum_bipartite_matching(csr_array(graph)) >= 0).sum() if places and wanted else 0
+    assert len({utterances[index].emotion for index in split.test} & set(wanted)) == most
+    shuffled = list(utterances)
+    order.shuffle(shuffled)
+    again = split_corpus(sorted(shuffled, key=lambda utterance: utterance.utterance_id), config)
+    assert again == split
 
 
 @settings(max_examples=100, deadline=None)

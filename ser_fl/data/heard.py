@@ -227,18 +227,20 @@ class Shared:
 
     def __str__(self) -> str:
         """In words, for a terminal or a report's head."""
-        said = []
+        said, untold = list[str](), list[str]()
         for shared, number, what in (
             (self.speakers, self.num_speakers, "speakers"),
             (self.texts, self.num_texts, "texts"),
             (self.recordings, self.num_utterances, "recordings"),
         ):
             if shared is None:
-                said.append(f"{what} that the clients' machines alone know")
+                untold.append(what)
             elif not number:
                 said.append(f"unknown {what} (the corpus names none)")
             else:
                 said.append(f"{'none' if not shared else 'all' if shared == number else shared} of {number} {what}")
+        if untold:
+            said.append(f"{' and '.join(untold)} are known to the clients' machines alone")
         return f"shared with training: {', '.join(said)}"
 
 

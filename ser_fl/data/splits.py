@@ -132,7 +132,7 @@ def settle_split(facts: Sequence[SpeakerFacts], config: SplitConfig) -> SplitCon
         UserError: an unknown speaker or text, one that is named twice, or a fold that is not there.
     """
     if config.name == "within_speaker":
-        return config
+        return replace(config, exchanges=tuple(_exchanges(facts, config)))
     named: dict[str, Any] = {}
     if config.is_by_speaker:
         sexes = {one.speaker: one.sex or "" for one in facts}
