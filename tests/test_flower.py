@@ -86,11 +86,19 @@ def assert_same_run(one: RunFolder, other: RunFolder) -> None:
     [
         (),
         ("split=speaker_independent", "split.num_test_speakers=1", "split.num_validation_speakers=1", "split.fold=2"),
+        ("split=text_independent", "split.fold=1"),
         ("federation.fraction_train=0.5", "federation.keep_optimiser=true", "optimiser.name=adam"),
         ("objective=pgd", "objective.steps=2", "selection.robust_every=2", "selection.by=robust", "selection.steps=2"),
         ("clients.num_clients=3", "federation.weight_average=0.9", "augmentation=light"),
     ],
-    ids=["plain", "speaker independent", "half a cohort, kept optimisers", "adversarial", "capped, averaged"],
+    ids=[
+        "plain",
+        "speaker independent",
+        "text independent",
+        "half a cohort, kept optimisers",
+        "adversarial",
+        "capped, averaged",
+    ],
 )
 def test_the_same_bits_as_on_one_machine(home: Path, changes: tuple[str, ...], request: pytest.FixtureRequest) -> None:
     """Four speakers at three nodes, whose answers come in the wrong order."""

@@ -130,6 +130,8 @@ def test_sharing_in_words() -> None:
     assert "all of 1 speakers" in str(shared) and "2 of 6 recordings" in str(shared)
     nameless = [replace(utterance, text=None) for utterance in utterances]
     assert "unknown texts" in str(Shared.between(nameless, recordings=0, speakers=frozenset(), texts=texts))
+    told = "shared with training: 1 of 2 speakers, texts and recordings are known to the clients' machines alone"
+    assert str(Shared(num_utterances=4, speakers=1, num_speakers=2)) == told
 
 
 def test_lowest_rates_have_fingerprints_too() -> None:
