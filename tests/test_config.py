@@ -98,7 +98,7 @@ def check_group_files(chosen: dict[str, str]) -> None:
         own.pop("defaults", None)
         composed = dump(config)[stage]
         assert {key: composed[key] for key in own if key != "root"} == {k: v for k, v in own.items() if k != "root"}
-        assert composed.get("name", name) in (name, name.partition("_")[0])
+        assert composed.get("name", name) in (name, name.partition("_")[0], own.get("name"))
 
 
 @pytest.mark.parametrize("experiment", groups()["experiment"])
