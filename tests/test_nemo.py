@@ -83,8 +83,8 @@ def test_speaker_independent_split_holds_its_promises(nemo: FileCorpus) -> None:
         config = compose(["experiment=nemo_fl", f"data.root={NEMO}", "split=speaker_independent", f"split.fold={fold}"])
         split = split_corpus(nemo.utterances, config.split)
         speakers = [{nemo.utterances[i].speaker for i in part} for part in (split.train, split.validation, split.test)]
-        assert [len(part) for part in speakers] == [5, 1, 3]
-        assert len(set().union(*speakers)) == 9  # 5 + 1 + 3 = 9: no speaker is in two parts
+        assert [len(part) for part in speakers] == [4, 2, 3]
+        assert len(set().union(*speakers)) == 9  # 4 + 2 + 3 = 9: no speaker is in two parts
         assert len(split.train) + len(split.validation) + len(split.test) == 2006
         tested += speakers[2]
     assert len(tested) == len(set(tested)) == 9

@@ -292,8 +292,8 @@ def manifest(folder: Path, *paths: str) -> Path:
         ("audio/../../outside.wav", "outside the manifest's folder"),
         ("OUTSIDE/outside.wav", "outside the manifest's folder"),
         ("..\\\\outside.wav", "outside the manifest's folder"),
-        ("a\\0b.wav", "printable"),
-        ("a\tb.wav", "printable"),
+        ("a\\0b.wav", "NUL characters"),
+        ("a\tb.wav", "without control characters"),
         ("audio", "it is a folder"),
         ("pipe.wav", "a device or a pipe"),
         ("zero.wav", "a device or a pipe"),
@@ -324,5 +324,5 @@ def test_a_manifest_may_name_its_files_absolutely_and_its_folder_may_be_of_links
 
 def test_a_manifest_of_pickled_or_absent_text_is_told(tmp_path: Path) -> None:
     (tmp_path / "manifest.csv").write_bytes(b"path,emotion,speaker\n\x80\x04,anger,ann\n")
-    with pytest.raises(UserError, match="it must be UTF-8 text"):
+    with pytest.raises(UserError, match="is no UTF-8"):
         open_corpus("manifest", tmp_path)
