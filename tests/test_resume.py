@@ -454,8 +454,12 @@ def test_records_of_a_model_that_is_no_more_are_put_aside(
     train(config)
     assert run.attacks.read_text() == "of two rounds" and "before.json" not in caplog.text, "the same model"
     run.weights.write_bytes(run.weights.read_bytes()[:-1] + b"x")
+    elsewhere = run.evaluations / "ravdess-all" / "predictions.csv"
+    elsewhere.parent.mkdir(parents=True)
+    elsewhere.write_text("of two rounds")
     train(config)
-    assert not run.attacks.exists()
+    assert not run.attacks.exists() and not elsewhere.exists()
+    assert elsewhere.with_name("predictions.before.csv").read_text() == "of two rounds"
     assert (run.root / "attacks.before.json").read_text() == "of two rounds"
     assert "attacks.before.json" in caplog.text
 

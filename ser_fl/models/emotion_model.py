@@ -80,10 +80,12 @@ def save_model(folder: Path, bundle: EmotionModel) -> None:
     run, columns = RunFolder(folder), bundle.standardisation.state_dict()
     weights = to_safetensors(bundle.network.state_dict())
     if run.weights.exists() and run.weights.read_bytes() != weights:
-        for file in (run.attacks, run.transfer):
-            if file.exists():
-                _LOG.warning("%s is of the model before: it is %s.before.json now", file, file.stem)
-                file.replace(file.with_suffix(".before.json"))
+        for place in (run.root, *sorted(run.evaluations.glob("*"))):
+            for name in ("attacks.json", "transfer.json", "evaluation.json", "predictions.csv"):
+                if (file := place / name).exists():
+                    aside = file.with_name(f"{file.stem}.before{file.suffix}")
+                    _LOG.warning("%s is of the model before: it is %s now", file, aside.name)
+                    file.replace(aside)
     card = {
         "schema": MODEL_SCHEMA,
         "network": bundle.own_network,
