@@ -196,7 +196,7 @@ def test_attacks_file_is_the_contract(tmp_path: Path) -> None:
     assert run.read_attacks() == []
     run.write_attacks([attack(robust_uar=math.nan)])
     content = strict(run.attacks.read_text(encoding="utf-8"))
-    assert set(content) == {"schema", "records"}
+    assert set(content) == {"schema", "speech", "records"}
     assert content["schema"] == 1
     assert content["records"][0]["robust_uar"] is None
     content["records"][0]["of_a_later_version"] = 1

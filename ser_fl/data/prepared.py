@@ -124,7 +124,9 @@ def prepare(config: Config, on_features: OnFeatures | None = None) -> Prepared:
 
 
 def _warn_of_lacking_emotions(store: FeatureStore, split: Split, clients: Mapping[str, Indices]) -> None:
-    """Say which parts lack emotions that training has or tests need, and how many clients hold one alone."""
+    """Say which parts lack emotions that training has or tests need, and how many clients hold one alone. A part of
+    fewer utterances than emotions cannot have them all, which is no news.
+    """
 
     def emotions(indices: Indices) -> Counter[str]:
         return Counter(store.utterances[index].emotion for index in indices)
@@ -133,7 +135,8 @@ def _warn_of_lacking_emotions(store: FeatureStore, split: Split, clients: Mappin
     for part, indices in (("validation", split.validation), ("test", split.test)):
         scored = emotions(indices)
         for lacking, its, other, counts in (("training", trained, part, scored), (part, scored, "training", trained)):
-            if names := [f"{emotion} ({counts[emotion]})" for emotion in sorted(counts) if emotion not in its]:
+            names = [f"{emotion} ({counts[emotion]})" for emotion in sorted(counts) if emotion not in its]
+            if names and its.total() >= len(trained):
                 _LOG.warning("the %s part lacks these emotions of the %s part: %s", lacking, other, ", ".join(names))
     alone = [client for client, held in clients.items() if len(emotions(held)) == 1]
     if alone:
