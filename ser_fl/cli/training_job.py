@@ -59,7 +59,7 @@ def print_summary(run: RunFolder) -> None:
         highlight=False,
     )
     if summary["shared"] is not None:
-        say(f"the test part: {summary['shared']['words']}")
+        console.print(f"test part {summary['shared']['words']}", highlight=False, markup=False)
     say(f"run folder: {run.root}")
 
 
