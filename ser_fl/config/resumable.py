@@ -16,7 +16,7 @@ Growing = Annotated[T, _MAY_GROW]
 def fixed_settings(stage: type, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a stage, plain values by name, that a resumed run must share with its checkpoint."""
     fixed = dict[str, Any]()
-    for name, declared in stage.__pydantic_fields__.items():  # type: ignore[attr-defined]
+    for name, declared in vars(stage)["__pydantic_fields__"].items():
         if _MAY_CHANGE not in declared.metadata:
             is_stage = isinstance(declared.annotation, type) and is_dataclass(declared.annotation)
             fixed[name] = fixed_settings(declared.annotation, settings[name]) if is_stage else settings[name]
@@ -27,7 +27,7 @@ def differing(stage: type, before: Mapping[str, Any], now: Mapping[str, Any], pr
     """Names of the settings by which a run cannot go on from a checkpoint, both as `fixed_settings` gives them. One
     that is newer than the checkpoint had its default there.
     """
-    names, known = list[str](), stage.__pydantic_fields__  # type: ignore[attr-defined]
+    names, known = list[str](), vars(stage)["__pydantic_fields__"]
     for name in sorted({*before, *now}):
         declared = known.get(name)
         kind, default = getattr(declared, "annotation", None), getattr(declared, "default", None)
