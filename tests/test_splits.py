@@ -606,3 +606,9 @@ def test_folds_share_nothing_and_test_everything_once(
         assert sum(map(len, groups)) == len(set.union(*groups))
         tested += split.test
     assert sorted(tested) == list(range(len(utterances)))
+
+
+def test_two_texts_are_too_few_for_three_parts() -> None:
+    """RAVDESS has two statements."""
+    with pytest.raises(UserError, match="leaves no train utterances of 20: each part needs a text"):
+        split_corpus(read_table(2, 2), BY_TEXT)

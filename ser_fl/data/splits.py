@@ -30,7 +30,7 @@ _WAYS_OUT: Mapping[str, Mapping[str, str]] = {
     "speaker_independent": {
         "train": "lower split.num_test_speakers or split.num_validation_speakers, or name fewer speakers"
     },
-    "text_independent": {"train": "lower split.num_test_texts or split.num_validation_texts, or name fewer texts"},
+    "text_independent": {"train": "each part needs a text: lower split.num_test_texts or split.num_validation_texts"},
     "speaker_and_text_independent": {"train": "use split=speaker_independent or split=text_independent"},
     "published": {"train": "use split=within_speaker or split=speaker_independent"},
 }
