@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,6 +164,11 @@ def _tensors(run: RunFolder) -> list[str]:
 
 
 def _content(file: Path) -> Any:
+    if file.name == "summary.json":  # nodes tell a server less of what the test part shares than one machine knows
+        with suppress(ValueError, KeyError, TypeError):
+            summary = json.loads(file.read_bytes())
+            known = ("num_utterances", "speakers", "num_speakers")
+            return summary | {"shared": {name: summary["shared"][name] for name in known}}
     if file.suffix != ".jsonl":
         return file.read_bytes()
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
