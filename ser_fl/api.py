@@ -153,7 +153,7 @@ def train(
             first.warn_of(prepared, config)
         before = Heard.read(run.heard, run.heard_sounds) if first is None else Heard.before_training(first.heard)
         heard = Heard.of(prepared.store, prepared.split, config.frontend).after(before)
-        shared = heard.shared(prepared.store, prepared.split.test, config.frontend)
+        shared = heard.shared(prepared.store, prepared.split.test, config.frontend, allow_seen=True)
         client_manifest = replace(prepared.client_manifest(), shared=shared)
         if own.network is not None:
             check_network(config, len(client_manifest.classes), own)

@@ -34,10 +34,10 @@ SILENCE_DBFS = -60.0
 """Level of the loudest tenth of a second below which nobody speaks. Acted speech stays above -51 (nEMO, RAVDESS)."""
 SHORTEST_S = 0.1
 """Of segments, and of what a level is measured on."""
-AUDIO_SUFFIXES = (
-    *(".wav", ".wave", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64"),
-    *(".rf64", ".m4a", ".aac", ".wma", ".amr", ".webm"),
-)
+CLAIMS_AUDIO = (
+    ".wav", ".wave", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64", ".rf64",
+    ".m4a", ".aac", ".wma", ".amr", ".webm",
+)  # fmt: skip
 """What claims to be audio: in a folder it is read, or told of where it cannot be. Else the content decides."""
 _AT_ONCE = 8
 """Segments of a batch. Each batch has so many, some of them empty: what a model says does not hang on its company."""
@@ -196,7 +196,7 @@ def recordings(given: Iterable[Path | str]) -> Iterator[Path | Failed]:
 
 
 def _is_audio(path: Path) -> bool:
-    return path.suffix.lower() in AUDIO_SUFFIXES or probe_header(path) is None
+    return path.suffix.lower() in CLAIMS_AUDIO or probe_header(path) is None
 
 
 def _read(path: Path, model: EmotionModel, channel: str, segment_s: float, silence_dbfs: float) -> _Heard:

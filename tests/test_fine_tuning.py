@@ -202,6 +202,7 @@ def test_a_first_run_without_a_record_is_told_and_remembered(
     assert any(line.startswith(f"what init_from={old.root} heard in training is not on record") for line in lines)
     heard = Heard.read(run.heard, run.heard_sounds)
     assert heard is not None and heard.missing == (FIRST_RUN,)
+    assert f"what {FIRST_RUN} heard is not on record" in run.read_json(run.summary)["shared"]["words"]
     assert "what the run that it began from heard is not on record" in ser_fl.evaluate(run).words()[1]
 
 

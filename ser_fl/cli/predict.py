@@ -31,9 +31,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="SECONDS",
         help="tell of every so many seconds too (a long recording is always heard in segments, and averaged)",
     )
-    parser.add_argument(
-        "--silence", type=float, default=-60.0, metavar="DBFS", help="what is softer throughout is silence (-60)"
-    )
+    parser.add_argument("--silence", type=float, metavar="DBFS", help="what is softer throughout is silence (-60)")
 
 
 def run(arguments: Namespace) -> None:
@@ -42,7 +40,7 @@ def run(arguments: Namespace) -> None:
     """
     with collection_paused():
         from ser_fl.models.emotion_model import load_model
-        from ser_fl.prediction import Failed, predict_each
+        from ser_fl.prediction import SILENCE_DBFS, Failed, predict_each
 
     model = load_model(arguments.run)
     found = predict_each(
@@ -50,7 +48,7 @@ def run(arguments: Namespace) -> None:
         model,
         channel=arguments.channel,
         segment_s=arguments.segment,
-        silence_dbfs=arguments.silence,
+        silence_dbfs=SILENCE_DBFS if arguments.silence is None else arguments.silence,
     )
     if arguments.format == "csv":
         _write(_row(["path", "of", "start_s", "end_s", "emotion", *model.classes]), "csv")

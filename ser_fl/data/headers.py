@@ -76,9 +76,8 @@ def missing_bytes(path: Path) -> int:
         size = file.seek(0, io.SEEK_END)
         if head.startswith(b"OggS"):
             file.seek(max(0, size - (1 << 17)))  # pages are of 64 KB at most
-            page = file.read().rpartition(b"OggS")[
-                2
-            ]  # version, flags, 20 bytes, how many lengths, these, what they are of
+            # Of a page: version, flags, 20 bytes, how many lengths, these, and what they are of.
+            page = file.read().rpartition(b"OggS")[2]
             is_whole = len(page) > 22 and len(page) >= 23 + page[22] + sum(page[23 : 23 + page[22]])
             return 0 if is_whole and page[1] & 4 else 1
     announced = {

@@ -134,11 +134,13 @@ class Heard:
             is_heard += (nearest_N < SAME_SOUND * change_N.clamp(max=1)).tolist()
         return list(compress(rows, is_heard))
 
-    def refuse(self, store: FeatureStore, rows: Indices, frontend: FrontendConfig, *, allow_seen: bool) -> int:
-        """How many of some utterances are among the recordings heard.
+    def shared(
+        self, store: FeatureStore, rows: Indices, frontend: FrontendConfig, *, allow_seen: bool = False
+    ) -> Shared:
+        """What some utterances share with those heard.
 
         Raises:
-            UserError: there are some, and they are not allowed.
+            UserError: recordings, and that is not allowed.
         """
         seen = self.recordings(store, rows, frontend)
         if seen and not allow_seen:
@@ -146,15 +148,12 @@ class Heard:
                 f"{len(seen)} of {len(rows)} utterances were heard in training, the first is "
                 f"{store.utterances[seen[0]].utterance_id}: take others, or count them with allow_seen=true"
             )
-        return len(seen)
-
-    def shared(self, store: FeatureStore, rows: Indices, frontend: FrontendConfig) -> Shared:
-        """What some utterances share with those heard."""
         return Shared.between(
             [store.utterances[row] for row in rows],
-            recordings=len(self.recordings(store, rows, frontend)),
+            recordings=len(seen),
             speakers=self.speakers,
             texts=self.texts,
+            missing=self.missing,
         )
 
     def write(self, table: Path, sounds: Path) -> None:
@@ -244,11 +243,13 @@ class Shared:
         return f"shared with training: {', '.join(said)}"
 
 
-def in_words(shared: Shared | None, left_out: Mapping[str, int], lacking: Sequence[str]) -> list[str]:
+def in_words(
+    shared: Shared | None, left_out: Mapping[str, int] | None = None, lacking: Sequence[str] = ()
+) -> list[str]:
     """What a reader of figures on some speech must know, a line each: what it shares with training, utterances of
     emotions that the model does not know, by emotion, and emotions of the model that the speech lacks.
     """
-    unknown = ", ".join(f"{emotion} ({count})" for emotion, count in left_out.items())
+    unknown = ", ".join(f"{emotion} ({count})" for emotion, count in (left_out or {}).items())
     missing = " and ".join(shared.missing) if shared else ""
     return [
         str(shared or "what was heard in training is not on record: these utterances may be among it"),

@@ -4,13 +4,14 @@ Speakers, texts and recordings (of which a long one is several utterances) are t
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
 
 from ser_fl.config.data import SplitConfig
+from ser_fl.data.fair_shares import exchanges, places
 from ser_fl.data.utterance import Utterance, text_digest
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.randomness import generator
@@ -126,13 +127,15 @@ def split_corpus(utterances: Sequence[Utterance], config: SplitConfig, *, whole:
 
 def settle_split(facts: Sequence[SpeakerFacts], config: SplitConfig) -> SplitConfig:
     """The same split with all named that depends on the whole corpus, so that a node that holds only some of the
-    speakers splits as one that holds all: who and what tests and validates, and within speakers `_exchanges`.
+    speakers splits as one that holds all: who and what tests and validates, and within speakers who exchanges what.
 
     Raises:
         UserError: an unknown speaker or text, one that is named twice, or a fold that is not there.
     """
     if config.name == "within_speaker":
-        return replace(config, exchanges=tuple(_exchanges(facts, config)))
+        held = {one.speaker: one.emotions for one in facts}
+        fractions = {"test": config.test_fraction, "validation": config.validation_fraction}
+        return replace(config, exchanges=tuple(exchanges(held, fractions)))
     named: dict[str, Any] = {}
     if config.is_by_speaker:
         sexes = {one.speaker: one.sex or "" for one in facts}
@@ -297,8 +300,8 @@ def _divide(utterances: Sequence[Utterance], config: SplitConfig) -> Split:
             order = torch.randperm(len(recordings), generator=generator("split", config.seed, speaker)).tolist()
             rest = sorted((recordings[i] for i in order), key=lambda own: utterances[own[0]].emotion)
             for part, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):
-                exchanges = [(given, taken) for *whose, given, taken in config.exchanges if whose == [part, speaker]]
-                drawn = set(_drawn([utterances[own[0]].emotion for own in rest], fraction, exchanges))
+                swaps = [(given, taken) for *whose, given, taken in config.exchanges if whose == [part, speaker]]
+                drawn = set(places([utterances[own[0]].emotion for own in rest], fraction, swaps))
                 for place in drawn:
                     for index in rest[place]:
                         parts[index] = part
@@ -319,80 +322,3 @@ def _divide(utterances: Sequence[Utterance], config: SplitConfig) -> Split:
                 said.add(by_text.get(text_digest(utterance.text or ""), "train"))
             parts.append(said.pop() if len(said) == 1 else None)
     return Split(*(tuple(index for index, part in enumerate(parts) if part == wanted) for wanted in PARTS))
-
-
-def _drawn(emotions: Sequence[str], fraction: float, exchanges: Iterable[tuple[str, str]] = ()) -> list[int]:
-    """Places of a share of a speaker's recordings, which are in the order of their emotions: evenly spaced. Of each
-    exchange the last of one emotion is given back, and the first of another taken for it.
-    """
-    count = round(fraction * len(emotions))
-    drawn = [int((k + 0.5) * len(emotions) / count) for k in range(count)]
-    for given, taken in exchanges:
-        drawn.remove(max(place for place in drawn if emotions[place] == given))
-        drawn.append(next(p for p, emotion in enumerate(emotions) if emotion == taken and p not in drawn))
-    return drawn
-
-
-def _exchanges(facts: Sequence[SpeakerFacts], config: SplitConfig) -> Iterator[tuple[str, str, str, str]]:
-    """What speakers exchange between training and another part (its name, the speaker, the emotion given back, the one
-    taken), so that over all speakers every part has every emotion: two recordings train and test, three validate too.
-
-    Evenly spaced places alone drop emotions where speakers have few recordings: each of seven emotions once gives a
-    test of the fourth emotion alone. Corpora that lose none are split as without exchanges; shares stay as they are.
-    """
-    rest = {one.speaker: Counter(one.emotions) for one in facts}
-    for part, fraction, kept in (("test", config.test_fraction, 2), ("validation", config.validation_fraction, 1)):
-        in_order = {speaker: sorted(held.elements()) for speaker, held in rest.items()}
-        drawn = {
-            speaker: Counter(held[place] for place in _drawn(held, fraction)) for speaker, held in in_order.items()
-        }
-        held_by_all = Counter(emotion for held in in_order.values() for emotion in held)
-        least = {emotion: min(1, count - 1) for emotion, count in held_by_all.items()}
-        most = {emotion: max(count - kept, least[emotion]) for emotion, count in held_by_all.items()}
-        of_part = Counter[str]()
-        for own in drawn.values():
-            of_part.update(own)
-        for emotion in sorted(least, key=lambda emotion: (held_by_all[emotion], emotion)):
-            while path := _path(emotion, rest, drawn, of_part, least, most):
-                for speaker, given, taken in path:
-                    for counts in (drawn[speaker], of_part):
-                        counts[given] -= 1
-                        counts[taken] += 1
-                    yield part, speaker, given, taken
-        rest = {speaker: held - drawn[speaker] for speaker, held in rest.items()}
-
-
-def _path(
-    emotion: str,
-    held: Mapping[str, Counter[str]],
-    drawn: Mapping[str, Counter[str]],
-    of_part: Counter[str],
-    least: Mapping[str, int],
-    most: Mapping[str, int],
-) -> list[tuple[str, str, str]]:
-    """The fewest exchanges that bring one emotion of a part between its bounds and no other out of them: an augmenting
-    path of a flow. Empty where nothing is wrong, and where nothing can be done.
-    """
-    if of_part[emotion] < least[emotion]:
-        starts, ends = [name for name in sorted(least) if of_part[name] > least[name]], {emotion}
-    elif of_part[emotion] > most[emotion]:
-        starts, ends = [emotion], {name for name in most if of_part[name] < most[name]}
-    else:
-        return []
-    reached: dict[str, tuple[str, str] | None] = dict.fromkeys(starts)
-    queue = list(starts)
-    for given in queue:
-        if given in ends:
-            path, step = list[tuple[str, str, str]](), reached[given]
-            while step is not None:
-                speaker, before = step
-                path.append((speaker, before, given))
-                given, step = before, reached[before]
-            return path[::-1]
-        for speaker in sorted(held):
-            if drawn[speaker][given] > 0:
-                for taken in sorted(held[speaker]):
-                    if taken not in reached and held[speaker][taken] > drawn[speaker][taken]:
-                        reached[taken] = (speaker, given)
-                        queue.append(taken)
-    return []

@@ -10,6 +10,7 @@ import yaml
 
 from ser_fl.config.schema import CONFIG_SCHEMA, Config, dump
 from ser_fl.data.features import OnFeatures
+from ser_fl.data.heard import in_words
 from ser_fl.data.prepared import ClientManifest
 from ser_fl.data.splits import PARTS
 from ser_fl.devices import devices_of
@@ -241,7 +242,7 @@ class Federation:
             "split": config.split.name,
             "split_speakers": {part: sorted(manifest.sizes[part]) for part in PARTS},
             "split_sizes": {part: sum(manifest.sizes[part].values()) for part in PARTS},
-            "shared": manifest.shared and asdict(manifest.shared) | {"words": str(manifest.shared)},
+            "shared": manifest.shared and asdict(manifest.shared) | {"words": "; ".join(in_words(manifest.shared))},
             "skipped": [{"id": file.utterance_id, "reason": file.reason} for file in manifest.skipped],
             "num_clients": len(manifest.client_ids),
             "num_rounds": server.round,

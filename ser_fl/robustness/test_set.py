@@ -155,10 +155,7 @@ class TrainedRun:
                 "alone is new: take part=test of its own split, or others with allow_seen=true"
             )
         if heard is not None:
-            seen = heard.refuse(store, rows, self.config.frontend, allow_seen=allow_seen)
-            shared = Shared.between(
-                utterances, recordings=seen, speakers=heard.speakers, texts=heard.texts, missing=heard.missing
-            )
+            shared = heard.shared(store, rows, self.config.frontend, allow_seen=allow_seen)
         there = {utterance.emotion for utterance in utterances}
         lacking = [emotion for emotion in classes if emotion not in there]
         # Sounds too: two manifests may list the same names. Coarse, since other machines round features otherwise.
