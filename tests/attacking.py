@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ser_fl.attacks.attack import Attack, Problem
@@ -47,7 +48,9 @@ def generate(
         expectation=expectation,
         start_BFL=start_BFL,
     )
-    adversarial_BFL = attack.craft(problem, batch_size)
+    size = len(keys_B) if attack.entry.whole_set else batch_size
+    batches = [problem.subset(rows) for rows in torch.arange(len(keys_B)).split(max(size, 1))]
+    adversarial_BFL = torch.cat([attack.craft(batch) for batch in batches])
     return Crafted(adversarial_NFL=adversarial_BFL, forward_passes=passes.forward, backward_passes=passes.backward)
 
 

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from ser_fl.attacks.attack import Attack
 from ser_fl.attacks.domains import Crafted
 from ser_fl.attacks.losses import margin
-from ser_fl.attacks.registry import ATTACKS, SUITES, AttackSettings, build, expand
+from ser_fl.attacks.registry import ATTACKS, SUITES, AttackSettings, build
 from ser_fl.attacks.score_attacks import HALVINGS, window
 from ser_fl.attacks.target import Expectation
 from ser_fl.attacks.threat_model import Box
 from ser_fl.config.compose import compose_benchmark
 from ser_fl.errors import UserError
 from ser_fl.robustness.benchmark import benchmark
-from ser_fl.robustness.plan import Request, subsets_for
+from ser_fl.robustness.plan import Request, listed, subsets_for
 
 BINS, FRAMES, CLASSES = 6, 10, 4
 BOX = Box(torch.linspace(-2.0, -1.5, BINS)[:, None], torch.linspace(1.5, 2.5, BINS)[:, None])
@@ -253,16 +253,16 @@ def test_suites_name_attacks_of_the_catalogue_and_grow() -> None:
     for entry in SUITES.values():
         assert set(entry.subsets) <= set(entry.attacks)
     assert not set(SUITES) & set(ATTACKS)
-    assert expand(["bim", "quick", "bim"]) == ("bim", "fgsm", "apgd_ce", "noise_uniform")
-    assert subsets_for(["thorough", "standard", "pgd"], None)["square"] == SUITES["thorough"].subsets["square"]
-    assert subsets_for(["pgd"], None) == {}
+    assert subsets_for(listed(["thorough", "standard", "pgd"]), None)["square"] == SUITES["thorough"].subsets["square"]
+    assert subsets_for(listed("pgd"), None) == {}
 
 
 @pytest.mark.parametrize(
     ("given", "attacks"),
     [
         ("standard", SUITES["standard"].attacks),
-        ("[pgd,quick]", expand(["pgd", "quick"])),
+        ("[pgd,quick]", ("pgd", "fgsm", "bim", "apgd_ce", "noise_uniform")),
+        ("[bim,quick,bim]", ("bim", "fgsm", "apgd_ce", "noise_uniform")),  # each once
         ("[pgd,square]", ("pgd", "square")),
         ("pgd", ("pgd",)),
         ("art:NewtonFool", ("art:NewtonFool",)),
@@ -294,7 +294,7 @@ def test_a_suite_leaves_out_what_does_not_fit_and_a_name_is_refused() -> None:
     with pytest.warns(UserWarning, match="hopskipjump"):
         adaptive = names(request.attacks(config.adaptive, [0.1], adaptive=True))
     assert set(SUITES["thorough"].attacks) - set(adaptive) == {"apgd_t", "hopskipjump"}
-    assert names(request.attacks("apgd_t", [0.1])) == ("apgd_t",)
+    assert names(request.attacks(listed("apgd_t"), [0.1])) == ("apgd_t",)
 
 
 def test_a_suite_runs_from_python_as_well() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from art.attacks.evasion import FastGradientMethod, ProjectedGradientDescentPyTorch
 from art.estimators.classification import PyTorchClassifier
+from attacking import benchmark_attacks
 from torch import Tensor, nn
 
 import ser_fl
@@ -18,10 +19,12 @@ from ser_fl.attacks.attack import AttackSettings
 from ser_fl.attacks.registry import BY_ART, SUITES, build, entry_of
 from ser_fl.attacks.threat_model import Box
 from ser_fl.config.compose import compose_benchmark
-from ser_fl.defences import Randomisation
+from ser_fl.defences import NoDefence, Randomisation
 from ser_fl.errors import UserError
 from ser_fl.robustness.benchmark import benchmark
-from ser_fl.robustness.plan import Request
+from ser_fl.robustness.foreign import foreign_test_set
+from ser_fl.robustness.plan import Request, listed
+from ser_fl.robustness.result_cache import ResultCache, digest_of
 from ser_fl.robustness.sanity_checks.probes import PROBES
 from ser_fl.robustness.sanity_checks.records import RECORD_CHECKS
 from ser_fl.runs.records import AttackRecord
@@ -85,7 +88,7 @@ def test_what_is_no_attack_is_told_in_one_line(given: Any, words: list[str]) -> 
 
 def test_zero_restarts_are_a_setting_of_one_attack() -> None:
     request = Request(num_classes=4, restarts=3)
-    first, second = request.attacks([{"name": "pgd", "restarts": 0}, "pgd"], [0.1])
+    first, second = request.attacks(listed([{"name": "pgd", "restarts": 0}, "pgd"]), [0.1])
     assert (first.settings.restarts, second.settings.restarts) == (0, 3)
 
 
@@ -112,10 +115,10 @@ def test_accuracy_stands_beside_uar() -> None:
 
 
 def test_the_suite_of_papers_is_arts_code() -> None:
-    with_labels = Request(num_classes=4).attacks("paper", [0.1])
+    with_labels = Request(num_classes=4).attacks(listed("paper"), [0.1])
     assert [attack.name for attack in with_labels] == ["fgsm", "bim", "pgd", "cw_l2"]
     assert [attack.entry.library.split(".")[0] for attack in with_labels] == ["art"] * 4
-    without = Request(num_classes=4).attacks({"name": "paper", "labels": False}, [0.1])
+    without = Request(num_classes=4).attacks(listed({"name": "paper", "labels": False}), [0.1])
     assert [attack.name for attack in without] == [f"{name}_unlabelled" for name in SUITES["paper"].attacks]
     found = records_of("paper", box=BOX)
     # C&W L2 may go as far as a perturbation of 0.2 in every cell, and so breaks the same.
@@ -131,9 +134,10 @@ def test_the_backend_says_whose_code_runs() -> None:
     for name in ("mim", "deepfool", "hopskipjump"):  # which only ART has
         assert entry_of(name, "native").library.startswith("art.")
     assert entry_of("apgd_ce", "art").library.startswith("ser_fl.")  # which only we have
-    mixed = Request(num_classes=4, backend="art").attacks(["fgsm", {"name": "bim", "backend": "native"}], [0.1])
+    request = Request(num_classes=4, backend="art")
+    mixed = request.attacks(listed(["fgsm", {"name": "bim", "backend": "native"}]), [0.1])
     assert [attack.entry.library for attack in mixed] == ["art.FastGradientMethod", "ser_fl.descend"]
-    (adaptive,) = Request(num_classes=4, backend="art").attacks("pgd", [0.1], adaptive=True)
+    (adaptive,) = request.attacks(listed("pgd"), [0.1], adaptive=True)
     assert adaptive.entry.library == "ser_fl.descend"
     with pytest.raises(UserError, match="backend"):
         compose_benchmark(["run=RUN", "backend=foolbox"])
@@ -235,9 +239,14 @@ def test_python_runs_the_checks_that_the_command_line_runs() -> None:
 
 
 def test_settings_that_came_later_leave_the_keys_of_what_is_kept_alone() -> None:
-    old = {"name": "pgd", "epsilon": 0.05, "steps": 50, "step_size": 0.0125, "restarts": 5}
-    assert build(AttackSettings(name="pgd", epsilon=0.05)).settings.key == old
-    assert build(AttackSettings(name="pgd", epsilon=0.05, labels=False)).settings.key == old | {"labels": False}
+    """Whoever attacked with an earlier version finds what was kept, under the digest of what there was to set then."""
+    old = {"name": "pgd", "epsilon": 0.05, "steps": 2, "step_size": 0.0125, "restarts": 1}
+    more = {"version": 1, "library": "art.ProjectedGradientDescentPyTorch", "ids": ["a", "b", "c", "d"]}
+    test_set = foreign_test_set(Sign(), flat(MEANS), LABELS, ids="abcd")
+    for labels, attack in ((True, old), (False, old | {"labels": False})):
+        cache, settings = ResultCache(), AttackSettings(name="pgd", epsilon=0.05, steps=2, restarts=1, labels=labels)
+        benchmark_attacks(test_set, [build(settings)], [NoDefence()], cache=cache)
+        assert [*cache.outcomes] == [digest_of(json.dumps({"attack": attack, **more}, sort_keys=True), size=12)]
 
 
 def test_a_record_of_an_earlier_version_has_no_accuracy(tmp_path: Path) -> None:

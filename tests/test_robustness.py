@@ -492,9 +492,7 @@ def run_folder(path: Path, attacks: Sequence[Attack], monkeypatch: pytest.Monkey
     test_set = sign_challenge([0.1, 0.2, -0.1, -0.2], [1, 1, 0, 0], "abcd")
     side = torch.full((F, 1), 2.0)
     standardisation = SimpleNamespace(lower_F1=-side, upper_F1=side)
-    bundle = SimpleNamespace(
-        network=Sign(), classes=("neutral", "angry"), standardisation=standardisation, to=lambda device: None
-    )
+    bundle = SimpleNamespace(network=Sign(), classes=("neutral", "angry"), standardisation=standardisation)
     trained = SimpleNamespace(
         folder=RunFolder(path),
         config=SimpleNamespace(
@@ -502,7 +500,7 @@ def run_folder(path: Path, attacks: Sequence[Attack], monkeypatch: pytest.Monkey
         ),
         model=bundle,
         store=lambda on_features: None,
-        test_set=lambda store, seed, batch_size, allow_seen: replace(test_set, seed=seed, batch_size=batch_size),
+        test_set=lambda store, seed, batch_size, **named: replace(test_set, seed=seed, batch_size=batch_size),
     )
     for name, result in {"load_run": trained, "spectrogram_pair": {}}.items():
         monkeypatch.setattr(benchmark_module, name, lambda *given, result=result, **named: result)

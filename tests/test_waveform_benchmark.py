@@ -34,7 +34,6 @@ from ser_fl.models.networks import build_network
 from ser_fl.robustness import recordings
 from ser_fl.robustness.attack_metrics import median_over_successes
 from ser_fl.robustness.benchmark import benchmark_run
-from ser_fl.robustness.crafting import problems_of
 from ser_fl.robustness.plan import Request
 from ser_fl.robustness.recordings import Recordings, WavPairs, pesq_of, stoi_of
 from ser_fl.robustness.result_cache import ResultCache
@@ -166,7 +165,7 @@ def test_recordings_of_several_rates_go_in_their_own_groups() -> None:
     test_set = recorded(recordings, [1, 0, 1], rates=rates)
     record = of(benchmark_attacks(test_set, asked("attacks=[pgd]", "amplitudes=[0.3]"), [NoDefence()]), "pgd")
     assert record.confusion == ((0.0, 1.0, 0.0), (2.0, 0.0, 0.0), (0.0, 0.0, 0.0))
-    ((*_, last),) = [[rows for rows, _ in problems_of(test_set, AttackSettings(name="pgd", epsilon=0.3))]]
+    *_, (last, _) = test_set.domain.problems(test_set.problem(AttackSettings(name="pgd", epsilon=0.3)))
     assert last == [1]
 
 

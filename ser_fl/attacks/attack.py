@@ -5,8 +5,7 @@ Legend: B utterances, F mel bins, L frames, C classes; "..." is whatever is move
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import KW_ONLY, asdict, dataclass, replace
-from typing import Any
+from dataclasses import KW_ONLY, dataclass, replace
 
 import numpy as np
 import torch
@@ -79,14 +78,6 @@ class AttackSettings:
     def strength(self) -> tuple[bool, float]:
         """Grows with the budget; SNRs come before epsilons."""
         return self.snr_db is None, self.epsilon if self.snr_db is None else -self.snr_db
-
-    @property
-    def key(self) -> dict[str, Any]:
-        """All that what is made depends on; a setting that came later only where it is set."""
-        content = asdict(self)
-        del content["backend"]  # which code runs is said by the library
-        unset = {"snr_db": None, "masked": False, "labels": True}
-        return {name: value for name, value in content.items() if name not in unset or value != unset[name]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -199,33 +190,30 @@ class Attack:
         if num_classes < (least := self.entry.min_classes):
             raise UserError(f"{self.name} needs at least {least} classes, the model has {num_classes}: take apgd_ce")
 
-    def craft(self, problem: Problem, batch_size: int | None = None) -> Tensor:
+    def craft(self, problem: Problem) -> Tensor:
         """Adversarial inputs, within box and budget; clean ones where the attack failed.
 
         Clean inputs are clipped to the box first, and the budget is measured from there. Global random states and the
-        modes and gradients of the model stay. An attack on the whole set (`Entry.whole_set`) and one of ART's on a
-        defended model choose their own ``batch_size``.
+        modes and gradients of the model stay.
 
         Raises:
             UserError: as `check` and `knowledge_of`, or one of ART's needs another kind of model.
         """
         self.check(problem.box, problem.num_classes)
         self.knowledge_of(problem.expectation)
-        total = len(problem.keys_B)
-        size = total if self.entry.whole_set or batch_size is None else batch_size
-        if problem.expectation is not None and not self.entry.adaptive:
-            size = 1
         # Tensors made under inference_mode cannot take part in a gradient; their clones can.
         with torch.inference_mode(False):
             clean, labels_B = problem.box.clip(problem.clean.detach().clone()), problem.labels_B.clone()
-        if self.settings.epsilon == 0 or not total:
+        if self.settings.epsilon == 0 or not len(clean):
             return clean
-        problem, device = replace(problem, clean=clean, labels_B=labels_B), clean.device
+        problem = replace(problem, clean=clean, labels_B=labels_B)
+        parts = [problem]
+        if problem.expectation is not None and not self.entry.adaptive:  # an utterance at a time
+            parts = [problem.subset(row) for row in torch.split(torch.arange(len(clean), device=clean.device), 1)]
         found, seed = [], derive_seed("attack", problem.seed)
-        streams = seeded_streams(seed, device, everywhere=True)
+        streams = seeded_streams(seed, clean.device, everywhere=True)
         with streams, attacked(problem.network), np.errstate(all="ignore"):
-            for batch in torch.split(torch.arange(total, device=device), max(size, 1)):
-                part = problem.subset(batch)
+            for part in parts:
                 if not self.settings.labels:
                     with torch.no_grad():
                         part = replace(part, labels_B=part(part.clean).argmax(1))

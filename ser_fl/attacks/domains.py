@@ -61,9 +61,9 @@ class Domain:
         """A batch of features as what is moved here: the rows of some utterances, and theirs; every row once."""
         return [(list(range(len(problem.keys_B))), problem)]
 
-    def crafted(self, attack: Attack, problem: Problem, adversarial: Tensor) -> Crafted:
-        """What a classifier is shown of adversarial inputs."""
-        return Crafted(adversarial_NFL=adversarial)
+    def craft(self, attack: Attack, problem: Problem) -> Crafted:
+        """What a classifier is shown of a batch of features under attack, and figures of how far that went."""
+        return Crafted(adversarial_NFL=attack.craft(problem))
 
     def held(self, crafted: Crafted, attack: Attack, clean_NFL: Tensor) -> Crafted:
         """What keeps to the budget, clean utterances in place of the rest; with figures "l2" and "linf"."""

@@ -17,7 +17,7 @@ claimed to be robust; `paper` is what the field's papers run, by the library's o
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -243,21 +243,3 @@ def build_on_recordings(settings: AttackSettings) -> Attack:
         restarts = min(entry.restarts or 0, 1) if settings.restarts is None else settings.restarts
     steps = entry.steps if settings.steps is None or "steps" not in entry.settable else settings.steps
     return Attack(settings=replace(settings, steps=steps, restarts=restarts), entry=entry)
-
-
-def expand(names: Iterable[str], fits: Callable[[str], bool] = lambda name: True) -> tuple[str, ...]:
-    """Names of attacks, each once, those of a suite in its place as far as they fit: the others are left out with a
-    warning. What is named outright stays, to be refused.
-
-    >>> expand(["noise_gaussian", "quick", "bim"])
-    ('noise_gaussian', 'fgsm', 'bim', 'apgd_ce', 'noise_uniform')
-    """
-    attacks: dict[str, None] = {}
-    for name in names:
-        if name not in SUITES:
-            attacks[name] = None
-            continue
-        attacks |= dict.fromkeys(filter(fits, SUITES[name].attacks))
-        if left := ", ".join(attack for attack in SUITES[name].attacks if not fits(attack)):
-            warnings.warn(f"the suite {name} is run without what does not fit here: {left}", stacklevel=3)
-    return tuple(attacks)

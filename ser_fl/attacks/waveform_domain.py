@@ -112,7 +112,13 @@ class Waveform(Domain):
             found.append((rows, part))
         return found
 
+    def craft(self, attack: Attack, problem: Problem) -> Crafted:
+        problems = self.problems(problem)
+        parts = [self.crafted(attack, part, attack.craft(part)) for _, part in problems]
+        return Crafted.join(parts, [row for rows, _ in problems for row in rows], problem.clean[:0])
+
     def crafted(self, attack: Attack, problem: Problem, adversarial: Tensor) -> Crafted:
+        """What a classifier is shown of adversarial clips."""
         assert isinstance(problem.to_features, WaveformToFeatures)
         clips = problem.to_features.clips
         with torch.no_grad():

@@ -26,7 +26,7 @@ from ser_fl.robustness.crafting import spectrogram_pair
 from ser_fl.robustness.curves import epsilons_of_curve
 from ser_fl.robustness.evaluator import evaluating
 from ser_fl.robustness.foreign import Model, Numbers, check_gradients, foreign_test_set
-from ser_fl.robustness.plan import ADAPTIVE, EOT_SAMPLES, Request, Unit, plan, subsets_for
+from ser_fl.robustness.plan import ADAPTIVE, EOT_SAMPLES, Request, Unit, listed, plan, subsets_for
 from ser_fl.robustness.recordings import recordings_of
 from ser_fl.robustness.result_cache import ResultCache, merged
 from ser_fl.robustness.runner import OnAttack, run_plan, silent
@@ -109,6 +109,7 @@ def benchmark(model: Model, features: Numbers, labels: Numbers, **settings: Unpa
     for name in settings.keys() - DEFAULTS.keys():
         raise unknown_name("setting", name, DEFAULTS)
     asked: ModelSettings = {**DEFAULTS, **settings}
+    asked["attacks"], asked["adaptive"] = bare, aware = listed(asked["attacks"]), listed(asked["adaptive"])
     box, epsilons, on_attack = asked["box"], asked["epsilons"], asked["on_attack"]
     if box is None and isinstance(model, EmotionModel):
         box = Box.of(model.standardisation.lower_F1, model.standardisation.upper_F1)
@@ -128,7 +129,7 @@ def benchmark(model: Model, features: Numbers, labels: Numbers, **settings: Unpa
 
     def attacks_at(curve: Sequence[float]) -> tuple[list[Attack], list[Attack]]:
         at = curve if epsilons == "auto" else tuple(epsilons)
-        return request.attacks(asked["attacks"], at), request.attacks(asked["adaptive"], at, adaptive=True)
+        return request.attacks(bare, at), request.attacks(aware, at, adaptive=True)
 
     with evaluating(test_set.model), exact_arithmetic():
         attacks, units = _planned(test_set, attacks_at, defences, asked, curve=epsilons == "auto")
@@ -175,9 +176,8 @@ def benchmark_run(
         with threads_limited_to(trained.config.executor.threads), exact_arithmetic():
             store = trained.store(on_features)
             test_set = trained.test_set(
-                store, seed=config.seed, batch_size=config.batch_size, allow_seen=config.allow_seen
-            )
-            test_set = test_set.subset(config.max_examples).to(device)
+                store, seed=config.seed, batch_size=config.batch_size, allow_seen=config.allow_seen, device=device
+            ).subset(config.max_examples)
             of_features = test_set  # what is kept of its recordings lies there too
             if config.domain == "waveform":
                 test_set = recordings_of(trained, store, test_set, config, run)
@@ -206,7 +206,7 @@ def benchmark_run(
                 together.checks = check_records(together) + probed
                 write_sanity_report(run, together.checks)
             if config.domain == "logmel":
-                write_json(run.spectrograms, spectrogram_pair(test_set, attacks, trained.model.to(device)))
+                write_json(run.spectrograms, spectrogram_pair(test_set, attacks, trained.model))
     return together
 
 

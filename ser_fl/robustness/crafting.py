@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ser_fl.attacks.attack import Attack, AttackSettings, Problem
+from ser_fl.attacks.attack import Attack
 from ser_fl.attacks.domains import Crafted
-from ser_fl.attacks.target import Expectation, Passes
+from ser_fl.attacks.target import Expectation
 from ser_fl.attacks.threat_model import budget_of
 from ser_fl.defences import Defence
 from ser_fl.models.emotion_model import EmotionModel
@@ -25,30 +25,6 @@ from ser_fl.robustness.test_set import TestSet
 
 OnBatch = Callable[[int, float], None]
 """Told how many utterances a batch had and how many seconds it took, 0 where it was there already."""
-
-
-def problems_of(
-    test_set: TestSet,
-    settings: AttackSettings,
-    *,
-    expectation: Expectation | None = None,
-    start_NFL: Tensor | None = None,
-) -> list[tuple[list[int], Problem]]:
-    """All utterances as what the domain of the test set moves: the rows of some, and their problem; every row once."""
-    problem = Problem(
-        network=test_set.model,
-        num_classes=test_set.num_classes,
-        clean=test_set.features_NFL,
-        labels_B=test_set.labels_N,
-        keys_B=test_set.ids,
-        box=test_set.box,
-        settings=settings,
-        seed=test_set.seed,
-        passes=Passes(),
-        expectation=expectation,
-        start_BFL=start_NFL,
-    )
-    return test_set.domain.problems(problem)
 
 
 def craft(
@@ -81,13 +57,11 @@ def craft(
             begun_NFL = start()
         started = time.perf_counter()
         start_NFL = None if begun_NFL is None else begun_NFL[list(rows)]
-        problems = problems_of(batch, attack.settings, expectation=expectation, start_NFL=start_NFL)
-        parts = [test_set.domain.crafted(attack, problem, attack.craft(problem)) for _, problem in problems]
-        passes = problems[0][1].passes  # one count for all
+        problem = batch.problem(attack.settings, expectation=expectation, start_NFL=start_NFL)
         made = replace(
-            Crafted.join(parts, [row for taken, _ in problems for row in taken], batch.features_NFL[:0]),
-            forward_passes=passes.forward,
-            backward_passes=passes.backward,
+            test_set.domain.craft(attack, problem),
+            forward_passes=problem.passes.forward,
+            backward_passes=problem.passes.backward,
             seconds=time.perf_counter() - started,
         )
         if cache is not None:

@@ -3,7 +3,8 @@
 Legend: N utterances.
 """
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
@@ -37,12 +38,12 @@ class Request:
     restarts: int | None = None
     backend: Backend = "auto"
 
-    def attacks(self, given: object, epsilons: Sequence[float], *, adaptive: bool = False) -> list[Attack]:
+    def attacks(self, given: Iterable[object], epsilons: Sequence[float], *, adaptive: bool = False) -> list[Attack]:
         """Attacks on features within the model, each once.
 
         Args:
-            given: one of these or many: names, suites, choices and mappings of settings, each run at every epsilon
-                unless it has its own; full `AttackSettings`; attacks of ART, their classes and functions.
+            given: choices, of a suite all its attacks that fit, each run at every epsilon unless it has its own; full
+                `AttackSettings`; attacks of ART, their classes and functions.
             epsilons: budgets.
             adaptive: of attackers who know of a defence: by our own code, and of a suite what can know of one.
 
@@ -56,16 +57,20 @@ class Request:
             knows = not adaptive or entry.knowledge == "undefended" or entry.adaptive
             return knows and self.num_classes >= entry.min_classes
 
-        for one in listed(given):
+        for one in given:
             if isinstance(one, AttackSettings):
                 attacks[one] = registry.build(one)
             elif not isinstance(one, AttackChoice):
                 attacks |= _own_attacks(one, epsilons, attacks)
             else:
-                suite = registry.SUITES.get(one.name)
-                backend = one.backend or (suite.backend if suite else None) or self.backend
+                names, backend = [one.name], one.backend or self.backend
+                if suite := registry.SUITES.get(one.name):
+                    names, backend = list(filter(fits, suite.attacks)), one.backend or suite.backend or self.backend
+                    if left := ", ".join(name for name in suite.attacks if name not in names):
+                        told = f"the suite {one.name} is run without what does not fit here: {left}"
+                        warnings.warn(told, stacklevel=3)
                 restarts = self.restarts if one.restarts is None else one.restarts
-                for name in registry.expand([one.name], fits):
+                for name in names:
                     settable = registry.entry_of(name.removesuffix(UNLABELLED)).settable
                     for epsilon in epsilons if one.epsilon is None else (one.epsilon,):
                         settings = AttackSettings(
@@ -135,11 +140,11 @@ def listed(given: object) -> list[object]:
     return found
 
 
-def subsets_for(given: object, own: Mapping[str, int] | None) -> dict[str, int]:
+def subsets_for(given: Iterable[object], own: Mapping[str, int] | None) -> dict[str, int]:
     """Sizes of balanced subsets: those that are said, and else those that the suites among the attacks ask for, the
     larger where two of them differ.
     """
-    names = [one.name for one in listed(given) if isinstance(one, AttackChoice)]
+    names = [one.name for one in given if isinstance(one, AttackChoice)]
     suites = [suite for name, suite in registry.SUITES.items() if name in names]
     asked = sorted((size, attack) for suite in suites for attack, size in suite.subsets.items())
     return {attack: size for size, attack in asked} | dict(own or {})

@@ -15,7 +15,7 @@ Legend: N utterances, F mel bins, L frames, R runs of a defence.
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache as cached
 from functools import partial
 from typing import Any, Protocol
@@ -174,7 +174,10 @@ class _Work:
         if self.drop_broken:
             unit.part = self._unbroken(unit)
         ids, before, entry = unit.part.ids, unit.before, unit.attack.entry
-        settings: dict[str, Any] = {"attack": unit.attack.settings.key, "library": entry.library, "ids": ids}
+        attack, later = asdict(unit.attack.settings), {"snr_db": None, "masked": False, "labels": True}
+        del attack["backend"]  # which code runs is said by the library
+        attack = {name: value for name, value in attack.items() if name not in later or value != later[name]}
+        settings: dict[str, Any] = {"attack": attack, "library": entry.library, "ids": ids}
         if unit.part.domain.name != LOGMEL.name:
             settings["domain"] = unit.part.domain.name
         if unit.expectation is not None:

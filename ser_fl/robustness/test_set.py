@@ -13,7 +13,9 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from ser_fl.attacks.attack import AttackSettings, Problem
 from ser_fl.attacks.domains import LOGMEL, Domain
+from ser_fl.attacks.target import Expectation, Passes
 from ser_fl.attacks.threat_model import Box
 from ser_fl.config.compose import compose_speech
 from ser_fl.config.robustness import Scored
@@ -21,7 +23,7 @@ from ser_fl.config.schema import Config
 from ser_fl.data.features import FeatureStore, OnFeatures, compute_features, load_examples, open_configured_corpus
 from ser_fl.data.heard import Heard, Shared, in_words
 from ser_fl.data.splits import PARTS, Indices, split_corpus
-from ser_fl.devices import send
+from ser_fl.devices import CPU, send
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.models.emotion_model import EmotionModel, load_model
 from ser_fl.models.networks import NetworkSource
@@ -56,16 +58,6 @@ class TestSet:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def to(self, device: torch.device) -> Self:
-        """The model itself moves there."""
-        return replace(
-            self,
-            model=self.model.to(device),
-            features_NFL=send(self.features_NFL, device),
-            labels_N=send(self.labels_N, device),
-            box=self.box.to(device),
-        )
-
     def subset(self, size: int | None) -> Self:
         """A fixed subset of about ``size`` utterances, spread evenly over the emotions; all where it is None."""
         if size is None or size >= len(self):
@@ -83,6 +75,24 @@ class TestSet:
             ids=tuple(self.ids[row] for row in rows),
             speakers=tuple(self.speakers[row] for row in rows) if self.speakers else (),
             sexes=tuple(self.sexes[row] for row in rows) if self.sexes else (),
+        )
+
+    def problem(
+        self, settings: AttackSettings, *, expectation: Expectation | None = None, start_NFL: Tensor | None = None
+    ) -> Problem:
+        """All utterances as what an attack is given."""
+        return Problem(
+            network=self.model,
+            num_classes=self.num_classes,
+            clean=self.features_NFL,
+            labels_B=self.labels_N,
+            keys_B=self.ids,
+            box=self.box,
+            settings=settings,
+            seed=self.seed,
+            passes=Passes(),
+            expectation=expectation,
+            start_BFL=start_NFL,
         )
 
 
@@ -172,16 +182,25 @@ class TrainedRun:
         return Chosen(rows=rows, left_out=dict(sorted(left_out.items())), shared=shared, record=record)
 
     def test_set(
-        self, store: FeatureStore, *, seed: int = 0, batch_size: int = 64, allow_seen: bool = False
+        self,
+        store: FeatureStore,
+        *,
+        seed: int = 0,
+        batch_size: int = 64,
+        allow_seen: bool = False,
+        device: torch.device = CPU,
     ) -> TestSet:
-        """The model and the chosen utterances, standardised; a `UserError` as `choose` says."""
+        """The chosen utterances, standardised, and the model, which moves to the device; a `UserError` as `choose`
+        says.
+        """
         chosen = self.choose(store, allow_seen=allow_seen)
         examples = load_examples(store, chosen.rows, self.model.standardisation)
         utterances = [store.utterances[row] for row in chosen.rows]
+        self.model.to(device)
         return TestSet(
             model=self.model.network,
-            features_NFL=examples.features_NFL,
-            labels_N=examples.labels_N,
+            features_NFL=send(examples.features_NFL, device),
+            labels_N=send(examples.labels_N, device),
             ids=tuple(utterance.utterance_id for utterance in utterances),
             num_classes=len(self.model.classes),
             box=Box.of(self.model.standardisation.lower_F1, self.model.standardisation.upper_F1),

@@ -160,14 +160,15 @@ def _climb(class_name: str, problem: Problem) -> Tensor:
         estimator = classifier_of(replace(part, expectation=None), clip_values_of(part.box))
         # For a success rate that only ART's log would see it asks for predictions: two passes an utterance.
         estimator.predict = lambda images, **_: np.zeros((len(images), part.num_classes), np.float32)
-        steps = count(restart * problem.steps)  # numbers of a randomised model's draws
-
-        def expected_gradient(x: Any, y: Any) -> Any:
-            moved_BFL = torch.as_tensor(x, device=part.labels_B.device)[:, 0]
-            gradient_B1FL = part.answer(moved_BFL, part.labels_B, cross_entropy, step=next(steps)).gradient[:, None]
-            return gradient_B1FL if isinstance(x, Tensor) else gradient_B1FL.cpu().numpy()
-
         if part.expectation is not None:
+            draws = count(restart * problem.steps)
+
+            def expected_gradient(x: Any, y: Any) -> Any:
+                moved_BFL = torch.as_tensor(x, device=part.labels_B.device)[:, 0]
+                answer = part.answer(moved_BFL, part.labels_B, cross_entropy, step=next(draws))
+                gradient_B1FL = answer.gradient[:, None]
+                return gradient_B1FL if isinstance(x, Tensor) else gradient_B1FL.cpu().numpy()
+
             estimator.loss_gradient = expected_gradient
         attack = getattr(import_art(), class_name)(
             estimator, eps=settings.epsilon, batch_size=len(part.keys_B), **words

@@ -23,7 +23,6 @@ from ser_fl.attacks.target import attacked
 from ser_fl.attacks.threat_model import per_utterance
 from ser_fl.devices import exact_arithmetic, send
 from ser_fl.metrics import uar_of
-from ser_fl.robustness.crafting import problems_of
 from ser_fl.robustness.evaluator import evaluating
 from ser_fl.robustness.runner import OnAttack, silent
 from ser_fl.robustness.sanity_checks.report import HALF_A_POINT, ROUNDING, Doubt, NotChecked, SanityReport
@@ -373,7 +372,7 @@ def _batches(
         batch = test_set.take(range(first, min(first + size, len(test_set))))
         with torch.inference_mode(False):  # tensors made there cannot take part in a gradient; their clones can
             batch = replace(batch, features_NFL=batch.features_NFL.clone(), labels_N=batch.labels_N.clone())
-        for taken, problem in problems_of(batch, settings):
+        for taken, problem in test_set.domain.problems(batch.problem(settings)):
             yield [first + row for row in taken], problem
 
 
