@@ -123,7 +123,7 @@ def train(
     from ser_fl.data.heard import Heard
     from ser_fl.data.prepared import prepare
     from ser_fl.devices import devices_of, exact_arithmetic, threads_limited_to
-    from ser_fl.federation.checkpoint import open_run
+    from ser_fl.federation.checkpoint import as_begun, open_run
     from ser_fl.federation.client import Clients, Executor
     from ser_fl.federation.fine_tuning import FirstRun
     from ser_fl.federation.own_objects import check_network, settled_objects
@@ -134,7 +134,7 @@ def train(
 
     objects = {"network": network, "objective": objective, "aggregation": aggregation, "algorithm": algorithm}
     given = {name: value for name, value in {**objects, "callbacks": callbacks or None}.items() if value is not None}
-    own, config = settled_objects(config, given)
+    own, config = settled_objects(as_begun(config), given)
     if on_round is not None:
         hooks = replace(hooks or Hooks(), on_round=on_round)
     hooks = hooks or Hooks()

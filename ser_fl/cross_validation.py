@@ -87,7 +87,7 @@ def folds_of(config: Config) -> Iterator[Config]:
     if config.data.name != "builtin" and config.data.root is None:
         raise UserError("the folds of a corpus on other machines are not known here: ser-fl train split.fold=0")
     utterances = open_configured_corpus(config).utterances
-    count = num_folds(facts_of(utterances, split), split)
+    count = num_folds(facts_of(utterances, split, config.data.name), split)
     if count < 2:
         raise UserError(f"there must be two folds at least, got {count}: set split.num_folds")
     folder = Path(str(config.run_dir))
@@ -97,7 +97,7 @@ def folds_of(config: Config) -> Iterator[Config]:
         for k in range(count)
     ]
     for fold in folds:
-        split_corpus(utterances, fold.split)
+        split_corpus(utterances, fold.split, corpus=config.data.name)
     return iter(folds)
 
 

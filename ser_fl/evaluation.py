@@ -49,7 +49,7 @@ class Evaluation:
     uar: float
     """Unweighted average recall over the emotions that both the model and the speech know."""
     uar_interval: tuple[float, float] | None
-    """95 %, by resampling utterances within their emotion."""
+    """95 %, by resampling recordings within their emotion (`ser_fl.metrics.Bootstrap`)."""
     accuracy: float
     macro_f1: float
     recall: dict[str, float | None]
@@ -126,7 +126,7 @@ def evaluate(
         part=trained.part,
         num_utterances=len(utterances),
         uar=figures.uar,
-        uar_interval=Bootstrap.of(labels_N, [one.utterance_id for one in utterances], 0).interval(recognised_N),
+        uar_interval=Bootstrap.of(labels_N, [one.recording for one in utterances], 0).interval(recognised_N),
         accuracy=figures.accuracy,
         macro_f1=figures.macro_f1,
         recall=dict(zip(classes, figures.per_class_recall, strict=True)),

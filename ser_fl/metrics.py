@@ -1,11 +1,12 @@
 """Unweighted average recall and its kin, from confusion matrices, and how sure a UAR is. Confusion matrices (rows: true
 class, columns: predicted class) of different holders of data can be summed, and the mean of their recalls cannot.
 
-Legend: C classes, N utterances, S resamples.
+Legend: C classes, L labels that occur, N utterances, S resamples.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Self
 
 import numpy as np
@@ -80,33 +81,48 @@ def scores(confusion: Confusion) -> Scores:
 class Bootstrap:
     """Resamples of some utterances, to be used for every figure about them: differences of figures are then paired.
 
-    Utterances are drawn with replacement within their emotion (a stratified bootstrap: Efron and Tibshirani 1993,
-    chapter 8), because UAR is a mean of recalls whose denominators a test part fixes: a plain resample could miss a
-    small emotion. Utterances are taken for independent; speakers are not resampled, so that the interval is about these
-    speakers.
+    Recordings are drawn with replacement, each with all its utterances (a cluster bootstrap: Davison and Hinkley 1997,
+    section 3.8); an uncut recording is one utterance. They are drawn within their emotion (a stratified bootstrap:
+    Efron and Tibshirani 1993, chapter 8), because UAR is a mean of recalls whose denominators a test part fixes: a
+    plain resample could miss a small emotion. Only where a recording holds several emotions all are drawn together; an
+    emotion that a resample misses does not count in it. Recordings are taken for independent; speakers are not
+    resampled, so that the interval is about these speakers.
     """
 
     weights_SN: npt.NDArray[np.float32]
     """What each utterance counts in the UAR of each resample; a row sums to 1."""
+    says_nothing: bool = False
+    """Whether recordings are cut, and one of each emotion is all that can be drawn."""
 
     @classmethod
-    def of(cls, labels_N: Sequence[int], ids: Sequence[str], seed: int) -> Self:
-        """Draws that depend on (seed, emotion) and on which utterances there are, not on their order."""
-        weights_SN = np.zeros((NUM_RESAMPLES, len(ids)), dtype=np.float32)
-        by_label: dict[int, list[int]] = {}
-        for row in sorted(range(len(ids)), key=lambda row: ids[row]):
-            by_label.setdefault(labels_N[row], []).append(row)
-        for label, rows in by_label.items():
+    def of(cls, labels_N: Sequence[int], recordings_N: Sequence[str], seed: int) -> Self:
+        """Draws that depend on (seed, emotion) and on which recordings there are, not on their order."""
+        weights_SN = np.zeros((NUM_RESAMPLES, len(recordings_N)), dtype=np.float32)
+        rows_of: dict[str, list[int]] = {}
+        for row, recording in enumerate(recordings_N):
+            rows_of.setdefault(recording, []).append(row)
+        is_mixed = any(len({labels_N[row] for row in held}) > 1 for held in rows_of.values())
+        strata: dict[int, list[list[int]]] = {}
+        for _, held in sorted(rows_of.items()):
+            strata.setdefault(-1 if is_mixed else labels_N[held[0]], []).append(held)
+        for label, drawn in strata.items():
             stream = np.random.default_rng(derive_seed("bootstrap", seed, label))
-            counts = stream.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=NUM_RESAMPLES)
-            weights_SN[:, rows] = counts / (len(rows) * len(by_label))
-        return cls(weights_SN)
+            counts = stream.multinomial(len(drawn), np.full(len(drawn), 1 / len(drawn)), size=NUM_RESAMPLES)
+            weights_SN[:, list(chain(*drawn))] = counts.repeat([len(held) for held in drawn], axis=1)
+        rows_by_label = [np.flatnonzero(np.asarray(labels_N) == label) for label in sorted({*labels_N})]
+        support_LS = [weights_SN[:, rows].sum(axis=1, dtype=np.float64) for rows in rows_by_label]
+        present_S = np.count_nonzero(support_LS, axis=0)
+        for rows, support_S in zip(rows_by_label, support_LS, strict=True):
+            weights_SN[:, rows] /= (np.maximum(support_S, 1) * present_S)[:, None]
+        is_cut = len(rows_of) < len(recordings_N)
+        return cls(weights_SN, says_nothing=is_cut and all(len(drawn) == 1 for drawn in strata.values()))
 
     def interval(self, recognised_N: Floats) -> tuple[float, float] | None:
-        """The middle 95 % of resampled UARs; None without utterances. ``recognised_N`` is how likely each utterance is
-        to be recognised, in [0, 1], or a difference of two such figures, for the interval of a difference of UARs.
+        """The middle 95 % of resampled UARs; None without utterances, or where draws say nothing. ``recognised_N`` is
+        how likely each utterance is to be recognised, in [0, 1], or a difference of two such figures, for the interval
+        of a difference of UARs.
         """
-        if not len(recognised_N):
+        if not len(recognised_N) or self.says_nothing:
             return None
         tail = (1 - LEVEL) / 2
         uar_S = self.weights_SN @ recognised_N.astype(np.float32)
@@ -130,6 +146,20 @@ def interval_over_speakers(confusions_GCC: Floats, seed: int = 0) -> tuple[float
     recall_SC = np.divide(right_SC, support_SC, out=np.full(support_SC.shape, np.nan), where=support_SC > 0)
     low, high = np.quantile(np.nanmean(recall_SC, axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
+
+
+def recording_products(
+    recognised_N: Floats, labels_N: Sequence[int], recordings_N: Sequence[str], num_classes: int
+) -> Floats:
+    """Sums over recordings of the products of what each holds, utterances recognised and then utterances, both by
+    class: shape (2C, 2C). They are what the variance of UAR over recordings takes, and add up over folds.
+    """
+    place = {recording: row for row, recording in enumerate(sorted(set(recordings_N)))}
+    rows, labels = np.asarray([place[recording] for recording in recordings_N]), np.asarray(labels_N)
+    held = np.zeros((len(place), 2 * num_classes))
+    np.add.at(held, (rows, labels), recognised_N)
+    np.add.at(held, (rows, labels + num_classes), 1)
+    return np.asarray(held.T @ held, dtype=np.float64)
 
 
 def uar_of(recognised_N: Floats, labels_N: Sequence[int]) -> float:

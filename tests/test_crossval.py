@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ser_fl.config.schema import Config
 from ser_fl.federation.rounds import Hooks
 from ser_fl.metrics import confusion_matrix, interval_over_speakers, scores
 from ser_fl.report.folds import CrossValidation, fold_tables
-from ser_fl.report.reader import RunRecords, Summary, TestScores
+from ser_fl.report.reader import RunRecords, Summary, TestScores, run_folders
 from ser_fl.report.replications import Replication, not_pooled, replications
 from ser_fl.runs.folder import RunFolder
 
@@ -195,6 +196,43 @@ def test_report_pools_folds_that_nobody_attacked(crossed: Path, capsys: pytest.C
     assert (crossed / "crossval.md").read_text().split("\n\n")[1] in printed
     assert main(["report", *folders, "--output", str(crossed / "page.html")]) == 0
     assert "Test scores without attack, over folds" in (crossed / "page.html").read_text()
+
+
+@pytest.mark.parametrize("given", [".", "*", "crossval.json"])
+def test_report_takes_the_folder_for_its_folds(
+    crossed: Path, given: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also as a shell spells it out, an earlier page among it; each fold counts once."""
+    cv = Path(shutil.copytree(crossed, tmp_path / "cv"))
+    for _ in range(2):
+        named = [str(path) for path in sorted(cv.glob(given))] if given == "*" else [str(cv / given)]
+        capsys.readouterr()
+        assert main(["report", *named]) == 0
+        assert str(cv / "report.html") in capsys.readouterr().out
+    assert main(["report", "--markdown", *named]) == 0
+    assert (cv / "crossval.md").read_text().split("\n\n")[1] in capsys.readouterr().out
+    assert not (cv / "fold0" / "report.html").exists()
+    (cv / "notes.txt").write_text("mine")
+    assert main(["report", str(cv / "fold0"), str(cv / "notes.txt")]) == 2
+    assert "notes.txt is not a run folder" in capsys.readouterr().err
+
+
+def test_folders_come_in_the_order_of_their_numbers_and_once(tmp_path: Path) -> None:
+    for name in ("fold10", "fold2", "fold1", "figures"):
+        (tmp_path / name).mkdir()
+    for name in ("fold10", "fold2", "fold1"):
+        (tmp_path / name / "config.yaml").write_text("seed: 1")
+    assert [run.name for run in run_folders([tmp_path])] == ["fold1", "fold2", "fold10"]
+    given = [tmp_path / "fold2", tmp_path, tmp_path / "figures" / ".." / "fold2"]
+    assert [run.name for run in run_folders(given)] == ["fold2", "fold1", "fold10"]
+
+
+def test_the_config_of_a_fold_repeats_all_of_them(crossed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "again"
+    assert main(["crossval", "--config", str(crossed / "fold1" / "config.yaml"), f"run_dir={folder}"]) == 0
+    for number in range(2):
+        again, first = (RunFolder(place / f"fold{number}").weights for place in (folder, crossed))
+        assert again.read_bytes() == first.read_bytes()
 
 
 def test_a_killed_command_goes_on_where_it_was(crossed: Path, settings: tuple[str, ...], tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from ser_fl.cli.main import main
 from ser_fl.data.frontend import resample
 from ser_fl.data.synthetic import SyntheticCorpus
 from ser_fl.errors import UserError
+from ser_fl.evaluation import Evaluation
+from ser_fl.metrics import Bootstrap, recording_products
 from ser_fl.report.page import write_report
 
 ANOTHER = SyntheticCorpus(3, 2, seed=5)
@@ -47,6 +49,40 @@ def written(
         lines.append(f"{number}.wav,{emotion},{utterance.speaker},{utterance.sex},{utterance.text}")
     (folder / "manifest.csv").write_text("\n".join(lines))
     return ["data=manifest", f"data.root={folder}"]
+
+
+def resampled(found: Evaluation, *, by_recording: bool) -> Any:
+    """The interval of cut recordings, and what `recording_products` says of them."""
+    emotions = list(found.recall)
+    labels = [emotions.index(one.emotion) for one in found.utterances]
+    right_N = np.array([float(one.emotion == one.predicted) for one in found.utterances])
+    ids = [one.utterance_id for one in found.utterances]
+    units = [name.partition("#")[0] for name in ids] if by_recording else ids
+    return Bootstrap.of(labels, units, 0).interval(right_N), recording_products(right_N, labels, units, len(emotions))
+
+
+def test_intervals_are_over_recordings_where_they_are_cut(run: ser_fl.Run, tmp_path: Path) -> None:
+    """Of evaluate and of benchmark."""
+    run = copied(run, tmp_path / "run")
+    speech = [*written(tmp_path, ANOTHER), "data.segment_s=0.4"]
+    found = ser_fl.evaluate(run, speech)
+    interval, products = resampled(found, by_recording=True)
+    assert found.uar_interval == interval != resampled(found, by_recording=False)[0]
+    plain: dict[str, Any] = {"defences": ["none"], "curve_attacks": [], "checks": False}
+    records = ser_fl.benchmark(run, speech=speech, attacks=["fgsm"], epsilons=[0.05], **plain)
+    clean = next(record for record in records if record.attack == "clean")
+    assert clean.uar_interval == found.uar_interval
+    assert np.array_equal(clean.recording_products, products)
+
+
+def test_a_run_on_cut_recordings_says_how_they_hang_together(tmp_path: Path) -> None:
+    """So that folds have an interval over recordings."""
+    settings = [*written(tmp_path, ANOTHER), "data.segment_s=0.4", f"run_dir={tmp_path / 'run'}"]
+    run = ser_fl.train(ser_fl.compose(["experiment=debug", "federation.num_rounds=1", *settings]))
+    _, products = resampled(ser_fl.evaluate(run), by_recording=True)
+    said = run.read_json(run.summary)["test"]["recording_products"]
+    assert np.array_equal(said, products)
+    assert products.max() > 1
 
 
 Told = Callable[..., str]

@@ -91,13 +91,42 @@ def test_the_interval_over_seeds_is_scipys(values: list[float]) -> None:
     assert half_width_over_seeds(values) == pytest.approx((high - low) / 2, rel=1e-3)
 
 
+def begun(name: str, run_folder: str | None, **more: Any) -> RunRecords:
+    """A finished run that was fine-tuned from another."""
+    made = run(name, record("clean", (8, 8, 8), TEN), **more)
+    test = TestScores(uar=0.8, accuracy=0.8, macro_f1=0.8)
+    config = {**made.config, "experiment": "fine", "init_from": run_folder and f"place:{run_folder}-1a2b3c4d"}
+    return replace(made, config=config, summary=replace(made.summary, test=test))
+
+
+def test_seeds_that_began_from_runs_of_their_own_are_pooled_and_the_caption_says_so() -> None:
+    seeds = [begun(f"s{seed}", f"first{seed}", seed=seed) for seed in (1, 2, 3)]
+    (group,) = replications(seeds)
+    assert group.what == "3 seeds"
+    for table in (spread_table(seeds), replication_table(seeds)):
+        assert table is not None and "began from different runs (init_from)" in table.caption
+    alike = [begun(f"s{seed}", "first", seed=seed) for seed in (1, 2)]
+    table = spread_table(alike)
+    assert table is not None and "init_from" not in table.caption
+
+
+def test_one_seed_from_two_runs_is_a_comparison_and_so_is_one_from_none() -> None:
+    compared = [begun(f"{first}{seed}", first, seed=seed) for first in ("clean", "pgd") for seed in (1, 2)]
+    assert [[one.root.name for one in group.runs] for group in replications(compared)] == [
+        ["clean1", "clean2"],
+        ["pgd1", "pgd2"],
+    ]
+    assert len(replications([begun("s1", "first", seed=1), begun("s2", None, seed=2)])) == 2
+
+
 def test_the_interval_over_utterances_is_that_of_a_bootstrap() -> None:
     """Utterances drawn again within their class, 20,000 times; a class without any counts for nothing."""
     confusion = np.array([[30.0, 10, 0, 0], [5, 15, 5, 0], [0, 0, 60, 0], [0, 0, 0, 0]])
     stream = np.random.default_rng(3)
     recalls = [stream.binomial(40, 0.75, 20_000) / 40, stream.binomial(25, 0.6, 20_000) / 25, np.ones(20_000)]
     spread = float(np.std(np.mean(recalls, axis=0)))
-    assert half_width_of_uar(confusion) == pytest.approx(1.96 * spread, rel=0.03)
+    test = TestScores(confusion=tuple(map(tuple, confusion.tolist())))
+    assert half_width_of_uar([test]) == pytest.approx(1.96 * spread, rel=0.03)
 
 
 def test_seeds_are_averaged_and_folds_summed() -> None:

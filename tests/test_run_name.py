@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import ser_fl
+from ser_fl.cli.main import main
 from ser_fl.cli.training_job import placed
 from ser_fl.config.compose import compose
 from ser_fl.config.schema import Config
@@ -70,6 +71,19 @@ def test_a_run_goes_on_under_another_name(tmp_path: Path) -> None:
 
     ser_fl.train(config())
     assert ser_fl.train(config("run_name=other", "resume=true")).root == tmp_path / "run"
+
+
+def test_a_run_that_grows_keeps_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*SMALL, "tracking=none", f"data.cache_dir={tmp_path / 'cache'}", f"run_dir={tmp_path / 'run'}"]
+    assert main(["train", *words, "run_name=my run #2"]) == 0
+    assert main(["train", *words, "resume=true", "federation.num_rounds=2"]) == 0
+    assert "my run #2  round   2" in capsys.readouterr().out
+    assert read_run(tmp_path / "run").name == "my run #2"
+    ser_fl.train(compose([*words, "resume=true", "federation.num_rounds=3"]))
+    kept = read_run(tmp_path / "run")
+    assert (kept.name, kept.setting("federation.num_rounds")) == ("my run #2", 3)
+    ser_fl.train(compose([*words, "resume=true", "federation.num_rounds=4", "run_name=other"]))
+    assert read_run(tmp_path / "run").name == "other", "unless another is given"
 
 
 def test_the_tracker_shows_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

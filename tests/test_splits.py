@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -485,11 +486,20 @@ def test_texts_are_named_by_their_words_or_digests_in_any_spelling() -> None:
         split_corpus(utterances, replace(BY_TEXT, test_texts=("Sentence 11",)))
 
 
-def test_a_split_by_texts_names_an_utterance_without_one() -> None:
-    utterances = (*read_table()[:-1], replace(read_table()[-1], text=None))
-    message = f"split=text_independent needs the text of every utterance, and {utterances[-1].utterance_id} has none"
-    with pytest.raises(UserError, match=message):
-        split_corpus(utterances, BY_TEXT)
+def test_a_split_by_texts_says_whose_are_missing_and_where_they_belong() -> None:
+    table = read_table()
+    utterances = (*table[:-2], *(replace(one, text=None) for one in table[-2:]))
+    needs, number = "split=text_independent needs the text of every utterance, and", len(table)
+    some = (
+        f"{needs} 2 of {number} of data=nemo have none, the first {table[-2].utterance_id}: fill in column `raw_text`"
+    )
+    with pytest.raises(UserError, match=re.escape(some)):
+        split_corpus(utterances, BY_TEXT, corpus="nemo")
+    none = tuple(replace(one, text=None) for one in table)
+    with pytest.raises(UserError, match=f"{needs} none of data=manifest has one: fill in column `text` of the table"):
+        split_corpus(none, BY_TEXT, corpus="manifest")
+    with pytest.raises(UserError, match="none of this corpus has one: give a manifest with a column `text`"):
+        split_corpus(none, replace(BY_TEXT, name="speaker_and_text_independent"))
 
 
 def test_texts_that_tell_the_emotion_are_spread_by_emotion() -> None:

@@ -252,7 +252,7 @@ def test_a_resumed_run_goes_on_under_the_same_id(run: RunFolder) -> None:
     first.log_round(round_record(1), [])
     first.finish()
     state = json.loads(json.dumps(first.state))
-    second = open_for(run, state)
+    second = open_for(run, state, project="ser_fl", group=None)  # as by default
     second.log_round(round_record(2), [])
     second.finish()
     assert second.state == first.state
@@ -261,6 +261,7 @@ def test_a_resumed_run_goes_on_under_the_same_id(run: RunFolder) -> None:
     assert len(runs) == 2
     started = [record.run for records in runs for record in records if record.WhichOneof("record_type") == "run"]
     assert {one.run_id for one in started} == {first.state["wandb_id"]}
+    assert {(one.project, one.run_group) for one in started} == {("test", "study")}
     assert all(one.resume for one in started)
     assert [row["round"] for records in runs for row in history(records)] == [1, 2]
 
@@ -372,7 +373,7 @@ def test_a_failing_start_is_one_warning(
     use_every_method(tracker)
     assert len(own_warnings(caplog)) == 1
     assert "RuntimeError: no network" in caplog.text
-    assert tracker.state == {"wandb_id": "abc"}, "a later run may still go on in it"
+    assert tracker.state["wandb_id"] == "abc", "a later run may still go on in it"
 
 
 def test_a_server_out_of_reach_is_one_warning_and_an_offline_run(
@@ -392,7 +393,7 @@ def test_a_server_out_of_reach_is_one_warning_and_an_offline_run(
     use_every_method(tracker)
     assert len(own_warnings(caplog)) == 1 and "wandb sync" in caplog.text
     assert len(offline_runs(run)) == 1
-    assert tracker.state == {"wandb_id": "abc"}
+    assert tracker.state["wandb_id"] == "abc"
 
 
 def test_an_unwritable_folder_is_one_warning(run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:

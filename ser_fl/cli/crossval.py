@@ -15,12 +15,14 @@ def add_arguments(parser: ArgumentParser) -> None:
         nargs="*",
         help="settings of train, as key=value; any of benchmark's, such as attacks=[pgd], attacks every fold as well",
     )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="repeat the config.yaml of a run, on all folds")
     parser.add_argument("--config-dir", "-cd", type=Path, metavar="DIR", help="groups and experiments of your own")
 
 
 def run(arguments: Namespace) -> None:
     """Train and attack with a line for every round; print the tables."""
     from ser_fl.cli.benchmark import attack_visibly
+    from ser_fl.cli.hydra_program import REPEATED
     from ser_fl.cli.terminal import console, say
     from ser_fl.cli.training_job import print_summary, train_visibly
     from ser_fl.config.compose import compose
@@ -37,7 +39,9 @@ def run(arguments: Namespace) -> None:
     for setting in arguments.settings:
         name = setting.partition("=")[0].partition(".")[0]
         (of_benchmark if name in known - of_train - {"run", "speech", "part"} else of_folds).append(setting)
-    config = compose(of_folds, config_dir=arguments.config_dir)
+    if arguments.config:
+        of_folds = [*REPEATED, "split.fold=0", *of_folds]
+    config = compose(of_folds, config_file=arguments.config, config_dir=arguments.config_dir)
     preemption = Preemption()
 
     def train_fold(fold: Config) -> RunFolder:
@@ -50,5 +54,5 @@ def run(arguments: Namespace) -> None:
         found = crossval(config, benchmark=of_benchmark or None, train_fold=train_fold, attack_fold=attack_visibly)
     for table in tables_of(found):
         print_table(table, console)
-    folders = [str(fold) for fold in found.folds]
-    say(f"{found.folds[0].parent / 'crossval.json'}, crossval.md; the page: ser-fl report {shlex.join(folders)}")
+    folder = found.folds[0].parent
+    say(f"{folder / 'crossval.json'}, crossval.md; the page: ser-fl report {shlex.quote(str(folder))}")

@@ -30,7 +30,7 @@ MAX_NUM_TIMEOUT = 10
 """How often a job whose time is up is queued again; the launcher's own default is never, but our runs go on."""
 _EXTRAS = {"submitit_slurm": "slurm", "submitit_local": "slurm", "joblib": "joblib", "optuna": "optuna"}
 """Plugins of Hydra's, and the extra that installs each."""
-_REPEATED = ("run_dir=null", "resume=false")
+REPEATED = ("run_dir=null", "resume=false")
 """What does not come from the config.yaml of a run: a repetition is a run of its own."""
 _QUIET = {
     "hydra.job.name": "ser-fl",
@@ -120,7 +120,7 @@ def _ready(
     arguments: Namespace, settings: Sequence[str], *, is_sweep: bool = False
 ) -> AbstractContextManager[tuple[str, list[str]]]:
     return hydra_ready(
-        [*_REPEATED, *settings] if arguments.config else settings,
+        [*REPEATED, *settings] if arguments.config else settings,
         config_name=arguments.config_name,
         config_file=arguments.config,
         config_dir=arguments.config_dir,

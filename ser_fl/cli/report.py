@@ -5,8 +5,10 @@ from pathlib import Path
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders; also the transfer.json of any")
-    parser.add_argument("--output", metavar="FILE", help="the page (default: report.html in the first run)")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run folders, or a folder of several; also any transfer.json"
+    )
+    parser.add_argument("--output", metavar="FILE", help="the page (default: report.html in what is named first)")
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown instead")
 
 
@@ -17,12 +19,14 @@ def run(arguments: Namespace) -> None:
     from ser_fl.report.four_way import four_way
     from ser_fl.report.markup import print_table, to_markdown
     from ser_fl.report.page import write_report
-    from ser_fl.report.reader import read_matrices, read_run
+    from ser_fl.report.reader import read_matrices, read_run, run_folders
     from ser_fl.report.replications import not_pooled, replication_table, spread_table
     from ser_fl.report.tables import summary_table, transfer_tables
+    from ser_fl.runs.folder import RunFolder
 
-    files = [Path(run) for run in arguments.runs if run.endswith(".json")]
-    folders = [Path(run) for run in arguments.runs if not run.endswith(".json")]
+    given = [Path(run) for run in arguments.runs]
+    files = [path for path in given if path.suffix == ".json" and path.name != "crossval.json"]
+    folders = run_folders([path for path in given if path not in files])
     runs = [read_run(folder) for folder in folders]
     tables = [summary_table(runs), four_way(runs)] if any(run.attacks for run in runs) else [summary_table(runs)]
     pooled = (*fold_tables(runs), spread_table(runs), replication_table(runs))
@@ -32,7 +36,11 @@ def run(arguments: Namespace) -> None:
     if arguments.markdown:
         print("\n\n".join([*map(to_markdown, tables), *not_pooled(runs)]))
         return
-    page = write_report(folders, Path(arguments.output) if arguments.output else None, transfers=files)
+    output = arguments.output and Path(arguments.output)
+    wholes = {(path.parent if path.stem == "crossval" else path).resolve() for path in given}
+    if not output and folders and (whole := folders[0].parent).resolve() in wholes:
+        output = RunFolder(whole).report  # beside the runs
+    page = write_report(folders, output or None, transfers=files)
     for table in tables:
         print_table(table, console)
     for line in not_pooled(runs):

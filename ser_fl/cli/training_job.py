@@ -27,7 +27,10 @@ def train_visibly(config: Config, preemption: Preemption) -> RunFolder:
     keep_freed_memory()
     with collection_paused():
         from ser_fl.api import train
+        from ser_fl.federation.checkpoint import as_begun
         from ser_fl.federation.rounds import Hooks
+
+    config = as_begun(config)
 
     def on_profile(profile: ProfileRecord) -> None:
         from ser_fl.report.markup import print_table

@@ -103,8 +103,8 @@ def prepare(config: Config, on_features: OnFeatures | None = None) -> Prepared:
     right, are told.
     """
     corpus = open_configured_corpus(config)
+    split = split_corpus(corpus.utterances, config.split, corpus=corpus.name)  # its mistakes are told at once
     store = compute_features(corpus, config.frontend, cache_dir=config.data.cache_dir, progress=on_features)
-    split = split_corpus(store.utterances, config.split)
     clients = assign_clients(store.utterances, split.train, config.clients, seed=config.split.seed)
     if config.federation.name == "centralised":  # the same utterances, where the number of clients is capped too
         clients = {EVERYBODY: tuple(sorted(index for held in clients.values() for index in held))}

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from ser_fl.config.data import SplitConfig
+from ser_fl.data.corpora.registry import CORPORA
 from ser_fl.data.fair_shares import exchanges, places
 from ser_fl.data.utterance import Utterance, text_digest
 from ser_fl.errors import UserError, unknown_name
@@ -63,22 +64,27 @@ class SpeakerFacts:
     it among digests."""
 
 
-def facts_of(utterances: Sequence[Utterance], config: SplitConfig) -> list[SpeakerFacts]:
-    """Facts of every speaker.
+def facts_of(utterances: Sequence[Utterance], config: SplitConfig, corpus: str = "") -> list[SpeakerFacts]:
+    """Facts of every speaker, in the corpus of a name.
 
     Raises:
         UserError: the split is by texts, and an utterance has none.
     """
+    if config.is_by_text and (lacking := [one.utterance_id for one in utterances if one.text is None]):
+        whose = f"data={corpus}" if corpus else "this corpus"
+        count = f"{len(lacking)} of {len(utterances)} of {whose} have none, the first {lacking[0]}"
+        texts_in = CORPORA[corpus].texts_in if corpus in CORPORA else ""
+        raise UserError(
+            f"split={config.name} needs the text of every utterance, and "
+            f"{f'none of {whose} has one' if len(lacking) == len(utterances) else count}: "
+            f"{f'fill in {texts_in}' if texts_in else 'give a manifest with a column `text`'}, or take "
+            "split=speaker_independent"
+        )
     facts = []
     for speaker, held in holders(utterances, range(len(utterances))).items():
         texts: dict[str, set[str]] = {}
         for index in held if config.is_by_text else ():
-            if (text := utterances[index].text) is None:
-                raise UserError(
-                    f"split={config.name} needs the text of every utterance, and {utterances[index].utterance_id} has "
-                    "none: give a manifest with a column `text`, or use another split"
-                )
-            texts.setdefault(text_digest(text), set()).add(utterances[index].emotion)
+            texts.setdefault(text_digest(utterances[index].text or ""), set()).add(utterances[index].emotion)
         emotions = Counter(utterances[own[0]].emotion for own in _recordings(utterances, held))
         facts.append(
             SpeakerFacts(
@@ -91,12 +97,15 @@ def facts_of(utterances: Sequence[Utterance], config: SplitConfig) -> list[Speak
     return facts
 
 
-def split_corpus(utterances: Sequence[Utterance], config: SplitConfig, *, whole: bool = True) -> Split:
+def split_corpus(
+    utterances: Sequence[Utterance], config: SplitConfig, *, corpus: str = "", whole: bool = True
+) -> Split:
     """Split a corpus as configured; what the split promises is checked on the outcome.
 
     Args:
         utterances: all of each speaker.
         config: how.
+        corpus: its name, for messages.
         whole: False for some of the speakers only, with the split of `settle_split`: a part may then be empty, since
             others may hold what is in it.
 
@@ -105,7 +114,7 @@ def split_corpus(utterances: Sequence[Utterance], config: SplitConfig, *, whole:
         BrokenPromise: an utterance, or where it is promised a speaker or a text, would be in two parts.
     """
     if whole:
-        config = settle_split(facts_of(utterances, config), config)
+        config = settle_split(facts_of(utterances, config, corpus), config)
     split = _divide(utterances, config)
     seen: dict[str, Part] = {}
     for part, indices in zip(PARTS, split, strict=True):

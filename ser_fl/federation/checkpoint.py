@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 
 from ser_fl.config.resumable import differing, fixed_settings
 from ser_fl.config.schema import Config, Precision, dump
+from ser_fl.config.text import read_settings
 from ser_fl.errors import UserError, shown
 from ser_fl.federation.server import Committed, Server
 from ser_fl.files import below, check_same_form, flattened, from_safetensors, to_safetensors, write_bytes, write_json
@@ -66,6 +67,18 @@ def given_folder(config: Config) -> Path | None:
     if config.run_dir:
         return Path(config.run_dir).expanduser()
     return newest_run(config) if config.resume else None
+
+
+def as_begun(config: Config) -> Config:
+    """With the name of the run that goes on, where `run_dir` tells which and the user gives it no other."""
+    if not config.resume or not config.run_dir or config.run_name is not None:
+        return config
+    run = RunFolder(Path(config.run_dir).expanduser())
+    if not run.config.exists():
+        return config
+    run.refuse_links_out()
+    name = read_settings(run.config, Config).get("run_name")
+    return replace(config, run_name=name) if isinstance(name, str) else config
 
 
 def new_folders(config: Config, now: datetime | None = None) -> Iterator[Path]:

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, islice
 
 import numpy as np
 import torch
@@ -27,10 +28,10 @@ from ser_fl.data.splits import Part, holders
 from ser_fl.devices import devices_of, seeded_streams
 from ser_fl.federation.own_objects import NOTHING, OwnObjects
 from ser_fl.federation.profile import open_watch
-from ser_fl.metrics import Confusion
+from ser_fl.metrics import Confusion, Floats, confusion_matrix, recording_products
 from ser_fl.models.networks import build_network
 from ser_fl.randomness import derive_seed, generator
-from ser_fl.robustness.evaluator import Perturb, confusions_of
+from ser_fl.robustness.evaluator import Perturb, predictions_of
 from ser_fl.runs.records import ClientFailure, ClientUpdate, Outcome, State
 from ser_fl.stopwatch import UNWATCHED
 from ser_fl.training.objectives import OBJECTIVES, ClientRound, balanced_weights
@@ -54,6 +55,9 @@ class Scored:
     """By speaker; summed over models where clients keep their own."""
     failures: tuple[ClientFailure, ...] = ()
     """Holders that gave none. Without them figures are of other utterances, not to be compared with other rounds'."""
+    products: Floats | None = None
+    """`ser_fl.metrics.recording_products` of the one model that is tested, where recordings are cut or hold several
+    utterances; None also of holders on other machines."""
 
     @property
     def total(self) -> Confusion:
@@ -189,10 +193,19 @@ class Clients(Executor):
         for owner, state in models.items():
             network.load_state_dict(state)
             scored = {owner: held[owner]} if owner in held else held
-            confusions = confusions_of(network, data.store, data.standardisation, scored, perturb)
-            for holder, confusion in confusions.items():
-                summed[holder] += confusion
-        return Scored(summed)
+            predicted = predictions_of(network, data.store, data.standardisation, scored.values(), perturb)
+            said = iter(predicted)
+            for holder, rows in scored.items():
+                labels = data.store.labels_N[list(rows)].tolist()
+                summed[holder] += confusion_matrix(labels, list(islice(said, len(rows))), num_classes)
+        everybody = list(chain(*held.values()))
+        recordings = [data.store.utterances[row].recording for row in everybody]
+        is_cut = self.config.data.segment_s is not None or len(set(recordings)) < len(recordings)
+        if part != "test" or len(models) > 1 or not is_cut:
+            return Scored(summed)
+        labels = data.store.labels_N[everybody].tolist()
+        recognised_N = np.equal(labels, predicted).astype(np.float64)
+        return Scored(summed, products=recording_products(recognised_N, labels, recordings, num_classes))
 
     def selection_attack(
         self, network: nn.Module, features_BFL: Tensor, labels_B: Tensor, ids: tuple[str, ...]

@@ -234,6 +234,7 @@ class Federation:
                 f"utterances gave no figures; the same command with resume=true asks again:\n{reasons}"
             )
         test = scores(tested.total)
+        cut = {} if tested.products is None else {"recording_products": tested.products.tolist()}
         return {
             "schema": SUMMARY_SCHEMA,
             "experiment": config.experiment,
@@ -257,6 +258,7 @@ class Federation:
                 "per_class_recall": list(test.per_class_recall),
                 "per_speaker_uar": {speaker: scores(confusion).uar for speaker, confusion in tested.by_holder.items()},
                 "per_speaker_confusion": {name: confusion.tolist() for name, confusion in tested.by_holder.items()},
+                **cut,
             },
         }
 

@@ -11,7 +11,7 @@ from ser_fl.report import wording
 from ser_fl.report.four_way import columns_of, reference_budgets
 from ser_fl.report.markup import Table
 from ser_fl.report.reader import RunRecords
-from ser_fl.report.replications import Replication, half_width_of_uar, labelled, repeated_in
+from ser_fl.report.replications import Replication, half_width_of_uar, labelled, origins_in_words, repeated_in, summed
 from ser_fl.report.wording import interval, percent, provenance
 
 Matrix = tuple[tuple[Figure, ...], ...]
@@ -43,8 +43,8 @@ class CrossValidation:
     """Utterances; rows true, columns predicted, in the order of `classes`."""
     uar: float
     half_width: float
-    """Of the 95 % interval of `uar` over other utterances of these speakers; NaN with ``federation=local_only``, where
-    several models are asked of one utterance."""
+    """Of the 95 % interval of `uar` over other recordings of these speakers; NaN with ``federation=local_only``, where
+    several models are asked of one utterance, and where recordings are cut on other machines."""
     speaker_interval: tuple[float, float] | None
     """95 % interval of `uar` over other speakers (`ser_fl.metrics.interval_over_speakers`)."""
     accuracy: float
@@ -67,7 +67,8 @@ class CrossValidation:
         from ser_fl.metrics import interval_over_speakers, scores
 
         runs, first = group.runs, group.runs[0]
-        confusion_CC = np.sum([np.asarray(run.test.confusion, dtype=np.float64) for run in runs], axis=0)
+        tests = [run.test for run in runs]
+        confusion_CC = summed(tests)
         figures = scores(confusion_CC)
         by_speaker: dict[str, Any] = {}  # in folds of texts a speaker is in several
         for name, matrix in (entry for run in runs for entry in run.test.per_speaker_confusion.items()):
@@ -75,7 +76,9 @@ class CrossValidation:
         speaker_uar = {name: uar for run in runs for name, uar in run.test.per_speaker_uar.items()}
         is_known = by_speaker.keys() == speaker_uar.keys()
         fold_uar = tuple(scores(np.asarray(run.test.confusion, dtype=np.float64)).uar for run in runs)
-        is_one_model = first.setting("federation.name") != "local_only"
+        is_known_of_each = first.setting("federation.name") != "local_only" and not (
+            first.setting("data.segment_s") and any(not test.recording_products for test in tests)
+        )
         budgets = reference_budgets(runs)
         attacked = [
             (heading, defence, figure)
@@ -90,7 +93,7 @@ class CrossValidation:
             classes=first.summary.classes,
             confusion=tuple(map(tuple, confusion_CC.tolist())),
             uar=figures.uar,
-            half_width=half_width_of_uar(confusion_CC) if is_one_model else float("nan"),
+            half_width=half_width_of_uar(tests) if is_known_of_each else float("nan"),
             speaker_interval=interval_over_speakers(np.asarray([*by_speaker.values()])) if is_known else None,
             accuracy=figures.accuracy,
             macro_f1=figures.macro_f1,
@@ -136,8 +139,8 @@ def fold_tables(runs: Sequence[RunRecords]) -> list[Table]:
         rows=tuple(rows),
         caption=(
             f"{provenance([run for group in groups for run in group.runs])} Per cent, of the summed confusion matrix:"
-            " every speaker tested once. ±: half of the 95 % interval over other utterances of these speakers; over"
-            " speakers: these drawn again, whole. Mean and deviation (n - 1): of the folds."
+            " every speaker tested once. ±: half of the 95 % interval over other recordings of these speakers; over"
+            f" speakers: these drawn again, whole. Mean and deviation (n - 1): of the folds.{origins_in_words(groups)}"
         ),
     )
     return [together, *(_confusion_table(label, one) for label, one in zip(labels, pooled, strict=True))]

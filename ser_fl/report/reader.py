@@ -1,5 +1,6 @@
 """What a report knows of a run: the files of its folder, read once and never changed."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from ser_fl.runs.folder import RunFolder, read_transfer
 from ser_fl.runs.records import CLEAN, NO_DEFENCE, AttackRecord, SpeechRecord, TransferMatrix
 
 _Form = TypeVar("_Form")
+_NUMBER = re.compile(r"([0-9]+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,8 @@ class TestScores:
     per_speaker_uar: dict[str, float | None] = field(default_factory=dict)
     per_speaker_confusion: dict[str, tuple[tuple[Figure, ...], ...]] = field(default_factory=dict)
     """Empty in runs of earlier versions."""
+    recording_products: tuple[tuple[Figure, ...], ...] = ()
+    """`ser_fl.metrics.recording_products`; empty where every utterance is a recording, or where nobody says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +168,23 @@ class RunRecords:
         return record.num_examples if record.num_examples < whole else None
 
 
+def run_folders(given: Sequence[Path]) -> list[Path]:
+    """What a user names, as run folders, each once: a folder of several, such as a cross-validation's, stands for all
+    that lie in it, its own records for the folder, and an earlier page for nothing.
+    """
+    found: dict[Path, Path] = {}
+    for path in given:
+        if path.is_file() and path.suffix == ".html":
+            continue
+        folder = path.parent if path.is_file() and path.stem == "crossval" else path
+        within = [config.parent for config in folder.glob("*/config.yaml")]
+        if (folder / "config.yaml").exists() or not within:
+            within = [folder]
+        for run in sorted(within, key=lambda run: [int(p) if p.isdecimal() else p for p in _NUMBER.split(run.name)]):
+            found.setdefault(run.resolve(), run)
+    return list(found.values())
+
+
 def read_run(folder: Path) -> RunRecords:
     """Read the files of a run folder; those that are not there yet are left empty. A `UserError` says that it is none,
     or that a file in it is damaged or of another schema.
@@ -184,6 +205,7 @@ def read_run(folder: Path) -> RunRecords:
         attacks=(),
     )
     _check_confusion(run.summary, "test.confusion", summary, record.test.confusion)
+    _check_confusion(run.summary, "test.recording_products", summary, record.test.recording_products, 2)
     for speaker, matrix in record.test.per_speaker_confusion.items():
         _check_confusion(run.summary, f"test.per_speaker_confusion.{speaker}", summary, matrix)
     bare = replace(record, summary=replace(summary, test=None), rounds=())
@@ -197,6 +219,7 @@ def _attacked(record: RunRecords, run: RunFolder) -> RunRecords:
     attacks = tuple(run.read_attacks())
     for attack in attacks:
         _check_confusion(run.attacks, "confusion", record.summary, attack.confusion)
+        _check_confusion(run.attacks, "recording_products", record.summary, attack.recording_products, 2)
     example = _form(run.spectrograms, Example, run.read_json(run.spectrograms)) if run.spectrograms.exists() else None
     if example is not None:
         clean, adversarial = ([len(line) for line in lines] for lines in (example.clean, example.adversarial))
@@ -205,8 +228,10 @@ def _attacked(record: RunRecords, run: RunFolder) -> RunRecords:
     return replace(record, attacks=attacks, example=example, sanity_report=read_sanity_report(run))
 
 
-def _check_confusion(path: Path, name: str, summary: Summary, matrix: Sequence[Sequence[Figure]]) -> None:
-    size = len(summary.classes) or len(matrix)
+def _check_confusion(
+    path: Path, name: str, summary: Summary, matrix: Sequence[Sequence[Figure]], rows_a_class: int = 1
+) -> None:
+    size = len(summary.classes) * rows_a_class or len(matrix)
     if matrix and ([len(row) for row in matrix] != [size] * size or any(not n >= 0 for row in matrix for n in row)):
         raise UserError(f"{path} must hold {size} rows of {size} counts as {name}: was it changed by hand?")
 

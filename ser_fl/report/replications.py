@@ -16,7 +16,7 @@ from typing import Any
 from ser_fl.report import wording
 from ser_fl.report.four_way import Budget, budget_key, columns_of, record_under, reference_budgets
 from ser_fl.report.markup import MISSING, Table
-from ser_fl.report.reader import RunRecords
+from ser_fl.report.reader import RunRecords, TestScores
 from ser_fl.report.wording import percent, provenance
 from ser_fl.runs.records import CLEAN, WORST_CASE, AttackRecord
 
@@ -27,6 +27,7 @@ _FREE = {
     "data.root",
     "data.cache_dir",
     "experiment",
+    "init_from",
     "run_name",
     "seed",
     "run_dir",
@@ -82,12 +83,9 @@ class Replication:
         if not self.by_fold:
             values = [record.robust_uar for record in records]
             return statistics.mean(values), half_width_over_seeds(values)
-        import numpy as np
-
         from ser_fl.metrics import scores
 
-        summed = np.sum([np.asarray(record.confusion, dtype=np.float64) for record in records], axis=0)
-        return scores(summed).uar, half_width_of_uar(summed)
+        return scores(summed(records)).uar, half_width_of_uar(records)
 
     def attacked(self, columns: Sequence[str], budgets: set[Budget]) -> Iterator[tuple[str, dict[str, Found]]]:
         """By defence: what the runs recorded without attack, under each heading, and in the worst case: in L-infinity,
@@ -116,7 +114,15 @@ def replications(runs: Sequence[RunRecords]) -> list[Replication]:
     groups: dict[str, list[RunRecords]] = {}
     for run in runs:
         groups.setdefault(repr(_shared(run)), []).append(run)
-    return [Replication(group) for group in groups.values()]
+    found = list[Replication]()
+    for group in groups.values():
+        begun_from: dict[str, list[RunRecords]] = {}
+        for run in group:
+            begun_from.setdefault(str(run.setting("init_from")), []).append(run)
+        drawn = {repr([run.setting(name) for name in ("seed", "split.fold", *_NAMED)]) for run in group}
+        # Each of its own run is a repetition; the same seed from several is a comparison of those.
+        found += map(Replication, [group] if len(drawn) == len(group) else begun_from.values())
+    return found
 
 
 def repeated_in(runs: Sequence[RunRecords]) -> list[Replication]:
@@ -134,7 +140,8 @@ def not_pooled(runs: Sequence[RunRecords]) -> list[str]:
         if other is not run and Replication([run, other]).by_fold:
             mine, theirs = _shared(run), _shared(other)
             names = [name for name in mine | theirs if mine.get(name) != theirs.get(name)]
-            lines.append(f"not pooled: {run.root.name} and {other.root.name} differ in {', '.join(names)}")
+            told = ", ".join(names) or "init_from"
+            lines.append(f"not pooled: {run.root.name} and {other.root.name} differ in {told}")
     return lines
 
 
@@ -152,7 +159,14 @@ def _shared(run: RunRecords) -> dict[str, Any]:
         name: value
         for name, value in sorted(flat(run.config))
         if name not in _FREE and not name.startswith(_FREE_STAGES)
-    }
+    } | {"init_from": bool(run.setting("init_from"))}
+
+
+def origins_in_words(groups: Sequence[Replication]) -> str:
+    """The end of a caption, after a blank; nothing where no repetitions were fine-tuned from runs of their own."""
+    if all(len({run.setting("init_from") for run in group.runs}) == 1 for group in groups):
+        return ""
+    return " Fine-tuned repetitions began from different runs (init_from), which counts into their spread."
 
 
 def replication_table(runs: Sequence[RunRecords]) -> Table | None:
@@ -183,6 +197,7 @@ def replication_table(runs: Sequence[RunRecords]) -> Table | None:
             f"{provenance(everybody)} Each figure with half of its 95 % interval: of the mean over seeds (Student's t),"
             " or, over folds, of the UAR of the summed confusion matrix; sd: deviation of the seeds (n - 1)."
             f"{wording.mark_explained(record for run in everybody for record in run.attacked)}"
+            f"{origins_in_words(repeated)}"
         ),
         num_labels=2,
     )
@@ -210,6 +225,7 @@ def spread_table(runs: Sequence[RunRecords]) -> Table | None:
         caption=(
             f"{provenance([run for group in repeated for run in group.runs])} Deviation: of the seeds (n - 1). "
             "95 % ±: half of Student's interval of the mean. Without attack and without test-time defence."
+            f"{origins_in_words(repeated)}"
         ),
         num_labels=2,
     )
@@ -226,13 +242,36 @@ def half_width_over_seeds(values: Sequence[float]) -> float:
     return float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def half_width_of_uar(confusion: Any) -> float:
-    """Half of the 95 % interval of UAR over utterances: the recalls' binomial variances, averaged over classes."""
+def summed(records: Sequence[AttackRecord | TestScores]) -> Any:
+    """The confusion matrix of all, shape (C, C)."""
+    import numpy as np
+
+    return np.sum([np.asarray(record.confusion, dtype=np.float64) for record in records], axis=0)
+
+
+def half_width_of_uar(records: Sequence[AttackRecord | TestScores]) -> float:
+    """Half of the 95 % interval of the UAR of a summed confusion matrix over utterances: the recalls' binomial
+    variances, averaged over classes. Where recordings hold several utterances it is over recordings: the variance of
+    recalls as ratios of what whole recordings hold (Cochran 1977, section 2.11), to first order.
+    """
+    import numpy as np
+
+    confusion = summed(records)
     support, right = confusion.sum(axis=1), confusion.diagonal()
     present = support > 0
     recall = right[present] / support[present]
-    variance = (recall * (1 - recall) / support[present]).sum() / present.sum() ** 2
-    return 1.96 * math.sqrt(float(variance))
+    if not any(record.recording_products for record in records):
+        variance = (recall * (1 - recall) / support[present]).sum() / present.sum() ** 2
+        return 1.96 * math.sqrt(float(variance))
+    products = np.zeros((2 * len(support), 2 * len(support)))
+    for record in records:
+        matrix = np.asarray(record.confusion, dtype=np.float64)
+        recognised, held = np.diag(matrix.diagonal()), np.diag(matrix.sum(axis=1))
+        alone = np.block([[recognised, recognised], [recognised, held]])  # each utterance its own recording
+        products += record.recording_products or alone
+    share = np.concatenate([1 / support[present], -recall / support[present]]) / present.sum()
+    both = np.flatnonzero(np.tile(present, 2))
+    return 1.96 * math.sqrt(max(0.0, float(share @ products[np.ix_(both, both)] @ share)))
 
 
 def _cell(group: Replication, found: Found) -> str:

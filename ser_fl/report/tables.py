@@ -81,7 +81,7 @@ def attack_table(runs: Sequence[RunRecords]) -> Table:
     )
     if measured:
         caption += (
-            " Intervals: bootstrap over utterances. Median smallest ε: over utterances, of what broke them. Gap to"
+            " Intervals: bootstrap over recordings. Median smallest ε: over utterances, of what broke them. Gap to"
             " grey-box: UAR under the same attack by an attacker who does not know of the defence, minus this one."
         )
     return Table(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ser_fl.defences import Defence
-from ser_fl.metrics import Bootstrap, confusion_matrix, scores, uar_by_group, uar_of
+from ser_fl.metrics import Bootstrap, confusion_matrix, recording_products, scores, uar_by_group, uar_of
 from ser_fl.robustness.crafting import votes_of
 from ser_fl.robustness.result_cache import Outcome
 from ser_fl.robustness.test_set import TestSet, rows_of
@@ -51,8 +51,12 @@ class Bench:
         )
         # Resamples of some utterances are the same for every figure.
         self._bootstrap = cache(
-            lambda ids: Bootstrap.of(self._labels_N[rows_of(test_set.ids, ids)].tolist(), ids, test_set.seed)
+            lambda ids: Bootstrap.of(self.labels_of(ids).tolist(), self._recordings_of(ids), test_set.seed)
         )
+
+    def _recordings_of(self, ids: Sequence[str]) -> Sequence[str]:
+        known = self.test_set.recordings
+        return [known[row] for row in rows_of(self.test_set.ids, ids)] if known else ids
 
     def labels_of(self, ids: Sequence[str]) -> Tensor:
         return self._labels_N[rows_of(self.test_set.ids, ids)]
@@ -104,6 +108,9 @@ class Bench:
         )
         clean, robust = scores(before), scores(confusion)
         emotions = part.emotions or tuple(map(str, range(part.num_classes)))
+        recordings, products = self._recordings_of(part.ids), []
+        if len(set(recordings)) < len(recordings):
+            products = recording_products(recognised_N, labels, recordings, part.num_classes).tolist()
         return AttackRecord(
             **{name: getattr(outcome, name) for name in _SAME},
             **measured,
@@ -121,6 +128,7 @@ class Bench:
             seed=part.seed,
             device=part.features_NFL.device.type,
             confusion=tuple(map(tuple, confusion.tolist())),
+            recording_products=tuple(map(tuple, products)),
             uar_interval=self._bootstrap(part.ids).interval(recognised_N),
             speaker_uar=uar_by_group(recognised_N, labels, part.speakers) if part.speakers else {},
             sex_uar=uar_by_group(recognised_N, labels, part.sexes) if part.sexes else {},

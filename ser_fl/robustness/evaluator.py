@@ -1,11 +1,10 @@
-"""Scoring a classifier: confusion matrices per holder of the data, summed by whoever asks.
+"""What a classifier says of utterances that are scored.
 
-Legend: N utterances, B batch, F mel bins, L frames, C classes.
+Legend: N utterances, B batch, F mel bins, L frames.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,6 @@ from ser_fl.data.features import FeatureStore, load_examples
 from ser_fl.data.frontend import Standardisation
 from ser_fl.data.splits import Indices
 from ser_fl.devices import device_of
-from ser_fl.metrics import Confusion, confusion_matrix
 
 EVALUATION_BATCH = 64
 
@@ -34,19 +32,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def confusions_of(
+def predictions_of(
     network: nn.Module,
     store: FeatureStore,
     standardisation: Standardisation,
-    holders: Mapping[str, Indices],
+    parts: Iterable[Indices],
     perturb: Perturb | None = None,
-) -> dict[str, Confusion]:
-    """Each holder's confusion matrix of shape (C, C), in fp32 and true evaluation mode; a holder sends nothing else.
-    The network stays on its device, and is waited for once, at the end.
+) -> list[int]:
+    """The class of each utterance of the parts, in their order, in fp32 and true evaluation mode. The network stays on
+    its device, and is waited for once, at the end.
     """
     network.eval()
     predicted = []
-    for rows in batches_of(holders.values()):
+    for rows in batches_of(parts):
         examples = load_examples(store, rows, standardisation).to(device_of(network))
         features_BFL = examples.features_NFL
         if perturb is not None:
@@ -54,10 +52,7 @@ def confusions_of(
             features_BFL = perturb(network, features_BFL, examples.labels_N, ids)
         with torch.no_grad():  # a network of the user's may cache what it trains with later
             predicted.append(network(features_BFL).argmax(dim=1))
-    predictions, found = iter(torch.cat(predicted).tolist() if predicted else ()), dict[str, Confusion]()
-    for holder, indices in holders.items():
-        labels = store.labels_N[list(indices)].tolist()
-        found[holder] = confusion_matrix(labels, list(islice(predictions, len(indices))), len(store.classes))
+    found: list[int] = torch.cat(predicted).tolist() if predicted else []
     return found
 
 

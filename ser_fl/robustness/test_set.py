@@ -50,6 +50,8 @@ class TestSet:
     """Of the speakers; empty where nobody says."""
     emotions: tuple[str, ...] = ()
     """Names of the classes; empty for their numbers."""
+    recordings: tuple[str, ...] = ()
+    """What each utterance is a part of; empty where each is its own."""
     domain: Domain = LOGMEL
     """What attacks move."""
     speech: SpeechRecord | None = None
@@ -75,6 +77,7 @@ class TestSet:
             ids=tuple(self.ids[row] for row in rows),
             speakers=tuple(self.speakers[row] for row in rows) if self.speakers else (),
             sexes=tuple(self.sexes[row] for row in rows) if self.sexes else (),
+            recordings=tuple(self.recordings[row] for row in rows) if self.recordings else (),
         )
 
     def problem(
@@ -149,7 +152,7 @@ class TrainedRun:
         everything, classes, data = store.utterances, self.model.classes, self.config.data
         rows = tuple(range(len(everything)))
         if self.part != "all":
-            rows = getattr(split_corpus(everything, self.config.split), self.part)
+            rows = getattr(split_corpus(everything, self.config.split, corpus=data.name), self.part)
         left_out = Counter(everything[row].emotion for row in rows if everything[row].emotion not in classes)
         rows = tuple(row for row in rows if everything[row].emotion in classes)
         if not rows:
@@ -208,6 +211,7 @@ class TrainedRun:
             batch_size=batch_size,
             speakers=tuple(utterance.speaker for utterance in utterances),
             sexes=tuple(utterance.sex for utterance in utterances),
+            recordings=tuple(utterance.recording for utterance in utterances),
             emotions=self.model.classes,
             speech=chosen.record,
         )

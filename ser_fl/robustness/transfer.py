@@ -59,6 +59,8 @@ class TransferModel:
     labels_N: Tensor
     ids: tuple[str, ...]
     num_classes: int
+    recordings: tuple[str, ...] = ()
+    """What each utterance is a part of; empty where each is its own."""
 
     def test_set(self, ids: Sequence[str], *, seed: int, batch_size: int) -> TestSet:
         rows = rows_of(self.ids, ids)
@@ -69,6 +71,7 @@ class TransferModel:
             features_NFL=features_NFL,
             labels_N=self.labels_N[rows],
             ids=tuple(ids),
+            recordings=tuple(self.recordings[row] for row in rows) if self.recordings else (),
             num_classes=self.num_classes,
             box=Box.of(self.standardisation.lower_F1, self.standardisation.upper_F1),
             seed=seed,
@@ -301,4 +304,5 @@ def _model_of(name: str, run: TrainedRun, store: FeatureStore, chosen: Indices, 
         labels_N=send(store.labels_N[rows], device),
         ids=tuple(store.utterances[row].utterance_id for row in rows),
         num_classes=len(run.model.classes),
+        recordings=tuple(store.utterances[row].recording for row in rows),
     )

@@ -170,7 +170,9 @@ class AttackRecord:
     """Whether the attack went on from a smaller epsilon: what that one broke counts as broken, and passes and seconds
     are those of this epsilon alone."""
     uar_interval: tuple[Figure, Figure] | None = None
-    """95 % interval of `robust_uar` by bootstrap over utterances (`ser_fl.metrics.Bootstrap`)."""
+    """95 % interval of `robust_uar` by bootstrap over recordings (`ser_fl.metrics.Bootstrap`)."""
+    recording_products: tuple[tuple[Figure, ...], ...] = ()
+    """`ser_fl.metrics.recording_products`, for intervals over folds; empty where every utterance is a recording."""
     undefended_gap: tuple[Figure, Figure, Figure] | None = None
     """Of an adaptive attack: UAR under the same attack by an attacker who does not know of the defence, minus
     `robust_uar`, on the utterances of both, and its 95 % interval. None where that attack was not made."""

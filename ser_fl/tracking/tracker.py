@@ -100,10 +100,10 @@ class Tracker:
 def open_tracker(settings: Mapping[str, Any], run: RunFolder, state: Mapping[str, Any] | None = None) -> Tracker:
     """Open the tracker of a run.
 
-    A resumed run goes on in the same W&B run. Offline it cannot append: it writes a second ``offline-run-*`` folder of
-    the same id beside the first, and ``wandb sync`` of both, oldest first, gives the one run; rounds logged after the
-    last checkpoint appear twice, with the same figures. Under an agent of a W&B sweep the run is the agent's, with its
-    id, project and entity, whatever the settings and ``state`` say.
+    A resumed run goes on in the same W&B run, of the same project, entity and group. Offline it cannot append: it
+    writes a second ``offline-run-*`` folder of the same id beside the first, and ``wandb sync`` of both, oldest first,
+    gives the one run; rounds logged after the last checkpoint appear twice, with the same figures. Under an agent of a
+    W&B sweep the run is the agent's, with its id, project and entity, whatever the settings and ``state`` say.
 
     Args:
         settings: the resolved configuration, as `ser_fl.config.schema.dump` gives it. "tracking" says where to show the
@@ -135,6 +135,7 @@ def open_tracker(settings: Mapping[str, Any], run: RunFolder, state: Mapping[str
             tracker.state["wandb_id"] = of_agent
         else:
             run_id = tracker.state.setdefault("wandb_id", run_begun_in(run) or uuid.uuid4().hex[:12])
-            given |= {"project": tracking["project"], "entity": tracking["entity"], "id": str(run_id)}
+            place = {name: tracker.state.setdefault(name, tracking[name]) for name in ("project", "entity", "group")}
+            given |= {**place, "id": str(run_id)}
         tracker.backend = tracker.attempt(WeightsAndBiases, run, given, public_config(settings))
     return tracker

@@ -70,6 +70,8 @@ class CorpusInfo:
     recognised_labels: Mapping[str, Mapping[str, str]] | None = None
     """For tables with labels of their own, which stay as they are: label maps by the name of the corpus they belong to,
     each for tables all of whose labels are in it."""
+    texts_in: str = ""
+    """Where texts stand, for corpora that may come without."""
     published_counts: PublishedCounts = field(default_factory=PublishedCounts)
 
     def scan(self, root: Path, labels: Mapping[str, str] | None = None) -> tuple[list[Utterance], Mapping[str, str]]:

@@ -70,6 +70,7 @@ EMOZIONALMENTE = CorpusInfo(
         "anger=anger disgust=disgust fear=fear joy=happiness neutrality=neutral sadness=sadness surprise=surprise"
     ),
     example="metadata/samples.csv beside audio/",
+    texts_in="column `sentence` of metadata/samples.csv",
     find=_find_emozionalmente,
     published_counts=PublishedCounts(num_utterances=6902, num_speakers=431),
 )
@@ -84,18 +85,23 @@ _DIALOGUE = re.compile(r"Ses0[1-5][FM]_.*\.txt", re.IGNORECASE)
 
 def _find_iemocap(root: Path) -> Iterator[Utterance]:
     """Labelled turns of all sessions; the speaker is the session with the speaking side, such as Ses01F, the text the
-    transcription, or without it the script, such as script01_1.
+    transcription, or in a copy without any the script, such as script01_1.
     """
     files = list_files(root)
     audio = AudioIndex(files)
-    # Some comments of the raters are not UTF-8; names and labels are ASCII.
-    dialogues = [(path, path.read_text(encoding="latin-1")) for path in files if _DIALOGUE.fullmatch(path.name)]
+    dialogues = [
+        (path, _as_written(path))
+        for path in files
+        if _DIALOGUE.fullmatch(path.name)
+        # The speakers' movements are in files of the same names, of gigabytes.
+        and not any(part.lower().startswith("mocap") for part in path.relative_to(root).parts)
+    ]
     said = {match[1].lower(): match[2] for _, text in dialogues for match in _SAID.finditer(text)}
     for table, text in dialogues:
         published = table.parents[min(2, len(table.parents) - 1)] / "sentences" / "wav"
         for match in _TURN.finditer(text):
             turn, session, side = match[1], match[2].capitalize(), match[3].upper()
-            script = _SCRIPT.search(turn)
+            script = None if said else _SCRIPT.search(turn)
             yield Utterance(
                 path=audio.find(published / turn.rpartition("_")[0] / f"{turn}.wav"),
                 utterance_id=turn.lower(),
@@ -105,6 +111,16 @@ def _find_iemocap(root: Path) -> Iterator[Utterance]:
                 session=session,
                 text=said.get(turn.lower(), script and script[0].lower()) or None,
             )
+
+
+def _as_written(path: Path) -> str:
+    """A text in UTF-8, or in Latin-1, in which some comments of the raters and some copies are."""
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = content.decode("latin-1")
+    return text.replace("\r", "\n")
 
 
 # IEMOCAP: English, ten actors in five sessions of two; Busso et al., LREC 2008. The labels are in the text files of
@@ -119,6 +135,7 @@ IEMOCAP = CorpusInfo(
     label_map=pairs("ang=anger hap=happiness exc=happiness neu=neutral sad=sadness"),
     left_out=("dis", "fea", "fru", "oth", "sur", "xxx"),
     example="dialog/EmoEvaluation/Ses01F_impro01.txt",
+    texts_in="Session?/dialog/transcriptions",
     find=_find_iemocap,
     published_counts=PublishedCounts(
         num_utterances=5531, num_speakers=10, per_emotion=counts("anger=1103 happiness=1636 neutral=1708 sadness=1084")
@@ -155,6 +172,7 @@ NEMO = CorpusInfo(
     url="https://github.com/amu-cai/nEMO",
     label_map=pairs("anger=anger fear=fear happiness=happiness neutral=neutral sadness=sadness surprised=surprise"),
     example="data.tsv beside samples/",
+    texts_in="column `raw_text` of data.tsv",
     find=_find_nemo,
     published_counts=PublishedCounts(
         num_utterances=4481,
@@ -222,6 +240,7 @@ MANIFEST = CorpusInfo(
     url="",
     label_map={},
     example=f"a table with the columns {', '.join(_REQUIRED)}",
+    texts_in="column `text` of the table",
     find=_find_listed,
     recognised_labels={"DEMoS": {**ITALIAN_LABELS, "col": "guilt"}},  # "colpa"; the other seven are EMOVO's
 )

@@ -54,7 +54,7 @@ def _clients(config: Config, host: Host, content: Mapping[str, Any], records: Re
 def speakers(config: Config, host: Host, content: Mapping[str, Any], records: RecordDict) -> Answer:
     """Who is here: what the split must know of the speakers."""
     corpus = open_node_corpus(config, host)
-    facts = [asdict(each) for each in facts_of(corpus.utterances, config.split)]
+    facts = [asdict(each) for each in facts_of(corpus.utterances, config.split, corpus.name)]
     return {"speakers": facts, "skipped": len(corpus.skipped)}, {}
 
 

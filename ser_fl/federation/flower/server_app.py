@@ -18,7 +18,7 @@ from ser_fl.data.splits import Part
 from ser_fl.devices import exact_arithmetic, threads_limited_to
 from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.algorithm import GLOBAL
-from ser_fl.federation.checkpoint import open_run
+from ser_fl.federation.checkpoint import as_begun, open_run
 from ser_fl.federation.client import ClientTask, Executor, Scored
 from ser_fl.federation.fine_tuning import FirstRun
 from ser_fl.federation.flower.nodes import Answer, Nodes
@@ -211,7 +211,7 @@ app = ServerApp()
 @app.main()
 def _main(grid: Grid, context: Context) -> None:
     try:
-        config = configured(context.run_config)
+        config = as_begun(configured(context.run_config))
 
         def on_round(record: RoundRecord) -> None:
             print(record.line(config.title), flush=True)
