@@ -27,7 +27,7 @@ from ser_fl.errors import UserError
 from ser_fl.randomness import generator
 from ser_fl.robustness.sanity_checks import probes
 from ser_fl.robustness.sanity_checks import records as checks
-from ser_fl.robustness.sanity_checks.probes import probe, strongest
+from ser_fl.robustness.sanity_checks.probes import probe
 from ser_fl.robustness.sanity_checks.records import check_records
 from ser_fl.robustness.sanity_checks.report import (
     Doubt,
@@ -36,9 +36,29 @@ from ser_fl.robustness.sanity_checks.report import (
     read_sanity_report,
     write_sanity_report,
 )
+from ser_fl.robustness.sanity_checks.trial import strongest
 from ser_fl.robustness.test_set import TestSet
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import AttackRecord
+
+# As ``attacks.json`` names them.
+EPSILON_0 = "at epsilon 0 the scores are the clean ones"
+BELOW_CLEAN = "an attack does not raise UAR"
+FALLS = "UAR falls as the budget grows"
+MANY_STEPS = "many steps beat one"
+WHITE_BOX = "the white box beats the black box"
+NOISE = "attacks beat noise"
+EXPECTATION = "every defence is attacked by one who knows of it"
+SUCCESS = "passes buy successes"
+PLAUSIBLE = "clean UAR is plausible"
+SAME_ANSWER = "the model answers the same question alike"
+NOTHING_MOVES = "epsilon 0 changes nothing"
+CHANCE = "a huge epsilon reaches chance"
+STEPS = "twice the steps change nothing"
+RESTARTS = "twice the restarts change nothing"
+GRADIENTS = "gradients reach the input"
+LEFT = "nothing weaker breaks what is left"
+SAVED = "saved adversarials give the same result"
 
 F, L = 2, 3
 SIDE = 2.0
@@ -211,17 +231,17 @@ def test_an_honest_benchmark_passes_every_check() -> None:
 @pytest.mark.parametrize(
     ("check", "tripping"),
     [
-        (checks.EPSILON_0, record("bim", 0.69, epsilon=0.0)),
-        (checks.EPSILON_0, record("bim", 0.7, epsilon=0.0, attack_success_rate=0.0, max_linf=1e-6)),
-        (checks.BELOW_CLEAN, record("bim", 0.72)),
-        (checks.FALLS, record("pgd", 0.12, epsilon=0.2)),
-        (checks.FALLS, record("worst_case", 0.31, epsilon=0.1, steps=None, restarts=None)),
-        (checks.MANY_STEPS, record("fgsm", 0.27, steps=1)),
-        (checks.WHITE_BOX, record("art:HopSkipJump", 0.27, knowledge="decision")),
-        (checks.NOISE, record("noise_gaussian", 0.27)),
-        (checks.EXPECTATION, record("pgd", 0.5, defence="randomisation_ensemble")),
-        (checks.EXPECTATION, record("pgd", 0.5, defence="other", knowledge="adaptive", eot_samples=0)),
-        (checks.SUCCESS, record("bim", 0.7, attack_success_rate=0.0)),
+        (EPSILON_0, record("bim", 0.69, epsilon=0.0)),
+        (EPSILON_0, record("bim", 0.7, epsilon=0.0, attack_success_rate=0.0, max_linf=1e-6)),
+        (BELOW_CLEAN, record("bim", 0.72)),
+        (FALLS, record("pgd", 0.12, epsilon=0.2)),
+        (FALLS, record("worst_case", 0.31, epsilon=0.1, steps=None, restarts=None)),
+        (MANY_STEPS, record("fgsm", 0.27, steps=1)),
+        (WHITE_BOX, record("art:HopSkipJump", 0.27, knowledge="decision")),
+        (NOISE, record("noise_gaussian", 0.27)),
+        (EXPECTATION, record("pgd", 0.5, defence="randomisation_ensemble")),
+        (EXPECTATION, record("pgd", 0.5, defence="other", knowledge="adaptive", eot_samples=0)),
+        (SUCCESS, record("bim", 0.7, attack_success_rate=0.0)),
     ],
 )
 def test_one_false_record_fails_its_check_alone(check: str, tripping: AttackRecord) -> None:
@@ -229,17 +249,17 @@ def test_one_false_record_fails_its_check_alone(check: str, tripping: AttackReco
     assert {(doubt.check, doubt.severity) for doubt in doubts if doubt.severity == "fails"} == {(check, "fails")}
     doubt = next(doubt for doubt in doubts if doubt.check == check)
     assert doubt.defence == tripping.defence and doubt.attack is not None
-    assert f"{tripping.robust_uar:.3f}" in doubt.words or check == checks.SUCCESS
+    assert f"{tripping.robust_uar:.3f}" in doubt.words or check == SUCCESS
 
 
 @pytest.mark.parametrize(
     ("check", "near"),
     [
-        (checks.BELOW_CLEAN, record("bim", 0.71)),
-        (checks.FALLS, record("pgd", 0.11, epsilon=0.2)),
-        (checks.MANY_STEPS, record("fgsm", 0.29, steps=1)),
-        (checks.WHITE_BOX, record("art:HopSkipJump", 0.29, knowledge="decision")),
-        (checks.NOISE, record("noise_gaussian", 0.29)),
+        (BELOW_CLEAN, record("bim", 0.71)),
+        (FALLS, record("pgd", 0.11, epsilon=0.2)),
+        (MANY_STEPS, record("fgsm", 0.29, steps=1)),
+        (WHITE_BOX, record("art:HopSkipJump", 0.29, knowledge="decision")),
+        (NOISE, record("noise_gaussian", 0.29)),
     ],
 )
 def test_what_one_utterance_is_worth_is_no_doubt(check: str, near: AttackRecord) -> None:
@@ -265,32 +285,32 @@ def test_what_cannot_be_compared_is_not() -> None:
         {"num_examples": 99},
         {"knowledge": "adaptive"},
     ):
-        assert isinstance(found([record("pgd", 0.3, **changes), fgsm], checks.MANY_STEPS), NotChecked), changes
-    assert only(found([record("pgd", 0.3), fgsm], checks.MANY_STEPS))
+        assert isinstance(found([record("pgd", 0.3, **changes), fgsm], MANY_STEPS), NotChecked), changes
+    assert only(found([record("pgd", 0.3), fgsm], MANY_STEPS))
 
 
 def test_the_black_box_on_other_utterances_hints_beyond_sampling() -> None:
     white = record("pgd", 0.4, num_examples=400)
     far = record("art:HopSkipJump", 0.1, knowledge="decision", num_examples=25)
-    doubt = only(found([white, far], checks.WHITE_BOX))
+    doubt = only(found([white, far], WHITE_BOX))
     assert doubt.severity == "hint" and "25" in doubt.words and "400" in doubt.words
     # Two standard errors of 0.25 on 25 utterances are 0.173.
-    assert found([white, replace(far, robust_uar=0.25)], checks.WHITE_BOX) == []
-    assert only(found([white, replace(far, robust_uar=0.2)], checks.WHITE_BOX)).severity == "hint"
+    assert found([white, replace(far, robust_uar=0.25)], WHITE_BOX) == []
+    assert only(found([white, replace(far, robust_uar=0.2)], WHITE_BOX)).severity == "hint"
 
 
 def test_attacks_that_do_not_know_of_the_defence_hint_only() -> None:
     """A single step transfers better than many; what both lack is the knowledge of the defence."""
     hidden = [record("pgd", 0.5, defence="randomisation")]
     for check, weaker in (
-        (checks.MANY_STEPS, record("fgsm", 0.3, steps=1, defence="randomisation")),
-        (checks.WHITE_BOX, record("art:SquareAttack", 0.3, knowledge="score", defence="randomisation")),
-        (checks.NOISE, record("noise_uniform", 0.3, defence="randomisation")),
+        (MANY_STEPS, record("fgsm", 0.3, steps=1, defence="randomisation")),
+        (WHITE_BOX, record("art:SquareAttack", 0.3, knowledge="score", defence="randomisation")),
+        (NOISE, record("noise_uniform", 0.3, defence="randomisation")),
     ):
         doubt = only(found([*hidden, weaker], check))
         assert doubt.severity == "hint" and "does not know of the defence" in doubt.words
         known = [replace(each, knowledge="adaptive", eot_samples=8) for each in (*hidden, weaker)]
-        if check != checks.WHITE_BOX:
+        if check != WHITE_BOX:
             assert only(found(known, check)).severity == "fails"
 
 
@@ -298,8 +318,8 @@ def test_snr_is_a_budget_that_grows_downwards() -> None:
     def wave(snr_db: float, robust_uar: float) -> AttackRecord:
         return record("pgd", robust_uar, domain="waveform", epsilon=None, snr_db=snr_db)
 
-    assert found([wave(40, 0.5), wave(20, 0.3)], checks.FALLS) == []
-    doubt = only(found([wave(20, 0.5), wave(40, 0.3)], checks.FALLS))
+    assert found([wave(40, 0.5), wave(20, 0.3)], FALLS) == []
+    doubt = only(found([wave(20, 0.5), wave(40, 0.3)], FALLS))
     assert "0.500 at an SNR of 20 dB" in doubt.words and doubt.severity == "fails"
 
 
@@ -311,10 +331,10 @@ def test_undefined_scores_raise_no_error() -> None:
 
 def test_attacks_that_may_have_had_no_chance_are_one_hint() -> None:
     weak = [record(name, 0.7, attack_success_rate=0.0, epsilon=0.001) for name in ("bim", "pgd")]
-    doubt = only(found(weak, checks.SUCCESS))
+    doubt = only(found(weak, SUCCESS))
     assert doubt.severity == "hint" and "bim, pgd" in doubt.words
     grey_box = record("pgd", 0.7, attack_success_rate=0.0, defence="randomisation")
-    assert found([*HONEST, grey_box], checks.SUCCESS) == []
+    assert found([*HONEST, grey_box], SUCCESS) == []
 
 
 def test_a_success_elsewhere_may_be_an_accident() -> None:
@@ -326,7 +346,7 @@ def test_a_success_elsewhere_may_be_an_accident() -> None:
         (0.1, 20, "fails"),
     ):
         other = record("pgd", 0.3, attack_success_rate=rate, num_examples=num_examples)
-        assert only(found([idle, other], checks.SUCCESS)).severity == severity
+        assert only(found([idle, other], SUCCESS)).severity == severity
 
 
 def test_a_longer_step_is_caught_by_no_ripple() -> None:
@@ -334,11 +354,11 @@ def test_a_longer_step_is_caught_by_no_ripple() -> None:
     labels_N = torch.ones(3, dtype=torch.long)
     fgsm, caught = attack_of("fgsm", 0.8), attack_of("bim", 0.8, step_size=0.02)
     test_set = make_test_set(Rippled(), [0.0, 0.002, 0.004], labels_N=labels_N)
-    doubt = only(found(benchmarked(test_set, fgsm, caught), checks.MANY_STEPS))
+    doubt = only(found(benchmarked(test_set, fgsm, caught), MANY_STEPS))
     assert (doubt.attack, doubt.epsilon, doubt.severity) == ("fgsm", 0.8, "fails")
     assert "UAR 0.000" in doubt.words and "leaves 1.000" in doubt.words
     free = replace(test_set, model=Sign(), features_NFL=test_set.features_NFL + 0.1)
-    assert found(benchmarked(free, fgsm, caught), checks.MANY_STEPS) == []
+    assert found(benchmarked(free, fgsm, caught), MANY_STEPS) == []
 
 
 @pytest.mark.filterwarnings("ignore:bim. a step size")
@@ -356,9 +376,9 @@ def test_a_step_that_overshoots_lets_uar_rise() -> None:
     ):
         test_set = make_test_set(Wave(), means, labels_N=torch.ones(3, dtype=torch.long))
         curve = [attack_of(name, epsilon, **settings) for epsilon in (0.4, 1.0)]
-        doubt = only(found(benchmarked(test_set, *curve), checks.FALLS))
+        doubt = only(found(benchmarked(test_set, *curve), FALLS))
         assert (doubt.severity, doubt.epsilon) == (severity, 1.0)
-        assert found(benchmarked(replace(test_set, model=Sign()), *curve), checks.FALLS) == []
+        assert found(benchmarked(replace(test_set, model=Sign()), *curve), FALLS) == []
 
 
 def test_whoever_needs_no_gradient_breaks_what_hides_it() -> None:
@@ -366,21 +386,21 @@ def test_whoever_needs_no_gradient_breaks_what_hides_it() -> None:
     square = attack_of("art:SquareAttack", 0.3, steps=20)
     attacks = [attack_of("pgd", restarts=0), square, crafted("noise_uniform", to_the_edge)]
     hidden = benchmarked(make_test_set(Quantised()), *attacks)
-    black, noise, idle = (only(found(hidden, check)) for check in (checks.WHITE_BOX, checks.NOISE, checks.SUCCESS))
+    black, noise, idle = (only(found(hidden, check)) for check in (WHITE_BOX, NOISE, SUCCESS))
     assert (black.attack, black.severity) == ("art:SquareAttack", "fails")
     assert (noise.attack, noise.severity) == ("pgd", "fails")
     assert (idle.attack, idle.severity) == ("pgd", "fails")
     shown = benchmarked(make_test_set(Sign()), *attacks)
-    for check in (checks.WHITE_BOX, checks.NOISE, checks.SUCCESS):
+    for check in (WHITE_BOX, NOISE, SUCCESS):
         assert found(shown, check) == []
 
 
 def test_a_randomised_defence_asks_for_an_attack_in_expectation() -> None:
     records = benchmarked(make_test_set(Sign()), attack_of("fgsm"), defence=Randomisation())
-    doubt = only(found(records, checks.EXPECTATION))
+    doubt = only(found(records, EXPECTATION))
     assert doubt.defence == "randomisation" and "EOT" in doubt.words
     adaptive = replace(records[-1], attack="pgd", knowledge="adaptive", eot_samples=8)
-    assert found([*records, adaptive], checks.EXPECTATION) == []
+    assert found([*records, adaptive], EXPECTATION) == []
 
 
 def test_an_attack_that_helps_the_model_is_told() -> None:
@@ -392,14 +412,14 @@ def test_an_attack_that_helps_the_model_is_told() -> None:
         return problem.clean + problem.settings.epsilon * towards_B[:, None, None]
 
     test_set = make_test_set(Sign(), labels_N=wrong_N)
-    assert only(found(benchmarked(test_set, crafted("helper", help_on)), checks.BELOW_CLEAN)).severity == "fails"
-    assert found(benchmarked(test_set, attack_of("pgd")), checks.BELOW_CLEAN) == []
+    assert only(found(benchmarked(test_set, crafted("helper", help_on)), BELOW_CLEAN)).severity == "fails"
+    assert found(benchmarked(test_set, attack_of("pgd")), BELOW_CLEAN) == []
 
 
 def test_a_clean_uar_that_is_too_good_hints_at_a_leak() -> None:
     test_set = make_test_set(Sign())
-    assert only(found(benchmarked(test_set), checks.PLAUSIBLE)).severity == "hint"
-    assert found(benchmarked(replace(test_set, labels_N=torch.tensor([0, 1] * 6))), checks.PLAUSIBLE) == []
+    assert only(found(benchmarked(test_set), PLAUSIBLE)).severity == "hint"
+    assert found(benchmarked(replace(test_set, labels_N=torch.tensor([0, 1] * 6))), PLAUSIBLE) == []
 
 
 # Probes of the model.
@@ -420,26 +440,26 @@ def outside_the_box() -> TestSet:
 
 
 TRIPPING: Mapping[str, tuple[Callable[[], TestSet], Callable[[], Attack], Sequence[str]]] = {
-    probes.SAME_ANSWER: (lambda: make_test_set(Random()), attack_of, ["draws random numbers", "12 utterances"]),
-    probes.NOTHING_MOVES: (outside_the_box, attack_of, ["moves 2 of 4 utterances"]),
-    probes.CHANCE: (lambda: make_test_set(Masked()), lambda: attack_of(restarts=0), ["UAR 1.000", "0.500"]),
-    probes.GRADIENTS: (lambda: make_test_set(Masked()), attack_of, ["12 of 12", "for 12 of them"]),
-    probes.STEPS: (
+    SAME_ANSWER: (lambda: make_test_set(Random()), attack_of, ["draws random numbers", "12 utterances"]),
+    NOTHING_MOVES: (outside_the_box, attack_of, ["moves 2 of 4 utterances"]),
+    CHANCE: (lambda: make_test_set(Masked()), lambda: attack_of(restarts=0), ["UAR 1.000", "0.500"]),
+    GRADIENTS: (lambda: make_test_set(Masked()), attack_of, ["12 of 12", "for 12 of them"]),
+    STEPS: (
         lambda: make_test_set(Sign()),
         lambda: attack_of("bim", steps=2),
         ["4 steps of bim", "in place of 2"],
     ),
-    probes.RESTARTS: (
+    RESTARTS: (
         lambda: make_test_set(Pits(), [0.0, 0.05, 0.1] * 8, labels_N=torch.ones(24, dtype=torch.long)),
         lambda: attack_of("pgd", 0.8, steps=5, step_size=0.005, restarts=2),
         ["4 restarts of pgd", "in place of 2"],
     ),
-    probes.LEFT: (
+    LEFT: (
         lambda: make_test_set(Rippled(), [0.0, 0.002, 0.004], labels_N=torch.ones(3, dtype=torch.long)),
         lambda: attack_of("bim", 0.8, step_size=0.02),
         ["Of 3 utterances that bim", "breaks 3 and", "UAR 1.000, then 0.000"],
     ),
-    probes.SAVED: (lambda: make_test_set(Batchwise()), attack_of, ["utterances of pgd", "5 at a time"]),
+    SAVED: (lambda: make_test_set(Batchwise()), attack_of, ["utterances of pgd", "5 at a time"]),
 }
 
 
@@ -457,21 +477,19 @@ def test_a_model_that_is_built_to_trip_a_probe_does(check: str) -> None:
 def test_a_model_that_ignores_its_input_does_not_reach_chance() -> None:
     test_set = make_test_set(Answers(torch.tensor([0] * 6 + [1] * 6)))
     sanity_report = probed(test_set)
-    assert probes.CHANCE in sanity_report.failed and probes.GRADIENTS in sanity_report.failed
-    assert probes.SAVED in sanity_report.failed  # the labels are known in their order
+    assert CHANCE in sanity_report.failed and GRADIENTS in sanity_report.failed
+    assert SAVED in sanity_report.failed  # the labels are known in their order
 
 
 def test_noise_breaks_what_an_attack_without_gradients_left() -> None:
     (doubt,) = (
-        doubt
-        for doubt in probed(make_test_set(Quantised()), attack_of(restarts=0)).doubts
-        if doubt.check == probes.LEFT
+        doubt for doubt in probed(make_test_set(Quantised()), attack_of(restarts=0)).doubts if doubt.check == LEFT
     )
     assert "FGSM breaks 0 and" in doubt.words and doubt.severity == "fails"
 
 
 def test_a_rounded_input_has_no_gradient_of_any_loss() -> None:
-    (doubt,) = (doubt for doubt in probed(make_test_set(Quantised())).doubts if doubt.check == probes.GRADIENTS)
+    (doubt,) = (doubt for doubt in probed(make_test_set(Quantised())).doubts if doubt.check == GRADIENTS)
     assert "neither has the margin" in doubt.words
 
 
@@ -480,7 +498,7 @@ def test_a_gradient_that_is_not_finite_is_none() -> None:
         def forward(self, features_BFL: Tensor) -> Tensor:
             return super().forward(features_BFL) + 0 * (features_BFL * (features_BFL > 0)).sqrt().sum()
 
-    (doubt,) = (doubt for doubt in probed(make_test_set(Root())).doubts if doubt.check == probes.GRADIENTS)
+    (doubt,) = (doubt for doubt in probed(make_test_set(Root())).doubts if doubt.check == GRADIENTS)
     assert "for 6 of 12 utterances" in doubt.words  # those below 0, where 0 * infinity is no number
 
 
@@ -491,22 +509,22 @@ def test_gradients_of_a_model_that_is_sure_of_some_are_a_hint() -> None:
 
     (doubt,) = probed(make_test_set(Sure())).doubts
     # The gradient falls as exp(-50 |mean|): to 1e-6 of that at 0.1 from 0.38 on.
-    assert (doubt.check, doubt.severity) == (probes.GRADIENTS, "hint") and "6 of 12" in doubt.words
+    assert (doubt.check, doubt.severity) == (GRADIENTS, "hint") and "6 of 12" in doubt.words
 
 
 def test_one_utterance_more_is_a_hint_with_both_figures() -> None:
     """Two steps of a quarter reach 0.15, four reach 0.3: of these utterances, one lies between the two."""
     test_set = make_test_set(Sign(), [-0.9, -0.8, -0.2, 0.7, 0.8, 0.9])
-    doubt = next(doubt for doubt in probed(test_set, attack_of("bim", steps=2)).doubts if doubt.check == probes.STEPS)
-    assert (doubt.check, doubt.severity, doubt.attack, doubt.epsilon) == (probes.STEPS, "hint", "bim", 0.3)
+    doubt = next(doubt for doubt in probed(test_set, attack_of("bim", steps=2)).doubts if doubt.check == STEPS)
+    assert (doubt.check, doubt.severity, doubt.attack, doubt.epsilon) == (STEPS, "hint", "bim", 0.3)
     assert "from 1.000 to 0.833" in doubt.words and "1 more of 6" in doubt.words
 
 
 def test_no_iterated_attack_leaves_probes_out() -> None:
     sanity_report = probed(make_test_set(Sign()), attack_of("fgsm"))
-    assert set(sanity_report.passed) == {probes.SAME_ANSWER, probes.GRADIENTS}
+    assert set(sanity_report.passed) == {SAME_ANSWER, GRADIENTS}
     assert set(sanity_report.not_checked) == set(probes.PROBES) - set(sanity_report.passed)
-    assert "no restarts" in probed(make_test_set(Sign()), attack_of("bim")).not_checked[probes.RESTARTS]
+    assert "no restarts" in probed(make_test_set(Sign()), attack_of("bim")).not_checked[RESTARTS]
 
 
 def test_the_strongest_is_the_iterated_attack_that_harmed_most() -> None:
@@ -526,7 +544,7 @@ def test_probes_look_at_a_subset_and_leave_the_model_as_it_was() -> None:
     sanity_report = probed(
         test_set, attack_of("bim", steps=2), subset_size=6, on_check=lambda *given: told.append(given)
     )
-    doubt = next(doubt for doubt in sanity_report.doubts if doubt.check == probes.STEPS)
+    doubt = next(doubt for doubt in sanity_report.doubts if doubt.check == STEPS)
     assert " of 6 utterances" in doubt.words
     assert test_set.model.training
     assert told[0] == ("checks", 0, len(probes.PROBES)) and told[-1] == ("checks",) + (len(probes.PROBES),) * 2

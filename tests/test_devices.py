@@ -32,8 +32,8 @@ from ser_fl.devices import device_for, devices_of
 from ser_fl.errors import UserError
 from ser_fl.federation.processes import count_workers
 from ser_fl.models.networks import build_network
-from ser_fl.robustness.benchmark import device_of_benchmark
 from ser_fl.robustness.evaluator import EVALUATION_BATCH, batches_of
+from ser_fl.robustness.test_set import attack_device
 from ser_fl.training.objectives import OBJECTIVES, ClientRound
 from ser_fl.training.objectives.adversarial import PerStep
 
@@ -107,13 +107,13 @@ def test_a_benchmark_runs_where_the_run_did_or_where_it_is_told(
     has_gpus(monkeypatch, gpus)
     overrides = [f"accelerator={asked}"] if asked else []
     run = compose(["experiment=debug", f"executor.accelerator={trained}"])
-    assert str(device_of_benchmark(compose_benchmark(["run=x", *overrides]), run)) == expected
+    assert str(attack_device(compose_benchmark(["run=x", *overrides]).accelerator, run)) == expected
 
 
 def test_a_benchmark_that_is_told_where_is_refused_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     has_gpus(monkeypatch, 0)
     with pytest.raises(UserError, match="accelerator=cuda cannot be used here"):
-        device_of_benchmark(compose_benchmark(["run=x", "accelerator=cuda"]), compose(["experiment=debug"]))
+        attack_device("cuda", compose(["experiment=debug"]))
 
 
 def test_streams_are_seeded_alike_and_put_back() -> None:

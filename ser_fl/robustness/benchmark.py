@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
-import torch
-
 from ser_fl.attacks.attack import UNLABELLED, Attack
 from ser_fl.attacks.registry import ATTACKS, ON_RECORDINGS
 from ser_fl.attacks.threat_model import Box
@@ -18,7 +16,7 @@ from ser_fl.config.robustness import Backend, BenchmarkConfig
 from ser_fl.config.schema import Config
 from ser_fl.data.features import OnFeatures
 from ser_fl.defences import Defence, build_defence
-from ser_fl.devices import CPU, devices_of, exact_arithmetic, threads_limited_to
+from ser_fl.devices import exact_arithmetic, threads_limited_to
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.files import write_json
 from ser_fl.models.emotion_model import EmotionModel
@@ -33,7 +31,7 @@ from ser_fl.robustness.runner import OnAttack, run_plan, silent
 from ser_fl.robustness.sanity_checks.probes import probe
 from ser_fl.robustness.sanity_checks.records import check_records
 from ser_fl.robustness.sanity_checks.report import CheckedRecords, write_sanity_report
-from ser_fl.robustness.test_set import TestSet, load_run
+from ser_fl.robustness.test_set import TestSet, attack_device, load_run
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.lock import claimed
 
@@ -172,7 +170,7 @@ def benchmark_run(
         run = trained.folder
         attacks_at = partial(_attacks_of, config, trained.config, len(trained.model.classes))
         attacks_at((_AROUND,))  # tells of an unknown name
-        device = device_of_benchmark(config, trained.config)
+        device = attack_device(config.accelerator, trained.config)
         with threads_limited_to(trained.config.executor.threads), exact_arithmetic():
             store = trained.store(on_features)
             test_set = trained.test_set(
@@ -252,14 +250,3 @@ def _attacks_of(
         for some in ([*attacks, *of_curve], [*adaptive, *aware])
     )
     return attacks, adaptive
-
-
-def device_of_benchmark(config: BenchmarkConfig, trained: Config) -> torch.device:
-    """The accelerator that is asked for, a `UserError` where it is not here; else the run's, or the CPU in its absence.
-    Attacks measure distances in float64, which Apple's GPUs lack: their runs are attacked on the CPU.
-    """
-    if config.accelerator is not None:
-        (device, *_) = devices_of(config.accelerator, "accelerator")
-    else:
-        (device, *_) = devices_of("auto" if trained.executor.accelerator in ("auto", "cuda") else "cpu")
-    return CPU if device.type == "mps" else device

@@ -164,6 +164,8 @@ class Unit:
     """The name of that one."""
     eot_samples: int = 0
     """Draws of that one that every answer of the model is averaged over."""
+    gradients: int = 1
+    """Roughly how many an utterance takes."""
     before: "Unit | None" = None
     """The same at the next smaller epsilon, in a sweep."""
     shares: "Unit | None" = None
@@ -246,13 +248,15 @@ def _chain(
         # A larger budget holds what is found in a smaller one by a search: a single step or a draw goes elsewhere.
         searches = entry.warm or entry.minimal
         once = entry.minimal and not part.domain.sweeps
+        draws = len(expectation.weights) if expectation else 0
         unit = Unit(
             attack=attack,
             part=part,
             shown_to=shown_to,
             expectation=expectation,
             adaptive_to=shown_to[0].name if expectation else None,
-            eot_samples=len(expectation.weights) if expectation else 0,
+            eot_samples=draws,
+            gradients=(settings.steps or 1) * max(settings.restarts or 1, 1) * max(draws, 1),
             before=smaller[-1] if sweep and smaller and searches else None,
             shares=alike[0] if once and alike else None,
         )

@@ -28,7 +28,7 @@ from ser_fl.errors import UserError, one_line
 from ser_fl.files import record_of, write_bytes, write_json
 from ser_fl.robustness.test_set import TestSet
 from ser_fl.runs.folder import RunFolder
-from ser_fl.runs.records import CLEAN, WORST_CASE, AttackRecord, SpeechRecord
+from ser_fl.runs.records import CLEAN, WORST_CASE, AttackRecord
 
 OUTCOME_SCHEMA = 3
 """Version of the files below ``attacks/``; those of another are left alone and made anew."""
@@ -113,7 +113,8 @@ class ResultCache:
         state = sorted(test_set.model.state_dict().items())
         weights = digest_of(*chain(*((f"{name} {value.dtype} {tuple(value.shape)}", value) for name, value in state)))
         is_new = fresh or all(_read(file).get("weights") != weights for file in run.outcomes.glob("*/test_set.json"))
-        if run.attacks.exists() and (is_new or _is_of_others(run.read_speech(), test_set.speech)):
+        now, earlier = test_set.speech, None if is_new else run.read_speech()
+        if run.attacks.exists() and (is_new or (earlier and now and earlier.utterances != now.utterances)):
             run.attacks.replace(run.root / "attacks.before.json")
         if is_new:
             shutil.rmtree(run.outcomes, ignore_errors=True)
@@ -177,10 +178,6 @@ class ResultCache:
         self._batches.pop(key, None)
         if self.root is not None:
             shutil.rmtree(self.root / key, ignore_errors=True)
-
-
-def _is_of_others(earlier: SpeechRecord | None, now: SpeechRecord | None) -> bool:
-    return earlier is not None and now is not None and earlier.utterances != now.utterances
 
 
 def adversarials(folder: Path) -> dict[str, Tensor]:

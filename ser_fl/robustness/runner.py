@@ -14,8 +14,9 @@ Legend: N utterances, F mel bins, L frames, R runs of a defence.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache as cached
 from functools import partial
 from typing import Any, Protocol
@@ -47,21 +48,18 @@ silent: OnAttack = lambda name, done, total, seconds_left=None: None  # noqa: E7
 """Tells nobody."""
 
 
+@dataclass(slots=True)
 class BenchmarkProgress:
     """Counts utterances and seconds, and tells of them. What is left is estimated from what an utterance has cost in
     the same attack; before it has run, from its steps, restarts and draws, at the pace of the others.
     """
 
-    def __init__(self, units: Sequence[Unit], on_attack: OnAttack) -> None:
-        self._on_attack = on_attack
-        self._left = {unit: len(unit.part) for unit in units}
-        self._total = sum(self._left.values())
-        self._gradients = {
-            unit: (settings.steps or 1) * max(settings.restarts or 1, 1) * max(unit.eot_samples, 1)
-            for unit, settings in ((unit, unit.attack.settings) for unit in units)
-        }
-        """Roughly how much work an utterance is."""
-        self._spent: dict[tuple[str, str | None], tuple[float, float]] = {}
+    units: Sequence[Unit]
+    on_attack: OnAttack
+    _done: Counter[Unit] = field(default_factory=Counter)
+    """Utterances."""
+    _spent: dict[tuple[str, str | None], tuple[float, float]] = field(default_factory=dict)
+    """By attack and attacker: seconds, and gradients of what took them."""
 
     def count(self, unit: Unit, utterances: int, seconds: float = 0.0) -> None:
         """Some utterances of a unit are done; 0 seconds are no measure of anything, and nothing at all where they are
@@ -70,20 +68,22 @@ class BenchmarkProgress:
         """
         if unit.outcome is not None and not seconds:
             return
-        self._left[unit] = max(0, self._left[unit] - utterances)
+        self._done[unit] += utterances
         if seconds:
             kind = unit.attack.name, unit.adaptive_to
             before, work = self._spent.get(kind, (0.0, 0.0))
-            self._spent[kind] = before + seconds, work + utterances * self._gradients[unit]
-        left = sum(self._left.values())
-        seconds_left = None if left else 0.0
-        if left and self._spent:
+            self._spent[kind] = before + seconds, work + utterances * unit.gradients
+        total = sum(len(unit.part) for unit in self.units)
+        left = {unit: max(0, len(unit.part) - self._done[unit]) for unit in self.units}
+        done = total - sum(left.values())
+        seconds_left = None if done < total else 0.0
+        if done < total and self._spent:
             usual, seconds_left = tuple(map(sum, zip(*self._spent.values(), strict=True))), 0.0
-            for waiting, utterances in self._left.items():
+            for waiting, number in left.items():
                 spent, work = self._spent.get((waiting.attack.name, waiting.adaptive_to), usual)
-                seconds_left += utterances * self._gradients[waiting] * spent / work
+                seconds_left += number * waiting.gradients * spent / work
         label = f"{unit.attack.name} at {unit.attack.settings.budget}" + (", adaptive" if unit.expectation else "")
-        self._on_attack(label, self._total - left, self._total, seconds_left)
+        self.on_attack(label, done, total, seconds_left)
 
 
 def run_plan(

@@ -23,7 +23,7 @@ from ser_fl.config.schema import Config
 from ser_fl.data.features import FeatureStore, OnFeatures, compute_features, load_examples, open_configured_corpus
 from ser_fl.data.heard import Heard, Shared, in_words
 from ser_fl.data.splits import PARTS, Indices, split_corpus
-from ser_fl.devices import CPU, send
+from ser_fl.devices import CPU, devices_of, send
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.models.emotion_model import EmotionModel, load_model
 from ser_fl.models.networks import NetworkSource
@@ -256,6 +256,17 @@ def load_run(
         is_other=is_other,
         folder=run if is_own else run.on(config.data.name, part),
     )
+
+
+def attack_device(accelerator: str | None, trained: Config) -> torch.device:
+    """The accelerator that is asked for, a `UserError` where it is not here; else the run's, or the CPU in its absence.
+    Attacks measure distances in float64, which Apple's GPUs lack: their runs are attacked on the CPU.
+    """
+    if accelerator is not None:
+        (device, *_) = devices_of(accelerator, "accelerator")
+    else:
+        (device, *_) = devices_of("auto" if trained.executor.accelerator in ("auto", "cuda") else "cpu")
+    return CPU if device.type == "mps" else device
 
 
 def rows_of(all_ids: Sequence[str], ids: Sequence[str]) -> list[int]:

@@ -30,14 +30,14 @@ from ser_fl.data.features import FeatureStore, OnFeatures
 from ser_fl.data.frontend import Standardisation
 from ser_fl.data.splits import Indices
 from ser_fl.defences import Defence, build_defence
-from ser_fl.devices import CPU, devices_of, exact_arithmetic, send, threads_limited_to
+from ser_fl.devices import exact_arithmetic, send, threads_limited_to
 from ser_fl.errors import UserError
 from ser_fl.robustness.attack_metrics import Bench
 from ser_fl.robustness.crafting import craft, judge
 from ser_fl.robustness.evaluator import evaluating
 from ser_fl.robustness.plan import Unit
 from ser_fl.robustness.runner import OnAttack, silent
-from ser_fl.robustness.test_set import Chosen, TestSet, TrainedRun, balanced_rows, load_run, rows_of
+from ser_fl.robustness.test_set import Chosen, TestSet, TrainedRun, attack_device, balanced_rows, load_run, rows_of
 from ser_fl.runs.folder import RunFolder, write_transfer
 from ser_fl.runs.records import TransferMatrix, TransferRecord
 from ser_fl.runs.redaction import public_path
@@ -219,7 +219,6 @@ def transfer_runs(
         AttackSettings(name=config.attack, epsilon=config.epsilon, steps=config.steps, restarts=config.restarts)
     )
     defences = [build_defence(name) for name in config.defences]
-    (device, *_) = devices_of(config.accelerator, "accelerator")
     loaded = [
         load_run(folder, config.speech, part=config.part, root=config.root, client_id=client_id)
         for folder, client_id in places
@@ -230,8 +229,7 @@ def transfer_runs(
     out = expand_home(config.out) if config.out else first.run.root
     if out.exists() and not out.is_dir():
         raise UserError(f"out must be a folder, got the file {out}")
-    if device.type == "mps":
-        device = CPU  # attacks measure distances in float64, which Apple's GPUs lack
+    device = attack_device(config.accelerator, first.config)
     with threads_limited_to(first.config.executor.threads), exact_arithmetic():
         models: list[TransferModel] = []
         chosen: list[Chosen] = []
@@ -252,17 +250,13 @@ def transfer_runs(
             seed=config.seed,
             on_attack=on_attack,
         )
+    lines = (f"{name}: {line}" for name, one in zip(public, chosen, strict=True) for line in one.record.words)
     matrix = TransferMatrix(
         models=public,
         synthetic=any(run.model.synthetic for run in loaded),
         seconds=time.perf_counter() - started,
         records=tuple(records),
-        speech=replace(
-            chosen[0].record,
-            words=tuple(
-                f"{name}: {line}" for name, one in zip(public, chosen, strict=True) for line in one.record.words
-            ),
-        ),
+        speech=replace(chosen[0].record, words=tuple(lines)),
     )
     file = RunFolder(out).transfer
     write_transfer(file, matrix)

@@ -2,15 +2,19 @@
 here loads torch, so that a report can read it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from itertools import chain
-from typing import Any, Literal, Self, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from ser_fl.errors import UserError
 from ser_fl.files import record_of, write_json
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import AttackRecord, SpeechRecord
+
+if TYPE_CHECKING:
+    from ser_fl.attacks.attack import AttackSettings
 
 HALF_A_POINT = 0.005
 """Of UAR: what may change without a doubt."""
@@ -24,7 +28,7 @@ _Subject = TypeVar("_Subject")
 class Doubt:
     """One reason not to believe a figure of the benchmark."""
 
-    check: str
+    check: str = ""
     """What does not hold, as the check is called."""
     words: str
     """The figures, and what to do, in a sentence or two."""
@@ -46,25 +50,6 @@ class SanityReport:
     """Checks that found no fault."""
     not_checked: Mapping[str, str]
     """Checks that had nothing to look at, and what they would have needed."""
-
-    @classmethod
-    def of(
-        cls,
-        checks: Mapping[str, Callable[[_Subject], Iterable[Doubt]]],
-        subject: _Subject,
-        on_check: Callable[[str, int, int], None] = lambda name, done, total: None,
-    ) -> Self:
-        """What each check, by its name, finds in the subject; told of progress before each and at the end."""
-        found, not_checked = dict[str, list[Doubt]](), dict[str, str]()
-        for done, (name, check) in enumerate(checks.items()):
-            on_check("checks", done, len(checks))
-            try:
-                found[name] = list(check(subject))
-            except NotChecked as reason:
-                not_checked[name] = str(reason)
-        on_check("checks", len(checks), len(checks))
-        doubts = tuple(chain.from_iterable(found.values()))
-        return cls(doubts=doubts, passed=tuple(name for name in found if not found[name]), not_checked=not_checked)
 
     def __add__(self, other: Self) -> Self:
         """Both, where each made checks of its own."""
@@ -89,6 +74,41 @@ class SanityReport:
         skipped = f"; {len(self.not_checked)} had nothing to look at" if self.not_checked else ""
         counts = f"{failed} {'fails' if failed == 1 else 'fail'}, {hinted} with a hint, {passed} passed{skipped}"
         return f"{failed + hinted + passed} checks of the benchmark itself: {counts}"
+
+
+_Check = Callable[[_Subject], Iterable[Doubt]]
+
+
+class Checks(dict[str, _Check[_Subject]]):
+    """Checks of one kind of subject by name, in the order in which they are made."""
+
+    def named(self, name: str) -> Callable[[_Check[_Subject]], _Check[_Subject]]:
+        """Adds the function below under this name."""
+        return lambda check: self.setdefault(name, check)
+
+    def made_of(
+        self, subject: _Subject, on_check: Callable[[str, int, int], None] = lambda name, done, total: None
+    ) -> SanityReport:
+        """What each check finds in the subject; told of progress before each and at the end."""
+        doubts, passed, not_checked = list[Doubt](), list[str](), dict[str, str]()
+        for done, (name, check) in enumerate(self.items()):
+            on_check("checks", done, len(self))
+            try:
+                found = [replace(doubt, check=name) for doubt in check(subject)]
+            except NotChecked as reason:
+                not_checked[name] = str(reason)
+                continue
+            doubts += found
+            passed += [] if found else [name]
+        on_check("checks", len(self), len(self))
+        return SanityReport(doubts=tuple(doubts), passed=tuple(passed), not_checked=not_checked)
+
+
+def at_budget(given: AttackRecord | AttackSettings) -> str:
+    """The budget of an attack, as sentences name it."""
+    if given.snr_db is not None:
+        return f"at an SNR of {given.snr_db:g} dB"
+    return "without a budget" if given.epsilon is None else f"at epsilon {given.epsilon:.4g}"
 
 
 class CheckedRecords(list[AttackRecord]):
