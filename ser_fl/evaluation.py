@@ -62,11 +62,14 @@ class Evaluation:
     """Utterances of emotions that the model does not know, which are not scored."""
     shared: Shared | None
     """With what the model has heard; None where the run does not say what that was."""
+    scaling: str | None
+    """How speakers are scaled, in words; None where all are scaled alike."""
     utterances: tuple[ScoredUtterance, ...]
 
     def words(self) -> list[str]:
         """What a reader of the figures must know, a line each."""
-        return in_words(self.shared, self.left_out, [name for name, recall in self.recall.items() if recall is None])
+        lacking = [name for name, recall in self.recall.items() if recall is None]
+        return in_words(self.shared, self.left_out, lacking) + ([self.scaling] if self.scaling else [])
 
     def write(self, folder: Path) -> None:
         """Write ``evaluation.json`` and ``predictions.csv``, an utterance a row, both whole."""
@@ -111,7 +114,9 @@ def evaluate(
     chosen = trained.choose(store, allow_seen=allow_seen)
     utterances = [store.utterances[row] for row in chosen.rows]
     with torch.no_grad(), threads_limited_to(trained.config.executor.threads):
-        parts = (load_examples(store, batch, trained.model.standardisation) for batch in batches_of([chosen.rows]))
+        parts = (
+            load_examples(chosen.store, batch, trained.model.standardisation) for batch in batches_of([chosen.rows])
+        )
         probabilities_NC = torch.cat([trained.model.network(one.features_NFL).float().softmax(dim=1) for one in parts])
     if not probabilities_NC.isfinite().all():
         first = int((~probabilities_NC.isfinite().all(dim=1)).nonzero()[0])
@@ -135,6 +140,7 @@ def evaluate(
         sex_uar=uar_by_group(recognised_N, labels_N, [utterance.sex for utterance in utterances]),
         left_out=chosen.left_out,
         shared=chosen.shared,
+        scaling=chosen.scaling,
         utterances=tuple(
             ScoredUtterance(
                 utterance_id=utterance.utterance_id,

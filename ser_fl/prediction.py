@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -104,6 +105,7 @@ def predict(
     channel: str = "first",
     segment_s: float | None = None,
     silence_dbfs: float = SILENCE_DBFS,
+    enrol: Recordings = (),
 ) -> list[Prediction]:
     """Classify recordings: `predict_each`, all at once.
 
@@ -112,7 +114,8 @@ def predict(
             output for one, or what `predict_each` raises.
     """
     found = []
-    for one in predict_each(files, run, channel=channel, segment_s=segment_s, silence_dbfs=silence_dbfs):
+    settings: Any = {"channel": channel, "segment_s": segment_s, "silence_dbfs": silence_dbfs, "enrol": enrol}
+    for one in predict_each(files, run, **settings):
         if isinstance(one, Failed):
             raise UserError(one.reason)
         found.append(one)
@@ -126,6 +129,7 @@ def predict_each(
     channel: str = "first",
     segment_s: float | None = None,
     silence_dbfs: float = SILENCE_DBFS,
+    enrol: Recordings = (),
 ) -> Iterator[Prediction | Failed]:
     """Classify recordings with the selected model of a run, one after the other, in their order: whatever their number,
     a few are in memory at a time. A model of the built-in corpus says so, in a warning of this module's logger.
@@ -140,12 +144,16 @@ def predict_each(
         segment_s: seconds of a segment, up to what the model hears at once; None is that.
         silence_dbfs: segments whose loudest tenth of a second is below this level in dBFS (RMS, full scale 0) are
             `SILENCE`; -inf only where nothing sounds at all.
+        enrol: recordings of the one speaker whom all files are of, for a model that scales each speaker by own clips
+            (`normalisation=speaker`); they may be the files themselves. Their emotions are nobody's concern; their
+            silence is left out.
 
     Returns:
         A prediction for each recording, or why there is none.
 
     Raises:
-        UserError: the run holds no model, or a setting is out of range; all before the first recording.
+        UserError: the run holds no model, a setting is out of range, or nobody is enrolled where the model asks for it:
+            all before the first recording.
     """
     model = run if isinstance(run, EmotionModel) else load_model(run, network=getattr(run, "network", None))
     check_channel(channel)
@@ -157,7 +165,7 @@ def predict_each(
     if model.synthetic:
         _LOG.warning(SYNTHETIC_NOTE)
 
-    def heard() -> Iterator[_Heard | Failed]:
+    def heard(files: Recordings) -> Iterator[_Heard | Failed]:
         for path in recordings([files] if isinstance(files, (str, Path)) else files):
             if isinstance(path, Failed):
                 yield path
@@ -167,7 +175,24 @@ def predict_each(
             except UserError as error:
                 yield Failed(path, str(error))
 
-    return _in_batches(heard(), model)
+    speaker = model
+    if enrol:
+        clips = []
+        for one in heard(enrol):
+            if isinstance(one, Failed):
+                raise UserError(one.reason)
+            spoken = zip(one.segments, one.speaks, strict=True)
+            clips += [repeat_to_length(each, model.frontend.num_samples) for each, speaks in spoken if speaks]
+        if not clips:
+            raise UserError("nobody speaks in the recordings that enrol the speaker: give others")
+        with exact_arithmetic(), threads_limited_to(1):
+            speaker = model.enrolled(torch.stack(clips))
+    elif model.by_speaker and model.scale is None and model.fallback is None:
+        raise UserError(
+            "the model scales each speaker by own clips: say which, with enrol=FILES (--enrol FILE) of the speaker; "
+            "they may be those to be classified"
+        )
+    return _in_batches(heard(files), speaker)
 
 
 def recordings(given: Iterable[Path | str]) -> Iterator[Path | Failed]:
@@ -275,7 +300,7 @@ def _shares(segments: Sequence[Tensor], model: EmotionModel) -> list[list[float]
     with torch.no_grad(), exact_arithmetic(), threads_limited_to(1):
         for begin in range(0, len(segments), _AT_ONCE):
             clips = [repeat_to_length(each, model.frontend.num_samples) for each in segments[begin : begin + _AT_ONCE]]
-            features_BFL = model.standardisation(torch.cat([model.frontend(clip_T[None]) for clip_T in clips]))
+            features_BFL = model.standardised(torch.cat([model.frontend(clip_T[None]) for clip_T in clips]))
             filled_BFL = functional.pad(features_BFL, (0, 0, 0, 0, 0, _AT_ONCE - len(clips)))
             found += model(filled_BFL)[: len(clips)].float().softmax(dim=1).tolist()
     return found

@@ -81,11 +81,16 @@ def assert_same_run(one: RunFolder, other: RunFolder) -> None:
     assert one.read_json(one.model) == other.read_json(other.model)
 
 
+ONE_EACH = ("split=speaker_independent", "split.num_test_speakers=1", "split.num_validation_speakers=1", "split.fold=2")
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         (),
-        ("split=speaker_independent", "split.num_test_speakers=1", "split.num_validation_speakers=1", "split.fold=2"),
+        ONE_EACH,
+        (*ONE_EACH, "normalisation=speaker", "enrolment=3"),
+        (*ONE_EACH, "normalisation=speaker", "normalisation.share_mean=true"),
         ("split=text_independent", "split.fold=1"),
         ("federation.fraction_train=0.5", "federation.keep_optimiser=true", "optimiser.name=adam"),
         ("objective=pgd", "objective.steps=2", "selection.robust_every=2", "selection.by=robust", "selection.steps=2"),
@@ -94,6 +99,8 @@ def assert_same_run(one: RunFolder, other: RunFolder) -> None:
     ids=[
         "plain",
         "speaker independent",
+        "scaled by speaker",
+        "scaled by speaker, mean told",
         "text independent",
         "half a cohort, kept optimisers",
         "adversarial",
@@ -466,6 +473,21 @@ def test_a_client_that_fails_does_not_tell_where_its_data_lie(home: Path, monkey
     (failure,) = untimed(run.rounds)[0]["failures"]
     assert "RuntimeError: cannot read" in failure["error"] and "features/x.npy" in failure["error"]
     assert str(home) not in failure["error"] and str(Path(__file__).parent) not in failure["error"]
+
+
+def test_sums_over_features_stay_where_nobody_needs_them(home: Path) -> None:
+    sent = dict[str, list[str]]()
+
+    for name, changes in {"pooled": (), "speaker": ("normalisation=speaker",)}.items():
+
+        def listen(question: Message, answer: Message, name: str = name) -> Message:
+            sent.setdefault(name, []).extend(key for key in answer.content if key.startswith("statistics/"))
+            return answer
+
+        config = settings(home, f"sums_{name}", "executor=flower", "federation.num_rounds=1", *changes)
+        on_flower(config, hosts(home, "f01,f02", "m01,m02"), listen)
+    assert sorted(sent["pooled"]) == [f"statistics/{speaker}" for speaker in ("f01", "f02", "m01", "m02")]
+    assert sent["speaker"] == []
 
 
 def test_a_server_cannot_point_a_node_at_a_folder(home: Path, tmp_path: Path) -> None:

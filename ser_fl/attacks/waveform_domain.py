@@ -21,6 +21,7 @@ from ser_fl.attacks.psychoacoustic import MaskingBall
 from ser_fl.attacks.threat_model import Ball, Box, Rows
 from ser_fl.data.frontend import LogMel as LogMelFrontend
 from ser_fl.data.frontend import Standardisation, resample
+from ser_fl.data.normalisation import Scale
 from ser_fl.devices import send
 
 FULL_SCALE = Box(torch.tensor(-1.0), torch.tensor(1.0))
@@ -45,6 +46,9 @@ class WaveformToFeatures(Rows):
     frontend: LogMelFrontend
     """On the device of the clips."""
     standardisation: Standardisation
+    mean_BF1: Tensor | None = None
+    """Of each clip's speaker, and the deviation; None where all are scaled alike."""
+    deviation_BF1: Tensor | None = None
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Features of shape (B, F, L) from waveforms of shape (B, T), padded as the clips are."""
@@ -53,7 +57,10 @@ class WaveformToFeatures(Rows):
         # As long as torchaudio makes them.
         length_B = -(-clips.recorded_B * frontend.sample_rate_hz // clips.sample_rate_hz)
         repeated_BS = torch.arange(frontend.num_samples, device=length_B.device) % length_B[:, None]
-        features_BFL: Tensor = self.standardisation(frontend(resampled.gather(1, repeated_BS)))
+        features_BFL: Tensor = frontend(resampled.gather(1, repeated_BS))
+        if self.mean_BF1 is not None and self.deviation_BF1 is not None:
+            features_BFL = (features_BFL - self.mean_BF1) / self.deviation_BF1
+        features_BFL = self.standardisation(features_BFL)
         return features_BFL
 
     def ball(self, epsilon: float, snr_db: float | None, masked: bool) -> Ball:
@@ -79,22 +86,29 @@ class Waveform(Domain):
     """On the device of the model."""
     standardisation: Standardisation
     read: Read
+    scale_of: Callable[[Sequence[str]], Scale] | None = None
+    """By which the speakers of utterances are scaled; None where all are scaled alike."""
     masked: bool = False
     """Whether to measure how much of every perturbation lies under the masking threshold, which takes its time."""
     name: str = "waveform"
     sweeps: bool = False
 
-    def features(self, waveform_T: Tensor, sample_rate_hz: int) -> Tensor:
-        """Standardised features of one recording, shape (1, F, L): as a new recording is read, and by the same way."""
+    def features(self, utterance_id: str, waveform_T: Tensor, sample_rate_hz: int) -> Tensor:
+        """Standardised features of a recording of an utterance, shape (1, F, L): as a new recording is read, and by the
+        same way.
+        """
         clip_T = self.frontend.clip(waveform_T, sample_rate_hz)
         device = self.standardisation.mean_F1.device
-        features_1FL: Tensor = self.standardisation(self.frontend(send(clip_T[None], device)))
-        return features_1FL
+        features_1FL: Tensor = self.frontend(send(clip_T[None], device))
+        if self.scale_of is not None:
+            features_1FL = self.scale_of([utterance_id]).to(device)(features_1FL)
+        standardised_1FL: Tensor = self.standardisation(features_1FL)
+        return standardised_1FL
 
     def clean(self, ids: Sequence[str]) -> Tensor:
         """Features of utterances as they were recorded, shape (N, F, L)."""
         with torch.no_grad():
-            return torch.cat([self.features(*self.read(utterance_id)) for utterance_id in ids])
+            return torch.cat([self.features(utterance_id, *self.read(utterance_id)) for utterance_id in ids])
 
     def problems(self, problem: Problem) -> list[tuple[list[int], Problem]]:
         """The recordings of a batch; clips of one sampling rate go together."""
@@ -103,11 +117,18 @@ class Waveform(Domain):
         for rate in dict.fromkeys(rate for _, rate in recordings):
             rows = [row for row, (_, its_rate) in enumerate(recordings) if its_rate == rate]
             clips = Clips.of([recordings[row][0] for row in rows], rate, self.frontend).to(device)
+            scale = None if self.scale_of is None else self.scale_of([problem.keys_B[row] for row in rows]).to(device)
             part = replace(
                 problem.subset(torch.tensor(rows, device=device)),
                 clean=clips.waveform_BT,
                 box=FULL_SCALE.to(device),
-                to_features=WaveformToFeatures(clips, self.frontend, self.standardisation),
+                to_features=WaveformToFeatures(
+                    clips,
+                    self.frontend,
+                    self.standardisation,
+                    None if scale is None else scale.mean,
+                    None if scale is None else scale.deviation,
+                ),
             )
             found.append((rows, part))
         return found

@@ -15,7 +15,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "settings",
         nargs="*",
         help="run=RUN part=test|validation|train|all allow_seen=true out=DIR, and those of the speech: data=CORPUS "
-        "data.root=DIR ...",
+        "data.root=DIR ..., enrolment=K",
     )
 
 
@@ -28,6 +28,7 @@ def run(arguments: Namespace) -> None:
     keep_freed_memory()
     with collection_paused():
         from ser_fl.evaluation import SETTINGS, evaluate
+        from ser_fl.robustness.test_set import enrolment_given
 
     own = {name: value for name, _, value in (s.partition("=") for s in arguments.settings) if name in SETTINGS}
     speech = [setting for setting in arguments.settings if setting.partition("=")[0] not in SETTINGS]
@@ -56,6 +57,7 @@ def run(arguments: Namespace) -> None:
     for name, figure in {**found.recall, **found.speaker_uar, **found.sex_uar}.items():
         table.add_row(name, "–" if figure is None else f"{figure:.3f}")
     console.print(table)
-    folder = Path(own.get("out") or RunFolder(Path(own["run"])).on(found.corpus, found.part).root)
+    place = RunFolder(Path(own["run"])).on(found.corpus, found.part, enrolment_given(speech))
+    folder = Path(own.get("out") or place.root)
     found.write(folder)
     say(f"figures and predictions: {folder}")

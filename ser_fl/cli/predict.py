@@ -31,6 +31,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="SECONDS",
         help="tell of every so many seconds too (a long recording is always heard in segments, and averaged)",
     )
+    parser.add_argument(
+        "--enrol",
+        nargs="+",
+        default=(),
+        metavar="FILE",
+        help="recordings of the one speaker of all files, for a model that scales each speaker by own clips",
+    )
     parser.add_argument("--silence", type=float, metavar="DBFS", help="what is softer throughout is silence (-60)")
 
 
@@ -49,6 +56,7 @@ def run(arguments: Namespace) -> None:
         channel=arguments.channel,
         segment_s=arguments.segment,
         silence_dbfs=SILENCE_DBFS if arguments.silence is None else arguments.silence,
+        enrol=arguments.enrol,
     )
     if arguments.format == "csv":
         _write(_row(["path", "of", "start_s", "end_s", "emotion", *model.classes]), "csv")

@@ -63,6 +63,8 @@ def print_summary(run: RunFolder) -> None:
     )
     if summary["shared"] is not None:
         console.print(f"test part {summary['shared']['words']}", highlight=False, markup=False)
+    if summary["normalisation"] is not None:
+        console.print(summary["normalisation"], highlight=False, markup=False)
     say(f"run folder: {run.root}")
 
 

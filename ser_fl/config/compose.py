@@ -15,7 +15,7 @@ from ser_fl.errors import UserError, shown, unknown_name
 
 _LONGEST_OVERRIDE = 10_000
 HYDRA_VERSION = "1.3"
-OF_SPEECH = ("data", "split")
+OF_SPEECH = ("data", "split", "enrolment")
 """Groups of settings that say which utterances a trained model is shown."""
 
 
@@ -72,13 +72,14 @@ def compose_speech(settings: Sequence[str], config_file: Path) -> Config:
     another corpus, ``split=NAME`` with those of another split, and all else changes the run's own.
 
     Raises:
-        UserError: a setting of anything but ``data`` and ``split``, an unknown one, or a value out of range.
+        UserError: a setting of anything but ``data``, ``split`` and `enrolment`, an unknown one, or a value out of
+            range.
     """
     for setting in settings:
         if _top_of(setting) not in OF_SPEECH:
             key, _ = _key_and_value(setting)
             raise unknown_name("setting", key, (*OF_SPEECH, "run", "part", "allow_seen", "out"))
-    groups = {setting.lstrip("+").partition("=")[0] for setting in settings}
+    groups = {setting.lstrip("+").partition("=")[0] for setting in settings} - {"enrolment"}
     anew = [setting for setting in settings if "data" in groups or _top_of(setting) in groups]
     config = compose([setting for setting in settings if setting not in anew], config_file=config_file)
     if not anew:

@@ -16,6 +16,8 @@ from ser_fl.config.values import (
     Proportion,
     Share,
     Speaker,
+    is_count,
+    must_be,
     refuse_given,
     stage,
 )
@@ -84,6 +86,30 @@ class FrontendConfig:
     def num_frames(self) -> int:
         """Frames of a clip, L, without centring."""
         return (self.num_samples - self.window_samples) // self.hop_samples + 1
+
+
+Enrolment = Annotated[
+    int | Literal["all", "none"],
+    must_be(
+        "enrolment must be a number of clips from 1 up, all or none",
+        lambda given: is_count(given) or given in ("all", "none"),
+    ),
+]
+
+
+@stage
+class NormalisationConfig:
+    """By which mean and deviation each bin of the features is scaled."""
+
+    name: Literal["pooled", "speaker"]
+    """pooled: those of all training clips, from sums that clients send. speaker: those of each speaker's own clips,
+    which leave nobody's machine; see `enrolment`."""
+    share_mean: bool = False
+    """speaker: clients tell the mean of their speakers' means and deviations, so that enrolment=none works."""
+
+    def __post_init__(self) -> None:
+        if self.name != "speaker":
+            refuse_given(self, "normalisation", ("share_mean",), owner="normalisation=speaker", instead="pooled")
 
 
 @stage

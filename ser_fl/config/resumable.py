@@ -1,7 +1,7 @@
 """Which settings a resumed run may change: they are marked where they are declared."""
 
 from collections.abc import Mapping
-from dataclasses import is_dataclass
+from dataclasses import asdict, is_dataclass
 from typing import Annotated, Any, TypeVar
 
 T = TypeVar("T")
@@ -31,6 +31,8 @@ def differing(stage: type, before: Mapping[str, Any], now: Mapping[str, Any], pr
     for name in sorted({*before, *now}):
         declared = known.get(name)
         kind, default = getattr(declared, "annotation", None), getattr(declared, "default", None)
+        if is_dataclass(default) and not isinstance(default, type):
+            default = asdict(default)
         was, is_now = before.get(name, default), now.get(name, default)
         if isinstance(kind, type) and is_dataclass(kind) and name in before:
             names += differing(kind, was, is_now, f"{prefix}{name}.")

@@ -15,7 +15,15 @@ from typing import Any, Literal, TypeVar, cast
 
 from pydantic import ValidationError
 
-from ser_fl.config.data import AugmentationConfig, ClientsConfig, DataConfig, FrontendConfig, SplitConfig
+from ser_fl.config.data import (
+    AugmentationConfig,
+    ClientsConfig,
+    DataConfig,
+    Enrolment,
+    FrontendConfig,
+    NormalisationConfig,
+    SplitConfig,
+)
 from ser_fl.config.federation import ExecutorConfig, FederationConfig, SelectionConfig, TrackingConfig
 from ser_fl.config.resumable import Resumable
 from ser_fl.config.training import EXCLUDED, ModelConfig, ObjectiveConfig, OptimiserConfig, TrainerConfig
@@ -75,6 +83,11 @@ class Config:
     draws as many utterances as ever, each emotion equally often. Nobody makes up for emotions that a client lacks."""
     init_from: Resumable[Folder | None] = None
     """Fine-tuning: folder of a run whose selected model gives the initial weights. Read before the first round only."""
+    normalisation: NormalisationConfig = NormalisationConfig(name="pooled")
+    enrolment: Enrolment = 10
+    """With normalisation=speaker, what test speakers without training clips are scaled by: so many of their own test
+    clips, unlabelled, drawn by `split.seed` and not scored; all of them, scored nevertheless (transductive); or none,
+    the mean of training speakers (`normalisation.share_mean`)."""
 
     @property
     def title(self) -> str:
@@ -126,6 +139,11 @@ class Config:
             )
         if executor.name == "flower" and federation.name != "federated":
             raise ValueError(f"executor=flower goes with federation=federated, got federation={federation.name}")
+        if executor.name == "flower" and self.normalisation.name == "speaker" and self.enrolment == "none":
+            raise ValueError(
+                "enrolment=none goes with executor=serial or processes while training, got flower: no node knows what "
+                "the mean of all is; ask for it afterwards, `ser-fl evaluate run=RUN enrolment=none`"
+            )
         selection, is_robust = self.selection, self.selection.by == "robust"
         if is_robust and selection.robust_every == 0:
             raise ValueError("selection.by=robust needs selection.robust_every of at least 1, got 0")

@@ -28,6 +28,7 @@ from ser_fl.config.schema import Config
 from ser_fl.data.corpora import open_corpus
 from ser_fl.data.corpora.folder import expand_home
 from ser_fl.data.frontend import LogMel, Standardisation
+from ser_fl.data.normalisation import SpeakerScales
 from ser_fl.data.synthetic import SyntheticCorpus
 from ser_fl.data.utterance import Corpus, Utterance
 from ser_fl.devices import float32_by_default, send, threads_limited_to
@@ -67,9 +68,11 @@ class FeatureStore:
     utterances: tuple[Utterance, ...]
     classes: tuple[str, ...]
     """Names of the emotions, in the order of the classifier's outputs."""
+    scales: SpeakerScales | None = None
+    """By which each speaker's features are scaled when they are loaded; None: as they are."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_store, (self.file, self.labels_N, self.utterances, self.classes)
+        return open_store, (self.file, self.labels_N, self.utterances, self.classes, self.scales)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,10 @@ def load_examples(store: FeatureStore, indices: tuple[int, ...], standardisation
     """Read utterances from the store and standardise them; nothing of it is kept."""
     rows = torch.tensor(indices, dtype=torch.int64)
     with torch.no_grad():
-        return Examples(standardisation(store.features_NFL[rows]), store.labels_N[rows])
+        features_NFL = store.features_NFL[rows]
+        if store.scales is not None:
+            features_NFL = store.scales.of(rows)(features_NFL)
+        return Examples(standardisation(features_NFL), store.labels_N[rows])
 
 
 def open_configured_corpus(config: Config) -> Corpus:
@@ -182,14 +188,18 @@ def _is_writable(folder: Path) -> bool:
 
 
 def open_store(
-    file: Path, labels_N: Tensor, utterances: tuple[Utterance, ...], classes: tuple[str, ...]
+    file: Path,
+    labels_N: Tensor,
+    utterances: tuple[Utterance, ...],
+    classes: tuple[str, ...],
+    scales: SpeakerScales | None = None,
 ) -> FeatureStore:
     """Map features from their file. Copy-on-write, since torch has no read-only tensors: pages are shared until
     somebody writes, and nobody does. `open_memmap` reads plain numbers only, and refuses a file of objects, to be
     unpickled.
     """
     rows = np.lib.format.open_memmap(file, mode="c")
-    return FeatureStore(file, torch.from_numpy(rows), labels_N, utterances, classes)
+    return FeatureStore(file, torch.from_numpy(rows), labels_N, utterances, classes, scales)
 
 
 def _fill(

@@ -131,6 +131,12 @@ class FeatureStatistics:
             torch.maximum(self.maximum_F, other.maximum_F),
         )
 
+    def mean_and_deviation(self) -> tuple[Tensor, Tensor]:
+        """Per bin, float64: the population's, and at least 1e-5, for bins that never change."""
+        mean_F = self.sum_F / self.count
+        variance_F = self.sum_of_squares_F / self.count - mean_F.square()
+        return mean_F, variance_F.clamp(min=0).sqrt().clamp(min=1e-5)
+
 
 class Standardisation(nn.Module):
     """Zero mean and unit deviation per mel bin, then the box that clean features are clipped to: per bin from the
@@ -149,10 +155,8 @@ class Standardisation(nn.Module):
 
     @classmethod
     def from_statistics(cls, statistics: FeatureStatistics, config: FrontendConfig) -> Standardisation:
-        """Standardisation by pooled statistics (population deviation; at least 1e-5, for bins that never change)."""
-        mean = statistics.sum_F / statistics.count
-        variance = statistics.sum_of_squares_F / statistics.count - mean.square()
-        deviation = variance.clamp(min=0).sqrt().clamp(min=1e-5)
+        """Standardisation by pooled statistics."""
+        mean, deviation = statistics.mean_and_deviation()
         if config.clip == "none":
             infinity = torch.full_like(mean, float("inf"))
             return cls(mean, deviation, -infinity, infinity)
@@ -160,6 +164,13 @@ class Standardisation(nn.Module):
         floor = torch.tensor(config.log_offset, dtype=torch.float32).log().double()
         lower, upper = (floor - mean) / deviation, (statistics.maximum_F - mean) / deviation
         return cls(mean, deviation, lower, torch.maximum(lower, upper))
+
+    @classmethod
+    def of_scaled(cls, config: FrontendConfig) -> Standardisation:
+        """Of features that are scaled by speaker already: the box alone, ten deviations about the mean."""
+        zero = torch.zeros(config.num_mels)
+        side = torch.full_like(zero, float("inf") if config.clip == "none" else 10.0)
+        return cls(zero, zero + 1, -side, side)
 
     def forward(self, features_BFL: Tensor) -> Tensor:
         standardised = (features_BFL - self.mean_F1) / self.deviation_F1

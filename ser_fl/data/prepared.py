@@ -18,6 +18,7 @@ from ser_fl.config.schema import Config, parse
 from ser_fl.data.features import FeatureStore, OnFeatures, compute_features, open_configured_corpus
 from ser_fl.data.frontend import FeatureStatistics, Standardisation
 from ser_fl.data.heard import Shared
+from ser_fl.data.normalisation import Scale, enrolled, training_mean
 from ser_fl.data.partitioning import EVERYBODY, assign_clients, natural_clients
 from ser_fl.data.shortcuts import facts_of_table, shortcuts
 from ser_fl.data.splits import PARTS, Indices, Part, Split, holders, split_corpus
@@ -46,6 +47,8 @@ class ClientManifest:
     """Files that could not be used and were left out, with ``data.on_unreadable=skip``."""
     shared: Shared | None = None
     """What the test part shares with what training hears; None until somebody looks."""
+    fallback: Scale | None = None
+    """The mean of training speakers' scales, where they tell it (`normalisation.share_mean`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +87,8 @@ class Prepared(Partition):
     standardisation: Standardisation
     skipped: tuple[SkippedFile, ...] = ()
     """Files that could not be used and were left out, with ``data.on_unreadable=skip``."""
+    fallback: Scale | None = None
+    """As in `ClientManifest`."""
 
     def client_manifest(self) -> ClientManifest:
         sizes, digests = self.sizes_and_digests()
@@ -94,13 +99,14 @@ class Prepared(Partition):
             standardisation=self.standardisation,
             digest=digest_of_all(digests, tuple(self.clients), self.standardisation),
             skipped=self.skipped,
+            fallback=self.fallback,
         )
 
 
 def prepare(config: Config, on_features: OnFeatures | None = None) -> Prepared:
     """Features, split, clients and standardisation of an experiment. Each client gives the sums of its own training
-    features, and the server adds them. Emotions that are scored but not trained on, none of which a model can get
-    right, are told.
+    features, and the server adds them; or each speaker is scaled by own clips. Emotions that are scored but not trained
+    on, none of which a model can get right, are told.
     """
     corpus = open_configured_corpus(config)
     split = split_corpus(corpus.utterances, config.split, corpus=corpus.name)  # its mistakes are told at once
@@ -112,14 +118,23 @@ def prepare(config: Config, on_features: OnFeatures | None = None) -> Prepared:
     for shortcut in shortcuts(store.utterances, facts_of_table(store.utterances)):
         if shortcut.suspicious:
             _LOG.warning("%s: the model may learn it in place of emotions; see `ser-fl corpus check`", shortcut)
-    partition = Partition(store=store, split=split, clients=clients)
-    sums = reduce(FeatureStatistics.merge, partition.statistics().values())
+    fallback = None
+    if config.normalisation.name == "speaker":
+        fallback = training_mean(store, split) if config.normalisation.share_mean else None
+        store, split = enrolled(store, split, config.enrolment, seed=config.split.seed, fallback=fallback)
+        standardisation = Standardisation.of_scaled(config.frontend)
+    else:
+        sums = Partition(store=store, split=split, clients=clients).statistics()
+        standardisation = Standardisation.from_statistics(
+            reduce(FeatureStatistics.merge, sums.values()), config.frontend
+        )
     return Prepared(
         store=store,
         split=split,
         clients=clients,
-        standardisation=Standardisation.from_statistics(sums, config.frontend),
+        standardisation=standardisation,
         skipped=corpus.skipped,
+        fallback=fallback,
     )
 
 
@@ -195,4 +210,6 @@ def open_partition(config: Config, host: Host, classes: Sequence[str]) -> Partit
     store = compute_features(corpus, config.frontend, cache_dir=config.data.cache_dir, classes=tuple(classes))
     split = split_corpus(store.utterances, config.split, whole=False)
     clients = natural_clients(store.utterances, split.train, config.clients)  # the server caps them
+    if config.normalisation.name == "speaker":
+        store, split = enrolled(store, split, config.enrolment, seed=config.split.seed)
     return Partition(store=store, split=split, clients=clients)

@@ -11,6 +11,7 @@ import yaml
 from ser_fl.config.schema import CONFIG_SCHEMA, Config, dump
 from ser_fl.data.features import OnFeatures
 from ser_fl.data.heard import in_words
+from ser_fl.data.normalisation import in_words as scaling_in_words
 from ser_fl.data.prepared import ClientManifest
 from ser_fl.data.splits import PARTS
 from ser_fl.devices import devices_of
@@ -222,6 +223,8 @@ class Federation:
             frontend=config.frontend,
             synthetic=config.data.name == "builtin",
             own_network=config.objects.get("network"),
+            by_speaker=config.normalisation.name == "speaker",
+            fallback=manifest.fallback,
         )
         save_model(run.root, bundle)
         if GLOBAL not in best:
@@ -233,7 +236,9 @@ class Federation:
                 f"all rounds are done, but {len(tested.failures)} of {len(manifest.sizes['test'])} holders of test "
                 f"utterances gave no figures; the same command with resume=true asks again:\n{reasons}"
             )
-        test = scores(tested.total)
+        test, scaling = scores(tested.total), None
+        if config.normalisation.name == "speaker":
+            scaling = scaling_in_words(config.enrolment, len(manifest.sizes["test"].keys() - manifest.sizes["train"]))
         cut = {} if tested.products is None else {"recording_products": tested.products.tolist()}
         return {
             "schema": SUMMARY_SCHEMA,
@@ -244,6 +249,7 @@ class Federation:
             "split_speakers": {part: sorted(manifest.sizes[part]) for part in PARTS},
             "split_sizes": {part: sum(manifest.sizes[part].values()) for part in PARTS},
             "shared": manifest.shared and asdict(manifest.shared) | {"words": "; ".join(in_words(manifest.shared))},
+            "normalisation": scaling,
             "skipped": [{"id": file.utterance_id, "reason": file.reason} for file in manifest.skipped],
             "num_clients": len(manifest.client_ids),
             "num_rounds": server.round,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from ser_fl.config.data import FrontendConfig
 from ser_fl.config.training import ModelConfig
 from ser_fl.config.values import ObjectConfig, OrOwn
-from ser_fl.data.frontend import LogMel, Standardisation
+from ser_fl.data.frontend import FeatureStatistics, LogMel, Standardisation
+from ser_fl.data.normalisation import Scale
 from ser_fl.devices import exact_arithmetic
 from ser_fl.errors import UserError, shown, unknown_name
 from ser_fl.files import check_same_form, from_safetensors, to_safetensors, write_bytes, write_json
@@ -49,6 +51,8 @@ class EmotionModel(nn.Module):
         frontend: FrontendConfig,
         synthetic: bool = False,
         own_network: str | None = None,
+        by_speaker: bool = False,
+        fallback: Scale | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -61,6 +65,13 @@ class EmotionModel(nn.Module):
         """Whether it was trained on the built-in corpus, whose speech is synthetic."""
         self.own_network = own_network
         """Qualified name of a network that was given to `ser_fl.train` in place of the configured one."""
+        self.by_speaker = by_speaker
+        """Whether features must be scaled by their speaker's own clips before `standardisation`, which is but the box
+        then: see `enrolled`."""
+        self.fallback = fallback
+        """For speakers of whom there is no clip; None where training speakers did not tell their mean."""
+        self.scale: Scale | None = None
+        """Of the speaker that the model is enrolled for."""
 
     def forward(self, features_BFL: Tensor) -> Tensor:
         """Logits of shape (B, C) from standardised features of shape (B, F, L)."""
@@ -68,9 +79,36 @@ class EmotionModel(nn.Module):
         return logits_BC
 
     def from_waveform(self, waveform_BT: Tensor) -> Tensor:
-        """Logits of shape (B, C) from clips already at the front end's rate and length, differentiable throughout."""
-        logits_BC: Tensor = self(self.standardisation(self.frontend(waveform_BT)))
+        """Logits of shape (B, C) from clips already at the front end's rate and length, differentiable throughout.
+        Errors are those of `standardised`.
+        """
+        logits_BC: Tensor = self(self.standardised(self.frontend(waveform_BT)))
         return logits_BC
+
+    def standardised(self, features_BFL: Tensor) -> Tensor:
+        """What the front end gives, as the network takes it, of the speaker who is enrolled where the model scales
+        speakers. A `UserError` where nobody is, and training speakers did not tell their mean.
+        """
+        if self.by_speaker:
+            if (scale := self.scale or self.fallback) is None:
+                raise UserError(
+                    "the model scales each speaker by own clips and knows none of this one: enrol some first, with "
+                    "model.enrolled(clips)"
+                )
+            features_BFL = scale(features_BFL)
+        standardised_BFL: Tensor = self.standardisation(features_BFL)
+        return standardised_BFL
+
+    @torch.no_grad()
+    def enrolled(self, waveform_BT: Tensor) -> EmotionModel:
+        """The same model for one speaker, who is scaled by these clips, at the front end's rate and length; nobody
+        tells their emotions. Shares its weights. A `UserError` of a model that scales all speakers alike.
+        """
+        if not self.by_speaker:
+            raise UserError("the model scales all speakers alike (normalisation=pooled): nobody needs to be enrolled")
+        model = copy(self)
+        model.scale = Scale.of(FeatureStatistics.of(torch.cat([self.frontend(clip[None]) for clip in waveform_BT])))
+        return model
 
 
 def save_model(folder: Path, bundle: EmotionModel) -> None:
@@ -94,6 +132,8 @@ def save_model(folder: Path, bundle: EmotionModel) -> None:
         "synthetic": bundle.synthetic,
         "frontend": _FRONTEND.dump_python(bundle.frontend_config, mode="json"),
         "standardisation": {name: column_F1.flatten().tolist() for name, column_F1 in columns.items()},
+        "normalisation": "speaker" if bundle.by_speaker else "pooled",
+        "fallback": bundle.fallback and bundle.fallback.plain(),
     }
     write_bytes(run.weights, weights)
     write_json(run.model, card)
@@ -176,6 +216,9 @@ def _described(card: Mapping[str, Any], state: State, own: NetworkSource | None)
         columns[name] = torch.tensor([open_side if value is None else value for value in values]).reshape(-1, 1)
     standardisation = Standardisation(*(torch.zeros(frontend.num_mels) for _ in range(4)))
     standardisation.load_state_dict(columns)
+    fallback = None
+    if (told := card.get("fallback")) is not None:
+        fallback = Scale(*(torch.tensor(told[name]).reshape(frontend.num_mels, 1) for name in ("mean", "deviation")))
     network = build_network(model, len(classes), seed=0, own=own)
     network.load_state_dict(state)
     return EmotionModel(
@@ -186,4 +229,6 @@ def _described(card: Mapping[str, Any], state: State, own: NetworkSource | None)
         frontend=frontend,
         synthetic=bool(card.get("synthetic", False)),
         own_network=card.get("network"),
+        by_speaker=card.get("normalisation", "pooled") == "speaker",
+        fallback=fallback,
     )

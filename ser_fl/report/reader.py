@@ -43,6 +43,8 @@ class Summary:
     split: str | None = None
     shared: dict[str, Any] | None = None
     """What the test part shares with training, in ``words`` too; None where nodes alone could tell."""
+    normalisation: str | None = None
+    """How speakers are scaled, in words; None where all are scaled alike."""
     synthetic: bool = False
     num_clients: int | None = None
     num_rounds: int | None = None
@@ -130,8 +132,10 @@ class RunRecords:
 
     @property
     def split_in_words(self) -> str:
-        """With what it shares."""
-        return f"{self.split} ({self.summary.shared['words']})" if self.summary.shared else self.split
+        """With what it shares, and how speakers are scaled."""
+        said = [self.summary.shared["words"]] if self.summary.shared else []
+        said += [self.summary.normalisation] if self.summary.normalisation else []
+        return f"{self.split} ({'; '.join(said)})" if said else self.split
 
     @property
     def test(self) -> TestScores:

@@ -149,6 +149,9 @@ def spectrogram_pair(test_set: TestSet, attacks: Sequence[Attack], bundle: Emoti
 
     features_2FL = torch.stack([tried.features_NFL[row], adversarial_NFL[row]])
     raw_2FL = features_2FL * bundle.standardisation.deviation_F1 + bundle.standardisation.mean_F1
+    if tried.scale is not None:
+        scale = tried.scale.to(raw_2FL.device)
+        raw_2FL = raw_2FL * scale.deviation[row] + scale.mean[row]
     clean, adversarial = ([[round(value, 4) for value in line] for line in raw] for raw in raw_2FL.tolist())
     return {
         "utterance_id": tried.ids[row],

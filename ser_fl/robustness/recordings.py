@@ -30,7 +30,7 @@ from ser_fl.data.audio import read_audio, write_wav
 from ser_fl.data.features import FeatureStore, open_configured_corpus
 from ser_fl.data.frontend import resample
 from ser_fl.files import write_json
-from ser_fl.robustness.test_set import TestSet, TrainedRun
+from ser_fl.robustness.test_set import TestSet, TrainedRun, rows_of
 from ser_fl.runs.folder import RunFolder
 
 PESQ_RATE_HZ = 16000
@@ -102,7 +102,7 @@ class Recordings(Waveform):
                 adversarial_T[:heard] = adversarial[row, :heard].cpu()
                 file = Path(folder) / "recording.wav"
                 write_wav(file, adversarial_T, rate)
-                written.append(self.features(*read_audio(file)))
+                written.append(self.features(key, *read_audio(file)))
                 pesq.append(pesq_of(clean_T[:heard], adversarial_T[:heard], rate))
                 stoi.append(stoi_of(clean_T[:heard], adversarial_T[:heard], rate))
                 if self.pairs is not None and key in self.pairs.ids:
@@ -166,12 +166,13 @@ def recordings_of(
     """
     corpus = open_configured_corpus(trained.config)
     by_id = {utterance.utterance_id: utterance for utterance in store.utterances}
-    kept = test_set.subset(config.write_audio).ids if config.write_audio else ()
+    kept, scale = test_set.subset(config.write_audio).ids if config.write_audio else (), test_set.scale
     domain = Recordings(
         frontend=trained.model.frontend,
         standardisation=trained.model.standardisation,
         read=lambda utterance_id: corpus.read(by_id[utterance_id]),
         masked=any(choice.name == "psychoacoustic" for choice in (*config.attacks, *config.adaptive)),
         pairs=WavPairs(run.adversarial, kept) if kept else None,
+        scale_of=None if scale is None else lambda ids: scale.rows(rows_of(test_set.ids, ids)),
     )
     return replace(test_set, domain=domain, features_NFL=domain.clean(test_set.ids))

@@ -22,7 +22,9 @@ from ser_fl.config.robustness import Scored
 from ser_fl.config.schema import Config
 from ser_fl.data.features import FeatureStore, OnFeatures, compute_features, load_examples, open_configured_corpus
 from ser_fl.data.heard import Heard, Shared, in_words
-from ser_fl.data.splits import PARTS, Indices, split_corpus
+from ser_fl.data.normalisation import Scale, enrolled
+from ser_fl.data.normalisation import in_words as scaling_in_words
+from ser_fl.data.splits import PARTS, Indices, Split, split_corpus
 from ser_fl.devices import CPU, devices_of, send
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.models.emotion_model import EmotionModel, load_model
@@ -56,6 +58,8 @@ class TestSet:
     """What attacks move."""
     speech: SpeechRecord | None = None
     """Whose utterances these are, with those that a subset leaves out; None where nobody says."""
+    scale: Scale | None = None
+    """By which each utterance was scaled, columns of shape (N, F, 1); None where all are scaled alike."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -78,6 +82,7 @@ class TestSet:
             speakers=tuple(self.speakers[row] for row in rows) if self.speakers else (),
             sexes=tuple(self.sexes[row] for row in rows) if self.sexes else (),
             recordings=tuple(self.recordings[row] for row in rows) if self.recordings else (),
+            scale=self.scale and self.scale.rows(rows),
         )
 
     def problem(
@@ -103,12 +108,22 @@ class TestSet:
 class Chosen:
     """Utterances of a corpus that a model is shown, and what a reader of figures on them must know."""
 
+    store: FeatureStore
+    """Of the whole corpus; it scales each speaker where the model asks for it."""
     rows: Indices
+    """Utterances that are scored."""
     left_out: dict[str, int]
     """Utterances of emotions that the model does not know, by emotion."""
     shared: Shared | None
     """With what was heard in training; None where the run does not say what that was."""
+    scaling: str | None
+    """How speakers are scaled, in words; None where all are scaled alike."""
     record: SpeechRecord
+
+    @property
+    def scale(self) -> Scale | None:
+        """As of a `TestSet`."""
+        return None if self.store.scales is None else self.store.scales.of(torch.tensor(self.rows))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -121,6 +136,8 @@ class TrainedRun:
     part: Scored
     is_other: bool
     """Whether the speech is of another corpus than the run's own."""
+    is_own_test: bool
+    """Whether it is the test part of the run's own corpus and split."""
     folder: RunFolder
     """Where figures on the speech lie: the run folder, for the test part of its own corpus."""
 
@@ -150,9 +167,12 @@ class TrainedRun:
                 allowed.
         """
         everything, classes, data = store.utterances, self.model.classes, self.config.data
-        rows = tuple(range(len(everything)))
+        scaling = None
+        rows, trained = tuple(range(len(everything))), Indices()
         if self.part != "all":
-            rows = getattr(split_corpus(everything, self.config.split, corpus=data.name), self.part)
+            split = split_corpus(everything, self.config.split, corpus=data.name)
+            rows = getattr(split, self.part)
+            trained = () if self.is_other else split.train
         left_out = Counter(everything[row].emotion for row in rows if everything[row].emotion not in classes)
         rows = tuple(row for row in rows if everything[row].emotion in classes)
         if not rows:
@@ -160,9 +180,16 @@ class TrainedRun:
                 f"the model knows {', '.join(classes)}, the utterances are {', '.join(sorted(left_out))}: data.labels "
                 "maps the emotions of a manifest"
             )
+        if self.model.by_speaker:
+            enrolment, fallback = self.config.enrolment, self.model.fallback
+            parts = Split(train=trained, validation=(), test=rows)
+            seed = self.config.split.seed
+            store, (_, _, rows) = enrolled(store, parts, enrolment, seed=seed, fallback=fallback)
+            known_here = {everything[row].speaker for row in trained}
+            scaling = scaling_in_words(enrolment, len({everything[row].speaker for row in rows} - known_here))
         utterances, shared = [everything[row] for row in rows], None
         heard = Heard.read(self.run.heard, self.run.heard_sounds)
-        if (heard is None or heard.missing) and not (self.is_other or self.folder == self.run or allow_seen):
+        if (heard is None or heard.missing) and not (self.is_other or self.is_own_test or allow_seen):
             raise UserError(
                 f"{self.run.root} does not say all that it heard in training, and of its own corpus the test part "
                 "alone is new: take part=test of its own split, or others with allow_seen=true"
@@ -180,9 +207,16 @@ class TrainedRun:
             num_utterances=len(rows),
             utterances=blake2b("\0".join(known).encode(), digest_size=8).hexdigest(),
             synthetic=data.name == "builtin",
-            words=tuple(in_words(shared, left_out, lacking)),
+            words=(*in_words(shared, left_out, lacking), *([scaling] if scaling else [])),
         )
-        return Chosen(rows=rows, left_out=dict(sorted(left_out.items())), shared=shared, record=record)
+        return Chosen(
+            store=store,
+            rows=rows,
+            scaling=scaling,
+            left_out=dict(sorted(left_out.items())),
+            shared=shared,
+            record=record,
+        )
 
     def test_set(
         self,
@@ -197,7 +231,7 @@ class TrainedRun:
         says.
         """
         chosen = self.choose(store, allow_seen=allow_seen)
-        examples = load_examples(store, chosen.rows, self.model.standardisation)
+        examples = load_examples(chosen.store, chosen.rows, self.model.standardisation)
         utterances = [store.utterances[row] for row in chosen.rows]
         self.model.to(device)
         return TestSet(
@@ -214,6 +248,7 @@ class TrainedRun:
             recordings=tuple(utterance.recording for utterance in utterances),
             emotions=self.model.classes,
             speech=chosen.record,
+            scale=chosen.scale,
         )
 
 
@@ -247,14 +282,16 @@ def load_run(
     if part not in (*PARTS, "all"):
         raise unknown_name("part", part, (*PARTS, "all"))
     config = compose_speech(speech, run.config)
-    is_own = part == "test" and all(setting.startswith("data.root=") for setting in speech)
+    given = [setting for setting in speech if not setting.startswith("data.root=")]
+    is_own_test = part == "test" and all(setting.startswith("enrolment=") for setting in given)
     return TrainedRun(
         run=run,
         config=config,
         model=load_model(run, client_id=client_id, network=network),
         part=part,
         is_other=is_other,
-        folder=run if is_own else run.on(config.data.name, part),
+        is_own_test=is_own_test,
+        folder=run if is_own_test and not given else run.on(config.data.name, part, enrolment_given(speech)),
     )
 
 
@@ -267,6 +304,11 @@ def attack_device(accelerator: str | None, trained: Config) -> torch.device:
     else:
         (device, *_) = devices_of("auto" if trained.executor.accelerator in ("auto", "cuda") else "cpu")
     return CPU if device.type == "mps" else device
+
+
+def enrolment_given(speech: Sequence[str]) -> str | None:
+    """The enrolment among settings of speech, where it is not the run's."""
+    return next((setting.partition("=")[2] for setting in reversed(speech) if setting.startswith("enrolment=")), None)
 
 
 def rows_of(all_ids: Sequence[str], ids: Sequence[str]) -> list[int]:

@@ -28,7 +28,6 @@ from ser_fl.config.robustness import TransferConfig
 from ser_fl.data.corpora.folder import expand_home
 from ser_fl.data.features import FeatureStore, OnFeatures
 from ser_fl.data.frontend import Standardisation
-from ser_fl.data.splits import Indices
 from ser_fl.defences import Defence, build_defence
 from ser_fl.devices import exact_arithmetic, send, threads_limited_to
 from ser_fl.errors import UserError
@@ -55,12 +54,14 @@ class TransferModel:
     standardisation: Standardisation
     """From raw log-mel to this model's units, with the box that features and attacks stay in."""
     logmel_NFL: Tensor
-    """Its test utterances in raw log-mel, natural logarithm of magnitudes."""
+    """Its test utterances in raw log-mel, natural logarithm of magnitudes; scaled by speaker where models do so."""
     labels_N: Tensor
     ids: tuple[str, ...]
     num_classes: int
     recordings: tuple[str, ...] = ()
     """What each utterance is a part of; empty where each is its own."""
+    unit_NF1: Tensor | None = None
+    """What a unit of `logmel_NFL` is in raw log-mel, where it is scaled."""
 
     def test_set(self, ids: Sequence[str], *, seed: int, batch_size: int) -> TestSet:
         rows = rows_of(self.ids, ids)
@@ -164,6 +165,8 @@ def transfer_matrix(
                 for moved_NFL in (attacked.features_NFL, made.adversarial_NFL)
             )
             change_NFL = (found.adversarial_NFL - test_set.features_NFL) * target.standardisation.deviation_F1
+            if target.unit_NF1 is not None:
+                change_NFL = change_NFL * target.unit_NF1[rows_of(target.ids, test_set.ids)]
             unit = Unit(attack=attack, part=test_set, shown_to=tuple(defences))
             with evaluating(target.network):
                 bench = Bench(test_set, defences)
@@ -239,7 +242,7 @@ def transfer_runs(
             if opened is None or corpus != opened[0]:
                 opened = corpus, run.store(on_features)
             chosen.append(run.choose(opened[1], allow_seen=config.allow_seen))
-            models.append(_model_of(name, run, opened[1], chosen[-1].rows, device))
+            models.append(_model_of(name, run, chosen[-1], device))
         started = time.perf_counter()
         records = transfer_matrix(
             models,
@@ -275,7 +278,11 @@ def _place(given: str) -> tuple[Path, str | None]:
 
 def _refuse_unlike(first_name: str, first: TrainedRun, name: str, run: TrainedRun) -> None:
     ours, theirs = (
-        {"their corpus": each.config.data.name, "their emotions": ", ".join(each.model.classes)}
+        {
+            "their corpus": each.config.data.name,
+            "their emotions": ", ".join(each.model.classes),
+            "normalisation": "speaker" if each.model.by_speaker else "pooled",
+        }
         | {f"frontend.{setting}": value for setting, value in vars(each.model.frontend_config).items()}
         for each in (run, first)
     )
@@ -288,13 +295,15 @@ def _refuse_unlike(first_name: str, first: TrainedRun, name: str, run: TrainedRu
             raise UserError(told)
 
 
-def _model_of(name: str, run: TrainedRun, store: FeatureStore, chosen: Indices, device: torch.device) -> TransferModel:
-    rows = list(chosen)
+def _model_of(name: str, run: TrainedRun, chosen: Chosen, device: torch.device) -> TransferModel:
+    rows, store, scale = list(chosen.rows), chosen.store, chosen.scale
+    logmel_NFL = store.features_NFL[rows]
     return TransferModel(
         name=name,
         network=run.model.network.to(device),
         standardisation=run.model.standardisation.to(device),
-        logmel_NFL=send(store.features_NFL[rows], device),
+        logmel_NFL=send(logmel_NFL if scale is None else scale(logmel_NFL), device),
+        unit_NF1=None if scale is None else send(scale.deviation, device),
         labels_N=send(store.labels_N[rows], device),
         ids=tuple(store.utterances[row].utterance_id for row in rows),
         num_classes=len(run.model.classes),

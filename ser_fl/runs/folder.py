@@ -147,9 +147,12 @@ class RunFolder:
                 elif not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                     raise UserError(f"{shown} is neither a file nor a folder: remove it from the run folder")
 
-    def on(self, corpus: str, part: str) -> RunFolder:
-        """Where figures on other speech lie, under the names that they have here."""
-        return RunFolder(self.evaluations / f"{corpus}-{part}")
+    def on(self, corpus: str, part: str, enrolment: str | None = None) -> RunFolder:
+        """Where figures on other speech lie, or on speakers that are enrolled otherwise, under the names that they have
+        here.
+        """
+        name = f"{corpus}-{part}" if enrolment is None else f"{corpus}-{part}-enrolment_{enrolment}"
+        return RunFolder(self.evaluations / name)
 
     def write_attacks(self, records: Iterable[AttackRecord], speech: SpeechRecord | None = None) -> None:
         write_json(self.attacks, {"schema": ATTACKS_SCHEMA, "speech": speech, "records": list(records)})

@@ -59,9 +59,10 @@ def speakers(config: Config, host: Host, content: Mapping[str, Any], records: Re
 
 
 def enrol(config: Config, host: Host, content: Mapping[str, Any], records: RecordDict) -> Answer:
-    """What standardisation, the split and a resumed run need: sums over features, counts and digests."""
+    """What the split and a resumed run need, counts and digests; and sums over features, where others need them."""
     share = _share(host, content)
-    statistics, (sizes, digests) = share.statistics(), share.sizes_and_digests()
+    is_told = config.normalisation.name == "pooled" or config.normalisation.share_mean
+    statistics, (sizes, digests) = share.statistics() if is_told else {}, share.sizes_and_digests()
     names = ("sum_F", "sum_of_squares_F", "maximum_F")
     return {
         "clients": {client: len(held) for client, held in share.clients.items()},

@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 from ser_fl.config.schema import Config, dump
 from ser_fl.data.frontend import FeatureStatistics, Standardisation
 from ser_fl.data.heard import Shared
+from ser_fl.data.normalisation import Scale
 from ser_fl.data.partitioning import capped
 from ser_fl.data.prepared import ClientManifest, Sizes, digest_of_all
 from ser_fl.data.splits import PARTS, SpeakerFacts, check_parts, settle_split
@@ -189,21 +190,28 @@ class Nodes:
 
     def _add_up(self, nodes: Sequence[int], skipped: tuple[SkippedFile, ...]) -> ClientManifest:
         statistics, digests = dict[str, FeatureStatistics](), dict[str, str]()
+        normalisation = self.config.normalisation
+        is_told = normalisation.name == "pooled" or normalisation.share_mean
         sizes: Sizes = {part: {} for part in PARTS}
         sum_F = torch.empty(self.config.frontend.num_mels, dtype=torch.float64)
         like = dict.fromkeys(("sum_F", "sum_of_squares_F", "maximum_F"), sum_F)
         for node, said, records in self._ask_all("query.enrol", nodes, Enrolled):
             own = [name for name, holder in self._node_of.items() if holder == node]
             told = {*said.digests, *(name for held in said.sizes.values() for name in held)}
-            fits = said.sizes.keys() == set(PARTS) and said.clients.keys() == said.frames.keys()
+            tellers = said.clients.keys() if is_told else set()
+            fits = said.sizes.keys() == set(PARTS) and tellers == said.frames.keys()
             if not told <= set(own) or not fits or (said.clients and not own):
                 raise UserError("a node cannot take part: it answers for speakers that it did not name")
             digests |= said.digests
             for part in PARTS:
                 sizes[part] |= said.sizes[part]
             for client in said.clients:
-                if client in statistics:
+                if client in self.num_examples:
                     raise UserError(f"two nodes hold data of {client!r}, which is one client: give them to one node")
+                self.num_examples[client] = said.clients[client]
+                self.speaker_of[client] = client if client in own else own[0]
+                if not is_told:
+                    continue
                 try:
                     sums = take(records, f"statistics/{client}", like=like)
                     if not all(torch.isfinite(tensor).all() for tensor in sums.values()):
@@ -211,17 +219,22 @@ class Nodes:
                 except WireError as error:
                     raise UserError(f"client {client!r} cannot take part: {error}") from None
                 statistics[client] = FeatureStatistics(said.frames[client], **sums)
-                self.num_examples[client] = said.clients[client]
-                self.speaker_of[client] = client if client in own else own[0]
         check_parts({part: sum(sizes[part].values()) for part in PARTS}, self.config.split)
-        client_ids = capped(sorted(statistics), self.config.clients)
-        sums_of_all = reduce(FeatureStatistics.merge, (statistics[client] for client in client_ids))
-        standardisation = Standardisation.from_statistics(sums_of_all, self.config.frontend)
+        client_ids = capped(sorted(self.num_examples), self.config.clients)
+        sums_of, fallback = [statistics[client] for client in client_ids if is_told], None
+        if normalisation.name == "speaker":
+            standardisation = Standardisation.of_scaled(self.config.frontend)
+            fallback = Scale.average(map(Scale.of, sums_of)) if sums_of else None
+        else:
+            standardisation = Standardisation.from_statistics(
+                reduce(FeatureStatistics.merge, sums_of), self.config.frontend
+            )
         return ClientManifest(
             classes=self.classes,
             client_ids=client_ids,
             sizes={part: dict(sorted(sizes[part].items())) for part in PARTS},
             standardisation=standardisation,
+            fallback=fallback,
             digest=digest_of_all(digests, client_ids, standardisation),
             skipped=skipped,
             shared=Shared(
