@@ -1,5 +1,7 @@
 """Each speaker scaled by own clips: at training by those trained on, at test by enrolment."""
 
+import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,17 +13,20 @@ from torch import Tensor
 import ser_fl
 from ser_fl.attacks.clips import Clips
 from ser_fl.attacks.waveform_domain import WaveformToFeatures
+from ser_fl.config.compose import compose_transfer
 from ser_fl.config.resumable import differing, fixed_settings
 from ser_fl.config.schema import Config, dump
 from ser_fl.data.audio import write_wav
+from ser_fl.data.enrolment import enrolled, scale_of, training_mean
 from ser_fl.data.features import load_examples
-from ser_fl.data.normalisation import Scale, enrolled, scale_of, training_mean
+from ser_fl.data.normalisation import Scale
 from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.data.splits import Indices, Split
 from ser_fl.errors import UserError
 from ser_fl.models.emotion_model import EmotionModel
 from ser_fl.robustness.recordings import Recordings
 from ser_fl.robustness.test_set import load_run
+from ser_fl.robustness.transfer import transfer_runs
 
 SETTINGS = (
     "experiment=debug",
@@ -248,3 +253,30 @@ def test_a_run_from_before_there_was_a_choice_goes_on() -> None:
     assert differing(Config, before, now) == ["normalisation"]
     now["normalisation"]["name"] = "pooled"
     assert differing(Config, before, now) == []
+
+
+def test_an_example_is_shown_in_plain_log_mel(run: Path) -> None:
+    ser_fl.benchmark(run, attacks=["pgd"], steps=2, restarts=1, epsilons=[0.2], curve_attacks=[], checks=False)
+    example = json.loads((run / "adversarial" / "example.json").read_text(encoding="utf-8"))
+    store = load_run(run).store()
+    (row,) = (row for row, each in enumerate(store.utterances) if each.utterance_id == example["utterance_id"])
+    torch.testing.assert_close(torch.tensor(example["clean"]), store.features_NFL[row], atol=2e-3, rtol=1e-3)
+
+
+def test_attacks_carry_over_between_models_that_scale_alike(run: Path, tmp_path: Path) -> None:
+    """To itself nothing changes, and steps are told in decibels of raw log-mel; what is scaled otherwise is refused."""
+    pooled = tmp_path / "pooled"
+    ser_fl.train(config("normalisation=pooled", f"run_dir={pooled}"))
+    settings = ["attack=fgsm", "epsilon=0.5"]
+    with pytest.raises(UserError, match="differ in normalisation: pooled against speaker"):
+        transfer_runs(compose_transfer([str(run), str(pooled), *settings, f"out={tmp_path}"]))
+    again = tmp_path / "again"
+    ser_fl.train(config("enrolment=3", "normalisation.share_mean=true", "seed=2", f"run_dir={again}"))
+    _, matrix = transfer_runs(compose_transfer([str(run), str(again), *settings, f"out={tmp_path}"]))
+    own = next(record for record in matrix.records if record.source == record.target)
+    assert own.carried_uar == own.clean_uar
+    trained = load_run(run)
+    scale = trained.test_set(trained.store()).scale
+    assert scale is not None
+    most = 0.5 * float(scale.deviation.max()) * 20 / math.log(10)
+    assert 0.3 * most < own.max_db <= most * 1.001

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from ser_fl.config.schema import Config, parse
+from ser_fl.data.enrolment import enrolled, training_mean
 from ser_fl.data.features import FeatureStore, OnFeatures, compute_features, open_configured_corpus
 from ser_fl.data.frontend import FeatureStatistics, Standardisation
 from ser_fl.data.heard import Shared
-from ser_fl.data.normalisation import Scale, enrolled, training_mean
+from ser_fl.data.normalisation import Scale
 from ser_fl.data.partitioning import EVERYBODY, assign_clients, natural_clients
 from ser_fl.data.shortcuts import facts_of_table, shortcuts
 from ser_fl.data.splits import PARTS, Indices, Part, Split, holders, split_corpus

@@ -9,9 +9,9 @@ import torch
 import yaml
 
 from ser_fl.config.schema import CONFIG_SCHEMA, Config, dump
+from ser_fl.data.enrolment import in_words as scaling_in_words
 from ser_fl.data.features import OnFeatures
 from ser_fl.data.heard import in_words
-from ser_fl.data.normalisation import in_words as scaling_in_words
 from ser_fl.data.prepared import ClientManifest
 from ser_fl.data.splits import PARTS
 from ser_fl.devices import devices_of

@@ -20,10 +20,11 @@ from ser_fl.attacks.threat_model import Box
 from ser_fl.config.compose import compose_speech
 from ser_fl.config.robustness import Scored
 from ser_fl.config.schema import Config
+from ser_fl.data.enrolment import enrolled
+from ser_fl.data.enrolment import in_words as scaling_in_words
 from ser_fl.data.features import FeatureStore, OnFeatures, compute_features, load_examples, open_configured_corpus
 from ser_fl.data.heard import Heard, Shared, in_words
-from ser_fl.data.normalisation import Scale, enrolled
-from ser_fl.data.normalisation import in_words as scaling_in_words
+from ser_fl.data.normalisation import Scale
 from ser_fl.data.splits import PARTS, Indices, Split, split_corpus
 from ser_fl.devices import CPU, devices_of, send
 from ser_fl.errors import UserError, unknown_name
