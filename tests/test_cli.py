@@ -151,6 +151,10 @@ BAD_INPUT: dict[str, tuple[str, list[str]]] = {
         "train experiment=debug data=manifest data.root=ROOT/one_class data.cache_dir=ROOT/cache",
         ["one emotion", "anger"],
     ),
+    "no texts, before features are computed": (
+        "train data=manifest data.root=ROOT/one_class data.cache_dir=ROOT/cache split=text_independent",
+        ["none of data=manifest has one", "column `text`", "split=speaker_independent"],
+    ),
     "more clients than utterances": (
         "train SETTINGS clients=iid clients.num_clients=1000",
         ["clients.num_clients", "1000", "training utterances"],

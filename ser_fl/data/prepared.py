@@ -22,7 +22,7 @@ from ser_fl.data.heard import Shared
 from ser_fl.data.normalisation import Scale
 from ser_fl.data.partitioning import EVERYBODY, assign_clients, natural_clients
 from ser_fl.data.shortcuts import facts_of_table, shortcuts
-from ser_fl.data.splits import PARTS, Indices, Part, Split, holders, split_corpus
+from ser_fl.data.splits import PARTS, Indices, Part, Split, facts_of, holders, split_corpus
 from ser_fl.data.utterance import Corpus, SkippedFile
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.text import plain
@@ -110,8 +110,9 @@ def prepare(config: Config, on_features: OnFeatures | None = None) -> Prepared:
     on, none of which a model can get right, are told.
     """
     corpus = open_configured_corpus(config)
-    split = split_corpus(corpus.utterances, config.split, corpus=corpus.name)  # its mistakes are told at once
+    facts_of(corpus.utterances, config.split, corpus.name)  # texts that are missing are told before features take time
     store = compute_features(corpus, config.frontend, cache_dir=config.data.cache_dir, progress=on_features)
+    split = split_corpus(store.utterances, config.split, corpus=corpus.name)
     clients = assign_clients(store.utterances, split.train, config.clients, seed=config.split.seed)
     if config.federation.name == "centralised":  # the same utterances, where the number of clients is capped too
         clients = {EVERYBODY: tuple(sorted(index for held in clients.values() for index in held))}
