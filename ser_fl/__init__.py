@@ -40,5 +40,5 @@ def __getattr__(name: str) -> Any:
 
     module, attribute = _HOMES[name]
     with collection_paused():
-        home = import_module(module)
-    return getattr(home, attribute)
+        found = globals()[name] = getattr(import_module(module), attribute)
+    return found

@@ -5,7 +5,7 @@ has to tell. Heavy libraries are imported by what uses them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, overload
@@ -146,13 +146,20 @@ def train(
 
         return Run(launch(config, own, hooks).root)
     devices_of(config.executor.accelerator)  # refuses hardware that is not there before anything is written
-    with open_run(config) as (run, checkpoint), threads_limited_to(config.executor.threads), exact_arithmetic():
+    with (
+        open_run(config) as (run, checkpoint),
+        threads_limited_to(config.executor.threads),
+        exact_arithmetic(),
+        ExitStack() as stack,
+    ):
         first = FirstRun.of(config, own.network) if config.init_from and checkpoint is None else None
         prepared = prepare(config, hooks.on_features)
         if first is not None:
             first.warn_of(prepared, config)
-        before = Heard.read(run.heard, run.heard_sounds) if first is None else Heard.before_training(first.heard)
-        heard = Heard.of(prepared.store, prepared.split, config.frontend).after(before)
+        heard = Heard.of(prepared.store, prepared.split, config.frontend)
+        if config.init_from:
+            before = Heard.read(run.heard, run.heard_sounds) if first is None else Heard.before_training(first.heard)
+            heard = heard.after(before)
         shared = heard.shared(prepared.store, prepared.split.test, config.frontend, allow_seen=True)
         client_manifest = replace(prepared.client_manifest(), shared=shared)
         if own.network is not None:
@@ -165,17 +172,17 @@ def train(
         if config.executor.name == "processes":
             size = cohort_size(len(client_manifest.client_ids), config.federation.fraction_train)
             executor = ProcessExecutor(clients, count_workers(config.executor, size))
-        with closing(executor):
-            federation = Federation(
-                config=config,
-                run=run,
-                client_manifest=client_manifest,
-                executor=executor,
-                own=own,
-                hooks=hooks,
-                first=first,
-            )
-            federation.conduct(checkpoint)
+            stack.callback(executor.close)
+        federation = Federation(
+            config=config,
+            run=run,
+            client_manifest=client_manifest,
+            executor=executor,
+            own=own,
+            hooks=hooks,
+            first=first,
+        )
+        federation.conduct(checkpoint)
         heard.write(run.heard, run.heard_sounds)
     return Run(run.root, network)
 

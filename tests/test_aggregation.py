@@ -279,21 +279,15 @@ def test_results_are_sorted_into_figures_and_failures_and_only_what_is_sound_is_
     assert results.failures[1].error == "weight is not finite"
     models = server.algorithm.models
     assert torch.equal(models[GLOBAL]["weight"], REFERENCE["weight"]), "nothing counts before the round is finished"
-    server.finish(3)
+    server.algorithm.finish(3)
     assert torch.equal(models[GLOBAL]["weight"], fedavg_of_a_list(sound)["weight"])
     assert models[GLOBAL]["weight"].tolist() == [[2.5] * 3] * 2
-
-
-def test_training_loss_is_weighted_like_the_model() -> None:
-    """(1 * 2.0 + 3 * 4.0) / 4 = 3.5."""
-    updates = [update(1, tiny(0.0), train_loss=2.0), update(3, tiny(0.0), train_loss=4.0)]
-    assert results_of(server_with(FedAvg()), updates).train_loss == pytest.approx(3.5)
 
 
 def finish(server: Server, updates: Sequence[ClientUpdate], number: int = 3) -> None:
     """A round in which these come back."""
     results_of(server, updates)
-    server.finish(number)
+    server.algorithm.finish(number)
 
 
 class Only(nn.Module):
@@ -415,6 +409,7 @@ def test_the_average_over_rounds_of_worked_numbers_leaves_the_clients_models_alo
     assert server.judged is server.algorithm.models
     for model, expected in ((1.0, 1.0), (3.0, 2.0), (8.0, 4.0), (12.0, 6.0), (6.0, 6.0)):
         finish(server, [update(7, tiny(model, running_mean=-model))])
+        server.average.add(server.algorithm.models[GLOBAL])
         assert server.judged[GLOBAL]["weight"].tolist() == [[expected] * 3] * 2
         assert server.judged[GLOBAL]["running_mean"].item() == -expected
         assert server.algorithm.model_for("a")["weight"].tolist() == [[model] * 3] * 2

@@ -189,7 +189,7 @@ def real(name: str, waveforms: Sequence[Tensor], budget: Budget, *, steps: int =
         )
     speech_BFL = torch.cat([LOGMEL(LOGMEL.clip(waveform_T, 16000)[None]) for waveform_T in waveforms])
     frontend = compose(["experiment=debug", "frontend.duration_s=0.5"]).frontend
-    standardisation = Standardisation.from_statistics(FeatureStatistics.of(speech_BFL), frontend)
+    standardisation = Standardisation.from_statistics([FeatureStatistics.of(speech_BFL)], frontend)
     with torch.no_grad():
         labels = network(standardisation(speech_BFL)).argmax(1).tolist()  # what is wrong already is left alone
     recordings = {f"u{row}": (waveform_T, 16000) for row, waveform_T in enumerate(waveforms)}

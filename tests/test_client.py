@@ -32,6 +32,8 @@ from ser_fl.federation.client import Clients, ClientTask
 from ser_fl.federation.own_objects import OwnObjects
 from ser_fl.models.networks import build_network
 from ser_fl.runs.records import ClientUpdate
+from ser_fl.training import trainer
+from ser_fl.training.lightning_internals import copy_of
 from ser_fl.training.objectives import ClientRound
 from ser_fl.training.objectives.adversarial import Free, PerStep
 from ser_fl.training.trainer import Trainers, has_installed_callbacks, quiet_trainer
@@ -210,7 +212,7 @@ def test_every_client_has_a_trainer_that_is_as_good_as_new(cache: Path, monkeypa
     sent = [clients.update(task) for task in tasks]
     assert meddler.begun == [(0, 0, 2, False, 0, 1)] * 3
     assert len({id(trainer) for trainer in meddler.trainers}) == 3
-    monkeypatch.setattr(Trainers, "_new", lambda self: quiet_trainer(config, [meddler]))
+    monkeypatch.setattr(trainer, "copy_of", lambda unused: quiet_trainer(config, [meddler]))
     for task, mine in zip(tasks, sent, strict=True):
         expected = clients.update(task)
         assert mine.train_loss == expected.train_loss
@@ -220,7 +222,7 @@ def test_every_client_has_a_trainer_that_is_as_good_as_new(cache: Path, monkeypa
 def test_a_copied_trainer_holds_what_a_new_one_holds(cache: Path) -> None:
     for precision in ("32-true", "bf16-mixed"):
         config = settings(cache, f"precision={precision}")
-        assert inside(Trainers(config, ())._new()) == inside(quiet_trainer(config, ()))
+        assert inside(copy_of(quiet_trainer(config, ()))) == inside(quiet_trainer(config, ()))
 
 
 @pytest.mark.parametrize("fails", [False, True])

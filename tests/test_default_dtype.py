@@ -55,7 +55,7 @@ def computed(tmp_path: Path) -> list[Tensor]:
     folder = tmp_path / str(torch.get_default_dtype())
     store = compute_features(SyntheticCorpus(2, 1, sample_rate_hz=22050), CONFIG.frontend, cache_dir=folder)
     statistics = FeatureStatistics.of(store.features_NFL)
-    standardisation = Standardisation.from_statistics(statistics, CONFIG.frontend)
+    standardisation = Standardisation.from_statistics([statistics], CONFIG.frontend)
     return [store.features_NFL, standardisation(store.features_NFL)]
 
 

@@ -291,6 +291,14 @@ def test_only_the_cohort_trains(home: Path) -> None:
     assert trained == expected
 
 
+def test_training_loss_is_weighted_like_the_model(home: Path) -> None:
+    run = train(settings(home, "weighted", "clients.by=dirichlet", "clients.num_clients=3", "federation.num_rounds=1"))
+    told = run.read_jsonl(run.clients)
+    sizes, losses = ([client[name] for client in told] for name in ("num_examples", "train_loss"))
+    assert len(set(sizes)) > 1
+    assert column(run, "train_loss") == pytest.approx([np.average(losses, weights=sizes)], rel=1e-12)
+
+
 def test_local_only_never_averages(home: Path) -> None:
     """Each client's model is what that client alone, carrying its weights and its optimiser on, comes to."""
     config = settings(

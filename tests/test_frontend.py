@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import reduce
 
 import numpy as np
 import pytest
@@ -219,26 +218,29 @@ def client_features() -> list[Tensor]:
 
 
 @pytest.fixture
-def statistics(client_features: list[Tensor]) -> FeatureStatistics:
-    return reduce(FeatureStatistics.merge, map(FeatureStatistics.of, client_features))
+def statistics(client_features: list[Tensor]) -> list[FeatureStatistics]:
+    return list(map(FeatureStatistics.of, client_features))
 
 
-def test_merged_statistics_are_the_pooled_ones(client_features: list[Tensor], statistics: FeatureStatistics) -> None:
+def test_all_clients_statistics_standardise_as_the_pooled_features_do(
+    client_features: list[Tensor], statistics: list[FeatureStatistics]
+) -> None:
     pooled = torch.cat(client_features).double().numpy()
-    mean_F = statistics.sum_F / statistics.count
-    deviation_F = (statistics.sum_of_squares_F / statistics.count - mean_F.square()).sqrt()
-    assert statistics.count == 14 * 12
-    assert mean_F.numpy() == pytest.approx(pooled.mean((0, 2)), rel=1e-12)
-    assert deviation_F.numpy() == pytest.approx(pooled.std((0, 2)), rel=1e-9)
-    assert np.array_equal(statistics.maximum_F.numpy(), pooled.max((0, 2)))
+    mean_F, deviation_F = pooled.mean((0, 2)), pooled.std((0, 2))
+    ours = Standardisation.from_statistics(statistics, SMALL)
+    assert [own.count for own in statistics] == [3 * 12, 12, 10 * 12]
+    assert ours.mean_F1.flatten().numpy() == pytest.approx(mean_F, rel=1e-6)
+    assert ours.deviation_F1.flatten().numpy() == pytest.approx(deviation_F, rel=1e-6)
+    assert ours.upper_F1.flatten().numpy() == pytest.approx((pooled.max((0, 2)) - mean_F) / deviation_F, rel=1e-6)
     whole = FeatureStatistics.of(torch.cat(client_features))
-    assert statistics.sum_F.numpy() == pytest.approx(whole.sum_F.numpy(), rel=1e-12)
-    assert statistics.sum_of_squares_F.numpy() == pytest.approx(whole.sum_of_squares_F.numpy(), rel=1e-12)
+    assert sum(own.sum_F for own in statistics).numpy() == pytest.approx(whole.sum_F.numpy(), rel=1e-12)
+    for name, values_F1 in Standardisation.from_statistics([whole], SMALL).state_dict().items():
+        torch.testing.assert_close(values_F1, ours.state_dict()[name], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("clip", ["training", "none"])
 def test_standardised_training_features_have_mean_zero_and_deviation_one(
-    client_features: list[Tensor], statistics: FeatureStatistics, clip: str
+    client_features: list[Tensor], statistics: list[FeatureStatistics], clip: str
 ) -> None:
     """With the box as well: it holds all training features."""
     standardisation = Standardisation.from_statistics(statistics, replace(SMALL, clip=clip))
@@ -248,7 +250,7 @@ def test_standardised_training_features_have_mean_zero_and_deviation_one(
 
 
 def test_box_reaches_from_the_log_floor_to_the_training_maximum(
-    client_features: list[Tensor], statistics: FeatureStatistics
+    client_features: list[Tensor], statistics: list[FeatureStatistics]
 ) -> None:
     standardisation = Standardisation.from_statistics(statistics, SMALL)
     training = torch.cat(client_features)
@@ -263,7 +265,7 @@ def test_box_reaches_from_the_log_floor_to_the_training_maximum(
     assert torch.equal(louder, standardisation.upper_F1.expand_as(louder))
 
 
-def test_without_a_box_nothing_is_clipped(statistics: FeatureStatistics) -> None:
+def test_without_a_box_nothing_is_clipped(statistics: list[FeatureStatistics]) -> None:
     standardisation = Standardisation.from_statistics(statistics, replace(SMALL, clip="none"))
     far = torch.full((1, 8, 1), 1000.0)
     expected = (far - standardisation.mean_F1) / standardisation.deviation_F1
@@ -279,7 +281,7 @@ def test_box_of_a_silent_bin_is_a_point_and_not_inside_out(log_offset: float) ->
     training = LogMel(config)(torch.zeros(3, config.num_samples))
     training[:, 0] = 1.0
     training[:, 1] = torch.nextafter(training[:, 1], torch.tensor(-torch.inf))
-    standardisation = Standardisation.from_statistics(FeatureStatistics.of(training), config)
+    standardisation = Standardisation.from_statistics([FeatureStatistics.of(training)], config)
     assert (standardisation.lower_F1 <= standardisation.upper_F1).all()
     assert torch.equal(standardisation.lower_F1[1:], standardisation.upper_F1[1:])
     assert torch.equal(standardisation.lower_F1[2:], torch.zeros(6, 1)), "the mean of silence is silence"
@@ -300,7 +302,7 @@ def test_bin_that_never_changes_gives_finite_features() -> None:
     """Band-limited recordings leave their upper bins at the log floor."""
     training = features(4, 0)
     training[:, 3] = np.log(1e-8)
-    standardisation = Standardisation.from_statistics(FeatureStatistics.of(training), SMALL)
+    standardisation = Standardisation.from_statistics([FeatureStatistics.of(training)], SMALL)
     standardised = standardisation(features(4, 1))
     assert standardised.isfinite().all()
     assert standardised[:, 3].abs().max() < 1

@@ -121,15 +121,19 @@ def test_fingerprints_leave_out_the_volume_and_what_a_telephone_does() -> None:
     )
 
 
-def test_sharing_in_words() -> None:
-    utterances = CORPUS.utterances[:6]
-    texts = frozenset(u.text for u in utterances if u.text)
-    shared = Shared.between(utterances, recordings=0, speakers=frozenset(), texts=texts)
+def test_sharing_in_words(store: FeatureStore, heard: Heard) -> None:
+    rows = tuple(range(6))
+    texts = frozenset(text.upper() for u in store.utterances[:6] if (text := u.text))
+    unheard = replace(heard, speakers=frozenset(), texts=texts, fingerprints_NP=heard.fingerprints_NP[:0])
+    shared = unheard.shared(store, rows, FRONTEND)
     assert str(shared) == (f"shared with training: none of 1 speakers, all of {len(texts)} texts, none of 6 recordings")
-    shared = Shared.between(utterances, recordings=2, speakers=frozenset({utterances[0].speaker}), texts=frozenset())
-    assert "all of 1 speakers" in str(shared) and "2 of 6 recordings" in str(shared)
-    nameless = [replace(utterance, text=None) for utterance in utterances]
-    assert "unknown texts" in str(Shared.between(nameless, recordings=0, speakers=frozenset(), texts=texts))
+    known = replace(heard, speakers=frozenset({store.utterances[0].speaker}), texts=frozenset())
+    with pytest.raises(UserError, match="3 of 6 utterances were heard in training"):
+        known.shared(store, rows, FRONTEND)
+    shared = known.shared(store, rows, FRONTEND, allow_seen=True)
+    assert "all of 1 speakers" in str(shared) and "3 of 6 recordings" in str(shared)
+    nameless = replace(store, utterances=tuple(replace(utterance, text=None) for utterance in store.utterances))
+    assert "unknown texts" in str(unheard.shared(nameless, rows, FRONTEND))
     told = "shared with training: 1 of 2 speakers, texts and recordings are known to the clients' machines alone"
     assert str(Shared(num_utterances=4, speakers=1, num_speakers=2)) == told
 

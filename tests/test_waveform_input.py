@@ -40,7 +40,7 @@ def test_clean_features_are_those_of_the_store(rate: int) -> None:
     lengths = [1, 999, heard - 1, heard, heard + 1, 3 * heard]
     waveforms = [recording(length, seed) for seed, length in enumerate(lengths)]
     expected_BFL = as_read(waveforms, rate)
-    standardisation = Standardisation.from_statistics(FeatureStatistics.of(expected_BFL[:3]), FRONTEND)
+    standardisation = Standardisation.from_statistics([FeatureStatistics.of(expected_BFL[:3])], FRONTEND)
     clips = Clips.of(waveforms, rate, LOGMEL)
     features_BFL = WaveformToFeatures(clips, LOGMEL, standardisation)(clips.waveform_BT)
     # Above 4 kHz there is nothing but rounding in what was recorded at 8 kHz, and the logarithm of it.

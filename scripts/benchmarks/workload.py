@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, reduce
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +124,7 @@ class Workload:
     @contextmanager
     def federation(self, executor: Executor) -> Iterator[Federation]:
         """The round loop's own object, for its training; its run folder stays empty."""
-        with tempfile.TemporaryDirectory() as folder, closing(executor):
+        with tempfile.TemporaryDirectory() as folder:
             run, data = RunFolder(Path(folder)), self.prepared
             yield Federation(
                 config=self.config,
@@ -136,11 +136,12 @@ class Workload:
     @contextmanager
     def rounds(self) -> Iterator[Rounds]:
         """Rounds with the configured executor, whose workers have trained a round already when this is entered."""
-        executor: Executor = self.clients
-        if self.config.executor.name == "processes":
-            executor = ProcessExecutor(self.clients, count_workers(self.config.executor, self.cohort_size))
-        with self.federation(executor) as federation:
-            rounds = Rounds(federation, self.server())
+        with ExitStack() as stack:
+            executor: Executor = self.clients
+            if self.config.executor.name == "processes":
+                workers = ProcessExecutor(self.clients, count_workers(self.config.executor, self.cohort_size))
+                executor = stack.enter_context(closing(workers))
+            rounds = Rounds(stack.enter_context(self.federation(executor)), self.server())
             rounds.play()
             yield rounds
 
@@ -191,13 +192,13 @@ def draw(folder: Path, shape: Shape) -> Prepared:
         for index in held
     )
     store = open_store(file, labels_N, utterances, CLASSES)
-    sums = (FeatureStatistics.of(store.features_NFL[torch.tensor(held)]) for held in clients.values())
+    sums = [FeatureStatistics.of(store.features_NFL[torch.tensor(held)]) for held in clients.values()]
     frontend = compose([*_PLAIN, *shape.settings]).frontend
     return Prepared(
         store=store,
         split=Split(tuple(range(total)), (), ()),
         clients=clients,
-        standardisation=Standardisation.from_statistics(reduce(FeatureStatistics.merge, sums), frontend),
+        standardisation=Standardisation.from_statistics(sums, frontend),
     )
 
 

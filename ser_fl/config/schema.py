@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import field, fields
 from functools import update_wrapper
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -109,10 +109,10 @@ class Config:
 
     def __post_init__(self) -> None:
         executor, federation, model = self.executor, self.federation, self.model
-        if executor.engine == "loop":
-            for name, value in self.trainer.changed.items():
+        for flag in fields(self.trainer) if executor.engine == "loop" else ():
+            if (value := getattr(self.trainer, flag.name)) != flag.default:
                 raise ValueError(
-                    f"trainer.{name}={shown(value)} needs executor.engine=trainer, got loop, which has no flags"
+                    f"trainer.{flag.name}={shown(value)} needs executor.engine=trainer, got loop, which has no flags"
                 )
         if self.precision == "16-mixed" and executor.engine == "loop":
             raise ValueError("precision=16-mixed needs executor.engine=trainer, got loop, which scales no gradients")

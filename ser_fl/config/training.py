@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -199,9 +198,3 @@ class TrainerConfig:
             )
         if self.deterministic and self.benchmark:
             raise ValueError("trainer.benchmark must be false with trainer.deterministic, got true: it picks by speed")
-
-    @property
-    def changed(self) -> dict[str, Any]:
-        """The flags that are not at Lightning's defaults."""
-        given = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
-        return {name: value for name, (value, default) in given.items() if value != default}

@@ -68,7 +68,10 @@ class ShuffledBatches(IterableDataset[Batch]):
         for _ in range(count):
             if not self._to_come:  # larger batches come first
                 labels_N = self.examples.labels_N
-                order_N = balanced_order(labels_N, self.stream) if self.balanced else _shuffled(labels_N, self.stream)
+                if self.balanced:
+                    order_N = balanced_order(labels_N, self.stream)
+                else:
+                    order_N = torch.randperm(len(labels_N), generator=self.stream)
                 self._to_come = list(order_N.tensor_split(self.num_batches)[: self.num_taken])
             rows = self._to_come.pop(0)
             batch = self.examples.features_NFL[rows], self.examples.labels_N[rows]
@@ -84,10 +87,6 @@ class ShuffledBatches(IterableDataset[Batch]):
         self._goes_on = bool(self._to_come)
 
 
-def _shuffled(rows: Tensor, stream: Generator) -> Tensor:
-    return torch.randperm(len(rows), generator=stream)
-
-
 def balanced_order(labels_N: Tensor, stream: Generator) -> Tensor:
     """Rows of shape (N,), each class that is there equally often, up to one; of a class all come before one does again.
     Who has one more is drawn, as the order of all.
@@ -95,11 +94,11 @@ def balanced_order(labels_N: Tensor, stream: Generator) -> Tensor:
     present = labels_N.bincount().nonzero().flatten()
     share, left = divmod(len(labels_N), len(present))
     drawn: list[Tensor] = []
-    for place, label in enumerate(present[_shuffled(present, stream)]):
+    for place, label in enumerate(present[torch.randperm(len(present), generator=stream)]):
         rows, count = (labels_N == label).nonzero().flatten(), share + (place < left)
-        rounds = [rows[_shuffled(rows, stream)] for _ in range(-(-count // len(rows)))]
+        rounds = [rows[torch.randperm(len(rows), generator=stream)] for _ in range(-(-count // len(rows)))]
         drawn.append(torch.cat(rounds)[:count])
-    return torch.cat(drawn)[_shuffled(labels_N, stream)]
+    return torch.cat(drawn)[torch.randperm(len(labels_N), generator=stream)]
 
 
 class _StatefulLoader(DataLoader[Batch]):

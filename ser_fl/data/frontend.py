@@ -6,7 +6,9 @@ Legend: B batch, T samples, Q frequencies, F mel bins, L frames, N utterances.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -103,9 +105,7 @@ class LogMel(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class FeatureStatistics:
-    """Sums per mel bin, in float64: what a client tells of its features, so that all clients can be standardised alike.
-    ``merge`` of all clients' gives those of all features together.
-    """
+    """Sums per mel bin, in float64: what a client tells of its features, so that all clients are standardised alike."""
 
     count: int
     """Frames summed over."""
@@ -121,14 +121,6 @@ class FeatureStatistics:
             sum_F=values.sum((0, 2)),
             sum_of_squares_F=values.square().sum((0, 2)),
             maximum_F=values.amax((0, 2)),
-        )
-
-    def merge(self, other: FeatureStatistics) -> FeatureStatistics:
-        return FeatureStatistics(
-            self.count + other.count,
-            self.sum_F + other.sum_F,
-            self.sum_of_squares_F + other.sum_of_squares_F,
-            torch.maximum(self.maximum_F, other.maximum_F),
         )
 
     def mean_and_deviation(self) -> tuple[Tensor, Tensor]:
@@ -154,15 +146,21 @@ class Standardisation(nn.Module):
             self.register_buffer(f"{name}_F1", values.float().reshape(-1, 1).clone())
 
     @classmethod
-    def from_statistics(cls, statistics: FeatureStatistics, config: FrontendConfig) -> Standardisation:
-        """Standardisation by pooled statistics."""
-        mean, deviation = statistics.mean_and_deviation()
+    def from_statistics(cls, clients: Collection[FeatureStatistics], config: FrontendConfig) -> Standardisation:
+        """Standardisation by the statistics of all clients' features, as if these were in one place."""
+        pooled = FeatureStatistics(
+            count=sum(own.count for own in clients),
+            sum_F=reduce(torch.add, (own.sum_F for own in clients)),
+            sum_of_squares_F=reduce(torch.add, (own.sum_of_squares_F for own in clients)),
+            maximum_F=reduce(torch.maximum, (own.maximum_F for own in clients)),
+        )
+        mean, deviation = pooled.mean_and_deviation()
         if config.clip == "none":
             infinity = torch.full_like(mean, float("inf"))
             return cls(mean, deviation, -infinity, infinity)
         # In float32, as the features are: the maximum of a bin that is always silent is then exactly the floor.
         floor = torch.tensor(config.log_offset, dtype=torch.float32).log().double()
-        lower, upper = (floor - mean) / deviation, (statistics.maximum_F - mean) / deviation
+        lower, upper = (floor - mean) / deviation, (pooled.maximum_F - mean) / deviation
         return cls(mean, deviation, lower, torch.maximum(lower, upper))
 
     @classmethod

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from ser_fl.data.features import FeatureStore
     from ser_fl.data.splits import Indices, Split
-    from ser_fl.data.utterance import Utterance
 
 TELEPHONE_HZ = 3400.0
 """Fingerprints are of what lies below: it is in every copy, down to a sampling rate of 8 kHz."""
@@ -56,12 +55,6 @@ def fingerprints(features_NFL: Tensor, frontend: FrontendConfig) -> Tensor:
     return (coarse_NP - coarse_NP.mean(dim=1, keepdim=True)).half()
 
 
-def _parts(store: FeatureStore, rows: Sequence[int]) -> Iterator[Tensor]:
-    """Features of some utterances, a part of them at a time."""
-    for start in range(0, len(rows), _AT_ONCE):
-        yield store.features_NFL[list(rows[start : start + _AT_ONCE])]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Heard:
     """The training and validation utterances of a run, and of the run that it began from (`init_from`)."""
@@ -84,7 +77,9 @@ class Heard:
             ids=tuple(utterance.utterance_id for utterance in utterances),
             speakers=frozenset(utterance.speaker for utterance in utterances),
             texts=frozenset(utterance.text for utterance in utterances if utterance.text is not None),
-            fingerprints_NP=torch.cat([fingerprints(part_NFL, frontend) for part_NFL in _parts(store, rows)]),
+            fingerprints_NP=torch.cat(
+                [fingerprints(store.features_NFL[part], frontend) for part in torch.split(torch.tensor(rows), _AT_ONCE)]
+            ),
         )
 
     @classmethod
@@ -124,11 +119,11 @@ class Heard:
         import torch
 
         known_NP = self.fingerprints_NP.float()
-        if not len(known_NP):
+        if not rows or not len(known_NP):
             return []
         is_heard: list[bool] = []
-        for part_NFL in _parts(store, rows):
-            theirs_NP = fingerprints(part_NFL, frontend).float()
+        for part in torch.split(torch.tensor(rows), _AT_ONCE):
+            theirs_NP = fingerprints(store.features_NFL[part], frontend).float()
             change_N = theirs_NP.reshape(-1, BANDS, MOMENTS).std(dim=2).square().mean(dim=1).sqrt()
             nearest_N = torch.cdist(theirs_NP, known_NP).amin(dim=1) / math.sqrt(BANDS * MOMENTS)
             is_heard += (nearest_N < SAME_SOUND * change_N.clamp(max=1)).tolist()
@@ -148,11 +143,15 @@ class Heard:
                 f"{len(seen)} of {len(rows)} utterances were heard in training, the first is "
                 f"{store.utterances[seen[0]].utterance_id}: take others, or count them with allow_seen=true"
             )
-        return Shared.between(
-            [store.utterances[row] for row in rows],
+        utterances = [store.utterances[row] for row in rows]
+        theirs, said = {u.speaker for u in utterances}, {text_key(u.text) for u in utterances if u.text is not None}
+        return Shared(
+            num_utterances=len(rows),
             recordings=len(seen),
-            speakers=self.speakers,
-            texts=self.texts,
+            speakers=len(theirs & self.speakers),
+            num_speakers=len(theirs),
+            texts=len(said & {*map(text_key, self.texts)}),
+            num_texts=len(said),
             missing=self.missing,
         )
 
@@ -201,28 +200,6 @@ class Shared:
     """Different texts of the utterances; 0 where nobody knows any."""
     missing: tuple[str, ...] = ()
     """Who else heard something, which is not on record."""
-
-    @classmethod
-    def between(
-        cls,
-        utterances: Sequence[Utterance],
-        *,
-        recordings: int,
-        speakers: frozenset[str],
-        texts: frozenset[str],
-        missing: tuple[str, ...] = (),
-    ) -> Self:
-        """Of utterances that are scored, with what training heard."""
-        theirs, said = {u.speaker for u in utterances}, {text_key(u.text) for u in utterances if u.text is not None}
-        return cls(
-            num_utterances=len(utterances),
-            recordings=recordings,
-            speakers=len(theirs & speakers),
-            num_speakers=len(theirs),
-            texts=len(said & {*map(text_key, texts)}),
-            num_texts=len(said),
-            missing=missing,
-        )
 
     def __str__(self) -> str:
         """In words, for a terminal or a report's head."""

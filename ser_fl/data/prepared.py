@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from functools import reduce
 from hashlib import blake2b
 from typing import Any
 
@@ -126,10 +125,8 @@ def prepare(config: Config, on_features: OnFeatures | None = None) -> Prepared:
         store, split = enrolled(store, split, config.enrolment, seed=config.split.seed, fallback=fallback)
         standardisation = Standardisation.of_scaled(config.frontend)
     else:
-        sums = Partition(store=store, split=split, clients=clients).statistics()
-        standardisation = Standardisation.from_statistics(
-            reduce(FeatureStatistics.merge, sums.values()), config.frontend
-        )
+        statistics = Partition(store=store, split=split, clients=clients).statistics()
+        standardisation = Standardisation.from_statistics(statistics.values(), config.frontend)
     return Prepared(
         store=store,
         split=split,
@@ -144,18 +141,14 @@ def _warn_of_lacking_emotions(store: FeatureStore, split: Split, clients: Mappin
     """Say which parts lack emotions that training has or tests need, and how many clients hold one alone. A part of
     fewer utterances than emotions cannot have them all, which is no news.
     """
-
-    def emotions(indices: Indices) -> Counter[str]:
-        return Counter(store.utterances[index].emotion for index in indices)
-
-    trained = emotions(split.train)
-    for part, indices in (("validation", split.validation), ("test", split.test)):
-        scored = emotions(indices)
+    emotions = [utterance.emotion for utterance in store.utterances]
+    trained, *others = (Counter(emotions[index] for index in indices) for indices in split)
+    for part, scored in zip(PARTS[1:], others, strict=True):
         for lacking, its, other, counts in (("training", trained, part, scored), (part, scored, "training", trained)):
             names = [f"{emotion} ({counts[emotion]})" for emotion in sorted(counts) if emotion not in its]
             if names and its.total() >= len(trained):
                 _LOG.warning("the %s part lacks these emotions of the %s part: %s", lacking, other, ", ".join(names))
-    alone = [client for client, held in clients.items() if len(emotions(held)) == 1]
+    alone = [client for client, held in clients.items() if len({emotions[index] for index in held}) == 1]
     if alone:
         _LOG.warning("%d of %d clients hold one emotion only, the first is %s", len(alone), len(clients), alone[0])
 

@@ -105,12 +105,21 @@ def shortcuts(
     classes = sorted({utterance.emotion for utterance in utterances})
     labels_N = np.array([classes.index(utterance.emotion) for utterance in utterances])
     counts_C = np.bincount(labels_N, minlength=len(classes))
-    folds_N = _stratified_folds(labels_N, seed)
+    order_N, folds_N = np.random.default_rng(seed).permutation(len(labels_N)), np.empty_like(labels_N)
+    for label in range(len(classes)):  # each emotion is dealt out to the folds
+        of_label = order_N[labels_N[order_N] == label]
+        folds_N[of_label] = np.arange(len(of_label)) % FOLDS
     found = []
     for fact, values in facts.items():
-        values_N = _as_codes(values)
-        if values_N.max(initial=0) == 0:
+        numbers, different = [value for value in values if isinstance(value, float)], list(dict.fromkeys(values))
+        if len(different) < 2:
             continue
+        if len(numbers) == len(values) and len(different) > BINS:
+            edges = np.unique(np.quantile(numbers, np.linspace(0, 1, BINS + 1)[1:-1]))
+            values_N = np.searchsorted(edges, numbers, side="right")
+        else:
+            codes = {value: code for code, value in enumerate(different)}
+            values_N = np.array([codes[value] for value in values])
         predicted_N = np.zeros_like(labels_N)
         for fold in range(FOLDS):
             held_out = folds_N == fold
@@ -126,23 +135,3 @@ def shortcuts(
         suspicious = uar > chance + DEVIATIONS * deviation and uar >= chance + least * (1 - chance)
         found.append(Shortcut(fact=fact, uar=uar, chance=chance, suspicious=suspicious))
     return sorted(found, key=lambda shortcut: -shortcut.uar)
-
-
-def _stratified_folds(labels_N: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """The fold of each utterance: every emotion dealt out in a drawn order."""
-    order_N = np.random.default_rng(seed).permutation(len(labels_N))
-    folds_N = np.empty(len(labels_N), dtype=np.int64)
-    for label in np.unique(labels_N):
-        of_label = order_N[labels_N[order_N] == label]
-        folds_N[of_label] = np.arange(len(of_label)) % FOLDS
-    return folds_N
-
-
-def _as_codes(values: Sequence[Hashable]) -> NDArray[np.int64]:
-    """Small whole numbers for values: of many different numbers, which of `BINS` ranges each lies in."""
-    numbers = [value for value in values if isinstance(value, float)]
-    if len(numbers) == len(values) and len(set(numbers)) > BINS:
-        edges = np.unique(np.quantile(numbers, np.linspace(0, 1, BINS + 1)[1:-1]))
-        return np.searchsorted(edges, numbers, side="right").astype(np.int64)
-    codes = {value: code for code, value in enumerate(dict.fromkeys(values))}
-    return np.array([codes[value] for value in values], dtype=np.int64)

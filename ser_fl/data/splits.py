@@ -85,12 +85,12 @@ def facts_of(utterances: Sequence[Utterance], config: SplitConfig, corpus: str =
         texts: dict[str, set[str]] = {}
         for index in held if config.is_by_text else ():
             texts.setdefault(text_digest(utterances[index].text or ""), set()).add(utterances[index].emotion)
-        emotions = Counter(utterances[own[0]].emotion for own in _recordings(utterances, held))
+        of_recordings = {utterances[index].recording: utterances[index].emotion for index in reversed(held)}
         facts.append(
             SpeakerFacts(
                 speaker=speaker,
                 sex=utterances[held[-1]].sex,
-                emotions=dict(sorted(emotions.items())),
+                emotions=dict(sorted(Counter(of_recordings.values()).items())),
                 texts={text: sorted(texts[text]) for text in sorted(texts)},
             )
         )
@@ -285,14 +285,6 @@ def holders(
     return {name: tuple(grouped[name]) for name in sorted(grouped)}
 
 
-def _recordings(utterances: Sequence[Utterance], part: Iterable[int]) -> list[list[int]]:
-    """The utterances of a part by recording, in the order of the first of each."""
-    grouped: dict[str, list[int]] = {}
-    for index in part:
-        grouped.setdefault(utterances[index].recording, []).append(index)
-    return list(grouped.values())
-
-
 def _divide(utterances: Sequence[Utterance], config: SplitConfig) -> Split:
     """The parts. A published split is the corpus's own: utterances without one are left out. By named speakers or
     texts, all others train; by both, utterances of whom one names and of what another are left out.
@@ -305,7 +297,10 @@ def _divide(utterances: Sequence[Utterance], config: SplitConfig) -> Split:
     if config.name == "within_speaker":
         parts = ["train"] * len(utterances)
         for speaker, indices in holders(utterances, range(len(utterances))).items():
-            recordings = _recordings(utterances, indices)
+            grouped: dict[str, list[int]] = {}
+            for index in indices:
+                grouped.setdefault(utterances[index].recording, []).append(index)
+            recordings = list(grouped.values())
             order = torch.randperm(len(recordings), generator=generator("split", config.seed, speaker)).tolist()
             rest = sorted((recordings[i] for i in order), key=lambda own: utterances[own[0]].emotion)
             for part, fraction in (("test", config.test_fraction), ("validation", config.validation_fraction)):

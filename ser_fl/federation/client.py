@@ -66,7 +66,7 @@ class Scored:
 
 
 class Executor:
-    """Asks all clients and holders of data; a context, at whose end nothing is left running."""
+    """Asks all clients and holders of data."""
 
     def run(self, tasks: Iterable[ClientTask]) -> Iterator[tuple[str, Outcome]]:
         """Run the clients of one round after the other; each one's id and outcome, in the order of the tasks."""
@@ -78,9 +78,6 @@ class Executor:
         everybody's.
         """
         raise NotImplementedError
-
-    def close(self) -> None:
-        """End what it has started."""
 
 
 class Clients(Executor):
@@ -112,7 +109,9 @@ class Clients(Executor):
         network.load_state_dict(task.state)
         with watch.part("data"):
             examples = load_examples(data.store, data.clients[task.client_id], data.standardisation)
-            weights_C = balanced_weights(examples.labels_N, len(data.store.classes)).to(self.device)
+            weights_C = None
+            if self.config.class_balance == "loss":
+                weights_C = balanced_weights(examples.labels_N, len(data.store.classes)).to(self.device)
             given = ClientRound(
                 number=task.round,
                 network=network,
@@ -122,7 +121,7 @@ class Clients(Executor):
                 box=self.box.to(self.device),
                 low_precision=bf16,
                 watch=watch,
-                class_weights_C=weights_C if self.config.class_balance == "loss" else None,
+                class_weights_C=weights_C,
             )
             plan = self.objective.start_round(given)
         classifier = ClientClassifier(

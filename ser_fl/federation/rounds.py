@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -49,8 +50,8 @@ class Hooks:
     """Told how far the features are, where they are computed here."""
     on_profile: OnProfile = lambda profile: None
     """Told where the time of the rounds went, with `profile=true`; of a run that is cut short too."""
-    preemption: Preemption = field(default_factory=Preemption)
-    """Whose signals a round in flight is sheltered from."""
+    preemption: Preemption | None = None
+    """Whose signals a round in flight is sheltered from; None where nobody listens to any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,14 +98,17 @@ class Federation:
             if server.round == 0:
                 if self.first is not None:
                     self.first.pass_on(run)
-                write_environment(run, config, self.own)
+                devices = [str(device) for device in devices_of(config.executor.accelerator)]
+                environment = describe_environment(seed=config.seed, threads=config.executor.threads, devices=devices)
+                callbacks = [qualified_name(callback) for callback in self.own.callbacks]
+                write_json(run.environment, environment | {"objects": config.objects, "callbacks": callbacks})
             if checkpoint is None or checkpoint.num_rounds < config.federation.num_rounds:
                 write_config(run, config)
             for path in (run.rounds, run.clients):
                 run.cut_back(path, server.lengths.get(path.name, 0))
             try:
                 while (stopped := self.why_stop(server)) is None:
-                    with self.hooks.preemption.round():
+                    with self.hooks.preemption.round() if self.hooks.preemption else nullcontext():
                         self.run_round(server, tracker, profile)
             finally:
                 if profile is not None and (record := profile.record()) is not None:
@@ -121,13 +125,10 @@ class Federation:
         settings, selection = self.config.federation, self.config.selection
         if server.round >= settings.num_rounds:
             return f"all {settings.num_rounds} rounds done"
-        was_scored = self.is_due(selection.robust_every if selection.by == "robust" else selection.every, server.round)
-        if was_scored and settings.patience and server.round - server.best_round >= settings.patience:
+        every = selection.robust_every if selection.by == "robust" else selection.every
+        if server.round % every == 0 and settings.patience and server.round - server.best_round >= settings.patience:
             return f"no new best validation UAR for {settings.patience} rounds"
         return None
-
-    def is_due(self, every: int, number: int) -> bool:
-        return number % every == 0 or number == self.config.federation.num_rounds
 
     def run_round(self, server: Server, tracker: Tracker, profile: RunProfile | None) -> None:
         """Train, score where the round does, then commit: the records, and the checkpoint, which makes it count."""
@@ -138,19 +139,21 @@ class Federation:
         cohort = sample_cohort(self.client_manifest.client_ids, config.federation.fraction_train, config.seed, number)
         results = self.train(server, cohort, number, watch)
         with watch.part("evaluation"):
-            validation, robust, failures = None, None, list(results.failures)
-            if self.is_due(selection.every, number):
+            is_last, validation, robust = number == config.federation.num_rounds, None, None
+            failures, trained = list(results.failures), results.records
+            if is_last or number % selection.every == 0:
                 scored = self.executor.score(server.judged, "validation")
                 validation = scores(scored.total)
                 failures += scored.failures
-            if selection.robust_every and self.is_due(selection.robust_every, number):
+            if selection.robust_every and (is_last or number % selection.robust_every == 0):
                 attacked = self.executor.score(server.judged, "validation", attacked=True)
                 robust = scores(attacked.total).uar
                 failures += attacked.failures
             record = RoundRecord(
                 round=number,
                 cohort=cohort,
-                train_loss=results.train_loss,
+                train_loss=sum(client.train_loss * client.num_examples for client in trained)
+                / sum(client.num_examples for client in trained),
                 uar=validation.uar if validation else None,
                 accuracy=validation.accuracy if validation else None,
                 macro_f1=validation.macro_f1 if validation else None,
@@ -162,9 +165,9 @@ class Federation:
             )
         with watch.part("records"):
             run.append(run.rounds, [record])
-            run.append(run.clients, results.records)
+            run.append(run.clients, trained)
             with watch.part("tracking"):
-                tracker.log_round(record, results.records)
+                tracker.log_round(record, trained)
             server.round = number
             score = record.robust_uar if selection.by == "robust" else record.uar
             is_whole = all(failure.stage == "training" for failure in record.failures)  # else of fewer utterances
@@ -204,7 +207,9 @@ class Federation:
             reasons = "\n".join(f"client {failure.client_id}: {failure.error}" for failure in results.failures)
             raise RoundFailed(f"round {number} has {count} updates, needs {minimum}:\n{reasons}")
         with watch.part("aggregation"):
-            server.finish(number)
+            server.algorithm.finish(number)
+            if server.average is not None:
+                server.average.add(server.algorithm.models[GLOBAL])
         return results
 
     def test(self, server: Server, stopped: str) -> dict[str, Any]:
@@ -279,14 +284,6 @@ def sample_cohort(client_ids: Sequence[str], fraction: float, seed: int, number:
     count = cohort_size(len(client_ids), fraction)
     drawn = torch.randperm(len(client_ids), generator=generator(seed, "cohort", number))[:count]
     return tuple(client_ids[index] for index in sorted(drawn.tolist()))
-
-
-def write_environment(run: RunFolder, config: Config, own: OwnObjects) -> None:
-    """What a run is computed with: ``environment.json``."""
-    devices = [str(device) for device in devices_of(config.executor.accelerator)]
-    environment = describe_environment(seed=config.seed, threads=config.executor.threads, devices=devices)
-    callbacks = [qualified_name(callback) for callback in own.callbacks]
-    write_json(run.environment, environment | {"objects": config.objects, "callbacks": callbacks})
 
 
 def write_config(run: RunFolder, config: Config) -> None:

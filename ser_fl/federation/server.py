@@ -16,7 +16,7 @@ from ser_fl.federation.algorithm import GLOBAL, Algorithm, make_algorithm
 from ser_fl.federation.own_objects import NOTHING, OwnObjects, qualified_name
 from ser_fl.files import below, check_same_form, flattened
 from ser_fl.models.networks import build_network
-from ser_fl.runs.records import ClientFailure, ClientRecord, ClientUpdate, Outcome, State
+from ser_fl.runs.records import FIGURES, ClientFailure, ClientRecord, ClientUpdate, Outcome, State
 from ser_fl.runs.redaction import public_text
 
 MOST_EXAMPLES = 2**31
@@ -91,11 +91,6 @@ class Server(Committed):
         """The models that are validated, selected and kept: the average over rounds where there is one."""
         return {GLOBAL: self.average.model} if self.average and self.average.num_rounds else self.algorithm.models
 
-    def finish(self, round_number: int) -> None:
-        self.algorithm.finish(round_number)
-        if self.average is not None:
-            self.average.add(self.algorithm.models[GLOBAL])
-
     def select(self, score: float | None) -> None:
         """Keep this round's models where they score above the best; unscored (None) only until one is scored."""
         if self.best_score < 0 if score is None else score > self.best_score:
@@ -160,15 +155,11 @@ class ClientResults:
         self.server.algorithm.add(outcome)
         if outcome.optimiser_state:
             self.server.optimiser_states[outcome.client_id] = outcome.optimiser_state
-        size, figures = sum(tensor.nbytes for tensor in outcome.state.values()), outcome.figures()
-        record = ClientRecord(round=self.round, client_id=client_id, bytes_down=size, bytes_up=size, **figures)
-        self.records.append(record)
-
-    @property
-    def train_loss(self) -> float:
-        """Over the round's utterances."""
-        total = sum(client.num_examples for client in self.records)
-        return sum(client.train_loss * client.num_examples for client in self.records) / total
+        size = sum(tensor.nbytes for tensor in outcome.state.values())
+        figures = {name: getattr(outcome, name) for name in FIGURES}
+        self.records.append(
+            ClientRecord(round=self.round, client_id=client_id, bytes_down=size, bytes_up=size, **figures)
+        )
 
 
 def find_problem(update: ClientUpdate, reference: State) -> str | None:
@@ -178,7 +169,7 @@ def find_problem(update: ClientUpdate, reference: State) -> str | None:
     """
     state: Any = update.state  # whatever a client sent
     optimiser: Any = update.optimiser_state
-    times, figures = update.nanoseconds, update.figures()
+    times, figures = update.nanoseconds, {name: getattr(update, name) for name in FIGURES}
     if not isinstance(state, dict):
         return f"its state is of type {type(state).__name__}, expected tensors by name"
     if state.keys() != reference.keys():

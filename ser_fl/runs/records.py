@@ -1,7 +1,7 @@
 """What crosses stages or lands on disk: the records of a run."""
 
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ser_fl.files import Figure
 
@@ -34,9 +34,9 @@ class ClientFigures:
     update_norm: float
     """L2 norm of the difference to the received parameters."""
 
-    def figures(self) -> dict[str, Any]:
-        """These alone, of whatever carries them."""
-        return {each.name: getattr(self, each.name) for each in fields(ClientFigures)}
+
+FIGURES = tuple(each.name for each in fields(ClientFigures))
+"""Their names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

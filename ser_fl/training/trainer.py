@@ -195,7 +195,10 @@ class Trainers:
         """
         were = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
         wanted, on_interrupt = self._made_of[0].trainer.deterministic, signal.getsignal(signal.SIGINT)
-        trainer = self._new()
+        self._unused = self._unused or quiet_trainer(*self._made_of)
+        trainer = copy_of(self._unused)
+        for callback, state in self._fresh:
+            callback.load_state_dict(state)
         try:
             torch.use_deterministic_algorithms(bool(wanted) or were[0], warn_only=wanted == "warn" or were[1])
             with warnings.catch_warnings():
@@ -212,15 +215,6 @@ class Trainers:
             torch.use_deterministic_algorithms(were[0], warn_only=were[1])
             let_go(trainer)
 
-    def _new(self) -> pl.Trainer:
-        self._unused = self._unused or quiet_trainer(*self._made_of)
-        for callback, state in self._fresh:
-            callback.load_state_dict(state)
-        return copy_of(self._unused)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Trainers, self._made_of
-
 
 def quiet_trainer(
     config: Config, callbacks: Sequence[pl.Callback], device: torch.device = CPU, watch: Watch = UNWATCHED
@@ -229,7 +223,7 @@ def quiet_trainer(
     assert config.precision != "auto", "resolve_precision comes first"
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     trainer = pl.Trainer(
-        **config.trainer.changed,
+        **vars(config.trainer),
         max_epochs=config.federation.local_epochs,
         accelerator=device.type,
         devices=[device.index or 0] if device.type == "cuda" else 1,

@@ -21,7 +21,7 @@ from ser_fl.federation.algorithm import GLOBAL
 from ser_fl.federation.client import Clients, ClientTask, attempt
 from ser_fl.federation.flower.serialisation import put, put_json, take, take_json
 from ser_fl.federation.flower.submission import configured
-from ser_fl.runs.records import State
+from ser_fl.runs.records import FIGURES, State
 from ser_fl.runs.redaction import public_text
 
 _LOG = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def train(config: Config, host: Host, content: Mapping[str, Any], records: Recor
             _LOG.error("client %s failed in round %d:\n%s", client_id, task.round, outcome)
             figures[client_id] = {"error": _public(outcome, host)}
             continue
-        figures[client_id] = outcome.figures()
+        figures[client_id] = {name: getattr(outcome, name) for name in FIGURES}
         tensors |= {f"update/{client_id}": outcome.state, kept: outcome.optimiser_state}
     return {"updates": figures}, tensors
 

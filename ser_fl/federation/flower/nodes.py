@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from threading import Event
 from typing import Any, TypeVar
 
@@ -226,9 +225,7 @@ class Nodes:
             standardisation = Standardisation.of_scaled(self.config.frontend)
             fallback = Scale.average(map(Scale.of, sums_of)) if sums_of else None
         else:
-            standardisation = Standardisation.from_statistics(
-                reduce(FeatureStatistics.merge, sums_of), self.config.frontend
-            )
+            standardisation = Standardisation.from_statistics(sums_of, self.config.frontend)
         return ClientManifest(
             classes=self.classes,
             client_ids=client_ids,

@@ -28,7 +28,7 @@ from ser_fl.federation.own_objects import NOTHING, OwnObjects
 from ser_fl.federation.rounds import Federation, Hooks
 from ser_fl.metrics import Confusion
 from ser_fl.runs.folder import RunFolder
-from ser_fl.runs.records import ClientFailure, ClientUpdate, Outcome, RoundRecord, State
+from ser_fl.runs.records import FIGURES, ClientFailure, ClientUpdate, Outcome, RoundRecord, State
 
 _LOG = logging.getLogger(__name__)
 _ATTEMPTS = 2
@@ -121,7 +121,8 @@ class FlowerExecutor(Executor):
             kept = take(records, f"optimiser/{task.client_id}") if keeps else {}
         except WireError as error:
             return str(error)
-        return ClientUpdate(client_id=task.client_id, state=state, optimiser_state=kept, **figures.figures())
+        own = {name: getattr(figures, name) for name in FIGURES}
+        return ClientUpdate(client_id=task.client_id, state=state, optimiser_state=kept, **own)
 
     def _matrix(self, holder: str, part: Part, answer: Answer[Confusions]) -> Confusion | str:
         if isinstance(answer, str):
