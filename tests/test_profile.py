@@ -202,7 +202,7 @@ def test_clients_and_their_parts_share_a_stopwatch_after_the_way_to_a_worker(set
     config = settings("profile=true")
     clients = Clients(*pickle.loads(pack(Clients(config, prepare(config))))[:3])
     assert isinstance(clients.watch, Stopwatch)
-    profiler = clients.trainers._new().profiler  # type: ignore[attr-defined]
+    profiler = trainer.quiet_trainer(*clients.trainers._made_of).profiler  # type: ignore[attr-defined]
     assert isinstance(profiler, FitProfiler) and profiler._watch is clients.watch
 
 
@@ -210,7 +210,7 @@ def test_without_profile_nothing_is_measured(settings: Callable[..., Config]) ->
     config = settings()
     clients = Clients(config, prepare(config))
     assert clients.watch is UNWATCHED
-    assert isinstance(clients.trainers._new().profiler, PassThroughProfiler)  # type: ignore[attr-defined]
+    assert isinstance(trainer.quiet_trainer(*clients.trainers._made_of).profiler, PassThroughProfiler)  # type: ignore[attr-defined]
     assert UNWATCHED.read() == {}
 
 
