@@ -18,9 +18,8 @@ import soundfile
 
 from ser_fl.data.corpora import CORPORA, CorpusInfo, named_files, open_corpus
 from ser_fl.data.corpora.folder import list_files
-from ser_fl.data.utterance import EMOTIONS, Utterance
+from ser_fl.data.utterance import EMOTIONS, Utterance, has_unseen, plain
 from ser_fl.errors import UserError
-from ser_fl.text import has_unseen, plain
 
 NEMO = Path(os.environ.get("SERFL_NEMO", Path(__file__).parents[2] / "shared" / "data" / "nemo"))
 

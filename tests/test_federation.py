@@ -27,7 +27,7 @@ from ser_fl.data.features import load_examples
 from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.data.splits import Part, holders
 from ser_fl.errors import RoundFailed, UserError
-from ser_fl.federation.algorithm import GLOBAL, FedAvg, client_learning_rate, make_algorithm
+from ser_fl.federation.algorithm import GLOBAL, FedAvg, make_algorithm, scheduled_share
 from ser_fl.federation.checkpoint import checkpoint_key, go_on_from, load_checkpoint
 from ser_fl.federation.client import Clients, ClientTask, Scored
 from ser_fl.federation.rounds import sample_cohort
@@ -359,26 +359,23 @@ def test_what_is_validated_selected_and_kept_is_the_average_over_rounds(
     assert_same_state(server.best[GLOBAL], average_state)
 
 
-def learning_rates(config: Config, num_rounds: int) -> list[float]:
-    """What the clients of a run's first rounds are told."""
-    algorithm = make_algorithm(config)
-    return [client_learning_rate(config.optimiser, algorithm, number) for number in range(1, num_rounds + 1)]
-
-
 def test_cosine_schedule_by_worked_numbers(home: Path) -> None:
     """0.1 * (0.1 + 0.9 * (1 + cos(pi * (round - 1) / 4)) / 2), and 0.01 from round 5 on."""
     changed = ("learning_rate=0.1", "schedule=cosine", "decay_rounds=4", "final_fraction=0.1")
     config = settings(home, "-", *(f"optimiser.{setting}" for setting in changed))
-    rates = learning_rates(config, 7)
+    rates = [0.1 * scheduled_share(config.optimiser, number) for number in range(1, 8)]
     assert rates == pytest.approx([0.1, 0.0868198052, 0.055, 0.0231801948, 0.01, 0.01, 0.01])
     constant = settings(home, "-", "optimiser.learning_rate=0.1")
-    assert learning_rates(constant, 50) == [0.1] * 50
+    assert {scheduled_share(constant.optimiser, number) for number in range(1, 51)} == {1.0}
     with_adam = (*ADAM, "federation.server_learning_rate=0.01")
     config = settings(home, "-", *(f"optimiser.{setting}" for setting in changed), *with_adam)
     server_rates = [make_algorithm(config).learning_rate(number) for number in range(1, 8)]
     assert server_rates == pytest.approx([rate / 10 for rate in rates])
-    assert set(learning_rates(config, 7)) == {0.1}
-    run = train(settings(home, "scheduled", *ADAM, "optimiser.schedule=cosine", "optimiser.decay_rounds=2"))
+    cosine = ("optimiser.schedule=cosine", "optimiser.decay_rounds=2")
+    run = train(settings(home, "scheduled clients", *cosine))
+    assert column(run, "learning_rate") == pytest.approx([0.01, 0.01 * (0.01 + 0.99 / 2)])
+    assert column(run, "server_learning_rate") == [None, None]
+    run = train(settings(home, "scheduled", *ADAM, *cosine))
     assert column(run, "server_learning_rate") == pytest.approx([0.003, 0.003 * (0.01 + 0.99 / 2)])
     assert column(run, "learning_rate") == [0.01, 0.01]
 

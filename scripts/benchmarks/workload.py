@@ -23,7 +23,6 @@ from ser_fl.data.prepared import Prepared
 from ser_fl.data.splits import Split
 from ser_fl.data.utterance import EMOTIONS, Utterance
 from ser_fl.devices import threads_limited_to
-from ser_fl.federation.algorithm import client_learning_rate
 from ser_fl.federation.client import Clients, ClientTask, Executor
 from ser_fl.federation.processes import ProcessExecutor, count_workers
 from ser_fl.federation.rounds import Federation, cohort_size, sample_cohort
@@ -95,7 +94,7 @@ class Workload:
     def tasks(self) -> list[ClientTask]:
         """Of a first round: what every client receives."""
         algorithm = self.server().algorithm
-        rate = client_learning_rate(self.config.optimiser, algorithm, 1)
+        rate = self.config.optimiser.learning_rate
         with self.federation(self.clients) as federation:
             cohort = cohort_of(federation, 1)
         return [
@@ -157,7 +156,8 @@ class Rounds:
     def play(self) -> None:
         """One round: broadcast, client updates, aggregation."""
         self.number += 1
-        results = self.federation.train(self.server, cohort_of(self.federation, self.number), self.number)
+        cohort, rate = cohort_of(self.federation, self.number), self.federation.config.optimiser.learning_rate
+        results = self.federation.train(self.server, cohort, self.number, rate)
         if results.failures:
             raise RuntimeError(results.failures[0].error)
 

@@ -31,7 +31,7 @@ from ser_fl.data.frontend import LogMel, Standardisation
 from ser_fl.data.normalisation import SpeakerScales
 from ser_fl.data.synthetic import SyntheticCorpus
 from ser_fl.data.utterance import Corpus, Utterance
-from ser_fl.devices import float32_by_default, send, threads_limited_to
+from ser_fl.devices import CPU, float32_by_default, send, threads_limited_to
 from ser_fl.errors import UserError
 from ser_fl.files import NO_ROOM, naming, temporary_folder, user_folder
 from ser_fl.runs.lock import hold
@@ -85,18 +85,17 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels_N)
 
-    def to(self, device: torch.device) -> Examples:
-        return Examples(send(self.features_NFL, device), send(self.labels_N, device))
 
-
-def load_examples(store: FeatureStore, indices: tuple[int, ...], standardisation: Standardisation) -> Examples:
-    """Read utterances from the store and standardise them; nothing of it is kept."""
+def load_examples(
+    store: FeatureStore, indices: tuple[int, ...], standardisation: Standardisation, device: torch.device = CPU
+) -> Examples:
+    """Read utterances from the store, standardise them, and send them to a device; nothing of it is kept."""
     rows = torch.tensor(indices, dtype=torch.int64)
     with torch.no_grad():
         features_NFL = store.features_NFL[rows]
         if store.scales is not None:
             features_NFL = store.scales.of(rows)(features_NFL)
-        return Examples(standardisation(features_NFL), store.labels_N[rows])
+        return Examples(send(standardisation(features_NFL), device), send(store.labels_N[rows], device))
 
 
 def open_configured_corpus(config: Config) -> Corpus:

@@ -22,9 +22,8 @@ from ser_fl.data.normalisation import Scale
 from ser_fl.data.partitioning import EVERYBODY, assign_clients, natural_clients
 from ser_fl.data.shortcuts import facts_of_table, shortcuts
 from ser_fl.data.splits import PARTS, Indices, Part, Split, facts_of, holders, split_corpus
-from ser_fl.data.utterance import Corpus, SkippedFile
+from ser_fl.data.utterance import Corpus, SkippedFile, plain
 from ser_fl.errors import UserError, unknown_name
-from ser_fl.text import plain
 
 _LOG = logging.getLogger(__name__)
 
@@ -58,11 +57,6 @@ class Partition:
     store: FeatureStore
     split: Split
     clients: dict[str, Indices]
-
-    def statistics(self) -> dict[str, FeatureStatistics]:
-        """Sums over each client's training features, and no data."""
-        features_NFL = self.store.features_NFL
-        return {client: FeatureStatistics.of(features_NFL[torch.tensor(held)]) for client, held in self.clients.items()}
 
     def sizes_and_digests(self) -> tuple[Sizes, dict[str, str]]:
         """How much each speaker has of each part, and a digest of their utterances, labels and split."""
@@ -125,8 +119,8 @@ def prepare(config: Config, on_features: OnFeatures | None = None) -> Prepared:
         store, split = enrolled(store, split, config.enrolment, seed=config.split.seed, fallback=fallback)
         standardisation = Standardisation.of_scaled(config.frontend)
     else:
-        statistics = Partition(store=store, split=split, clients=clients).statistics()
-        standardisation = Standardisation.from_statistics(statistics.values(), config.frontend)
+        sums = [FeatureStatistics.of(store.features_NFL[torch.tensor(held)]) for held in clients.values()]
+        standardisation = Standardisation.from_statistics(sums, config.frontend)
     return Prepared(
         store=store,
         split=split,

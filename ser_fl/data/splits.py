@@ -13,10 +13,9 @@ import torch
 from ser_fl.config.data import SplitConfig
 from ser_fl.data.corpora.registry import CORPORA
 from ser_fl.data.fair_shares import exchanges, places
-from ser_fl.data.utterance import Utterance, text_digest
+from ser_fl.data.utterance import Utterance, plain, text_digest
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.randomness import generator
-from ser_fl.text import plain
 
 Indices = tuple[int, ...]
 """Positions in the utterance table, ascending."""

@@ -1,13 +1,14 @@
-"""The utterance table: what a corpus is to every later stage."""
+"""The utterance table: what a corpus is to every later stage. Names and texts in it are kept as they are compared: two
+that look the same are the same.
+"""
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
-
-from ser_fl.text import composed, plain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,6 +18,7 @@ EMOTIONS = (
     "happiness", "neutral", "other", "sadness", "surprise",
 )  # fmt: skip
 """The one vocabulary that every corpus's own emotion codes are mapped to."""
+_BLANK_BY_DESIGN = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +48,7 @@ class Utterance:
     """From which second of its file to which; None for all of it."""
 
     def __post_init__(self) -> None:
-        """Names and texts are kept as they are compared (`ser_fl.text.plain`)."""
+        """Names and texts are kept as they are compared (`plain`)."""
         object.__setattr__(self, "utterance_id", composed(self.utterance_id))
         object.__setattr__(self, "recording", composed(self.recording) or self.utterance_id)
         for name in ("emotion", "speaker", "session", "text"):
@@ -57,6 +59,37 @@ class Utterance:
     def file(self) -> Path:
         assert self.path is not None, f"{self.utterance_id} is no file"
         return self.path
+
+
+def plain(text: str) -> str:
+    """A text in Unicode's composed form (NFC, where macOS writes NFD), every run of blanks of any kind a single one,
+    none at the ends, and without what cannot be seen: zero-width characters, soft hyphens, marks of direction or order.
+
+    >>> plain(" wu\u0308tend\u200b ") == "wütend"
+    True
+    """
+    if not (text.isascii() and text.isprintable()):
+        text = composed("".join(filter(_is_seen, text)))
+    return " ".join(text.split())
+
+
+def composed(text: str) -> str:
+    """A text in NFC. Bytes of a file name that are no UTF-8, which Python keeps as surrogates, are written out, since
+    nothing could be written with them.
+    """
+    return unicodedata.normalize("NFC", text.encode("utf-8", "backslashreplace").decode())
+
+
+def has_unseen(text: str) -> bool:
+    """Whether a text has characters that cannot be told from others or from none: odd blanks, or none to be seen."""
+    return not all(map(_is_seen, text)) or any(char.isspace() and char not in " \n\r\t" for char in text)
+
+
+def _is_seen(character: str) -> bool:
+    if character.isspace():
+        return True
+    is_variation = "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef"
+    return not (is_variation or unicodedata.category(character) in ("Cc", "Cf") or character in _BLANK_BY_DESIGN)
 
 
 def text_key(text: str) -> str:

@@ -203,9 +203,3 @@ def scheduled_share(optimiser: OptimiserConfig, number: int) -> float:
     done = min((number - 1) / optimiser.decay_rounds, 1.0)
     cosine = (1 + math.cos(math.pi * done)) / 2
     return optimiser.final_fraction + (1 - optimiser.final_fraction) * cosine
-
-
-def client_learning_rate(optimiser: OptimiserConfig, algorithm: Algorithm, number: int) -> float:
-    """Of the clients in a round: scheduled, unless the server has a rate of its own that is."""
-    is_scheduled = algorithm.learning_rate(number) is None
-    return optimiser.learning_rate * scheduled_share(optimiser, number) if is_scheduled else optimiser.learning_rate

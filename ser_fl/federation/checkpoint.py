@@ -30,6 +30,8 @@ from ser_fl.runs.records import State
 from ser_fl.runs.redaction import last_name
 
 SCHEMA = 8
+_CURRENT, _BEST = "round-{:05d}.safetensors", "best-{:05d}.safetensors"
+"""A checkpoint's files of tensors: named by numbers, so that none of them leads anywhere else."""
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 """What reading a file raises that is not there, or was changed by hand."""
 _COMMITTED: TypeAdapter[Committed] = TypeAdapter(Committed)
@@ -149,23 +151,17 @@ def checkpoint_key(config: Config) -> dict[str, Any]:
 
 def save_checkpoint(folder: Path, server: Server, config: Mapping[str, Any]) -> None:
     """Commit a round."""
-    files = _files(server)
-    current, best = files["current"], files["best"]
+    current, best = _CURRENT.format(server.round), _BEST.format(server.best_round)
     write_bytes(folder / current, to_safetensors(server.state_dict()))
     # A run that was killed before its first commit may have left a file of this name.
     if server.best_round == server.round or not (folder / best).exists():
         write_bytes(folder / best, to_safetensors(flattened(server.best)))
     said = {each.name: getattr(server, each.name) for each in fields(Committed)}
+    files = {"current": current, "best": best}
     write_json(folder / "latest.json", {"schema": SCHEMA, **said, "files": files, "config": config})
     for file in folder.iterdir():  # earlier rounds, and what a killed write left
         if file.name not in (current, best, "latest.json"):
             file.unlink()
-
-
-def _files(committed: Committed) -> dict[str, str]:
-    """Names of a checkpoint's files of tensors: made from numbers, so that none of them leads anywhere else."""
-    current, best = f"round-{committed.round:05d}.safetensors", f"best-{committed.best_round:05d}.safetensors"
-    return {"current": current, "best": best}
 
 
 def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> Checkpoint | None:
@@ -183,9 +179,10 @@ def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> Checkpoint | Non
                 f"{folder.parent} was trained with another {changed[0]}: resume with the same settings{hint}"
             )
         committed = _COMMITTED.validate_python({each.name: content[each.name] for each in fields(Committed)})
-        if content["files"] != (files := _files(committed)):
-            raise UserError(f"{latest} names files that are not its own: expected {files['current']}, {files['best']}")
-        current, best = (from_safetensors((folder / files[which]).read_bytes()) for which in ("current", "best"))
+        names = {"current": _CURRENT.format(committed.round), "best": _BEST.format(committed.best_round)}
+        if content["files"] != names:
+            raise UserError(f"{latest} names files that are not its own: expected {', '.join(names.values())}")
+        current, best = (from_safetensors((folder / name).read_bytes()) for name in names.values())
         return Checkpoint(
             folder=folder,
             committed=committed,

@@ -92,7 +92,8 @@ class Clients(Executor):
         self.objective = own.objective or OBJECTIVES[config.stock_objective.name](config.stock_objective)
         self.device = device or devices_of(config.executor.accelerator)[0]
         self.watch = open_watch(config, rest="client") if config.profile else UNWATCHED
-        self.box = Box.of(data.standardisation.lower_F1, data.standardisation.upper_F1)
+        sides = (data.standardisation.lower_F1, data.standardisation.upper_F1)
+        self.box = Box.of(*(side_F1.to(self.device) for side_F1 in sides))
         self.trainers = Trainers(config, own.callbacks, self.device, self.watch)
         self._reused: nn.Module | None = None
         """The network that clients take in turns, once there is one."""
@@ -118,7 +119,7 @@ class Clients(Executor):
                 examples=examples,
                 stream=stream,
                 augmentation=self.config.augmentation,
-                box=self.box.to(self.device),
+                box=self.box,
                 low_precision=bf16,
                 watch=watch,
                 class_weights_C=weights_C,

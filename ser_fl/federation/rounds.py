@@ -17,7 +17,7 @@ from ser_fl.data.prepared import ClientManifest
 from ser_fl.data.splits import PARTS
 from ser_fl.devices import devices_of
 from ser_fl.errors import RoundFailed, UserError
-from ser_fl.federation.algorithm import GLOBAL, client_learning_rate
+from ser_fl.federation.algorithm import GLOBAL, scheduled_share
 from ser_fl.federation.checkpoint import Checkpoint, checkpoint_key, go_on_from, save_checkpoint
 from ser_fl.federation.client import ClientTask, Executor
 from ser_fl.federation.fine_tuning import FirstRun
@@ -137,7 +137,10 @@ class Federation:
         watch.restart()
         started, number = time.perf_counter(), server.round + 1
         cohort = sample_cohort(self.client_manifest.client_ids, config.federation.fraction_train, config.seed, number)
-        results = self.train(server, cohort, number, watch)
+        rate, server_rate = config.optimiser.learning_rate, server.algorithm.learning_rate(number)
+        if server_rate is None:  # else it is the server's that is scheduled
+            rate *= scheduled_share(config.optimiser, number)
+        results = self.train(server, cohort, number, rate, watch)
         with watch.part("evaluation"):
             is_last, validation, robust = number == config.federation.num_rounds, None, None
             failures, trained = list(results.failures), results.records
@@ -157,8 +160,8 @@ class Federation:
                 uar=validation.uar if validation else None,
                 accuracy=validation.accuracy if validation else None,
                 macro_f1=validation.macro_f1 if validation else None,
-                learning_rate=client_learning_rate(config.optimiser, server.algorithm, number),
-                server_learning_rate=server.algorithm.learning_rate(number),
+                learning_rate=rate,
+                server_learning_rate=server_rate,
                 robust_uar=robust,
                 failures=tuple(failures),
                 seconds=time.perf_counter() - started,
@@ -179,20 +182,21 @@ class Federation:
             profile.add(number, results.nanoseconds)
         self.hooks.on_round(record)
 
-    def train(self, server: Server, cohort: Sequence[str], number: int, watch: Watch = UNWATCHED) -> ClientResults:
+    def train(
+        self, server: Server, cohort: Sequence[str], number: int, learning_rate: float, watch: Watch = UNWATCHED
+    ) -> ClientResults:
         """Broadcast, client updates, aggregation: the server has the round's model afterwards. `RoundFailed` tells what
         the others said where too few clients came back.
         """
         folders = (self.config.data.root, self.config.data.cache_dir, str(self.run.root))
         reference = server.algorithm.model_for(cohort[0])
         results = ClientResults(round=number, reference=reference, server=server, folders=tuple(filter(None, folders)))
-        rate = client_learning_rate(self.config.optimiser, server.algorithm, number)
         tasks = (
             ClientTask(
                 round=number,
                 client_id=client_id,
                 state=server.algorithm.model_for(client_id),
-                learning_rate=rate,
+                learning_rate=learning_rate,
                 optimiser_state=server.optimiser_states.get(client_id, {}),
             )
             for client_id in cohort

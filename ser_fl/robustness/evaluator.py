@@ -45,7 +45,7 @@ def predictions_of(
     network.eval()
     predicted = []
     for rows in batches_of(parts):
-        examples = load_examples(store, rows, standardisation).to(device_of(network))
+        examples = load_examples(store, rows, standardisation, device_of(network))
         features_BFL = examples.features_NFL
         if perturb is not None:
             ids = tuple(store.utterances[row].utterance_id for row in rows)

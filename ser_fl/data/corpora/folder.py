@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path, PurePath
 
 from ser_fl.data.headers import kind_of
+from ser_fl.data.utterance import has_unseen, plain
 from ser_fl.errors import UserError
-from ser_fl.text import has_unseen, plain
 
 AUDIO_SUFFIXES = (".wav", ".flac")
 """Of corpora that name their files by a scheme; a manifest may name any format soundfile reads."""
@@ -97,7 +97,7 @@ def refuse_difference(first: Path, second: Path, key: str, *, alike: bool = True
 
 def on_disk(folder: Path, path: PurePath, listed: dict[Path, dict[str, list[str]]]) -> Path:
     """A path below a folder as it lies on the disk: as it is written where that is there, else the one that looks the
-    same (`ser_fl.text.plain`), as macOS writes it and others do not. The written path where there is none.
+    same (`ser_fl.data.utterance.plain`), as macOS writes it and others do not. The written path where there is none.
 
     Args:
         folder: where it begins.

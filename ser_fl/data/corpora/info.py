@@ -6,9 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ser_fl.data.corpora.folder import refuse_difference
-from ser_fl.data.utterance import Utterance
+from ser_fl.data.utterance import Utterance, plain
 from ser_fl.errors import UserError
-from ser_fl.text import plain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from ser_fl.data.corpora.folder import audio_files
 from ser_fl.data.corpora.info import CorpusInfo, PublishedCounts, balanced_counts, counts, pairs
-from ser_fl.data.utterance import Utterance
-from ser_fl.text import plain
+from ser_fl.data.utterance import Utterance, plain
 
 
 def named_files(

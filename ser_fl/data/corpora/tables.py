@@ -19,9 +19,8 @@ from ser_fl.data.corpora.folder import (
 )
 from ser_fl.data.corpora.info import CorpusInfo, PublishedCounts, counts, pairs
 from ser_fl.data.corpora.named_files import ITALIAN_LABELS
-from ser_fl.data.utterance import Utterance
+from ser_fl.data.utterance import Utterance, composed, plain
 from ser_fl.errors import UserError
-from ser_fl.text import composed, plain
 
 _LOG = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 
 from ser_fl.config.schema import Config
 from ser_fl.data.features import open_configured_corpus
-from ser_fl.data.frontend import Standardisation
+from ser_fl.data.frontend import FeatureStatistics, Standardisation
 from ser_fl.data.prepared import Host, Partition, Prepared, open_node_corpus, open_partition
 from ser_fl.data.splits import facts_of
 from ser_fl.devices import exact_arithmetic, threads_limited_to
@@ -61,8 +61,12 @@ def speakers(config: Config, host: Host, content: Mapping[str, Any], records: Re
 def enrol(config: Config, host: Host, content: Mapping[str, Any], records: RecordDict) -> Answer:
     """What the split and a resumed run need, counts and digests; and sums over features, where others need them."""
     share = _share(host, content)
+    sizes, digests = share.sizes_and_digests()
     is_told = config.normalisation.name == "pooled" or config.normalisation.share_mean
-    statistics, (sizes, digests) = share.statistics() if is_told else {}, share.sizes_and_digests()
+    statistics = {
+        client: FeatureStatistics.of(share.store.features_NFL[torch.tensor(held)])
+        for client, held in (share.clients.items() if is_told else ())
+    }
     names = ("sum_F", "sum_of_squares_F", "maximum_F")
     return {
         "clients": {client: len(held) for client, held in share.clients.items()},
