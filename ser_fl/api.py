@@ -83,8 +83,7 @@ class Run(RunFolder):
         from ser_fl.robustness.test_set import load_run
 
         with exact_arithmetic():
-            trained = load_run(self.root, root=root, network=self.network)
-            return trained.test_set(trained.store())
+            return load_run(self.root, root=root, network=self.network).test_set()
 
 
 def train(

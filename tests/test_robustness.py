@@ -499,8 +499,7 @@ def run_folder(path: Path, attacks: Sequence[Attack], monkeypatch: pytest.Monkey
             executor=SimpleNamespace(threads=1, accelerator="cpu"), stock_objective=SimpleNamespace(epsilon=0.5)
         ),
         model=bundle,
-        store=lambda on_features: None,
-        test_set=lambda store, seed, batch_size, **named: replace(test_set, seed=seed, batch_size=batch_size),
+        test_set=lambda seed, batch_size, **named: replace(test_set, seed=seed, batch_size=batch_size),
     )
     for name, result in {"load_run": trained, "spectrogram_pair": {}}.items():
         monkeypatch.setattr(benchmark_module, name, lambda *given, result=result, **named: result)

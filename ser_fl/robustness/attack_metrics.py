@@ -20,12 +20,10 @@ from ser_fl.metrics import Bootstrap, confusion_matrix, recording_products, scor
 from ser_fl.robustness.crafting import votes_of
 from ser_fl.robustness.result_cache import Outcome
 from ser_fl.robustness.test_set import TestSet, rows_of
-from ser_fl.runs.records import CLEAN, WORST_CASE, AttackRecord
+from ser_fl.runs.records import CLEAN, WORST_CASE, AttackFacts, AttackRecord
 
 LIBRARY = "ser_fl"
 """What a record names as the class where no attack ran."""
-_SAME = sorted({entry.name for entry in fields(AttackRecord)} & {entry.name for entry in fields(Outcome)} - {"epsilon"})
-"""What a record says as the outcome does. Its epsilon is the budget, in the attack's own norm."""
 _THREAT = attrgetter("norm", "epsilon", "snr_db")
 """What attacks must share to have a common worst case."""
 
@@ -44,6 +42,14 @@ class Bench:
             knowledge="undefended",
             domain=test_set.domain.name,
             norm="none",
+            snr_db=None,
+            steps=None,
+            step_size=None,
+            restarts=None,
+            eot_samples=0,
+            forward_passes=0,
+            backward_passes=0,
+            seconds=0.0,
             ids=test_set.ids,
             l2_N=zeros,
             linf_N=zeros,
@@ -112,7 +118,7 @@ class Bench:
         if len(set(recordings)) < len(recordings):
             products = recording_products(recognised_N, labels, recordings, part.num_classes).tolist()
         return AttackRecord(
-            **{name: getattr(outcome, name) for name in _SAME},
+            **{fact.name: getattr(outcome, fact.name) for fact in fields(AttackFacts)},
             **measured,
             **more,
             epsilon=outcome.budget,

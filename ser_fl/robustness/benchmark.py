@@ -172,13 +172,16 @@ def benchmark_run(
         attacks_at((_AROUND,))  # tells of an unknown name
         device = attack_device(config.accelerator, trained.config)
         with threads_limited_to(trained.config.executor.threads), exact_arithmetic():
-            store = trained.store(on_features)
             test_set = trained.test_set(
-                store, seed=config.seed, batch_size=config.batch_size, allow_seen=config.allow_seen, device=device
+                seed=config.seed,
+                batch_size=config.batch_size,
+                allow_seen=config.allow_seen,
+                device=device,
+                on_features=on_features,
             ).subset(config.max_examples)
             of_features = test_set  # what is kept of its recordings lies there too
             if config.domain == "waveform":
-                test_set = recordings_of(trained, store, test_set, config, run)
+                test_set = recordings_of(trained, test_set, config, run)
             curve = config.domain == "logmel" and (
                 config.epsilons == "auto" or (config.curve_epsilons == "auto" and bool(config.curve_attacks))
             )

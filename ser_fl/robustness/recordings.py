@@ -27,7 +27,7 @@ from ser_fl.attacks.domains import Crafted
 from ser_fl.attacks.waveform_domain import Waveform, WaveformToFeatures
 from ser_fl.config.robustness import BenchmarkConfig
 from ser_fl.data.audio import read_audio, write_wav
-from ser_fl.data.features import FeatureStore, open_configured_corpus
+from ser_fl.data.features import open_configured_corpus
 from ser_fl.data.frontend import resample
 from ser_fl.files import write_json
 from ser_fl.robustness.test_set import TestSet, TrainedRun, rows_of
@@ -158,14 +158,12 @@ def stoi_of(clean_T: Tensor, perturbed_T: Tensor, sample_rate_hz: int) -> float:
             return math.nan
 
 
-def recordings_of(
-    trained: TrainedRun, store: FeatureStore, test_set: TestSet, config: BenchmarkConfig, run: RunFolder
-) -> TestSet:
+def recordings_of(trained: TrainedRun, test_set: TestSet, config: BenchmarkConfig, run: RunFolder) -> TestSet:
     """The same utterances, to be attacked on their recorded samples; their features are computed anew, by the way that
     adversarial recordings take.
     """
     corpus = open_configured_corpus(trained.config)
-    by_id = {utterance.utterance_id: utterance for utterance in store.utterances}
+    by_id = {utterance.utterance_id: utterance for utterance in corpus.utterances}
     kept, scale = test_set.subset(config.write_audio).ids if config.write_audio else (), test_set.scale
     domain = Recordings(
         frontend=trained.model.frontend,

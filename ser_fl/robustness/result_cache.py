@@ -28,7 +28,7 @@ from ser_fl.errors import UserError, one_line
 from ser_fl.files import record_of, write_bytes, write_json
 from ser_fl.robustness.test_set import TestSet
 from ser_fl.runs.folder import RunFolder
-from ser_fl.runs.records import CLEAN, WORST_CASE, AttackRecord
+from ser_fl.runs.records import CLEAN, WORST_CASE, AttackFacts, AttackRecord
 
 OUTCOME_SCHEMA = 3
 """Version of the files below ``attacks/``; those of another are left alone and made anew."""
@@ -38,28 +38,15 @@ _DAMAGE = (SafetensorError, ValueError, KeyError, TypeError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Outcome(AttackFacts):
     """What one attack did to each of its utterances."""
 
-    attack: str
-    library: str
-    knowledge: str
-    domain: str
-    norm: str
     epsilon: float | None = None
     """As it was set, in L-infinity; None for a budget that is no epsilon."""
     budget: float | None = None
     """Of the attack's own norm."""
-    snr_db: float | None = None
-    """The budget, where it is an SNR."""
-    steps: int | None = None
-    step_size: float | None = None
-    restarts: int | None = None
-    eot_samples: int = 0
     adaptive_to: str | None = None
     """The defence that the attacker knew of."""
-    swept: bool = False
-    """Whether it went on from a smaller epsilon, what that one broke included."""
     leftover: bool = False
     """Whether it saw only what earlier attacks had not broken."""
     minimal: bool = False
@@ -74,9 +61,6 @@ class Outcome:
     """The same of recordings that went through a 16-bit file."""
     measured: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
     """More figures of each utterance, by the name of the record's median over successes; None where there is none."""
-    forward_passes: int = 0
-    backward_passes: int = 0
-    seconds: float = 0.0
     adversarials_kept: bool = False
 
     def was_shown_to(self, defence: Defence) -> bool:

@@ -221,16 +221,17 @@ class TrainedRun:
 
     def test_set(
         self,
-        store: FeatureStore,
         *,
         seed: int = 0,
         batch_size: int = 64,
         allow_seen: bool = False,
         device: torch.device = CPU,
+        on_features: OnFeatures | None = None,
     ) -> TestSet:
-        """The chosen utterances, standardised, and the model, which moves to the device; a `UserError` as `choose`
-        says.
+        """The chosen utterances, standardised, and the model, which moves to the device; a `UserError` as `store` and
+        `choose` say.
         """
+        store = self.store(on_features)
         chosen = self.choose(store, allow_seen=allow_seen)
         examples = load_examples(chosen.store, chosen.rows, self.model.standardisation)
         utterances = [store.utterances[row] for row in chosen.rows]

@@ -121,8 +121,8 @@ class SpeechRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AttackRecord:
-    """One attack on one defended model: an entry of ``attacks.json``."""
+class AttackFacts:
+    """What is said of an attack wherever it is written down: what it was, what it knew, and what it took."""
 
     attack: str
     """Name in the registry, or "clean" without an attack; with "_unlabelled" it did not know the true classes."""
@@ -134,14 +134,28 @@ class AttackRecord:
     """"logmel" (standardised units) or "waveform"."""
     norm: str
     """"inf" or "2"; "masking" for a budget that is the masking threshold of each clip; "none" for clean."""
-    epsilon: float | None
-    """In standardised log-mel units, or an amplitude (full scale 1) in the waveform domain; None without."""
     snr_db: float | None
     """The budget, in the waveform domain; None without."""
     steps: int | None
     step_size: float | None
     restarts: int | None
     eot_samples: int
+    """Draws of a defence that every answer of the model was averaged over."""
+    swept: bool = False
+    """Whether the attack went on from a smaller epsilon: what that one broke counts as broken, and passes and seconds
+    are those of this epsilon alone."""
+    forward_passes: int
+    """Utterances that went forward through the model."""
+    backward_passes: int
+    seconds: Figure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttackRecord(AttackFacts):
+    """One attack on one defended model: an entry of ``attacks.json``."""
+
+    epsilon: float | None
+    """In standardised log-mel units, or an amplitude (full scale 1) in the waveform domain; None without."""
     defence: str
     """Name of the test-time defence that the adversarial utterances were shown to; "none" without one."""
     clean_uar: Figure
@@ -154,10 +168,6 @@ class AttackRecord:
     median_snr_db: float | None
     """Waveform domain: over successes."""
     num_examples: int
-    forward_passes: int
-    """Utterances that went forward through the model."""
-    backward_passes: int
-    seconds: Figure
     seed: int
     device: str = "cpu"
     """Kind of device that the model and the attack ran on: "cpu" or "cuda"."""
@@ -166,9 +176,6 @@ class AttackRecord:
     robust_accuracy: Figure | None = None
     confusion: tuple[tuple[Figure, ...], ...] = ()
     """Rows true, columns predicted, under attack and defence."""
-    swept: bool = False
-    """Whether the attack went on from a smaller epsilon: what that one broke counts as broken, and passes and seconds
-    are those of this epsilon alone."""
     uar_interval: tuple[Figure, Figure] | None = None
     """95 % interval of `robust_uar` by bootstrap over recordings (`ser_fl.metrics.Bootstrap`)."""
     recording_products: tuple[tuple[Figure, ...], ...] = ()
