@@ -107,7 +107,7 @@ def benchmark(model: Model, features: Numbers, labels: Numbers, **settings: Unpa
     for name in settings.keys() - DEFAULTS.keys():
         raise unknown_name("setting", name, DEFAULTS)
     asked: ModelSettings = {**DEFAULTS, **settings}
-    asked["attacks"], asked["adaptive"] = bare, aware = listed(asked["attacks"]), listed(asked["adaptive"])
+    bare, aware = listed(asked["attacks"]), listed(asked["adaptive"])
     box, epsilons, on_attack = asked["box"], asked["epsilons"], asked["on_attack"]
     if box is None and isinstance(model, EmotionModel):
         box = Box.of(model.standardisation.lower_F1, model.standardisation.upper_F1)
@@ -130,7 +130,7 @@ def benchmark(model: Model, features: Numbers, labels: Numbers, **settings: Unpa
         return request.attacks(bare, at), request.attacks(aware, at, adaptive=True)
 
     with evaluating(test_set.model), exact_arithmetic():
-        attacks, units = _planned(test_set, attacks_at, defences, asked, curve=epsilons == "auto")
+        attacks, units = _planned(test_set, attacks_at, defences, {**asked, "attacks": bare}, curve=epsilons == "auto")
         check_gradients(test_set, [unit.attack for unit in units])
         records = run_plan(test_set, units, defences, drop_broken=asked["drop_broken"], on_attack=on_attack)
         found = CheckedRecords(records)
