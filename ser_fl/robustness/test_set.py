@@ -231,10 +231,9 @@ class TrainedRun:
         """The chosen utterances, standardised, and the model, which moves to the device; a `UserError` as `store` and
         `choose` say.
         """
-        store = self.store(on_features)
-        chosen = self.choose(store, allow_seen=allow_seen)
+        chosen = self.choose(self.store(on_features), allow_seen=allow_seen)
         examples = load_examples(chosen.store, chosen.rows, self.model.standardisation)
-        utterances = [store.utterances[row] for row in chosen.rows]
+        utterances = [chosen.store.utterances[row] for row in chosen.rows]
         self.model.to(device)
         return TestSet(
             model=self.model.network,
