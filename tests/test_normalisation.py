@@ -165,7 +165,7 @@ def test_executors_give_the_same_bits(run: Path, tmp_path: Path) -> None:
 def test_a_loaded_model_asks_for_clips_of_the_speaker(run: Path, tmp_path: Path) -> None:
     """From audio by enrolment is what training's own way gives of the same clips."""
     trained = load_run(run)
-    test_set = trained.test_set(trained.store())
+    test_set = trained.test_set()
     model = trained.model
     assert model.by_speaker and model.fallback is not None
     model.fallback = None
@@ -209,7 +209,7 @@ def test_recordings_are_scaled_by_their_speakers(run: Path) -> None:
     """Features of a recording are those of the feature file, and a gradient reaches the samples: finite differences."""
     trained = load_run(run)
     store = trained.store()
-    test_set = trained.test_set(store).take([0, 40, 80])
+    test_set = trained.test_set().take([0, 40, 80])
     scale = test_set.scale
     assert scale is not None and not torch.equal(scale.mean[0], scale.mean[1])
     by_id = {utterance.utterance_id: utterance for utterance in store.utterances}
@@ -276,7 +276,7 @@ def test_attacks_carry_over_between_models_that_scale_alike(run: Path, tmp_path:
     own = next(record for record in matrix.records if record.source == record.target)
     assert own.carried_uar == own.clean_uar
     trained = load_run(run)
-    scale = trained.test_set(trained.store()).scale
+    scale = trained.test_set().scale
     assert scale is not None
     most = 0.5 * float(scale.deviation.max()) * 20 / math.log(10)
     assert 0.3 * most < own.max_db <= most * 1.001

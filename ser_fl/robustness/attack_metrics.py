@@ -55,14 +55,10 @@ class Bench:
             linf_N=zeros,
             votes=votes,
         )
-        # Resamples of some utterances are the same for every figure.
-        self._bootstrap = cache(
-            lambda ids: Bootstrap.of(self.labels_of(ids).tolist(), self._recordings_of(ids), test_set.seed)
+        labels, recordings = self._labels_N.tolist(), test_set.recordings or test_set.ids
+        self._bootstrap = cache(  # resamples of some rows are the same for every figure
+            lambda rows: Bootstrap.of([labels[row] for row in rows], [recordings[row] for row in rows], test_set.seed)
         )
-
-    def _recordings_of(self, ids: Sequence[str]) -> Sequence[str]:
-        known = self.test_set.recordings
-        return [known[row] for row in rows_of(self.test_set.ids, ids)] if known else ids
 
     def labels_of(self, ids: Sequence[str]) -> Tensor:
         return self._labels_N[rows_of(self.test_set.ids, ids)]
@@ -114,7 +110,7 @@ class Bench:
         )
         clean, robust = scores(before), scores(confusion)
         emotions = part.emotions or tuple(map(str, range(part.num_classes)))
-        recordings, products = self._recordings_of(part.ids), []
+        recordings, products = part.recordings or part.ids, []
         if len(set(recordings)) < len(recordings):
             products = recording_products(recognised_N, labels, recordings, part.num_classes).tolist()
         return AttackRecord(
@@ -135,7 +131,7 @@ class Bench:
             device=part.features_NFL.device.type,
             confusion=tuple(map(tuple, confusion.tolist())),
             recording_products=tuple(map(tuple, products)),
-            uar_interval=self._bootstrap(part.ids).interval(recognised_N),
+            uar_interval=self._bootstrap(tuple(rows)).interval(recognised_N),
             speaker_uar=uar_by_group(recognised_N, labels, part.speakers) if part.speakers else {},
             sex_uar=uar_by_group(recognised_N, labels, part.sexes) if part.sexes else {},
             emotion_recall={
@@ -162,13 +158,14 @@ class Bench:
             return None
         grey = max(unaware, key=lambda other: len(set(other.ids) & set(outcome.ids)))
         common = tuple(sorted(set(grey.ids) & set(outcome.ids)))
-        labels_N = self.labels_of(common)
+        rows = rows_of(self.test_set.ids, common)
+        labels_N = self._labels_N[rows]
         grey_RN, white_RN = (
             (one.votes_RN(defence.name)[:, rows_of(one.ids, common)] == labels_N).double() for one in (grey, outcome)
         )
         weights_R = torch.tensor(defence.run_weights, dtype=torch.float64)
         difference_N = (weights_R @ grey_RN - weights_R @ white_RN).numpy()
-        interval = self._bootstrap(common).interval(difference_N)
+        interval = self._bootstrap(tuple(rows)).interval(difference_N)
         return None if interval is None else (uar_of(difference_N, labels_N.tolist()), *interval)
 
     def _median_epsilon(

@@ -119,12 +119,9 @@ class Chosen:
     """With what was heard in training; None where the run does not say what that was."""
     scaling: str | None
     """How speakers are scaled, in words; None where all are scaled alike."""
+    scale: Scale | None
+    """As of a `TestSet`."""
     record: SpeechRecord
-
-    @property
-    def scale(self) -> Scale | None:
-        """As of a `TestSet`."""
-        return None if self.store.scales is None else self.store.scales.of(torch.tensor(self.rows))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -214,6 +211,7 @@ class TrainedRun:
             store=store,
             rows=rows,
             scaling=scaling,
+            scale=None if store.scales is None else store.scales.of(torch.tensor(rows)),
             left_out=dict(sorted(left_out.items())),
             shared=shared,
             record=record,
