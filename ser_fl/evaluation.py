@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ser_fl.calibration import Calibration, calibration_of, confidence_sums
 from ser_fl.config.robustness import Scored
 from ser_fl.data.features import OnFeatures, load_examples
 from ser_fl.data.heard import Shared, in_words
@@ -37,6 +38,7 @@ class ScoredUtterance:
     emotion: str
     predicted: str
     probabilities: dict[str, float]
+    """Calibrated by the run's temperature."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,12 @@ class Evaluation:
     """Utterances; rows true, columns predicted, in the order of `recall`."""
     speaker_uar: dict[str, float]
     sex_uar: dict[str, float]
+    temperature: float
+    """Of the run: what logits are divided by (`ser_fl.calibration`)."""
+    uncalibrated: Calibration
+    """How far probabilities could be believed without the temperature."""
+    calibrated: Calibration
+    """How far they can be with it."""
     left_out: dict[str, int]
     """Utterances of emotions that the model does not know, which are not scored."""
     shared: Shared | None
@@ -117,12 +125,16 @@ def evaluate(
         parts = (
             load_examples(chosen.store, batch, trained.model.standardisation) for batch in batches_of([chosen.rows])
         )
-        probabilities_NC = torch.cat([trained.model.network(one.features_NFL).float().softmax(dim=1) for one in parts])
+        logits_NC = torch.cat([trained.model.network(one.features_NFL).float() for one in parts])
+    probabilities_NC = trained.model.probabilities(logits_NC)
     if not probabilities_NC.isfinite().all():
         first = int((~probabilities_NC.isfinite().all(dim=1)).nonzero()[0])
         raise UserError(f"the model of {folder} gives no finite output for {utterances[first].utterance_id}")
-    predicted_N = probabilities_NC.argmax(dim=1).tolist()
+    predicted_N = logits_NC.argmax(dim=1).tolist()
     labels_N = [classes.index(utterance.emotion) for utterance in utterances]
+    before, after = map(
+        calibration_of, confidence_sums(logits_NC.double().numpy(), labels_N, trained.model.temperature)
+    )
     confusion = confusion_matrix(labels_N, predicted_N, len(classes))
     recognised_N = np.asarray(np.equal(labels_N, predicted_N), dtype=np.float64)
     figures = scores(confusion)
@@ -138,6 +150,9 @@ def evaluate(
         confusion=confusion.tolist(),
         speaker_uar=uar_by_group(recognised_N, labels_N, [utterance.speaker for utterance in utterances]),
         sex_uar=uar_by_group(recognised_N, labels_N, [utterance.sex for utterance in utterances]),
+        temperature=trained.model.temperature,
+        uncalibrated=before,
+        calibrated=after,
         left_out=chosen.left_out,
         shared=chosen.shared,
         scaling=chosen.scaling,

@@ -50,7 +50,7 @@ Recordings = Path | str | Sequence[Path | str]
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """What a model says of a part of a recording."""
+    """What a model says of a part of a recording, calibrated by the run's temperature."""
 
     start_s: float
     end_s: float
@@ -62,7 +62,9 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a model says of one recording: the mean over its segments with speech."""
+    """What a model says of one recording: the mean over its segments with speech, then calibrated by the run's
+    temperature. In this order, which suits means best (Rahaman and Thiery, arXiv 2007.08792), no emotion changes by it.
+    """
 
     path: Path
     emotion: str
@@ -268,39 +270,44 @@ def _said(heard: Sequence[_Heard | Failed], model: EmotionModel) -> Iterator[Pre
         for segment_T, speaks in zip(one.segments, one.speaks, strict=True)
         if speaks
     ]
-    shares = iter(_shares(spoken, model))
+    logits = iter(_logits(spoken, model))
     for one in heard:
         if isinstance(one, Failed):
             yield one
             continue
-        segments = []
+        segments, speech = list[Segment](), list[Tensor]()
         for start, segment_T, speaks in zip(one.starts, one.segments, one.speaks, strict=True):
-            probabilities = dict(zip(model.classes, next(shares), strict=True)) if speaks else {}
+            heard_now = [next(logits)] if speaks else []
             times = start / one.rate_hz, (start + len(segment_T)) / one.rate_hz
-            segments.append(Segment(*times, _likeliest(probabilities), probabilities))
-        speech = [segment.probabilities for segment in segments if segment.probabilities]
-        mean: dict[str, float] = {}
-        if speech:
-            mean = {name: math.fsum(each[name] for each in speech) / len(speech) for name in model.classes}
+            segments.append(Segment(*times, *_told(heard_now, model)))
+            speech += heard_now
+        emotion, mean = _told(speech, model)
         if all(map(math.isfinite, mean.values())):
-            yield Prediction(one.path, _likeliest(mean), mean, model.synthetic, tuple(segments))
+            yield Prediction(one.path, emotion, mean, model.synthetic, tuple(segments))
         else:
             yield Failed(one.path, str(UserError(f"the model gives no finite output for {one.path}")))
 
 
-def _likeliest(probabilities: dict[str, float]) -> str:
-    return max(probabilities, key=probabilities.__getitem__) if probabilities else SILENCE
+def _told(speech: Sequence[Tensor], model: EmotionModel) -> tuple[str, dict[str, float]]:
+    """The emotion and calibrated probabilities of some segments' mean, from the logits of each, of shape (C,)."""
+    if not speech:
+        return SILENCE, {}
+    pooled_C = speech[0]
+    if len(speech) > 1:  # the logarithm of the mean, but for a constant
+        pooled_C = torch.stack([*speech]).double().log_softmax(dim=1).logsumexp(dim=0)
+    shares = model.probabilities(pooled_C[None])[0].tolist()
+    return model.classes[int(pooled_C.argmax())], dict(zip(model.classes, shares, strict=True))
 
 
-def _shares(segments: Sequence[Tensor], model: EmotionModel) -> list[list[float]]:
-    """Probabilities by class of each segment. Features are computed one by one, as those that the model was trained on,
+def _logits(segments: Sequence[Tensor], model: EmotionModel) -> list[Tensor]:
+    """Logits of each segment, of shape (C,). Features are computed one by one, as those that the model was trained on,
     and batches are filled up, since rounding may differ with their size; so with the number of threads.
     """
-    found: list[list[float]] = []
+    found: list[Tensor] = []
     with torch.no_grad(), exact_arithmetic(), threads_limited_to(1):
         for begin in range(0, len(segments), _AT_ONCE):
             clips = [repeat_to_length(each, model.frontend.num_samples) for each in segments[begin : begin + _AT_ONCE]]
             features_BFL = model.standardised(torch.cat([model.frontend(clip_T[None]) for clip_T in clips]))
             filled_BFL = functional.pad(features_BFL, (0, 0, 0, 0, 0, _AT_ONCE - len(clips)))
-            found += model(filled_BFL)[: len(clips)].float().softmax(dim=1).tolist()
+            found += model(filled_BFL)[: len(clips)].float()
     return found

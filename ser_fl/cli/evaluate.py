@@ -49,6 +49,11 @@ def run(arguments: Namespace) -> None:
         f"UAR {found.uar:.3f}{interval}, accuracy {found.accuracy:.3f}, {found.num_utterances} utterances of "
         f"{found.corpus}, part {found.part}"
     )
+    say(
+        f"temperature {found.temperature:.3g}: expected calibration error {found.uncalibrated.ece:.3f} without it, "
+        f"{found.calibrated.ece:.3f} with it; negative log-likelihood {found.uncalibrated.nll:.3f} and "
+        f"{found.calibrated.nll:.3f}"
+    )
     for line in found.words():
         say(line)
     table = Table(title="recall by emotion, UAR by speaker and sex")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ser_fl.attacks.pgd import own_starts, pgd
 from ser_fl.attacks.step_size import default_step_size
 from ser_fl.attacks.threat_model import Box
+from ser_fl.calibration import confidence_sums
 from ser_fl.config.schema import Config
 from ser_fl.data.datamodule import ClientDataModule, ShuffledBatches
 from ser_fl.data.features import load_examples
@@ -28,10 +29,10 @@ from ser_fl.data.splits import Part, holders
 from ser_fl.devices import devices_of, seeded_streams
 from ser_fl.federation.own_objects import NOTHING, OwnObjects
 from ser_fl.federation.profile import open_watch
-from ser_fl.metrics import Confusion, Floats, confusion_matrix, recording_products
+from ser_fl.metrics import Floats, confusion_matrix, recording_products
 from ser_fl.models.networks import build_network
 from ser_fl.randomness import derive_seed, generator
-from ser_fl.robustness.evaluator import Perturb, predictions_of
+from ser_fl.robustness.evaluator import Perturb, confidences_of, predictions_of
 from ser_fl.runs.records import ClientFailure, ClientUpdate, Outcome, State
 from ser_fl.stopwatch import UNWATCHED
 from ser_fl.training.objectives import OBJECTIVES, ClientRound, balanced_weights
@@ -49,9 +50,9 @@ class ClientTask:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Confusion matrices of the holders of a part."""
+    """Confusion matrices of the holders of a part, or other sums over their utterances."""
 
-    by_holder: dict[str, Confusion]
+    by_holder: dict[str, Floats]
     """By speaker; summed over models where clients keep their own."""
     failures: tuple[ClientFailure, ...] = ()
     """Holders that gave none. Without them figures are of other utterances, not to be compared with other rounds'."""
@@ -60,7 +61,7 @@ class Scored:
     utterances; None also of holders on other machines."""
 
     @property
-    def total(self) -> Confusion:
+    def total(self) -> Floats:
         """Sum of the holders' matrices."""
         return np.asarray(np.sum(list(self.by_holder.values()), axis=0), dtype=np.float64)
 
@@ -76,6 +77,12 @@ class Executor:
         """Score the models on a part, under the selection attack where asked for. A client's own model
         (`federation=local_only`) is scored on its own speaker's utterances where this part has some, else on
         everybody's.
+        """
+        raise NotImplementedError
+
+    def confidences(self, models: Mapping[str, State], part: Part, temperature: float | None = None) -> Scored:
+        """How sure the models are of a part: `ser_fl.calibration.confidence_sums` of each holder, of the utterances
+        that `score` takes. A holder for whom a model gives no finite output has failed.
         """
         raise NotImplementedError
 
@@ -188,10 +195,7 @@ class Clients(Executor):
         held = holders(data.store.utterances, getattr(data.split, part))
         perturb: Perturb | None = self.selection_attack if attacked else None
         summed = {holder: np.zeros((num_classes, num_classes)) for holder in held}
-        network = build_network(self.config.model, num_classes, seed=self.config.seed, own=self.own.network)
-        network = network.to(self.device)
-        for owner, state in models.items():
-            network.load_state_dict(state)
+        for owner, network in self._loaded(models):
             scored = {owner: held[owner]} if owner in held else held
             predicted = predictions_of(network, data.store, data.standardisation, scored.values(), perturb)
             said = iter(predicted)
@@ -206,6 +210,30 @@ class Clients(Executor):
         labels = data.store.labels_N[everybody].tolist()
         recognised_N = np.equal(labels, predicted).astype(np.float64)
         return Scored(summed, products=recording_products(recognised_N, labels, recordings, num_classes))
+
+    def confidences(self, models: Mapping[str, State], part: Part, temperature: float | None = None) -> Scored:
+        data = self.data
+        held = holders(data.store.utterances, getattr(data.split, part))
+        nothing = confidence_sums(np.empty((0, len(data.store.classes))), (), temperature)
+        summed = {holder: nothing.copy() for holder in held}
+        for owner, network in self._loaded(models):
+            asked = {owner: held[owner]} if owner in held else held
+            for holder, sums in confidences_of(network, data.store, data.standardisation, asked, temperature).items():
+                summed[holder] += sums
+        lost = [holder for holder, sums in summed.items() if not np.isfinite(sums).all()]
+        reason = "the model gives no finite output for its utterances"
+        return Scored(
+            {holder: sums for holder, sums in summed.items() if holder not in lost},
+            tuple(ClientFailure(client_id=holder, error=reason, stage="validation") for holder in lost),
+        )
+
+    def _loaded(self, models: Mapping[str, State]) -> Iterator[tuple[str, nn.Module]]:
+        """The models one after the other, in one network on the device."""
+        num_classes, seed = len(self.data.store.classes), self.config.seed
+        network = build_network(self.config.model, num_classes, seed=seed, own=self.own.network).to(self.device)
+        for owner, state in models.items():
+            network.load_state_dict(state)
+            yield owner, network
 
     def selection_attack(
         self, network: nn.Module, features_BFL: Tensor, labels_B: Tensor, ids: tuple[str, ...]

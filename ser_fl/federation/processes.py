@@ -101,6 +101,9 @@ class ProcessExecutor(Executor):
         """In this process: it takes far less time than training does."""
         return self._clients.score(models, part, attacked=attacked)
 
+    def confidences(self, models: Mapping[str, State], part: Part, temperature: float | None = None) -> Scored:
+        return self._clients.confidences(models, part, temperature)
+
     def _start(self, number: int) -> Worker:
         with self._lock:
             return Worker(self._payload, device_for(number, self._devices))

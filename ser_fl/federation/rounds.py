@@ -1,7 +1,7 @@
 """A run, wherever its clients are: its rounds, what they leave on disk, and the test of the selected model."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import yaml
 
+from ser_fl.calibration import calibration_of, fitted
 from ser_fl.config.schema import CONFIG_SCHEMA, Config, dump
 from ser_fl.data.enrolment import in_words as scaling_in_words
 from ser_fl.data.features import OnFeatures
@@ -32,7 +33,7 @@ from ser_fl.randomness import generator
 from ser_fl.runs.environment import describe_environment
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.preemption import Preemption
-from ser_fl.runs.records import PROFILE_SCHEMA, SUMMARY_SCHEMA, RoundRecord
+from ser_fl.runs.records import PROFILE_SCHEMA, SUMMARY_SCHEMA, RoundRecord, State
 from ser_fl.runs.redaction import is_private, remember
 from ser_fl.stopwatch import UNWATCHED, Watch
 from ser_fl.tracking import Tracker, open_tracker
@@ -216,6 +217,17 @@ class Federation:
                 server.average.add(server.algorithm.models[GLOBAL])
         return results
 
+    def calibrate(self, models: Mapping[str, State]) -> dict[str, Any]:
+        """One temperature for the selected models, by the validation utterances of all clients together, and how far
+        probabilities of test utterances can be believed without and with it. Models of `federation=local_only` share
+        it: few clients have the utterances for one of their own. None in place of figures that a holder is missing in.
+        """
+        validated = self.executor.confidences(models, "validation")
+        fit = fitted(validated.by_holder, [failure.client_id for failure in validated.failures])
+        tested = self.executor.confidences(models, "test", fit.temperature)
+        before, after = [None, None] if tested.failures else [asdict(calibration_of(sums)) for sums in tested.total]
+        return {**asdict(fit), "uncalibrated": before, "calibrated": after}
+
     def test(self, server: Server, stopped: str) -> dict[str, Any]:
         """Write the selected round's model, score it on the test part, and tell of the run what ``summary.json`` does.
         With `federation=local_only` the figures are over all clients' models, and the first client's is saved as the
@@ -224,6 +236,7 @@ class Federation:
         config, run, manifest, best = self.config, self.run, self.client_manifest, server.best
         network = build_network(config.model, len(manifest.classes), seed=config.seed, own=self.own.network)
         network.load_state_dict(best.get(GLOBAL) or next(iter(best.values())))
+        calibration = self.calibrate(best)
         bundle = EmotionModel(
             network,
             manifest.standardisation,
@@ -234,6 +247,7 @@ class Federation:
             own_network=config.objects.get("network"),
             by_speaker=config.normalisation.name == "speaker",
             fallback=manifest.fallback,
+            temperature=calibration["temperature"],
         )
         save_model(run.root, bundle)
         if GLOBAL not in best:
@@ -265,12 +279,10 @@ class Federation:
             "selected_round": server.best_round,
             "selection_score": server.best_score,
             "stopped": stopped,
+            "calibration": calibration,
             "test": {
-                "uar": test.uar,
-                "accuracy": test.accuracy,
-                "macro_f1": test.macro_f1,
+                **asdict(test),
                 "confusion": tested.total.tolist(),
-                "per_class_recall": list(test.per_class_recall),
                 "per_speaker_uar": {speaker: scores(confusion).uar for speaker, confusion in tested.by_holder.items()},
                 "per_speaker_confusion": {name: confusion.tolist() for name, confusion in tested.by_holder.items()},
                 **cut,

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from ser_fl.calibration import TEMPERATURES
 from ser_fl.config.data import FrontendConfig
 from ser_fl.config.training import ModelConfig
 from ser_fl.config.values import ObjectConfig, OrOwn
@@ -38,7 +39,8 @@ _LONGEST_CLIP = 1 << 28
 
 class EmotionModel(nn.Module):
     """A trained classifier with its front end: what `ser_fl.load` gives. Called with standardised log-mel features it
-    is a plain torch classifier; `from_waveform` goes all the way from audio.
+    is a plain torch classifier; `from_waveform` goes all the way from audio. Both give the network's own logits, which
+    attacks are made on; `probabilities` makes calibrated ones of them.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class EmotionModel(nn.Module):
         own_network: str | None = None,
         by_speaker: bool = False,
         fallback: Scale | None = None,
+        temperature: float = 1.0,
     ) -> None:
         super().__init__()
         self.network = network
@@ -72,11 +75,17 @@ class EmotionModel(nn.Module):
         """For speakers of whom there is no clip; None where training speakers did not tell their mean."""
         self.scale: Scale | None = None
         """Of the speaker that the model is enrolled for."""
+        self.temperature = temperature
+        """What logits are divided by before they are probabilities (`ser_fl.calibration`); 1 leaves them."""
 
     def forward(self, features_BFL: Tensor) -> Tensor:
         """Logits of shape (B, C) from standardised features of shape (B, F, L)."""
         logits_BC: Tensor = self.network(features_BFL)
         return logits_BC
+
+    def probabilities(self, logits_BC: Tensor) -> Tensor:
+        """Calibrated probabilities of shape (B, C), softmax(logits / T): the likeliest class is that of the logits."""
+        return (logits_BC / self.temperature).softmax(dim=1)
 
     def from_waveform(self, waveform_BT: Tensor) -> Tensor:
         """Logits of shape (B, C) from clips already at the front end's rate and length, differentiable throughout.
@@ -130,6 +139,7 @@ def save_model(folder: Path, bundle: EmotionModel) -> None:
         "model": _MODEL.dump_python(bundle.model_config, mode="json"),
         "classes": list(bundle.classes),
         "synthetic": bundle.synthetic,
+        "temperature": bundle.temperature,
         "frontend": _FRONTEND.dump_python(bundle.frontend_config, mode="json"),
         "standardisation": {name: column_F1.flatten().tolist() for name, column_F1 in columns.items()},
         "normalisation": "speaker" if bundle.by_speaker else "pooled",
@@ -214,6 +224,9 @@ def _described(card: Mapping[str, Any], state: State, own: NetworkSource | None)
             raise ValueError(f"{name} has {len(values)} values for {frontend.num_mels} mel bins")
         open_side = float("-inf") if name.startswith("lower") else float("inf")  # JSON, which lacks it, says null
         columns[name] = torch.tensor([open_side if value is None else value for value in values]).reshape(-1, 1)
+    temperature = card.get("temperature", 1.0)  # of runs before there was one
+    if type(temperature) not in (int, float) or not TEMPERATURES[0] <= temperature <= TEMPERATURES[-1]:
+        raise ValueError(f"a temperature of {shown(temperature)}")
     standardisation = Standardisation(*(torch.zeros(frontend.num_mels) for _ in range(4)))
     standardisation.load_state_dict(columns)
     fallback = None
@@ -231,4 +244,5 @@ def _described(card: Mapping[str, Any], state: State, own: NetworkSource | None)
         own_network=card.get("network"),
         by_speaker=card.get("normalisation", "pooled") == "speaker",
         fallback=fallback,
+        temperature=temperature,
     )

@@ -1,18 +1,20 @@
-"""What a classifier says of utterances that are scored.
+"""What a classifier says of utterances that are scored, and how sure it is.
 
-Legend: N utterances, B batch, F mel bins, L frames.
+Legend: N utterances, C classes, B batch, F mel bins, L frames.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from ser_fl.calibration import confidence_sums
 from ser_fl.data.features import FeatureStore, load_examples
 from ser_fl.data.frontend import Standardisation
 from ser_fl.data.splits import Indices
 from ser_fl.devices import device_of
+from ser_fl.metrics import Floats
 
 EVALUATION_BATCH = 64
 
@@ -53,6 +55,27 @@ def predictions_of(
         with torch.no_grad():  # a network of the user's may cache what it trains with later
             predicted.append(network(features_BFL).argmax(dim=1))
     found: list[int] = torch.cat(predicted).tolist() if predicted else []
+    return found
+
+
+def confidences_of(
+    network: nn.Module,
+    store: FeatureStore,
+    standardisation: Standardisation,
+    holders: Mapping[str, Indices],
+    temperature: float | None,
+) -> dict[str, Floats]:
+    """Each holder's `confidence_sums`, in fp32 and true evaluation mode; a holder sends nothing else. No two share a
+    batch, so that the bits of a holder's logits do not hang on who else is on the machine.
+    """
+    network.eval()
+    device, found = device_of(network), dict[str, Floats]()
+    for holder, indices in holders.items():
+        parts = (load_examples(store, rows, standardisation).to(device) for rows in batches_of([indices]))
+        with torch.no_grad():
+            logits_NC = torch.cat([network(part.features_NFL).cpu() for part in parts])
+        labels = store.labels_N[list(indices)].tolist()
+        found[holder] = confidence_sums(logits_NC.double().numpy(), labels, temperature)
     return found
 
 

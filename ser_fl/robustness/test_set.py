@@ -38,7 +38,8 @@ from ser_fl.runs.records import SpeechRecord
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestSet:
     model: nn.Module
-    """Maps features of shape (B, F, L) to logits of shape (B, C); in evaluation mode."""
+    """Maps features of shape (B, F, L) to logits of shape (B, C), which no temperature has touched: it could hide
+    gradients (`ser_fl.calibration`); in evaluation mode."""
     features_NFL: Tensor
     """Standardised, inside the box."""
     labels_N: Tensor

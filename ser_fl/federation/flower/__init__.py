@@ -1,7 +1,8 @@
 """The same rounds on Flower: a ServerApp and a ClientApp around the functions that the local loop calls.
 
 Tensors cross between hosts as safetensors, all else as JSON, both checked before they are used. Audio and features stay
-where they are; the server sees names of speakers, counts, sums over features, models and confusion matrices.
+where they are; the server sees names of speakers, counts, sums over features and confidences, models and confusion
+matrices.
 """
 
 import os

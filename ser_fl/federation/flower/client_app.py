@@ -106,6 +106,13 @@ def score(config: Config, host: Host, content: Mapping[str, Any], records: Recor
     return {"confusions": {holder: matrix.astype(int).tolist() for holder, matrix in scored.by_holder.items()}}, {}
 
 
+def confidences(config: Config, host: Host, content: Mapping[str, Any], records: RecordDict) -> Answer:
+    """How sure a model is of the utterances of the speakers here: sums over each one's."""
+    clients, models = _clients(config, host, content, records), {GLOBAL: take(records, "model")}
+    found = clients.confidences(models, content["part"], content["temperature"])
+    return {"confidences": {holder: sums.tolist() for holder, sums in found.by_holder.items()}}, {}
+
+
 def make_client_app(host_of: Callable[[Context], Host]) -> ClientApp:
     """A ClientApp for the hosts that a context tells of."""
     app = ClientApp()
@@ -131,6 +138,7 @@ def make_client_app(host_of: Callable[[Context], Host]) -> ClientApp:
 
     app.query("speakers")(answering(speakers))
     app.query("enrol")(answering(enrol))
+    app.query("confidences")(answering(confidences))
     app.train()(answering(train))
     app.evaluate()(answering(score))
     return app

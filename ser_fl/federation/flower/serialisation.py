@@ -15,7 +15,7 @@ from ser_fl.errors import one_line, shown
 from ser_fl.files import check_same_form, from_safetensors, to_safetensors
 from ser_fl.runs.records import ClientFigures, State
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of what crosses: both sides must speak the same."""
 _SAFETENSORS = "safetensors"
 """How tensors are serialised: all of a state as one array, since each array costs Flower some requests a host."""
@@ -103,6 +103,7 @@ _reply = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Count = Annotated[int, Field(ge=1, le=1 << 53)]
 Amount = Annotated[int, Field(ge=0, le=1 << 53)]
+Sum = Annotated[float, Field(ge=0, le=1e300)]
 
 
 @_reply
@@ -160,6 +161,13 @@ class Confusions:
     """By speaker: how often each true class (row) was predicted as each class."""
 
     confusions: dict[Name, list[list[Amount]]]
+
+
+@_reply
+class Confidences:
+    """By speaker: a row of sums for each temperature (`ser_fl.calibration.confidence_sums`)."""
+
+    confidences: dict[Name, list[list[Sum]]]
 
 
 def take_reply(records: RecordDict, kind: type[T]) -> T | str:

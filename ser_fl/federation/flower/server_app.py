@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
+from ser_fl.calibration import confidence_sums
 from ser_fl.config.schema import Config
 from ser_fl.data.splits import Part
 from ser_fl.devices import exact_arithmetic, threads_limited_to
@@ -21,12 +22,12 @@ from ser_fl.federation.algorithm import GLOBAL
 from ser_fl.federation.checkpoint import as_begun, open_run
 from ser_fl.federation.client import ClientTask, Executor, Scored
 from ser_fl.federation.fine_tuning import FirstRun
-from ser_fl.federation.flower.nodes import Answer, Nodes
-from ser_fl.federation.flower.serialisation import Confusions, Refusal, Updates, WireError, put, take
+from ser_fl.federation.flower.nodes import Answer, Nodes, T
+from ser_fl.federation.flower.serialisation import Confidences, Confusions, Refusal, Updates, WireError, put, take
 from ser_fl.federation.flower.submission import configured, error_line
 from ser_fl.federation.own_objects import NOTHING, OwnObjects
 from ser_fl.federation.rounds import Federation, Hooks
-from ser_fl.metrics import Confusion
+from ser_fl.metrics import Floats
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import FIGURES, ClientFailure, ClientUpdate, Outcome, RoundRecord, State
 
@@ -73,21 +74,62 @@ class FlowerExecutor(Executor):
     def score(self, models: Mapping[str, State], part: Part, *, attacked: bool = False) -> Scored:
         """Confusion matrices of all holders that answer; they are asked twice."""
         records = self.nodes.question(part=part, attacked=attacked)
-        records.update(self._shared(models[GLOBAL]))
-        found, problems = dict[str, Confusion](), dict[str, str]()
+
+        def matrix(said: Confusions, holder: str) -> Floats | str:
+            rows, num_classes = said.confusions.get(holder), len(self.nodes.classes)
+            if rows is None:
+                return _NOT_NAMED
+            if len(rows) != num_classes or any(len(row) != num_classes for row in rows):
+                return f"its confusion matrix is not of {num_classes} classes"
+            if (count := sum(map(sum, rows))) != (held := self.nodes.manifest.sizes[part][holder]):
+                return f"its confusion matrix is of {count} utterances, it has {held}"
+            return np.asarray(rows, dtype=np.float64)
+
+        return self._gathered(models[GLOBAL], part, "evaluate", records, Confusions, matrix)
+
+    def confidences(self, models: Mapping[str, State], part: Part, temperature: float | None = None) -> Scored:
+        """Sums of all holders that answer; they are asked twice."""
+        records = self.nodes.question(part=part, temperature=temperature)
+        num_rows, num_sums = confidence_sums(np.empty((0, len(self.nodes.classes))), (), temperature).shape
+
+        def sums(said: Confidences, holder: str) -> Floats | str:
+            rows, held = said.confidences.get(holder), self.nodes.manifest.sizes[part][holder]
+            if rows is None:
+                return _NOT_NAMED
+            if len(rows) != num_rows or any(len(row) != num_sums for row in rows):
+                return f"its sums are not {num_rows} rows of {num_sums}"
+            sums_GS = np.asarray(rows, dtype=np.float64)
+            count_GB, *others = np.split(sums_GS[:, 1:], 3, axis=1)
+            if (count_GB.sum(axis=1) != held).any() or any((other_GB > count_GB).any() for other_GB in others):
+                return f"its sums are not of {held} utterances, which it has"
+            return sums_GS
+
+        return self._gathered(models[GLOBAL], part, "query.confidences", records, Confidences, sums)
+
+    def _gathered(
+        self,
+        model: State,
+        part: Part,
+        message_type: str,
+        records: RecordDict,
+        kind: type[T],
+        read: Callable[[T, str], Floats | str],
+    ) -> Scored:
+        """What all holders of a part say of a model, each read from its node's answer, or why it cannot be used."""
+        records.update(self._shared(model))
+        found, problems = dict[str, Floats](), dict[str, str]()
         holders = sorted(self.nodes.manifest.sizes[part])
         for _ in range(_ATTEMPTS):
             if len(found) == len(holders):
                 break
             self._asked += 1
             missing = {holder: holder for holder in holders if holder not in found}
-            answers = self.nodes.ask_holders("evaluate", missing, lambda _: records, Confusions, self._asked)
-            for holder, answer in answers:
-                matrix = self._matrix(holder, part, answer)
-                if isinstance(matrix, str):
-                    problems[holder] = matrix
+            for holder, answer in self.nodes.ask_holders(message_type, missing, lambda _: records, kind, self._asked):
+                sums = answer if isinstance(answer, str) else read(answer[0], holder)
+                if isinstance(sums, str):
+                    problems[holder] = sums
                 else:
-                    found[holder] = matrix
+                    found[holder] = sums
         failures = [
             ClientFailure(client_id=holder, error=problems[holder], stage="validation")
             for holder in holders
@@ -123,18 +165,6 @@ class FlowerExecutor(Executor):
             return str(error)
         own = {name: getattr(figures, name) for name in FIGURES}
         return ClientUpdate(client_id=task.client_id, state=state, optimiser_state=kept, **own)
-
-    def _matrix(self, holder: str, part: Part, answer: Answer[Confusions]) -> Confusion | str:
-        if isinstance(answer, str):
-            return answer
-        rows, num_classes = answer[0].confusions.get(holder), len(self.nodes.classes)
-        if rows is None:
-            return _NOT_NAMED
-        if len(rows) != num_classes or any(len(row) != num_classes for row in rows):
-            return f"its confusion matrix is not of {num_classes} classes"
-        if (count := sum(map(sum, rows))) != (held := self.nodes.manifest.sizes[part][holder]):
-            return f"its confusion matrix is of {count} utterances, it has {held}"
-        return np.asarray(rows, dtype=np.float64)
 
 
 def serve(
