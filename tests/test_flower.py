@@ -49,6 +49,9 @@ BASE = (
 )
 
 
+ONE_ROUND = "federation.num_rounds=1"
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("flower")
@@ -388,6 +391,58 @@ def test_figures_that_cannot_be_are_no_figures(
         on_flower(config, hosts(home, *SPEAKERS), lie)
     run = RunFolder(Path(str(config.run_dir)))
     assert untimed(run.rounds)[0]["failures"][0]["client_id"] == "m01" and not run.summary.exists()
+
+
+@pytest.fixture(scope="module")
+def unsure(home: Path) -> Any:
+    """How a run is calibrated whose m01 says nothing of its validation utterances."""
+
+    def mute(question: Message, answer: Message) -> Message | None:
+        asked, said = take_json(question.content), take_json(answer.content)
+        if "m01" in said.get("confidences", {}) and asked["part"] == "validation":
+            return Message(Error(5, "Node Unavailable"), reply_to=question)
+        return answer
+
+    run = on_flower(settings(home, "unsure", "executor=flower", ONE_ROUND), hosts(home, *SPEAKERS), mute)
+    return run.read_json(run.summary)["calibration"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda rows: rows[:-1], r"its sums are not 81 rows of 4"),
+        (lambda rows: [[0.0]] * len(rows), r"its sums are not 81 rows of 4"),
+        (lambda rows: [[nll, count + 1, sure, 0.0] for nll, count, sure, _ in rows], r"its sums are not of \d+ utt"),
+        (lambda rows: [[nll, count, sure, count + 1] for nll, count, sure, _ in rows], r"its sums are not of \d+ utt"),
+        (lambda rows: [[float("nan"), *others] for _, *others in rows], r"cannot be used: confidences\.m01"),
+        (lambda rows: [[-1.0, *others] for _, *others in rows], r"cannot be used: confidences\.m01"),
+        (lambda rows: None, r"cannot be used: confidences\.m01"),
+    ],
+    ids=["a row less", "no sums", "more utterances", "more right", "NaN", "negative", "nothing"],
+)
+def test_sums_that_cannot_be_do_not_move_the_temperature(
+    home: Path,
+    change: Callable[[list[list[float]]], Any],
+    reason: str,
+    unsure: Any,
+    caplog: pytest.LogCaptureFixture,
+    request: pytest.FixtureRequest,
+) -> None:
+    """It is that of the others, and the record says so."""
+
+    def lie(question: Message, answer: Message) -> Message | None:
+        said = take_json(answer.content)
+        if "m01" in said.get("confidences", {}) and take_json(question.content)["part"] == "validation":
+            said["confidences"]["m01"] = change(said["confidences"]["m01"])
+            put_json(answer.content, said)
+        return answer
+
+    config = settings(home, f"unsure {request.node.callspec.id}", "executor=flower", ONE_ROUND)
+    run = on_flower(config, hosts(home, *SPEAKERS), lie)
+    said = run.read_json(run.summary)["calibration"]
+    assert said == unsure and said["calibrated"] is not None
+    assert said["words"][0] == "without the validation utterances of 1 speakers, first m01"
+    assert any(re.search(rf"no validation figures of m01: .*{reason}", line) for line in caplog.messages)
 
 
 @pytest.mark.parametrize(

@@ -254,6 +254,15 @@ def test_model_comes_back_from_disk_as_it_went(tmp_path: Path, config: ModelConf
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
 
 
+def test_a_temperature_comes_back_and_models_before_there_was_one_have_1(tmp_path: Path) -> None:
+    saved = bundle()
+    saved.temperature = 2.5
+    save_model(tmp_path, saved)
+    assert load_model(tmp_path).temperature == 2.5
+    change_card(tmp_path, lambda card: card.pop("temperature"))
+    assert load_model(tmp_path).temperature == 1
+
+
 def test_open_box_comes_back_open(tmp_path: Path) -> None:
     """JSON has no infinities."""
     save_model(tmp_path, bundle(clip="none"))
@@ -304,6 +313,9 @@ def change_card(folder: Path, change: Callable[[dict[str, Any]], object]) -> Non
         (lambda card: card["frontend"].update(fmax_hz=9e9), "cannot be loaded: .*fmax_hz"),
         (lambda card: card["standardisation"]["mean_F1"].pop(), "cannot be loaded: .*mean_F1"),
         (lambda card: card["standardisation"].pop("lower_F1"), "cannot be loaded: .*lower_F1"),
+        (lambda card: card.update(temperature=0), "cannot be loaded: a temperature of 0"),
+        (lambda card: card.update(temperature="1"), "cannot be loaded: a temperature of '1'"),
+        (lambda card: card.update(temperature=None), "cannot be loaded: a temperature of None"),
     ],
 )
 def test_model_card_that_does_not_fit(tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:

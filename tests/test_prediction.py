@@ -17,6 +17,7 @@ import pytest
 import soundfile
 import torch
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 import ser_fl
 from ser_fl import prediction
@@ -218,6 +219,30 @@ def test_a_long_recording_is_heard_to_its_end(run: Path, tmp_path: Path) -> None
     for emotion in ("anger", "fear"):
         assert found.probabilities[emotion] == pytest.approx(np.mean([one.probabilities[emotion] for one in expected]))
     assert found.probabilities != expected[0].probabilities, "it is not cut"
+
+
+@pytest.mark.parametrize("temperature", [0.25, 2.5])
+def test_probabilities_are_calibrated_and_no_emotion_changes(run: Path, tmp_path: Path, temperature: float) -> None:
+    """A segment's are softmax(logits / T); a recording's are the mean's to the power of 1 / T, in proportion."""
+    files = [write(tmp_path / f"{seed}.wav", voice(CLIP_S, seed)) for seed in range(3)]
+    files.append(write(tmp_path / "long.wav", np.concatenate([voice(CLIP_S, seed) for seed in range(3)])))
+    model = load_model(run)
+    plain, clips = predict(files, model), [prediction.read_audio(file, "first")[0] for file in files[:3]]
+    with torch.no_grad():
+        logits_NC = np.concatenate([model.from_waveform(clip_T[None]).double().numpy() for clip_T in clips])
+    model.temperature = temperature
+    found = predict(files, model)
+    expected_NC = softmax(logits_NC / temperature, axis=1)
+    assert [list(one.probabilities.values()) for one in found[:3]] == [
+        pytest.approx(expected_C, abs=1e-5) for expected_C in expected_NC
+    ]
+    assert [list(part.probabilities.values()) for part in found[3].segments] == [
+        pytest.approx(expected_C, abs=1e-5) for expected_C in expected_NC
+    ]
+    powers = np.mean(softmax(logits_NC, axis=1), axis=0) ** (1 / temperature)
+    assert list(found[3].probabilities.values()) == pytest.approx(powers / powers.sum(), abs=1e-5)
+    assert [one.emotion for one in found] == [one.emotion for one in plain]
+    assert found[0].probabilities != plain[0].probabilities
 
 
 def test_segments_may_be_shorter_and_are_repeated_as_short_files_are(run: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from harness import cases_of, check_line, result_or_line
 from hypothesis import strategies as st
 
+from ser_fl.calibration import TEMPERATURES, fitted
 from ser_fl.config.compose import compose
 from ser_fl.config.schema import Config
 from ser_fl.data.frontend import Standardisation
@@ -80,6 +81,11 @@ def update_answer() -> RecordDict:
 
 def scores_answer() -> RecordDict:
     return answer({"confusions": {name: [[2, 0], [1, 1]] for name in SPEAKERS}})
+
+
+def confidences_answer() -> RecordDict:
+    rows = [[2.5, 4.0, 3.0, 3.0]] * len(TEMPERATURES)
+    return answer({"confidences": dict.fromkeys(SPEAKERS, rows)})
 
 
 def answer(content: Mapping[str, Any]) -> RecordDict:
@@ -251,8 +257,15 @@ def test_answers_of_nodes(explore: Callable[..., None], num_cases: int) -> None:
             check_lines(failure.error)
         assert all(matrix.shape == (2, 2) and matrix.sum() == 4 for matrix in scored.by_holder.values())
 
+    def calibrate(records: RecordDict) -> None:
+        nodes = enrolled([records, records])
+        told = FlowerExecutor(nodes).confidences({GLOBAL: state()}, "validation")
+        assert {*told.by_holder, *(failure.client_id for failure in told.failures)} == set(SPEAKERS)
+        fit = fitted(told.by_holder, [failure.client_id for failure in told.failures])
+        assert TEMPERATURES[0] <= fit.temperature <= TEMPERATURES[-1] and fit.num_utterances == 4 * len(told.by_holder)
+
     def try_case(case: tuple[str, Any]) -> None:
-        {"enrol": enrol, "train": train, "score": score}[case[0]](case[1])
+        {"enrol": enrol, "train": train, "score": score, "calibrate": calibrate}[case[0]](case[1])
 
     cases = st.one_of(
         st.tuples(st.just("enrol"), st.tuples(mangled(speakers_answer()), st.just(enrol_answer()))),
@@ -260,6 +273,7 @@ def test_answers_of_nodes(explore: Callable[..., None], num_cases: int) -> None:
         st.tuples(st.just("train"), mangled(update_answer())),
         st.tuples(st.just("train"), mangled(update_answer())),
         st.tuples(st.just("score"), mangled(scores_answer())),
+        st.tuples(st.just("calibrate"), mangled(confidences_answer())),
     )
     explore(cases, try_case)
 
@@ -292,5 +306,6 @@ def test_questions_to_nodes(explore: Callable[..., None], num_cases: int) -> Non
         st.tuples(st.just("query.speakers"), mangled(question())),
         st.tuples(st.just("train"), mangled(question(round=1, learning_rate=0.1, clients=["f01"]))),
         st.tuples(st.just("evaluate"), mangled(question(part="test", attacked=False))),
+        st.tuples(st.just("query.confidences"), mangled(question(part="test", temperature=1.5))),
     )
     explore(cases, ask)
