@@ -480,7 +480,7 @@ def test_predict_says_what_the_model_says(places: Places, elsewhere: Path, capsy
     for file, line in zip(files, lines, strict=True):
         with torch.inference_mode():
             clip_T = model.frontend.clip(*read_audio(file))
-            shares = model.from_waveform(clip_T[None]).softmax(1)[0].tolist()
+            shares = (model.from_waveform(clip_T[None]) / model.temperature).softmax(1)[0].tolist()
         printed = {emotion: float(share) for emotion, share in re.findall(r"(\w+) (\d\.\d\d)", line)}
         assert line.startswith(str(file))
         assert printed == {emotion: round(share, 2) for emotion, share in zip(model.classes, shares, strict=True)}
