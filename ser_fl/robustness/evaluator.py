@@ -71,7 +71,7 @@ def confidences_of(
     network.eval()
     device, found = device_of(network), dict[str, Floats]()
     for holder, indices in holders.items():
-        parts = (load_examples(store, rows, standardisation).to(device) for rows in batches_of([indices]))
+        parts = (load_examples(store, rows, standardisation, device) for rows in batches_of([indices]))
         with torch.no_grad():
             logits_NC = torch.cat([network(part.features_NFL).cpu() for part in parts])
         labels = store.labels_N[list(indices)].tolist()
