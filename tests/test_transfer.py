@@ -35,7 +35,8 @@ from ser_fl.report.figures import heat_table
 from ser_fl.report.page import write_report
 from ser_fl.report.tables import pair_table, transfer_tables
 from ser_fl.robustness.benchmark import benchmark_run
-from ser_fl.robustness.transfer import TransferModel, carried_over, in_common, transfer_matrix, transfer_runs
+from ser_fl.robustness.transfer import transfer_runs
+from ser_fl.robustness.transfer_matrix import TransferModel, carried_over, in_common, transfer_matrix
 from ser_fl.runs.folder import RunFolder, read_transfer, write_transfer
 from ser_fl.runs.records import TransferMatrix, TransferRecord
 
