@@ -185,6 +185,8 @@ BAD_INPUT: dict[str, tuple[str, list[str]]] = {
     "no such configuration": ("train --config ROOT/none.yaml", ["ROOT/none.yaml"]),
     "configuration that is none": ("train --config ROOT/not.yaml", ["ROOT/not.yaml"]),
     "misspelt key beside --config": ("train --config RUN/config.yaml optimiser.rate=1", ["optimiser.rate"]),
+    "a group beside --config": ("train --config RUN/config.yaml data=nemo", ["data holds", "'nemo'", "data.SETTING="]),
+    "a group beside --config of folds": ("crossval --config RUN/config.yaml data=nemo", ["data holds", "'nemo'"]),
     "benchmark of no folder": ("benchmark run=ROOT/none", ["ROOT/none"]),
     "benchmark of a folder that is no run": ("benchmark run=ROOT/empty", ["ROOT/empty", "config.yaml"]),
     "benchmark without a run": ("benchmark attacks=[fgsm]", ["run="]),

@@ -217,6 +217,18 @@ def test_report_takes_the_folder_for_its_folds(
     assert "notes.txt is not a run folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["evaluate", "run=RUNS"], ["benchmark", "run=RUNS", "attacks=[fgsm]"], ["predict", "--run", "RUNS", "a.wav"]],
+)
+def test_who_gives_the_folder_for_a_run_is_told_of_the_runs_in_it(
+    words: list[str], crossed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([word.replace("RUNS", str(crossed)) for word in words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"take one of the 2 runs in it, such as {crossed / 'fold0'}")
+
+
 def test_folders_come_in_the_order_of_their_numbers_and_once(tmp_path: Path) -> None:
     for name in ("fold10", "fold2", "fold1", "figures"):
         (tmp_path / name).mkdir()

@@ -620,5 +620,7 @@ def test_folds_share_nothing_and_test_everything_once(
 
 def test_two_texts_are_too_few_for_three_parts() -> None:
     """RAVDESS has two statements."""
-    with pytest.raises(UserError, match="leaves no train utterances of 20: each part needs a text"):
+    with pytest.raises(UserError, match="needs three texts at least, one for each part, and there are 2"):
         split_corpus(read_table(2, 2), BY_TEXT)
+    with pytest.raises(UserError, match="needs three speakers at least, one for each part, and there are 2"):
+        split_corpus(read_table(2, 3), INDEPENDENT)

@@ -198,6 +198,11 @@ def _settled(
         place |= {name: (k + 0.5) / len(of_kind) for k, name in enumerate(of_kind)}
     order = sorted(drawn, key=place.__getitem__)
     given = {part: _given(unit, getattr(config, f"{part}_{unit}s"), known) for part in ("test", "validation")}
+    if len(known) < len(PARTS):
+        raise UserError(
+            f"split={config.name} needs three {unit}s at least, one for each part, and there are {len(known)}: take "
+            "split=within_speaker"
+        )
     testers = given["test"]
     if not testers:
         sizes = _fold_sizes(unit, len(order), config)

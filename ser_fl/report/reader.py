@@ -194,10 +194,7 @@ def read_run(folder: Path) -> RunRecords:
     or that a file in it is damaged or of another schema.
     """
     run = RunFolder(folder)
-    if not run.config.is_file():
-        raise UserError(
-            f"{folder} is not a run folder (it has no config.yaml): give the folder that `ser-fl train` made"
-        )
+    run.refuse_no_run()
     run.refuse_links_out()
     summary = _form(run.summary, Summary, _mapping(run, run.summary))
     record = RunRecords(

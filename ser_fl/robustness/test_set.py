@@ -275,6 +275,7 @@ def load_run(
         UserError: no such run, client, model, part or setting.
     """
     run = RunFolder(folder)
+    run.refuse_no_run()
     run.refuse_links_out()
     speech = [*speech, *([] if root is None else [f"data.root={root}"])]
     is_other = any(setting.startswith("data=") for setting in speech)

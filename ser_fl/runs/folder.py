@@ -122,9 +122,20 @@ class RunFolder:
         try:
             return parse_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise UserError(f"{self.root} has no {path.name}: is it the folder of a finished run?") from None
+            way_out = self._way_out("is it the folder of a finished run?")
+            raise UserError(f"{self.root} has no {path.name}: {way_out}") from None
         except ValueError as error:
             raise UserError(f"{path} is not JSON ({error}): was it changed by hand?") from None
+
+    def refuse_no_run(self) -> None:
+        """Refuse (`UserError`) a folder that is none of a run; runs that lie in it are pointed to."""
+        if not self.config.is_file():
+            way_out = self._way_out("give the folder that `ser-fl train` made")
+            raise UserError(f"{self.root} is not a run folder (it has no config.yaml): {way_out}")
+
+    def _way_out(self, otherwise: str) -> str:
+        within = sorted(self.root.glob("*/config.yaml"))
+        return f"take one of the {len(within)} runs in it, such as {within[0].parent}" if within else otherwise
 
     def refuse_links_out(self) -> None:
         """Refuse (`UserError`) a folder from elsewhere that holds links out of it, or devices. It may itself be reached
