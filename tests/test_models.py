@@ -367,6 +367,6 @@ def test_folder_without_a_model(tmp_path: Path) -> None:
 
 
 def test_catalogue_has_an_entry_for_every_configuration() -> None:
-    assert sorted(NETWORKS) == ["crnn", "resnet", "vgg15"]
+    assert sorted(NETWORKS) == ["crnn", "pooled", "resnet", "vgg15"]
     for config in (CRNN, VGG, RESNET):
         assert type(build_network(config, 2, seed=0)) is NETWORKS[config.name]

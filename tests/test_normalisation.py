@@ -199,7 +199,8 @@ def test_predict_enrols_the_speaker(run: Path, tmp_path: Path) -> None:
         ser_fl.predict(files, model)
     found = ser_fl.predict(files[:1], model, enrol=files[1:])
     heard = [torch.from_numpy(np.round(clip.clamp(-1, 1).numpy() * 32767) / 32768).float() for clip in clips]
-    expected = model.enrolled(torch.stack(heard[1:])).from_waveform(heard[0][None]).softmax(1)[0]
+    logits_1C = model.enrolled(torch.stack(heard[1:])).from_waveform(heard[0][None])
+    expected = (logits_1C / model.temperature).softmax(1)[0]
     assert list(found[0].probabilities.values()) == pytest.approx(expected.tolist(), abs=2e-3)
     alone = ser_fl.predict(files[:1], model, enrol=files[:1])
     assert alone[0].probabilities != found[0].probabilities

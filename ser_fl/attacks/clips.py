@@ -14,14 +14,14 @@ import torch
 from torch import Generator, Tensor
 
 from ser_fl.attacks.threat_model import Ball, Rows
-from ser_fl.data.frontend import LogMel
+from ser_fl.data.frontend import FrontEnd
 from ser_fl.devices import send
 
 _MARGIN_S = 0.01
 """Recorded samples kept beyond the last one heard, in seconds: more than resampling reaches (6 periods of 8 kHz)."""
 
 
-def heard_samples(frontend: LogMel, sample_rate_hz: int) -> int:
+def heard_samples(frontend: FrontEnd, sample_rate_hz: int) -> int:
     """How many samples of a recording, at its own rate, the front end hears before it cuts."""
     return math.ceil(frontend.num_samples * sample_rate_hz / frontend.sample_rate_hz)
 
@@ -39,7 +39,7 @@ class Clips(Rows):
     sample_rate_hz: int
 
     @classmethod
-    def of(cls, waveforms: Sequence[Tensor], sample_rate_hz: int, frontend: LogMel) -> Self:
+    def of(cls, waveforms: Sequence[Tensor], sample_rate_hz: int, frontend: FrontEnd) -> Self:
         """Clips of recordings of shape (T,) each; what lies far beyond the front end's length is left out."""
         heard = heard_samples(frontend, sample_rate_hz)
         width = heard + math.ceil(_MARGIN_S * sample_rate_hz)

@@ -19,8 +19,7 @@ from ser_fl.attacks.clips import ClipBall, Clips
 from ser_fl.attacks.domains import Crafted, Domain
 from ser_fl.attacks.psychoacoustic import MaskingBall
 from ser_fl.attacks.threat_model import Ball, Box, Rows
-from ser_fl.data.frontend import LogMel as LogMelFrontend
-from ser_fl.data.frontend import Standardisation, resample
+from ser_fl.data.frontend import FrontEnd, Standardisation, resample
 from ser_fl.data.normalisation import Scale
 from ser_fl.devices import send
 
@@ -43,7 +42,7 @@ class WaveformToFeatures(Rows):
 
     clips: Clips
     """Whose waveforms are moved; where they may not be, theirs is what is heard."""
-    frontend: LogMelFrontend
+    frontend: FrontEnd
     """On the device of the clips."""
     standardisation: Standardisation
     mean_BF1: Tensor | None = None
@@ -82,7 +81,7 @@ class WaveformToFeatures(Rows):
 class Waveform(Domain):
     """The samples of recordings, within SNRs, amplitudes or masking thresholds."""
 
-    frontend: LogMelFrontend
+    frontend: FrontEnd
     """On the device of the model."""
     standardisation: Standardisation
     read: Read

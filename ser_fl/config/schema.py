@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import field, fields
+from dataclasses import field, fields, replace
 from functools import update_wrapper
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -16,17 +16,18 @@ from typing import Any, Literal, TypeVar, cast
 from pydantic import ValidationError
 
 from ser_fl.config.data import (
+    AnyFrontend,
     AugmentationConfig,
     ClientsConfig,
     DataConfig,
     Enrolment,
-    FrontendConfig,
+    GE2EConfig,
     NormalisationConfig,
     SplitConfig,
 )
 from ser_fl.config.federation import ExecutorConfig, FederationConfig, SelectionConfig, TrackingConfig
 from ser_fl.config.resumable import Resumable
-from ser_fl.config.training import EXCLUDED, ModelConfig, ObjectiveConfig, OptimiserConfig, TrainerConfig
+from ser_fl.config.training import EXCLUDED, ModelConfig, ObjectiveConfig, OptimiserConfig, PooledConfig, TrainerConfig
 from ser_fl.config.values import Amount, Folder, ObjectConfig, OrOwn, Own, stage
 from ser_fl.errors import UserError, shown, unknown_name
 from ser_fl.files import adapter
@@ -56,7 +57,7 @@ class Config:
     """Go on from the last checkpoint of `run_dir`, or of the newest run with the same configuration; with more
     `federation.num_rounds`, from one that was done."""
     data: DataConfig
-    frontend: FrontendConfig
+    frontend: AnyFrontend
     split: SplitConfig
     clients: ClientsConfig
     model: OrOwn[ModelConfig]
@@ -126,12 +127,23 @@ class Config:
         is_elsewhere = executor.name == "flower" and executor.superlink is not None
         if self.data.name != "builtin" and self.data.root is None and not is_elsewhere:
             raise ValueError(f"data={self.data.name} needs data.root=DIR, the folder of the corpus")
-        size = self.frontend.num_mels, self.frontend.num_frames
+        size = self.frontend.num_features, self.frontend.num_frames
         if not isinstance(model, ObjectConfig) and min(size) < model.least_size:
             raise ValueError(
                 f"{model.name} needs at least {model.least_size} mel bins and {model.least_size} frames, got "
                 f"{size[0]} and {size[1]}: raise frontend.num_mels or frontend.duration_s"
             )
+        if isinstance(self.frontend, GE2EConfig):
+            for name in ("mel_masks", "max_mel_warp", "max_equalisation"):
+                if given := getattr(self.augmentation, name):
+                    raise ValueError(
+                        f"augmentation.{name} is of mel bins, which an encoder's features are not: got {given:g} with "
+                        "frontend=ge2e"
+                    )
+        if isinstance(model, PooledConfig) and model.num_features is None:
+            object.__setattr__(self, "model", replace(model, num_features=size[0]))
+        elif isinstance(model, PooledConfig) and model.num_features != size[0]:
+            raise ValueError(f"model.num_features must be the front end's {size[0]}, got {model.num_features}")
         if executor.name == "flower" and self.clients.by not in ("speaker", "session"):
             raise ValueError(
                 f"clients.by must be speaker or session with executor=flower, got {self.clients.by}: it would deal out "

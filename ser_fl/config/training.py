@@ -62,7 +62,23 @@ class ResNetConfig:
     dropout: Share
 
 
-ModelConfig = Annotated[CRNNConfig | VGG15Config | ResNetConfig, Field(discriminator="name")]
+@stage
+class PooledConfig:
+    """Mean and deviation over time, and dense layers: for features of an encoder (`frontend=ge2e`)."""
+
+    least_size: ClassVar[int] = 1
+
+    name: Literal["pooled"]
+    num_features: Count | None
+    """Of the front end; null is that."""
+    hidden: Amount
+    """Units of the dense layer between; 0: none, a linear classifier."""
+    attention: bool
+    """Weigh frames by what they hold, in place of all alike."""
+    dropout: Share
+
+
+ModelConfig = Annotated[CRNNConfig | VGG15Config | ResNetConfig | PooledConfig, Field(discriminator="name")]
 
 
 @stage

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ser_fl.config.data import FrontendConfig
+from ser_fl.config.data import AnyFrontend
 from ser_fl.config.schema import Config
 from ser_fl.data.corpora import open_corpus
 from ser_fl.data.corpora.folder import expand_home
-from ser_fl.data.frontend import LogMel, Standardisation
+from ser_fl.data.frontend import FrontEnd, Standardisation
+from ser_fl.data.frontend_registry import build_frontend
 from ser_fl.data.normalisation import SpeakerScales
 from ser_fl.data.synthetic import SyntheticCorpus
 from ser_fl.data.utterance import Corpus, Utterance
@@ -39,11 +39,6 @@ from ser_fl.runs.redaction import is_place
 
 CACHE_VERSION = 2
 """Raised whenever the same audio and settings would give other features."""
-_KEY = (
-    *("sample_rate_hz", "window_samples", "hop_samples", "num_mels"),
-    *("fmin_hz", "fmax_hz", "num_samples", "log_offset"),
-)
-"""Settings that the values depend on: not the name of the settings, and not the box, which is applied later."""
 _BATCH = 32
 _LEFT_BEHIND_S = 3600.0
 """A temporary file of this age is nobody's any more: its writer touches it with every batch."""
@@ -55,7 +50,7 @@ OnFeatures = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class FeatureStore:
-    """Raw log-mel features of all utterances, and their labels. Pickled it holds the name of its file and no features:
+    """Raw features of all utterances, and their labels. Pickled it holds the name of its file and no features:
     another process that unpickles it maps the same pages.
     """
 
@@ -125,7 +120,7 @@ def open_configured_corpus(config: Config) -> Corpus:
 
 def compute_features(
     corpus: Corpus,
-    config: FrontendConfig,
+    config: AnyFrontend,
     *,
     cache_dir: Path | str | None = None,
     progress: OnFeatures | None = None,
@@ -149,7 +144,7 @@ def compute_features(
     if len(classes) < 2:
         raise UserError(f"corpus {corpus.name!r} has one emotion only ({', '.join(classes)}): a classifier needs two")
     labels_N = torch.tensor([classes.index(utterance.emotion) for utterance in utterances])
-    key = blake2b(repr((CACHE_VERSION, torch.__version__, attrgetter(*_KEY)(config))).encode(), digest_size=16)
+    key = blake2b(repr((CACHE_VERSION, torch.__version__, config.key)).encode(), digest_size=16)
 
     def digests(start: int) -> bytes:
         return b"".join(map(corpus.content_digest, utterances[start : start + _BATCH]))
@@ -164,7 +159,7 @@ def compute_features(
         _LOG.warning("features are kept in %s, since %s cannot be written; data.cache_dir=DIR", elsewhere, folder)
         folder = elsewhere
     file = folder / "features" / name
-    shape = (len(utterances), config.num_mels, config.num_frames)
+    shape = (len(utterances), config.num_features, config.num_frames)
 
     for is_filled in (False, True):
         # of another form, or none: a full disk or a crash may have cut it off
@@ -173,7 +168,7 @@ def compute_features(
             if store.features_NFL.dtype == torch.float32 and store.features_NFL.shape == shape:
                 return store
         if not is_filled:
-            _fill(file, corpus, LogMel(config), shape, progress)
+            _fill(file, corpus, build_frontend(config), shape, progress)
     raise UserError(f"{file} was just written and cannot be read: is the disk of data.cache_dir sound?")
 
 
@@ -202,10 +197,11 @@ def open_store(
 
 
 def _fill(
-    file: Path, corpus: Corpus, frontend: LogMel, shape: tuple[int, int, int], progress: OnFeatures | None
+    file: Path, corpus: Corpus, frontend: FrontEnd, shape: tuple[int, int, int], progress: OnFeatures | None
 ) -> None:
-    """Decode, resample and transform in parallel batches into a temporary file, then rename it into place. Each clip is
-    transformed alone, by one thread: the same bits whatever the corpus holds and however many cores there are.
+    """Decode, resample and transform in parallel batches into a temporary file, then rename it into place. Clips are
+    transformed by one thread, alone or in batches of one size: the same bits whatever the corpus holds and however many
+    cores there are.
     """
     total = len(corpus.utterances)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -215,15 +211,18 @@ def _fill(
     temporary = Path(name)
 
     def fill_batch(rows: NDArray[np.float32], start: int) -> int:
-        batch = corpus.utterances[start : start + _BATCH]
+        batch, size = corpus.utterances[start : start + _BATCH], frontend.at_once
         with torch.inference_mode():
-            for index, utterance in enumerate(batch, start):
-                recording_T, rate_hz = corpus.read(utterance)
-                try:
-                    clip_T = frontend.clip(recording_T, rate_hz)
-                except UserError as error:
-                    raise UserError(f"cannot use {utterance.utterance_id}: {error}") from None
-                rows[index] = frontend(clip_T[None])[0].numpy()
+            for first in range(0, len(batch), size):
+                clips_BT = torch.zeros(size, frontend.num_samples)
+                for clip_T, utterance in zip(clips_BT, batch[first : first + size]):  # noqa: B905, the last is short
+                    recording_T, rate_hz = corpus.read(utterance)
+                    try:
+                        clip_T[:] = frontend.clip(recording_T, rate_hz)
+                    except UserError as error:
+                        raise UserError(f"cannot use {utterance.utterance_id}: {error}") from None
+                count = min(size, len(batch) - first)
+                rows[start + first : start + first + count] = frontend(clips_BT)[:count].numpy()
         return len(batch)
 
     try:

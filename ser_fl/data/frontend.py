@@ -13,7 +13,7 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from ser_fl.config.data import FrontendConfig
+from ser_fl.config.data import AnyFrontend, FrontendConfig
 from ser_fl.data.audio import check_resampling
 from ser_fl.devices import float32_by_default
 from ser_fl.errors import UserError
@@ -44,7 +44,24 @@ def resample(waveform_T: Tensor, from_hz: int, to_hz: int) -> Tensor:
     return resampled_T
 
 
-class LogMel(nn.Module):
+class FrontEnd(nn.Module):
+    """From clips of one length to features of shape (B, F, L), differentiable."""
+
+    at_once = 1
+    """Clips of a batch in which the features of a corpus are computed."""
+
+    def __init__(self, config: AnyFrontend) -> None:
+        super().__init__()
+        self.num_samples = config.num_samples
+        self.sample_rate_hz = config.sample_rate_hz
+        self.hop_samples = config.hop_samples
+
+    def clip(self, waveform_T: Tensor, sample_rate_hz: int) -> Tensor:
+        """One recorded waveform, resampled and repeated to the front end's length."""
+        return repeat_to_length(resample(waveform_T, sample_rate_hz, self.sample_rate_hz), self.num_samples)
+
+
+class LogMel(FrontEnd):
     """Log-mel spectrogram with the settings of the paper's authors (arXiv 2203.04696).
 
     Hamming window, no centring, magnitude (not power) spectrogram, ``log(x + 1e-8)``. Mel scale and normalisation are
@@ -61,10 +78,7 @@ class LogMel(nn.Module):
     def __init__(self, config: FrontendConfig) -> None:
         from torchaudio.functional import melscale_fbanks
 
-        super().__init__()
-        self.num_samples = config.num_samples
-        self.sample_rate_hz = config.sample_rate_hz
-        self.hop_samples = config.hop_samples
+        super().__init__(config)
         self.log_offset = config.log_offset
         with warnings.catch_warnings(), float32_by_default():
             warnings.filterwarnings("ignore", message=".*all zero values.*")  # told below, as an error
@@ -85,10 +99,6 @@ class LogMel(nn.Module):
             )
         self.register_buffer("window", torch.hamming_window(config.window_samples, dtype=torch.float32))
         self.register_buffer("filters", filters)  # shape (window // 2 + 1, F)
-
-    def clip(self, waveform_T: Tensor, sample_rate_hz: int) -> Tensor:
-        """One recorded waveform, resampled and repeated to the front end's length."""
-        return repeat_to_length(resample(waveform_T, sample_rate_hz, self.sample_rate_hz), self.num_samples)
 
     def forward(self, waveform_BT: Tensor) -> Tensor:
         """Features of shape (B, F, L) from waveforms of shape (B, T), in natural-log magnitude. Magnitudes take half
@@ -146,7 +156,7 @@ class Standardisation(nn.Module):
             self.register_buffer(f"{name}_F1", values.float().reshape(-1, 1).clone())
 
     @classmethod
-    def from_statistics(cls, clients: Collection[FeatureStatistics], config: FrontendConfig) -> Standardisation:
+    def from_statistics(cls, clients: Collection[FeatureStatistics], config: AnyFrontend) -> Standardisation:
         """Standardisation by the statistics of all clients' features, as if these were in one place."""
         pooled = FeatureStatistics(
             count=sum(own.count for own in clients),
@@ -159,14 +169,15 @@ class Standardisation(nn.Module):
             infinity = torch.full_like(mean, float("inf"))
             return cls(mean, deviation, -infinity, infinity)
         # In float32, as the features are: the maximum of a bin that is always silent is then exactly the floor.
-        floor = torch.tensor(config.log_offset, dtype=torch.float32).log().double()
+        floor = torch.full_like(mean, -1.0)
+        floor[: config.num_mels] = torch.tensor(config.log_offset, dtype=torch.float32).log().double()
         lower, upper = (floor - mean) / deviation, (pooled.maximum_F - mean) / deviation
         return cls(mean, deviation, lower, torch.maximum(lower, upper))
 
     @classmethod
-    def of_scaled(cls, config: FrontendConfig) -> Standardisation:
+    def of_scaled(cls, config: AnyFrontend) -> Standardisation:
         """Of features that are scaled by speaker already: the box alone, ten deviations about the mean."""
-        zero = torch.zeros(config.num_mels)
+        zero = torch.zeros(config.num_features)
         side = torch.full_like(zero, float("inf") if config.clip == "none" else 10.0)
         return cls(zero, zero + 1, -side, side)
 

@@ -16,7 +16,7 @@ from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from ser_fl.config.data import FrontendConfig
+from ser_fl.config.data import AnyFrontend
 from ser_fl.data.utterance import text_key
 from ser_fl.errors import UserError
 from ser_fl.files import from_safetensors, to_safetensors, write_bytes, write_json
@@ -40,7 +40,7 @@ FIRST_RUN, CLIENTS = "the run that it began from", "its own clients"
 """Of whom it may be unknown what they heard: runs of earlier versions, and clients on other machines."""
 
 
-def fingerprints(features_NFL: Tensor, frontend: FrontendConfig) -> Tensor:
+def fingerprints(features_NFL: Tensor, frontend: AnyFrontend) -> Tensor:
     """Log-mel spectrograms, coarse, below 3400 Hz and at any volume: half floats of shape (N, P)."""
     import torch.nn.functional as functional
 
@@ -67,7 +67,7 @@ class Heard:
     """Who heard more that is not on record: `FIRST_RUN`, `CLIENTS`."""
 
     @classmethod
-    def of(cls, store: FeatureStore, split: Split, frontend: FrontendConfig) -> Self:
+    def of(cls, store: FeatureStore, split: Split, frontend: AnyFrontend) -> Self:
         """What training on a split hears: its training part, and its validation part, which selects."""
         import torch
 
@@ -114,7 +114,7 @@ class Heard:
             missing=tuple(who for who in before.missing if who != CLIENTS),
         )
 
-    def recordings(self, store: FeatureStore, rows: Indices, frontend: FrontendConfig) -> list[int]:
+    def recordings(self, store: FeatureStore, rows: Indices, frontend: AnyFrontend) -> list[int]:
         """Which of some utterances are among the recordings heard, by their sound."""
         import torch
 
@@ -129,9 +129,7 @@ class Heard:
             is_heard += (nearest_N < SAME_SOUND * change_N.clamp(max=1)).tolist()
         return list(compress(rows, is_heard))
 
-    def shared(
-        self, store: FeatureStore, rows: Indices, frontend: FrontendConfig, *, allow_seen: bool = False
-    ) -> Shared:
+    def shared(self, store: FeatureStore, rows: Indices, frontend: AnyFrontend, *, allow_seen: bool = False) -> Shared:
         """What some utterances share with those heard.
 
         Raises:

@@ -16,6 +16,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +36,8 @@ class Defence(ABC):
     """Name in attack records; also in `DEFENCES`, for one that is asked for by name."""
     num_draws: int = 1
     """Forward passes per utterance in `predict`."""
+    moves_bins: ClassVar[bool] = False
+    """Whether a bin may be shown in another one's place, which only mel bins allow."""
 
     @abstractmethod
     def transform(self, features_BFL: Tensor, keys_B: Sequence[str], *, seed: int, draw: int) -> Tensor:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -152,6 +152,8 @@ class _Placed(torch.autograd.Function):
 
 class _RandomPatterns(Defence):
     """Defences by a random resize and pad, with the `patterns` as outcomes; shown is shape (B, F + 2, L + 7)."""
+
+    moves_bins: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.num_draws < 1:

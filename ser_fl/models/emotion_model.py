@@ -17,10 +17,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ser_fl.calibration import TEMPERATURES
-from ser_fl.config.data import FrontendConfig
+from ser_fl.config.data import AnyFrontend
 from ser_fl.config.training import ModelConfig
 from ser_fl.config.values import ObjectConfig, OrOwn
-from ser_fl.data.frontend import FeatureStatistics, LogMel, Standardisation
+from ser_fl.data.frontend import FeatureStatistics, Standardisation
+from ser_fl.data.frontend_registry import build_frontend
 from ser_fl.data.normalisation import Scale
 from ser_fl.devices import exact_arithmetic
 from ser_fl.errors import UserError, shown, unknown_name
@@ -30,7 +31,7 @@ from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import MODEL_SCHEMA, State
 
 _LOG = logging.getLogger(__name__)
-_FRONTEND: TypeAdapter[FrontendConfig] = TypeAdapter(FrontendConfig)
+_FRONTEND: TypeAdapter[AnyFrontend] = TypeAdapter(AnyFrontend)
 _MODEL: TypeAdapter[ModelConfig | ObjectConfig] = TypeAdapter(OrOwn[ModelConfig])
 _CLASSES: TypeAdapter[tuple[str, ...]] = TypeAdapter(tuple[str, ...])
 _LONGEST_CLIP = 1 << 28
@@ -50,7 +51,7 @@ class EmotionModel(nn.Module):
         *,
         classes: tuple[str, ...],
         model: ModelConfig | ObjectConfig,
-        frontend: FrontendConfig,
+        frontend: AnyFrontend,
         synthetic: bool = False,
         own_network: str | None = None,
         by_speaker: bool = False,
@@ -60,7 +61,7 @@ class EmotionModel(nn.Module):
         super().__init__()
         self.network = network
         self.standardisation = standardisation
-        self.frontend = LogMel(frontend)
+        self.frontend = build_frontend(frontend)
         self.classes = classes
         self.model_config = model
         self.frontend_config = frontend
@@ -220,18 +221,18 @@ def _described(card: Mapping[str, Any], state: State, own: NetworkSource | None)
         raise ValueError(f"clips of {frontend.num_samples} samples")
     columns: State = {}
     for name, values in card["standardisation"].items():
-        if len(values) != frontend.num_mels:
-            raise ValueError(f"{name} has {len(values)} values for {frontend.num_mels} mel bins")
+        if len(values) != frontend.num_features:
+            raise ValueError(f"{name} has {len(values)} values for {frontend.num_features} bins")
         open_side = float("-inf") if name.startswith("lower") else float("inf")  # JSON, which lacks it, says null
         columns[name] = torch.tensor([open_side if value is None else value for value in values]).reshape(-1, 1)
     temperature = card.get("temperature", 1.0)  # of runs before there was one
     if type(temperature) not in (int, float) or not TEMPERATURES[0] <= temperature <= TEMPERATURES[-1]:
         raise ValueError(f"a temperature of {shown(temperature)}")
-    standardisation = Standardisation(*(torch.zeros(frontend.num_mels) for _ in range(4)))
+    standardisation = Standardisation(*(torch.zeros(frontend.num_features) for _ in range(4)))
     standardisation.load_state_dict(columns)
-    fallback = None
+    fallback, size = None, frontend.num_features
     if (told := card.get("fallback")) is not None:
-        fallback = Scale(*(torch.tensor(told[name]).reshape(frontend.num_mels, 1) for name in ("mean", "deviation")))
+        fallback = Scale(*(torch.tensor(told[name]).reshape(size, 1) for name in ("mean", "deviation")))
     network = build_network(model, len(classes), seed=0, own=own)
     network.load_state_dict(state)
     return EmotionModel(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ser_fl.config.training import CRNNConfig, ModelConfig, ResNetConfig, VGG15Config
+from ser_fl.config.training import CRNNConfig, ModelConfig, PooledConfig, ResNetConfig, VGG15Config
 from ser_fl.config.values import ObjectConfig
 from ser_fl.devices import autocast, float32_by_default
 from ser_fl.models.cpu_kernels import BidirectionalGRU, ConvolutionBlocks, StemConvolution
@@ -197,7 +197,43 @@ class ResNet(_Pooled):
         )
 
 
-NETWORKS: Mapping[str, Callable[[int, Any], nn.Module]] = {"crnn": CRNN, "vgg15": VGG15, "resnet": ResNet}
+class Pooled(nn.Module):
+    """Mean and deviation of each bin over time, brought to one scale by batch norm without weights, and dense layers.
+    With attention both are weighted (attentive statistics pooling: Okabe et al., arXiv 1803.10963).
+    """
+
+    def __init__(self, num_classes: int, config: PooledConfig) -> None:
+        super().__init__()
+        assert config.num_features is not None, "settled with the front end"
+        size = 2 * config.num_features
+        self.attention = nn.Conv1d(config.num_features, 1, 1) if config.attention else None
+        self.scale = nn.BatchNorm1d(size, affine=False)
+        layers: list[nn.Module] = [nn.Dropout(config.dropout)]
+        if config.hidden:
+            layers += [nn.Linear(size, config.hidden), nn.ReLU(inplace=True), nn.Dropout(config.dropout)]
+        self.head = nn.Sequential(*layers, nn.Linear(config.hidden or size, num_classes))
+
+    def forward(self, features_BFL: Tensor) -> Tensor:
+        """Logits of shape (B, C) from standardised features of shape (B, F, L)."""
+        if self.attention is None:
+            weights_B1L = features_BFL.new_full(
+                (len(features_BFL), 1, features_BFL.shape[2]), 1 / features_BFL.shape[2]
+            )
+        else:
+            weights_B1L = torch.softmax(self.attention(features_BFL), dim=2)
+        mean_BF1 = (weights_B1L * features_BFL).sum(dim=2, keepdim=True)
+        variance_BF = (weights_B1L * (features_BFL - mean_BF1).square()).sum(dim=2)
+        pooled_BF = torch.cat([mean_BF1[:, :, 0], (variance_BF + 1e-5).sqrt()], dim=1)
+        logits_BC: Tensor = self.head(self.scale(pooled_BF))
+        return logits_BC
+
+
+NETWORKS: Mapping[str, Callable[[int, Any], nn.Module]] = {
+    "crnn": CRNN,
+    "vgg15": VGG15,
+    "resnet": ResNet,
+    "pooled": Pooled,
+}
 """By name: an entry here and a dataclass in `ser_fl.config.training` make a new one."""
 NetworkSource = nn.Module | Callable[[int], nn.Module]
 """A network of the caller's own, whose weights are the initial ones; or a class or function that makes one for so many

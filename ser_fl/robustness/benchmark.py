@@ -165,8 +165,8 @@ def benchmark_run(
         for name in config.subsets.keys() - {ADAPTIVE}:
             if name.removesuffix(UNLABELLED) not in known and not name.startswith("art:"):
                 raise unknown_name("attack in subsets", name, [*known, ADAPTIVE])
-        defences = [build_defence(name) for name in config.defences]
         trained = load_run(run.root, config.speech, part=config.part, root=config.root)
+        defences = trained.defences(config.defences)
         run = trained.folder
         attacks_at = partial(_attacks_of, config, trained.config, len(trained.model.classes))
         attacks_at((_AROUND,))  # tells of an unknown name

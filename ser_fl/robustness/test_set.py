@@ -20,12 +20,14 @@ from ser_fl.attacks.threat_model import Box
 from ser_fl.config.compose import compose_speech
 from ser_fl.config.robustness import Scored
 from ser_fl.config.schema import Config
+from ser_fl.config.training import PooledConfig
 from ser_fl.data.enrolment import enrolled
 from ser_fl.data.enrolment import in_words as scaling_in_words
 from ser_fl.data.features import FeatureStore, OnFeatures, compute_features, load_examples, open_configured_corpus
 from ser_fl.data.heard import Heard, Shared, in_words
 from ser_fl.data.normalisation import Scale
 from ser_fl.data.splits import PARTS, Indices, Split, split_corpus
+from ser_fl.defences import Defence, build_defence
 from ser_fl.devices import CPU, devices_of, send
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.models.emotion_model import EmotionModel, load_model
@@ -157,6 +159,17 @@ class TrainedRun:
         return compute_features(
             corpus, self.config.frontend, cache_dir=cache_dir, progress=on_features, classes=classes
         )
+
+    def defences(self, names: Sequence[str]) -> list[Defence]:
+        """By name. A `UserError` tells of an unknown one, and of one that moves the bins of an encoder's features."""
+        defences = [build_defence(name) for name in names]
+        for defence in defences:
+            if defence.moves_bins and isinstance(self.model.model_config, PooledConfig):
+                raise UserError(
+                    f"{defence.name} shifts mel bins, and model=pooled knows each feature by its place: choose "
+                    "defences=[none]"
+                )
+        return defences
 
     def choose(self, store: FeatureStore, *, allow_seen: bool = False) -> Chosen:
         """The part's utterances of emotions that the model knows. The corpus may have grown since training.

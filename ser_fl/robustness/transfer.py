@@ -12,7 +12,6 @@ from ser_fl.attacks.registry import build
 from ser_fl.config.robustness import TransferConfig
 from ser_fl.data.corpora.folder import expand_home
 from ser_fl.data.features import FeatureStore, OnFeatures
-from ser_fl.defences import build_defence
 from ser_fl.devices import exact_arithmetic, send, threads_limited_to
 from ser_fl.errors import UserError
 from ser_fl.robustness.runner import OnAttack, silent
@@ -47,12 +46,12 @@ def transfer_runs(
     attack = build(
         AttackSettings(name=config.attack, epsilon=config.epsilon, steps=config.steps, restarts=config.restarts)
     )
-    defences = [build_defence(name) for name in config.defences]
     loaded = [
         load_run(folder, config.speech, part=config.part, root=config.root, client_id=client_id)
         for folder, client_id in places
     ]
     first = loaded[0]
+    defences = [run.defences(config.defences) for run in loaded][-1]  # all say whether they take them
     for name, run in zip(public, loaded, strict=True):
         _refuse_unlike(next(iter(public)), first, name, run)
     out = expand_home(config.out) if config.out else first.run.root

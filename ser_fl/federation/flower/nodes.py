@@ -192,7 +192,7 @@ class Nodes:
         normalisation = self.config.normalisation
         is_told = normalisation.name == "pooled" or normalisation.share_mean
         sizes: Sizes = {part: {} for part in PARTS}
-        sum_F = torch.empty(self.config.frontend.num_mels, dtype=torch.float64)
+        sum_F = torch.empty(self.config.frontend.num_features, dtype=torch.float64)
         like = dict.fromkeys(("sum_F", "sum_of_squares_F", "maximum_F"), sum_F)
         for node, said, records in self._ask_all("query.enrol", nodes, Enrolled):
             own = [name for name, holder in self._node_of.items() if holder == node]

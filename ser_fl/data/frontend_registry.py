@@ -1,0 +1,13 @@
+"""Which front end a configuration names."""
+
+from ser_fl.config.data import AnyFrontend, GE2EConfig
+from ser_fl.data.frontend import FrontEnd, LogMel
+
+
+def build_frontend(config: AnyFrontend) -> FrontEnd:
+    """From clips of one length to features; errors are those of its class."""
+    if isinstance(config, GE2EConfig):
+        from ser_fl.data.ge2e import GE2E
+
+        return GE2E(config)
+    return LogMel(config)
