@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -166,3 +167,10 @@ def test_every_public_name_stays_what_it_is() -> None:
         "    assert kinds == {'function', 'type'}, kinds\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_glossary_names_files_that_are_there() -> None:
+    root = Path(__file__).parents[1]
+    named = re.findall(r"`([a-z_/]+/(?:[a-z_]+\.py)?)`", (root / "docs" / "glossary.md").read_text(encoding="utf-8"))
+    assert len(named) > 10
+    assert not [name for name in named if not (root / "ser_fl" / name).exists() and not (root / name).exists()]
