@@ -281,3 +281,8 @@ def test_attacks_carry_over_between_models_that_scale_alike(run: Path, tmp_path:
     assert scale is not None
     most = 0.5 * float(scale.deviation.max()) * 20 / math.log(10)
     assert 0.3 * most < own.max_db <= most * 1.001
+
+
+def test_fine_tuning_keeps_the_normalisation(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has normalisation='speaker', this run 'pooled'"):
+        ser_fl.train(config("normalisation=pooled", f"init_from={run}", f"run_dir={tmp_path / 'run'}"))

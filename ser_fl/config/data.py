@@ -167,7 +167,8 @@ class NormalisationConfig:
 
     name: Literal["pooled", "speaker"]
     """pooled: those of all training clips, from sums that clients send. speaker: those of each speaker's own clips,
-    which leave nobody's machine; see `enrolment`."""
+    which leave nobody's machine; see `enrolment`. Clients of mixed speakers (iid, dirichlet, centralised) scale each by
+    all the speaker's training clips."""
     share_mean: bool = False
     """speaker: clients tell the mean of their speakers' means and deviations, so that enrolment=none works."""
 

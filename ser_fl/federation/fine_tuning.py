@@ -54,9 +54,12 @@ class FirstRun:
         differing = [*_differing("frontend", model.frontend_config, config.frontend)]
         if own_network is None or isinstance(config.model, ObjectConfig):  # else it came from Python
             differing += _differing("model", model.model_config, config.model)
+        own, its = config.normalisation.name, "speaker" if model.by_speaker else "pooled"
+        differing += [("normalisation", its, own)] if its != own else []
         for setting, theirs, ours in differing:
             raise UserError(
-                f"{said} has {setting}={shown(theirs)}, this run {shown(ours)}: take the same network and front end"
+                f"{said} has {setting}={shown(theirs)}, this run {shown(ours)}: take the same network, front end and "
+                "normalisation"
             )
         if (heard := Heard.read(run.heard, run.heard_sounds)) is None:
             _LOG.warning("what %s heard in training is not on record: nothing can tell whether a test knows it", said)
