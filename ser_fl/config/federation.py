@@ -1,7 +1,5 @@
 """The round loop: the server, where clients run, what selects the best round, and where figures are tracked."""
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Literal
 

@@ -4,8 +4,6 @@ The YAML files hold every default; the classes hold what each setting means and 
 package a `Config` is trusted.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import field, fields, replace

@@ -1,7 +1,5 @@
 """How a client trains: the network, the optimiser, what a step minimises, and the flags of Lightning's Trainer."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 

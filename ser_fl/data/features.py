@@ -3,8 +3,6 @@
 Legend: N utterances, F mel bins, L frames.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

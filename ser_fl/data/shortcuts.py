@@ -6,8 +6,6 @@ UAR is held against chance. A network finds what such a probe finds, and is then
 Legend: N utterances, C classes, T samples.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ emotions across corpora best (Schuller et al., IEEE Transactions on Affective Co
 is then in units of the speech that it is made for.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields

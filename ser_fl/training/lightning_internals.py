@@ -2,8 +2,6 @@
 `tests/test_lightning_internals.py` asks Lightning itself, and fails where something here is no longer needed.
 """
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

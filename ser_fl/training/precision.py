@@ -1,7 +1,5 @@
 """`precision=auto`: whether clients train in bfloat16 is decided by a measurement on the machine that trains."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from dataclasses import replace

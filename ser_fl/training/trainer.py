@@ -4,8 +4,6 @@ client and round has a new Trainer, copied from one that was set up once.
 Legend: B batch, F mel bins, L frames.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 import os

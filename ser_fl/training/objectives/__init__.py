@@ -4,8 +4,6 @@ FGSM, BIM and PGD are made by one of two recipes, `PerRound` and `PerStep`. Fast
 since they need no model that has learnt: their authors attack from the first step on.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 from ser_fl.config.training import ObjectiveConfig

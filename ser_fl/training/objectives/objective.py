@@ -3,8 +3,6 @@
 Legend: B batch, F mel bins, L frames, C classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
