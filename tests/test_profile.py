@@ -25,13 +25,13 @@ from ser_fl.federation import client
 from ser_fl.federation.client import Clients, ClientTask
 from ser_fl.federation.own_objects import OwnObjects
 from ser_fl.federation.processes import pack
-from ser_fl.federation.profile import RunProfile, open_watch
+from ser_fl.federation.profile import RunProfile, open_stopwatch
 from ser_fl.federation.rounds import Hooks
 from ser_fl.models.networks import build_network
 from ser_fl.report.tables import ALL_CLIENTS, ALL_ROUNDS, profile_table
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import ProfileRecord
-from ser_fl.stopwatch import UNWATCHED, ClientPart, ServerPart, Stopwatch
+from ser_fl.stopwatch import ClientPart, ServerPart, Stopwatch
 from ser_fl.training import trainer
 from ser_fl.training.objectives import adversarial
 from ser_fl.training.trainer import FitProfiler
@@ -115,7 +115,7 @@ def test_only_an_accelerator_is_waited_for(
     """On a fake device: there is none here."""
     waited: list[bool] = []
     monkeypatch.setattr("ser_fl.federation.profile.synchronise", lambda: waited.append(True))
-    open_watch(settings("profile=true", f"executor.accelerator={accelerator}"), rest="client").read()
+    open_stopwatch(settings("profile=true", f"executor.accelerator={accelerator}"), rest="client").read()
     assert bool(waited) == waits
 
 
@@ -168,7 +168,7 @@ def test_what_a_client_does_counts_for_its_part(
         *("optimiser.name=sgd", f"executor.engine={engine}"),
     )
     prepared = prepare(config)
-    monkeypatch.setattr(client, "open_watch", lambda config, rest: Stopwatch(rest, clock=hands))
+    monkeypatch.setattr(client, "open_stopwatch", lambda config, rest: Stopwatch(rest, clock=hands))
     clients = Clients(config, prepared, OwnObjects(callbacks=(Takes(hands, 1),) if engine == "trainer" else ()))
     state = dict(build_network(config.model, len(prepared.store.classes), seed=config.seed).state_dict())
     moved_on(client, "load_examples", 3)
@@ -201,17 +201,16 @@ def test_what_a_client_does_counts_for_its_part(
 def test_clients_and_their_parts_share_a_stopwatch_after_the_way_to_a_worker(settings: Callable[..., Config]) -> None:
     config = settings("profile=true")
     clients = Clients(*pickle.loads(pack(Clients(config, prepare(config))))[:3])
-    assert isinstance(clients.watch, Stopwatch)
+    assert isinstance(clients.stopwatch, Stopwatch)
     profiler = trainer.quiet_trainer(*clients.trainers._made_of).profiler  # type: ignore[attr-defined]
-    assert isinstance(profiler, FitProfiler) and profiler._watch is clients.watch
+    assert isinstance(profiler, FitProfiler) and profiler._stopwatch is clients.stopwatch
 
 
 def test_without_profile_nothing_is_measured(settings: Callable[..., Config]) -> None:
     config = settings()
     clients = Clients(config, prepare(config))
-    assert clients.watch is UNWATCHED
+    assert clients.stopwatch is None
     assert isinstance(trainer.quiet_trainer(*clients.trainers._made_of).profiler, PassThroughProfiler)  # type: ignore[attr-defined]
-    assert UNWATCHED.read() == {}
 
 
 Told = list[ProfileRecord]
@@ -318,8 +317,8 @@ def test_one_round_has_no_later_ones() -> None:
     hands = Hands()
     profile = RunProfile(compose(["experiment=debug"]))
     assert profile.record() is None
-    profile.watch = Stopwatch("other", clock=hands)
-    with profile.watch.part("waiting"):
+    profile.stopwatch = Stopwatch("other", clock=hands)
+    with profile.stopwatch.part("waiting"):
         hands.time += 4_000_000_000
     hands.time += 1_000_000_000
     profile.add(7, [{"forward": 1_500_000_000}, {"forward": 500_000_000, "data": 1_000_000_000}])

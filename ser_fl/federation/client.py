@@ -28,7 +28,7 @@ from ser_fl.data.prepared import Prepared
 from ser_fl.data.splits import Part, holders
 from ser_fl.devices import devices_of, seeded_streams
 from ser_fl.federation.own_objects import NOTHING, OwnObjects
-from ser_fl.federation.profile import open_watch
+from ser_fl.federation.profile import open_stopwatch
 from ser_fl.metrics import Floats, confusion_matrix, recording_products
 from ser_fl.models.networks import build_network
 from ser_fl.randomness import derive_seed, generator
@@ -98,10 +98,10 @@ class Clients(Executor):
         self.config, self.data, self.own = config, data, own
         self.objective = own.objective or OBJECTIVES[config.stock_objective.name](config.stock_objective)
         self.device = device or devices_of(config.executor.accelerator)[0]
-        self.watch = open_watch(config, rest="client") if config.profile else UNWATCHED
+        self.stopwatch = open_stopwatch(config, rest="client") if config.profile else None
         sides = (data.standardisation.lower_F1, data.standardisation.upper_F1)
         self.box = Box.of(*(side_F1.to(self.device) for side_F1 in sides))
-        self.trainers = Trainers(config, own.callbacks, self.device, self.watch)
+        self.trainers = Trainers(config, own.callbacks, self.device, self.stopwatch)
         self._reused: nn.Module | None = None
         """The network that clients take in turns, once there is one."""
 
@@ -109,13 +109,15 @@ class Clients(Executor):
     @torch.enable_grad()  # whatever the caller has switched off
     def update(self, task: ClientTask) -> ClientUpdate:
         """One client's local epochs. The result depends on the task and the seed alone."""
-        started, settings, watch, data = time.perf_counter(), self.config.federation, self.watch, self.data
-        watch.restart()
+        started, settings, data, watch = time.perf_counter(), self.config.federation, self.data, UNWATCHED
+        if self.stopwatch is not None:
+            self.stopwatch.restart()
+            watch = self.stopwatch.part
         keys = (self.config.seed, "round", task.round, "client", task.client_id)
         stream, bf16 = generator(*keys), self.config.precision == "bf16-mixed"
         network = self._network()
         network.load_state_dict(task.state)
-        with watch.part("data"):
+        with watch("data"):
             examples = load_examples(data.store, data.clients[task.client_id], data.standardisation)
             weights_C = None
             if self.config.class_balance == "loss":
@@ -149,7 +151,7 @@ class Clients(Executor):
             balanced=self.config.class_balance == "sampling",
         )
         module = ClientDataModule(batches, client_id=task.client_id, round=task.round)
-        with seeded_streams(derive_seed(*keys), self.device), watch.part("trainer"):  # dropout draws from them
+        with seeded_streams(derive_seed(*keys), self.device), watch("trainer"):  # dropout draws from them
             if self.config.executor.engine == "trainer":
                 optimiser = self.trainers.fit(classifier, module)
             else:
@@ -171,7 +173,7 @@ class Clients(Executor):
                 for name, value in entries.items()
                 if value is not None
             },
-            nanoseconds=watch.read(),
+            nanoseconds=self.stopwatch.read() if self.stopwatch else {},
         )
 
     def _network(self) -> nn.Module:

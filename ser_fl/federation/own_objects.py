@@ -75,7 +75,7 @@ def settled_objects(config: Config, given: Mapping[str, Any]) -> tuple[OwnObject
                 f"executor=flower sends no code to other hosts, got {name}={names[name]}: use executor=serial or "
                 "executor=processes"
             )
-    return OwnObjects(**made, callbacks=callbacks), replace(config, objects=names)
+    return OwnObjects(**made, callbacks=callbacks), replace(config, objects=names) if names else config
 
 
 def check_network(config: Config, num_classes: int, own: OwnObjects) -> None:

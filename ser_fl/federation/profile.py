@@ -8,13 +8,13 @@ import torch
 
 from ser_fl.config.schema import Config
 from ser_fl.runs.records import ProfileRecord, TimeSpent
-from ser_fl.stopwatch import ClientPart, Part, ServerPart, Stopwatch, Watch
+from ser_fl.stopwatch import ClientPart, Part, ServerPart, Stopwatch
 
 OnProfile = Callable[[ProfileRecord], None]
 """Told where the time of a run's rounds went."""
 
 
-def open_watch(config: Config, rest: Part) -> Watch:
+def open_stopwatch(config: Config, rest: Part) -> Stopwatch:
     """A stopwatch of a profiled run. An accelerator's work is only handed over when a call returns: so that its time
     counts for the part that ordered it, the stopwatch waits for the device whenever a part begins or ends, which makes
     a profiled run slower.
@@ -35,12 +35,12 @@ class RunProfile:
 
     def __init__(self, config: Config) -> None:
         self._executor = config.executor.name
-        self.watch = open_watch(config, rest="other")
+        self.stopwatch = open_stopwatch(config, rest="other")
         self._rounds: list[TimeSpent] = []
 
     def add(self, number: int, clients: Sequence[dict[str, int]]) -> None:
-        """Take in a round, measured since `watch`'s restart, and nanoseconds by part of every client's update."""
-        server, spent = Counter(self.watch.read()), Counter[str]()
+        """Take in a round, measured since the stopwatch's restart, and nanoseconds by part of every client's update."""
+        server, spent = Counter(self.stopwatch.read()), Counter[str]()
         wall = server.total()
         for client in clients:
             spent.update(client)

@@ -34,7 +34,7 @@ from ser_fl.runs.environment import describe_environment
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.preemption import Preemption
 from ser_fl.runs.records import PROFILE_SCHEMA, SUMMARY_SCHEMA, RoundRecord, State
-from ser_fl.runs.redaction import is_private, remember
+from ser_fl.runs.redaction import remember
 from ser_fl.stopwatch import UNWATCHED, Watch
 from ser_fl.tracking import Tracker, open_tracker
 
@@ -134,15 +134,17 @@ class Federation:
     def run_round(self, server: Server, tracker: Tracker, profile: RunProfile | None) -> None:
         """Train, score where the round does, then commit: the records, and the checkpoint, which makes it count."""
         config, selection, run = self.config, self.config.selection, self.run
-        watch = UNWATCHED if profile is None else profile.watch
-        watch.restart()
+        watch = UNWATCHED
+        if profile is not None:
+            profile.stopwatch.restart()
+            watch = profile.stopwatch.part
         started, number = time.perf_counter(), server.round + 1
         cohort = sample_cohort(self.client_manifest.client_ids, config.federation.fraction_train, config.seed, number)
         rate, server_rate = config.optimiser.learning_rate, server.algorithm.learning_rate(number)
         if server_rate is None:  # else it is the server's that is scheduled
             rate *= scheduled_share(config.optimiser, number)
         results = self.train(server, cohort, number, rate, watch)
-        with watch.part("evaluation"):
+        with watch("evaluation"):
             is_last, validation, robust = number == config.federation.num_rounds, None, None
             failures, trained = list(results.failures), results.records
             if is_last or number % selection.every == 0:
@@ -167,10 +169,10 @@ class Federation:
                 failures=tuple(failures),
                 seconds=time.perf_counter() - started,
             )
-        with watch.part("records"):
+        with watch("records"):
             run.append(run.rounds, [record])
             run.append(run.clients, trained)
-            with watch.part("tracking"):
+            with watch("tracking"):
                 tracker.log_round(record, trained)
             server.round = number
             score = record.robust_uar if selection.by == "robust" else record.uar
@@ -202,16 +204,16 @@ class Federation:
             )
             for client_id in cohort
         )
-        with watch.part("waiting"):
+        with watch("waiting"):
             for client_id, outcome in self.executor.run(tasks):
-                with watch.part("aggregation"):
+                with watch("aggregation"):
                     results.take(client_id, outcome)
                 del outcome  # else it would be kept while the next client trains
         count, minimum = len(results.records), self.config.federation.min_clients
         if count < minimum:
             reasons = "\n".join(f"client {failure.client_id}: {failure.error}" for failure in results.failures)
             raise RoundFailed(f"round {number} has {count} updates, needs {minimum}:\n{reasons}")
-        with watch.part("aggregation"):
+        with watch("aggregation"):
             server.algorithm.finish(number)
             if server.average is not None:
                 server.average.add(server.algorithm.models[GLOBAL])
@@ -310,7 +312,5 @@ def write_config(run: RunFolder, config: Config) -> None:
     data = settings["data"]
     for stage, key in ((data, "root"), (data, "cache_dir"), (settings, "init_from")):
         stage[key] = stage[key] and remember(stage[key])
-    if not settings["run_dir"] or is_private(settings["run_dir"]):
-        settings["run_dir"] = None
-    content = {"schema": CONFIG_SCHEMA, **settings}
+    content = {"schema": CONFIG_SCHEMA, **settings, "run_dir": None}
     write_bytes(run.config, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())

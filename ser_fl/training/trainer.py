@@ -32,7 +32,7 @@ from ser_fl.devices import CPU, autocast
 from ser_fl.errors import UserError
 from ser_fl.models.classifier import EmotionClassifier
 from ser_fl.models.networks import BatchRenorm2d
-from ser_fl.stopwatch import UNWATCHED, ClientPart, Stopwatch, Watch
+from ser_fl.stopwatch import ClientPart, Stopwatch
 from ser_fl.training.lightning_internals import QuickHookNames, copy_of, leave_signals_alone, let_go
 from ser_fl.training.objectives import ClientRound, TrainingPlan
 
@@ -104,7 +104,7 @@ class ClientClassifier(QuickHookNames, EmotionClassifier):
         """The objective's loss of the augmented batch, which is the same for all of its replays."""
         features_BFL, labels_B = batch
         if batch_idx % self._plan.replays == 0:
-            with self.watch.part("data"):
+            with self.watch("data"):
                 self._augmented_BFL = augment(features_BFL, labels_B, self.augmentation, self.stream)
         loss, logits_BC = self._plan.loss(self.network, self._augmented_BFL, labels_B)
         self._steps.append((loss.detach(), logits_BC.detach(), labels_B))
@@ -151,22 +151,22 @@ def fit_in_loop(
     """
     watch = classifier.watch
     classifier.to(device)
-    with watch.part("optimiser"):
+    with watch("optimiser"):
         optimiser = classifier.configure_optimizers()
     classifier.on_train_start()
     for _ in range(epochs):
-        with watch.part("data"):
+        with watch("data"):
             loader = iter(batches.train_dataloader())
         for number in range(len(batches.batches)):
-            with watch.part("data"):
+            with watch("data"):
                 batch = batches.transfer_batch_to_device(next(loader), device, 0)
-            with watch.part("forward"), autocast(device, bf16=bf16):
+            with watch("forward"), autocast(device, bf16=bf16):
                 loss = classifier.training_step(batch, number)
-            with watch.part("optimiser"):
+            with watch("optimiser"):
                 optimiser.zero_grad()
-            with watch.part("backward"):
+            with watch("backward"):
                 torch.autograd.backward(loss)
-            with watch.part("optimiser"):
+            with watch("optimiser"):
                 optimiser.step()
         classifier.score_epoch(only_loss=True)
     return optimiser
@@ -178,9 +178,13 @@ class Trainers:
     """
 
     def __init__(
-        self, config: Config, callbacks: Sequence[pl.Callback], device: torch.device = CPU, watch: Watch = UNWATCHED
+        self,
+        config: Config,
+        callbacks: Sequence[pl.Callback],
+        device: torch.device = CPU,
+        stopwatch: Stopwatch | None = None,
     ) -> None:
-        self._made_of = config, callbacks, device, watch
+        self._made_of = config, callbacks, device, stopwatch
         self._unused: pl.Trainer | None = None
         self._fresh = [
             (callback, callback.state_dict()) for callback in callbacks if isinstance(callback, EarlyStopping)
@@ -215,7 +219,7 @@ class Trainers:
 
 
 def quiet_trainer(
-    config: Config, callbacks: Sequence[pl.Callback], device: torch.device = CPU, watch: Watch = UNWATCHED
+    config: Config, callbacks: Sequence[pl.Callback], device: torch.device = CPU, stopwatch: Stopwatch | None = None
 ) -> pl.Trainer:
     """A Lightning Trainer for one client and round: no files, no bars, one device, no cluster detection."""
     assert config.precision != "auto", "resolve_precision comes first"
@@ -228,7 +232,7 @@ def quiet_trainer(
         precision=config.precision,
         callbacks=list(callbacks),
         plugins=[LightningEnvironment()],  # under SLURM the round loop is the job's one task, not each Trainer
-        profiler=FitProfiler(watch) if isinstance(watch, Stopwatch) else _NoProfiler(),
+        profiler=FitProfiler(stopwatch) if stopwatch else _NoProfiler(),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -243,16 +247,16 @@ def quiet_trainer(
 class FitProfiler(Profiler):
     """Where the time of a fit goes, by Lightning's own account: its hooks as parts of a stopwatch."""
 
-    def __init__(self, watch: Stopwatch) -> None:
+    def __init__(self, stopwatch: Stopwatch) -> None:
         super().__init__()
-        self._watch = watch
+        self._stopwatch = stopwatch
 
     def start(self, action_name: str) -> None:
         hook = action_name.rpartition(".")[2]  # of ``[Strategy]SingleDeviceStrategy.backward``
-        self._watch.enter("trainer" if action_name.startswith("[Callback]") else _PARTS.get(hook, "trainer"))
+        self._stopwatch.enter("trainer" if action_name.startswith("[Callback]") else _PARTS.get(hook, "trainer"))
 
     def stop(self, action_name: str) -> None:
-        self._watch.leave()
+        self._stopwatch.leave()
 
 
 class _NoProfiler(PassThroughProfiler):

@@ -53,7 +53,7 @@ class Adversarial(Objective):
         """
         starts = self.config.random_start and self.config.name != "bim"
         radius = _CLOSE * epsilon if labels_B is None else epsilon
-        with given.watch.part("attack"):
+        with given.watch("attack"):
             return pgd(
                 given.network,
                 features_BFL,
