@@ -169,21 +169,6 @@ def test_last_line_that_was_cut_is_left_out(tmp_path: Path) -> None:
         assert [line["round"] for line in run.read_jsonl(run.clients)] == rounds
 
 
-def test_cut_back_drops_what_came_after_the_commit(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
-    run.cut_back(run.clients, 0)  # a run killed before its first round has no file
-    assert not run.clients.exists()
-    run.append(run.clients, [client(1)])
-    committed = run.clients.read_bytes()
-    run.append(run.clients, [client(2)])
-    run.cut_back(run.clients, len(committed))
-    assert run.clients.read_bytes() == committed
-    run.cut_back(run.clients, len(committed) + 100)  # never longer than it was
-    assert run.clients.read_bytes() == committed
-    run.append(run.clients, [client(2, train_loss=0.25)])
-    assert [line["train_loss"] for line in run.read_jsonl(run.clients)] == [0.5, 0.25]
-
-
 def test_attack_records_come_back_equal(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     records = [attack(), attack(attack="clean", epsilon=None, steps=None, defence="randomisation")]

@@ -370,6 +370,14 @@ def test_records_after_the_checkpoint_are_cut_back(
     assert_same_run(run, finished[1])
 
 
+def test_records_that_are_shorter_than_at_the_checkpoint_stay_as_they_are(copied: tuple[Config, RunFolder]) -> None:
+    config, run = copied
+    kept = run.clients.read_bytes()[:-20]
+    run.clients.write_bytes(kept)
+    train(config)
+    assert run.clients.read_bytes() == kept
+
+
 def test_resuming_a_finished_run_trains_nobody(
     copied: tuple[Config, RunFolder], finished: tuple[Config, RunFolder]
 ) -> None:

@@ -1,9 +1,11 @@
 """A run, wherever its clients are: its rounds, what they leave on disk, and the test of the selected model."""
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -105,8 +107,8 @@ class Federation:
                 write_json(run.environment, environment | {"objects": config.objects, "callbacks": callbacks})
             if checkpoint is None or checkpoint.num_rounds < config.federation.num_rounds:
                 write_config(run, config)
-            for path in (run.rounds, run.clients):
-                run.cut_back(path, server.lengths.get(path.name, 0))
+            for path in filter(Path.exists, (run.rounds, run.clients)):  # drop what came after the last checkpoint
+                os.truncate(path, min(server.lengths.get(path.name, 0), path.stat().st_size))
             try:
                 while (stopped := self.why_stop(server)) is None:
                     with self.hooks.preemption.round() if self.hooks.preemption else nullcontext():

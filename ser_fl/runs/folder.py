@@ -99,11 +99,6 @@ class RunFolder:
                     path.unlink() if before is None else os.truncate(path, before)
                 raise
 
-    def cut_back(self, path: Path, num_bytes: int) -> None:
-        """Drop what a killed run appended after its last checkpoint."""
-        if path.exists():
-            os.truncate(path, min(num_bytes, path.stat().st_size))
-
     def read_jsonl(self, path: Path) -> list[dict[str, Any]]:
         """All lines of a ``.jsonl`` file but a last one that was cut off; a `UserError` of other than mappings."""
         if not path.exists():

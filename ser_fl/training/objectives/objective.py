@@ -67,7 +67,7 @@ class ClientRound:
     def on_all(self, loss: StepLoss, replays: int = 1) -> TrainingPlan:
         return TrainingPlan(
             examples=self.examples,
-            num_examples=len(self.examples),
+            num_examples=len(self.examples.labels_N),
             augmentation=self.augmentation,
             loss=loss,
             replays=replays,
