@@ -36,7 +36,7 @@ from ser_fl.runs.environment import describe_environment
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.preemption import Preemption
 from ser_fl.runs.records import PROFILE_SCHEMA, SUMMARY_SCHEMA, RoundRecord, State
-from ser_fl.runs.redaction import remember
+from ser_fl.runs.redaction import is_private, remember
 from ser_fl.stopwatch import UNWATCHED, Watch
 from ser_fl.tracking import Tracker, open_tracker
 
@@ -314,5 +314,7 @@ def write_config(run: RunFolder, config: Config) -> None:
     data = settings["data"]
     for stage, key in ((data, "root"), (data, "cache_dir"), (settings, "init_from")):
         stage[key] = stage[key] and remember(stage[key])
-    content = {"schema": CONFIG_SCHEMA, **settings, "run_dir": None}
+    if not settings["run_dir"] or is_private(settings["run_dir"]):
+        settings["run_dir"] = None
+    content = {"schema": CONFIG_SCHEMA, **settings}
     write_bytes(run.config, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
