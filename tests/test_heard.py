@@ -93,6 +93,11 @@ def test_noise_is_known_by_its_own_sound_alone(store: FeatureStore) -> None:
 def test_silence_is_nobodys_recording(store: FeatureStore, heard: Heard) -> None:
     silent = replace(store, features_NFL=torch.full_like(store.features_NFL, -18.4))
     assert heard.recordings(silent, (0, 1, 2), FRONTEND) == []
+    pause_NFL = torch.full_like(store.features_NFL, float(np.log(np.float32(1e-8))))
+    for clicks in (0.0, 6.0):  # as in cut recordings, of which some begin before anybody speaks
+        pause_NFL[:, :, 10:13] += clicks
+        pauses = replace(store, features_NFL=pause_NFL)
+        assert Heard.of(pauses, Split((0, 1), (2,), ()), FRONTEND).recordings(pauses, (3, 4), FRONTEND) == []
     of_silence = replace(heard, fingerprints_NP=torch.zeros_like(heard.fingerprints_NP))
     assert of_silence.recordings(silent, (0,), FRONTEND) == of_silence.recordings(store, (0,), FRONTEND) == []
 

@@ -36,6 +36,9 @@ SAME_SOUND = 0.1
 """Root mean square difference of two fingerprints, in nepers, below which they are of one recording. Copies at other
 rates stay below 0.035, different recordings of one speaker, text and emotion above 0.22 (nEMO, RAVDESS). Of a sound
 that changes by less than a neper over time it is this share of its change: silence is nobody's recording."""
+LEAST_LEVEL = 1.0
+"""Mean log-mel above that of digital silence, in nepers, of a sound that can be known: a pause of a long recording,
+with a click in it, is nobody's."""
 FIRST_RUN, CLIENTS = "the run that it began from", "its own clients"
 """Of whom it may be unknown what they heard: runs of earlier versions, and clients on other machines."""
 
@@ -123,10 +126,13 @@ class Heard:
             return []
         is_heard: list[bool] = []
         for part in torch.split(torch.tensor(rows), _AT_ONCE):
-            theirs_NP = fingerprints(store.features_NFL[part], frontend).float()
+            features_NFL = store.features_NFL[part]
+            theirs_NP = fingerprints(features_NFL, frontend).float()
             change_N = theirs_NP.reshape(-1, BANDS, MOMENTS).std(dim=2).square().mean(dim=1).sqrt()
             nearest_N = torch.cdist(theirs_NP, known_NP).amin(dim=1) / math.sqrt(BANDS * MOMENTS)
-            is_heard += (nearest_N < SAME_SOUND * change_N.clamp(max=1)).tolist()
+            is_alike_N = nearest_N < SAME_SOUND * change_N.clamp(max=1)
+            is_audible_N = features_NFL.mean(dim=(1, 2)) > math.log(frontend.log_offset) + LEAST_LEVEL
+            is_heard += (is_alike_N & is_audible_N).tolist()
         return list(compress(rows, is_heard))
 
     def shared(self, store: FeatureStore, rows: Indices, frontend: AnyFrontend, *, allow_seen: bool = False) -> Shared:
