@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import log_loss
+from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 import ser_fl
@@ -29,6 +30,7 @@ from ser_fl.data.prepared import prepare
 from ser_fl.data.splits import Part
 from ser_fl.federation.algorithm import GLOBAL
 from ser_fl.federation.client import Clients, Scored
+from ser_fl.federation.own_objects import NOTHING, OwnObjects
 from ser_fl.models.emotion_model import EmotionModel, load_model
 from ser_fl.runs.records import ClientFailure, State
 
@@ -212,6 +214,17 @@ def test_holders_that_say_nothing_are_named_and_cost_no_run(
     assert other.metrics() == run.metrics()
 
 
+class Sociable(nn.Module):
+    """What it says of an utterance hangs on the others of the batch."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+
+    def forward(self, features_BFL: Tensor) -> Tensor:
+        return features_BFL.mean(dim=2)[:, : self.num_classes] * features_BFL.std()
+
+
 def test_sums_of_a_speaker_do_not_hang_on_who_else_is_there(run: ser_fl.Run, home: Path) -> None:
     """Bit for bit; and a model that gives no finite output gives none."""
     config = settings(home, "-")
@@ -219,9 +232,10 @@ def test_sums_of_a_speaker_do_not_hang_on_who_else_is_there(run: ser_fl.Run, hom
     rows = tuple(row for row in both.split.validation if both.store.utterances[row].speaker == "f01")
     alone = replace(both, split=both.split._replace(validation=rows))
     state: State = run.load().network.state_dict()
-    for temperature in (None, 1.5):
+    for temperature, own in ((None, NOTHING), (1.5, NOTHING), (1.5, OwnObjects(network=Sociable))):
+        told: State = {} if own.network else state
         sums = [
-            Clients(config, prepared).confidences({GLOBAL: state}, "validation", temperature).by_holder
+            Clients(config, prepared, own).confidences({GLOBAL: told}, "validation", temperature).by_holder
             for prepared in (both, alone)
         ]
         assert sums[0].keys() == {"f01", "m01"} and sums[1].keys() == {"f01"}
