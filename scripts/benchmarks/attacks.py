@@ -79,18 +79,24 @@ class Target:
         """What an attack of ours makes of the utterances, or of some of them."""
         rows_N = torch.arange(len(self.labels_B)) if rows_N is None else rows_N
         attack = build(settings)
-        problem = Problem(
-            network=self.network,
-            num_classes=NUM_CLASSES,
-            clean=self.features_BFL[rows_N],
-            labels_B=self.labels_B[rows_N],
-            keys_B=[str(row) for row in rows_N.tolist()],
-            box=self.box,
-            settings=attack.settings,
-            seed=SEED,
-            passes=Passes(),
+        return torch.cat(
+            [
+                attack.craft(
+                    Problem(
+                        network=self.network,
+                        num_classes=NUM_CLASSES,
+                        clean=self.features_BFL[part_N],
+                        labels_B=self.labels_B[part_N],
+                        keys_B=[str(row) for row in part_N.tolist()],
+                        box=self.box,
+                        settings=attack.settings,
+                        seed=SEED,
+                        passes=Passes(),
+                    )
+                )
+                for part_N in torch.split(rows_N, BATCH)
+            ]
         )
-        return attack.craft(problem, BATCH)
 
     def counted(self, craft: Craft) -> tuple[Tensor, dict[str, int]]:
         """The result of an attack, and the passes of an utterance that it took."""

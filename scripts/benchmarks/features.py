@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from benchmarks.figures import Figure, alternately
 from ser_fl.config.compose import compose
-from ser_fl.config.data import FrontendConfig
+from ser_fl.config.data import AnyFrontend
 from ser_fl.data.corpora import FileCorpus, open_corpus
 from ser_fl.data.features import compute_features
-from ser_fl.data.frontend import LogMel
+from ser_fl.data.frontend_registry import build_frontend
 from ser_fl.data.synthetic import SyntheticCorpus
 from ser_fl.devices import threads_limited_to
 
@@ -61,7 +61,7 @@ class Start:
 
     root: Path
     cache: Path
-    frontend: FrontendConfig
+    frontend: AnyFrontend
 
     def open(self) -> FileCorpus:
         """The corpus, through its reader: the manifest, and every file's header."""
@@ -142,9 +142,9 @@ def against_real_time(seconds: list[float], written: Written, processor_s: float
     )
 
 
-def shares(corpus: FileCorpus, config: FrontendConfig, cold_s: float) -> Iterator[Figure]:
+def shares(corpus: FileCorpus, config: AnyFrontend, cold_s: float) -> Iterator[Figure]:
     """Each part alone, on one thread: its share of their sum. The transform takes a hundred clips twenty times."""
-    frontend = LogMel(config)
+    frontend = build_frontend(config)
     waveforms = [corpus.read(utterance) for utterance in corpus.utterances[:100]] * (NUM_CLIPS // 100)
 
     def digest() -> None:
