@@ -26,7 +26,7 @@ from ser_fl.attacks.registry import ATTACKS, Attack, Entry, build
 from ser_fl.attacks.threat_model import Box
 from ser_fl.config.compose import compose_benchmark
 from ser_fl.config.robustness import BenchmarkConfig
-from ser_fl.defences import Classifier, NoDefence, Randomisation
+from ser_fl.defences import Classifier, NoDefence, Randomisation, build_defence
 from ser_fl.errors import UserError
 from ser_fl.robustness import benchmark as benchmark_module
 from ser_fl.robustness.benchmark import benchmark_run
@@ -499,6 +499,7 @@ def run_folder(path: Path, attacks: Sequence[Attack], monkeypatch: pytest.Monkey
             executor=SimpleNamespace(threads=1, accelerator="cpu"), stock_objective=SimpleNamespace(epsilon=0.5)
         ),
         model=bundle,
+        defences=lambda names: [build_defence(name) for name in names],
         test_set=lambda seed, batch_size, **named: replace(test_set, seed=seed, batch_size=batch_size),
     )
     for name, result in {"load_run": trained, "spectrogram_pair": {}}.items():

@@ -230,7 +230,7 @@ def test_utterance_in_two_parts_is_never_let_through(monkeypatch: pytest.MonkeyP
 def test_speaker_in_two_parts_is_never_let_through(monkeypatch: pytest.MonkeyPatch, split: Split) -> None:
     monkeypatch.setattr(splits, "_divide", lambda utterances, config: split)
     with pytest.raises(BrokenPromise, match=r"s0[01] is in the \w+ part and in the \w+ part"):
-        split_corpus(even_table(2), INDEPENDENT)
+        split_corpus(even_table(3), INDEPENDENT)
     monkeypatch.setattr(splits, "_divide", lambda utterances, config: split)
     assert split_corpus(even_table(2), WITHIN) == split, "within speakers that is the point"
 
