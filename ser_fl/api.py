@@ -80,7 +80,7 @@ class Run(RunFolder):
             UserError: the corpus is not there, or is another one.
         """
         from ser_fl.devices import exact_arithmetic
-        from ser_fl.robustness.test_set import load_run
+        from ser_fl.robustness.trained_run import load_run
 
         with exact_arithmetic():
             return load_run(self.root, root=root, network=self.network).test_set()

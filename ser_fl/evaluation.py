@@ -23,7 +23,7 @@ from ser_fl.errors import UserError
 from ser_fl.files import write_bytes, write_json
 from ser_fl.metrics import Bootstrap, confusion_matrix, scores, uar_by_group
 from ser_fl.robustness.evaluator import batches_of
-from ser_fl.robustness.test_set import load_run
+from ser_fl.robustness.trained_run import load_run
 from ser_fl.runs.folder import RunFolder
 
 SETTINGS = ("run", "part", "allow_seen", "out")

@@ -189,11 +189,11 @@ def predict_each(
             raise UserError("nobody speaks in the recordings that enrol the speaker: give others")
         with exact_arithmetic(), threads_limited_to(1):
             speaker = model.enrolled(torch.stack(clips))
-    elif model.by_speaker and model.scale is None and model.fallback is None:
-        raise UserError(
-            "the model scales each speaker by own clips: say which, with enrol=FILES (--enrol FILE) of the speaker; "
-            "they may be those to be classified"
-        )
+    elif model.by_speaker and model.scale is None:
+        way_out = "say which, with enrol=FILES (--enrol FILE) of the speaker; they may be those to be classified"
+        if model.fallback is None:
+            raise UserError(f"the model scales each speaker by own clips: {way_out}")
+        _LOG.warning("nobody is enrolled: all are scaled by the mean of training speakers; better, %s", way_out)
     return _in_batches(heard(files), speaker)
 
 

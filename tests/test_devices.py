@@ -33,7 +33,7 @@ from ser_fl.errors import UserError
 from ser_fl.federation.processes import count_workers
 from ser_fl.models.networks import build_network
 from ser_fl.robustness.evaluator import EVALUATION_BATCH, batches_of
-from ser_fl.robustness.test_set import attack_device
+from ser_fl.robustness.trained_run import attack_device
 from ser_fl.training.objectives import OBJECTIVES, ClientRound
 from ser_fl.training.objectives.adversarial import PerStep
 

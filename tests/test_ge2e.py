@@ -16,7 +16,7 @@ from ser_fl.data.frontend import FrontEnd
 from ser_fl.data.frontend_registry import build_frontend
 from ser_fl.errors import UserError
 from ser_fl.models.networks import Pooled
-from ser_fl.robustness.test_set import load_run
+from ser_fl.robustness.trained_run import load_run
 
 CONFIG = GE2EConfig(name="ge2e", duration_s=3.0, pool=1, clip="training")
 SETTINGS = (

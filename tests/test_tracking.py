@@ -618,3 +618,12 @@ tracker.finish()
     assert "this run is tracked offline" in done.stderr and "is in use" not in done.stderr
     (records,) = offline_runs(run)
     assert [row["round"] for row in history(records)] == [1]
+
+
+def test_what_others_log_is_not_wandbs_to_rewrite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler of somebody's own, that listens to wandb too, has this machine's folders in the lines of others."""
+    monkeypatch.setattr(ser_fl.tracking.weights_and_biases, "_RUNS", {tmp_path})
+    for name, is_cut in (("wandb", True), ("wandb.sdk", True), ("ser_fl.api", False), ("wandbox", False)):
+        record = logging.LogRecord(name, logging.WARNING, "", 1, "kept in %s/file", (tmp_path,), None)
+        assert ser_fl.tracking.weights_and_biases._without_folders(record)
+        assert (str(tmp_path) not in record.getMessage()) is is_cut

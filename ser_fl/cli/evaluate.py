@@ -28,7 +28,7 @@ def run(arguments: Namespace) -> None:
     keep_freed_memory()
     with collection_paused():
         from ser_fl.evaluation import SETTINGS, evaluate
-        from ser_fl.robustness.test_set import enrolment_given
+        from ser_fl.robustness.trained_run import enrolment_given
 
     own = {name: value for name, _, value in (s.partition("=") for s in arguments.settings) if name in SETTINGS}
     speech = [setting for setting in arguments.settings if setting.partition("=")[0] not in SETTINGS]

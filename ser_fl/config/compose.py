@@ -79,8 +79,9 @@ def compose_speech(settings: Sequence[str], config_file: Path) -> Config:
         if _top_of(setting) not in OF_SPEECH:
             key, _ = _key_and_value(setting)
             raise unknown_name("setting", key, (*OF_SPEECH, "run", "part", "allow_seen", "out"))
-    groups = {setting.lstrip("+").partition("=")[0] for setting in settings} - {"enrolment"}
-    anew = [setting for setting in settings if "data" in groups or _top_of(setting) in groups]
+    of_corpus = [setting for setting in settings if _top_of(setting) != "enrolment"]
+    groups = {setting.lstrip("+").partition("=")[0] for setting in of_corpus}
+    anew = [setting for setting in of_corpus if "data" in groups or _top_of(setting) in groups]
     config = compose([setting for setting in settings if setting not in anew], config_file=config_file)
     if not anew:
         return config

@@ -131,6 +131,8 @@ class Config:
                 f"{model.name} needs at least {model.least_size} mel bins and {model.least_size} frames, got "
                 f"{size[0]} and {size[1]}: raise frontend.num_mels or frontend.duration_s"
             )
+        if self.normalisation.name == "pooled" and self.enrolment != 10:
+            raise ValueError(f"enrolment goes with normalisation=speaker, got {self.enrolment} with pooled")
         if isinstance(self.frontend, GE2EConfig):
             for name in ("mel_masks", "max_mel_warp", "max_equalisation"):
                 if given := getattr(self.augmentation, name):

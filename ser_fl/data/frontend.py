@@ -61,6 +61,34 @@ class FrontEnd(nn.Module):
         return repeat_to_length(resample(waveform_T, sample_rate_hz, self.sample_rate_hz), self.num_samples)
 
 
+def mel_filters(config: AnyFrontend) -> Tensor:
+    """Mel bins of Slaney's scale and normalisation, shape (window // 2 + 1, mel bins), float32.
+
+    Raises:
+        UserError: a mel bin is so narrow that no frequency of the transform falls into it.
+    """
+    from torchaudio.functional import melscale_fbanks
+
+    with warnings.catch_warnings(), float32_by_default():
+        warnings.filterwarnings("ignore", message=".*all zero values.*")  # told below, as an error
+        filters: Tensor = melscale_fbanks(
+            config.window_samples // 2 + 1,
+            config.fmin_hz,
+            config.fmax_hz,
+            config.num_mels,
+            config.sample_rate_hz,
+            norm="slaney",
+            mel_scale="slaney",
+        )
+    if empty := (filters.amax(0) == 0).nonzero().flatten().tolist():
+        raise UserError(
+            f"frontend.num_mels must be so low that every mel bin holds a frequency: of {config.num_mels}, "
+            f"{len(empty)} hold none (the first is bin {empty[0]}) with frontend.window_samples="
+            f"{config.window_samples}; lower num_mels or raise window_samples"
+        )
+    return filters
+
+
 class LogMel(FrontEnd):
     """Log-mel spectrogram with the settings of the paper's authors (arXiv 2203.04696).
 
@@ -69,36 +97,17 @@ class LogMel(FrontEnd):
     the last bit with one thread of torch; in a batch rounding may differ, by another path of the matrix product.
 
     Raises:
-        UserError: a mel bin is so narrow that no frequency of the transform falls into it.
+        UserError: as `mel_filters`.
     """
 
     window: Tensor
     filters: Tensor
 
     def __init__(self, config: FrontendConfig) -> None:
-        from torchaudio.functional import melscale_fbanks
-
         super().__init__(config)
         self.log_offset = config.log_offset
-        with warnings.catch_warnings(), float32_by_default():
-            warnings.filterwarnings("ignore", message=".*all zero values.*")  # told below, as an error
-            filters = melscale_fbanks(
-                config.window_samples // 2 + 1,
-                config.fmin_hz,
-                config.fmax_hz,
-                config.num_mels,
-                config.sample_rate_hz,
-                norm="slaney",
-                mel_scale="slaney",
-            )
-        if empty := (filters.amax(0) == 0).nonzero().flatten().tolist():
-            raise UserError(
-                f"frontend.num_mels must be so low that every mel bin holds a frequency: of {config.num_mels}, "
-                f"{len(empty)} hold none (the first is bin {empty[0]}) with frontend.window_samples="
-                f"{config.window_samples}; lower num_mels or raise window_samples"
-            )
         self.register_buffer("window", torch.hamming_window(config.window_samples, dtype=torch.float32))
-        self.register_buffer("filters", filters)  # shape (window // 2 + 1, F)
+        self.register_buffer("filters", mel_filters(config))
 
     def forward(self, waveform_BT: Tensor) -> Tensor:
         """Features of shape (B, F, L) from waveforms of shape (B, T), in natural-log magnitude. Magnitudes take half

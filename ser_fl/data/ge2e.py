@@ -10,6 +10,7 @@ Legend: B batch, T samples, F features, L frames of the encoder, P frames that a
 from contextlib import suppress
 from hashlib import blake2b, sha256
 from importlib import metadata
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ser_fl.config.data import GE2EConfig
-from ser_fl.data.frontend import FrontEnd
+from ser_fl.data.frontend import FrontEnd, mel_filters
 from ser_fl.devices import float32_by_default
 from ser_fl.errors import UserError
 from ser_fl.files import from_safetensors, to_safetensors, user_folder, write_bytes
@@ -50,25 +51,14 @@ class GE2E(FrontEnd):
     filters: Tensor
 
     def __init__(self, config: GE2EConfig) -> None:
-        from torchaudio.functional import melscale_fbanks
-
         super().__init__(config)
         self.pool = config.pool
         self.log_offset = config.log_offset
         self.register_buffer("window", torch.hann_window(config.window_samples, dtype=torch.float32))
+        self.register_buffer("filters", mel_filters(config))
         with float32_by_default():
-            filters = melscale_fbanks(
-                config.window_samples // 2 + 1,
-                config.fmin_hz,
-                config.fmax_hz,
-                config.num_mels,
-                config.sample_rate_hz,
-                norm="slaney",
-                mel_scale="slaney",
-            )
             sizes = (config.num_mels, *[_UNITS] * (_LAYERS - 1))
             self.layers = nn.ModuleList(nn.LSTM(size, _UNITS, batch_first=True) for size in sizes)
-        self.register_buffer("filters", filters)
         self.layers.load_state_dict(weights())
         self.requires_grad_(False).eval()
 
@@ -133,7 +123,7 @@ def _published(file: Path) -> State:
             f"{file} holds other weights than {PACKAGE} {VERSION} was published with: SHA-256 {digest[:16]}..., "
             f"expected {SHA256[:16]}...; {_INSTALL}"
         )
-    told: State = torch.load(file, map_location="cpu", weights_only=True)["model_state"]
+    told: State = torch.load(BytesIO(content), map_location="cpu", weights_only=True)["model_state"]
     return {
         f"{layer}.{kind}_l0": told[f"lstm.{kind}_l{layer}"]
         for layer in range(_LAYERS)

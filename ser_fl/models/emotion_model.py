@@ -105,7 +105,7 @@ class EmotionModel(nn.Module):
                     "the model scales each speaker by own clips and knows none of this one: enrol some first, with "
                     "model.enrolled(clips)"
                 )
-            features_BFL = scale(features_BFL)
+            features_BFL = scale.to(features_BFL.device)(features_BFL)
         standardised_BFL: Tensor = self.standardisation(features_BFL)
         return standardised_BFL
 

@@ -31,7 +31,8 @@ from ser_fl.robustness.runner import OnAttack, run_plan, silent
 from ser_fl.robustness.sanity_checks.probes import probe
 from ser_fl.robustness.sanity_checks.records import check_records
 from ser_fl.robustness.sanity_checks.report import CheckedRecords, write_sanity_report
-from ser_fl.robustness.test_set import TestSet, attack_device, load_run
+from ser_fl.robustness.test_set import TestSet
+from ser_fl.robustness.trained_run import attack_device, load_run
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.lock import claimed
 

@@ -30,7 +30,8 @@ from ser_fl.data.audio import read_audio, write_wav
 from ser_fl.data.features import open_configured_corpus
 from ser_fl.data.frontend import resample
 from ser_fl.files import write_json
-from ser_fl.robustness.test_set import TestSet, TrainedRun, rows_of
+from ser_fl.robustness.test_set import TestSet, rows_of
+from ser_fl.robustness.trained_run import TrainedRun
 from ser_fl.runs.folder import RunFolder
 
 PESQ_RATE_HZ = 16000

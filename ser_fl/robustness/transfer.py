@@ -15,7 +15,7 @@ from ser_fl.data.features import FeatureStore, OnFeatures
 from ser_fl.devices import exact_arithmetic, send, threads_limited_to
 from ser_fl.errors import UserError
 from ser_fl.robustness.runner import OnAttack, silent
-from ser_fl.robustness.test_set import Chosen, TrainedRun, attack_device, load_run
+from ser_fl.robustness.trained_run import Chosen, TrainedRun, attack_device, load_run
 from ser_fl.robustness.transfer_matrix import TransferModel, transfer_matrix
 from ser_fl.runs.folder import RunFolder, write_transfer
 from ser_fl.runs.records import TransferMatrix

@@ -73,9 +73,11 @@ _RUNS: set[Path] = set()
 
 def _without_folders(record: logging.LogRecord) -> bool:
     """A filter that takes the folders of this machine out of what wandb logs to files in run folders. One for all runs
-    of a process: wandb's loggers and handlers outlive a run, and with it its filter.
+    of a process: wandb's loggers and handlers outlive a run, and with it its filter. What others log stays as it is:
+    somebody's own handler may listen to wandb, and to them.
     """
-    record.msg, record.args = public_text(record.getMessage(), _RUNS), ()
+    if record.name.partition(".")[0] == "wandb":
+        record.msg, record.args = public_text(record.getMessage(), _RUNS), ()
     return True
 
 

@@ -1,0 +1,252 @@
+"""A trained run, and the speech that its model is to be shown: its own test part, or any other.
+
+Legend: N utterances, F mel bins.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+import torch
+
+from ser_fl.attacks.threat_model import Box
+from ser_fl.config.compose import compose_speech
+from ser_fl.config.robustness import Scored
+from ser_fl.config.schema import Config
+from ser_fl.config.training import PooledConfig
+from ser_fl.data.enrolment import enrolled
+from ser_fl.data.enrolment import in_words as scaling_in_words
+from ser_fl.data.features import FeatureStore, OnFeatures, compute_features, load_examples, open_configured_corpus
+from ser_fl.data.heard import Heard, Shared, in_words
+from ser_fl.data.normalisation import Scale
+from ser_fl.data.splits import PARTS, Indices, Split, split_corpus
+from ser_fl.defences import Defence, build_defence
+from ser_fl.devices import CPU, devices_of, send
+from ser_fl.errors import UserError, unknown_name
+from ser_fl.models.emotion_model import EmotionModel, load_model
+from ser_fl.models.networks import NetworkSource
+from ser_fl.robustness.test_set import TestSet
+from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.records import SpeechRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """Utterances of a corpus that a model is shown, and what a reader of figures on them must know."""
+
+    store: FeatureStore
+    """Of the whole corpus; it scales each speaker where the model asks for it."""
+    rows: Indices
+    """Utterances that are scored."""
+    left_out: dict[str, int]
+    """Utterances of emotions that the model does not know, by emotion."""
+    shared: Shared | None
+    """With what was heard in training; None where the run does not say what that was."""
+    scaling: str | None
+    """How speakers are scaled, in words; None where all are scaled alike."""
+    scale: Scale | None
+    """As of a `TestSet`."""
+    record: SpeechRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TrainedRun:
+    """A run's model, and the speech that it is to be shown: ``config`` is the run's, with that corpus and split."""
+
+    run: RunFolder
+    config: Config
+    model: EmotionModel
+    part: Scored
+    is_other: bool
+    """Whether the speech is of another corpus than the run's own."""
+    is_own_test: bool
+    """Whether it is the test part of the run's own corpus and split."""
+    folder: RunFolder
+    """Where figures on the speech lie: the run folder, for the test part of its own corpus."""
+
+    def store(self, on_features: OnFeatures | None = None) -> FeatureStore:
+        """Features of the whole corpus; its classes are the model's, and behind them those that only the corpus has. A
+        `UserError` where the run's own corpus moved, or has other emotions than the model.
+        """
+        corpus, known = open_configured_corpus(self.config), self.model.classes
+        theirs = sorted({utterance.emotion for utterance in corpus.utterances})
+        if not self.is_other and theirs != sorted(known):
+            raise UserError(
+                f"the corpus at {self.config.data.root} has the emotions {', '.join(theirs)}, the model of "
+                f"{self.run.root} knows {', '.join(known)}: set root=DIR to the corpus it was trained on, or "
+                "data=NAME data.root=DIR to another"
+            )
+        classes = (*known, *(emotion for emotion in theirs if emotion not in known))
+        cache_dir = self.config.data.cache_dir
+        return compute_features(
+            corpus, self.config.frontend, cache_dir=cache_dir, progress=on_features, classes=classes
+        )
+
+    def defences(self, names: Sequence[str]) -> list[Defence]:
+        """By name. A `UserError` tells of an unknown one, and of one that moves the bins of an encoder's features."""
+        defences = [build_defence(name) for name in names]
+        for defence in defences:
+            if defence.moves_bins and isinstance(self.model.model_config, PooledConfig):
+                raise UserError(
+                    f"{defence.name} shifts mel bins, and model=pooled knows each feature by its place: choose "
+                    "defences=[none]"
+                )
+        return defences
+
+    def choose(self, store: FeatureStore, *, allow_seen: bool = False) -> Chosen:
+        """The part's utterances of emotions that the model knows. The corpus may have grown since training.
+
+        Raises:
+            UserError: there are none, or the run was trained on some of them, or selected by them, and that is not
+                allowed.
+        """
+        everything, classes, data = store.utterances, self.model.classes, self.config.data
+        scaling = None
+        rows, trained = tuple(range(len(everything))), Indices()
+        if self.part != "all":
+            split = split_corpus(everything, self.config.split, corpus=data.name)
+            rows = getattr(split, self.part)
+            trained = () if self.is_other else split.train
+        if self.model.by_speaker:  # before emotions are looked at: nobody knows those of the clips that enrol
+            enrolment, known_here = self.config.enrolment, {everything[row].speaker for row in trained}
+            store, (_, _, rows) = enrolled(
+                store,
+                Split(train=trained, validation=(), test=rows),
+                enrolment,
+                seed=self.config.split.seed,
+                fallback=self.model.fallback,
+            )
+            scaling = scaling_in_words(enrolment, len({everything[row].speaker for row in rows} - known_here))
+        left_out = Counter(everything[row].emotion for row in rows if everything[row].emotion not in classes)
+        rows = tuple(row for row in rows if everything[row].emotion in classes)
+        if not rows:
+            raise UserError(
+                f"the model knows {', '.join(classes)}, the utterances are {', '.join(sorted(left_out))}: data.labels "
+                "maps the emotions of a manifest"
+            )
+        utterances, shared = [everything[row] for row in rows], None
+        heard = Heard.read(self.run.heard, self.run.heard_sounds)
+        if (heard is None or heard.missing) and not (self.is_other or self.is_own_test or allow_seen):
+            raise UserError(
+                f"{self.run.root} does not say all that it heard in training, and of its own corpus the test part "
+                "alone is new: take part=test of its own split, or others with allow_seen=true"
+            )
+        if heard is not None:
+            shared = heard.shared(store, rows, self.config.frontend, allow_seen=allow_seen)
+        there = {utterance.emotion for utterance in utterances}
+        lacking = [emotion for emotion in classes if emotion not in there]
+        # Sounds too: two manifests may list the same names. Coarse, since other machines round features otherwise.
+        known = [f"{level:.1f}" for level in store.features_NFL.mean(dim=(0, 2)).tolist()]
+        known += (text for utterance in utterances for text in (utterance.utterance_id, utterance.emotion))
+        record = SpeechRecord(
+            corpus=data.name,
+            part=self.part,
+            num_utterances=len(rows),
+            utterances=blake2b("\0".join(known).encode(), digest_size=8).hexdigest(),
+            synthetic=data.name == "builtin",
+            words=(*in_words(shared, left_out, lacking), *([scaling] if scaling else [])),
+        )
+        return Chosen(
+            store=store,
+            rows=rows,
+            scaling=scaling,
+            scale=None if store.scales is None else store.scales.of(torch.tensor(rows)),
+            left_out=dict(sorted(left_out.items())),
+            shared=shared,
+            record=record,
+        )
+
+    def test_set(
+        self,
+        *,
+        seed: int = 0,
+        batch_size: int = 64,
+        allow_seen: bool = False,
+        device: torch.device = CPU,
+        on_features: OnFeatures | None = None,
+    ) -> TestSet:
+        """The chosen utterances, standardised, and the model, which moves to the device; a `UserError` as `store` and
+        `choose` say.
+        """
+        chosen = self.choose(self.store(on_features), allow_seen=allow_seen)
+        examples = load_examples(chosen.store, chosen.rows, self.model.standardisation)
+        utterances = [chosen.store.utterances[row] for row in chosen.rows]
+        self.model.to(device)
+        return TestSet(
+            model=self.model.network,
+            features_NFL=send(examples.features_NFL, device),
+            labels_N=send(examples.labels_N, device),
+            ids=tuple(utterance.utterance_id for utterance in utterances),
+            num_classes=len(self.model.classes),
+            box=Box.of(self.model.standardisation.lower_F1, self.model.standardisation.upper_F1),
+            seed=seed,
+            batch_size=batch_size,
+            speakers=tuple(utterance.speaker for utterance in utterances),
+            sexes=tuple(utterance.sex for utterance in utterances),
+            recordings=tuple(utterance.recording for utterance in utterances),
+            emotions=self.model.classes,
+            speech=chosen.record,
+            scale=chosen.scale,
+        )
+
+
+def load_run(
+    folder: Path,
+    speech: Sequence[str] = (),
+    *,
+    part: Scored | None = None,
+    root: Path | str | None = None,
+    client_id: str | None = None,
+    network: NetworkSource | None = None,
+) -> TrainedRun:
+    """A run's model, and the speech that it is to be shown.
+
+    Args:
+        folder: of the run.
+        speech: settings of the speech, as `ser_fl.config.compose.compose_speech` takes them; none of the run's own.
+        part: of the split; None is the test part of the run's own corpus, and all of another.
+        root: folder of the corpus, where it is no longer the one in the run's ``config.yaml``.
+        client_id: whose own model is meant, in a run without averaging; None for the run's model.
+        network: of a run that was trained with a network of its own.
+
+    Raises:
+        UserError: no such run, client, model, part or setting.
+    """
+    run = RunFolder(folder)
+    run.refuse_no_run()
+    run.refuse_links_out()
+    speech = [*speech, *([] if root is None else [f"data.root={root}"])]
+    is_other = any(setting.startswith("data=") for setting in speech)
+    part = part or ("all" if is_other else "test")
+    if part not in (*PARTS, "all"):
+        raise unknown_name("part", part, (*PARTS, "all"))
+    config = compose_speech(speech, run.config)
+    given = [setting for setting in speech if not setting.startswith("data.root=")]
+    is_own_test = part == "test" and all(setting.startswith("enrolment=") for setting in given)
+    return TrainedRun(
+        run=run,
+        config=config,
+        model=load_model(run, client_id=client_id, network=network),
+        part=part,
+        is_other=is_other,
+        is_own_test=is_own_test,
+        folder=run if is_own_test and not given else run.on(config.data.name, part, enrolment_given(speech)),
+    )
+
+
+def attack_device(accelerator: str | None, trained: Config) -> torch.device:
+    """The accelerator that is asked for, a `UserError` where it is not here; else the run's, or the CPU in its absence.
+    Attacks measure distances in float64, which Apple's GPUs lack: their runs are attacked on the CPU.
+    """
+    if accelerator is not None:
+        (device, *_) = devices_of(accelerator, "accelerator")
+    else:
+        (device, *_) = devices_of("auto" if trained.executor.accelerator in ("auto", "cuda") else "cpu")
+    return CPU if device.type == "mps" else device
+
+
+def enrolment_given(speech: Sequence[str]) -> str | None:
+    """The enrolment among settings of speech, where it is not the run's."""
+    return next((setting.partition("=")[2] for setting in reversed(speech) if setting.startswith("enrolment=")), None)
