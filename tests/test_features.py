@@ -21,7 +21,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from ser_fl.config.data import FrontendConfig
+from ser_fl.config.frontend import FrontendConfig
 from ser_fl.data.corpora import open_corpus
 from ser_fl.data.features import FeatureStore, compute_features
 from ser_fl.data.frontend import LogMel

@@ -11,7 +11,7 @@ import torchaudio
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ser_fl.config.data import FrontendConfig
+from ser_fl.config.frontend import FrontendConfig
 from ser_fl.data.frontend import FeatureStatistics, LogMel, Standardisation, repeat_to_length, resample
 from ser_fl.errors import UserError
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import ser_fl
-from ser_fl.config.data import GE2EConfig
+from ser_fl.config.frontend import GE2EConfig
 from ser_fl.data import ge2e
 from ser_fl.data.audio import write_wav
 from ser_fl.data.frontend import FrontEnd

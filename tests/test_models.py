@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ser_fl.config.compose import compose
-from ser_fl.config.data import FrontendConfig
+from ser_fl.config.frontend import FrontendConfig
 from ser_fl.config.training import CRNNConfig, ModelConfig, ResNetConfig, VGG15Config
 from ser_fl.data.frontend import Standardisation
 from ser_fl.errors import UserError

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.figures import Figure, alternately
 from ser_fl.config.compose import compose
-from ser_fl.config.data import AnyFrontend
+from ser_fl.config.frontend import AnyFrontend
 from ser_fl.data.corpora import FileCorpus, open_corpus
 from ser_fl.data.features import compute_features
 from ser_fl.data.frontend_registry import build_frontend

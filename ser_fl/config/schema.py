@@ -14,16 +14,15 @@ from typing import Any, Literal, TypeVar, cast
 from pydantic import ValidationError
 
 from ser_fl.config.data import (
-    AnyFrontend,
     AugmentationConfig,
     ClientsConfig,
     DataConfig,
     Enrolment,
-    GE2EConfig,
     NormalisationConfig,
     SplitConfig,
 )
 from ser_fl.config.federation import ExecutorConfig, FederationConfig, SelectionConfig, TrackingConfig
+from ser_fl.config.frontend import AnyFrontend, GE2EConfig
 from ser_fl.config.resumable import Resumable
 from ser_fl.config.training import EXCLUDED, ModelConfig, ObjectiveConfig, OptimiserConfig, PooledConfig, TrainerConfig
 from ser_fl.config.values import Amount, Folder, ObjectConfig, OrOwn, Own, stage

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ser_fl.config.data import AnyFrontend
+from ser_fl.config.frontend import AnyFrontend
 from ser_fl.config.schema import Config
 from ser_fl.data.corpora import open_corpus
 from ser_fl.data.corpora.folder import expand_home

@@ -13,7 +13,7 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from ser_fl.config.data import AnyFrontend, FrontendConfig
+from ser_fl.config.frontend import AnyFrontend, FrontendConfig
 from ser_fl.data.audio import check_resampling
 from ser_fl.devices import float32_by_default
 from ser_fl.errors import UserError

@@ -1,6 +1,6 @@
 """Which front end a configuration names."""
 
-from ser_fl.config.data import AnyFrontend, GE2EConfig
+from ser_fl.config.frontend import AnyFrontend, GE2EConfig
 from ser_fl.data.frontend import FrontEnd, LogMel
 
 

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ser_fl.config.data import GE2EConfig
+from ser_fl.config.frontend import GE2EConfig
 from ser_fl.data.frontend import FrontEnd, mel_filters
 from ser_fl.devices import float32_by_default
 from ser_fl.errors import UserError

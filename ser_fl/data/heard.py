@@ -16,7 +16,7 @@ from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from ser_fl.config.data import AnyFrontend
+from ser_fl.config.frontend import AnyFrontend
 from ser_fl.data.utterance import text_key
 from ser_fl.errors import UserError
 from ser_fl.files import from_safetensors, to_safetensors, write_bytes, write_json

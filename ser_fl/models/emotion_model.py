@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ser_fl.calibration import TEMPERATURES
-from ser_fl.config.data import AnyFrontend
+from ser_fl.config.frontend import AnyFrontend
 from ser_fl.config.training import ModelConfig
 from ser_fl.config.values import ObjectConfig, OrOwn
 from ser_fl.data.frontend import FeatureStatistics, Standardisation
