@@ -97,7 +97,8 @@ def folds_of(config: Config) -> Iterator[Config]:
         for k in range(count)
     ]
     for fold in folds:
-        split_corpus(utterances, fold.split, corpus=config.data.name)
+        validated = config.selection.needs_validation
+        split_corpus(utterances, fold.split, corpus=config.data.name, validated=validated)
     return iter(folds)
 
 

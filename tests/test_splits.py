@@ -435,6 +435,22 @@ def test_text_independent_has_no_text_on_two_sides_and_every_speaker_on_all() ->
     assert every_index_once(parts(split)) == list(range(len(utterances)))
 
 
+def test_all_others_train_where_nobody_validates() -> None:
+    """Of two speakers one is then enough for each of the two parts; so of texts, and of both. Who must have validation
+    utterances is told how."""
+    utterances = even_table(2)
+    config = replace(INDEPENDENT, num_test_speakers=1, num_validation_speakers=0)
+    split = split_corpus(utterances, config, validated=False)
+    assert split.validation == () and len(split.train) == len(split.test) == 20
+    nobody = replace(BY_TEXT, num_validation_texts=0, num_validation_speakers=0)
+    split = split_corpus(read_table(), nobody, validated=False)
+    assert split.validation == () and len(split.train) == 4 * len(split.test) == 400
+    split = split_corpus(read_table(), replace(nobody, name=BY_BOTH.name), validated=False)
+    assert split.validation == () and [len(split.train), len(split.test)] == [7 * 8 * 5, 3 * 2 * 5]
+    with pytest.raises(UserError, match=r"leaves no validation utterances of 40: .*, or take selection=last"):
+        split_corpus(utterances, config)
+
+
 def test_speaker_and_text_independent_shares_neither_and_leaves_mixtures_out() -> None:
     utterances = read_table()
     split = split_corpus(utterances, replace(BY_BOTH, num_validation_speakers=None))

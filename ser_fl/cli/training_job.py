@@ -101,7 +101,7 @@ class TrainingJob:
     """What the user called, for the runs' records."""
 
     def __call__(self, settings: Any) -> float:
-        """Train; the selected round's validation score, or NaN of a run that failed."""
+        """Train; the selected round's validation score, or NaN of a run that failed, or that nobody validated."""
         from hydra.core.hydra_config import HydraConfig
 
         from ser_fl.config.compose import parsed
@@ -125,7 +125,8 @@ class TrainingJob:
         write_json(file, replace(note, failure=None))
         if hydra.launcher._target_.endswith(".BasicLauncher"):
             print_summary(run)
-        return float(run.read_json(run.summary)["selection_score"])
+        score = run.read_json(run.summary)["selection_score"]
+        return math.nan if score is None else float(score)
 
 
 def _train(config: Config, launcher: Any) -> RunFolder:

@@ -98,15 +98,16 @@ class SplitConfig:
     fold: Amount
     """Without named speakers or texts: which fold is left out, from 0."""
     num_test_speakers: Count
-    num_validation_speakers: Count | None
-    """null: a sixth of those that do not test, and two where six are left: one alone selects badly."""
+    num_validation_speakers: Amount | None
+    """null: a sixth of those that do not test, and two where six are left: one alone selects badly. 0: nobody
+    validates, and all others train (`selection.by=last`)."""
     test_texts: tuple[Speaker, ...] = ()
     """Named test texts, or their digests (`ser_fl.data.utterance.text_digest`); empty: folds."""
     validation_texts: tuple[Speaker, ...] = ()
     num_test_texts: Count | None = None
     """null: a fifth of the texts."""
-    num_validation_texts: Count | None = None
-    """null: a sixth of those that do not test."""
+    num_validation_texts: Amount | None = None
+    """null: a sixth of those that do not test; 0 as of speakers."""
     num_folds: Count | None = None
     """Folds of as equal size as can be, in place of so many speakers or texts each."""
     exchanges: tuple[tuple[str, str, str, str], ...] = ()
@@ -127,6 +128,22 @@ class SplitConfig:
         for owner, (is_it, names) in others.items():
             if not is_it:
                 refuse_given(self, "split", names, owner=owner, instead=f"split={self.name}")
+        both = self.num_validation_speakers, self.num_validation_texts
+        if self.name == "speaker_and_text_independent" and both.count(0) == 1:
+            raise ValueError(
+                "split.num_validation_speakers and split.num_validation_texts must both be 0 for a split by both "
+                f"without validation, got {both[0]} and {both[1]}"
+            )
+
+    @property
+    def without_validation(self) -> str | None:
+        """The setting that says that nobody validates, where one does."""
+        asked = {
+            "validation_fraction": self.name == "within_speaker",
+            "num_validation_speakers": self.is_by_speaker and not self.validation_speakers,
+            "num_validation_texts": self.is_by_text and not self.validation_texts,
+        }
+        return next((f"split.{name}" for name, counts in asked.items() if counts and getattr(self, name) == 0), None)
 
     @property
     def is_by_speaker(self) -> bool:

@@ -142,7 +142,8 @@ class ExecutorConfig:
 class SelectionConfig:
     """The attack on validation utterances in rounds that measure robust UAR, and what selects the best round."""
 
-    by: Literal["clean", "robust"]
+    by: Literal["clean", "robust", "last"]
+    """last: the last round's model, or the average over rounds there, so that nobody need validate (`split`)."""
     robust_every: Amount
     """Measure robust validation UAR every so many rounds; 0: never."""
     epsilon: Epsilon
@@ -150,6 +151,11 @@ class SelectionConfig:
     every: Count = 1
     """Score the model on validation utterances every so many rounds, and after the last of `federation.num_rounds`.
     `federation.patience` ends after a round that is scored."""
+
+    @property
+    def needs_validation(self) -> bool:
+        """Whether somebody must hold validation utterances."""
+        return self.by != "last" or self.robust_every > 0
 
 
 @stage

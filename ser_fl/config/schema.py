@@ -158,8 +158,13 @@ class Config:
         selection, is_robust = self.selection, self.selection.by == "robust"
         if is_robust and selection.robust_every == 0:
             raise ValueError("selection.by=robust needs selection.robust_every of at least 1, got 0")
+        if (setting := self.split.without_validation) and selection.needs_validation:
+            raise ValueError(
+                f"selection.by={selection.by} with selection.robust_every={selection.robust_every} needs validation "
+                f"utterances, and {setting}=0 leaves none: take selection=last"
+            )
         name, every = ("robust_every", selection.robust_every) if is_robust else ("every", selection.every)
-        if 0 < federation.patience < every:
+        if selection.by != "last" and 0 < federation.patience < every:
             raise ValueError(
                 f"federation.patience must be at least selection.{name} ({every}), so that "
                 f"{'robust UAR' if is_robust else 'UAR'} is measured before the run stops, got {federation.patience}"

@@ -105,7 +105,8 @@ def prepare(config: Config, on_features: OnFeatures | None = None) -> Prepared:
     corpus = open_configured_corpus(config)
     facts_of(corpus.utterances, config.split, corpus.name)  # texts that are missing are told before features take time
     store = compute_features(corpus, config.frontend, cache_dir=config.data.cache_dir, progress=on_features)
-    split = split_corpus(store.utterances, config.split, corpus=corpus.name)
+    validated = config.selection.needs_validation
+    split = split_corpus(store.utterances, config.split, corpus=corpus.name, validated=validated)
     clients = assign_clients(store.utterances, split.train, config.clients, seed=config.split.seed)
     if config.federation.name == "centralised":  # the same utterances, where the number of clients is capped too
         clients = {EVERYBODY: tuple(sorted(index for held in clients.values() for index in held))}

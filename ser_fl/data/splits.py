@@ -97,7 +97,12 @@ def facts_of(utterances: Sequence[Utterance], config: SplitConfig, corpus: str =
 
 
 def split_corpus(
-    utterances: Sequence[Utterance], config: SplitConfig, *, corpus: str = "", whole: bool = True
+    utterances: Sequence[Utterance],
+    config: SplitConfig,
+    *,
+    corpus: str = "",
+    whole: bool = True,
+    validated: bool = True,
 ) -> Split:
     """Split a corpus as configured; what the split promises is checked on the outcome.
 
@@ -107,6 +112,7 @@ def split_corpus(
         corpus: its name, for messages.
         whole: False for some of the speakers only, with the split of `settle_split`: a part may then be empty, since
             others may hold what is in it.
+        validated: False where nobody need validate (`selection.by=last`).
 
     Raises:
         UserError: an unknown speaker or text, too few of them, or an empty part.
@@ -129,7 +135,7 @@ def split_corpus(
                 raise BrokenPromise(f"{name} is in the {seen[name]} part and in the {part} part")
             seen[name] = part
     if whole:
-        check_parts({part: len(indices) for part, indices in zip(PARTS, split, strict=True)}, config)
+        check_parts({part: len(indices) for part, indices in zip(PARTS, split, strict=True)}, config, validated)
     return split
 
 
@@ -198,10 +204,11 @@ def _settled(
         place |= {name: (k + 0.5) / len(of_kind) for k, name in enumerate(of_kind)}
     order = sorted(drawn, key=place.__getitem__)
     given = {part: _given(unit, getattr(config, f"{part}_{unit}s"), known) for part in ("test", "validation")}
-    if len(known) < len(PARTS):
+    number: int | None = getattr(config, f"num_validation_{unit}s")
+    if len(known) < (least := 2 if number == 0 else 3):
         raise UserError(
-            f"split={config.name} needs three {unit}s at least, one for each part, and there are {len(known)}: take "
-            "split=within_speaker"
+            f"split={config.name} needs {'two' if least == 2 else 'three'} {unit}s at least, one for each part, and "
+            f"there are {len(known)}: take split=within_speaker"
         )
     testers = given["test"]
     if not testers:
@@ -217,7 +224,6 @@ def _settled(
             rest = [name for name in rest if name not in testers]
     start = order.index(testers[0]) if not given["test"] else 0
     others = [name for name in order[start:] + order[:start] if name not in testers]
-    number: int | None = getattr(config, f"num_validation_{unit}s")
     if number is None:  # a sixth, and where there is room not one alone
         number = max(min(2, len(others) // 3), round(len(others) / 6), 1)
     validators = given["validation"] or _fair(others, number, emotions)
@@ -269,13 +275,16 @@ def _fair(order: Sequence[str], number: int, emotions: Mapping[str, frozenset[st
     return chosen
 
 
-def check_parts(sizes: Mapping[Part, int], config: SplitConfig) -> None:
-    """Refuse a split with an empty part: the `UserError` says what to change."""
+def check_parts(sizes: Mapping[Part, int], config: SplitConfig, validated: bool) -> None:
+    """Refuse a split with an empty part, which that of validation may be unless it is ``validated``: the `UserError`
+    says what to change.
+    """
     if config.name == "published" and not any(sizes.values()):
         raise UserError("this corpus has no split of its own: use split=within_speaker or split=speaker_independent")
     for part in PARTS:
-        if not sizes[part]:
+        if not sizes[part] and (validated or part != "validation"):
             way_out = _WAYS_OUT[config.name].get(part, _WAYS_OUT[config.name]["train"])
+            way_out += ", or take selection=last" if part == "validation" else ""
             raise UserError(f"split {config.name!r} leaves no {part} utterances of {sum(sizes.values())}: {way_out}")
 
 

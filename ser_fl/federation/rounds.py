@@ -149,7 +149,8 @@ class Federation:
         with watch("evaluation"):
             is_last, validation, robust = number == config.federation.num_rounds, None, None
             failures, trained = list(results.failures), results.records
-            if is_last or number % selection.every == 0:
+            is_validated = bool(self.client_manifest.sizes["validation"])
+            if is_validated and (is_last or number % selection.every == 0):
                 scored = self.executor.score(server.judged, "validation")
                 validation = scores(scored.total)
                 failures += scored.failures
@@ -179,7 +180,7 @@ class Federation:
             server.round = number
             score = record.robust_uar if selection.by == "robust" else record.uar
             is_whole = all(failure.stage == "training" for failure in record.failures)  # else of fewer utterances
-            server.select(score if is_whole else None)
+            server.select(score if is_whole else None, is_last=selection.by == "last")
             server.lengths = {path.name: path.stat().st_size for path in (run.rounds, run.clients)}
             server.tracking = tracker.state
             save_checkpoint(run.checkpoint, server, checkpoint_key(config))
@@ -281,7 +282,7 @@ class Federation:
             "num_clients": len(manifest.client_ids),
             "num_rounds": server.round,
             "selected_round": server.best_round,
-            "selection_score": server.best_score,
+            "selection_score": None if server.best_score < 0 else server.best_score,
             "stopped": stopped,
             "calibration": calibration,
             "test": {

@@ -91,9 +91,11 @@ class Server(Committed):
         """The models that are validated, selected and kept: the average over rounds where there is one."""
         return {GLOBAL: self.average.model} if self.average and self.average.num_rounds else self.algorithm.models
 
-    def select(self, score: float | None) -> None:
-        """Keep this round's models where they score above the best; unscored (None) only until one is scored."""
-        if self.best_score < 0 if score is None else score > self.best_score:
+    def select(self, score: float | None, *, is_last: bool = False) -> None:
+        """Keep this round's models where they score above the best; unscored (None) only until one is scored. The last
+        ones are kept whatever they score.
+        """
+        if is_last or (self.best_score < 0 if score is None else score > self.best_score):
             self.best, self.best_round = dict(self.judged), self.round
             self.best_score = -1.0 if score is None else score
 

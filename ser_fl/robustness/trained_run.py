@@ -106,7 +106,8 @@ class TrainedRun:
         scaling = None
         rows, trained = tuple(range(len(everything))), Indices()
         if self.part != "all":
-            split = split_corpus(everything, self.config.split, corpus=data.name)
+            validated = self.part == "validation" or self.config.selection.needs_validation
+            split = split_corpus(everything, self.config.split, corpus=data.name, validated=validated)
             rows = getattr(split, self.part)
             trained = () if self.is_other else split.train
         if self.model.by_speaker:  # before emotions are looked at: nobody knows those of the clips that enrol

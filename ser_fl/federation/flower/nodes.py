@@ -218,7 +218,8 @@ class Nodes:
                 except WireError as error:
                     raise UserError(f"client {client!r} cannot take part: {error}") from None
                 statistics[client] = FeatureStatistics(said.frames[client], **sums)
-        check_parts({part: sum(sizes[part].values()) for part in PARTS}, self.config.split)
+        in_parts = {part: sum(sizes[part].values()) for part in PARTS}
+        check_parts(in_parts, self.config.split, self.config.selection.needs_validation)
         client_ids = capped(sorted(self.num_examples), self.config.clients)
         sums_of, fallback = [statistics[client] for client in client_ids if is_told], None
         if normalisation.name == "speaker":
