@@ -23,7 +23,7 @@ from packaging.version import Version
 from ser_fl.config import robustness as attack_config
 from ser_fl.config import training
 from ser_fl.config.compose import compose, compose_benchmark, configs_dir, groups
-from ser_fl.config.frontend import GE2EConfig
+from ser_fl.config.frontend import GE2EConfig, TransformersConfig
 from ser_fl.config.schema import Config, dump, instantiated_objects, parse
 from ser_fl.config.values import ObjectConfig
 from ser_fl.errors import UserError
@@ -82,6 +82,10 @@ def test_every_file_of_every_group_composes(names: tuple[str | None, ...]) -> No
     chosen = {stage: name for stage, name in zip(STAGES, names, strict=True) if name is not None}
     if chosen.get("executor") == "flower":  # which goes with clients that have data of their own
         check_group_files({"executor": chosen.pop("executor")})
+    if chosen.get("frontend") == "transformers":  # which needs an encoder
+        form = "kind:wavlm,num_layers:13,size:768,sample_rate_hz:16000,window_samples:400,hop_samples:320"
+        encoder = f"frontend.encoder={{{form},longest_samples:null,digest:abc}}"
+        check_group_files({"frontend": chosen.pop("frontend")}, encoder, "augmentation=none")
     check_group_files(chosen)
 
 
@@ -92,13 +96,13 @@ def test_settings_of_flower_are_refused_by_other_executors(setting: str) -> None
     assert "\n" not in str(caught.value)
 
 
-def check_group_files(chosen: dict[str, str]) -> None:
-    config = compose([*(f"{stage}={name}" for stage, name in chosen.items()), ROOT])
+def check_group_files(chosen: dict[str, str], *more: str) -> None:
+    config = compose([*(f"{stage}={name}" for stage, name in chosen.items()), ROOT, *more])
     for stage, name in chosen.items():
         own = yaml.safe_load((configs_dir() / stage / f"{name}.yaml").read_text(encoding="utf-8"))
         own.pop("defaults", None)
         composed = dump(config)[stage]
-        settled = {"root", "num_features"}
+        settled = {"root", "num_features", "encoder"}
         assert {key: composed[key] for key in own.keys() - settled} == {key: own[key] for key in own.keys() - settled}
         assert composed.get("name", name) in (name, name.partition("_")[0], own.get("name"))
 
@@ -143,7 +147,7 @@ def test_every_field_is_in_the_yaml_and_every_setting_in_the_class(stage: str) -
             "resnet": training.ResNetConfig,
             "pooled": training.PooledConfig,
         },
-        "frontend": {"ge2e": GE2EConfig},
+        "frontend": {"ge2e": GE2EConfig, "transformers": TransformersConfig},
     }.get(stage, {})
     for name in CHOICES[stage]:
         expected = classes.get(name, type(getattr(defaults(), stage)))

@@ -7,12 +7,18 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from ser_fl.config.values import Count, Positive, stage
+from ser_fl.config.encoder_folder import EncoderForm, read_form
+from ser_fl.config.resumable import Resumable
+from ser_fl.config.values import Count, Folder, Positive, is_count, must_be, stage
 
 
 @stage
 class FrontendConfig:
     """Log-mel spectrogram of clips repeated to one length."""
+
+    floor: ClassVar[float | None] = None
+    """Least value of bins that follow the mel bins; None where there is none that is known."""
+    is_waveform: ClassVar[bool] = False
 
     name: str
     sample_rate_hz: Annotated[int, Field(ge=4000, le=768_000)]
@@ -53,6 +59,11 @@ class FrontendConfig:
         return (self.num_samples - self.window_samples) // self.hop_samples + 1
 
     @property
+    def pooled(self) -> tuple[int, int | None]:
+        """Bins of a layer that `model=pooled` reads, and how many layers; None for one."""
+        return self.num_features, None
+
+    @property
     def key(self) -> tuple[object, ...]:
         """What the values depend on: neither the name of the settings, nor the box, which is applied later."""
         form = self.sample_rate_hz, self.window_samples, self.hop_samples, self.num_mels
@@ -72,6 +83,9 @@ class GE2EConfig:
     log_offset: ClassVar[float] = 1e-8
     hop_samples: ClassVar[int] = 160
     num_features: ClassVar[int] = 40 + 3 * 256
+    pooled: ClassVar[tuple[int, int | None]] = (num_features, None)
+    floor: ClassVar[float | None] = -1.0
+    is_waveform: ClassVar[bool] = False
 
     name: Literal["ge2e"]
     duration_s: Annotated[float, Field(ge=0.1, le=3600)]
@@ -101,11 +115,151 @@ class GE2EConfig:
         return "ge2e", self.num_samples, self.pool
 
 
+Layer = Annotated[
+    int | Literal["all"],
+    must_be(
+        "frontend.layer must be the number of a hidden layer, from 0 up, or all",
+        lambda given: given in ("all", 0) or is_count(given),
+    ),
+]
+
+
+@stage
+class TransformersConfig:
+    """The hidden layers of a pretrained encoder (`ser_fl.data.encoder`), of clips repeated to one length."""
+
+    num_mels: ClassVar[int] = 40
+    """The first bins are log-mel magnitudes, by which recordings are known again; `model=pooled` reads those after."""
+    fmin_hz: ClassVar[float] = 0.0
+    log_offset: ClassVar[float] = 1e-8
+    floor: ClassVar[float | None] = None
+
+    name: Literal["transformers"]
+    path: Resumable[Folder | None]
+    """A folder as `save_pretrained` of model and feature extractor writes it: Wav2Vec2, HuBERT, WavLM or Whisper, whose
+    encoder alone is taken; weights in safetensors. It stays where it is: the run needs it again."""
+    encoder: EncoderForm | None
+    """What the folder holds; null is found out."""
+    layer: Layer
+    """Which hidden layer; 0 is what enters the first. all: every one of them, of which `model=pooled` learns a weighted
+    sum (S3PRL: Yang et al., arXiv 2105.01051)."""
+    tune: Literal["none", "lora"]
+    """none: the encoder is frozen, and its features are computed once. lora: clients tune it by low-rank adapters of
+    its feed-forward layers (PEFT-SER: Feng and Narayanan, arXiv 2306.05350), which travel and are kept with the head;
+    features are then the clips."""
+    rank: Count
+    """lora: of the adapters, which are scaled by 2."""
+    precision: Literal["float32", "bfloat16", "float16"]
+    """Of the encoder's own arithmetic; features are float32."""
+    duration_s: Annotated[float, Field(ge=0.1, le=3600)]
+    """Clips shorter than this are repeated, longer ones cut."""
+    pool: Annotated[int, Field(ge=1, le=1000)]
+    """Frames, mostly of 20 ms, that are averaged to one."""
+    clip: Literal["training", "none"]
+    """As of log-mel; of the encoder's outputs ten deviations about their mean, of clips full scale."""
+
+    def __post_init__(self) -> None:
+        if self.encoder is None:
+            if self.path is None:
+                raise ValueError("frontend=transformers needs frontend.path=DIR, the folder of an encoder")
+            object.__setattr__(self, "encoder", read_form(self.path))
+        if self.layer != "all" and self.layer >= self.form.num_layers:
+            raise ValueError(
+                f"frontend.layer must be at most {self.form.num_layers - 1} with this encoder, or all, got {self.layer}"
+            )
+        if (longest := self.form.longest_samples) and self.num_samples > longest:
+            longest_s = longest / self.sample_rate_hz
+            raise ValueError(
+                f"frontend.duration_s must be at most {longest_s:g} with {self.form.kind}, got {self.duration_s:g}"
+            )
+        if self.num_hidden_frames < self.pool:
+            raise ValueError(f"frontend.pool must be at most the frames of a clip, got {self.pool}")
+
+    @property
+    def form(self) -> EncoderForm:
+        """Of the encoder, found out by now."""
+        assert self.encoder is not None
+        return self.encoder
+
+    @property
+    def sample_rate_hz(self) -> int:
+        return self.form.sample_rate_hz
+
+    @property
+    def fmax_hz(self) -> float:
+        return self.sample_rate_hz / 2
+
+    @property
+    def window_samples(self) -> int:
+        """Of the log-mel magnitudes."""
+        return round(0.025 * self.sample_rate_hz)
+
+    @property
+    def heard(self) -> FrontendConfig:
+        """The log-mel magnitudes."""
+        return FrontendConfig(
+            name="heard",
+            sample_rate_hz=self.sample_rate_hz,
+            window_samples=self.window_samples,
+            hop_samples=self.hop_samples,
+            num_mels=self.num_mels,
+            fmin_hz=self.fmin_hz,
+            fmax_hz=self.fmax_hz,
+            duration_s=self.duration_s,
+            log_offset=self.log_offset,
+            clip="none",
+        )
+
+    @property
+    def hop_samples(self) -> int:
+        return self.form.hop_samples
+
+    @property
+    def is_waveform(self) -> bool:
+        """Whether features are the clips, and the network begins with the encoder."""
+        return self.tune == "lora"
+
+    @property
+    def num_samples(self) -> int:
+        """Length of a clip, T."""
+        return round(self.duration_s * self.sample_rate_hz)
+
+    @property
+    def pooled(self) -> tuple[int, int | None]:
+        """As of log-mel."""
+        return self.form.size, self.form.num_layers if self.layer == "all" else None
+
+    @property
+    def num_hidden_frames(self) -> int:
+        """Frames that the encoder has for a clip; of Whisper those that the clip fills, and not its padding."""
+        return max(0, self.num_samples - self.form.window_samples) // self.form.hop_samples + 1
+
+    @property
+    def num_features(self) -> int:
+        """Bins of a frame, F."""
+        return 1 if self.is_waveform else self.num_mels + self.pooled[0] * (self.pooled[1] or 1)
+
+    @property
+    def num_frames(self) -> int:
+        """Frames of a clip, L."""
+        return self.num_samples if self.is_waveform else self.num_hidden_frames // self.pool
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """As of log-mel: the encoder by what it is, not by where it lies."""
+        if self.is_waveform:
+            return "waveform", self.sample_rate_hz, self.num_samples
+        return "transformers", self.form.digest, self.layer, self.precision, self.num_samples, self.pool
+
+
 def _kind_of_frontend(given: object) -> str:
     name = given.get("name") if isinstance(given, Mapping) else getattr(given, "name", None)
-    return "[ge2e]" if name == "ge2e" else "[logmel]"
+    return f"[{name}]" if name in ("ge2e", "transformers") else "[logmel]"
 
 
 AnyFrontend = Annotated[
-    Annotated[FrontendConfig, Tag("[logmel]")] | Annotated[GE2EConfig, Tag("[ge2e]")], Discriminator(_kind_of_frontend)
+    Annotated[FrontendConfig, Tag("[logmel]")]
+    | Annotated[GE2EConfig, Tag("[ge2e]")]
+    | Annotated[TransformersConfig, Tag("[transformers]")],
+    Discriminator(_kind_of_frontend),
 ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 T = TypeVar("T")
 
@@ -20,7 +20,21 @@ def fixed_settings(stage: type, settings: Mapping[str, Any]) -> dict[str, Any]:
         if _MAY_CHANGE not in declared.metadata:
             is_stage = isinstance(declared.annotation, type) and is_dataclass(declared.annotation)
             fixed[name] = fixed_settings(declared.annotation, settings[name]) if is_stage else settings[name]
+            if free := _free_in_choice(declared.annotation):
+                fixed[name] = {key: value for key, value in settings[name].items() if key not in free}
     return fixed
+
+
+def _free_in_choice(annotation: Any) -> set[str]:
+    """Settings that may change of any of the stages that one is chosen of."""
+    stages = [choice[0] for choice in map(get_args, get_args(annotation)) if choice and is_dataclass(choice[0])]
+    settings = (setting for stage in stages for setting in vars(stage).get("__pydantic_fields__", {}).items())
+    return {name for name, declared in settings if _MAY_CHANGE in declared.metadata}
+
+
+def _told(value: Any) -> Any:
+    """Of one among stages, without settings that are null, as those are that are newer than a checkpoint."""
+    return {key: one for key, one in value.items() if one is not None} if isinstance(value, Mapping) else value
 
 
 def differing(stage: type, before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -36,6 +50,6 @@ def differing(stage: type, before: Mapping[str, Any], now: Mapping[str, Any], pr
         was, is_now = before.get(name, default), now.get(name, default)
         if isinstance(kind, type) and is_dataclass(kind) and name in before:
             names += differing(kind, was, is_now, f"{prefix}{name}.")
-        elif was != is_now and not (declared and _MAY_GROW in declared.metadata and was < is_now):
+        elif _told(was) != _told(is_now) and not (declared and _MAY_GROW in declared.metadata and was < is_now):
             names.append(prefix + name)
     return names

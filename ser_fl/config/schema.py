@@ -22,7 +22,7 @@ from ser_fl.config.data import (
     SplitConfig,
 )
 from ser_fl.config.federation import ExecutorConfig, FederationConfig, SelectionConfig, TrackingConfig
-from ser_fl.config.frontend import AnyFrontend, GE2EConfig
+from ser_fl.config.frontend import AnyFrontend, FrontendConfig, TransformersConfig
 from ser_fl.config.resumable import Resumable
 from ser_fl.config.training import EXCLUDED, ModelConfig, ObjectiveConfig, OptimiserConfig, PooledConfig, TrainerConfig
 from ser_fl.config.values import Amount, Folder, ObjectConfig, OrOwn, Own, stage
@@ -124,6 +124,10 @@ class Config:
         is_elsewhere = executor.name == "flower" and executor.superlink is not None
         if self.data.name != "builtin" and self.data.root is None and not is_elsewhere:
             raise ValueError(f"data={self.data.name} needs data.root=DIR, the folder of the corpus")
+        if self.frontend.is_waveform and not isinstance(model, PooledConfig):
+            raise ValueError("frontend.tune=lora needs model=pooled, which ends what begins with the encoder")
+        if self.frontend.is_waveform and self.normalisation.name == "speaker":
+            raise ValueError("frontend.tune=lora goes with normalisation=pooled, got speaker: features are the clips")
         size = self.frontend.num_features, self.frontend.num_frames
         if not isinstance(model, ObjectConfig) and min(size) < model.least_size:
             raise ValueError(
@@ -132,17 +136,23 @@ class Config:
             )
         if self.normalisation.name == "pooled" and self.enrolment != 10:
             raise ValueError(f"enrolment goes with normalisation=speaker, got {self.enrolment} with pooled")
-        if isinstance(self.frontend, GE2EConfig):
+        if not isinstance(self.frontend, FrontendConfig):
             for name in ("mel_masks", "max_mel_warp", "max_equalisation"):
                 if given := getattr(self.augmentation, name):
                     raise ValueError(
                         f"augmentation.{name} is of mel bins, which an encoder's features are not: got {given:g} with "
-                        "frontend=ge2e"
+                        f"frontend={self.frontend.name}"
                     )
-        if isinstance(model, PooledConfig) and model.num_features is None:
-            object.__setattr__(self, "model", replace(model, num_features=size[0]))
-        elif isinstance(model, PooledConfig) and model.num_features != size[0]:
-            raise ValueError(f"model.num_features must be the front end's {size[0]}, got {model.num_features}")
+        if isinstance(model, PooledConfig):
+            num_features, layers = self.frontend.pooled
+            for name, its in (("num_features", num_features), ("layers", layers)):
+                if getattr(model, name) not in (None, its):
+                    raise ValueError(f"model.{name} must be the front end's {its}, got {getattr(model, name)}")
+            object.__setattr__(self, "model", replace(model, num_features=num_features, layers=layers))
+        if isinstance(self.frontend, TransformersConfig) and is_elsewhere:
+            raise ValueError(
+                "frontend=transformers goes with clients on this machine, got executor.superlink: nodes have no encoder"
+            )
         if executor.name == "flower" and self.clients.by not in ("speaker", "session"):
             raise ValueError(
                 f"clients.by must be speaker or session with executor=flower, got {self.clients.by}: it would deal out "

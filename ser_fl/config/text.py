@@ -243,8 +243,9 @@ def read_settings(file: Path, schema: object) -> dict[str, Any]:
         for name in ("root", "cache_dir"):
             if (written := data.get(name)) and is_place(written):
                 data[name] = recall(written) or (written if name == "root" else None)
-    if is_place(written := settings.get("init_from")):
-        settings["init_from"] = recall(written) or written
+    for stage, name in ((settings, "init_from"), (settings.get("frontend"), "path")):
+        if isinstance(stage, dict) and is_place(written := stage.get(name)):
+            stage[name] = recall(written) or written
     return {str(key): value for key, value in settings.items()}
 
 

@@ -62,18 +62,20 @@ class ResNetConfig:
 
 @stage
 class PooledConfig:
-    """Mean and deviation over time, and dense layers: for features of an encoder (`frontend=ge2e`)."""
+    """Mean and deviation over time, and dense layers: for features of an encoder (`frontend=ge2e`, `transformers`)."""
 
     least_size: ClassVar[int] = 1
 
     name: Literal["pooled"]
     num_features: Count | None
-    """Of the front end; null is that."""
+    """Of one layer of the front end; null is that."""
     hidden: Amount
     """Units of the dense layer between; 0: none, a linear classifier."""
     attention: bool
     """Weigh frames by what they hold, in place of all alike."""
     dropout: Share
+    layers: Count | None = None
+    """Of the front end, of which a weighted sum is pooled (`frontend.layer=all`); null is that."""
 
 
 ModelConfig = Annotated[CRNNConfig | VGG15Config | ResNetConfig | PooledConfig, Field(discriminator="name")]

@@ -174,13 +174,18 @@ class Standardisation(nn.Module):
             maximum_F=reduce(torch.maximum, (own.maximum_F for own in clients)),
         )
         mean, deviation = pooled.mean_and_deviation()
+        if config.is_waveform:
+            mean, deviation = torch.zeros_like(mean), torch.ones_like(mean)
         if config.clip == "none":
             infinity = torch.full_like(mean, float("inf"))
             return cls(mean, deviation, -infinity, infinity)
+        if config.is_waveform:  # full scale
+            return cls(mean, deviation, -deviation, deviation)
         # In float32, as the features are: the maximum of a bin that is always silent is then exactly the floor.
-        floor = torch.full_like(mean, -1.0)
+        floor = torch.full_like(mean, torch.nan if config.floor is None else config.floor)
         floor[: config.num_mels] = torch.tensor(config.log_offset, dtype=torch.float32).log().double()
         lower, upper = (floor - mean) / deviation, (pooled.maximum_F - mean) / deviation
+        lower, upper = lower.masked_fill(floor.isnan(), -10.0), upper.masked_fill(floor.isnan(), 10.0)
         return cls(mean, deviation, lower, torch.maximum(lower, upper))
 
     @classmethod

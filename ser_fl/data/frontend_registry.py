@@ -1,6 +1,6 @@
 """Which front end a configuration names."""
 
-from ser_fl.config.frontend import AnyFrontend, GE2EConfig
+from ser_fl.config.frontend import AnyFrontend, GE2EConfig, TransformersConfig
 from ser_fl.data.frontend import FrontEnd, LogMel
 
 
@@ -10,4 +10,8 @@ def build_frontend(config: AnyFrontend) -> FrontEnd:
         from ser_fl.data.ge2e import GE2E
 
         return GE2E(config)
+    if isinstance(config, TransformersConfig):
+        from ser_fl.data.encoder import Clips, TransformersFrontEnd
+
+        return Clips(config) if config.is_waveform else TransformersFrontEnd(config)
     return LogMel(config)

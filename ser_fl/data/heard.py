@@ -16,7 +16,7 @@ from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from ser_fl.config.frontend import AnyFrontend
+from ser_fl.config.frontend import AnyFrontend, TransformersConfig
 from ser_fl.data.utterance import text_key
 from ser_fl.errors import UserError
 from ser_fl.files import from_safetensors, to_safetensors, write_bytes, write_json
@@ -51,11 +51,22 @@ def fingerprints(features_NFL: Tensor, frontend: AnyFrontend) -> Tensor:
         hz * 3 / 200 if hz < 1000 else 15 + 27 * math.log(hz / 1000) / math.log(6.4)
         for hz in (frontend.fmin_hz, frontend.fmax_hz, TELEPHONE_HZ)
     )
+    log_mel_NML = _log_mel(features_NFL, frontend)
     step = (highest - lowest) / (frontend.num_mels + 1)
     below = min(frontend.num_mels, max(1, math.ceil((limit - lowest) / step) - 1))  # bins whose centre lies there
-    coarse_NBM = functional.adaptive_avg_pool2d(features_NFL[:, None, :below].float(), (BANDS, MOMENTS))
+    coarse_NBM = functional.adaptive_avg_pool2d(log_mel_NML[:, None, :below].float(), (BANDS, MOMENTS))
     coarse_NP = coarse_NBM.flatten(1)
     return (coarse_NP - coarse_NP.mean(dim=1, keepdim=True)).half()
+
+
+def _log_mel(features_NFL: Tensor, frontend: AnyFrontend) -> Tensor:
+    """The mel bins among features, or those of the clips where the features are these."""
+    if not isinstance(frontend, TransformersConfig) or not frontend.is_waveform:
+        return features_NFL[:, : frontend.num_mels]
+    from ser_fl.data.frontend import LogMel
+
+    log_mel_NML: Tensor = LogMel(frontend.heard)(features_NFL[:, 0])
+    return log_mel_NML
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -131,7 +142,8 @@ class Heard:
             change_N = theirs_NP.reshape(-1, BANDS, MOMENTS).std(dim=2).square().mean(dim=1).sqrt()
             nearest_N = torch.cdist(theirs_NP, known_NP).amin(dim=1) / math.sqrt(BANDS * MOMENTS)
             is_alike_N = nearest_N < SAME_SOUND * change_N.clamp(max=1)
-            is_audible_N = features_NFL.mean(dim=(1, 2)) > math.log(frontend.log_offset) + LEAST_LEVEL
+            level_N = _log_mel(features_NFL, frontend).mean(dim=(1, 2))
+            is_audible_N = level_N > math.log(frontend.log_offset) + LEAST_LEVEL
             is_heard += (is_alike_N & is_audible_N).tolist()
         return list(compress(rows, is_heard))
 

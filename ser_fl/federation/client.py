@@ -182,10 +182,16 @@ class Clients(Executor):
         if self._reused is not None and not is_watched:
             self._reused.zero_grad()
             return self._reused.train()
-        num_classes, seed = len(self.data.store.classes), self.config.seed
-        network = build_network(self.config.model, num_classes, seed=seed, own=self.own.network).to(self.device).train()
+        network = self._new_network().train()
         self._reused = None if is_watched else network
         return network
+
+    def _new_network(self) -> nn.Module:
+        config, num_classes = self.config, len(self.data.store.classes)
+        network = build_network(
+            config.model, num_classes, seed=config.seed, own=self.own.network, frontend=config.frontend
+        )
+        return network.to(self.device)
 
     def run(self, tasks: Iterable[ClientTask]) -> Iterator[tuple[str, Outcome]]:
         """A client trains when its outcome is asked for."""
@@ -231,8 +237,7 @@ class Clients(Executor):
 
     def _loaded(self, models: Mapping[str, State]) -> Iterator[tuple[str, nn.Module]]:
         """The models one after the other, in one network on the device."""
-        num_classes, seed = len(self.data.store.classes), self.config.seed
-        network = build_network(self.config.model, num_classes, seed=seed, own=self.own.network).to(self.device)
+        network = self._new_network()
         for owner, state in models.items():
             network.load_state_dict(state)
             yield owner, network

@@ -72,7 +72,7 @@ class FirstRun:
         if theirs == tuple(classes):
             return state
         fresh, larger = (
-            build_network(config.model, count, seed=config.seed, own=own_network).state_dict()
+            build_network(config.model, count, seed=config.seed, own=own_network, frontend=config.frontend).state_dict()
             for count in (len(classes), len(classes) + 1)
         )
         final = [name for name in fresh if larger[name].shape != fresh[name].shape]
@@ -117,8 +117,8 @@ class FirstRun:
 
 
 def _differing(stage: str, theirs: Any, ours: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Settings that differ, and both values; dropout has no weights."""
+    """Settings that differ, and both values; dropout has no weights, and an encoder is not where it lies."""
     for setting in fields(ours):
         before, now = getattr(theirs, setting.name, None), getattr(ours, setting.name)
-        if before != now and setting.name != "dropout":
+        if before != now and setting.name not in ("dropout", "path"):
             yield f"{stage}.{setting.name}", before, now

@@ -80,7 +80,9 @@ def settled_objects(config: Config, given: Mapping[str, Any]) -> tuple[OwnObject
 
 def check_network(config: Config, num_classes: int, own: OwnObjects) -> None:
     """Refuse a network of the caller's own that gives no (2, C) for two utterances of zeros, or trains nothing."""
-    network: object = build_network(config.model, num_classes, seed=config.seed, own=own.network)
+    network: object = build_network(
+        config.model, num_classes, seed=config.seed, own=own.network, frontend=config.frontend
+    )
     name, shape = qualified_name(network), (2, config.frontend.num_features, config.frontend.num_frames)
     if not isinstance(network, nn.Module):
         raise UserError(f"network must make a torch.nn.Module, got {name}")

@@ -239,7 +239,9 @@ class Federation:
         model, beside everybody's own. `RoundFailed` where a holder of test utterances gave no figures.
         """
         config, run, manifest, best = self.config, self.run, self.client_manifest, server.best
-        network = build_network(config.model, len(manifest.classes), seed=config.seed, own=self.own.network)
+        network = build_network(
+            config.model, len(manifest.classes), seed=config.seed, own=self.own.network, frontend=config.frontend
+        )
         network.load_state_dict(best.get(GLOBAL) or next(iter(best.values())))
         calibration = self.calibrate(best)
         bundle = EmotionModel(
@@ -313,8 +315,9 @@ def write_config(run: RunFolder, config: Config) -> None:
     """
     settings = dump(config)
     data = settings["data"]
-    for stage, key in ((data, "root"), (data, "cache_dir"), (settings, "init_from")):
-        stage[key] = stage[key] and remember(stage[key])
+    for stage, key in ((data, "root"), (data, "cache_dir"), (settings, "init_from"), (settings["frontend"], "path")):
+        if stage.get(key):
+            stage[key] = remember(stage[key])
     if not settings["run_dir"] or is_private(settings["run_dir"]):
         settings["run_dir"] = None
     content = {"schema": CONFIG_SCHEMA, **settings}

@@ -118,7 +118,8 @@ def new_server(
     config: Config, client_manifest: ClientManifest, own: OwnObjects = NOTHING, initial: State | None = None
 ) -> Server:
     """Before the first round: initial weights as given, or drawn from the seed."""
-    network = build_network(config.model, len(client_manifest.classes), seed=config.seed, own=own.network)
+    num_classes = len(client_manifest.classes)
+    network = build_network(config.model, num_classes, seed=config.seed, own=own.network, frontend=config.frontend)
     if initial is not None:
         network.load_state_dict(initial)
     algorithm = own.algorithm or make_algorithm(config)

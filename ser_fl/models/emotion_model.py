@@ -29,6 +29,7 @@ from ser_fl.files import check_same_form, from_safetensors, to_safetensors, writ
 from ser_fl.models.networks import NetworkSource, build_network
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import MODEL_SCHEMA, State
+from ser_fl.runs.redaction import is_place, recall, remember
 
 _LOG = logging.getLogger(__name__)
 _FRONTEND: TypeAdapter[AnyFrontend] = TypeAdapter(AnyFrontend)
@@ -134,6 +135,9 @@ def save_model(folder: Path, bundle: EmotionModel) -> None:
                     aside = file.with_name(f"{file.stem}.before{file.suffix}")
                     _LOG.warning("%s is of the model before: it is %s now", file, aside.name)
                     file.replace(aside)
+    frontend = _FRONTEND.dump_python(bundle.frontend_config, mode="json")
+    if "path" in frontend:
+        frontend["path"] = remember(frontend["path"])
     card = {
         "schema": MODEL_SCHEMA,
         "network": bundle.own_network,
@@ -141,7 +145,7 @@ def save_model(folder: Path, bundle: EmotionModel) -> None:
         "classes": list(bundle.classes),
         "synthetic": bundle.synthetic,
         "temperature": bundle.temperature,
-        "frontend": _FRONTEND.dump_python(bundle.frontend_config, mode="json"),
+        "frontend": frontend,
         "standardisation": {name: column_F1.flatten().tolist() for name, column_F1 in columns.items()},
         "normalisation": "speaker" if bundle.by_speaker else "pooled",
         "fallback": bundle.fallback and bundle.fallback.plain(),
@@ -199,6 +203,8 @@ def load_model(
         return _described(card, from_safetensors(weights.read_bytes()), network).eval()
     except FileNotFoundError:
         raise UserError(f"{run.root} has no {weights.name}: only its records were kept, train it again") from None
+    except UserError as error:
+        raise UserError(f"the model in {run.root} cannot be loaded: {error}") from None
     except (KeyError, TypeError, AttributeError, ValueError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the model in {run.root} cannot be loaded: {reason}") from None
@@ -208,11 +214,14 @@ def _described(card: Mapping[str, Any], state: State, own: NetworkSource | None)
     """The model that ``model.json`` describes, with these weights; sizes are checked before memory is taken for them. A
     ValueError, KeyError or other names what is missing or does not fit.
     """
-    model, frontend = _MODEL.validate_python(card["model"]), _FRONTEND.validate_python(card["frontend"])
+    front = dict(card["frontend"])
+    if is_place(place := front.get("path")):
+        front["path"] = recall(place) or place
+    model, frontend = _MODEL.validate_python(card["model"]), _FRONTEND.validate_python(front)
     classes = _CLASSES.validate_python(card["classes"])
     if own is None:
         with torch.device("meta"):
-            described = build_network(model, len(classes), seed=0).state_dict()
+            described = build_network(model, len(classes), seed=0, frontend=frontend).state_dict()
         try:
             check_same_form(state, described)
         except ValueError as error:
@@ -233,7 +242,7 @@ def _described(card: Mapping[str, Any], state: State, own: NetworkSource | None)
     fallback, size = None, frontend.num_features
     if (told := card.get("fallback")) is not None:
         fallback = Scale(*(torch.tensor(told[name]).reshape(size, 1) for name in ("mean", "deviation")))
-    network = build_network(model, len(classes), seed=0, own=own)
+    network = build_network(model, len(classes), seed=0, own=own, frontend=frontend)
     network.load_state_dict(state)
     return EmotionModel(
         network,

@@ -1,9 +1,11 @@
 """The networks, the normalisation between their convolutions, and how one is built by name.
 
-Legend: B batch, F mel bins, L frames, C classes, K channels, H hidden units; of maps, H and W are rows and columns.
+Legend: B batch, F mel bins, L frames, C classes, K channels, H hidden units, N layers of an encoder; of maps, H and
+W are rows and columns.
 """
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ser_fl.config.frontend import AnyFrontend, TransformersConfig
 from ser_fl.config.training import CRNNConfig, ModelConfig, PooledConfig, ResNetConfig, VGG15Config
 from ser_fl.config.values import ObjectConfig
 from ser_fl.devices import autocast, float32_by_default
@@ -199,13 +202,16 @@ class ResNet(_Pooled):
 
 class Pooled(nn.Module):
     """Mean and deviation of each bin over time, brought to one scale by batch norm without weights, and dense layers.
-    With attention both are weighted (attentive statistics pooling: Okabe et al., arXiv 1803.10963).
+    With attention both are weighted (attentive statistics pooling: Okabe et al., arXiv 1803.10963). Of several layers
+    of an encoder, the last bins of a frame, it pools a sum with weights of its own, all alike at first.
     """
 
     def __init__(self, num_classes: int, config: PooledConfig) -> None:
         super().__init__()
         assert config.num_features is not None, "settled with the front end"
         size = 2 * config.num_features
+        self.form = (config.layers or 1, config.num_features)
+        self.layers = nn.Parameter(torch.zeros(config.layers)) if config.layers else None
         self.attention = nn.Conv1d(config.num_features, 1, 1) if config.attention else None
         self.scale = nn.BatchNorm1d(size, affine=False)
         layers: list[nn.Module] = [nn.Dropout(config.dropout)]
@@ -215,6 +221,11 @@ class Pooled(nn.Module):
 
     def forward(self, features_BFL: Tensor) -> Tensor:
         """Logits of shape (B, C) from standardised features of shape (B, F, L)."""
+        features_BFL = features_BFL[:, -math.prod(self.form) :]
+        if self.layers is not None:
+            features_BFL = torch.einsum(
+                "n,bnfl->bfl", self.layers.softmax(0), torch.unflatten(features_BFL, 1, self.form)
+            )
         if self.attention is None:
             weights_B1L = features_BFL.new_full(
                 (len(features_BFL), 1, features_BFL.shape[2]), 1 / features_BFL.shape[2]
@@ -241,9 +252,16 @@ classes. It gives logits of shape (B, C) for features of shape (B, F, L)."""
 
 
 def build_network(
-    config: ModelConfig | ObjectConfig, num_classes: int, *, seed: int, own: NetworkSource | None = None
+    config: ModelConfig | ObjectConfig,
+    num_classes: int,
+    *,
+    seed: int,
+    own: NetworkSource | None = None,
+    frontend: AnyFrontend | None = None,
 ) -> nn.Module:
-    """The configured network, or one of the caller's, with initial weights drawn from ``seed`` and nothing else."""
+    """The configured network, or one of the caller's, with initial weights drawn from ``seed`` and nothing else. Of a
+    ``frontend`` that gives the clips themselves it begins with the encoder.
+    """
     if isinstance(own, nn.Module):
         return copy.deepcopy(own)
     with torch.random.fork_rng(devices=[]), float32_by_default():
@@ -252,4 +270,9 @@ def build_network(
             return own(num_classes)
         if isinstance(config, ObjectConfig):
             raise config.refusal()
-        return NETWORKS[config.name](num_classes, config)
+        network = NETWORKS[config.name](num_classes, config)
+        if isinstance(frontend, TransformersConfig) and frontend.is_waveform:
+            from ser_fl.models.tuned import Tuned
+
+            return Tuned(frontend, network)
+        return network

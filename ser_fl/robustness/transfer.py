@@ -112,9 +112,9 @@ def _refuse_unlike(first_name: str, first: TrainedRun, name: str, run: TrainedRu
         for each in (run, first)
     )
     for what, value in ours.items():
-        # The front end's name and the box take no part in raw log-mel.
-        if what not in ("frontend.name", "frontend.clip") and value != theirs[what]:
-            told = f"{name} and {first_name} differ in {what}: {value} against {theirs[what]}"
+        # The front end's name and the box take no part in raw log-mel, nor does where an encoder lies.
+        if what not in ("frontend.name", "frontend.clip", "frontend.path") and value != theirs.get(what):
+            told = f"{name} and {first_name} differ in {what}: {value} against {theirs.get(what)}"
             if what.startswith("frontend"):
                 told += "; an attack on log-mel can be carried over between runs of one front end only"
             raise UserError(told)

@@ -33,7 +33,8 @@ def resolve_precision(config: Config, num_classes: int, own: NetworkSource | Non
 
 def speed_up(config: Config, num_classes: int, device: torch.device, own: NetworkSource | None = None) -> float:
     """How many times as fast a training step is in bfloat16 as in float32: median of steps taken in turns."""
-    network = build_network(config.model, num_classes, seed=config.seed, own=own).to(device).train()
+    network = build_network(config.model, num_classes, seed=config.seed, own=own, frontend=config.frontend)
+    network.to(device).train()
     shape = (config.federation.batch_size, config.frontend.num_features, config.frontend.num_frames)
     features_BFL = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
     labels_B = (torch.arange(len(features_BFL)) % num_classes).to(device)
