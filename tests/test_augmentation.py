@@ -1,4 +1,4 @@
-"""Rotation and masks: what they keep, how long and where the masks are, and that the draws are the stream's."""
+"""Rotation, masks and mixup: what they keep, how long and where the masks are, and that the draws are the stream's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from ser_fl.config.data import AugmentationConfig
-from ser_fl.data.augmentation import augment, equalise, mask_band, partners, roll_in_time, splice, warp_mel
+from ser_fl.data.augmentation import augment, equalise, mask_band, mix, partners, roll_in_time, splice, warp_mel
 from ser_fl.randomness import generator
 
 NOTHING = AugmentationConfig(
@@ -179,3 +179,29 @@ def test_the_share_of_splices(share: float) -> None:
     last_BF = augment(features(), labels(), config, generator(0))[:, :, -1]
     kept_B = (last_BF == features()[:, :, -1]).all(1)
     assert kept_B.sum() == (64 if share == 0 else 1)  # who is alone with its label has nobody to go on as
+
+
+def test_a_mixed_utterance_is_the_weighted_mean_of_two_and_so_is_its_label() -> None:
+    """Utterance i is 1 in bin i alone: the mixed one tells its partner, and the shares of both."""
+    labels_B = torch.arange(300) % 3
+    mixed, targets = mix(torch.eye(300)[..., None], labels_B, 3, 0.4, generator(0))
+    own = mixed[:, :, 0].diagonal()
+    torch.testing.assert_close(mixed.sum((1, 2)), torch.ones(300))
+    for row, (utterance, target) in enumerate(zip(mixed[:, :, 0], targets, strict=True)):
+        expected = torch.zeros(3)
+        for place in utterance.nonzero().flatten():
+            expected[labels_B[place]] += utterance[place]
+        torch.testing.assert_close(target, expected)
+        assert len(utterance.nonzero()) <= 2 and utterance[row] >= 0.5, "its own label is the likelier one"
+    assert (own < 0.999).sum() > 200
+    again = mix(torch.eye(300)[..., None], labels_B, 3, 0.4, generator(0))
+    assert torch.equal(again[0], mixed) and torch.equal(again[1], targets)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 8.0])
+def test_shares_are_those_of_the_beta_distribution(alpha: float) -> None:
+    """Each utterance's own share is s or 1 - s: the mean of s (1 - s) is alpha / (2 (2 alpha + 1))."""
+    labels_B = torch.zeros(4000, dtype=torch.int64)
+    mixed, _ = mix(torch.eye(4000)[..., None], labels_B, 1, alpha, generator(1))
+    own = mixed[:, :, 0].diagonal()
+    assert float((own * (1 - own)).mean()) == pytest.approx(alpha / (2 * (2 * alpha + 1)), abs=0.01)

@@ -198,3 +198,27 @@ def test_a_client_is_fed_every_emotion_equally_often_each_epoch(skewed: tuple[Co
 def test_an_unknown_balance_names_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"unknown class_balance 'balanced'\. Known: loss, none, sampling"):
         compose(["class_balance=balanced"])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("is_balanced", [False, True])
+def test_a_mixed_utterance_costs_what_its_two_labels_do(smoothing: float, is_balanced: bool) -> None:
+    """By hand: 0.7 of class 0 and 0.3 of class 3, each label's loss by its share, as often as its class counts."""
+    round_of_one = given(LABELS, smoothing=smoothing)
+    weights = round_of_one.class_weights_C if is_balanced else None
+    round_of_one = replace(round_of_one, class_weights_C=weights)
+    logits = torch.tensor([[2.0, -1.0, 0.5, 1.0], [0.0, 1.0, 0.0, -2.0]])
+    targets = torch.tensor([[0.7, 0.0, 0.0, 0.3], [0.0, 1.0, 0.0, 0.0]])
+    log = (logits.exp() / logits.exp().sum(1, keepdim=True)).log()
+    costs = -(1 - smoothing) * log - smoothing * log.mean(1, keepdim=True)
+    counts = weights if weights is not None else torch.ones(4)
+    first = 0.7 * counts[0] * costs[0, 0] + 0.3 * counts[3] * costs[0, 3]
+    torch.testing.assert_close(round_of_one.cross_entropy(logits, targets), (first + counts[1] * costs[1, 1]) / 2)
+    plain = torch.tensor([0, 1])
+    torch.testing.assert_close(
+        round_of_one.cross_entropy(logits, torch.nn.functional.one_hot(plain, 4).float()),
+        round_of_one.cross_entropy(logits, plain),
+    )
+    losses = torch.tensor([2.0, 5.0])
+    expected = (2 * (0.7 * counts[0] + 0.3 * counts[3]) + 5 * counts[1]) / 2
+    torch.testing.assert_close(round_of_one.mean(losses, targets), expected)

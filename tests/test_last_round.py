@@ -29,9 +29,8 @@ def config(*more: str) -> Config:
     ("more", "message"),
     [
         (["split.num_validation_speakers=0", "split=speaker_independent"], r"split\.num_validation_speakers=0 leaves"),
-        (["split.validation_fraction=0"], r"selection\.by=clean .* split\.validation_fraction=0 .* selection=last"),
         (["split.num_validation_texts=0", "split=text_independent"], r"split\.num_validation_texts=0 leaves none"),
-        (["split.validation_fraction=0", "selection=last", "selection.robust_every=1"], r"robust_every=1 needs"),
+        ([*NOBODY, "selection.robust_every=1"], r"by=last .*robust_every=1 needs .* selection\.robust_every=0$"),
         (["split=speaker_and_text_independent", "split.num_validation_texts=0", "selection=last"], "must both be 0"),
     ],
 )

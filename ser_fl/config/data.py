@@ -10,10 +10,12 @@ from ser_fl.config.resumable import Resumable
 from ser_fl.config.values import (
     Amount,
     Count,
+    Finite,
     Folder,
     NonNegative,
     Positive,
     Proportion,
+    Reverberation,
     Share,
     Speaker,
     is_count,
@@ -139,7 +141,6 @@ class SplitConfig:
     def without_validation(self) -> str | None:
         """The setting that says that nobody validates, where one does."""
         asked = {
-            "validation_fraction": self.name == "within_speaker",
             "num_validation_speakers": self.is_by_speaker and not self.validation_speakers,
             "num_validation_texts": self.is_by_text and not self.validation_texts,
         }
@@ -165,9 +166,42 @@ class ClientsConfig:
     """Label skew of "dirichlet": small is skewed, large is iid."""
 
 
+Codec = Literal["mp3", "vorbis", "g711", "gsm"]
+
+
+@stage
+class WaveformConfig:
+    """What is done to each copy of a training utterance (`ser_fl.data.copies`), from the mouth to the listener."""
+
+    max_speed: Share = 0.1
+    """Up to this share faster or slower, tempo and pitch together."""
+    max_pitch: Share = 0.1
+    """Pitch and formants up to this share higher or lower: another vocal tract."""
+    rooms: Proportion = 0.3
+    """Share of copies in a room."""
+    rt60_s: tuple[Reverberation, Reverberation] = (0.1, 0.6)
+    """In how many seconds its sound falls by 60 dB, from and to."""
+    noise: Proportion = 0.5
+    """Share of copies with noise, half of it white, half pink."""
+    snr_db: tuple[Finite, Finite] = (10.0, 30.0)
+    """Its distance from the speech, from and to."""
+    max_gain_db: NonNegative = 6.0
+    """Up to so much louder or softer."""
+    transmitted: Proportion = 0.2
+    """Share of copies that go through one of the codecs."""
+    codecs: tuple[Codec, ...] = ("mp3", "vorbis", "g711", "gsm")
+
+    def __post_init__(self) -> None:
+        for name in ("rt60_s", "snr_db"):
+            if (pair := getattr(self, name))[0] > pair[1]:
+                raise ValueError(f"augmentation.waveform.{name} must be [LEAST,MOST], got {list(pair)}")
+        if self.transmitted and not self.codecs:
+            raise ValueError("augmentation.waveform.codecs must name one at least, got []: or set transmitted=0")
+
+
 @stage
 class AugmentationConfig:
-    """Batched augmentation of training features."""
+    """Augmentation of training utterances: copies of their waveforms, and batches of their features."""
 
     roll: bool
     """Rotate clips in time by a random number of frames: clips are repeated, so a rotation is a later start."""
@@ -184,3 +218,15 @@ class AugmentationConfig:
     """Add a smooth curve over mel bins of up to this many standardised log-mel units: another microphone or room."""
     splice: Proportion = 0.0
     """Share of utterances that go on, from a random frame, as another of their batch with the same emotion."""
+    copies: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Copies of every training utterance, changed as waveforms. In each round a client draws for each of its utterances
+    this or one of its copies, all equally often. Scales and the box are of the utterances themselves."""
+    waveform: WaveformConfig = WaveformConfig()
+    """Of the copies."""
+    mixup: NonNegative = 0.0
+    """Mix each utterance of a batch with another, labels too, by shares from Beta(mixup, mixup); 0: none. Whoever holds
+    several speakers mixes them (federation=centralised), a client of one mixes that one. With objective=clean."""
+
+    def __post_init__(self) -> None:
+        if not self.copies and self.waveform != WaveformConfig():
+            raise ValueError("augmentation.waveform is of copies, of which augmentation.copies=0 makes none: raise it")

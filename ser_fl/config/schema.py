@@ -134,6 +134,11 @@ class Config:
                 f"{model.name} needs at least {model.least_size} mel bins and {model.least_size} frames, got "
                 f"{size[0]} and {size[1]}: raise frontend.num_mels or frontend.duration_s"
             )
+        if self.augmentation.mixup and (objective := getattr(self.objective, "name", "clean")) != "clean":
+            raise ValueError(
+                f"augmentation.mixup goes with objective=clean, got {objective}: an attack leads away from one true "
+                "label, and mixed utterances have two"
+            )
         if self.normalisation.name == "pooled" and self.enrolment != 10:
             raise ValueError(f"enrolment goes with normalisation=speaker, got {self.enrolment} with pooled")
         if not isinstance(self.frontend, FrontendConfig):
@@ -171,7 +176,7 @@ class Config:
         if (setting := self.split.without_validation) and selection.needs_validation:
             raise ValueError(
                 f"selection.by={selection.by} with selection.robust_every={selection.robust_every} needs validation "
-                f"utterances, and {setting}=0 leaves none: take selection=last"
+                f"utterances, and {setting}=0 leaves none: take selection=last selection.robust_every=0"
             )
         name, every = ("robust_every", selection.robust_every) if is_robust else ("every", selection.every)
         if selection.by != "last" and 0 < federation.patience < every:

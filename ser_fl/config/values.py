@@ -30,6 +30,8 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Proportion = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Reverberation = Annotated[float, Field(ge=0.01, le=10)]
 Epsilon = NonNegative
 Count = Annotated[int, Field(ge=1, lt=2**63)]
 Amount = Annotated[int, Field(ge=0, lt=2**63)]

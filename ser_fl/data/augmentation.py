@@ -1,10 +1,12 @@
 """Batched augmentation of training features: each utterance of a batch by its own draw.
 
-Legend: B batch, F mel bins, L frames.
+Legend: B batch, F mel bins, L frames, C classes.
 """
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
+from torch.nn.functional import one_hot
 
 from ser_fl.config.data import AugmentationConfig
 from ser_fl.devices import send
@@ -31,6 +33,23 @@ def augment(features_BFL: Tensor, labels_B: Tensor, config: AugmentationConfig, 
         for _ in range(count):
             features_BFL = mask_band(features_BFL, axis, longest, stream)
     return features_BFL
+
+
+def mix(
+    features_BFL: Tensor, labels_B: Tensor, num_classes: int, alpha: float, stream: Generator
+) -> tuple[Tensor, Tensor]:
+    """Mixup (Zhang et al., arXiv 1710.09412): each utterance and one of the batch, paired at random, as a weighted mean
+    of features, and of labels, which then have shape (B, C). The utterance's own share is s or 1 - s, whichever is
+    larger, s from Beta(alpha, alpha): over a batch the same pairs and shares as in the paper, and its own label stays
+    the likelier one. Deviation: shares are drawn for each utterance, where the authors' code draws one a batch.
+    """
+    seed = int(torch.randint(2**62, (), generator=stream))
+    share_B = np.random.default_rng(seed).beta(alpha, alpha, len(labels_B))
+    own_B1 = send(torch.from_numpy(np.maximum(share_B, 1 - share_B)).float()[:, None], features_BFL.device)
+    other_B = send(torch.randperm(len(labels_B), generator=stream), features_BFL.device)
+    given_BC = one_hot(labels_B, num_classes).float()
+    mixed_BFL = torch.lerp(features_BFL[other_B], features_BFL, own_B1[..., None].to(features_BFL.dtype))
+    return mixed_BFL, torch.lerp(given_BC[other_B], given_BC, own_B1)
 
 
 def uniform(rows: int, columns: int, stream: Generator) -> Tensor:

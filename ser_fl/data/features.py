@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ser_fl.config.frontend import AnyFrontend
 from ser_fl.config.schema import Config
@@ -46,6 +46,28 @@ OnFeatures = Callable[[int, int], None]
 """Told how many utterances are done, of how many."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Copies:
+    """Changed copies of some utterances of a store (`ser_fl.data.copies`)."""
+
+    store: "FeatureStore"
+    """Their features; it lists no utterances."""
+    first_N: Tensor
+    """Row of each utterance's first copy, behind which the others are; -1 of one without any."""
+    number: int
+    """Of each utterance."""
+
+    def drawn(self, features_NFL: Tensor, rows_N: Tensor, stream: Generator) -> Tensor:
+        """Each utterance itself or one of its copies, all equally often."""
+        version_N = torch.randint(self.number + 1, (len(rows_N),), generator=stream)
+        taken_N = version_N > 0
+        first_N = self.first_N[rows_N[taken_N]]
+        assert bool((first_N >= 0).all()), "an utterance without copies"
+        drawn_NFL = features_NFL.clone()
+        drawn_NFL[taken_N] = self.store.features_NFL[first_N + version_N[taken_N] - 1]
+        return drawn_NFL
+
+
 @dataclass(frozen=True, slots=True)
 class FeatureStore:
     """Raw features of all utterances, and their labels. Pickled it holds the name of its file and no features:
@@ -63,9 +85,11 @@ class FeatureStore:
     """Names of the emotions, in the order of the classifier's outputs."""
     scales: SpeakerScales | None = None
     """By which each speaker's features are scaled when they are loaded; None: as they are."""
+    copies: Copies | None = None
+    """Of training utterances, where there are any."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_store, (self.file, self.labels_N, self.utterances, self.classes, self.scales)
+        return open_store, (self.file, self.labels_N, self.utterances, self.classes, self.scales, self.copies)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +104,21 @@ class Examples:
 
 
 def load_examples(
-    store: FeatureStore, indices: tuple[int, ...], standardisation: Standardisation, device: torch.device = CPU
+    store: FeatureStore,
+    indices: tuple[int, ...],
+    standardisation: Standardisation,
+    device: torch.device = CPU,
+    *,
+    stream: Generator | None = None,
 ) -> Examples:
-    """Read utterances from the store, standardise them, and send them to a device; nothing of it is kept."""
+    """Read utterances from the store, standardise them, and send them to a device; nothing of it is kept. With a stream
+    each may be one of its copies, where there are any.
+    """
     rows = torch.tensor(indices, dtype=torch.int64)
     with torch.no_grad():
         features_NFL = store.features_NFL[rows]
+        if stream is not None and store.copies is not None:
+            features_NFL = store.copies.drawn(features_NFL, rows, stream)
         if store.scales is not None:
             features_NFL = store.scales.of(rows)(features_NFL)
         return Examples(send(standardisation(features_NFL), device), send(store.labels_N[rows], device))
@@ -185,13 +218,14 @@ def open_store(
     utterances: tuple[Utterance, ...],
     classes: tuple[str, ...],
     scales: SpeakerScales | None = None,
+    copies: Copies | None = None,
 ) -> FeatureStore:
     """Map features from their file. Copy-on-write, since torch has no read-only tensors: pages are shared until
     somebody writes, and nobody does. `open_memmap` reads plain numbers only, and refuses a file of objects, to be
     unpickled.
     """
     rows = np.lib.format.open_memmap(file, mode="c")
-    return FeatureStore(file, torch.from_numpy(rows), labels_N, utterances, classes, scales)
+    return FeatureStore(file, torch.from_numpy(rows), labels_N, utterances, classes, scales, copies)
 
 
 def _fill(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ser_fl.config.schema import Config, parse
+from ser_fl.data.copies import with_copies
 from ser_fl.data.enrolment import enrolled, training_mean
 from ser_fl.data.features import FeatureStore, OnFeatures, compute_features, open_configured_corpus
 from ser_fl.data.frontend import FeatureStatistics, Standardisation
@@ -110,6 +111,7 @@ def prepare(config: Config, on_features: OnFeatures | None = None) -> Prepared:
     clients = assign_clients(store.utterances, split.train, config.clients, seed=config.split.seed)
     if config.federation.name == "centralised":  # the same utterances, where the number of clients is capped too
         clients = {EVERYBODY: tuple(sorted(index for held in clients.values() for index in held))}
+    store = with_copies(store, corpus, split.train, config, on_features)
     _warn_of_lacking_emotions(store, split, clients)
     for shortcut in shortcuts(store.utterances, facts_of_table(store.utterances)):
         if shortcut.suspicious:
@@ -200,6 +202,7 @@ def open_partition(config: Config, host: Host, classes: Sequence[str]) -> Partit
     store = compute_features(corpus, config.frontend, cache_dir=config.data.cache_dir, classes=tuple(classes))
     split = split_corpus(store.utterances, config.split, whole=False)
     clients = natural_clients(store.utterances, split.train, config.clients)  # the server caps them
+    store = with_copies(store, corpus, split.train, config)
     if config.normalisation.name == "speaker":
         store, split = enrolled(store, split, config.enrolment, seed=config.split.seed)
     return Partition(store=store, split=split, clients=clients)

@@ -118,7 +118,8 @@ class Clients(Executor):
         network = self._network()
         network.load_state_dict(task.state)
         with watch("data"):
-            examples = load_examples(data.store, data.clients[task.client_id], data.standardisation)
+            held = data.clients[task.client_id]
+            examples = load_examples(data.store, held, data.standardisation, stream=stream)
             weights_C = None
             if self.config.class_balance == "loss":
                 weights_C = balanced_weights(examples.labels_N, len(data.store.classes)).to(self.device)

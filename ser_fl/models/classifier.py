@@ -17,7 +17,7 @@ from ser_fl.config.data import AugmentationConfig
 from ser_fl.config.schema import checked
 from ser_fl.config.training import ModelConfig, OptimiserConfig
 from ser_fl.config.values import Count, stage
-from ser_fl.data.augmentation import augment
+from ser_fl.data.augmentation import augment, mix
 from ser_fl.data.datamodule import Batch
 from ser_fl.errors import UserError
 from ser_fl.files import adapter
@@ -113,11 +113,19 @@ class EmotionClassifier(pl.LightningModule):
         logits_BC: Tensor = self.network(features_BFL)
         return logits_BC
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def augmented(self, batch: Batch) -> Batch:
+        """A training batch after augmentation; labels are of shape (B, C) where it is mixed."""
         features_BFL, labels_B = batch
-        logits_BC = self(augment(features_BFL, labels_B, self.augmentation, self.stream))
-        loss = F.cross_entropy(logits_BC, labels_B, label_smoothing=self.augmentation.label_smoothing)
-        self._steps.append((loss.detach(), logits_BC.detach(), labels_B))
+        features_BFL = augment(features_BFL, labels_B, self.augmentation, self.stream)
+        if not self.augmentation.mixup:
+            return features_BFL, labels_B
+        return mix(features_BFL, labels_B, self.num_classes, self.augmentation.mixup, self.stream)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        features_BFL, targets = self.augmented(batch)
+        logits_BC = self(features_BFL)
+        loss = F.cross_entropy(logits_BC, targets, label_smoothing=self.augmentation.label_smoothing)
+        self._steps.append((loss.detach(), logits_BC.detach(), batch[1]))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from ser_fl.config.schema import Config
 from ser_fl.config.values import ObjectConfig
-from ser_fl.data.augmentation import augment
 from ser_fl.data.datamodule import Batch, ClientDataModule
 from ser_fl.devices import CPU, autocast
 from ser_fl.errors import UserError
@@ -87,7 +86,7 @@ class ClientClassifier(QuickHookNames, EmotionClassifier):
         self.watch, self.stream, self._plan = given.watch, given.stream, plan
         self._freezes_norm = 0 < config.federation.freeze_norm_from <= given.number
         self._optimiser_state = optimiser_state
-        self._augmented_BFL = torch.empty(0)
+        self._augmented: Batch = torch.empty(0), torch.empty(0)
         """The minibatch that is replayed."""
 
     def on_train_start(self) -> None:
@@ -102,12 +101,11 @@ class ClientClassifier(QuickHookNames, EmotionClassifier):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The objective's loss of the augmented batch, which is the same for all of its replays."""
-        features_BFL, labels_B = batch
         if batch_idx % self._plan.replays == 0:
             with self.watch("data"):
-                self._augmented_BFL = augment(features_BFL, labels_B, self.augmentation, self.stream)
-        loss, logits_BC = self._plan.loss(self.network, self._augmented_BFL, labels_B)
-        self._steps.append((loss.detach(), logits_BC.detach(), labels_B))
+                self._augmented = self.augmented(batch)
+        loss, logits_BC = self._plan.loss(self.network, *self._augmented)
+        self._steps.append((loss.detach(), logits_BC.detach(), batch[1]))
         return loss
 
     def on_train_epoch_end(self) -> None:

@@ -16,7 +16,8 @@ from ser_fl.data.features import Examples
 from ser_fl.stopwatch import UNWATCHED, Watch
 
 StepLoss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(network, features_BFL, labels_B) -> the loss of a step, and the clean utterances' logits_BC, which are scored."""
+"""(network, features_BFL, labels_B) -> the loss of a step, and the clean utterances' logits_BC, which are scored. With
+`augmentation.mixup` labels are probabilities of shape (B, C)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,17 +53,28 @@ class ClientRound:
     """What an utterance counts by its class, on the network's device (`class_balance=loss`); None: all alike."""
 
     def cross_entropy(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-        """Of a batch, with the configured label smoothing and balance of classes."""
+        """Of a batch, with the configured label smoothing and balance of classes. Of a mixed utterance each label's
+        loss counts by its share and as often as its class.
+        """
         smoothing = self.augmentation.label_smoothing
         if self.class_weights_C is None:
             return F.cross_entropy(logits_BC, labels_B, label_smoothing=smoothing)
-        return self.mean(F.cross_entropy(logits_BC, labels_B, label_smoothing=smoothing, reduction="none"), labels_B)
+        weights_B = self._weights(labels_B, self.class_weights_C)
+        if labels_B.dim() == 2:
+            labels_B = labels_B * self.class_weights_C / weights_B[:, None]
+        return (F.cross_entropy(logits_BC, labels_B, label_smoothing=smoothing, reduction="none") * weights_B).mean()
 
     def mean(self, losses_B: Tensor, labels_B: Tensor) -> Tensor:
         """Of a batch's losses, each utterance's as often as its class counts. The sum is divided by the batch's size
         and not by that of its weights: over an epoch every class then has the same share, however small the batches.
         """
-        return (losses_B if self.class_weights_C is None else losses_B * self.class_weights_C[labels_B]).mean()
+        if self.class_weights_C is None:
+            return losses_B.mean()
+        return (losses_B * self._weights(labels_B, self.class_weights_C)).mean()
+
+    @staticmethod
+    def _weights(labels_B: Tensor, class_weights_C: Tensor) -> Tensor:
+        return labels_B @ class_weights_C if labels_B.dim() == 2 else class_weights_C[labels_B]
 
     def on_all(self, loss: StepLoss, replays: int = 1) -> TrainingPlan:
         return TrainingPlan(
