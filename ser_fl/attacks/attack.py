@@ -6,6 +6,7 @@ Legend: B utterances, F mel bins, L frames, C classes; "..." is whatever is move
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from ser_fl.config.robustness import Backend
 from ser_fl.devices import seeded_streams
 from ser_fl.errors import UserError
 from ser_fl.randomness import derive_seed, generator
+from ser_fl.runs.records import ON_ENROLMENT, WITH_ENROLMENT
 
 UNLABELLED = "_unlabelled"
 """Ends the name of an attack that does not know the true classes."""
@@ -49,6 +51,9 @@ class AttackSettings:
     labels: bool = True
     """Whether it knows the true classes; else the model's predictions of clean utterances stand for them."""
     backend: Backend = "auto"
+    enrolment: Literal["clean", "attacked", "both"] = "clean"
+    """Whether the clips that enrol a speaker are attacked (`ser_fl.attacks.enrolment`), in place of the scored ones or
+    before them."""
 
     def __post_init__(self) -> None:
         if self.name.endswith(UNLABELLED):
@@ -167,7 +172,8 @@ class Attack:
     @property
     def name(self) -> str:
         """As records name it."""
-        return self.settings.name + ("" if self.settings.labels else UNLABELLED)
+        suffix = {"clean": "", "attacked": ON_ENROLMENT, "both": WITH_ENROLMENT}[self.settings.enrolment]
+        return self.settings.name + ("" if self.settings.labels else UNLABELLED) + suffix
 
     def knowledge_of(self, expectation: Expectation | None) -> str:
         """The threat model of a record: "adaptive" where the attacker differentiates a defence, else the entry's. A

@@ -8,11 +8,11 @@ an attack at 60 dB may succeed by what no recording in a room would keep.
 Legend: N utterances, B clips of a batch, T samples, S samples at the front end's rate, F mel bins, L frames.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ser_fl.attacks.attack import Attack, Problem
 from ser_fl.attacks.clips import ClipBall, Clips
@@ -44,7 +44,7 @@ class WaveformToFeatures(Rows):
     """Whose waveforms are moved; where they may not be, theirs is what is heard."""
     frontend: FrontEnd
     """On the device of the clips."""
-    standardisation: Standardisation
+    standardisation: nn.Module
     mean_BF1: Tensor | None = None
     """Of each clip's speaker, and the deviation; None where all are scaled alike."""
     deviation_BF1: Tensor | None = None
@@ -92,15 +92,19 @@ class Waveform(Domain):
     name: str = "waveform"
     sweeps: bool = False
 
+    def raw(self, waveform_T: Tensor, sample_rate_hz: int) -> Tensor:
+        """Features of a recording as the front end gives them, shape (1, F, L)."""
+        clip_T = self.frontend.clip(waveform_T, sample_rate_hz)
+        features_1FL: Tensor = self.frontend(send(clip_T[None], self.standardisation.mean_F1.device))
+        return features_1FL
+
     def features(self, utterance_id: str, waveform_T: Tensor, sample_rate_hz: int) -> Tensor:
         """Standardised features of a recording of an utterance, shape (1, F, L): as a new recording is read, and by the
         same way.
         """
-        clip_T = self.frontend.clip(waveform_T, sample_rate_hz)
-        device = self.standardisation.mean_F1.device
-        features_1FL: Tensor = self.frontend(send(clip_T[None], device))
+        features_1FL = self.raw(waveform_T, sample_rate_hz)
         if self.scale_of is not None:
-            features_1FL = self.scale_of([utterance_id]).to(device)(features_1FL)
+            features_1FL = self.scale_of([utterance_id]).to(features_1FL.device)(features_1FL)
         standardised_1FL: Tensor = self.standardisation(features_1FL)
         return standardised_1FL
 
@@ -109,13 +113,17 @@ class Waveform(Domain):
         with torch.no_grad():
             return torch.cat([self.features(utterance_id, *self.read(utterance_id)) for utterance_id in ids])
 
-    def problems(self, problem: Problem) -> list[tuple[list[int], Problem]]:
-        """The recordings of a batch; clips of one sampling rate go together."""
-        recordings = [self.read(utterance_id) for utterance_id in problem.keys_B]
-        device, found = problem.labels_B.device, []
+    def clips(self, ids: Sequence[str], device: torch.device) -> Iterator[tuple[list[int], Clips]]:
+        """Recordings of utterances, those of one sampling rate together, and which of the ids they are."""
+        recordings = [self.read(utterance_id) for utterance_id in ids]
         for rate in dict.fromkeys(rate for _, rate in recordings):
             rows = [row for row, (_, its_rate) in enumerate(recordings) if its_rate == rate]
-            clips = Clips.of([recordings[row][0] for row in rows], rate, self.frontend).to(device)
+            yield rows, Clips.of([recordings[row][0] for row in rows], rate, self.frontend).to(device)
+
+    def problems(self, problem: Problem) -> list[tuple[list[int], Problem]]:
+        """The recordings of a batch; clips of one sampling rate go together."""
+        device, found = problem.labels_B.device, []
+        for rows, clips in self.clips(problem.keys_B, device):
             scale = None if self.scale_of is None else self.scale_of([problem.keys_B[row] for row in rows]).to(device)
             part = replace(
                 problem.subset(torch.tensor(rows, device=device)),

@@ -75,8 +75,8 @@ def print_attacks(records: Sequence[AttackRecord], speech: SpeechRecord) -> None
     """A line for every record."""
     from rich.table import Table
 
-    from ser_fl.cli.terminal import console
-    from ser_fl.report.wording import budget
+    from ser_fl.cli.terminal import console, say
+    from ser_fl.report.wording import budget, enrolment_explained
 
     note = ", SYNTHETIC speech" if speech.synthetic else ""
     knows = f"attacker knows the model; of the defence only where adaptive{note}"
@@ -96,6 +96,8 @@ def print_attacks(records: Sequence[AttackRecord], speech: SpeechRecord) -> None
             "–" if record.attack == "clean" else f"{record.attack_success_rate:.1%}",
         )
     console.print(table)
+    if explained := enrolment_explained(records):
+        say(explained.strip())
 
 
 def print_sanity_report(run: RunFolder) -> None:

@@ -111,6 +111,10 @@ class BenchmarkConfig:
     """domain=waveform: budgets as signal-to-noise ratios in dB; together with no amplitudes, empty is 60 to 0 by 10."""
     amplitudes: tuple[Epsilon, ...] = ()
     """domain=waveform: budgets as the largest change of a sample, full scale 1."""
+    enrolment_attack: Literal["none", "poisoned", "both"] = "none"
+    """Of unseen speakers who are enrolled by clips that are not scored (normalisation=speaker, enrolment=10): whether
+    these clips are attacked, within each budget; in both the scored ones too, of speakers whose enrolment is poisoned.
+    The attacker knows the model, and all that is scored of the speaker: an upper bound."""
     write_audio: Amount = 0
     """domain=waveform: of so many utterances, clean and adversarial WAV files go to the run's folder adversarial/."""
     checks: bool = True
@@ -120,6 +124,11 @@ class BenchmarkConfig:
 
     def __post_init__(self) -> None:
         _refuse_two_corpora(self)
+        if self.drop_broken and self.enrolment_attack != "none":
+            raise ValueError(
+                "drop_broken goes with enrolment_attack=none, since one poisoned enrolment is for all clips of a "
+                f"speaker, got {self.enrolment_attack}: leave drop_broken out"
+            )
         other, budgets, of_other = {
             "waveform": ("logmel", "snr_dbs", ("epsilons", "curve_epsilons", "drop_broken", "keep_adversarials")),
             "logmel": ("waveform", "epsilons", ("snr_dbs", "amplitudes", "write_audio")),

@@ -5,6 +5,7 @@ of which nobody tells the emotion.
 """
 
 from dataclasses import replace
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ def enrolled(
         speaker: scale_of(store.features_NFL, rows)
         for speaker, rows in (*holders(utterances, split.validation).items(), *trained.items())
     }
-    left_out = set[int]()
+    enrolled_by: dict[str, Indices] = {}
     for speaker, rows in holders(utterances, split.test).items():
         if speaker in trained:
             continue
@@ -58,13 +59,16 @@ def enrolled(
                 )
             ids = {row: utterances[row].utterance_id for row in rows}
             rows = tuple(sorted(rows, key=lambda row: derive_seed("enrolment", seed, ids[row]))[:enrolment])
-            left_out.update(rows)
+            enrolled_by[speaker] = rows
         scales[speaker] = scale_of(store.features_NFL, rows)
     names = {speaker: row for row, speaker in enumerate(scales)}
     columns = ([scale.mean for scale in scales.values()], [scale.deviation for scale in scales.values()])
     table = SpeakerScales(
-        Scale(*map(torch.stack, columns)), torch.tensor([names.get(each.speaker, -1) for each in utterances])
+        Scale(*map(torch.stack, columns)),
+        torch.tensor([names.get(each.speaker, -1) for each in utterances]),
+        enrolled_by,
     )
+    left_out = set(chain(*enrolled_by.values()))
     test = tuple(row for row in split.test if row not in left_out)
     return replace(store, scales=table), split._replace(test=test)
 

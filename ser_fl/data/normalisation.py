@@ -5,8 +5,8 @@ Legend: B batch, N utterances, S speakers, F bins of the front end, L frames.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -55,6 +55,8 @@ class SpeakerScales:
     of_speakers: Scale
     speaker_N: Tensor
     """Row of each utterance's speaker, int64; -1 for speakers of no part."""
+    enrolled_by: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """The utterances by which each speaker is enrolled of whom others are scored, and nothing was trained on."""
 
     def of(self, rows_N: Tensor) -> Scale:
         """Of some utterances: columns of shape (N, F, 1)."""

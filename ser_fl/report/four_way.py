@@ -72,7 +72,7 @@ def columns_of(runs: Sequence[RunRecords], budgets: set[Budget]) -> list[str]:
     """
     firsts: dict[str, AttackRecord] = {}
     for run, record in _shown(runs, budgets):
-        if record.attack != WORST_CASE:
+        if record.attack != WORST_CASE:  # but where enrolment was attacked too
             firsts.setdefault(_heading(run, record), record)
 
     def rank(heading: str) -> tuple[bool, bool, int, str, str]:
@@ -115,7 +115,7 @@ def _cell(record: AttackRecord | None) -> str:
 
 
 def _worst_cell(run: RunRecords, defence: str, budgets: set[Budget]) -> str:
-    records = [record for _, record in _shown([run], budgets) if record.defence == defence]
+    records = [record for _, record in _shown([run], budgets) if record.defence == defence and not record.enrolment]
     threats = [(record.domain, record.norm) for record in records if record.norm != "none"]
     first = min(threats, key=lambda threat: (threat[0] != "logmel", threat[1] != "inf"), default=None)
     measured = [
@@ -157,6 +157,8 @@ def _reading(runs: Sequence[RunRecords], budgets: set[Budget]) -> str:
             "n: measured on that many test utterances only (the clean UAR on the same ones is in the table of attacks)."
         )
     sentences.append("Worst case: over the attacks, per utterance; ≤ where only the strongest single attack is known.")
+    if explained := wording.enrolment_explained(records):
+        sentences.append(f"The last column is of clean enrolment.{explained}")
     if {budget_key(record) for record in records} > {budget_key(record) for _, record in shown}:
         sentences.append("Other budgets are in the table of attacks.")
     return " ".join(sentences)

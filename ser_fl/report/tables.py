@@ -11,7 +11,7 @@ from ser_fl.report.four_way import budget_key, reference_budgets
 from ser_fl.report.markup import MISSING, Table
 from ser_fl.report.reader import Round, RunRecords
 from ser_fl.report.wording import count, interval, number, percent
-from ser_fl.runs.records import CLEAN, WORST_CASE, ProfileRecord, TimeSpent, TransferMatrix
+from ser_fl.runs.records import CLEAN, ProfileRecord, TimeSpent, TransferMatrix
 
 ALL_CLIENTS, ALL_ROUNDS = "= clients", "= rounds"
 """Rows of sums in the table of the time spent."""
@@ -92,7 +92,7 @@ def attack_table(runs: Sequence[RunRecords]) -> Table:
             for label, run in wording.labelled(runs)
             for record in run.attacks
         ),
-        caption=caption + wording.mark_explained(records),
+        caption=caption + wording.mark_explained(records) + wording.enrolment_explained(records),
         num_labels=1 + len(_LABELS),
     )
 
@@ -106,11 +106,10 @@ def group_table(runs: Sequence[RunRecords]) -> Table | None:
         (label, record)
         for label, run in wording.labelled(runs)
         for record in run.attacks
-        if record.attack == CLEAN
-        or (record.attack == WORST_CASE and (budget_key(record) in budgets or record.norm == "none"))
+        if record.attack == CLEAN or (record.is_worst_case and (budget_key(record) in budgets or record.norm == "none"))
         if record.speaker_uar or record.emotion_recall
     ]
-    if not any(record.attack == WORST_CASE for _, record in shown):
+    if not any(record.is_worst_case for _, record in shown):
         return None
     groups = [
         (kind, name)

@@ -6,7 +6,15 @@ from typing import Any
 
 from ser_fl.report.markup import MISSING
 from ser_fl.report.reader import RunRecords
-from ser_fl.runs.records import CLEAN, NO_DEFENCE, WORST_CASE, AttackRecord, SpeechRecord
+from ser_fl.runs.records import (
+    CLEAN,
+    NO_DEFENCE,
+    ON_ENROLMENT,
+    WITH_ENROLMENT,
+    WORST_CASE,
+    AttackRecord,
+    SpeechRecord,
+)
 
 GREY_BOX = "†"
 """Marks a figure whose attacker did not know of the defence."""
@@ -33,15 +41,22 @@ _ATTACKS = {
     "noise_gaussian": "Gaussian noise",
     WORST_CASE: "worst case",
 }
+_SUFFIXES = {
+    ON_ENROLMENT: "on enrolment alone",
+    WITH_ENROLMENT: "enrolment attacked too",
+    "_unlabelled": "unlabelled",
+}
 _FEDERATIONS = {"federated": "Federated", "centralised": "Centralised", "local_only": "Local only"}
 _NORMS = {"inf": "L∞", "2": "L2", "1": "L1", "0": "L0"}
 _DEFENCES = {NO_DEFENCE: "no randomisation", "randomisation_ensemble": "randomisation ensemble"}
 
 
 def attack_name(name: str) -> str:
-    """An attack as papers write it; a class of ART by its own name; one without labels says so."""
-    known = name.removesuffix("_unlabelled")
-    return _ATTACKS.get(known, known.removeprefix("art:")) + (", unlabelled" if known != name else "")
+    """An attack as papers write it; a class of ART by its own name; one without labels says so, as one on enrolment."""
+    for suffix, words in _SUFFIXES.items():
+        if name != (known := name.removesuffix(suffix)):
+            return f"{attack_name(known)}, {words}"
+    return _ATTACKS.get(name, name.removeprefix("art:"))
 
 
 def defence_name(name: str) -> str:
@@ -56,7 +71,7 @@ def is_grey_box(record: AttackRecord) -> bool:
     """True where an attack on the undefended model was shown to a defended one: no evidence of robustness."""
     if record.attack == CLEAN or record.defence == NO_DEFENCE:
         return False
-    if record.attack != WORST_CASE:
+    if not record.is_worst_case:
         asks_bare = record.knowledge in ("score", "decision") and record.eot_samples == 0
         return record.knowledge == "undefended" or asks_bare
     # A worst case is one of adaptive attacks where they saw every utterance that is left.
@@ -73,6 +88,18 @@ def mark_explained(records: Iterable[AttackRecord]) -> str:
     if not any(map(is_grey_box, records)):
         return ""
     return f" {GREY_BOX} Grey-box: the attacker does not know of the test-time defence; no evidence of robustness."
+
+
+def enrolment_explained(records: Iterable[AttackRecord]) -> str:
+    """What it means that enrolment was attacked, after a blank; nothing where none was."""
+    if not any(record.enrolment for record in records):
+        return ""
+    return (
+        " Enrolment attacked: the clips by which each unseen speaker is scaled were moved within the same budget (of"
+        " epsilon in units of the clean enrolment), by an attacker who knows the model and all utterances scored of the"
+        " speaker, with their emotions, and raises their mean loss: one perturbation against the speaker's whole"
+        " service, and an upper bound on what poison does. On enrolment alone, the scored utterances are clean."
+    )
 
 
 def budget(record: AttackRecord) -> str:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import fields, replace
 from functools import cache
+from itertools import product
 from math import nan
 from operator import attrgetter
 from typing import Any
@@ -20,7 +21,7 @@ from ser_fl.metrics import Bootstrap, confusion_matrix, recording_products, scor
 from ser_fl.robustness.crafting import votes_of
 from ser_fl.robustness.result_cache import Outcome
 from ser_fl.robustness.test_set import TestSet, rows_of
-from ser_fl.runs.records import CLEAN, WORST_CASE, AttackFacts, AttackRecord
+from ser_fl.runs.records import CLEAN, WITH_ENROLMENT, WORST_CASE, AttackFacts, AttackRecord
 
 LIBRARY = "ser_fl"
 """What a record names as the class where no attack ran."""
@@ -211,6 +212,9 @@ class Bench:
         "score+undefended". UAR needs recalls only, so that the confusion matrix keeps what was right and counts the
         rest as the next class.
 
+        It is over attackers who leave the clips alone that enrol a speaker; where some moved these too, there is one of
+        all attackers as well, "worst_case_with_enrolment".
+
         Where adaptive attacks saw only some of the utterances, there is a second record on those: only there has
         everybody been attacked by one who knows of the defence.
         """
@@ -219,15 +223,20 @@ class Bench:
             threats[_THREAT(outcome)].append(outcome)
         records = []
         for threat in sorted(threats, key=lambda threat: (threat[0] != "inf", threat[1] or 0.0, -(threat[2] or 0.0))):
-            for defence in self.defences:
-                taken = [outcome for outcome in threats[threat] if outcome.was_shown_to(defence)]
+            for defence, suffix in product(self.defences, ("", WITH_ENROLMENT)):
+                shown = [outcome for outcome in threats[threat] if outcome.was_shown_to(defence)]
+                taken = [outcome for outcome in shown if suffix or not outcome.enrolment]
+                others = [outcome for outcome in outcomes if suffix or not outcome.enrolment]
+                if suffix not in {outcome.enrolment for outcome in taken}:
+                    continue
                 if len({(outcome.attack, outcome.adaptive_to) for outcome in taken}) < 2:
                     continue
                 known = (outcome.ids for outcome in taken if outcome.adaptive_to and not outcome.leftover)
                 aware = max(known, key=len, default=())
                 for ids in (self.test_set.ids, *([aware] if 0 < len(aware) < len(self.test_set) else [])):
                     worst = self._worst_case(defence, taken, ids)
-                    median = self._median_epsilon(taken, outcomes, defence, ids)
+                    worst = replace(worst, attack=WORST_CASE + suffix)
+                    median = self._median_epsilon(taken, others, defence, ids)
                     records.append(self._record(worst, defence, median_epsilon=median))
         return records
 

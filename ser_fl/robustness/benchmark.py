@@ -25,12 +25,15 @@ from ser_fl.robustness.curves import epsilons_of_curve
 from ser_fl.robustness.evaluator import evaluating
 from ser_fl.robustness.foreign import Model, Numbers, check_gradients, foreign_test_set
 from ser_fl.robustness.plan import ADAPTIVE, EOT_SAMPLES, Request, Unit, listed, plan, subsets_for
+from ser_fl.robustness.poisoned_enrolment import poisoned_units
 from ser_fl.robustness.recordings import recordings_of
 from ser_fl.robustness.result_cache import ResultCache, merged
 from ser_fl.robustness.runner import OnAttack, run_plan, silent
+from ser_fl.robustness.sanity_checks.poison import check_poison
 from ser_fl.robustness.sanity_checks.probes import probe
 from ser_fl.robustness.sanity_checks.records import check_records
 from ser_fl.robustness.sanity_checks.report import CheckedRecords, write_sanity_report
+from ser_fl.robustness.strangers import Strangers
 from ser_fl.robustness.test_set import TestSet
 from ser_fl.robustness.trained_run import attack_device, load_run
 from ser_fl.runs.folder import RunFolder
@@ -186,7 +189,22 @@ def benchmark_run(
             curve = config.domain == "logmel" and (
                 config.epsilons == "auto" or (config.curve_epsilons == "auto" and bool(config.curve_attacks))
             )
+            strangers = None
+            if config.enrolment_attack != "none":
+                strangers = Strangers.of(test_set, trained.model.standardisation)
+                test_set = strangers.test_set
             attacks, units = _planned(test_set, attacks_at, defences, vars(config), curve=curve)
+            if strangers is not None:
+                units += poisoned_units(
+                    strangers,
+                    units,
+                    defences,
+                    both=config.enrolment_attack == "both",
+                    steps=config.steps,
+                    restarts=config.restarts,
+                    eot_samples=None if config.eot_samples == "exact" else config.eot_samples,
+                    subsets=subsets_for(config.attacks, config.subsets),
+                )
             # Nothing is refused any more: a benchmark that is leaves the run folder as it was.
             cache = ResultCache.of(run, of_features, keeps_adversarials=config.keep_adversarials, fresh=config.fresh)
             earlier = run.read_attacks()
@@ -206,6 +224,8 @@ def benchmark_run(
                 size = config.checks_subset
                 probed = probe(test_set, attacks, records=together, subset_size=size, on_check=on_attack)
                 together.checks = check_records(together) + probed
+                if strangers is not None:
+                    together.checks += check_poison(units)
                 write_sanity_report(run, together.checks)
             if config.domain == "logmel":
                 write_json(run.spectrograms, spectrogram_pair(test_set, attacks, trained.model))

@@ -166,6 +166,8 @@ class Unit:
     """Draws of that one that every answer of the model is averaged over."""
     gradients: int = 1
     """Roughly how many an utterance takes."""
+    poisoned_by: Attack | None = None
+    """What moved the clips that enrol the speakers; None where these are clean."""
     before: "Unit | None" = None
     """The same at the next smaller epsilon, in a sweep."""
     shares: "Unit | None" = None

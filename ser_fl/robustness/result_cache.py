@@ -28,7 +28,7 @@ from ser_fl.errors import UserError, one_line
 from ser_fl.files import record_of, write_bytes, write_json
 from ser_fl.robustness.test_set import TestSet
 from ser_fl.runs.folder import RunFolder
-from ser_fl.runs.records import CLEAN, WORST_CASE, AttackFacts, AttackRecord
+from ser_fl.runs.records import CLEAN, AttackFacts, AttackRecord
 
 OUTCOME_SCHEMA = 3
 """Version of the files below ``attacks/``; those of another are left alone and made anew."""
@@ -187,9 +187,9 @@ def merged(earlier: Sequence[AttackRecord], records: Sequence[AttackRecord]) -> 
         found = (record.attack, record.domain, record.epsilon, record.snr_db, record.defence)
         measured = (record.norm, record.num_examples, record.seed, record.device)
         effort = (record.steps, record.step_size, record.restarts, record.eot_samples, record.swept)
-        made = () if record.attack in (CLEAN, WORST_CASE) else (*effort, record.library, record.knowledge)
+        made = () if record.attack == CLEAN or record.is_worst_case else (*effort, record.library, record.knowledge)
         kept[*found, *measured, *made] = record
-    return sorted(kept.values(), key=lambda record: {CLEAN: 0, WORST_CASE: 2}.get(record.attack, 1))
+    return sorted(kept.values(), key=lambda record: (record.attack != CLEAN, record.is_worst_case))
 
 
 def digest_of(*parts: str | Tensor, size: int = 16) -> str:

@@ -174,7 +174,8 @@ class _Work:
         if self.drop_broken:
             unit.part = self._unbroken(unit)
         ids, before, entry = unit.part.ids, unit.before, unit.attack.entry
-        attack, later = asdict(unit.attack.settings), {"snr_db": None, "masked": False, "labels": True}
+        attack = asdict(unit.attack.settings)
+        later = {"snr_db": None, "masked": False, "labels": True, "enrolment": "clean"}
         del attack["backend"]  # which code runs is said by the library
         attack = {name: value for name, value in attack.items() if name not in later or value != later[name]}
         settings: dict[str, Any] = {"attack": attack, "library": entry.library, "ids": ids}
@@ -182,6 +183,8 @@ class _Work:
             settings["domain"] = unit.part.domain.name
         if unit.expectation is not None:
             settings |= {"adaptive": repr(unit.shown_to[0]), "eot_samples": unit.eot_samples}
+        if unit.poisoned_by is not None:
+            settings["enrolment"] = asdict(unit.poisoned_by.settings)
         unit.cold = range(len(ids))
         # One perturbation for all is made for all, broken before or not.
         if before is not None and before.outcome is not None and not entry.whole_set:

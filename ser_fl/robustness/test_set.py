@@ -13,6 +13,7 @@ from ser_fl.attacks.attack import AttackSettings, Problem
 from ser_fl.attacks.domains import LOGMEL, Domain
 from ser_fl.attacks.target import Expectation, Passes
 from ser_fl.attacks.threat_model import Box
+from ser_fl.data.features import FeatureStore
 from ser_fl.data.normalisation import Scale
 from ser_fl.randomness import derive_seed
 from ser_fl.runs.records import SpeechRecord
@@ -45,6 +46,8 @@ class TestSet:
     """Whose utterances these are, with those that a subset leaves out; None where nobody says."""
     scale: Scale | None = None
     """By which each utterance was scaled, columns of shape (N, F, 1); None where all are scaled alike."""
+    store: FeatureStore | None = None
+    """That the features were taken from; None of arrays."""
 
     def __len__(self) -> int:
         return len(self.ids)

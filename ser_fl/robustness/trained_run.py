@@ -190,6 +190,7 @@ class TrainedRun:
             emotions=self.model.classes,
             speech=chosen.record,
             scale=chosen.scale,
+            store=chosen.store,
         )
 
 

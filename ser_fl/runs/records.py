@@ -15,6 +15,9 @@ CLEAN = "clean"
 """`AttackRecord.attack` of the score without an attack."""
 WORST_CASE = "worst_case"
 """`AttackRecord.attack` of the worst over all attacks of one budget, utterance by utterance."""
+ON_ENROLMENT, WITH_ENROLMENT = "_on_enrolment", "_with_enrolment"
+"""End `AttackRecord.attack` where the clips that enrol a speaker were attacked: in place of the scored ones, or before
+them (`ser_fl.attacks.enrolment`)."""
 NO_DEFENCE = "none"
 """`AttackRecord.defence` without one."""
 
@@ -125,7 +128,8 @@ class AttackFacts:
     """What is said of an attack wherever it is written down: what it was, what it knew, and what it took."""
 
     attack: str
-    """Name in the registry, or "clean" without an attack; with "_unlabelled" it did not know the true classes."""
+    """Name in the registry, or "clean" without an attack; with "_unlabelled" it did not know the true classes, with
+    "_on_enrolment" or "_with_enrolment" it moved the clips that enrol a speaker, alone or too."""
     library: str
     """The class that ran, with its module's root."""
     knowledge: str
@@ -148,6 +152,15 @@ class AttackFacts:
     """Utterances that went forward through the model."""
     backward_passes: int
     seconds: Figure
+
+    @property
+    def enrolment(self) -> str:
+        """`ON_ENROLMENT`, `WITH_ENROLMENT`, or nothing where enrolment was clean."""
+        return next((suffix for suffix in (ON_ENROLMENT, WITH_ENROLMENT) if self.attack.endswith(suffix)), "")
+
+    @property
+    def is_worst_case(self) -> bool:
+        return self.attack.startswith(WORST_CASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

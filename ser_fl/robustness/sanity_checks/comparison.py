@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from operator import attrgetter
 
 from ser_fl.robustness.sanity_checks.report import HALF_A_POINT, ROUNDING
-from ser_fl.runs.records import CLEAN, NO_DEFENCE, WORST_CASE, AttackRecord
+from ser_fl.runs.records import CLEAN, NO_DEFENCE, AttackRecord
 
 GRADIENT = frozenset({"undefended", "adaptive"})
 """Knowledge of an attacker who differentiates the model itself."""
@@ -17,16 +17,16 @@ QUERIES = frozenset({"score", "decision"})
 Records = Sequence[AttackRecord]
 Pair = tuple[AttackRecord, AttackRecord]
 uar = attrgetter("robust_uar")
-kind = attrgetter("domain", "norm", "defence")
-threat = attrgetter("domain", "norm", "defence", "epsilon", "snr_db", "seed", "device")
+kind = attrgetter("domain", "norm", "defence", "enrolment")
+threat = attrgetter("domain", "norm", "defence", "enrolment", "epsilon", "snr_db", "seed", "device")
 """What two attacks must share to be compared."""
 effort = attrgetter("attack", "knowledge", "num_examples", "steps", "restarts", "eot_samples", "seed", "device")
 
 
 def attacks_in(records: Records, *, worst_cases: bool = False) -> list[AttackRecord]:
     """Single attacks and noises; then worst cases, where they are asked for."""
-    attacks = [record for record in records if record.attack != CLEAN and (worst_cases or record.attack != WORST_CASE)]
-    return sorted(attacks, key=lambda record: record.attack == WORST_CASE)
+    attacks = [record for record in records if record.attack != CLEAN and (worst_cases or not record.is_worst_case)]
+    return sorted(attacks, key=lambda record: record.is_worst_case)
 
 
 def knows(record: AttackRecord) -> set[str]:
