@@ -167,11 +167,7 @@ def poison(service: Service, enrolment: Sequence[EnrolmentClips], attack: Attack
                     break
                 gradients = torch.autograd.grad((found.mean, found.deviation), moved, raised)
                 moved = [
-                    ball.project(
-                        clips.box.clip(inputs.detach() + ball.steepest(gradient) * per_utterance(stride_B, gradient))
-                    )
-                    for clips, ball, inputs, gradient, stride_B in zip(
-                        enrolment, balls, moved, gradients, strides, strict=True
-                    )
+                    ball.project(inputs.detach() + ball.steepest(gradient) * per_utterance(stride_B, gradient))
+                    for ball, inputs, gradient, stride_B in zip(balls, moved, gradients, strides, strict=True)
                 ]
     return best

@@ -146,7 +146,7 @@ class FeatureStatistics:
         """Per bin, float64: the population's, and at least 1e-5, for bins that never change."""
         mean_F = self.sum_F / self.count
         variance_F = self.sum_of_squares_F / self.count - mean_F.square()
-        return mean_F, variance_F.clamp(min=1e-10).sqrt()  # clamped first, so that no gradient is 0 * inf
+        return mean_F, variance_F.clamp(min=0).sqrt().clamp(min=1e-5)
 
 
 class Standardisation(nn.Module):
