@@ -19,6 +19,7 @@ KEPT = (
     "model.safetensors",
     "attacks.json",
     "transfer.json",
+    "baseline.json",
     "profile.json",
 )
 LARGEST = 5_000_000

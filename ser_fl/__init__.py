@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from ser_fl.api import Run as Run
     from ser_fl.api import benchmark as benchmark
     from ser_fl.api import train as train
+    from ser_fl.baselines import baseline as baseline
     from ser_fl.config.compose import compose as compose
     from ser_fl.cross_validation import crossval as crossval
     from ser_fl.evaluation import evaluate as evaluate
@@ -17,10 +18,22 @@ if TYPE_CHECKING:
     from ser_fl.prediction import predict_each as predict_each
 
 __version__ = "0.1.0"
-__all__ = ["Run", "benchmark", "compose", "crossval", "evaluate", "load", "predict", "predict_each", "train"]
+__all__ = [
+    "Run",
+    "baseline",
+    "benchmark",
+    "compose",
+    "crossval",
+    "evaluate",
+    "load",
+    "predict",
+    "predict_each",
+    "train",
+]
 
 _HOMES = {
     "Run": ("ser_fl.api", "Run"),
+    "baseline": ("ser_fl.baselines", "baseline"),
     "benchmark": ("ser_fl.api", "benchmark"),
     "compose": ("ser_fl.config.compose", "compose"),
     "crossval": ("ser_fl.cross_validation", "crossval"),

@@ -5,10 +5,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from ser_fl.api import train
+from ser_fl.baselines import baseline, check_installed
 from ser_fl.config.compose import compose_benchmark
 from ser_fl.config.robustness import BenchmarkConfig
 from ser_fl.config.schema import Config
 from ser_fl.data.features import open_configured_corpus
+from ser_fl.data.functionals import Kind
 from ser_fl.data.splits import facts_of, num_folds, split_corpus
 from ser_fl.errors import UserError
 from ser_fl.federation.checkpoint import checkpoint_key, is_checkpoint_of, new_folders
@@ -29,6 +31,7 @@ def crossval(
     config: Config,
     *,
     benchmark: Sequence[str] | None = None,
+    baselines: Sequence[Kind] = (),
     train_fold: Callable[[Config], RunFolder] = train,
     attack_fold: Callable[[BenchmarkConfig], object] = benchmark_run,
 ) -> CrossValidation:
@@ -39,6 +42,7 @@ def crossval(
         config: what `ser_fl.compose` gives. With ``resume=true`` finished folds stay as they are, and the one that was
             cut off goes on.
         benchmark: settings of `ser-fl benchmark`, such as ``["attacks=[pgd]"]``, for every fold; None attacks nothing.
+        baselines: functionals on which plain classifiers are trained on every fold, see `ser_fl.baseline`.
         train_fold: in place of `ser_fl.train`.
         attack_fold: in place of `ser_fl.robustness.benchmark.benchmark_run`.
 
@@ -48,6 +52,8 @@ def crossval(
     """
     if config.resume and not config.run_dir:
         raise UserError("say which folds go on: run_dir=DIR")
+    for features in baselines:
+        check_installed(features)
     folder = Path(config.run_dir).expanduser() if config.run_dir else next(new_folders(config))
     with claimed(folder):
         runs = list[RunFolder]()
@@ -60,6 +66,9 @@ def crossval(
             runs.append(run)
         for run in runs if benchmark is not None else ():
             attack_fold(compose_benchmark([*(benchmark or ()), f"run={run.root}"]))
+        for run in runs:
+            for features in baselines:
+                baseline(run, features=features)
         return pool(folder, runs)
 
 

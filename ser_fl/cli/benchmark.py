@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ser_fl.errors import UserError
 from ser_fl.runs.environment import collection_paused, keep_freed_memory
 from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.zoo import writable_run
 
 if TYPE_CHECKING:
     from ser_fl.config.robustness import BenchmarkConfig
@@ -38,7 +38,7 @@ def attack_visibly(config: BenchmarkConfig) -> None:
 
     with bars() as shown:
         records = benchmark_run(config, on_attack=shown.attacks, on_features=shown.features)
-    run, folder, speech = RunFolder(Path(config.run)), records.folder, records.speech
+    run, folder, speech = RunFolder(writable_run(config.run)), records.folder, records.speech
     assert folder is not None and speech is not None
     if folder == run:  # what is tracked is tracked by attack, of the run's own test part
         _track_attacks(run, records)

@@ -4,6 +4,7 @@ import shlex
 from argparse import ArgumentParser, Namespace
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from ser_fl.runs.environment import collection_paused
 from ser_fl.runs.preemption import Preemption
@@ -13,7 +14,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "settings",
         nargs="*",
-        help="settings of train, as key=value; any of benchmark's, such as attacks=[pgd], attacks every fold as well",
+        help="settings of train, as key=value; any of benchmark's, such as attacks=[pgd], attacks every fold as well; "
+        "baseline=true or opensmile trains plain classifiers on every fold",
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="repeat the config.yaml of a run, on all folds")
     parser.add_argument("--config-dir", "-cd", type=Path, metavar="DIR", help="groups and experiments of your own")
@@ -35,9 +37,13 @@ def run(arguments: Namespace) -> None:
         from ser_fl.runs.folder import RunFolder
 
     known, of_train = ({field.name for field in fields(stage)} for stage in (BenchmarkConfig, Config))
-    of_benchmark, of_folds = list[str](), list[str]()
+    of_benchmark, of_folds, baselines = list[str](), list[str](), list[Any]()
     for setting in arguments.settings:
         name = setting.partition("=")[0].partition(".")[0]
+        if name == "baseline":
+            value = setting.partition("=")[2]
+            baselines.append("logmel" if value == "true" else value)
+            continue
         (of_benchmark if name in known - of_train - {"run", "speech", "part"} else of_folds).append(setting)
     if arguments.config:
         of_folds = [*REPEATED, "split.fold=0", *of_folds]
@@ -51,7 +57,13 @@ def run(arguments: Namespace) -> None:
         return done
 
     with preemption.listening():
-        found = crossval(config, benchmark=of_benchmark or None, train_fold=train_fold, attack_fold=attack_visibly)
+        found = crossval(
+            config,
+            benchmark=of_benchmark or None,
+            baselines=baselines,
+            train_fold=train_fold,
+            attack_fold=attack_visibly,
+        )
     for table in tables_of(found):
         print_table(table, console)
     folder = found.folds[0].parent

@@ -8,6 +8,7 @@ from pathlib import Path
 from ser_fl.errors import UserError
 from ser_fl.runs.environment import collection_paused, keep_freed_memory
 from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.zoo import writable_run
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -36,9 +37,10 @@ def run(arguments: Namespace) -> None:
         raise UserError("say which run: ser-fl evaluate run=RUN")
     if (allow_seen := own.get("allow_seen", "false")) not in ("true", "false"):
         raise UserError(f"allow_seen must be true or false, got {allow_seen}")
+    run = RunFolder(writable_run(own["run"]))
     with bars() as shown:
         found = evaluate(
-            own["run"],
+            run,
             speech,
             part=own.get("part"),  # an unknown one is told there
             allow_seen=allow_seen == "true",
@@ -62,7 +64,7 @@ def run(arguments: Namespace) -> None:
     for name, figure in {**found.recall, **found.speaker_uar, **found.sex_uar}.items():
         table.add_row(name, "–" if figure is None else f"{figure:.3f}")
     console.print(table)
-    place = RunFolder(Path(own["run"])).on(found.corpus, found.part, enrolment_given(speech))
+    place = run.on(found.corpus, found.part, enrolment_given(speech))
     folder = Path(own.get("out") or place.root)
     found.write(folder)
     say(f"figures and predictions: {folder}")

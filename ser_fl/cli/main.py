@@ -19,6 +19,7 @@ COMMANDS: Mapping[str, str] = {
     "crossval": "train and test all folds of a split: split=speaker_independent ... run_dir=DIR",
     "benchmark": "attack a trained run: run=RUN attacks=[pgd] epsilons=[0.05] ...",
     "evaluate": "clean figures on any speech: run=RUN data=CORPUS data.root=DIR ...",
+    "baseline": "what a plain classifier reaches on the same split: run=RUN, or data=CORPUS data.root=DIR ...",
     "transfer": "attack each run and show it to the others: RUN RUN attack=pgd ...",
     "report": "tables, figures and one report.html from run folders",
     "predict": "emotions of audio files",

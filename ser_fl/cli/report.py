@@ -15,6 +15,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> None:
     """Write the page and print its tables, or print them as Markdown."""
     from ser_fl.cli.terminal import console, say
+    from ser_fl.report.baselines import baseline_table, without_baseline
     from ser_fl.report.folds import fold_tables
     from ser_fl.report.four_way import four_way
     from ser_fl.report.markup import print_table, to_markdown
@@ -23,18 +24,20 @@ def run(arguments: Namespace) -> None:
     from ser_fl.report.replications import not_pooled, replication_table, spread_table
     from ser_fl.report.tables import summary_table, transfer_tables
     from ser_fl.runs.folder import RunFolder
+    from ser_fl.runs.zoo import writable_run
 
-    given = [Path(run) for run in arguments.runs]
+    given = [writable_run(run) for run in arguments.runs]
     files = [path for path in given if path.suffix == ".json" and path.name != "crossval.json"]
     folders = run_folders([path for path in given if path not in files])
     runs = [read_run(folder) for folder in folders]
     tables = [summary_table(runs), four_way(runs)] if any(run.attacks for run in runs) else [summary_table(runs)]
-    pooled = (*fold_tables(runs), spread_table(runs), replication_table(runs))
+    pooled = (baseline_table(runs), *fold_tables(runs), spread_table(runs), replication_table(runs))
     tables += [table for table in pooled if table is not None]
+    notes = [*not_pooled(runs), *(f"no baseline: `{command}`" for _, command in without_baseline(runs))]
     tables += [four_way([other]) for run in runs for other in run.others]
     tables += [table for matrix in read_matrices(folders, files) for table in transfer_tables(matrix)]
     if arguments.markdown:
-        print("\n\n".join([*map(to_markdown, tables), *not_pooled(runs)]))
+        print("\n\n".join([*map(to_markdown, tables), *notes]))
         return
     output = arguments.output and Path(arguments.output)
     wholes = {(path.parent if path.stem == "crossval" else path).resolve() for path in given}
@@ -43,6 +46,6 @@ def run(arguments: Namespace) -> None:
     page = write_report(folders, output or None, transfers=files)
     for table in tables:
         print_table(table, console)
-    for line in not_pooled(runs):
+    for line in notes:
         say(line)
     say(f"report: {page}")

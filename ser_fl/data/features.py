@@ -26,6 +26,7 @@ from ser_fl.data.corpora import open_corpus
 from ser_fl.data.corpora.folder import expand_home
 from ser_fl.data.frontend import FrontEnd, Standardisation
 from ser_fl.data.frontend_registry import build_frontend
+from ser_fl.data.functionals import FunctionalsConfig
 from ser_fl.data.normalisation import SpeakerScales
 from ser_fl.data.synthetic import SyntheticCorpus
 from ser_fl.data.utterance import Corpus, Utterance
@@ -151,7 +152,7 @@ def open_configured_corpus(config: Config) -> Corpus:
 
 def compute_features(
     corpus: Corpus,
-    config: AnyFrontend,
+    config: AnyFrontend | FunctionalsConfig,
     *,
     cache_dir: Path | str | None = None,
     progress: OnFeatures | None = None,
@@ -161,7 +162,7 @@ def compute_features(
 
     Args:
         corpus: utterances and their audio.
-        config: the front end.
+        config: the front end, or functionals.
         cache_dir: where features are kept; None is $XDG_CACHE_HOME/ser_fl, or ~/.cache/ser_fl.
         progress: told how far it is.
         classes: of an experiment of which this corpus is a part; None: the emotions that occur, by name.

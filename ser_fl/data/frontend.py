@@ -13,7 +13,7 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from ser_fl.config.frontend import AnyFrontend, FrontendConfig
+from ser_fl.config.frontend import AnyFrontend
 from ser_fl.data.audio import check_resampling
 from ser_fl.devices import float32_by_default
 from ser_fl.errors import UserError
@@ -103,7 +103,7 @@ class LogMel(FrontEnd):
     window: Tensor
     filters: Tensor
 
-    def __init__(self, config: FrontendConfig) -> None:
+    def __init__(self, config: AnyFrontend) -> None:
         super().__init__(config)
         self.log_offset = config.log_offset
         self.register_buffer("window", torch.hamming_window(config.window_samples, dtype=torch.float32))

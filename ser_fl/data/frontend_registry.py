@@ -2,9 +2,10 @@
 
 from ser_fl.config.frontend import AnyFrontend, GE2EConfig, TransformersConfig
 from ser_fl.data.frontend import FrontEnd, LogMel
+from ser_fl.data.functionals import FunctionalsConfig
 
 
-def build_frontend(config: AnyFrontend) -> FrontEnd:
+def build_frontend(config: AnyFrontend | FunctionalsConfig) -> FrontEnd:
     """From clips of one length to features; errors are those of its class."""
     if isinstance(config, GE2EConfig):
         from ser_fl.data.ge2e import GE2E
@@ -14,4 +15,4 @@ def build_frontend(config: AnyFrontend) -> FrontEnd:
         from ser_fl.data.encoder import Clips, TransformersFrontEnd
 
         return Clips(config) if config.is_waveform else TransformersFrontEnd(config)
-    return LogMel(config)
+    return config.build() if isinstance(config, FunctionalsConfig) else LogMel(config)

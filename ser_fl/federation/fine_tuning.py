@@ -22,6 +22,7 @@ from ser_fl.models.emotion_model import EmotionModel, load_model
 from ser_fl.models.networks import NetworkSource, build_network
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import State
+from ser_fl.runs.zoo import readable_run
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class FirstRun:
                 front end.
         """
         assert config.init_from is not None
-        said, run = f"init_from={config.init_from}", RunFolder(Path(config.init_from).expanduser())
+        said, run = f"init_from={config.init_from}", RunFolder(readable_run(Path(config.init_from).expanduser()))
         if run.local_clients:
             raise UserError(f"{said} has a model for each client (federation=local_only) and none that they share")
         model = load_model(run, network=own_network)

@@ -30,6 +30,7 @@ from ser_fl.models.networks import NetworkSource, build_network
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import MODEL_SCHEMA, State
 from ser_fl.runs.redaction import is_place, recall, remember
+from ser_fl.runs.zoo import readable_run
 
 _LOG = logging.getLogger(__name__)
 _FRONTEND: TypeAdapter[AnyFrontend] = TypeAdapter(AnyFrontend)
@@ -168,7 +169,7 @@ def load_model(
     """The selected model of a run, in evaluation mode.
 
     Args:
-        folder: The run folder, or what `ser_fl.train` gave.
+        folder: The run folder, what `ser_fl.train` gave, or the name of a model of the zoo (`ser_fl.runs.zoo`).
         client_id: the client whose own model it shall be, of a run with ``federation=local_only``.
         network: of a run that was given a network of its own: the same one again.
 
@@ -176,7 +177,7 @@ def load_model(
         UserError: the folder holds no model, or one of another schema, or one that does not fit its description; or
             none of that client.
     """
-    run = folder if isinstance(folder, RunFolder) else RunFolder(Path(folder))
+    run = folder if isinstance(folder, RunFolder) else RunFolder(readable_run(folder))
     run.refuse_links_out()
     weights = run.weights
     if client_id is not None:

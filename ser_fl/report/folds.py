@@ -1,15 +1,16 @@
 """Folds put together, attacked or not: every speaker tested once, by a model that has not heard them."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from ser_fl.files import Figure
 from ser_fl.report import wording
+from ser_fl.report.baselines import name_of
 from ser_fl.report.four_way import columns_of, reference_budgets
-from ser_fl.report.markup import Table
+from ser_fl.report.markup import MISSING, Table
 from ser_fl.report.reader import RunRecords
 from ser_fl.report.replications import Replication, half_width_of_uar, labelled, origins_in_words, repeated_in, summed
 from ser_fl.report.wording import interval, percent, provenance
@@ -27,6 +28,19 @@ class PooledAttack:
     robust_uar: float
     half_width: float
     """Of its 95 % interval, as `CrossValidation.half_width`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PooledBaseline:
+    """One plain classifier over all folds."""
+
+    name: str
+    """With its features."""
+    uar: float
+    half_width: float
+    """Of its 95 % interval, as `CrossValidation.half_width`."""
+    accuracy: float
+    confusion: Matrix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +72,8 @@ class CrossValidation:
     """Of the folds (n - 1)."""
     attacks: tuple[PooledAttack, ...]
     """Those that every fold has records of, at the budgets of the report's tables."""
+    baselines: tuple[PooledBaseline, ...]
+    """Those that every fold has (`ser-fl baseline`)."""
 
     @classmethod
     def of(cls, group: Replication) -> Self:
@@ -108,7 +124,26 @@ class CrossValidation:
                 PooledAttack(attack=heading.replace("\n", ", "), defence=defence, robust_uar=uar, half_width=half)
                 for heading, defence, (uar, half) in attacked
             ),
+            baselines=tuple(_baselines(runs)),
         )
+
+
+def _baselines(runs: Sequence[RunRecords]) -> Iterator[PooledBaseline]:
+    from ser_fl.metrics import scores
+
+    of_runs = [{name_of(one): one for one in run.baseline.records} if run.baseline else {} for run in runs]
+    for name in of_runs[0]:
+        records = [found[name] for found in of_runs if name in found]
+        if len(records) == len(runs):
+            confusion_CC = summed(records)
+            figures = scores(confusion_CC)
+            yield PooledBaseline(
+                name=name,
+                uar=figures.uar,
+                half_width=half_width_of_uar(records),
+                accuracy=figures.accuracy,
+                confusion=tuple(map(tuple, confusion_CC.tolist())),
+            )
 
 
 def fold_tables(runs: Sequence[RunRecords]) -> list[Table]:
@@ -121,10 +156,15 @@ def fold_tables(runs: Sequence[RunRecords]) -> list[Table]:
     labels, _ = zip(*labelled(groups), strict=True)
     pooled = [CrossValidation.of(group) for group in groups]
     emotions = dict.fromkeys(emotion for one in pooled for emotion in one.recall)
+    plain = [{each.name: each for each in one.baselines} for one in pooled]
     speakers = sorted({speaker for one in pooled for speaker in one.speaker_uar})
     rows = [
-        ("UAR, all folds", *(f"{percent(one.uar)} ± {percent(one.half_width)}" for one in pooled)),
+        ("UAR, all folds", *map(_figure, pooled)),
         ("95 %, over speakers", *(interval(one.speaker_interval) for one in pooled)),
+        *(
+            (f"Baseline UAR: {name}", *(_figure(found.get(name)) for found in plain))
+            for name in dict.fromkeys(name for found in plain for name in found)
+        ),
         ("Accuracy", *(percent(one.accuracy) for one in pooled)),
         ("Macro F1", *(percent(one.macro_f1) for one in pooled)),
         ("UAR by fold", *(", ".join(map(percent, one.fold_uar)) for one in pooled)),
@@ -144,6 +184,10 @@ def fold_tables(runs: Sequence[RunRecords]) -> list[Table]:
         ),
     )
     return [together, *(_confusion_table(label, one) for label, one in zip(labels, pooled, strict=True))]
+
+
+def _figure(found: CrossValidation | PooledBaseline | None) -> str:
+    return f"{percent(found.uar)} ± {percent(found.half_width)}" if found else MISSING
 
 
 def _confusion_table(label: str, pooled: CrossValidation) -> Table:

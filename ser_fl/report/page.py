@@ -9,6 +9,7 @@ from typing import Any
 
 from ser_fl.errors import UserError
 from ser_fl.files import write_bytes
+from ser_fl.report.baselines import baseline_table, without_baseline
 from ser_fl.report.folds import fold_tables
 from ser_fl.report.four_way import four_way
 from ser_fl.report.reader import RunRecords, read_matrices, read_run
@@ -76,6 +77,8 @@ def render_page(
             for other in run.others
         ],
         spread=[*fold_tables(runs), spread_table(runs)],
+        baselines=baseline_table(runs),
+        without_baseline=without_baseline(runs),
         not_pooled=not_pooled(runs),
         summary=summary_table(runs),
         training=training_table(runs),

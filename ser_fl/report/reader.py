@@ -12,7 +12,7 @@ from ser_fl.errors import UserError
 from ser_fl.files import Figure, record_of
 from ser_fl.robustness.sanity_checks.report import SanityReport, read_sanity_report
 from ser_fl.runs.folder import RunFolder, read_transfer
-from ser_fl.runs.records import CLEAN, NO_DEFENCE, AttackRecord, SpeechRecord, TransferMatrix
+from ser_fl.runs.records import CLEAN, NO_DEFENCE, AttackRecord, Baseline, SpeechRecord, TransferMatrix
 
 _Form = TypeVar("_Form")
 _NUMBER = re.compile(r"([0-9]+)")
@@ -94,6 +94,8 @@ class RunRecords:
     """What the benchmark doubts of itself; None where it made no checks."""
     speech: SpeechRecord | None = None
     """Of attacks on other speech than the test part of the run's own corpus; None of those."""
+    baseline: Baseline | None = None
+    """What plain classifiers reach on the same test utterances; None where nobody asked."""
     others: tuple["RunRecords", ...] = ()
     """The same run under attack on other speech."""
 
@@ -209,10 +211,13 @@ def read_run(folder: Path) -> RunRecords:
     _check_confusion(run.summary, "test.recording_products", summary, record.test.recording_products, 2)
     for speaker, matrix in record.test.per_speaker_confusion.items():
         _check_confusion(run.summary, f"test.per_speaker_confusion.{speaker}", summary, matrix)
+    baseline = run.read_baseline()
+    for each in baseline.records if baseline else ():
+        _check_confusion(run.baseline, "confusion", summary, each.confusion)
     bare = replace(record, summary=replace(summary, test=None), rounds=())
     others = [RunFolder(file.parent) for file in sorted(run.evaluations.glob("*/attacks.json"))]
     found = tuple(replace(_attacked(bare, other), speech=other.read_speech()) for other in others)
-    return replace(_attacked(record, run), others=found)
+    return replace(_attacked(record, run), baseline=baseline, others=found)
 
 
 def _attacked(record: RunRecords, run: RunFolder) -> RunRecords:

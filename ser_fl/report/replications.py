@@ -18,7 +18,7 @@ from ser_fl.report.four_way import Budget, budget_key, columns_of, record_under,
 from ser_fl.report.markup import MISSING, Table
 from ser_fl.report.reader import RunRecords, TestScores
 from ser_fl.report.wording import percent, provenance
-from ser_fl.runs.records import CLEAN, WORST_CASE, AttackRecord
+from ser_fl.runs.records import CLEAN, WORST_CASE, AttackRecord, BaselineRecord
 
 _NAMED = ("split.seed", *(f"split.{part}_{unit}s" for part in ("test", "validation") for unit in ("speaker", "text")))
 _FREE = {
@@ -242,14 +242,14 @@ def half_width_over_seeds(values: Sequence[float]) -> float:
     return float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
 
 
-def summed(records: Sequence[AttackRecord | TestScores]) -> Any:
+def summed(records: Sequence[AttackRecord | TestScores | BaselineRecord]) -> Any:
     """The confusion matrix of all, shape (C, C)."""
     import numpy as np
 
     return np.sum([np.asarray(record.confusion, dtype=np.float64) for record in records], axis=0)
 
 
-def half_width_of_uar(records: Sequence[AttackRecord | TestScores]) -> float:
+def half_width_of_uar(records: Sequence[AttackRecord | TestScores | BaselineRecord]) -> float:
     """Half of the 95 % interval of the UAR of a summed confusion matrix over utterances: the recalls' binomial
     variances, averaged over classes. Where recordings hold several utterances it is over recordings: the variance of
     recalls as ratios of what whole recordings hold (Cochran 1977, section 2.11), to first order.

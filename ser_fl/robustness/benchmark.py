@@ -6,7 +6,6 @@ Legend: B utterances, F mel bins, L frames, C classes.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 from ser_fl.attacks.attack import UNLABELLED, Attack
@@ -38,6 +37,7 @@ from ser_fl.robustness.test_set import TestSet
 from ser_fl.robustness.trained_run import attack_device, load_run
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.lock import claimed
+from ser_fl.runs.zoo import writable_run
 
 _AROUND = 0.05
 """Where the search for the epsilons of a curve begins, where nothing else is said."""
@@ -161,7 +161,7 @@ def benchmark_run(
         UserError: no such run or model, an unknown attack or defence, an attack without the box it needs, a corpus that
             moved, or another process that writes to the run: two benchmarks at once would lose records.
     """
-    run = RunFolder(Path(config.run))
+    run = RunFolder(writable_run(config.run))
     if not run.root.is_dir():
         raise UserError(f"no such run folder: {run.root}")
     with claimed(run.root):

@@ -30,6 +30,7 @@ from ser_fl.models.networks import NetworkSource
 from ser_fl.robustness.test_set import TestSet
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import SpeechRecord
+from ser_fl.runs.zoo import readable_run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +207,7 @@ def load_run(
     """A run's model, and the speech that it is to be shown.
 
     Args:
-        folder: of the run.
+        folder: of the run, or a model of the zoo.
         speech: settings of the speech, as `ser_fl.config.compose.compose_speech` takes them; none of the run's own.
         part: of the split; None is the test part of the run's own corpus, and all of another.
         root: folder of the corpus, where it is no longer the one in the run's ``config.yaml``.
@@ -216,7 +217,7 @@ def load_run(
     Raises:
         UserError: no such run, client, model, part or setting.
     """
-    run = RunFolder(folder)
+    run = RunFolder(readable_run(folder))
     run.refuse_no_run()
     run.refuse_links_out()
     speech = [*speech, *([] if root is None else [f"data.root={root}"])]

@@ -20,6 +20,7 @@ from ser_fl.robustness.transfer_matrix import TransferModel, transfer_matrix
 from ser_fl.runs.folder import RunFolder, write_transfer
 from ser_fl.runs.records import TransferMatrix
 from ser_fl.runs.redaction import public_path
+from ser_fl.runs.zoo import is_zoo_model, writable_run
 
 
 def transfer_runs(
@@ -92,7 +93,9 @@ def transfer_runs(
 
 
 def _place(given: str) -> tuple[Path, str | None]:
-    """RUN or RUN:CLIENT; either may hold colons, and the longest folder that is there is the run."""
+    """RUN, RUN:CLIENT or a model of the zoo; any may hold colons, and the longest folder there is the run."""
+    if is_zoo_model(given):
+        return writable_run(given), None
     parts = given.split(":")
     for end in range(len(parts), 0, -1):
         folder = Path(":".join(parts[:end]))

@@ -19,8 +19,10 @@ from ser_fl.errors import UserError, shown
 from ser_fl.files import naming, parse_json, record_of, to_json, write_bytes, write_json
 from ser_fl.runs.records import (
     ATTACKS_SCHEMA,
+    BASELINE_SCHEMA,
     TRANSFER_SCHEMA,
     AttackRecord,
+    Baseline,
     ClientRecord,
     RoundRecord,
     SpeechRecord,
@@ -62,6 +64,7 @@ class RunFolder:
     """What the model was trained on and selected by: names, and fingerprints of the recordings."""
     attacks = _Below("attacks.json")
     transfer = _Below("transfer.json")
+    baseline = _Below("baseline.json")
     evaluations = _Below("evaluations")
     """Folder of figures on other speech than the test part of the run's own corpus."""
     outcomes = _Below("attacks")
@@ -170,6 +173,11 @@ class RunFolder:
     def read_speech(self) -> SpeechRecord | None:
         """Whose utterances ``attacks.json`` is of; None where it does not say. Errors are those of `read_attacks`."""
         return self._attacks.speech
+
+    def read_baseline(self) -> Baseline | None:
+        """``baseline.json``; None without one. Errors are those of `read_attacks`."""
+        there = self.baseline.exists()
+        return _read(self.baseline, Baseline, BASELINE_SCHEMA, "ser-fl baseline") if there else None
 
     @property
     def _attacks(self) -> _Attacks:

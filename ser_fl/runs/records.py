@@ -1,15 +1,16 @@
 """What crosses stages or lands on disk: the records of a run."""
 
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ser_fl.files import Figure
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ATTACKS_SCHEMA = SUMMARY_SCHEMA = MODEL_SCHEMA = PROFILE_SCHEMA = TRANSFER_SCHEMA = 1
-"""Versions of ``attacks.json``, ``summary.json``, ``model.json``, ``profile.json`` and ``transfer.json``."""
+ATTACKS_SCHEMA = SUMMARY_SCHEMA = MODEL_SCHEMA = PROFILE_SCHEMA = TRANSFER_SCHEMA = BASELINE_SCHEMA = 1
+"""Versions of ``attacks.json``, ``summary.json``, ``model.json``, ``profile.json``, ``transfer.json`` and
+``baseline.json``."""
 
 CLEAN = "clean"
 """`AttackRecord.attack` of the score without an attack."""
@@ -277,3 +278,55 @@ class ProfileRecord:
     """The first round: workers start, and much is done once only."""
     later: TimeSpent | None
     """All other rounds together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaselineRecord:
+    """A plain classifier on functionals: an entry of ``baseline.json``; figures of the test utterances, in [0, 1]."""
+
+    features: str
+    """"logmel" or "opensmile" (`ser_fl.data.functionals`)."""
+    classifier: str
+    """"svm" (linear) or "logistic"."""
+    c: float
+    """Inverse strength of its regularisation, chosen by UAR over inner folds of what does not test."""
+    inner_uar: float
+    uar: float
+    uar_interval: tuple[float, float] | None
+    """95 %, by bootstrap over recordings (`ser_fl.metrics.Bootstrap`)."""
+    accuracy: float
+    macro_f1: float
+    recall: dict[str, float | None]
+    """By emotion; None for one without a test utterance."""
+    speaker_uar: dict[str, float]
+    confusion: tuple[tuple[float, ...], ...]
+    """Rows true, columns predicted, in the order of `recall`."""
+    speaker_confusion: dict[str, tuple[tuple[float, ...], ...]]
+    recording_products: tuple[tuple[float, ...], ...] = ()
+    """As of an `AttackRecord`."""
+    versions: dict[str, str]
+    """Of the packages that it was computed with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """``baseline.json``: what plain classifiers reach on the split, the normalisation and the test utterances of a run,
+    or of settings alone.
+    """
+
+    corpus: str
+    split: dict[str, Any]
+    """Its settings."""
+    synthetic: bool
+    """Whether the speech is of the built-in corpus."""
+    normalisation: str
+    """"pooled" or "speaker"."""
+    enrolment: int | str | None
+    """Of test speakers that nobody trained on; None where all are scaled alike."""
+    scaling: str | None
+    """How speakers are scaled, in words; None where all are scaled alike."""
+    num_utterances: dict[str, int]
+    """By part; of the test part those that are scored."""
+    utterances: str
+    """Digest of the ids and emotions that are scored."""
+    records: tuple[BaselineRecord, ...]
