@@ -31,7 +31,7 @@ from ser_fl.robustness.plan import Request, plan
 from ser_fl.robustness.poisoned_enrolment import OnEnrolment, Poison, poisoned_units
 from ser_fl.robustness.recordings import recordings_of
 from ser_fl.robustness.sanity_checks.poison import check_poison
-from ser_fl.robustness.strangers import Strangers
+from ser_fl.robustness.strangers import RescaledFeatures, Strangers
 from ser_fl.robustness.trained_run import TrainedRun, load_run
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import AttackRecord
@@ -332,8 +332,8 @@ def test_attacks_with_poison_move_in_units_of_the_clean_enrolment(strangers: Str
     units = plan(test_set, attacks, [])
     poisoned = poisoned_units(strangers, units, [], both=True, steps=3, restarts=1)
     on, with_poison = poisoned
-    assert isinstance(on.part.domain, OnEnrolment)
-    scale = on.part.domain.poison.scale
+    assert isinstance(on.part.domain, OnEnrolment) and isinstance(with_poison.part.domain, RescaledFeatures)
+    scale = with_poison.part.domain.scale_of(test_set.ids)
     rows = [0, 1, len(test_set) - 1]
     part = with_poison.part.take(rows)
     made = part.domain.craft(with_poison.attack, part.problem(with_poison.attack.settings))
@@ -346,6 +346,30 @@ def test_attacks_with_poison_move_in_units_of_the_clean_enrolment(strangers: Str
     assert float(step[inside].abs().max()) == pytest.approx(0.2, abs=1e-3)
     held = part.domain.held(made, with_poison.attack, part.features_NFL)
     assert held.figures is made.figures
+
+
+def test_poison_for_both_harms_what_is_attacked_already(strangers: Strangers, recorded: Strangers) -> None:
+    """What it ascends on are the utterances as PGD leaves them under the clean enrolment."""
+    for those, build, budget in (
+        (strangers, registry.build, {"epsilon": 0.05}),
+        (recorded, registry.build_on_recordings, {"snr_db": 30.0}),
+    ):
+        first = build(AttackSettings(name="pgd", steps=2, restarts=0, backend="native", **budget))  # type: ignore[arg-type]
+        attack = replace(first, settings=replace(first.settings, enrolment="attacked"))
+        test_set = those.test_set
+        before = test_set.domain.craft(first, test_set.problem(first.settings)).adversarial_NFL
+        joint = Poison(strangers=those, attack=attack, before=first)
+        assert test_set.scale is not None
+        shown = those.standardisation(test_set.scale(joint._raw()))
+        torch.testing.assert_close(shown, before, atol=1e-3, rtol=1e-3)
+
+        for who, clips in those.enrolments.items():
+            rows = those.rows(who)
+            service = service_of(joint._raw()[rows], test_set.labels_N[rows], test_set.model, test_set.batch_size)
+            by_hand = poison(
+                replace(service, standardisation=those.standardisation), clips, attack, test_set.num_classes
+            )
+            assert all(map(torch.equal, joint.moved[who], by_hand))
 
 
 def test_checks_find_nothing_where_all_is_well_and_tell_where_not(strangers: Strangers) -> None:

@@ -1,8 +1,9 @@
 """Poisoned enrolment in a benchmark: speakers that nobody trained on, the clips that enrol them, and who moves these.
 
 At each budget the clips of every speaker are moved first, and scored with clean utterances ("pgd_on_enrolment"). Where
-both are asked for, attacks then go on the scored utterances of speakers whose enrolment is poisoned so
-("pgd_with_enrolment"), within the same budget, in units of the clean enrolment. Speakers of training keep their scale.
+both are asked for, the clips are moved once more, to harm utterances that PGD has attacked under the clean enrolment;
+under this poison all attacks then go on the clean utterances ("pgd_with_enrolment"), within the same budget, in units
+of the clean enrolment. (Poison for clean utterances may blunt attacks on them.) Speakers of training keep their scale.
 
 Legend: N utterances of the test set, K clips that enrol a speaker, B of a batch, F bins, L frames.
 """
@@ -13,7 +14,7 @@ from functools import cached_property
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ser_fl.attacks import registry
 from ser_fl.attacks.attack import Attack, AttackSettings, Problem
@@ -38,19 +39,21 @@ class Poison:
 
     strangers: Strangers
     attack: Attack
+    before: Attack | None = None
+    """On the scored utterances, by the clean enrolment; None to harm clean ones."""
     passes: Passes = field(default_factory=Passes)
 
     @cached_property
     def moved(self) -> dict[str, list[Tensor]]:
         """By speaker, the clips of each of their `EnrolmentClips`."""
         strangers, found = self.strangers, dict[str, list[Tensor]]()
-        test_set = strangers.test_set
+        test_set, raw_NFL = strangers.test_set, self._raw()
         for who, clips in strangers.enrolments.items():
             rows = strangers.rows(who)
             service = Service(
                 network=test_set.model,
                 standardisation=strangers.standardisation,
-                raw_MFL=strangers.raw_NFL[rows],
+                raw_MFL=raw_NFL[rows],
                 labels_M=test_set.labels_N[rows],
                 batch_size=test_set.batch_size,
                 seed=test_set.seed,
@@ -58,6 +61,22 @@ class Poison:
             )
             found[who] = poison(service, clips, self.attack, test_set.num_classes)
         return found
+
+    def _raw(self) -> Tensor:
+        """What is to be harmed, as the front end gives it, shape (N, F, L)."""
+        strangers, raw_NFL = self.strangers, self.strangers.raw_NFL.clone()
+        if self.before is None:
+            return raw_NFL
+        test_set, domain = strangers.test_set, strangers.domain(strangers.scale_of)
+        for first in range(0, len(test_set), test_set.batch_size):
+            batch = test_set.take(range(first, min(first + test_set.batch_size, len(test_set))))
+            for rows, part in domain.problems(batch.problem(self.before.settings)):
+                assert isinstance(part.to_features, (ScaledFeatures, WaveformToFeatures))
+                way = replace(part.to_features, standardisation=nn.Identity(), mean_BF1=None, deviation_BF1=None)
+                moved = self.before.craft(part)
+                with torch.no_grad():
+                    raw_NFL[[first + row for row in rows]] = way(moved)
+        return raw_NFL
 
     @cached_property
     def scale(self) -> Scale:
@@ -71,7 +90,7 @@ class Poison:
     def at(self, **changes: Any) -> Self:
         """The same with other settings of the attack."""
         attack = replace(self.attack, settings=replace(self.attack.settings, **changes))
-        return type(self)(strangers=self.strangers, attack=attack)
+        return type(self)(strangers=self.strangers, attack=attack, before=self.before)
 
     def crafted(self, ids: Sequence[str]) -> Crafted:
         """Clean utterances by this scale; norms and SNR are those of the clip that was moved most."""
@@ -106,34 +125,6 @@ class OnEnrolment(Domain):
         problem.passes.forward += self.poison.passes.forward
         problem.passes.backward += self.poison.passes.backward
         return found
-
-    def held(self, crafted: Crafted, attack: Attack, clean_NFL: Tensor) -> Crafted:
-        return crafted
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class WithEnrolment(Domain):
-    """Features of utterances whose speakers' enrolment is poisoned, in units of the clean enrolment."""
-
-    poison: Poison
-    sweeps: bool = False
-
-    def problems(self, problem: Problem) -> list[tuple[list[int], Problem]]:
-        strangers, device = self.poison.strangers, problem.clean.device
-        rows = rows_of(strangers.test_set.ids, problem.keys_B)
-        assert strangers.test_set.scale is not None
-        before, now = (scale.rows(rows).to(device) for scale in (strangers.test_set.scale, self.poison.scale))
-        way = ScaledFeatures(
-            problem.clean, strangers.raw_NFL[rows], before.deviation, strangers.standardisation, now.mean, now.deviation
-        )
-        return [(list(range(len(rows))), replace(problem, to_features=way))]
-
-    def craft(self, attack: Attack, problem: Problem) -> Crafted:
-        ((_, part),) = self.problems(problem)
-        moved_BFL = attack.craft(part)
-        with torch.no_grad():
-            figures = {"l2": distance(part.clean, moved_BFL, "2"), "linf": distance(part.clean, moved_BFL, "inf")}
-            return Crafted(adversarial_NFL=part.features(moved_BFL), figures=figures)
 
     def held(self, crafted: Crafted, attack: Attack, clean_NFL: Tensor) -> Crafted:
         return crafted
@@ -185,9 +176,8 @@ def poisoned_units(
         found.append(Unit(attack=attack, part=on, shown_to=tuple(defences), gradients=effort))
         if not both:
             continue
-        domain: Domain = WithEnrolment(poison=poison)
-        if isinstance(test_set.domain, Waveform):
-            domain = replace(test_set.domain, scale_of=poison.scale_of)
+        first = build(replace(asked, restarts=1, enrolment="clean"))
+        domain = strangers.domain(Poison(strangers=strangers, attack=attack, before=first).scale_of)
         bare, aware = (
             {
                 unit.attack.name: build(replace(unit.attack.settings, enrolment="both", backend="native"))

@@ -3,19 +3,24 @@
 Legend: N utterances of the test set, K clips that enrol a speaker, B of a batch, F bins, L frames.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from ser_fl.attacks.attack import Attack, Problem
+from ser_fl.attacks.domains import Crafted, Domain
 from ser_fl.attacks.enrolment import EnrolmentClips, ScaledFeatures, scale_by
-from ser_fl.attacks.threat_model import Box
+from ser_fl.attacks.threat_model import Box, distance
 from ser_fl.attacks.waveform_domain import FULL_SCALE, Waveform, WaveformToFeatures
 from ser_fl.data.normalisation import Scale
 from ser_fl.errors import UserError
 from ser_fl.robustness.test_set import TestSet, rows_of
+
+ScaleOf = Callable[[Sequence[str]], Scale]
+"""By which the speakers of utterances are scaled, columns of shape (B, F, 1)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -94,6 +99,45 @@ class Strangers:
                 scale.rows(rows).to(self.raw_NFL.device)(self.raw_NFL[rows])
             )
         return standardised_BFL
+
+    def scale_of(self, ids: Sequence[str]) -> Scale:
+        """By the clean enrolment."""
+        assert self.test_set.scale is not None
+        return self.test_set.scale.rows(rows_of(self.test_set.ids, ids))
+
+    def domain(self, scale_of: ScaleOf) -> Domain:
+        """What attacks on utterances move, where their speakers are scaled so."""
+        if isinstance(self.test_set.domain, Waveform):
+            return replace(self.test_set.domain, scale_of=scale_of)
+        return RescaledFeatures(strangers=self, scale_of=scale_of)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RescaledFeatures(Domain):
+    """Features in units of the clean enrolment, shown as another one scales them."""
+
+    strangers: Strangers
+    scale_of: ScaleOf
+    sweeps: bool = False
+
+    def problems(self, problem: Problem) -> list[tuple[list[int], Problem]]:
+        strangers, ids, device = self.strangers, problem.keys_B, problem.clean.device
+        before, now = strangers.scale_of(ids).to(device), self.scale_of(ids).to(device)
+        raw_BFL = strangers.raw_NFL[rows_of(strangers.test_set.ids, ids)]
+        way = ScaledFeatures(
+            problem.clean, raw_BFL, before.deviation, strangers.standardisation, now.mean, now.deviation
+        )
+        return [(list(range(len(ids))), replace(problem, to_features=way))]
+
+    def craft(self, attack: Attack, problem: Problem) -> Crafted:
+        ((_, part),) = self.problems(problem)
+        moved_BFL = attack.craft(part)
+        with torch.no_grad():
+            figures = {"l2": distance(part.clean, moved_BFL, "2"), "linf": distance(part.clean, moved_BFL, "inf")}
+            return Crafted(adversarial_NFL=part.features(moved_BFL), figures=figures)
+
+    def held(self, crafted: Crafted, attack: Attack, clean_NFL: Tensor) -> Crafted:
+        return crafted
 
 
 def _recorded(domain: Waveform, ids: Sequence[str], device: torch.device) -> Iterator[EnrolmentClips]:
