@@ -130,6 +130,10 @@ def _refuse_others(run: RunFolder, ours: BaselineRecord) -> None:
 
 @exact_arithmetic()
 def _measured(config: Config, kind: Kind, on_features: OnFeatures | None) -> Baseline:
+    if len(config.data.corpora) > 1:
+        raise UserError(
+            f"a baseline is of one corpus, got {config.data.written}: ser-fl baseline data=NAME data.root=DIR"
+        )
     corpus, by_speaker = open_configured_corpus(config), config.normalisation.name == "speaker"
     split = split_corpus(corpus.utterances, config.split, corpus=corpus.name)
     speakers, scaling = [utterance.speaker for utterance in corpus.utterances], None

@@ -11,7 +11,7 @@ from ser_fl.config.robustness import BenchmarkConfig
 from ser_fl.config.schema import Config
 from ser_fl.data.features import open_configured_corpus
 from ser_fl.data.functionals import Kind
-from ser_fl.data.splits import facts_of, num_folds, split_corpus
+from ser_fl.data.joint import num_folds_of_each, split_each
 from ser_fl.errors import UserError
 from ser_fl.federation.checkpoint import checkpoint_key, is_checkpoint_of, new_folders
 from ser_fl.files import write_bytes, write_json
@@ -54,6 +54,11 @@ def crossval(
         raise UserError("say which folds go on: run_dir=DIR")
     for features in baselines:
         check_installed(features)
+    if len(config.data.corpora) > 1 and (benchmark is not None or baselines):
+        raise UserError(
+            f"corpora are attacked one by one, and have baselines of their own, got {config.data.written}: ser-fl "
+            f"benchmark run=FOLD data={config.data.corpora[0]}, afterwards"
+        )
     folder = Path(config.run_dir).expanduser() if config.run_dir else next(new_folders(config))
     with claimed(folder):
         runs = list[RunFolder]()
@@ -93,10 +98,10 @@ def folds_of(config: Config) -> Iterator[Config]:
         )
     if split.fold:
         raise UserError(f"all folds are trained, got split.fold={split.fold}: ser-fl train trains one")
-    if config.data.name != "builtin" and config.data.root is None:
+    if None in config.data.folders.values():
         raise UserError("the folds of a corpus on other machines are not known here: ser-fl train split.fold=0")
     utterances = open_configured_corpus(config).utterances
-    count = num_folds(facts_of(utterances, split, config.data.name), split)
+    count = num_folds_of_each(utterances, split)
     if count < 2:
         raise UserError(f"there must be two folds at least, got {count}: set split.num_folds")
     folder = Path(str(config.run_dir))
@@ -107,7 +112,7 @@ def folds_of(config: Config) -> Iterator[Config]:
     ]
     for fold in folds:
         validated = config.selection.needs_validation
-        split_corpus(utterances, fold.split, corpus=config.data.name, validated=validated)
+        split_each(utterances, fold.split, corpus=config.data.name, validated=validated)
     return iter(folds)
 
 

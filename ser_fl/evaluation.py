@@ -8,8 +8,9 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -18,10 +19,13 @@ from ser_fl.calibration import Calibration, calibration_of, confidence_sums
 from ser_fl.config.robustness import Scored
 from ser_fl.data.features import OnFeatures, load_examples
 from ser_fl.data.heard import Shared, in_words
+from ser_fl.data.joint import by_corpus
+from ser_fl.data.utterance import Utterance
 from ser_fl.devices import exact_arithmetic, threads_limited_to
 from ser_fl.errors import UserError
 from ser_fl.files import write_bytes, write_json
-from ser_fl.metrics import Bootstrap, confusion_matrix, scores, uar_by_group
+from ser_fl.metrics import Bootstrap, confusion_matrix, mean_scores, scores, uar_by_group
+from ser_fl.models.own_classes import asked_of
 from ser_fl.robustness.evaluator import batches_of
 from ser_fl.robustness.trained_run import load_run
 from ser_fl.runs.folder import RunFolder
@@ -42,6 +46,38 @@ class ScoredUtterance:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CorpusFigures:
+    """Those of one of several corpora, over the emotions that the model knows in it; else as in `Evaluation`."""
+
+    num_utterances: int
+    uar: float
+    uar_interval: tuple[float, float] | None
+    accuracy: float
+    macro_f1: float
+    recall: dict[str, float | None]
+    confusion: list[list[float]]
+
+    @classmethod
+    def of(cls, utterances: Sequence[Utterance], predicted: Sequence[str], emotions: Sequence[str]) -> Self:
+        labels_N, predicted_N = (
+            [emotions.index(name) for name in names] for names in ([one.emotion for one in utterances], predicted)
+        )
+        confusion = confusion_matrix(labels_N, predicted_N, len(emotions))
+        figures, recordings = scores(confusion), [utterance.recording for utterance in utterances]
+        return cls(
+            num_utterances=len(utterances),
+            uar=figures.uar,
+            uar_interval=Bootstrap.of(labels_N, recordings, 0).interval(
+                np.asarray(np.equal(labels_N, predicted_N), dtype=np.float64)
+            ),
+            accuracy=figures.accuracy,
+            macro_f1=figures.macro_f1,
+            recall=dict(zip(emotions, figures.per_class_recall, strict=True)),
+            confusion=confusion.tolist(),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
     """Clean figures, in [0, 1]."""
 
@@ -49,7 +85,8 @@ class Evaluation:
     part: Scored
     num_utterances: int
     uar: float
-    """Unweighted average recall over the emotions that both the model and the speech know."""
+    """Unweighted average recall over the emotions that both the model and the speech know. Of several corpora it is the
+    mean of theirs, as accuracy and macro F1 are."""
     uar_interval: tuple[float, float] | None
     """95 %, by resampling recordings within their emotion (`ser_fl.metrics.Bootstrap`)."""
     accuracy: float
@@ -73,11 +110,15 @@ class Evaluation:
     scaling: str | None
     """How speakers are scaled, in words; None where all are scaled alike."""
     utterances: tuple[ScoredUtterance, ...]
+    asked: str | None = None
+    """Among which emotions predictions are, in words; None for all that the model knows."""
+    corpora: dict[str, CorpusFigures] = field(default_factory=dict)
+    """Of several corpora what each has alone."""
 
     def words(self) -> list[str]:
         """What a reader of the figures must know, a line each."""
         lacking = [name for name, recall in self.recall.items() if recall is None]
-        return in_words(self.shared, self.left_out, lacking) + ([self.scaling] if self.scaling else [])
+        return [*in_words(self.shared, self.left_out, lacking), *filter(None, (self.scaling, self.asked))]
 
     def write(self, folder: Path) -> None:
         """Write ``evaluation.json`` and ``predictions.csv``, an utterance a row, both whole."""
@@ -118,14 +159,18 @@ def evaluate(
     """
     folder = run.root if isinstance(run, RunFolder) else Path(run)
     trained = load_run(folder, speech, part=part, network=getattr(run, "network", None))
-    store, classes = trained.store(on_features), trained.model.classes
+    store, classes = trained.store(on_features), trained.classes
     chosen = trained.choose(store, allow_seen=allow_seen)
     utterances = [store.utterances[row] for row in chosen.rows]
     with torch.no_grad(), threads_limited_to(trained.config.executor.threads):
-        parts = (
-            load_examples(chosen.store, batch, trained.model.standardisation) for batch in batches_of([chosen.rows])
+        logits_NC = torch.cat(
+            [
+                asked_of(trained.network, chosen.store, batch)(
+                    load_examples(chosen.store, batch, trained.model.standardisation).features_NFL
+                ).float()
+                for batch in batches_of([chosen.rows])
+            ]
         )
-        logits_NC = torch.cat([trained.model.network(one.features_NFL).float() for one in parts])
     probabilities_NC = trained.model.probabilities(logits_NC)
     if not probabilities_NC.isfinite().all():
         first = int((~probabilities_NC.isfinite().all(dim=1)).nonzero()[0])
@@ -135,19 +180,28 @@ def evaluate(
     before, after = map(
         calibration_of, confidence_sums(logits_NC.double().numpy(), labels_N, trained.model.temperature)
     )
-    confusion = confusion_matrix(labels_N, predicted_N, len(classes))
     recognised_N = np.asarray(np.equal(labels_N, predicted_N), dtype=np.float64)
-    figures = scores(confusion)
+    rows_of, corpora = by_corpus(utterances), dict[str, CorpusFigures]()
+    confusions = [
+        confusion_matrix([labels_N[row] for row in rows], [predicted_N[row] for row in rows], len(classes))
+        for rows in rows_of.values()
+    ]
+    for name, rows in rows_of.items() if len(rows_of) > 1 else ():
+        member = trained.model.corpora.get(name)
+        said, own = [classes[predicted_N[row]] for row in rows], [utterances[row] for row in rows]
+        corpora[name] = CorpusFigures.of(own, said, classes if member is None else member.emotions)
+    figures, recordings = mean_scores(confusions), [utterance.recording for utterance in utterances]
+    bootstrap = Bootstrap.over(labels_N, recordings, [utterance.corpus for utterance in utterances], 0)
     return Evaluation(
         corpus=trained.config.data.name,
         part=trained.part,
         num_utterances=len(utterances),
         uar=figures.uar,
-        uar_interval=Bootstrap.of(labels_N, [one.recording for one in utterances], 0).interval(recognised_N),
+        uar_interval=bootstrap.interval(recognised_N),
         accuracy=figures.accuracy,
         macro_f1=figures.macro_f1,
         recall=dict(zip(classes, figures.per_class_recall, strict=True)),
-        confusion=confusion.tolist(),
+        confusion=np.sum(confusions, axis=0).tolist(),
         speaker_uar=uar_by_group(recognised_N, labels_N, [utterance.speaker for utterance in utterances]),
         sex_uar=uar_by_group(recognised_N, labels_N, [utterance.sex for utterance in utterances]),
         temperature=trained.model.temperature,
@@ -166,4 +220,6 @@ def evaluate(
             )
             for utterance, predicted, shares in zip(utterances, predicted_N, probabilities_NC.tolist(), strict=True)
         ),
+        asked=chosen.asked,
+        corpora=corpora,
     )

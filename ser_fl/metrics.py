@@ -4,10 +4,10 @@ class, columns: predicted class) of different holders of data can be summed, and
 Legend: C classes, L labels that occur, N utterances, S resamples.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -77,6 +77,37 @@ def scores(confusion: Confusion) -> Scores:
     )
 
 
+def mean_scores(confusions: Sequence[Confusion]) -> Scores:
+    """Figures of several corpora: UAR, accuracy and macro F1 are means over corpora, each of which counts as much,
+    whatever its size and however many emotions it has; a recall is of all utterances of its class.
+
+    >>> import numpy as np
+    >>> mean_scores([np.array([[1.0, 0.0], [0.0, 2.0]]), np.array([[0.0, 9.0], [0.0, 9.0]])]).uar
+    0.75
+    """
+    pooled, each = scores(np.asarray(sum(confusions))), [scores(confusion) for confusion in confusions]
+    if len(each) == 1:
+        return pooled
+    return replace(
+        pooled,
+        uar=float(np.mean([one.uar for one in each])),
+        accuracy=float(np.mean([one.accuracy for one in each])),
+        macro_f1=float(np.mean([one.macro_f1 for one in each])),
+    )
+
+
+def by_corpus(by_holder: Mapping[str, Floats], corpora: Sequence[str]) -> dict[str, dict[str, Floats]]:
+    """Confusion matrices of the holders of each corpus, whose names begin with its, ``nemo:SM0``, where there are
+    several.
+    """
+    if len(corpora) == 1:
+        return {corpora[0]: dict(by_holder)}
+    return {
+        name: {holder: matrix for holder, matrix in by_holder.items() if holder.startswith(f"{name}:")}
+        for name in corpora
+    }
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Bootstrap:
     """Resamples of some utterances, to be used for every figure about them: differences of figures are then paired.
@@ -117,6 +148,20 @@ class Bootstrap:
         is_cut = len(rows_of) < len(recordings_N)
         return cls(weights_SN, says_nothing=is_cut and all(len(drawn) == 1 for drawn in strata.values()))
 
+    @classmethod
+    def over(cls, labels_N: Sequence[int], recordings_N: Sequence[str], corpora_N: Sequence[str], seed: int) -> Self:
+        """Of the mean UAR of several corpora, each of which is resampled by itself."""
+        names = sorted({*corpora_N})
+        if len(names) < 2:
+            return cls.of(labels_N, recordings_N, seed)
+        weights_SN, says_nothing = np.zeros((NUM_RESAMPLES, len(labels_N)), dtype=np.float32), False
+        for name in names:
+            rows = [row for row, corpus in enumerate(corpora_N) if corpus == name]
+            own = cls.of([labels_N[r] for r in rows], [recordings_N[r] for r in rows], derive_seed(seed, name))
+            weights_SN[:, rows] = own.weights_SN / len(names)
+            says_nothing |= own.says_nothing
+        return cls(weights_SN, says_nothing)
+
     def interval(self, recognised_N: Floats) -> tuple[float, float] | None:
         """The middle 95 % of resampled UARs; None without utterances, or where draws say nothing. ``recognised_N`` is
         how likely each utterance is to be recognised, in [0, 1], or a difference of two such figures, for the interval
@@ -128,6 +173,25 @@ class Bootstrap:
         uar_S = self.weights_SN @ recognised_N.astype(np.float32)
         low, high = np.quantile(uar_S.astype(np.float64), [tail, 1 - tail])
         return float(low), float(high)
+
+
+def figures_of_each(
+    by_holder: Mapping[str, Floats], emotions: Mapping[str, Sequence[str]], classes: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Figures of each of several corpora, over the emotions that it has, from the matrices of their speakers."""
+    found = {}
+    for name, held in by_corpus(by_holder, [*emotions]).items():
+        if not held:
+            continue
+        own = [classes.index(emotion) for emotion in emotions[name]]
+        confusions = np.asarray([*held.values()])[:, own][:, :, own]
+        found[name] = {
+            "classes": list(emotions[name]),
+            **asdict(scores(confusions.sum(axis=0))),
+            "confusion": confusions.sum(axis=0).tolist(),
+            "speaker_interval": interval_over_speakers(confusions),
+        }
+    return found
 
 
 def interval_over_speakers(confusions_GCC: Floats, seed: int = 0) -> tuple[float, float] | None:

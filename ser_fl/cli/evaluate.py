@@ -49,8 +49,13 @@ def run(arguments: Namespace) -> None:
     interval = "" if found.uar_interval is None else " (95 %: {:.3f} to {:.3f})".format(*found.uar_interval)
     say(
         f"UAR {found.uar:.3f}{interval}, accuracy {found.accuracy:.3f}, {found.num_utterances} utterances of "
-        f"{found.corpus}, part {found.part}"
+        f"{found.corpus}, part {found.part}{'; means over corpora:' if found.corpora else ''}"
     )
+    for name, alone in found.corpora.items():
+        interval = "" if alone.uar_interval is None else " (95 %: {:.3f} to {:.3f})".format(*alone.uar_interval)
+        say(
+            f"  {name}: UAR {alone.uar:.3f}{interval}, accuracy {alone.accuracy:.3f}, {alone.num_utterances} utterances"
+        )
     say(
         f"temperature {found.temperature:.3g}: expected calibration error {found.uncalibrated.ece:.3f} without it, "
         f"{found.calibrated.ece:.3f} with it; negative log-likelihood {found.uncalibrated.nll:.3f} and "

@@ -56,11 +56,16 @@ def print_summary(run: RunFolder) -> None:
     summary = run.read_json(run.summary)
     test = summary["test"]
     note = " (synthetic corpus)" if summary["synthetic"] else ""
+    corpora: dict[str, Any] = summary.get("corpora", {})
+    note += f" (means of {len(corpora)} corpora)" if corpora else ""
     console.print(
         f"test UAR [bold]{test['uar']:.3f}[/bold], accuracy {test['accuracy']:.3f}, macro F1 {test['macro_f1']:.3f}"
         f"{note}; round {summary['selected_round']} selected, stopped: {summary['stopped']}",
         highlight=False,
     )
+    for name, own in corpora.items():
+        figures = f"UAR {own['uar']:.3f}, accuracy {own['accuracy']:.3f}, macro F1 {own['macro_f1']:.3f}"
+        console.print(f"  {name}: {figures}, of {len(own['classes'])} emotions", highlight=False, markup=False)
     if summary["shared"] is not None:
         console.print(f"test part {summary['shared']['words']}", highlight=False, markup=False)
     if summary["normalisation"] is not None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from ser_fl.config.robustness import BenchmarkConfig, TransferConfig
 from ser_fl.config.schema import Config, checked
-from ser_fl.config.text import assignments, escaped, first_line, kind_of, read_settings, sweep_values, type_at
+from ser_fl.config.text import assignments, escaped, first_line, kind_of, read_settings, split, sweep_values, type_at
 from ser_fl.errors import UserError, shown, unknown_name
 
 _LONGEST_OVERRIDE = 10_000
@@ -69,7 +69,8 @@ def compose(
 
 def compose_speech(settings: Sequence[str], config_file: Path) -> Config:
     """A run's configuration with the corpus and the split of other speech: ``data=NAME`` begins with the defaults of
-    another corpus, ``split=NAME`` with those of another split, and all else changes the run's own.
+    another corpus, ``split=NAME`` with those of another split, and all else changes the run's own. One of the run's own
+    several corpora is that corpus where it lies, and is split as in the run.
 
     Raises:
         UserError: a setting of anything but ``data``, ``split`` and `enrolment`, an unknown one, or a value out of
@@ -79,6 +80,12 @@ def compose_speech(settings: Sequence[str], config_file: Path) -> Config:
         if _top_of(setting) not in OF_SPEECH:
             key, _ = _key_and_value(setting)
             raise unknown_name("setting", key, (*OF_SPEECH, "run", "part", "allow_seen", "out"))
+    own = checked(Config, read_settings(config_file, Config)).data
+    for name in own.corpora if len(own.corpora) > 1 else ():
+        if f"data={name}" in settings:
+            alone = [f"data.name={name}", "data.roots={}", *(["data.labels={}"] if name != "manifest" else [])]
+            alone += [f"data.root={own.folders[name]}"] if name in own.folders else []
+            settings = [*alone, *(setting for setting in settings if setting != f"data={name}")]
     of_corpus = [setting for setting in settings if _top_of(setting) != "enrolment"]
     groups = {setting.lstrip("+").partition("=")[0] for setting in of_corpus}
     anew = [setting for setting in of_corpus if "data" in groups or _top_of(setting) in groups]
@@ -190,10 +197,17 @@ def _translated(
         key, value = _key_and_value(override)
         name = key.lstrip("+")
         if (group := name.partition("@")[0]) in known:
-            for choice in value.split(",") if is_sweep and "(" not in value else [value]:
-                if "(" not in choice and choice.strip("'\"") not in known[group]:
-                    raise unknown_name(group, choice, known[group])
-            values.append(override)
+            choices = split(value) if is_sweep and "(" not in value else [value]
+            for place, choice in enumerate(choices):
+                names = [choice]
+                if group == "data" and "(" not in choice:  # a file for several corpora is made up (`LiteralFiles`)
+                    listed = choice[1:-1] if choice.startswith("[") and choice.endswith("]") else choice
+                    names = [one for each in split(listed) for one in each.split("+")]
+                    choices[place] = "+".join(names)
+                for one in names or [choice]:
+                    if "(" not in one and one.strip("'\"") not in known[group]:
+                        raise unknown_name(group, one, known[group])
+            values.append(f"{key}={','.join(choices)}")
             continue
         if (top := name.partition(".")[0]) not in settings:
             raise unknown_name("setting", top, [*settings, *known])

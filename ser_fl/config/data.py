@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import field
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -24,11 +26,14 @@ from ser_fl.config.values import (
     stage,
 )
 
+_SEVERAL = re.compile(r"[A-Za-z_][\w-]*(\+[A-Za-z_][\w-]*)+")
+
 
 @stage
 class DataConfig:
     name: str
-    """A corpus (`ser-fl corpus list`), "manifest" for a CSV of your own, or "builtin": synthetic, needs no files."""
+    """A corpus (`ser-fl corpus list`), "manifest" for a CSV of your own, or "builtin": synthetic, needs no files. Of
+    several, ``data=[nemo,ravdess]``: "nemo+ravdess", in alphabetical order, whatever was written."""
     root: Resumable[Folder | None]
     """Folder of the corpus, or the manifest file; null for "builtin"."""
     channel: Literal["first", "second", "mean"]
@@ -36,7 +41,8 @@ class DataConfig:
     on_unreadable: Literal["stop", "skip"]
     """Files that cannot be read: stop and name the first, or leave them out and name them all."""
     labels: dict[str, str]
-    """Own emotion codes to words of the vocabulary, for manifests; empty keeps the codes."""
+    """Own emotion codes to words of the vocabulary, for manifests; empty keeps the codes. Of several corpora it is the
+    manifest's."""
     segment_s: Annotated[float, Field(ge=0.1, le=3600)] | None = None
     """Files longer than this many seconds become several utterances of this length, all in one part of a split; null:
     the front end takes the beginning of each."""
@@ -46,10 +52,63 @@ class DataConfig:
     """Virtual speakers, "builtin" only."""
     utterances_per_emotion: Count
     """Utterances of each emotion and speaker, "builtin" only."""
+    roots: Resumable[dict[str, Folder]] = field(default_factory=dict)
+    """Of several corpora the folder of each, by name."""
 
     def __post_init__(self) -> None:
-        if self.name == "builtin":
+        names = self.corpora
+        object.__setattr__(self, "name", "+".join(sorted(names)))
+        if names == ("builtin",):
             refuse_given(self, "data", ("segment_s",), owner="files", instead="data=builtin")
+        if len(names) == 1:
+            if self.roots:
+                given = ", ".join(self.roots)
+                raise ValueError(
+                    f"data.roots goes with several corpora, got {given} with {self.written}: give data.root"
+                )
+            return
+        written = self.written
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{written} names {twice[0]} twice: take each corpus once")
+        if self.root is not None:
+            raise ValueError(
+                f"data.root is the folder of one corpus, got {self.root} with {written}: give data.roots.NAME"
+            )
+        for name in self.roots:
+            if name not in names or name == "builtin":
+                raise ValueError(f"data.roots.{name} is the folder of no corpus of {written}")
+        if self.labels and "manifest" not in names:
+            raise ValueError(f"data.labels is of a manifest, got {', '.join(self.labels)} with {written}")
+
+    @property
+    def corpora(self) -> tuple[str, ...]:
+        """Names: one, or those of several corpora."""
+        return tuple(self.name.split("+")) if _SEVERAL.fullmatch(self.name) else (self.name,)
+
+    @property
+    def folders(self) -> dict[str, str | None]:
+        """Of each corpus but the built-in one, in the order of `corpora`; None where nobody said."""
+        several = len(self.corpora) > 1
+        return {name: self.roots.get(name) if several else self.root for name in self.corpora if name != "builtin"}
+
+    @property
+    def written(self) -> str:
+        """As the user would write it."""
+        return f"data=[{','.join(self.corpora)}]" if len(self.corpora) > 1 else f"data={self.name}"
+
+    @property
+    def lacks_folder(self) -> str | None:
+        """What is to be said where the folder of a corpus is not given."""
+        missing = [name for name, folder in self.folders.items() if folder is None]
+        if not missing:
+            return None
+        setting = f"data.roots.{missing[0]}" if len(self.corpora) > 1 else "data.root"
+        return f"{self.written} needs {setting}=DIR, the folder of the corpus"
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether any of it is synthetic."""
+        return "builtin" in self.corpora
 
 
 Enrolment = Annotated[

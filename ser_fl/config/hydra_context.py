@@ -29,7 +29,9 @@ _WHOLE, _TYPED = "_file_", "_typed_"
 
 
 class LiteralFiles(ConfigSource):
-    """A folder of YAML files in which text is what it looks like."""
+    """A folder of YAML files in which text is what it looks like. Of several corpora, ``data/nemo+ravdess``, there is
+    the file that a corpus has, but for its name.
+    """
 
     @staticmethod
     def scheme() -> str:
@@ -37,9 +39,9 @@ class LiteralFiles(ConfigSource):
 
     def load_config(self, config_path: str) -> ConfigResult:
         file = self._file(config_path)
-        if not file.is_file():
+        if not self.is_config(config_path):
             raise ConfigLoadError(f"no such file of settings: {file}")
-        text = bounded_yaml(file)
+        text = bounded_yaml(file) if file.is_file() else f"defaults: [builtin, _self_]\nname: {file.stem}\n"
         header = self._get_header_dict(text[:512])
         group = () if header.get("package") == "_global_" else tuple(config_path.split("/")[:-1])
         config = OmegaConf.load(StringIO(literal_yaml(text, type_at(Config, group))))
@@ -49,7 +51,8 @@ class LiteralFiles(ConfigSource):
         return (Path(self.path) / config_path).is_dir()
 
     def is_config(self, config_path: str) -> bool:
-        return self._file(config_path).is_file()
+        file = self._file(config_path)
+        return file.is_file() or (file.parent.name == "data" and "+" in file.stem)
 
     def available(self) -> bool:
         return self.is_group("")

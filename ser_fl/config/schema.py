@@ -122,10 +122,19 @@ class Config:
                 "take bf16-mixed or 32-true"
             )
         is_elsewhere = executor.name == "flower" and executor.superlink is not None
-        if self.data.name != "builtin" and self.data.root is None and not is_elsewhere:
-            raise ValueError(f"data={self.data.name} needs data.root=DIR, the folder of the corpus")
+        if (lacking := self.data.lacks_folder) and not is_elsewhere:
+            raise ValueError(lacking)
+        if len(self.data.corpora) > 1 and (executor.name == "flower" or self.clients.num_clients is not None):
+            refused = (
+                "executor=flower" if executor.name == "flower" else f"clients.num_clients={self.clients.num_clients}"
+            )
+            raise ValueError(f"{refused} goes with one corpus, got {self.data.written}")
         if self.frontend.is_waveform and not isinstance(model, PooledConfig):
             raise ValueError("frontend.tune=lora needs model=pooled, which ends what begins with the encoder")
+        if self.frontend.is_waveform and len(self.data.corpora) > 1:
+            raise ValueError(
+                f"frontend.tune=lora goes with one corpus, got {self.data.written}: features are the clips"
+            )
         if self.frontend.is_waveform and self.normalisation.name == "speaker":
             raise ValueError("frontend.tune=lora goes with normalisation=pooled, got speaker: features are the clips")
         size = self.frontend.num_features, self.frontend.num_frames

@@ -243,6 +243,8 @@ def read_settings(file: Path, schema: object) -> dict[str, Any]:
         for name in ("root", "cache_dir"):
             if (written := data.get(name)) and is_place(written):
                 data[name] = recall(written) or (written if name == "root" else None)
+        if isinstance(roots := data.get("roots"), dict):
+            data["roots"] = {name: (is_place(folder) and recall(folder)) or folder for name, folder in roots.items()}
     for stage, name in ((settings, "init_from"), (settings.get("frontend"), "path")):
         if isinstance(stage, dict) and is_place(written := stage.get(name)):
             stage[name] = recall(written) or written

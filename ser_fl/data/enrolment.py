@@ -7,7 +7,6 @@ of which nobody tells the emotion.
 from dataclasses import replace
 from itertools import chain
 
-import torch
 from torch import Tensor
 
 from ser_fl.config.data import Enrolment
@@ -57,17 +56,11 @@ def enrolled(
                     f"enrolment={enrolment} must leave a clip of each unseen speaker to be scored, and {speaker} has "
                     f"{len(rows)}: lower it, or take enrolment=all"
                 )
-            ids = {row: utterances[row].utterance_id for row in rows}
+            ids = {row: utterances[row].alone().utterance_id for row in rows}  # whatever corpora are beside its own
             rows = tuple(sorted(rows, key=lambda row: derive_seed("enrolment", seed, ids[row]))[:enrolment])
             enrolled_by[speaker] = rows
         scales[speaker] = scale_of(store.features_NFL, rows)
-    names = {speaker: row for row, speaker in enumerate(scales)}
-    columns = ([scale.mean for scale in scales.values()], [scale.deviation for scale in scales.values()])
-    table = SpeakerScales(
-        Scale(*map(torch.stack, columns)),
-        torch.tensor([names.get(each.speaker, -1) for each in utterances]),
-        enrolled_by,
-    )
+    table = SpeakerScales.of_names(scales, (each.speaker for each in utterances), enrolled_by)
     left_out = set(chain(*enrolled_by.values()))
     test = tuple(row for row in split.test if row not in left_out)
     return replace(store, scales=table), split._replace(test=test)

@@ -7,9 +7,9 @@ import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -27,6 +27,7 @@ from ser_fl.data.corpora.folder import expand_home
 from ser_fl.data.frontend import FrontEnd, Standardisation
 from ser_fl.data.frontend_registry import build_frontend
 from ser_fl.data.functionals import FunctionalsConfig
+from ser_fl.data.joint import JointCorpus
 from ser_fl.data.normalisation import SpeakerScales
 from ser_fl.data.synthetic import SyntheticCorpus
 from ser_fl.data.utterance import Corpus, Utterance
@@ -88,9 +89,21 @@ class FeatureStore:
     """By which each speaker's features are scaled when they are loaded; None: as they are."""
     copies: Copies | None = None
     """Of training utterances, where there are any."""
+    own_classes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Of several corpora that differ in their emotions, the classes of each; empty where an utterance may be of any."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_store, (self.file, self.labels_N, self.utterances, self.classes, self.scales, self.copies)
+        given = self.file, self.labels_N, self.utterances, self.classes, self.scales, self.copies, self.own_classes
+        return open_store, given
+
+    def absent(self, rows: Sequence[int]) -> Tensor | None:
+        """Classes that the corpora of some utterances do not have, bool of shape (N, C); None where all have all."""
+        if not self.own_classes:
+            return None
+        absent_NC = torch.ones(len(rows), len(self.classes), dtype=torch.bool)
+        for absent_C, row in zip(absent_NC, rows, strict=True):
+            absent_C[list(self.own_classes[self.utterances[row].corpus])] = False
+        return absent_NC
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,28 +139,34 @@ def load_examples(
 
 
 def open_configured_corpus(config: Config) -> Corpus:
-    """The corpus that the configuration names."""
-    data = config.data
-    if data.name == "builtin":
-        return SyntheticCorpus(data.num_speakers, data.utterances_per_emotion)
-    assert data.root is not None
-    if is_place(data.root):
-        raise UserError(
-            f"the run has its corpus at {data.root}, which this machine does not know: say where it is, with "
-            "data.root=DIR (train) or root=DIR (benchmark, transfer)"
+    """The corpus that the configuration names, or several of them as one."""
+    data, members = config.data, list[Corpus]()
+    several = len(data.corpora) > 1
+    for name in data.corpora:
+        if name == "builtin":
+            members.append(SyntheticCorpus(data.num_speakers, data.utterances_per_emotion))
+            continue
+        root = data.folders[name]
+        assert root is not None
+        if is_place(root):
+            ways = f"data.roots.{name}=DIR" if several else "data.root=DIR (train) or root=DIR (benchmark, transfer)"
+            raise UserError(
+                f"the run has its corpus at {root}, which this machine does not know: say where it is, with {ways}"
+            )
+        corpus = open_corpus(
+            name,
+            Path(root),
+            channel=data.channel,
+            on_unreadable=data.on_unreadable,
+            labels=(data.labels if name == "manifest" or not several else None) or None,
+            to_hz=config.frontend.sample_rate_hz,
+            segment_s=data.segment_s,
+            root_name=f"data.roots.{name}" if several else "data.root",
         )
-    corpus = open_corpus(
-        data.name,
-        Path(data.root),
-        channel=data.channel,
-        on_unreadable=data.on_unreadable,
-        labels=data.labels or None,
-        to_hz=config.frontend.sample_rate_hz,
-        segment_s=data.segment_s,
-    )
-    for skipped in corpus.skipped:
-        _LOG.warning("left out %s: %s", skipped.utterance_id, skipped.reason)
-    return corpus
+        for skipped in corpus.skipped:
+            _LOG.warning("left out %s: %s", skipped.utterance_id, skipped.reason)
+        members.append(corpus)
+    return JointCorpus(members) if several else members[0]
 
 
 def compute_features(
@@ -220,13 +239,14 @@ def open_store(
     classes: tuple[str, ...],
     scales: SpeakerScales | None = None,
     copies: Copies | None = None,
+    own_classes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> FeatureStore:
     """Map features from their file. Copy-on-write, since torch has no read-only tensors: pages are shared until
     somebody writes, and nobody does. `open_memmap` reads plain numbers only, and refuses a file of objects, to be
     unpickled.
     """
     rows = np.lib.format.open_memmap(file, mode="c")
-    return FeatureStore(file, torch.from_numpy(rows), labels_N, utterances, classes, scales, copies)
+    return FeatureStore(file, torch.from_numpy(rows), labels_N, utterances, classes, scales, copies, own_classes or {})
 
 
 def _fill(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from ser_fl.config.frontend import AnyFrontend, TransformersConfig
-from ser_fl.data.utterance import text_key
+from ser_fl.data.utterance import Utterance, text_key
 from ser_fl.errors import UserError
 from ser_fl.files import from_safetensors, to_safetensors, write_bytes, write_json
 
@@ -160,13 +160,19 @@ class Heard:
                 f"{store.utterances[seen[0]].utterance_id}: take others, or count them with allow_seen=true"
             )
         utterances = [store.utterances[row] for row in rows]
-        theirs, said = {u.speaker for u in utterances}, {text_key(u.text) for u in utterances if u.text is not None}
+        heard_texts = {*map(text_key, self.texts)}
+        theirs = {u.speaker: not self.speakers.isdisjoint(_names(u, u.speaker)) for u in utterances}
+        said = {
+            text_key(u.text): not heard_texts.isdisjoint(map(text_key, _names(u, u.text)))
+            for u in utterances
+            if u.text is not None
+        }
         return Shared(
             num_utterances=len(rows),
             recordings=len(seen),
-            speakers=len(theirs & self.speakers),
+            speakers=sum(theirs.values()),
             num_speakers=len(theirs),
-            texts=len(said & {*map(text_key, self.texts)}),
+            texts=sum(said.values()),
             num_texts=len(said),
             missing=self.missing,
         )
@@ -200,6 +206,12 @@ class Heard:
             return None
         except Exception as error:
             raise UserError(f"{table} or {sounds} is damaged ({error}): train again, or remove both") from None
+
+
+def _names(utterance: Utterance, name: str) -> tuple[str, str]:
+    """A speaker or text as the corpus alone names it, and as one of several."""
+    alone = name.removeprefix(f"{utterance.corpus}:")
+    return alone, f"{utterance.corpus}:{alone}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

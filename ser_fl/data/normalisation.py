@@ -50,13 +50,23 @@ class Scale:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SpeakerScales:
-    """A scale for every utterance of a corpus, by its speaker."""
+    """A scale for every utterance, by its speaker, or by its corpus where there are several."""
 
     of_speakers: Scale
     speaker_N: Tensor
     """Row of each utterance's speaker, int64; -1 for speakers of no part."""
     enrolled_by: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """The utterances by which each speaker is enrolled of whom others are scored, and nothing was trained on."""
+
+    @classmethod
+    def of_names(
+        cls, scales: Mapping[str, Scale], names_N: Iterable[str], enrolled_by: Mapping[str, Sequence[int]] | None = None
+    ) -> SpeakerScales:
+        """By the name that each utterance goes by."""
+        rows = {name: row for row, name in enumerate(scales)}
+        columns = ([scale.mean for scale in scales.values()], [scale.deviation for scale in scales.values()])
+        speaker_N = torch.tensor([rows.get(name, -1) for name in names_N])
+        return cls(Scale(*map(torch.stack, columns)), speaker_N, enrolled_by or {})
 
     def of(self, rows_N: Tensor) -> Scale:
         """Of some utterances: columns of shape (N, F, 1)."""

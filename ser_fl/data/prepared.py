@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -15,11 +15,12 @@ import torch
 
 from ser_fl.config.schema import Config, parse
 from ser_fl.data.copies import with_copies
-from ser_fl.data.enrolment import enrolled, training_mean
+from ser_fl.data.enrolment import enrolled, scale_of, training_mean
 from ser_fl.data.features import FeatureStore, OnFeatures, compute_features, open_configured_corpus
 from ser_fl.data.frontend import FeatureStatistics, Standardisation
 from ser_fl.data.heard import Shared
-from ser_fl.data.normalisation import Scale
+from ser_fl.data.joint import Member, each_alone, members_of, own_classes, split_each
+from ser_fl.data.normalisation import Scale, SpeakerScales
 from ser_fl.data.partitioning import EVERYBODY, assign_clients, natural_clients
 from ser_fl.data.shortcuts import facts_of_table, shortcuts
 from ser_fl.data.splits import PARTS, Indices, Part, Split, facts_of, holders, split_corpus
@@ -48,7 +49,9 @@ class ClientManifest:
     shared: Shared | None = None
     """What the test part shares with what training hears; None until somebody looks."""
     fallback: Scale | None = None
-    """The mean of training speakers' scales, where they tell it (`normalisation.share_mean`)."""
+    """The mean of training speakers' scales, where they tell it (`normalisation.share_mean`); or of corpora's."""
+    corpora: Mapping[str, Member] = field(default_factory=dict)
+    """Several, by name; empty where there is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +86,8 @@ class Prepared(Partition):
     skipped: tuple[SkippedFile, ...] = ()
     """Files that could not be used and were left out, with ``data.on_unreadable=skip``."""
     fallback: Scale | None = None
-    """As in `ClientManifest`."""
+    corpora: Mapping[str, Member] = field(default_factory=dict)
+    """Both as in `ClientManifest`."""
 
     def client_manifest(self) -> ClientManifest:
         sizes, digests = self.sizes_and_digests()
@@ -95,6 +99,7 @@ class Prepared(Partition):
             digest=digest_of_all(digests, tuple(self.clients), self.standardisation),
             skipped=self.skipped,
             fallback=self.fallback,
+            corpora=self.corpora,
         )
 
 
@@ -104,23 +109,34 @@ def prepare(config: Config, on_features: OnFeatures | None = None) -> Prepared:
     on, none of which a model can get right, are told.
     """
     corpus = open_configured_corpus(config)
-    facts_of(corpus.utterances, config.split, corpus.name)  # texts that are missing are told before features take time
+    for name, own in each_alone(corpus.utterances).items():
+        facts_of(own, config.split, name)  # texts that are missing are told before features take time
+    members = members_of(corpus.utterances)
+    _refuse_mixed_clients(members, config)
     store = compute_features(corpus, config.frontend, cache_dir=config.data.cache_dir, progress=on_features)
+    store = replace(store, own_classes=own_classes(members, store.classes))
     validated = config.selection.needs_validation
-    split = split_corpus(store.utterances, config.split, corpus=corpus.name, validated=validated)
+    split = split_each(store.utterances, config.split, corpus=corpus.name, validated=validated)
     clients = assign_clients(store.utterances, split.train, config.clients, seed=config.split.seed)
     if config.federation.name == "centralised":  # the same utterances, where the number of clients is capped too
         clients = {EVERYBODY: tuple(sorted(index for held in clients.values() for index in held))}
     store = with_copies(store, corpus, split.train, config, on_features)
     _warn_of_lacking_emotions(store, split, clients)
-    for shortcut in shortcuts(store.utterances, facts_of_table(store.utterances)):
-        if shortcut.suspicious:
-            _LOG.warning("%s: the model may learn it in place of emotions; see `ser-fl corpus check`", shortcut)
+    for own in each_alone(store.utterances).values():
+        for shortcut in shortcuts(own, facts_of_table(own)):
+            if shortcut.suspicious:
+                _LOG.warning("%s: the model may learn it in place of emotions; see `ser-fl corpus check`", shortcut)
     fallback = None
     if config.normalisation.name == "speaker":
         fallback = training_mean(store, split) if config.normalisation.share_mean else None
         store, split = enrolled(store, split, config.enrolment, seed=config.split.seed, fallback=fallback)
         standardisation = Standardisation.of_scaled(config.frontend)
+    elif members:  # each corpus by the sums of its own clients
+        held_by = holders(store.utterances, split.train, "corpus")
+        scales = {name: scale_of(store.features_NFL, rows) for name, rows in held_by.items()}
+        members = {name: replace(member, scale=scales[name]) for name, member in members.items()}
+        store = replace(store, scales=SpeakerScales.of_names(scales, (each.corpus for each in store.utterances)))
+        fallback, standardisation = Scale.average(scales.values()), Standardisation.of_scaled(config.frontend)
     else:
         sums = [FeatureStatistics.of(store.features_NFL[torch.tensor(held)]) for held in clients.values()]
         standardisation = Standardisation.from_statistics(sums, config.frontend)
@@ -131,7 +147,21 @@ def prepare(config: Config, on_features: OnFeatures | None = None) -> Prepared:
         standardisation=standardisation,
         skipped=corpus.skipped,
         fallback=fallback,
+        corpora=members,
     )
+
+
+def _refuse_mixed_clients(members: Mapping[str, Member], config: Config) -> None:
+    """Refuse (`UserError`) clients that would hold utterances of corpora whose emotions differ."""
+    mixing = config.federation.name == "centralised" or config.clients.by in ("iid", "dirichlet")
+    if mixing and len({member.emotions for member in members.values()}) > 1:
+        given = (
+            "federation=centralised" if config.federation.name == "centralised" else f"clients.by={config.clients.by}"
+        )
+        raise UserError(
+            f"a client goes by the emotions of one corpus, and those of {config.data.written} differ, got {given}: "
+            "take federation=federated clients=speaker"
+        )
 
 
 def _warn_of_lacking_emotions(store: FeatureStore, split: Split, clients: Mapping[str, Indices]) -> None:

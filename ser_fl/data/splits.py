@@ -289,7 +289,7 @@ def check_parts(sizes: Mapping[Part, int], config: SplitConfig, validated: bool)
 
 
 def holders(
-    utterances: Sequence[Utterance], part: Iterable[int], by: Literal["speaker", "session"] = "speaker"
+    utterances: Sequence[Utterance], part: Iterable[int], by: Literal["speaker", "session", "corpus"] = "speaker"
 ) -> dict[str, Indices]:
     """Who holds the utterances of a part: each speaker the own recordings, whoever trains on them."""
     grouped: dict[str, list[int]] = {}

@@ -5,7 +5,8 @@ that look the same are the same.
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -46,6 +47,8 @@ class Utterance:
     own, and this its utterance_id."""
     span_s: tuple[float, float] | None = None
     """From which second of its file to which; None for all of it."""
+    corpus: str = ""
+    """Whose it is; "" where nobody says."""
 
     def __post_init__(self) -> None:
         """Names and texts are kept as they are compared (`plain`)."""
@@ -54,6 +57,26 @@ class Utterance:
         for name in ("emotion", "speaker", "session", "text"):
             if (given := getattr(self, name)) is not None:
                 object.__setattr__(self, name, plain(given))
+
+    def among_others(self) -> Utterance:
+        """As one of several corpora: names and texts have the corpus's before them, ``nemo:SM0``, so that no two are
+        alike.
+        """
+        return self._renamed(lambda name: f"{self.corpus}:{name}")
+
+    def alone(self) -> Utterance:
+        """As its own corpus has it."""
+        return self._renamed(lambda name: name.removeprefix(f"{self.corpus}:"))
+
+    def _renamed(self, rename: Callable[[str], str]) -> Utterance:
+        return replace(
+            self,
+            utterance_id=rename(self.utterance_id),
+            recording=rename(self.recording),
+            speaker=rename(self.speaker),
+            session=None if self.session is None else rename(self.session),
+            text=None if self.text is None else rename(self.text),
+        )
 
     @property
     def file(self) -> Path:

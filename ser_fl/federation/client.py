@@ -10,7 +10,7 @@ Legend: B batch, F mel bins, L frames.
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 
 import numpy as np
@@ -31,6 +31,7 @@ from ser_fl.federation.own_objects import NOTHING, OwnObjects
 from ser_fl.federation.profile import open_stopwatch
 from ser_fl.metrics import Floats, confusion_matrix, recording_products
 from ser_fl.models.networks import build_network
+from ser_fl.models.own_classes import OwnClasses
 from ser_fl.randomness import derive_seed, generator
 from ser_fl.robustness.evaluator import Perturb, confidences_of, predictions_of
 from ser_fl.runs.records import ClientFailure, ClientUpdate, Outcome, State
@@ -117,15 +118,19 @@ class Clients(Executor):
         stream, bf16 = generator(*keys), self.config.precision == "bf16-mixed"
         network = self._network()
         network.load_state_dict(task.state)
+        trained, num_classes = network, len(data.store.classes)
         with watch("data"):
             held = data.clients[task.client_id]
             examples = load_examples(data.store, held, data.standardisation, stream=stream)
+            if own := data.store.own_classes.get(data.store.utterances[held[0]].corpus):
+                trained, num_classes = OwnClasses(network, own), len(own)
+                examples = replace(examples, labels_N=torch.searchsorted(torch.tensor(own), examples.labels_N))
             weights_C = None
             if self.config.class_balance == "loss":
-                weights_C = balanced_weights(examples.labels_N, len(data.store.classes)).to(self.device)
+                weights_C = balanced_weights(examples.labels_N, num_classes).to(self.device)
             given = ClientRound(
                 number=task.round,
-                network=network,
+                network=trained,
                 examples=examples,
                 stream=stream,
                 augmentation=self.config.augmentation,
@@ -137,7 +142,7 @@ class Clients(Executor):
             plan = self.objective.start_round(given)
         classifier = ClientClassifier(
             self.config,
-            len(data.store.classes),
+            num_classes,
             given,
             plan,
             learning_rate=task.learning_rate,

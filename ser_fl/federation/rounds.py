@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -22,13 +23,13 @@ from ser_fl.devices import devices_of
 from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.algorithm import GLOBAL, scheduled_share
 from ser_fl.federation.checkpoint import Checkpoint, checkpoint_key, go_on_from, save_checkpoint
-from ser_fl.federation.client import ClientTask, Executor
+from ser_fl.federation.client import ClientTask, Executor, Scored
 from ser_fl.federation.fine_tuning import FirstRun
 from ser_fl.federation.own_objects import NOTHING, OwnObjects, qualified_name
 from ser_fl.federation.profile import OnProfile, RunProfile
 from ser_fl.federation.server import ClientResults, Server, new_server
 from ser_fl.files import write_bytes, write_json
-from ser_fl.metrics import scores
+from ser_fl.metrics import Scores, by_corpus, figures_of_each, mean_scores, scores
 from ser_fl.models.emotion_model import EmotionModel, save_local_models, save_model
 from ser_fl.models.networks import build_network
 from ser_fl.randomness import generator
@@ -152,11 +153,11 @@ class Federation:
             is_validated = bool(self.client_manifest.sizes["validation"])
             if is_validated and (is_last or number % selection.every == 0):
                 scored = self.executor.score(server.judged, "validation")
-                validation = scores(scored.total)
+                validation = self.figures(scored)
                 failures += scored.failures
             if selection.robust_every and (is_last or number % selection.robust_every == 0):
                 attacked = self.executor.score(server.judged, "validation", attacked=True)
-                robust = scores(attacked.total).uar
+                robust = self.figures(attacked).uar
                 failures += attacked.failures
             record = RoundRecord(
                 round=number,
@@ -188,13 +189,18 @@ class Federation:
             profile.add(number, results.nanoseconds)
         self.hooks.on_round(record)
 
+    def figures(self, scored: Scored) -> Scores:
+        """Of all holders; with several corpora the means over these (`mean_scores`)."""
+        each = by_corpus(scored.by_holder, self.config.data.corpora)
+        return mean_scores([np.sum([*held.values()], axis=0) for held in each.values() if held])
+
     def train(
         self, server: Server, cohort: Sequence[str], number: int, learning_rate: float, watch: Watch = UNWATCHED
     ) -> ClientResults:
         """Broadcast, client updates, aggregation: the server has the round's model afterwards. `RoundFailed` tells what
         the others said where too few clients came back.
         """
-        folders = (self.config.data.root, self.config.data.cache_dir, str(self.run.root))
+        folders = (*self.config.data.folders.values(), self.config.data.cache_dir, str(self.run.root))
         reference = server.algorithm.model_for(cohort[0])
         results = ClientResults(round=number, reference=reference, server=server, folders=tuple(filter(None, folders)))
         tasks = (
@@ -250,10 +256,11 @@ class Federation:
             classes=manifest.classes,
             model=config.model,
             frontend=config.frontend,
-            synthetic=config.data.name == "builtin",
+            synthetic=config.data.synthetic,
             own_network=config.objects.get("network"),
             by_speaker=config.normalisation.name == "speaker",
             fallback=manifest.fallback,
+            corpora=manifest.corpora,
             temperature=calibration["temperature"],
         )
         save_model(run.root, bundle)
@@ -266,14 +273,15 @@ class Federation:
                 f"all rounds are done, but {len(tested.failures)} of {len(manifest.sizes['test'])} holders of test "
                 f"utterances gave no figures; the same command with resume=true asks again:\n{reasons}"
             )
-        test, scaling = scores(tested.total), None
+        test, scaling = self.figures(tested), None
         if config.normalisation.name == "speaker":
             scaling = scaling_in_words(config.enrolment, len(manifest.sizes["test"].keys() - manifest.sizes["train"]))
+        own_emotions = {name: member.emotions for name, member in manifest.corpora.items()}
         cut = {} if tested.products is None else {"recording_products": tested.products.tolist()}
         return {
             "schema": SUMMARY_SCHEMA,
             "experiment": config.experiment,
-            "synthetic": config.data.name == "builtin",
+            "synthetic": config.data.synthetic,
             "classes": list(manifest.classes),
             "split": config.split.name,
             "split_speakers": {part: sorted(manifest.sizes[part]) for part in PARTS},
@@ -294,6 +302,7 @@ class Federation:
                 "per_speaker_confusion": {name: confusion.tolist() for name, confusion in tested.by_holder.items()},
                 **cut,
             },
+            **({"corpora": figures_of_each(tested.by_holder, own_emotions, manifest.classes)} if own_emotions else {}),
         }
 
 
@@ -318,6 +327,7 @@ def write_config(run: RunFolder, config: Config) -> None:
     for stage, key in ((data, "root"), (data, "cache_dir"), (settings, "init_from"), (settings["frontend"], "path")):
         if stage.get(key):
             stage[key] = remember(stage[key])
+    data["roots"] = {name: remember(folder) for name, folder in data["roots"].items()}
     if not settings["run_dir"] or is_private(settings["run_dir"]):
         settings["run_dir"] = None
     content = {"schema": CONFIG_SCHEMA, **settings}

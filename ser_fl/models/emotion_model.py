@@ -22,6 +22,7 @@ from ser_fl.config.training import ModelConfig
 from ser_fl.config.values import ObjectConfig, OrOwn
 from ser_fl.data.frontend import FeatureStatistics, Standardisation
 from ser_fl.data.frontend_registry import build_frontend
+from ser_fl.data.joint import Member
 from ser_fl.data.normalisation import Scale
 from ser_fl.devices import exact_arithmetic
 from ser_fl.errors import UserError, shown, unknown_name
@@ -59,6 +60,7 @@ class EmotionModel(nn.Module):
         by_speaker: bool = False,
         fallback: Scale | None = None,
         temperature: float = 1.0,
+        corpora: Mapping[str, Member] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -75,11 +77,15 @@ class EmotionModel(nn.Module):
         """Whether features must be scaled by their speaker's own clips before `standardisation`, which is but the box
         then: see `enrolled`."""
         self.fallback = fallback
-        """For speakers of whom there is no clip; None where training speakers did not tell their mean."""
+        """For speakers of whom there is no clip; None where training speakers did not tell their mean. Of a model of
+        several corpora that scales by corpus, for speech of any other.
+        """
         self.scale: Scale | None = None
         """Of the speaker that the model is enrolled for."""
         self.temperature = temperature
         """What logits are divided by before they are probabilities (`ser_fl.calibration`); 1 leaves them."""
+        self.corpora = corpora or {}
+        """Several that it was trained on, by name; empty of one."""
 
     def forward(self, features_BFL: Tensor) -> Tensor:
         """Logits of shape (B, C) from standardised features of shape (B, F, L)."""
@@ -101,13 +107,13 @@ class EmotionModel(nn.Module):
         """What the front end gives, as the network takes it, of the speaker who is enrolled where the model scales
         speakers. A `UserError` where nobody is, and training speakers did not tell their mean.
         """
-        if self.by_speaker:
-            if (scale := self.scale or self.fallback) is None:
-                raise UserError(
-                    "the model scales each speaker by own clips and knows none of this one: enrol some first, with "
-                    "model.enrolled(clips)"
-                )
+        if (scale := self.scale or self.fallback) is not None:
             features_BFL = scale.to(features_BFL.device)(features_BFL)
+        elif self.by_speaker:
+            raise UserError(
+                "the model scales each speaker by own clips and knows none of this one: enrol some first, with "
+                "model.enrolled(clips)"
+            )
         standardised_BFL: Tensor = self.standardisation(features_BFL)
         return standardised_BFL
 
@@ -151,6 +157,11 @@ def save_model(folder: Path, bundle: EmotionModel) -> None:
         "normalisation": "speaker" if bundle.by_speaker else "pooled",
         "fallback": bundle.fallback and bundle.fallback.plain(),
     }
+    if bundle.corpora:
+        card["corpora"] = {
+            name: {"emotions": member.emotions, "scale": member.scale and member.scale.plain()}
+            for name, member in bundle.corpora.items()
+        }
     write_bytes(run.weights, weights)
     write_json(run.model, card)
 
@@ -240,9 +251,17 @@ def _described(card: Mapping[str, Any], state: State, own: NetworkSource | None)
         raise ValueError(f"a temperature of {shown(temperature)}")
     standardisation = Standardisation(*(torch.zeros(frontend.num_features) for _ in range(4)))
     standardisation.load_state_dict(columns)
-    fallback, size = None, frontend.num_features
-    if (told := card.get("fallback")) is not None:
-        fallback = Scale(*(torch.tensor(told[name]).reshape(size, 1) for name in ("mean", "deviation")))
+
+    def scale_of(told: Any) -> Scale | None:
+        columns = () if told is None else (told["mean"], told["deviation"])
+        return Scale(*(torch.tensor(each).reshape(frontend.num_features, 1) for each in columns)) if columns else None
+
+    corpora = {
+        str(name): Member(emotions=_CLASSES.validate_python(told["emotions"]), scale=scale_of(told["scale"]))
+        for name, told in card.get("corpora", {}).items()
+    }
+    if odd := {emotion for member in corpora.values() for emotion in member.emotions} - {*classes}:
+        raise ValueError(f"a corpus with {min(odd)}, which is no class")
     network = build_network(model, len(classes), seed=0, own=own, frontend=frontend)
     network.load_state_dict(state)
     return EmotionModel(
@@ -254,6 +273,7 @@ def _described(card: Mapping[str, Any], state: State, own: NetworkSource | None)
         synthetic=bool(card.get("synthetic", False)),
         own_network=card.get("network"),
         by_speaker=card.get("normalisation", "pooled") == "speaker",
-        fallback=fallback,
+        fallback=scale_of(card.get("fallback")),
         temperature=temperature,
+        corpora=corpora,
     )

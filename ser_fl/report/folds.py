@@ -66,6 +66,9 @@ class CrossValidation:
     recall: dict[str, float | None]
     """By emotion; None for one without a test utterance."""
     speaker_uar: dict[str, float | None]
+    corpora: dict[str, Any]
+    """Of several corpora, what each has alone (`ser_fl.metrics.figures_of_each`); empty of one. `uar`, `accuracy` and
+    `macro_f1` are then means over corpora, and have no intervals."""
     fold_uar: tuple[float, ...]
     mean_fold_uar: float
     deviation_fold_uar: float
@@ -80,18 +83,24 @@ class CrossValidation:
         """Of finished folds that test no utterance twice."""
         import numpy as np
 
-        from ser_fl.metrics import interval_over_speakers, scores
+        from ser_fl.metrics import by_corpus, figures_of_each, interval_over_speakers, mean_scores, scores
 
         runs, first = group.runs, group.runs[0]
         tests = [run.test for run in runs]
         confusion_CC = summed(tests)
-        figures = scores(confusion_CC)
         by_speaker: dict[str, Any] = {}  # in folds of texts a speaker is in several
         for name, matrix in (entry for run in runs for entry in run.test.per_speaker_confusion.items()):
             by_speaker[name] = by_speaker.get(name, 0) + np.asarray(matrix, dtype=np.float64)
         speaker_uar = {name: uar for run in runs for name, uar in run.test.per_speaker_uar.items()}
         is_known = by_speaker.keys() == speaker_uar.keys()
-        fold_uar = tuple(scores(np.asarray(run.test.confusion, dtype=np.float64)).uar for run in runs)
+        emotions = {name: own.classes for name, own in first.summary.corpora.items()}
+        several = bool(emotions)
+        held = by_corpus(by_speaker, [*emotions]).values() if several else ()
+        figures = mean_scores([np.sum([*own.values()], axis=0) for own in held] or [confusion_CC])
+        fold_uar = tuple(
+            float(run.test.uar or 0) if several else scores(np.asarray(run.test.confusion, dtype=np.float64)).uar
+            for run in runs
+        )
         is_known_of_each = first.setting("federation.name") != "local_only" and not (
             first.setting("data.segment_s") and any(not test.recording_products for test in tests)
         )
@@ -109,14 +118,17 @@ class CrossValidation:
             classes=first.summary.classes,
             confusion=tuple(map(tuple, confusion_CC.tolist())),
             uar=figures.uar,
-            half_width=half_width_of_uar(tests) if is_known_of_each else float("nan"),
-            speaker_interval=interval_over_speakers(np.asarray([*by_speaker.values()])) if is_known else None,
+            half_width=half_width_of_uar(tests) if is_known_of_each and not several else float("nan"),
+            speaker_interval=None
+            if several or not is_known
+            else interval_over_speakers(np.asarray([*by_speaker.values()])),
             accuracy=figures.accuracy,
             macro_f1=figures.macro_f1,
             recall=dict(zip(first.summary.classes, figures.per_class_recall, strict=True)),
             speaker_uar={
                 name: scores(by_speaker[name]).uar if is_known else speaker_uar[name] for name in sorted(speaker_uar)
             },
+            corpora=figures_of_each(by_speaker, emotions, first.summary.classes) if several else {},
             fold_uar=fold_uar,
             mean_fold_uar=statistics.mean(fold_uar),
             deviation_fold_uar=statistics.stdev(fold_uar),
@@ -158,6 +170,7 @@ def fold_tables(runs: Sequence[RunRecords]) -> list[Table]:
     emotions = dict.fromkeys(emotion for one in pooled for emotion in one.recall)
     plain = [{each.name: each for each in one.baselines} for one in pooled]
     speakers = sorted({speaker for one in pooled for speaker in one.speaker_uar})
+    corpora = dict.fromkeys(name for one in pooled for name in one.corpora)
     rows = [
         ("UAR, all folds", *map(_figure, pooled)),
         ("95 %, over speakers", *(interval(one.speaker_interval) for one in pooled)),
@@ -165,6 +178,7 @@ def fold_tables(runs: Sequence[RunRecords]) -> list[Table]:
             (f"Baseline UAR: {name}", *(_figure(found.get(name)) for found in plain))
             for name in dict.fromkeys(name for found in plain for name in found)
         ),
+        *((f"UAR of {name}, over speakers", *(_of_corpus(one, name) for one in pooled)) for name in corpora),
         ("Accuracy", *(percent(one.accuracy) for one in pooled)),
         ("Macro F1", *(percent(one.macro_f1) for one in pooled)),
         ("UAR by fold", *(", ".join(map(percent, one.fold_uar)) for one in pooled)),
@@ -181,6 +195,7 @@ def fold_tables(runs: Sequence[RunRecords]) -> list[Table]:
             f"{provenance([run for group in groups for run in group.runs])} Per cent, of the summed confusion matrix:"
             " every speaker tested once. ±: half of the 95 % interval over other recordings of these speakers; over"
             f" speakers: these drawn again, whole. Mean and deviation (n - 1): of the folds.{origins_in_words(groups)}"
+            + (" UAR, accuracy and macro F1 of several corpora are means over these." if corpora else "")
         ),
     )
     return [together, *(_confusion_table(label, one) for label, one in zip(labels, pooled, strict=True))]
@@ -188,6 +203,11 @@ def fold_tables(runs: Sequence[RunRecords]) -> list[Table]:
 
 def _figure(found: CrossValidation | PooledBaseline | None) -> str:
     return f"{percent(found.uar)} ± {percent(found.half_width)}" if found else MISSING
+
+
+def _of_corpus(pooled: CrossValidation, name: str) -> str:
+    own = pooled.corpora.get(name)
+    return MISSING if own is None else f"{percent(own['uar'])} ({interval(own['speaker_interval'])})"
 
 
 def _confusion_table(label: str, pooled: CrossValidation) -> Table:

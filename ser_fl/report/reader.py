@@ -36,6 +36,15 @@ class TestScores:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CorpusScores:
+    """Under "corpora" in ``summary.json``."""
+
+    classes: tuple[str, ...]
+    uar: float | None
+    speaker_interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """What a report takes from ``summary.json``."""
 
@@ -53,6 +62,8 @@ class Summary:
     stopped: str | None = None
     test: TestScores | None = None
     """None before the run has finished."""
+    corpora: dict[str, CorpusScores] = field(default_factory=dict)
+    """Of several corpora, over the emotions of each; those of ``test`` are their means. Empty of one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,9 +226,13 @@ def read_run(folder: Path) -> RunRecords:
     for each in baseline.records if baseline else ():
         _check_confusion(run.baseline, "confusion", summary, each.confusion)
     bare = replace(record, summary=replace(summary, test=None), rounds=())
-    others = [RunFolder(file.parent) for file in sorted(run.evaluations.glob("*/attacks.json"))]
-    found = tuple(replace(_attacked(bare, other), speech=other.read_speech()) for other in others)
-    return replace(_attacked(record, run), baseline=baseline, others=found)
+    found = list[RunRecords]()
+    for other in (RunFolder(file.parent) for file in sorted(run.evaluations.glob("*/attacks.json"))):
+        speech, of = other.read_speech(), bare
+        if speech and (own := summary.corpora.get(speech.corpus)):
+            of = replace(bare, summary=replace(bare.summary, classes=own.classes))
+        found.append(replace(_attacked(of, other), speech=speech))
+    return replace(_attacked(record, run), baseline=baseline, others=tuple(found))
 
 
 def _attacked(record: RunRecords, run: RunFolder) -> RunRecords:

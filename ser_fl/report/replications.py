@@ -34,7 +34,7 @@ _FREE = {
     "resume",
     "profile",
 }
-_FREE_STAGES = ("tracking.", "executor.")
+_FREE_STAGES = ("tracking.", "executor.", "data.roots")
 """What repetitions may differ in."""
 Found = Sequence[AttackRecord | None]
 """A record of each run, in their order; None where one has none."""

@@ -142,10 +142,16 @@ def summary_table(runs: Sequence[RunRecords]) -> Table:
     def of_speaker(speaker: str, run: RunRecords) -> str:
         return percent(run.test.per_speaker_uar.get(speaker))
 
+    def of_corpus(corpus: str, run: RunRecords) -> str:
+        own = run.summary.corpora.get(corpus)
+        return MISSING if own is None else f"{percent(own.uar)} ({interval(own.speaker_interval)})"
+
     emotions = dict.fromkeys(emotion for run in runs for emotion in run.summary.classes)
     speakers = sorted({speaker for run in runs for speaker in run.test.per_speaker_uar})
+    corpora = dict.fromkeys(corpus for run in runs for corpus in run.summary.corpora)
     facts: Columns = {
         "UAR": lambda run: percent(run.test.uar),
+        **{f"UAR of {corpus} (95 %, over speakers)": partial(of_corpus, corpus) for corpus in corpora},
         "Accuracy": lambda run: percent(run.test.accuracy),
         "Macro F1": lambda run: percent(run.test.macro_f1),
         "Selected round": lambda run: count(run.summary.selected_round),
@@ -160,6 +166,7 @@ def summary_table(runs: Sequence[RunRecords]) -> Table:
         **{f"UAR of speaker {speaker}": partial(of_speaker, speaker) for speaker in speakers},
     }
     caption = "Scores in per cent, without attack and without test-time defence."
+    caption += " UAR, accuracy and macro F1 of several corpora are means over these." if corpora else ""
     return _by_run("Test scores without attack", facts, runs, caption)
 
 

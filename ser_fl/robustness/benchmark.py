@@ -172,7 +172,7 @@ def benchmark_run(
         trained = load_run(run.root, config.speech, part=config.part, root=config.root)
         defences = trained.defences(config.defences)
         run = trained.folder
-        attacks_at = partial(_attacks_of, config, trained.config, len(trained.model.classes))
+        attacks_at = partial(_attacks_of, config, trained.config, len(trained.classes))
         attacks_at((_AROUND,))  # tells of an unknown name
         device = attack_device(config.accelerator, trained.config)
         with threads_limited_to(trained.config.executor.threads), exact_arithmetic():

@@ -15,6 +15,7 @@ from ser_fl.data.frontend import Standardisation
 from ser_fl.data.splits import Indices
 from ser_fl.devices import device_of
 from ser_fl.metrics import Floats
+from ser_fl.models.own_classes import asked_of
 
 EVALUATION_BATCH = 64
 
@@ -41,19 +42,19 @@ def predictions_of(
     parts: Iterable[Indices],
     perturb: Perturb | None = None,
 ) -> list[int]:
-    """The class of each utterance of the parts, in their order, in fp32 and true evaluation mode. The network stays on
-    its device, and is waited for once, at the end.
+    """The class of each utterance of the parts, in their order, among those that its corpus has, in fp32 and true
+    evaluation mode. The network stays on its device, and is waited for once, at the end.
     """
     network.eval()
     predicted = []
     for rows in batches_of(parts):
         examples = load_examples(store, rows, standardisation, device_of(network))
-        features_BFL = examples.features_NFL
+        features_BFL, asked = examples.features_NFL, asked_of(network, store, rows)
         if perturb is not None:
             ids = tuple(store.utterances[row].utterance_id for row in rows)
-            features_BFL = perturb(network, features_BFL, examples.labels_N, ids)
+            features_BFL = perturb(asked, features_BFL, examples.labels_N, ids)
         with torch.no_grad():  # a network of the user's may cache what it trains with later
-            predicted.append(network(features_BFL).argmax(dim=1))
+            predicted.append(asked(features_BFL).argmax(dim=1))
     found: list[int] = torch.cat(predicted).tolist() if predicted else []
     return found
 
@@ -71,9 +72,9 @@ def confidences_of(
     network.eval()
     device, found = device_of(network), dict[str, Floats]()
     for holder, indices in holders.items():
-        parts = (load_examples(store, rows, standardisation, device) for rows in batches_of([indices]))
+        parts = ((rows, load_examples(store, rows, standardisation, device)) for rows in batches_of([indices]))
         with torch.no_grad():
-            logits_NC = torch.cat([network(part.features_NFL).cpu() for part in parts])
+            logits_NC = torch.cat([asked_of(network, store, rows)(part.features_NFL).cpu() for rows, part in parts])
         labels = store.labels_N[list(indices)].tolist()
         found[holder] = confidence_sums(logits_NC.double().numpy(), labels, temperature)
     return found

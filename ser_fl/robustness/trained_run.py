@@ -5,11 +5,12 @@ Legend: N utterances, F mel bins.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ser_fl.attacks.threat_model import Box
 from ser_fl.config.compose import compose_speech
@@ -20,13 +21,15 @@ from ser_fl.data.enrolment import enrolled
 from ser_fl.data.enrolment import in_words as scaling_in_words
 from ser_fl.data.features import FeatureStore, OnFeatures, compute_features, load_examples, open_configured_corpus
 from ser_fl.data.heard import Heard, Shared, in_words
-from ser_fl.data.normalisation import Scale
-from ser_fl.data.splits import PARTS, Indices, Split, split_corpus
+from ser_fl.data.joint import Member, own_classes, split_each
+from ser_fl.data.normalisation import Scale, SpeakerScales
+from ser_fl.data.splits import PARTS, Indices, Split
 from ser_fl.defences import Defence, build_defence
 from ser_fl.devices import CPU, devices_of, send
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.models.emotion_model import EmotionModel, load_model
 from ser_fl.models.networks import NetworkSource
+from ser_fl.models.own_classes import OwnClasses
 from ser_fl.robustness.test_set import TestSet
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import SpeechRecord
@@ -47,6 +50,8 @@ class Chosen:
     """With what was heard in training; None where the run does not say what that was."""
     scaling: str | None
     """How speakers are scaled, in words; None where all are scaled alike."""
+    asked: str | None
+    """Among which emotions predictions are, in words; None for all that the model knows."""
     scale: Scale | None
     """As of a `TestSet`."""
     record: SpeechRecord
@@ -61,17 +66,30 @@ class TrainedRun:
     model: EmotionModel
     part: Scored
     is_other: bool
-    """Whether the speech is of another corpus than the run's own."""
+    """Whether the speech is of another corpus than the run's own, of which there may be several."""
     is_own_test: bool
     """Whether it is the test part of the run's own corpus and split."""
     folder: RunFolder
     """Where figures on the speech lie: the run folder, for the test part of its own corpus."""
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Emotions that the model is asked for: all that it knows, but of one of its several corpora that corpus's."""
+        member = self.model.corpora.get(self.config.data.name)
+        return self.model.classes if member is None else member.emotions
+
+    @property
+    def network(self) -> nn.Module:
+        """With the outputs of these emotions alone."""
+        if self.classes == self.model.classes:
+            return self.model.network
+        return OwnClasses(self.model.network, [self.model.classes.index(emotion) for emotion in self.classes])
+
     def store(self, on_features: OnFeatures | None = None) -> FeatureStore:
         """Features of the whole corpus; its classes are the model's, and behind them those that only the corpus has. A
         `UserError` where the run's own corpus moved, or has other emotions than the model.
         """
-        corpus, known = open_configured_corpus(self.config), self.model.classes
+        corpus, known = open_configured_corpus(self.config), self.classes
         theirs = sorted({utterance.emotion for utterance in corpus.utterances})
         if not self.is_other and theirs != sorted(known):
             raise UserError(
@@ -84,6 +102,14 @@ class TrainedRun:
         return compute_features(
             corpus, self.config.frontend, cache_dir=cache_dir, progress=on_features, classes=classes
         )
+
+    def refuse_mixed(self) -> None:
+        """Refuse (`UserError`) utterances that differ in the emotions that the model is asked for: an attack and its
+        worst case are of one set of classes.
+        """
+        names = self.config.data.corpora
+        if len(names) > 1 and own_classes(self.model.corpora, self.model.classes):
+            raise UserError(f"the emotions of {', '.join(names)} differ: attack one by one, data={names[0]} and so on")
 
     def defences(self, names: Sequence[str]) -> list[Defence]:
         """By name. A `UserError` tells of an unknown one, and of one that moves the bins of an encoder's features."""
@@ -103,12 +129,12 @@ class TrainedRun:
             UserError: there are none, or the run was trained on some of them, or selected by them, and that is not
                 allowed.
         """
-        everything, classes, data = store.utterances, self.model.classes, self.config.data
+        everything, classes, data, members = store.utterances, self.classes, self.config.data, self.model.corpora
         scaling = None
         rows, trained = tuple(range(len(everything))), Indices()
         if self.part != "all":
             validated = self.part == "validation" or self.config.selection.needs_validation
-            split = split_corpus(everything, self.config.split, corpus=data.name, validated=validated)
+            split = split_each(everything, self.config.split, corpus=data.name, validated=validated)
             rows = getattr(split, self.part)
             trained = () if self.is_other else split.train
         if self.model.by_speaker:  # before emotions are looked at: nobody knows those of the clips that enrol
@@ -121,6 +147,15 @@ class TrainedRun:
                 fallback=self.model.fallback,
             )
             scaling = scaling_in_words(enrolment, len({everything[row].speaker for row in rows} - known_here))
+        elif self.model.fallback is not None:  # by corpus
+            scales = {name: member.scale or self.model.fallback for name, member in members.items()}
+            names = (each.corpus if each.corpus in scales else "" for each in everything)
+            store = replace(store, scales=SpeakerScales.of_names({**scales, "": self.model.fallback}, names))
+        if members and len(data.corpora) > 1:
+            theirs = {name: members.get(name, Member(emotions=classes)) for name in data.corpora}
+            store = replace(store, own_classes=own_classes(theirs, store.classes))
+        asked = f"predictions are among the emotions of {data.name}" if classes != self.model.classes else None
+        asked = "predictions are among the emotions of each corpus" if store.own_classes else asked
         left_out = Counter(everything[row].emotion for row in rows if everything[row].emotion not in classes)
         rows = tuple(row for row in rows if everything[row].emotion in classes)
         if not rows:
@@ -147,13 +182,14 @@ class TrainedRun:
             part=self.part,
             num_utterances=len(rows),
             utterances=blake2b("\0".join(known).encode(), digest_size=8).hexdigest(),
-            synthetic=data.name == "builtin",
-            words=(*in_words(shared, left_out, lacking), *([scaling] if scaling else [])),
+            synthetic=data.synthetic,
+            words=(*in_words(shared, left_out, lacking), *filter(None, (scaling, asked))),
         )
         return Chosen(
             store=store,
             rows=rows,
             scaling=scaling,
+            asked=asked,
             scale=None if store.scales is None else store.scales.of(torch.tensor(rows)),
             left_out=dict(sorted(left_out.items())),
             shared=shared,
@@ -172,23 +208,24 @@ class TrainedRun:
         """The chosen utterances, standardised, and the model, which moves to the device; a `UserError` as `store` and
         `choose` say.
         """
+        self.refuse_mixed()
         chosen = self.choose(self.store(on_features), allow_seen=allow_seen)
         examples = load_examples(chosen.store, chosen.rows, self.model.standardisation)
         utterances = [chosen.store.utterances[row] for row in chosen.rows]
         self.model.to(device)
         return TestSet(
-            model=self.model.network,
+            model=self.network.to(device),
             features_NFL=send(examples.features_NFL, device),
             labels_N=send(examples.labels_N, device),
             ids=tuple(utterance.utterance_id for utterance in utterances),
-            num_classes=len(self.model.classes),
+            num_classes=len(self.classes),
             box=Box.of(self.model.standardisation.lower_F1, self.model.standardisation.upper_F1),
             seed=seed,
             batch_size=batch_size,
             speakers=tuple(utterance.speaker for utterance in utterances),
             sexes=tuple(utterance.sex for utterance in utterances),
             recordings=tuple(utterance.recording for utterance in utterances),
-            emotions=self.model.classes,
+            emotions=self.classes,
             speech=chosen.record,
             scale=chosen.scale,
             store=chosen.store,
@@ -221,17 +258,17 @@ def load_run(
     run.refuse_no_run()
     run.refuse_links_out()
     speech = [*speech, *([] if root is None else [f"data.root={root}"])]
-    is_other = any(setting.startswith("data=") for setting in speech)
-    part = part or ("all" if is_other else "test")
-    if part not in (*PARTS, "all"):
+    if part is not None and part not in (*PARTS, "all"):
         raise unknown_name("part", part, (*PARTS, "all"))
-    config = compose_speech(speech, run.config)
-    given = [setting for setting in speech if not setting.startswith("data.root=")]
+    config, model = compose_speech(speech, run.config), load_model(run, client_id=client_id, network=network)
+    is_other = any(setting.startswith("data=") for setting in speech) and config.data.name not in model.corpora
+    part = part or ("all" if is_other else "test")
+    given = [setting for setting in speech if not setting.startswith(("data.root=", "data.roots."))]
     is_own_test = part == "test" and all(setting.startswith("enrolment=") for setting in given)
     return TrainedRun(
         run=run,
         config=config,
-        model=load_model(run, client_id=client_id, network=network),
+        model=model,
         part=part,
         is_other=is_other,
         is_own_test=is_own_test,

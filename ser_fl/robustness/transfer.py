@@ -52,6 +52,8 @@ def transfer_runs(
         for folder, client_id in places
     ]
     first = loaded[0]
+    for run in loaded:
+        run.refuse_mixed()
     defences = [run.defences(config.defences) for run in loaded][-1]  # all say whether they take them
     for name, run in zip(public, loaded, strict=True):
         _refuse_unlike(next(iter(public)), first, name, run)
@@ -108,7 +110,7 @@ def _refuse_unlike(first_name: str, first: TrainedRun, name: str, run: TrainedRu
     ours, theirs = (
         {
             "their corpus": each.config.data.name,
-            "their emotions": ", ".join(each.model.classes),
+            "their emotions": ", ".join(each.classes),
             "normalisation": "speaker" if each.model.by_speaker else "pooled",
         }
         | {f"frontend.{setting}": value for setting, value in vars(each.model.frontend_config).items()}
@@ -128,12 +130,12 @@ def _model_of(name: str, run: TrainedRun, chosen: Chosen, device: torch.device) 
     logmel_NFL = store.features_NFL[rows]
     return TransferModel(
         name=name,
-        network=run.model.network.to(device),
+        network=run.network.to(device),
         standardisation=run.model.standardisation.to(device),
         logmel_NFL=send(logmel_NFL if scale is None else scale(logmel_NFL), device),
         unit_NF1=None if scale is None else send(scale.deviation, device),
         labels_N=send(store.labels_N[rows], device),
         ids=tuple(store.utterances[row].utterance_id for row in rows),
-        num_classes=len(run.model.classes),
+        num_classes=len(run.classes),
         recordings=tuple(store.utterances[row].recording for row in rows),
     )

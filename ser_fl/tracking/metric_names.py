@@ -53,4 +53,5 @@ def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     metrics |= {f"test/{key}": test[key] for key in ("uar", "accuracy", "macro_f1")}
     recall_by_class = zip(summary["classes"], test["per_class_recall"], strict=True)
     metrics |= {f"test/recall/{name}": recall for name, recall in recall_by_class}
+    metrics |= {f"test/corpus/{name}/uar": own["uar"] for name, own in summary.get("corpora", {}).items()}
     return {key: value for key, value in metrics.items() if value is not None}

@@ -96,6 +96,7 @@ class CorpusInfo:
                 utterance_id=Path(os.path.relpath(each.file, folder)).as_posix(),
                 emotion=emotion_of[each.emotion.lower()],
                 recording="" if each.recording == each.utterance_id else each.recording,
+                corpus=self.name,
             )
             for each in found.values()
             if each.emotion.lower() in emotion_of

@@ -66,6 +66,7 @@ class SyntheticCorpus:
                 speaker=speaker,
                 sex=sex,
                 text=f"s{(number - 1) % len(SENTENCES) + 1:02d}",
+                corpus=self.name,
             )
             for speaker, sex in speakers
             for emotion in SYNTHETIC_EMOTIONS
