@@ -193,7 +193,7 @@ def test_bad_benchmark_settings(overrides: list[str], message: str) -> None:
         (["model=crn"], r"unknown model 'crn', did you mean 'crnn'\? Known: crnn, crnn_small, .*, resnet, vgg15"),
         (["experiment=debg"], r"unknown experiment 'debg', did you mean 'debug'\? Known: debug, default"),
         (["data=emodbb"], "unknown data 'emodbb', did you mean 'emodb'.* Known: builtin, "),
-        (["objective=cw"], "unknown objective 'cw'. Known: bim, clean, fast, fgsm, free, own, pgd"),
+        (["objective=cw"], "unknown objective 'cw'. Known: bim, clean, domain_adversarial, fast, fgsm, free, own, pgd"),
         (["seed"], "'seed' is not a setting: write key=value"),
         (["data=nemo"], r"data=nemo needs data\.root=DIR"),
         (["model.channels=[8,8"], "."),

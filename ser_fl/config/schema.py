@@ -116,10 +116,11 @@ class Config:
             raise ValueError("precision=16-mixed needs executor.engine=trainer, got loop, which scales no gradients")
         if self.precision == "16-mixed" and executor.accelerator == "cpu":
             raise ValueError("precision=16-mixed needs a GPU, got executor.accelerator=cpu: take bf16-mixed or 32-true")
-        if self.precision == "16-mixed" and getattr(self.objective, "name", "") == "free":
+        objective = getattr(self.objective, "name", "")
+        if self.precision == "16-mixed" and objective in ("free", "domain_adversarial"):
             raise ValueError(
-                "objective=free steps by the training gradient, which precision=16-mixed scales until it overflows: "
-                "take bf16-mixed or 32-true"
+                f"objective={objective} steps by the training gradient, which precision=16-mixed scales until it "
+                "overflows: take bf16-mixed or 32-true"
             )
         is_elsewhere = executor.name == "flower" and executor.superlink is not None
         if (lacking := self.data.lacks_folder) and not is_elsewhere:
@@ -143,11 +144,23 @@ class Config:
                 f"{model.name} needs at least {model.least_size} mel bins and {model.least_size} frames, got "
                 f"{size[0]} and {size[1]}: raise frontend.num_mels or frontend.duration_s"
             )
-        if self.augmentation.mixup and (objective := getattr(self.objective, "name", "clean")) != "clean":
+        if self.augmentation.mixup and objective not in ("", "clean"):
             raise ValueError(
                 f"augmentation.mixup goes with objective=clean, got {objective}: an attack leads away from one true "
                 "label, and mixed utterances have two"
             )
+        if objective == "domain_adversarial":
+            if self.clients.by == "speaker" and federation.name != "centralised":
+                raise ValueError(
+                    "objective=domain_adversarial tells a client's speakers apart, and each client is one speaker: "
+                    "take clients.by=session, iid or dirichlet, or federation=centralised"
+                )
+            if self.augmentation.splice:
+                raise ValueError("augmentation.splice joins speakers, which objective=domain_adversarial tells apart")
+            if isinstance(model, PooledConfig) and not (model.hidden or model.attention or model.layers):
+                raise ValueError(
+                    "objective=domain_adversarial trains a layer below: model.hidden must be 1 or more, got 0"
+                )
         if self.normalisation.name == "pooled" and self.enrolment != 10:
             raise ValueError(f"enrolment goes with normalisation=speaker, got {self.enrolment} with pooled")
         if not isinstance(self.frontend, FrontendConfig):

@@ -109,10 +109,11 @@ _RECIPES: Mapping[str, Mapping[str, object]] = {
 class ObjectiveConfig:
     """What a training step minimises: the loss on clean utterances, or on a mix with adversarial ones."""
 
-    name: Literal["clean", "fgsm", "bim", "pgd", "fast", "free", "trades"]
+    name: Literal["clean", "fgsm", "bim", "pgd", "fast", "free", "trades", "domain_adversarial"]
     """fgsm, bim, pgd: by one of the recipes below. fast (Wong et al., arXiv 2001.03994) and free (Shafahi et al., arXiv
     1904.12843): adversarial training for the price of two training passes a step, and of one. trades (Zhang et al.,
-    arXiv 1901.08573): the clean loss, and how far predictions move within the budget."""
+    arXiv 1901.08573): the clean loss, and how far predictions move within the budget. domain_adversarial (Ganin et al.,
+    arXiv 1505.07818): the clean loss, and a representation by which a client's speakers cannot be told apart."""
     recipe: Literal["per_round", "per_step"]
     """per_round: the paper's. At the start of a round a client draws a random share of its utterances, makes
     adversarial copies with the received model and trains on that share and its copies. per_step: a share of every
@@ -128,12 +129,15 @@ class ObjectiveConfig:
     """Null: epsilon / 4, and epsilon for one step; 1.25 epsilon for fast."""
     random_start: bool
     warm_up_rounds: Amount = 0
-    """Epsilon grows from 0 to its full value over so many adversarial rounds; 0: full from the first."""
+    """Epsilon, or the weight of domain_adversarial, grows from 0 to its full value over so many adversarial rounds; 0:
+    full from the first."""
     beta: Positive | None = None
     """trades: weight of the divergence between clean and adversarial predictions."""
     replays: Count | None = None
     """free: how many times in a row each minibatch is trained on. An epoch then takes one in so many minibatches, and
     costs as many passes as ever."""
+    weight: Positive | None = None
+    """domain_adversarial: of the reversed gradient, lambda in the paper."""
 
     def __post_init__(self) -> None:
         for setting, needed in _RECIPES.get(self.name, {}).items():
@@ -141,7 +145,11 @@ class ObjectiveConfig:
                 raise ValueError(
                     f"objective.{setting} must be {as_yaml(needed)} with objective={self.name}, got {as_yaml(given)}"
                 )
-        for setting, owner, least in (("replays", "free", "of at least 1"), ("beta", "trades", "above 0")):
+        for setting, owner, least in (
+            ("replays", "free", "of at least 1"),
+            ("beta", "trades", "above 0"),
+            ("weight", "domain_adversarial", "above 0"),
+        ):
             if self.name != owner:
                 chosen = f"objective={self.name}"
                 refuse_given(self, "objective", [setting], owner=f"objective={owner}", instead=chosen)

@@ -19,8 +19,8 @@ from ser_fl.data.splits import Part
 from ser_fl.devices import send
 from ser_fl.randomness import generator
 
-Batch = tuple[Tensor, Tensor]
-"""features_BFL, labels_B."""
+Batch = tuple[Tensor, ...]
+"""features_BFL, labels_B, and behind them what the examples have more."""
 
 
 class ShuffledBatches(IterableDataset[Batch]):
@@ -74,7 +74,9 @@ class ShuffledBatches(IterableDataset[Batch]):
                     order_N = torch.randperm(len(labels_N), generator=self.stream)
                 self._to_come = list(order_N.tensor_split(self.num_batches)[: self.num_taken])
             rows = self._to_come.pop(0)
-            batch = self.examples.features_NFL[rows], self.examples.labels_N[rows]
+            batch: Batch = self.examples.features_NFL[rows], self.examples.labels_N[rows]
+            if self.examples.speakers_N is not None:
+                batch = *batch, self.examples.speakers_N[rows]
             for _ in range(self.replays):
                 yield batch
 
@@ -184,5 +186,4 @@ class ClientDataModule(pl.LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """The batch on the Trainer's device; Lightning's own way there costs more than the way."""
-        features_BFL, labels_B = (send(tensor, device) for tensor in batch)
-        return features_BFL, labels_B
+        return tuple(send(tensor, device) for tensor in batch)

@@ -112,6 +112,8 @@ class Examples:
 
     features_NFL: Tensor
     labels_N: Tensor
+    speakers_N: Tensor | None = None
+    """Who said it, by number, where an objective asks."""
 
     def __len__(self) -> int:
         return len(self.labels_N)

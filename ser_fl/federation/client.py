@@ -132,6 +132,7 @@ class Clients(Executor):
                 number=task.round,
                 network=trained,
                 examples=examples,
+                speakers=tuple(data.store.utterances[row].speaker for row in held),
                 stream=stream,
                 augmentation=self.config.augmentation,
                 box=self.box,

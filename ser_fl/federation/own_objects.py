@@ -88,6 +88,11 @@ def check_network(config: Config, num_classes: int, own: OwnObjects) -> None:
         raise UserError(f"network must make a torch.nn.Module, got {name}")
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError(f"network {name} has no parameter to train")
+    if getattr(config.objective, "name", "") == "domain_adversarial" and not hasattr(network, "embed"):
+        raise UserError(
+            f"objective=domain_adversarial needs the methods embed, (B, F, L) to (B, H), and classify, (B, H) to (B, C)"
+            f", which {name} has not"
+        )
     if odd := [key for key, value in network.state_dict().items() if not isinstance(value, torch.Tensor)]:
         raise UserError(f"network {name} keeps {odd[0]} in its state, which is no tensor: clients could not send it")
     try:

@@ -115,10 +115,10 @@ class EmotionClassifier(pl.LightningModule):
 
     def augmented(self, batch: Batch) -> Batch:
         """A training batch after augmentation; labels are of shape (B, C) where it is mixed."""
-        features_BFL, labels_B = batch
+        features_BFL, labels_B, *more = batch
         features_BFL = augment(features_BFL, labels_B, self.augmentation, self.stream)
         if not self.augmentation.mixup:
-            return features_BFL, labels_B
+            return features_BFL, labels_B, *more
         return mix(features_BFL, labels_B, self.num_classes, self.augmentation.mixup, self.stream)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -113,8 +113,8 @@ class CRNN(nn.Module):
         self.attention = nn.Linear(2 * config.hidden, 1)
         self.output = nn.Linear(2 * config.hidden, num_classes)
 
-    def forward(self, features_BFL: Tensor) -> Tensor:
-        """Logits of shape (B, C) from standardised features of shape (B, F, L)."""
+    def embed(self, features_BFL: Tensor) -> Tensor:
+        """What the last layer sees of standardised features of shape (B, F, L): (B, H)."""
         maps_BKFL = self.blocks(features_BFL.unsqueeze(1).contiguous(memory_format=torch.channels_last))
         if maps_BKFL.shape[2] != _MEL_BANDS:
             maps_BKFL = functional.adaptive_avg_pool2d(maps_BKFL, (_MEL_BANDS, maps_BKFL.shape[3]))
@@ -123,23 +123,55 @@ class CRNN(nn.Module):
         with autocast(hidden_BLH.device, bf16=False):  # little work, and logits want their digits
             hidden_BLH = hidden_BLH.to(self.output.weight.dtype)
             weights_BL1 = torch.softmax(self.attention(hidden_BLH), dim=1)
-            logits_BC: Tensor = self.output(self.dropout((weights_BL1 * hidden_BLH).sum(dim=1)))
+            pooled_BH: Tensor = (weights_BL1 * hidden_BLH).sum(dim=1)
+        return pooled_BH
+
+    def classify(self, hidden_BH: Tensor) -> Tensor:
+        """Logits of shape (B, C) from what `embed` gives."""
+        with autocast(hidden_BH.device, bf16=False):
+            logits_BC: Tensor = self.output(self.dropout(hidden_BH))
         return logits_BC
-
-
-class _Pooled(nn.Module):
-    """Convolutions, global average pooling, dense layers: ``features`` and ``head`` of a subclass."""
-
-    features: nn.Module
-    head: nn.Module
 
     def forward(self, features_BFL: Tensor) -> Tensor:
-        maps = self.features(features_BFL.unsqueeze(1).contiguous(memory_format=torch.channels_last))
-        logits_BC: Tensor = self.head(maps.mean(dim=(2, 3)))
+        """Logits of shape (B, C) from standardised features of shape (B, F, L)."""
+        return self.classify(self.embed(features_BFL))
+
+
+class _Headed(nn.Module):
+    """What `pool` makes of features, and dense layers, the ``head`` of a subclass, of which the last one classifies."""
+
+    head: nn.Sequential
+
+    def pool(self, features_BFL: Tensor) -> Tensor:
+        """One vector of each utterance."""
+        raise NotImplementedError
+
+    def embed(self, features_BFL: Tensor) -> Tensor:
+        """What the last layer sees of standardised features of shape (B, F, L): (B, H)."""
+        hidden_BH: Tensor = self.head[:-1](self.pool(features_BFL))
+        return hidden_BH
+
+    def classify(self, hidden_BH: Tensor) -> Tensor:
+        """Logits of shape (B, C) from what `embed` gives."""
+        logits_BC: Tensor = self.head[-1](hidden_BH)
         return logits_BC
 
+    def forward(self, features_BFL: Tensor) -> Tensor:
+        """Logits of shape (B, C) from standardised features of shape (B, F, L)."""
+        return self.classify(self.embed(features_BFL))
 
-class VGG15(_Pooled):
+
+class _Convolutional(_Headed):
+    """Convolutions, the ``features`` of a subclass, and global average pooling."""
+
+    features: nn.Module
+
+    def pool(self, features_BFL: Tensor) -> Tensor:
+        maps: Tensor = self.features(features_BFL.unsqueeze(1).contiguous(memory_format=torch.channels_last))
+        return maps.mean(dim=(2, 3))
+
+
+class VGG15(_Convolutional):
     """VGG-15 as in the paper authors' code (arXiv 2203.04696); any input of 32 x 32 up. 13 convolutions 3 x 3 with
     batch norm and ReLU, global average pooling, FC 256, logits.
     """
@@ -178,7 +210,7 @@ class ResidualBlock(nn.Module):
         return functional.relu(self.body(maps) + self.shortcut(maps))
 
 
-class ResNet(_Pooled):
+class ResNet(_Convolutional):
     """The residual network of the paper authors' code (arXiv 2203.04696), used there for IEMOCAP. conv 7x7/2-64, pool,
     residual 128, pool, residual 256/2, pool, average, dropout, FC 128, logits.
     """
@@ -200,7 +232,7 @@ class ResNet(_Pooled):
         )
 
 
-class Pooled(nn.Module):
+class Pooled(_Headed):
     """Mean and deviation of each bin over time, brought to one scale by batch norm without weights, and dense layers.
     With attention both are weighted (attentive statistics pooling: Okabe et al., arXiv 1803.10963). Of several layers
     of an encoder, the last bins of a frame, it pools a sum with weights of its own, all alike at first.
@@ -219,8 +251,7 @@ class Pooled(nn.Module):
             layers += [nn.Linear(size, config.hidden), nn.ReLU(inplace=True), nn.Dropout(config.dropout)]
         self.head = nn.Sequential(*layers, nn.Linear(config.hidden or size, num_classes))
 
-    def forward(self, features_BFL: Tensor) -> Tensor:
-        """Logits of shape (B, C) from standardised features of shape (B, F, L)."""
+    def pool(self, features_BFL: Tensor) -> Tensor:
         features_BFL = features_BFL[:, -math.prod(self.form) :]
         if self.layers is not None:
             features_BFL = torch.einsum(
@@ -235,8 +266,8 @@ class Pooled(nn.Module):
         mean_BF1 = (weights_B1L * features_BFL).sum(dim=2, keepdim=True)
         variance_BF = (weights_B1L * (features_BFL - mean_BF1).square()).sum(dim=2)
         pooled_BF = torch.cat([mean_BF1[:, :, 0], (variance_BF + 1e-5).sqrt()], dim=1)
-        logits_BC: Tensor = self.head(self.scale(pooled_BF))
-        return logits_BC
+        scaled_BF: Tensor = self.scale(pooled_BF)
+        return scaled_BF
 
 
 NETWORKS: Mapping[str, Callable[[int, Any], nn.Module]] = {

@@ -41,8 +41,17 @@ class Tuned(nn.Module):
         encoder._apply(fn, recurse)
         return registered._apply(fn, recurse)
 
+    def embed(self, clips_B1T: Tensor) -> Tensor:
+        """What the head's last layer sees of clips, shape (B, H)."""
+        layers_BFL: Any = self._encoder[0](clips_B1T[:, 0])
+        hidden_BH: Tensor = cast(Any, self.head).embed(layers_BFL)
+        return hidden_BH
+
+    def classify(self, hidden_BH: Tensor) -> Tensor:
+        """Logits of shape (B, C) from what `embed` gives."""
+        logits_BC: Tensor = cast(Any, self.head).classify(hidden_BH)
+        return logits_BC
+
     def forward(self, clips_B1T: Tensor) -> Tensor:
         """Logits of shape (B, C) from clips."""
-        layers_BFL: Any = self._encoder[0](clips_B1T[:, 0])
-        logits_BC: Tensor = self.head(layers_BFL)
-        return logits_BC
+        return self.classify(self.embed(clips_B1T))

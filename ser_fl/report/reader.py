@@ -122,7 +122,7 @@ class RunRecords:
 
     @property
     def is_hardened(self) -> bool:
-        return self.setting("objective.name") not in (None, "clean")
+        return self.setting("objective.name") not in (None, "clean", "domain_adversarial")
 
     @property
     def synthetic(self) -> bool:

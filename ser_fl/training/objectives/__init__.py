@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 from ser_fl.config.training import ObjectiveConfig
 from ser_fl.training.objectives.adversarial import Free, PerRound, PerStep, Trades
+from ser_fl.training.objectives.domain_adversarial import DomainAdversarial
 from ser_fl.training.objectives.objective import ClientRound, Objective, TrainingPlan, balanced_weights
 
 __all__ = ["OBJECTIVES", "ClientRound", "Objective", "TrainingPlan", "balanced_weights"]
@@ -22,5 +23,6 @@ OBJECTIVES: Mapping[str, Callable[[ObjectiveConfig], Objective]] = {
     **dict.fromkeys(("fgsm", "bim", "pgd", "fast"), _by_recipe),
     "free": Free,
     "trades": Trades,
+    "domain_adversarial": DomainAdversarial,
 }
 """By the name in the configuration: an entry here and a word in `ObjectiveConfig.name` make a new one."""

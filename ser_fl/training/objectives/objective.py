@@ -15,9 +15,9 @@ from ser_fl.config.data import AugmentationConfig
 from ser_fl.data.features import Examples
 from ser_fl.stopwatch import UNWATCHED, Watch
 
-StepLoss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
+StepLoss = Callable[..., tuple[Tensor, Tensor]]
 """(network, features_BFL, labels_B) -> the loss of a step, and the clean utterances' logits_BC, which are scored. With
-`augmentation.mixup` labels are probabilities of shape (B, C)."""
+`augmentation.mixup` labels are probabilities of shape (B, C). Examples with `speakers_N` are given speakers_B too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +41,8 @@ class ClientRound:
     network: nn.Module
     """With the weights that the client received, in training mode, on its device."""
     examples: Examples
+    speakers: tuple[str, ...] = ()
+    """Of each example."""
     stream: Generator
     """The client's own random numbers in this round, on the CPU."""
     augmentation: AugmentationConfig
