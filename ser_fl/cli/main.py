@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, str] = {
     "transfer": "attack each run and show it to the others: RUN RUN attack=pgd ...",
     "report": "tables, figures and one report.html from run folders",
     "predict": "emotions of audio files",
+    "zoo": "list the trained models that come with ser_fl, or print the card of one",
     "corpus": "list the known corpora, check or describe one",
     "federation": "across machines: make keys, run the link, run a node",
 }
@@ -42,7 +43,7 @@ def program() -> int:
         code = main(asked)
     if output.lost is None:
         return code
-    prints_alone = asked[:1] and asked[0] in ("corpus", "predict")
+    prints_alone = asked[:1] and asked[0] in ("corpus", "predict", "zoo")
     if prints_alone and isinstance(output.lost, BrokenPipeError):  # `ser-fl corpus list | head`
         return code
     with suppress(OSError, ValueError, AttributeError):

@@ -22,7 +22,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "files", nargs="+", metavar="FILE", help='recordings, folders, patterns ("speech/**/*.wav"), tables with a path'
     )
-    parser.add_argument("--run", required=True, metavar="RUN", help="folder of a trained run")
+    parser.add_argument("--run", required=True, metavar="RUN", help="folder of a trained run, or a model of the zoo")
     parser.add_argument("--channel", default="first", choices=("first", "second", "mean"))
     parser.add_argument("--format", default="table", choices=("table", "csv", "jsonl"))
     parser.add_argument(
