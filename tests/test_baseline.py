@@ -42,10 +42,10 @@ BY_SPEAKER = ("normalisation=speaker", "enrolment=3")
 TINY = ("federation.num_rounds=1", "federation.batch_size=4", "tracking=none")
 
 
-def store_of(*settings: str) -> tuple[Any, FeatureStore, Any]:
+def store_of(*settings: str, cache_dir: Path | None = None) -> tuple[Any, FeatureStore, Any]:
     config = compose([*CORPUS, *STRANGERS, *settings])
     corpus = open_configured_corpus(config)
-    store = compute_features(corpus, FunctionalsConfig("logmel", config.frontend))
+    store = compute_features(corpus, FunctionalsConfig("logmel", config.frontend), cache_dir=cache_dir)
     return config, store, split_corpus(corpus.utterances, config.split)
 
 
@@ -65,9 +65,9 @@ def copied(run: ser_fl.Run, folder: Path) -> RunFolder:
     return RunFolder(folder)
 
 
-def test_logmel_functionals_are_numpys_over_the_clip_itself() -> None:
+def test_logmel_functionals_are_numpys_over_the_clip_itself(tmp_path: Path) -> None:
     """Of the clip as it was recorded: repeated to three seconds it has other deviations and percentiles."""
-    config, store, _ = store_of("frontend.duration_s=6")
+    config, store, _ = store_of("frontend.duration_s=6", cache_dir=tmp_path)
     corpus, frontend = open_configured_corpus(config), LogMel(config.frontend)
     for row in (0, 17):
         waveform_T, rate_hz = corpus.read(corpus.utterances[row])

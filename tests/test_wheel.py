@@ -50,7 +50,8 @@ def test_wheel_holds_every_module_template_and_configuration(wheel: Path) -> Non
     templates = {f"ser_fl/report/templates/{name}" for name in ("report.html.j2", "table.html.j2", "report.css")}
     settings = {f"ser_fl/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert {"ser_fl/configs/train.yaml", "ser_fl/configs/experiment/debug.yaml"} <= settings
-    assert modules | templates | settings <= names
+    models = {path.relative_to(ROOT).as_posix() for path in (ROOT / "ser_fl" / "zoo").rglob("*") if path.is_file()}
+    assert modules | templates | settings | models <= names
     assert not [name for name in names if name.startswith(("tests/", "results/", "runs/"))]
 
 
