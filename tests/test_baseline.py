@@ -357,10 +357,15 @@ def test_a_corpus_without_speakers_is_told_in_a_line(tmp_path: Path, capsys: pyt
     [("sklearn", "logmel", "pip install scikit-learn"), ("opensmile", "opensmile", "pip install 'ser-fl[baseline]'")],
 )
 def test_what_is_not_installed_is_named_with_its_command(
-    module: str, features: str, way_out: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    module: str,
+    features: str,
+    way_out: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    assert main(["baseline", *CORPUS, f"features={features}", "run_dir=nowhere"]) == 2
+    assert main(["baseline", *CORPUS, f"features={features}", f"run_dir={tmp_path / 'nowhere'}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert way_out in line
-    assert not Path("nowhere").exists()
+    assert not (tmp_path / "nowhere").exists()
