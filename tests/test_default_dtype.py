@@ -20,7 +20,8 @@ from ser_fl.data.frontend import FeatureStatistics, Standardisation
 from ser_fl.data.synthetic import SyntheticCorpus
 from ser_fl.defences import DEFENCES, build_defence
 from ser_fl.devices import float32_by_default
-from ser_fl.models.networks import BatchRenorm2d, build_network
+from ser_fl.models.networks import build_network
+from ser_fl.models.normalisation import BatchRenorm2d
 from ser_fl.randomness import generator
 
 CONFIG = compose(["experiment=debug"])

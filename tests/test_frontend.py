@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +12,13 @@ import torchaudio
 from numpy.typing import NDArray
 from torch import Tensor
 
+import ser_fl
+from ser_fl import compose
 from ser_fl.config.frontend import FrontendConfig
 from ser_fl.data.frontend import FeatureStatistics, LogMel, Standardisation, repeat_to_length, resample
+from ser_fl.data.frontend_registry import build_frontend
 from ser_fl.errors import UserError
+from ser_fl.models.networks import build_network
 
 SECONDS3 = FrontendConfig(
     name="seconds3",
@@ -312,3 +317,91 @@ def test_rates_without_a_common_divisor_would_fill_the_memory_and_are_refused() 
     with pytest.raises(UserError, match="16001 Hz cannot be resampled to 16000 Hz; convert the recording"):
         resample(torch.zeros(100), 16001, 16000)
     assert resample(torch.zeros(22255), 22255, 16000).shape == (16000,)
+
+
+DELTAS = replace(SECONDS3, deltas=True)
+
+
+def test_deltas_are_slopes_of_five_frames_after_the_mel_bins() -> None:
+    """Worked by numpy: least squares slopes, the ends repeated; on them once more."""
+    plain = LogMel(SECONDS3)(LogMel(SECONDS3).clip(noise(48_000), 16_000)[None])[0]
+    given = build_frontend(DELTAS)(build_frontend(DELTAS).clip(noise(48_000), 16_000)[None])[0]
+    assert given.shape == (192, 186) == (DELTAS.num_features, DELTAS.num_frames)
+    assert torch.equal(given[:64], plain)
+
+    def slopes(values: Array) -> Array:
+        padded = np.pad(values, ((0, 0), (2, 2)), mode="edge")
+        parts = [step * padded[:, 2 + step : 2 + step + values.shape[1]] for step in (-2, -1, 1, 2)]
+        return np.asarray(np.sum(parts, axis=0) / 10)
+
+    expected = slopes(plain.double().numpy())
+    np.testing.assert_allclose(given[64:128].numpy(), expected, atol=1e-4)
+    np.testing.assert_allclose(given[128:].numpy(), slopes(expected), atol=1e-4)
+
+
+def test_deltas_are_differentiable() -> None:
+    double = build_frontend(DELTAS).double()
+    inputs = noise(48_000)[None].double().requires_grad_()
+    weights = torch.randn(192, 186, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((double(inputs)[0, 64:] * weights[64:]).mean(), inputs)
+    direction, step = gradient / gradient.norm(), 1e-7
+    there, back = ((double(inputs + sign * step * direction)[0, 64:] * weights[64:]).mean() for sign in (1, -1))
+    assert float(((there - back) / (2 * step)).detach()) == pytest.approx(float(gradient.norm()), rel=1e-3)
+
+
+def test_deltas_have_a_box_of_ten_deviations_and_another_key() -> None:
+    features = build_frontend(DELTAS)(torch.stack([noise(48_000), 0.1 * noise(48_000)]))
+    both = [
+        Standardisation.from_statistics([FeatureStatistics.of(part)], config)
+        for part, config in (
+            (features, DELTAS),
+            (features[:, :64], SECONDS3),
+        )
+    ]
+    for name in ("lower_F1", "upper_F1"):
+        assert torch.equal(getattr(both[0], name)[:64], getattr(both[1], name))
+        assert getattr(both[0], name)[64:].abs().unique().tolist() == [10]
+    assert DELTAS.key != SECONDS3.key and DELTAS.key[: len(SECONDS3.key)] == SECONDS3.key
+
+
+@pytest.mark.parametrize("name", ["crnn_tiny", "vgg15", "resnet", "pooled"])
+def test_networks_take_deltas_as_channels(name: str) -> None:
+    """The first convolution sees three images, and their gradient; with zero weights on two, it is that of one."""
+    config = compose([f"model={name}", "frontend.deltas=true"])
+    network = build_network(config.model, 4, seed=1, frontend=config.frontend).eval()
+    features = torch.randn(2, 192, 186).requires_grad_()
+    (gradient,) = torch.autograd.grad(network(features).square().sum(), features)
+    assert all(part.any() for part in gradient.split(64, dim=1))
+    if name == "pooled":
+        return
+    plain = build_network(config.model, 4, seed=1).eval()
+    state = network.state_dict()
+    first = next(key for key in state if state[key].dim() == 4)
+    plain.load_state_dict(state | {first: state[first][:, :1]})
+    state[first][:, 1:] = 0
+    alone = features[:, :64].detach().requires_grad_()
+    torch.testing.assert_close(network(features), plain(alone))
+    (expected,) = torch.autograd.grad(plain(alone).square().sum(), alone)
+    (given,) = torch.autograd.grad(network(features).square().sum(), features)
+    torch.testing.assert_close(given[:, :64], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_with_deltas_is_trained_loaded_and_attacked(tmp_path: Path) -> None:
+    settings = ["experiment=debug", "tracking=none", "frontend.deltas=true", f"run_dir={tmp_path / 'run'}"]
+    with pytest.raises(UserError, match="mel_masks is of mel bins alone, which neither"):
+        compose([*settings, "augmentation.mel_masks=1"])
+    run = ser_fl.train(compose([*settings, "federation.num_rounds=1"]))
+    assert ser_fl.evaluate(run).uar == pytest.approx(run.metrics().uar)
+    with pytest.raises(UserError, match="shifts mel bins, and a network with deltas knows each feature by its place"):
+        ser_fl.benchmark(run, attacks=["fgsm"])
+    records = ser_fl.benchmark(
+        run,
+        attacks=["fgsm"],
+        defences=["none"],
+        domain="waveform",
+        snr_dbs=[20.0],
+        curve_attacks=[],
+        max_examples=4,
+        checks=False,
+    )
+    assert next(record for record in records if record.attack == "fgsm").backward_passes > 0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ser_fl.models.cpu_kernels import ConvolutionBlocks, StemConvolution
-from ser_fl.models.networks import BatchRenorm2d
+from ser_fl.models.normalisation import BatchRenorm2d
 
 SHAPES = [(64, 100), (64, 186), (64, 93), (66, 61), (79, 40), (65, 63), (5, 7)]
 

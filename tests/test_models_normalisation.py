@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ser_fl.models.networks import BatchRenorm2d, normalisation
+from ser_fl.models.normalisation import BatchRenorm2d, normalisation
 
 
 def maps(seed: int = 0, shift: float = 0.0) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import ser_fl
+from ser_fl.cli.main import main
 from ser_fl.config.frontend import TransformersConfig
 from ser_fl.config.training import PooledConfig
 from ser_fl.data.audio import write_wav
@@ -294,6 +295,12 @@ def test_mistakes_are_told_in_a_line(
     with pytest.raises(UserError, match=said) as caught:
         ser_fl.compose([*SETTINGS, f"frontend.path={tmp_path / 'encoder'}", *settings])
     assert "\n" not in str(caught.value)
+
+
+def test_the_command_line_ends_with_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *SETTINGS, f"frontend.path={tmp_path / 'none'}", f"run_dir={tmp_path / 'run'}"]) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 1 and "is not on this machine" in told[0] and not (tmp_path / "run").exists()
 
 
 def test_other_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

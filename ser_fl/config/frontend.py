@@ -19,6 +19,7 @@ class FrontendConfig:
     floor: ClassVar[float | None] = None
     """Least value of bins that follow the mel bins; None where there is none that is known."""
     is_waveform: ClassVar[bool] = False
+    """Whether features are the clips, and the network begins with the encoder."""
 
     name: str
     sample_rate_hz: Annotated[int, Field(ge=4000, le=768_000)]
@@ -32,7 +33,11 @@ class FrontendConfig:
     log_offset: Positive
     """The logarithm is taken of the mel magnitude plus this."""
     clip: Literal["training", "none"]
-    """Box that features are clipped to and attacks stay in: per bin the log floor to the training maximum, or none."""
+    """Box that features are clipped to and attacks stay in: per bin the log floor to the training maximum, or none; of
+    deltas ten deviations about their mean."""
+    deltas: bool = False
+    """First and second differences over time (torchaudio's, of five frames) after the mel bins: to convolutions two
+    more channels, to an attack on features bins like all others."""
 
     def __post_init__(self) -> None:
         if self.fmax_hz > self.sample_rate_hz / 2 or self.fmin_hz >= self.fmax_hz:
@@ -51,7 +56,12 @@ class FrontendConfig:
     @property
     def num_features(self) -> int:
         """Bins of a frame, F."""
-        return self.num_mels
+        return self.num_mels * self.num_channels
+
+    @property
+    def num_channels(self) -> int:
+        """Spectrograms that a frame's bins are of, one after the other."""
+        return 3 if self.deltas else 1
 
     @property
     def num_frames(self) -> int:
@@ -67,7 +77,8 @@ class FrontendConfig:
     def key(self) -> tuple[object, ...]:
         """What the values depend on: neither the name of the settings, nor the box, which is applied later."""
         form = self.sample_rate_hz, self.window_samples, self.hop_samples, self.num_mels
-        return *form, self.fmin_hz, self.fmax_hz, self.num_samples, self.log_offset
+        key = *form, self.fmin_hz, self.fmax_hz, self.num_samples, self.log_offset
+        return (*key, "deltas") if self.deltas else key
 
 
 @stage
@@ -86,6 +97,7 @@ class GE2EConfig:
     pooled: ClassVar[tuple[int, int | None]] = (num_features, None)
     floor: ClassVar[float | None] = -1.0
     is_waveform: ClassVar[bool] = False
+    num_channels: ClassVar[int] = 1
 
     name: Literal["ge2e"]
     duration_s: Annotated[float, Field(ge=0.1, le=3600)]
@@ -133,6 +145,7 @@ class TransformersConfig:
     fmin_hz: ClassVar[float] = 0.0
     log_offset: ClassVar[float] = 1e-8
     floor: ClassVar[float | None] = None
+    num_channels: ClassVar[int] = 1
 
     name: Literal["transformers"]
     path: Resumable[Folder | None]
@@ -216,7 +229,7 @@ class TransformersConfig:
 
     @property
     def is_waveform(self) -> bool:
-        """Whether features are the clips, and the network begins with the encoder."""
+        """As of log-mel."""
         return self.tune == "lora"
 
     @property

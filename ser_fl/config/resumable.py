@@ -33,8 +33,10 @@ def _free_in_choice(annotation: Any) -> set[str]:
 
 
 def _told(value: Any) -> Any:
-    """Of one among stages, without settings that are null, as those are that are newer than a checkpoint."""
-    return {key: one for key, one in value.items() if one is not None} if isinstance(value, Mapping) else value
+    """Of one among stages, without what is null or false, as settings are that are newer than a checkpoint."""
+    if not isinstance(value, Mapping):
+        return value
+    return {key: one for key, one in value.items() if one is not None and one is not False}
 
 
 def differing(stage: type, before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:

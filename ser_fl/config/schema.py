@@ -138,7 +138,7 @@ class Config:
             )
         if self.frontend.is_waveform and self.normalisation.name == "speaker":
             raise ValueError("frontend.tune=lora goes with normalisation=pooled, got speaker: features are the clips")
-        size = self.frontend.num_features, self.frontend.num_frames
+        size = self.frontend.num_features // self.frontend.num_channels, self.frontend.num_frames
         if not isinstance(model, ObjectConfig) and min(size) < model.least_size:
             raise ValueError(
                 f"{model.name} needs at least {model.least_size} mel bins and {model.least_size} frames, got "
@@ -163,12 +163,12 @@ class Config:
                 )
         if self.normalisation.name == "pooled" and self.enrolment != 10:
             raise ValueError(f"enrolment goes with normalisation=speaker, got {self.enrolment} with pooled")
-        if not isinstance(self.frontend, FrontendConfig):
+        if not isinstance(self.frontend, FrontendConfig) or self.frontend.deltas:
             for name in ("mel_masks", "max_mel_warp", "max_equalisation"):
                 if given := getattr(self.augmentation, name):
                     raise ValueError(
-                        f"augmentation.{name} is of mel bins, which an encoder's features are not: got {given:g} with "
-                        f"frontend={self.frontend.name}"
+                        f"augmentation.{name} is of mel bins alone, which neither an encoder's features nor deltas "
+                        f"are: got {given:g} with frontend={self.frontend.name}"
                     )
         if isinstance(model, PooledConfig):
             num_features, layers = self.frontend.pooled

@@ -122,6 +122,17 @@ class LogMel(FrontEnd):
         return torch.log(power_BLQ.sqrt() @ self.filters + self.log_offset).transpose(-1, -2)
 
 
+class LogMelDeltas(LogMel):
+    """Log-mel spectrogram, its first and its second differences over time, one after the other."""
+
+    def forward(self, waveform_BT: Tensor) -> Tensor:
+        from torchaudio.functional import compute_deltas
+
+        log_mel_BFL = super().forward(waveform_BT)
+        first_BFL = compute_deltas(log_mel_BFL)
+        return torch.cat([log_mel_BFL, first_BFL, compute_deltas(first_BFL)], dim=1)
+
+
 @dataclass(frozen=True, slots=True)
 class FeatureStatistics:
     """Sums per mel bin, in float64: what a client tells of its features, so that all clients are standardised alike."""

@@ -1,7 +1,7 @@
 """Which front end a configuration names."""
 
 from ser_fl.config.frontend import AnyFrontend, GE2EConfig, TransformersConfig
-from ser_fl.data.frontend import FrontEnd, LogMel
+from ser_fl.data.frontend import FrontEnd, LogMel, LogMelDeltas
 from ser_fl.data.functionals import FunctionalsConfig
 
 
@@ -15,4 +15,6 @@ def build_frontend(config: AnyFrontend | FunctionalsConfig) -> FrontEnd:
         from ser_fl.data.encoder import Clips, TransformersFrontEnd
 
         return Clips(config) if config.is_waveform else TransformersFrontEnd(config)
-    return config.build() if isinstance(config, FunctionalsConfig) else LogMel(config)
+    if isinstance(config, FunctionalsConfig):
+        return config.build()
+    return (LogMelDeltas if config.deltas else LogMel)(config)

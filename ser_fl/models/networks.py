@@ -1,4 +1,4 @@
-"""The networks, the normalisation between their convolutions, and how one is built by name.
+"""The networks, and how one is built by name.
 
 Legend: B batch, F mel bins, L frames, C classes, K channels, H hidden units, N layers of an encoder; of maps, H and
 W are rows and columns.
@@ -7,7 +7,6 @@ W are rows and columns.
 import copy
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from ser_fl.config.training import CRNNConfig, ModelConfig, PooledConfig, ResNet
 from ser_fl.config.values import ObjectConfig
 from ser_fl.devices import autocast, float32_by_default
 from ser_fl.models.cpu_kernels import BidirectionalGRU, ConvolutionBlocks, StemConvolution
+from ser_fl.models.normalisation import normalisation
 from ser_fl.randomness import derive_seed
 
 _MEL_BANDS = 4
@@ -26,60 +26,10 @@ _VGG_STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Channels and convolutions of each stage; each ends in max pooling by 2."""
 
 
-def normalisation(norm: str, channels: int) -> nn.Module:
-    """Batch norm, batch renormalisation, or group norm of up to 8 groups, which keeps no statistics to be shared."""
-    if norm == "batch":
-        return nn.BatchNorm2d(channels)
-    if norm == "renorm":
-        return BatchRenorm2d(channels)
-    return nn.GroupNorm(max(count for count in range(1, 9) if channels % count == 0), channels)
-
-
-class BatchRenorm2d(nn.BatchNorm2d):
-    """Batch norm that trains what is tested (batch renormalisation: Ioffe, arXiv 1702.03275, algorithm 1).
-
-    With a batch's mean m and deviation s, and the running ones M and S: y = weight * ((x - m) / s * r + d) + bias with
-    r = s / S and d = (m - M) / S. No gradient passes through r and d, and they are clipped to [1 / 3, 3] and [-5, 5],
-    as in the paper. Where nothing is clipped that is (x - M) / S, the output in evaluation, with batch norm's gradient.
-    It matters to federated clients: their minibatches are of one speaker, whose own statistics batch norm removes in
-    training and keeps in a test.
-
-    Parameters, buffers and evaluation are those of `nn.BatchNorm2d`. Two deviations from the paper, since corpora of
-    emotion have few batches: the bounds of r and d grow from 1 and 0 (batch norm) to the full ones over the first 300
-    batches, not over 40,000 and 25,000; and the running statistics move by 0.02 a batch, not by 0.01: they average some
-    fifty batches (in FedSGD: fifty rounds).
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, momentum=0.02)
-
-    def forward(self, maps_BKHW: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(maps_BKHW)
-        assert self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None and self.momentum is not None
-        with torch.no_grad():
-            # Mean and variance by batch norm's own kernel: several times as fast on CPUs.
-            mean_K, variance_K = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_mean)
-            functional.batch_norm(maps_BKHW, mean_K, variance_K, training=True, momentum=1.0)
-            count = maps_BKHW.numel() // len(mean_K)
-            biased_K = variance_K * ((count - 1) / count)
-            deviation_K = (self.running_var + self.eps).sqrt()
-            share = (self.num_batches_tracked.float() / 300).clamp(max=1)
-            largest, furthest = 1 + share * (3.0 - 1), share * 5.0
-            scale_K = ((biased_K + self.eps).sqrt() / deviation_K).clamp(1 / largest, largest)
-            shift_K = ((mean_K - self.running_mean) / deviation_K).clamp(-furthest, furthest)
-            self.num_batches_tracked.add_(1)
-        return functional.batch_norm(
-            maps_BKHW,
-            self.running_mean,
-            self.running_var,
-            self.weight * scale_K,
-            self.bias + self.weight * shift_K,
-            training=True,
-            momentum=self.momentum,
-            eps=self.eps,
-        )
+def _channels(features_BFL: Tensor, num_channels: int) -> Tensor:
+    """Features as an image: one channel, or as many as there are spectrograms one above the other."""
+    image = torch.unflatten(features_BFL, 1, (num_channels, -1))
+    return image.contiguous(memory_format=torch.channels_last)
 
 
 class CRNN(nn.Module):
@@ -92,13 +42,13 @@ class CRNN(nn.Module):
     where it would stay on while an attack takes gradients.
     """
 
-    def __init__(self, num_classes: int, config: CRNNConfig) -> None:
+    def __init__(self, num_classes: int, config: CRNNConfig, num_channels: int = 1) -> None:
         super().__init__()
+        self.num_channels = before = num_channels
         blocks: list[nn.Module] = []
-        before = 1
         for depth, channels in enumerate(config.channels):
             blocks += [
-                StemConvolution(1, channels, 5, stride=2, padding=2, bias=False)
+                (StemConvolution if before == 1 else nn.Conv2d)(before, channels, 5, stride=2, padding=2, bias=False)
                 if depth == 0
                 else nn.Conv2d(before, channels, 3, padding=1, bias=False),
                 normalisation(config.norm, channels),
@@ -115,7 +65,7 @@ class CRNN(nn.Module):
 
     def embed(self, features_BFL: Tensor) -> Tensor:
         """What the last layer sees of standardised features of shape (B, F, L): (B, H)."""
-        maps_BKFL = self.blocks(features_BFL.unsqueeze(1).contiguous(memory_format=torch.channels_last))
+        maps_BKFL = self.blocks(_channels(features_BFL, self.num_channels))
         if maps_BKFL.shape[2] != _MEL_BANDS:
             maps_BKFL = functional.adaptive_avg_pool2d(maps_BKFL, (_MEL_BANDS, maps_BKFL.shape[3]))
         steps_BLK = self.dropout(maps_BKFL.permute(0, 3, 1, 2).flatten(2))
@@ -165,9 +115,10 @@ class _Convolutional(_Headed):
     """Convolutions, the ``features`` of a subclass, and global average pooling."""
 
     features: nn.Module
+    num_channels: int
 
     def pool(self, features_BFL: Tensor) -> Tensor:
-        maps: Tensor = self.features(features_BFL.unsqueeze(1).contiguous(memory_format=torch.channels_last))
+        maps: Tensor = self.features(_channels(features_BFL, self.num_channels))
         return maps.mean(dim=(2, 3))
 
 
@@ -176,10 +127,10 @@ class VGG15(_Convolutional):
     batch norm and ReLU, global average pooling, FC 256, logits.
     """
 
-    def __init__(self, num_classes: int, config: VGG15Config) -> None:
+    def __init__(self, num_classes: int, config: VGG15Config, num_channels: int = 1) -> None:
         super().__init__()
+        self.num_channels = before = num_channels
         layers: list[nn.Module] = []
-        before = 1
         for channels, convolutions in _VGG_STAGES:
             for _ in range(convolutions):
                 norm = normalisation(config.norm, channels)
@@ -215,10 +166,11 @@ class ResNet(_Convolutional):
     residual 128, pool, residual 256/2, pool, average, dropout, FC 128, logits.
     """
 
-    def __init__(self, num_classes: int, config: ResNetConfig) -> None:
+    def __init__(self, num_classes: int, config: ResNetConfig, num_channels: int = 1) -> None:
         super().__init__()
+        self.num_channels = num_channels
         self.features = nn.Sequential(
-            nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False),
+            nn.Conv2d(num_channels, 64, 7, stride=2, padding=3, bias=False),
             normalisation(config.norm, 64),
             nn.ReLU(inplace=True),
             nn.MaxPool2d(2),
@@ -270,7 +222,7 @@ class Pooled(_Headed):
         return scaled_BF
 
 
-NETWORKS: Mapping[str, Callable[[int, Any], nn.Module]] = {
+NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
     "crnn": CRNN,
     "vgg15": VGG15,
     "resnet": ResNet,
@@ -301,6 +253,8 @@ def build_network(
             return own(num_classes)
         if isinstance(config, ObjectConfig):
             raise config.refusal()
+        if frontend is not None and frontend.num_channels > 1 and not isinstance(config, PooledConfig):
+            return NETWORKS[config.name](num_classes, config, frontend.num_channels)
         network = NETWORKS[config.name](num_classes, config)
         if isinstance(frontend, TransformersConfig) and frontend.is_waveform:
             from ser_fl.models.tuned import Tuned

@@ -114,10 +114,13 @@ class TrainedRun:
     def defences(self, names: Sequence[str]) -> list[Defence]:
         """By name. A `UserError` tells of an unknown one, and of one that moves the bins of an encoder's features."""
         defences = [build_defence(name) for name in names]
+        knowing = "model=pooled" if isinstance(self.model.model_config, PooledConfig) else ""
+        if self.model.frontend_config.num_channels > 1:
+            knowing = knowing or "a network with deltas"
         for defence in defences:
-            if defence.moves_bins and isinstance(self.model.model_config, PooledConfig):
+            if defence.moves_bins and knowing:
                 raise UserError(
-                    f"{defence.name} shifts mel bins, and model=pooled knows each feature by its place: choose "
+                    f"{defence.name} shifts mel bins, and {knowing} knows each feature by its place: choose "
                     "defences=[none]"
                 )
         return defences

@@ -30,7 +30,7 @@ from ser_fl.data.datamodule import Batch, ClientDataModule
 from ser_fl.devices import CPU, autocast
 from ser_fl.errors import UserError
 from ser_fl.models.classifier import EmotionClassifier
-from ser_fl.models.networks import BatchRenorm2d
+from ser_fl.models.normalisation import BatchRenorm2d
 from ser_fl.stopwatch import ClientPart, Stopwatch
 from ser_fl.training.lightning_internals import QuickHookNames, copy_of, leave_signals_alone, let_go
 from ser_fl.training.objectives import ClientRound, TrainingPlan
