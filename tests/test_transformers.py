@@ -16,8 +16,9 @@ from ser_fl.cli.main import main
 from ser_fl.config.frontend import TransformersConfig
 from ser_fl.config.training import PooledConfig
 from ser_fl.data.audio import write_wav
-from ser_fl.data.frontend import FeatureStatistics, Standardisation
+from ser_fl.data.frontend import FeatureStatistics, LogMel, Standardisation
 from ser_fl.data.frontend_registry import build_frontend
+from ser_fl.data.heard import fingerprints
 from ser_fl.errors import UserError
 from ser_fl.models.networks import Pooled, build_network
 from ser_fl.models.tuned import Tuned
@@ -118,6 +119,7 @@ def test_it_is_differentiable_from_the_waveform(tmp_path: Path, kind: str) -> No
     """Finite differences along the gradient, in float64."""
     save(tmp_path, kind)
     frontend = build_frontend(config_of(tmp_path)).double()
+    assert not any(weight.requires_grad for weight in frontend.parameters())
     inputs = noise().double().requires_grad_()
     weights = torch.randn(frontend(inputs)[:, 40:].shape, dtype=torch.float64)
     (gradient,) = torch.autograd.grad((frontend(inputs)[:, 40:] * weights).mean(), inputs)
@@ -344,6 +346,7 @@ def test_from_training_to_an_attack_on_recordings(tmp_path: Path) -> None:
         assert str(tmp_path) not in (root / name).read_text(), "folders of this machine are not published"
     assert not [file for file in root.rglob("*") if file.is_file() and b"feature_projection" in file.read_bytes()]
 
+    assert ser_fl.compose(config_file=root / "config.yaml").frontend.path == str(folder)
     more_rounds = ser_fl.compose([*settings, f"run_dir={root}", "federation.num_rounds=3", "resume=true"])
     moved = folder.rename(tmp_path / "moved")
     with pytest.raises(UserError, match=r"cannot be loaded: the encoder's folder, .*, is not on this machine"):
@@ -359,6 +362,16 @@ def test_from_training_to_an_attack_on_recordings(tmp_path: Path) -> None:
     again = ser_fl.train(replace(more_rounds, frontend=replace(more_rounds.frontend, path=str(moved))))
     assert [json.loads(line)["round"] for line in again.rounds.read_text().splitlines()] == [1, 2, 3]
     assert ser_fl.evaluate(again).uar == pytest.approx(again.metrics().uar)
+
+
+def test_clips_are_known_again_by_their_log_mel(tmp_path: Path) -> None:
+    """Where features are the clips: the fingerprints are those of log-mel, at any volume."""
+    save(tmp_path, "hubert")
+    config = config_of(tmp_path, tune="lora")
+    log_mel = LogMel(config.heard)(noise())
+    known = fingerprints(log_mel, config.heard)
+    assert torch.equal(fingerprints(build_frontend(config)(noise()), config), known)
+    torch.testing.assert_close(fingerprints(0.3 * noise()[:, None], config), known, rtol=0, atol=0.02)
 
 
 def lora(folder: Path, *settings: str) -> Any:
