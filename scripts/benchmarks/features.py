@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks import encoder_features
 from benchmarks.figures import Figure, alternately
 from ser_fl.config.compose import compose
 from ser_fl.config.frontend import AnyFrontend
@@ -53,6 +54,7 @@ def figures() -> Iterator[Figure]:
             detail=spread(seconds["warm"]) | {"content": "opening the corpus, digests of all files, mapping the cache"},
         )
         yield from shares(start.open(), frontend, statistics.median(seconds["cold"]))
+    yield from encoder_features.figures()
 
 
 @dataclass(frozen=True, slots=True)
