@@ -133,6 +133,9 @@ class ObjectiveConfig:
     full from the first."""
     beta: Positive | None = None
     """trades: weight of the divergence between clean and adversarial predictions."""
+    snr_db: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """fgsm, bim and pgd once a round: recordings are moved within this signal-to-noise ratio in dB, by the gradient
+    through the front end, and trained on as what it makes of them; null: features are moved, within epsilon."""
     replays: Count | None = None
     """free: how many times in a row each minibatch is trained on. An epoch then takes one in so many minibatches, and
     costs as many passes as ever."""
@@ -144,6 +147,14 @@ class ObjectiveConfig:
             if (given := getattr(self, setting)) != needed:
                 raise ValueError(
                     f"objective.{setting} must be {as_yaml(needed)} with objective={self.name}, got {as_yaml(given)}"
+                )
+        if self.snr_db is not None:
+            wanted = {"recipe": "per_round", "step_size": None, "warm_up_rounds": 0}
+            if self.name not in ("fgsm", "bim", "pgd") or any(getattr(self, word) != wanted[word] for word in wanted):
+                raise ValueError(
+                    f"objective.snr_db={self.snr_db:g} goes with objective=fgsm, bim or pgd, recipe=per_round, "
+                    f"step_size=null and warm_up_rounds=0, got {self.name}, {self.recipe}, {as_yaml(self.step_size)} "
+                    f"and {self.warm_up_rounds}"
                 )
         for setting, owner, least in (
             ("replays", "free", "of at least 1"),

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain, islice
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from ser_fl.attacks.pgd import own_starts, pgd
 from ser_fl.attacks.step_size import default_step_size
 from ser_fl.attacks.threat_model import Box
+from ser_fl.attacks.waveform_domain import Waveform
 from ser_fl.calibration import confidence_sums
 from ser_fl.config.schema import Config
 from ser_fl.data.datamodule import ClientDataModule, ShuffledBatches
@@ -29,6 +31,7 @@ from ser_fl.data.splits import Part, holders
 from ser_fl.devices import devices_of, seeded_streams
 from ser_fl.federation.own_objects import NOTHING, OwnObjects
 from ser_fl.federation.profile import open_stopwatch
+from ser_fl.federation.recordings import recordings_of
 from ser_fl.metrics import Floats, confusion_matrix, recording_products
 from ser_fl.models.networks import build_network
 from ser_fl.models.own_classes import OwnClasses
@@ -36,7 +39,7 @@ from ser_fl.randomness import derive_seed, generator
 from ser_fl.robustness.evaluator import Perturb, confidences_of, predictions_of
 from ser_fl.runs.records import ClientFailure, ClientUpdate, Outcome, State
 from ser_fl.stopwatch import UNWATCHED
-from ser_fl.training.objectives import OBJECTIVES, ClientRound, balanced_weights
+from ser_fl.training.objectives import OBJECTIVES, ClientRound, HeldRecordings, balanced_weights
 from ser_fl.training.trainer import ClientClassifier, Trainers, fit_in_loop, has_installed_callbacks
 
 
@@ -139,6 +142,7 @@ class Clients(Executor):
                 low_precision=bf16,
                 watch=watch,
                 class_weights_C=weights_C,
+                recordings=self._held_recordings(task),
             )
             plan = self.objective.start_round(given)
         classifier = ClientClassifier(
@@ -181,6 +185,21 @@ class Clients(Executor):
                 if value is not None
             },
             nanoseconds=self.stopwatch.read() if self.stopwatch else {},
+        )
+
+    @cached_property
+    def recordings(self) -> Waveform:
+        """As what attacks move."""
+        return recordings_of(self.config, self.data, self.device)
+
+    def _held_recordings(self, task: ClientTask) -> HeldRecordings | None:
+        if getattr(self.config.objective, "snr_db", None) is None or self.own.objective is not None:
+            return None
+        return HeldRecordings(
+            domain=self.recordings,
+            ids=tuple(self.data.store.utterances[row].utterance_id for row in self.data.clients[task.client_id]),
+            num_classes=len(self.data.store.classes),
+            seed=derive_seed(self.config.seed, "recordings", task.round),
         )
 
     def _network(self) -> nn.Module:

@@ -155,7 +155,7 @@ def count(value: Any) -> str:
 
 def training_epsilon(run: RunRecords) -> float | None:
     """Budget of the adversarial training; None for clean training."""
-    epsilon = run.setting("objective.epsilon")
+    epsilon = run.setting("objective.epsilon") if run.setting("objective.snr_db") is None else None
     return float(epsilon) if isinstance(epsilon, (int, float)) and run.is_hardened else None
 
 
@@ -178,7 +178,9 @@ def labels_of(runs: Sequence[RunRecords]) -> list[str]:
         heading, adversary = _FEDERATIONS.get(federation, federation), ""
         if run.is_hardened:
             epsilon, recipe = training_epsilon(run), str(run.setting("objective.recipe") or "")
+            snr_db = run.setting("objective.snr_db")
             budget = "" if epsilon is None else f"ε {epsilon:.3g}"
+            budget = budget if snr_db is None else f"SNR {float(snr_db):g} dB"
             words = (str(run.setting("objective.name")).upper(), budget, recipe.replace("_", " "))
             heading, adversary = f"{heading} + adversarial training", " ".join(filter(None, words))
         details = [adversary, *(trait[place] for trait in traits if len(set(trait)) > 1)]

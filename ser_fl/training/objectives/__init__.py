@@ -7,14 +7,22 @@ since they need no model that has learnt: their authors attack from the first st
 from collections.abc import Callable, Mapping
 
 from ser_fl.config.training import ObjectiveConfig
-from ser_fl.training.objectives.adversarial import Free, PerRound, PerStep, Trades
+from ser_fl.training.objectives.adversarial import Free, OnRecordings, PerRound, PerStep, Trades
 from ser_fl.training.objectives.domain_adversarial import DomainAdversarial
-from ser_fl.training.objectives.objective import ClientRound, Objective, TrainingPlan, balanced_weights
+from ser_fl.training.objectives.objective import (
+    ClientRound,
+    HeldRecordings,
+    Objective,
+    TrainingPlan,
+    balanced_weights,
+)
 
-__all__ = ["OBJECTIVES", "ClientRound", "Objective", "TrainingPlan", "balanced_weights"]
+__all__ = ["OBJECTIVES", "ClientRound", "HeldRecordings", "Objective", "TrainingPlan", "balanced_weights"]
 
 
 def _by_recipe(config: ObjectiveConfig) -> Objective:
+    if config.snr_db is not None:
+        return OnRecordings(config)
     return {"per_round": PerRound, "per_step": PerStep}[config.recipe](config)
 
 

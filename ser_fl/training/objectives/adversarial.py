@@ -11,8 +11,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ser_fl.attacks.attack import AttackSettings, Problem
 from ser_fl.attacks.pgd import divergence, pgd, random_start
 from ser_fl.attacks.step_size import default_step_size
+from ser_fl.attacks.target import Passes
 from ser_fl.attacks.threat_model import Box
 from ser_fl.config.data import AugmentationConfig
 from ser_fl.config.training import ObjectiveConfig
@@ -105,10 +107,10 @@ class PerRound(Adversarial):
         labels_N = given.examples.labels_N[drawn]
         clean_NFL = augment(given.examples.features_NFL[drawn], labels_N, given.augmentation, given.stream)
         device = device_of(given.network)
-        batches = zip(torch.split(clean_NFL, _CRAFTING_BATCH), torch.split(labels_N, _CRAFTING_BATCH), strict=True)
+        batches = (torch.split(of, _CRAFTING_BATCH) for of in (drawn, clean_NFL, labels_N))
         copies = [
-            self.craft(given, send(features_BFL, device), send(labels_B, device), epsilon)
-            for features_BFL, labels_B in batches
+            self.copies(given, rows_B, send(features_BFL, device), send(labels_B, device), epsilon)
+            for rows_B, features_BFL, labels_B in zip(*batches, strict=True)
         ]
         smoothing = given.augmentation.label_smoothing  # all that is left to do: copies stay as they were made
         unchanged = AugmentationConfig(
@@ -120,6 +122,44 @@ class PerRound(Adversarial):
             augmentation=unchanged,
             loss=partial(self.loss, given),
         )
+
+    def copies(
+        self, given: ClientRound, rows_B: Tensor, features_BFL: Tensor, labels_B: Tensor, epsilon: float
+    ) -> Tensor:
+        """Adversarial versions of some of the client's examples, which are given as they were augmented."""
+        return self.craft(given, features_BFL, labels_B, epsilon)
+
+
+class OnRecordings(PerRound):
+    """The same recipe, and copies of recordings: each is moved within an SNR, by the gradient through the front end,
+    and trained on as what this makes of it. Deviation: copies are of the recordings as they are, not augmented, and
+    made in float32.
+    """
+
+    def copies(
+        self, given: ClientRound, rows_B: Tensor, features_BFL: Tensor, labels_B: Tensor, epsilon: float
+    ) -> Tensor:
+        from ser_fl.attacks import registry
+
+        held, config = given.recordings, self.config
+        assert held is not None, "clients hold them where objective.snr_db is set"
+        restarts = int(config.random_start and config.name == "pgd")
+        attack = registry.build_on_recordings(
+            AttackSettings(name=config.name, snr_db=config.snr_db, steps=self.steps, restarts=restarts)
+        )
+        problem = Problem(
+            network=given.network,
+            num_classes=held.num_classes,
+            clean=features_BFL,
+            labels_B=labels_B,
+            keys_B=tuple(held.ids[row] for row in rows_B.tolist()),
+            box=given.box,
+            settings=attack.settings,
+            seed=held.seed,
+            passes=Passes(),
+        )
+        with given.watch("attack"):
+            return held.domain.craft(attack, problem).adversarial_NFL
 
 
 class PerStep(Adversarial):

@@ -10,6 +10,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from ser_fl.attacks.domains import Domain
 from ser_fl.attacks.threat_model import Box
 from ser_fl.config.data import AugmentationConfig
 from ser_fl.data.features import Examples
@@ -33,6 +34,17 @@ class TrainingPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeldRecordings:
+    """The recordings of a client's examples, for attacks on them."""
+
+    domain: Domain
+    ids: tuple[str, ...]
+    num_classes: int
+    seed: int
+    """Of the attacks' random starts in this round."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClientRound:
     """One client's round before its first step."""
 
@@ -53,6 +65,8 @@ class ClientRound:
     watch: Watch = UNWATCHED
     class_weights_C: Tensor | None = None
     """What an utterance counts by its class, on the network's device (`class_balance=loss`); None: all alike."""
+    recordings: HeldRecordings | None = None
+    """Of the examples, where the objective attacks them (`objective.snr_db`)."""
 
     def cross_entropy(self, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
         """Of a batch, with the configured label smoothing and balance of classes. Of a mixed utterance each label's
