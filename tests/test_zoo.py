@@ -160,6 +160,16 @@ def test_the_card_has_the_figures_on_record_and_both_commands(tiny: Path, capsys
     assert f"`{command}`" in printed
 
 
+def test_a_package_without_models_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(zoo, "ZOO", tmp_path)
+    assert main(["zoo"]) == 0
+    assert "no trained model" in capsys.readouterr().out
+    with pytest.raises(UserError, match="unknown model of the zoo"):
+        ser_fl.load("zoo:tiny")
+
+
 def test_an_unknown_model_is_told_with_those_that_there_are(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["zoo", "tinny"], ["evaluate", "run=zoo:tinny"], ["benchmark", "run=zoo:tinny"]):
         assert main(words) == 2

@@ -22,6 +22,9 @@ def run(arguments: Namespace) -> None:
         folder = readable_run(PREFIX + arguments.name.removeprefix(PREFIX))
         say((folder / CARD).read_text(encoding="utf-8").rstrip())
         return
+    if not zoo_names():
+        say("this package holds no trained model; python scripts/zoo.py in a checkout adds one")
+        return
     print_table(zoo_table([readable_run(PREFIX + name) for name in zoo_names()]), console)
 
 
