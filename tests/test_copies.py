@@ -203,7 +203,7 @@ def test_a_copy_depends_on_seed_utterance_and_number_alone(tmp_path: Path, monke
     assert found and all(torch.equal(all_of_them[name], row) for name, row in found.items())
     first, second = (all_of_them[f"m01/anger/01, copy {number}"] for number in (1, 2))
     assert not torch.equal(first, second)
-    others = features_of_copies(some, replace(settings, split=replace(settings.split, seed=1)), tmp_path)
+    others = features_of_copies(some, replace(settings, split=replace(settings.split, seed=1)), tmp_path / "elsewhere")
     assert not any(torch.equal(found[name], row) for name, row in others.items())
     monkeypatch.setattr(SyntheticCorpus, "read", None)
     kept = features_of_copies(some, settings, tmp_path / "elsewhere")
