@@ -3,6 +3,7 @@
 from importlib import metadata
 from pathlib import Path
 
+import json
 import numpy as np
 import pytest
 import torch
@@ -154,19 +155,20 @@ def test_from_training_to_an_attack_on_recordings(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="were heard in training"):
         ser_fl.evaluate(run, part="train")
     with pytest.raises(UserError, match="randomisation shifts mel bins, and model=pooled knows each feature"):
-        ser_fl.benchmark(run)
-    records = ser_fl.benchmark(
+        ser_fl.benchmark(run, defences=["none", "randomisation"])
+    records = ser_fl.benchmark(  # by default, to what defences there are
         run,
         domain="waveform",
-        defences=["none"],
         attacks=["pgd"],
         steps=3,
         restarts=1,
         snr_dbs=[30.0],
         curve_attacks=[],
         max_examples=6,
-        checks=False,
     )
+    assert {record.defence for record in records} == {"none"}
+    checks = json.loads((Path(run.root) / "attacks.json").read_text())["checks"]
+    assert "epsilon 0 changes nothing" in checks["passed"]  # though front ends round otherwise in other batches
     attacked = next(record for record in records if record.attack == "pgd")
     assert attacked.backward_passes > 0 and attacked.median_snr_db == pytest.approx(30, abs=0.5)
     model = load_run(run.root).model

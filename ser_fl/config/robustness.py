@@ -46,6 +46,13 @@ Epsilons = Annotated[
     must_be(_EPSILONS, lambda given: not isinstance(given, str) or given == "auto"),
 ]
 _SAMPLES = "eot_samples must be exact or a whole number from 1 up"
+Defences = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...] | Literal["auto"],
+    must_be(
+        "defences must be auto or a list of names",
+        lambda given: given == "auto" or (isinstance(given, (list, tuple)) and len(given) > 0),
+    ),
+]
 Scored = Literal["train", "validation", "test", "all"]
 """A part of a split, or all utterances of a corpus."""
 Samples = Annotated[Count | Literal["exact"], must_be(_SAMPLES, lambda given: given == "exact" or is_count(given))]
@@ -74,7 +81,8 @@ class BenchmarkConfig:
     epsilons: Epsilons
     """L-infinity budgets in standardised log-mel units; empty: the epsilon that the run was trained with; auto: ten,
     from where UAR is within 2 points of clean to where it is at most chance."""
-    defences: Annotated[tuple[str, ...], Field(min_length=1)]
+    defences: Defences
+    """auto: none, and randomisation where the model takes it."""
     adaptive: Choices
     """Attacks that are also made against every defence but "none", in expectation over its randomness."""
     eot_samples: Samples
@@ -166,8 +174,8 @@ class TransferConfig:
     """A name in the catalogue, or art:ClassName."""
     epsilon: Epsilon
     """L-infinity budget in the standardised log-mel units of the run that is attacked, whichever it is shown to."""
-    defences: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Of the run that it is shown to."""
+    defences: Defences
+    """Of the run that it is shown to; auto as in `BenchmarkConfig`."""
     steps: Count | None
     """Null: the attack's own default, as with restarts."""
     restarts: Amount | None

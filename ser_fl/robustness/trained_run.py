@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -111,12 +112,14 @@ class TrainedRun:
         if len(names) > 1 and own_classes(self.model.corpora, self.model.classes):
             raise UserError(f"the emotions of {', '.join(names)} differ: attack one by one, data={names[0]} and so on")
 
-    def defences(self, names: Sequence[str]) -> list[Defence]:
+    def defences(self, names: Sequence[str] | Literal["auto"]) -> list[Defence]:
         """By name. A `UserError` tells of an unknown one, and of one that moves the bins of an encoder's features."""
-        defences = [build_defence(name) for name in names]
         knowing = "model=pooled" if isinstance(self.model.model_config, PooledConfig) else ""
         if self.model.frontend_config.num_channels > 1:
             knowing = knowing or "a network with deltas"
+        if names == "auto":
+            names = ("none",) if knowing else ("none", "randomisation")
+        defences = [build_defence(name) for name in names]
         for defence in defences:
             if defence.moves_bins and knowing:
                 raise UserError(
