@@ -135,7 +135,8 @@ def _measured(config: Config, kind: Kind, on_features: OnFeatures | None) -> Bas
             f"a baseline is of one corpus, got {config.data.written}: ser-fl baseline data=NAME data.root=DIR"
         )
     corpus, by_speaker = open_configured_corpus(config), config.normalisation.name == "speaker"
-    split = split_corpus(corpus.utterances, config.split, corpus=corpus.name)
+    validated = config.selection.needs_validation
+    split = split_corpus(corpus.utterances, config.split, corpus=corpus.name, validated=validated)
     speakers, scaling = [utterance.speaker for utterance in corpus.utterances], None
     strangers = {speakers[row] for row in split.test} - {speakers[row] for row in split.train}
     if by_speaker and strangers and config.enrolment == 1:

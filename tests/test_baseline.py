@@ -308,6 +308,10 @@ def test_settings_alone_have_a_folder_of_their_own(
     pooled = json.loads((tmp_path / "here" / "baseline.json").read_text())
     assert pooled["normalisation"] == "pooled" and pooled["enrolment"] is None
     assert pooled["num_utterances"]["test"] == 22 + 2 * 3, "nobody is enrolled"
+    unselected = ["selection=last", "split.num_validation_speakers=0"]
+    assert main(["baseline", *CORPUS, *STRANGERS, *unselected, "run_dir=last"]) == 0
+    last = json.loads((tmp_path / "last" / "baseline.json").read_text())
+    assert last["num_utterances"]["validation"] == 0 and last["num_utterances"]["test"] == 28
 
 
 def test_mistakes_are_told_in_a_line(
