@@ -1,9 +1,9 @@
 """The GE2E encoder as a front end. Skipped where the weights are not installed: ``make install`` installs them."""
 
+import json
 from importlib import metadata
 from pathlib import Path
 
-import json
 import numpy as np
 import pytest
 import torch
