@@ -27,6 +27,7 @@ from ser_fl.federation.own_objects import OwnObjects
 from ser_fl.federation.processes import pack
 from ser_fl.federation.profile import RunProfile, open_stopwatch
 from ser_fl.federation.rounds import Hooks
+from ser_fl.models import classifier
 from ser_fl.models.networks import build_network
 from ser_fl.report.tables import ALL_CLIENTS, ALL_ROUNDS, profile_table
 from ser_fl.runs.folder import RunFolder
@@ -174,7 +175,7 @@ def test_what_a_client_does_counts_for_its_part(
     moved_on(client, "load_examples", 3)
     moved_on(client, "derive_seed", 5)
     moved_on(datamodule.ClientDataModule, "transfer_batch_to_device", 100)
-    moved_on(trainer, "augment", 10_000)
+    moved_on(classifier, "augment", 10_000)
     moved_on(adversarial, "augment", 7)
     moved_on(type(build_network(config.model, 2, seed=0)), "forward", 1_000_000)
     moved_on(torch.autograd, "backward", 100_000_000)

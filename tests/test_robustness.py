@@ -499,7 +499,10 @@ def run_folder(path: Path, attacks: Sequence[Attack], monkeypatch: pytest.Monkey
             executor=SimpleNamespace(threads=1, accelerator="cpu"), stock_objective=SimpleNamespace(epsilon=0.5)
         ),
         model=bundle,
-        defences=lambda names: [build_defence(name) for name in names],
+        classes=bundle.classes,
+        defences=lambda names: [
+            build_defence(name) for name in (("none", "randomisation") if names == "auto" else names)
+        ],
         test_set=lambda seed, batch_size, **named: replace(test_set, seed=seed, batch_size=batch_size),
     )
     for name, result in {"load_run": trained, "spectrogram_pair": {}}.items():

@@ -129,7 +129,10 @@ def test_a_changed_byte_is_noticed(file: str, tiny: Path, capsys: pytest.Capture
         ser_fl.load("zoo:tiny")
 
 
-def test_the_list_says_what_the_records_say(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_says_what_the_records_say(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # no cell is wrapped
     assert main(["zoo"]) == 0
     printed = capsys.readouterr().out
     uar = json.loads((tiny / "summary.json").read_text())["test"]["uar"]
