@@ -284,6 +284,8 @@ def test_any_path_is_taken_as_it_is(root: str) -> None:
         ("seed", -1, r"seed must be greater than or equal to 0, got -1"),
         ("resume", "maybe", r"resume must be a valid boolean.*got 'maybe'"),
         ("sed", 2, r"unknown setting 'sed', did you mean 'seed'\? Known: .*seed"),
+        ("I!omap [a", 1, r"unknown setting 'I!omap \[a'. Known: .*seed"),
+        ("frontend.mels[", 1, r"unknown setting 'frontend.mels\[', did you mean 'frontend.num_mels'"),
     ],
 )
 def test_bad_settings(key: str, value: object, message: str) -> None:

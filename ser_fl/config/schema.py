@@ -221,7 +221,10 @@ def _one_line(error: ValidationError, settings: Mapping[str, Any]) -> UserError:
     """The first problem in words; unknown settings before missing ones, since a misspelt setting is both."""
     problem: Any = min(error.errors(), key=lambda found: found["type"] not in _UNKNOWN)
     kind, context, given = problem["type"], problem.get("ctx", {}), problem["input"]
-    path = [str(part) for part in problem["loc"] if "[" not in str(part)]  # without the branch of a union of types
+    named = {0, len(problem["loc"]) - 1 if kind in _UNKNOWN else 0}  # by the user, whatever the characters
+    path = [  # without the branch of a union of types
+        str(part) for place, part in enumerate(problem["loc"]) if place in named or "[" not in str(part)
+    ]
     if len(path) > 1 and path[0] == "model":
         path.pop(1)  # the tag of the model union
     key = ".".join(path)
