@@ -475,9 +475,11 @@ LAUGHS = "a: &a [ha, ha]\n" + "".join(
         ("a: 1" + " " * (1 << 20), "bytes: that is no configuration"),
         (f"seed: {'9' * 5000}", "cannot be read"),
         ("seed: 2020-13-45", "cannot be read|is missing"),
+        ("seed: !!timestamp 2020-13-w5", "cannot be read"),
+        ("seed: !!bool maybe", "cannot be read"),
         ("seed: !!python/object/apply:os.getcwd []", "cannot be read"),
     ],
-    ids=["laughs", "itself", "deep", "large", "digits", "date", "python"],
+    ids=["laughs", "itself", "deep", "large", "digits", "date", "tagged date", "tagged truth", "python"],
 )
 def test_files_that_would_break_the_reader_are_refused_in_a_line(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(content)

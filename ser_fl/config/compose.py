@@ -10,7 +10,17 @@ from typing import Any, cast
 
 from ser_fl.config.robustness import BenchmarkConfig, TransferConfig
 from ser_fl.config.schema import Config, checked
-from ser_fl.config.text import assignments, escaped, first_line, kind_of, read_settings, split, sweep_values, type_at
+from ser_fl.config.text import (
+    UNFIT,
+    assignments,
+    escaped,
+    first_line,
+    kind_of,
+    read_settings,
+    split,
+    sweep_values,
+    type_at,
+)
 from ser_fl.errors import UserError, shown, unknown_name
 
 _LONGEST_OVERRIDE = 10_000
@@ -164,7 +174,7 @@ def told_in_a_line() -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, RecursionError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, *UNFIT) as error:
         if several := re.match(r"Ambiguous value for argument '\+*(.+?)'", str(error)):
             raise _ambiguous(several[1]) from None
         raise UserError(first_line(error)) from None

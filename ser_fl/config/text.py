@@ -22,6 +22,8 @@ from ser_fl.runs.redaction import is_place, recall
 Names = tuple[str, ...]
 """From the top down: ``("data", "labels", "02")``."""
 _CLOSING = {"'": "'", '"': '"', "[": "]", "{": "}", "(": ")"}
+UNFIT = (ValueError, RecursionError, AttributeError, KeyError)
+"""What PyYAML raises, beside its own errors, for values that are not what their tag says."""
 _IMPLICIT = ("str", "int", "float", "bool", "null", "timestamp")
 _LARGEST_FILE = 1 << 20
 _MOST_VALUES = 100_000
@@ -231,7 +233,7 @@ def read_settings(file: Path, schema: object) -> dict[str, Any]:
         settings = OmegaConf.to_container(content, resolve=True)
     except UserError:
         raise
-    except (YAMLError, OmegaConfBaseException, OSError, ValueError, RecursionError) as error:
+    except (YAMLError, OmegaConfBaseException, OSError, *UNFIT) as error:
         raise UserError(f"{file} cannot be read: {first_line(error)}") from None
     if not isinstance(settings, dict):
         raise UserError(f"{file} is not a configuration: it holds a {type(settings).__name__}")

@@ -275,14 +275,14 @@ def _mapping(run: RunFolder, path: Path) -> Mapping[str, Any]:
     if not path.exists():
         return {}
     if path.suffix == ".yaml":
-        from ser_fl.config.text import bounded_yaml
+        from ser_fl.config.text import UNFIT, bounded_yaml
 
         try:
             content = yaml.safe_load(bounded_yaml(path))
             str(content)  # a number of thousands of digits cannot be written
         except UserError:
             raise
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+        except (yaml.YAMLError, *UNFIT) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{path} is not YAML ({reason}): was it changed by hand?") from None
     else:
