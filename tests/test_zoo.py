@@ -16,6 +16,7 @@ import torch
 
 import ser_fl
 from ser_fl.cli.main import main
+from ser_fl.cli.terminal import console
 from ser_fl.cli.zoo import zoo_table
 from ser_fl.config.compose import compose
 from ser_fl.errors import UserError
@@ -132,7 +133,7 @@ def test_a_changed_byte_is_noticed(file: str, tiny: Path, capsys: pytest.Capture
 def test_the_list_says_what_the_records_say(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")  # no cell is wrapped
+    monkeypatch.setattr(console, "width", 200)  # no cell is wrapped
     assert main(["zoo"]) == 0
     printed = capsys.readouterr().out
     uar = json.loads((tiny / "summary.json").read_text())["test"]["uar"]

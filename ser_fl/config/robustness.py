@@ -49,7 +49,7 @@ _SAMPLES = "eot_samples must be exact or a whole number from 1 up"
 Defences = Annotated[
     tuple[Annotated[str, Field(min_length=1)], ...] | Literal["auto"],
     must_be(
-        "defences must be auto or a list of names",
+        "defences must be auto, or a list that must name one at least",
         lambda given: given == "auto" or (isinstance(given, (list, tuple)) and len(given) > 0),
     ),
 ]
