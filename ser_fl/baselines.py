@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from ser_fl.config.compose import compose
 from ser_fl.config.schema import Config, dump
+from ser_fl.data.configured_corpus import open_configured_corpus
 from ser_fl.data.enrolment import enrolled, in_words, training_mean
-from ser_fl.data.features import FeatureStore, OnFeatures, compute_features, load_examples, open_configured_corpus
+from ser_fl.data.features import FeatureStore, OnFeatures, compute_features, load_examples
 from ser_fl.data.frontend import FeatureStatistics, Standardisation
 from ser_fl.data.functionals import OPENSMILE_LICENCE, FunctionalsConfig, Kind, installed_opensmile
 from ser_fl.data.splits import PARTS, Indices, Split, split_corpus

@@ -9,7 +9,7 @@ from ser_fl.baselines import baseline, check_installed
 from ser_fl.config.compose import compose_benchmark
 from ser_fl.config.robustness import BenchmarkConfig
 from ser_fl.config.schema import Config
-from ser_fl.data.features import open_configured_corpus
+from ser_fl.data.configured_corpus import open_configured_corpus
 from ser_fl.data.functionals import Kind
 from ser_fl.data.joint import num_folds_of_each, split_each
 from ser_fl.errors import UserError

@@ -96,7 +96,7 @@ def mean_scores(confusions: Sequence[Confusion]) -> Scores:
     )
 
 
-def by_corpus(by_holder: Mapping[str, Floats], corpora: Sequence[str]) -> dict[str, dict[str, Floats]]:
+def of_each_corpus(by_holder: Mapping[str, Floats], corpora: Sequence[str]) -> dict[str, dict[str, Floats]]:
     """Confusion matrices of the holders of each corpus, whose names begin with its, ``nemo:SM0``, where there are
     several.
     """
@@ -180,7 +180,7 @@ def figures_of_each(
 ) -> dict[str, dict[str, Any]]:
     """Figures of each of several corpora, over the emotions that it has, from the matrices of their speakers."""
     found = {}
-    for name, held in by_corpus(by_holder, [*emotions]).items():
+    for name, held in of_each_corpus(by_holder, [*emotions]).items():
         if not held:
             continue
         own = [classes.index(emotion) for emotion in emotions[name]]

@@ -24,8 +24,9 @@ import ser_fl
 from ser_fl.baselines import CLASSIFIERS, REGULARISATIONS, chosen, fitted, scaled
 from ser_fl.cli.main import main
 from ser_fl.config.compose import compose
+from ser_fl.data.configured_corpus import open_configured_corpus
 from ser_fl.data.enrolment import enrolled
-from ser_fl.data.features import FeatureStore, compute_features, open_configured_corpus
+from ser_fl.data.features import FeatureStore, compute_features
 from ser_fl.data.frontend import LogMel
 from ser_fl.data.functionals import PERCENTILES, FunctionalsConfig
 from ser_fl.data.splits import split_corpus

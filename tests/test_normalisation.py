@@ -218,7 +218,7 @@ def test_recordings_are_scaled_by_their_speakers(run: Path) -> None:
     scale = test_set.scale
     assert scale is not None and not torch.equal(scale.mean[0], scale.mean[1])
     by_id = {utterance.utterance_id: utterance for utterance in store.utterances}
-    from ser_fl.data.features import open_configured_corpus
+    from ser_fl.data.configured_corpus import open_configured_corpus
 
     corpus = open_configured_corpus(trained.config)
     domain = Recordings(

@@ -25,7 +25,8 @@ from ser_fl.config.compose import compose
 from ser_fl.config.data import SplitConfig
 from ser_fl.config.schema import Config, parse
 from ser_fl.cross_validation import crossval
-from ser_fl.data.features import Examples, load_examples, open_configured_corpus
+from ser_fl.data.configured_corpus import open_configured_corpus
+from ser_fl.data.features import Examples, load_examples
 from ser_fl.data.joint import JointCorpus, split_each
 from ser_fl.data.prepared import Prepared, prepare
 from ser_fl.data.splits import split_corpus

@@ -48,8 +48,8 @@ def read_form(path: str) -> EncoderForm:
     """
     refuse_without("transformers")
     folder = folder_of(path)
-    settings, kind = settings_of(folder, SETTINGS), settings_of(folder, SETTINGS).get("model_type")
-    if kind not in get_args(Kind):
+    settings = settings_of(folder, SETTINGS)
+    if (kind := settings.get("model_type")) not in get_args(Kind):
         raise UserError(
             f"frontend.path must hold an encoder of speech ({', '.join(get_args(Kind))}), got {shown(kind)} in {folder}"
         )

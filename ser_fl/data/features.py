@@ -21,21 +21,16 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from ser_fl.config.frontend import AnyFrontend
-from ser_fl.config.schema import Config
-from ser_fl.data.corpora import open_corpus
 from ser_fl.data.corpora.folder import expand_home
 from ser_fl.data.frontend import FrontEnd, Standardisation
 from ser_fl.data.frontend_registry import build_frontend
 from ser_fl.data.functionals import FunctionalsConfig
-from ser_fl.data.joint import JointCorpus
 from ser_fl.data.normalisation import SpeakerScales
-from ser_fl.data.synthetic import SyntheticCorpus
 from ser_fl.data.utterance import Corpus, Utterance
 from ser_fl.devices import CPU, float32_by_default, send, threads_limited_to
 from ser_fl.errors import UserError
 from ser_fl.files import NO_ROOM, naming, temporary_folder, user_folder
 from ser_fl.runs.lock import hold
-from ser_fl.runs.redaction import is_place
 
 CACHE_VERSION = 2
 """Raised whenever the same audio and settings would give other features."""
@@ -59,15 +54,13 @@ class Copies:
     number: int
     """Of each utterance."""
 
-    def drawn(self, features_NFL: Tensor, rows_N: Tensor, stream: Generator) -> Tensor:
-        """Each utterance itself or one of its copies, all equally often."""
+    def draw(self, features_NFL: Tensor, rows_N: Tensor, stream: Generator) -> None:
+        """Keep each utterance, or put one of its copies in its place, all equally often."""
         version_N = torch.randint(self.number + 1, (len(rows_N),), generator=stream)
         taken_N = version_N > 0
         first_N = self.first_N[rows_N[taken_N]]
         assert bool((first_N >= 0).all()), "an utterance without copies"
-        drawn_NFL = features_NFL.clone()
-        drawn_NFL[taken_N] = self.store.features_NFL[first_N + version_N[taken_N] - 1]
-        return drawn_NFL
+        features_NFL[taken_N] = self.store.features_NFL[first_N + version_N[taken_N] - 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,41 +127,10 @@ def load_examples(
     with torch.no_grad():
         features_NFL = store.features_NFL[rows]
         if stream is not None and store.copies is not None:
-            features_NFL = store.copies.drawn(features_NFL, rows, stream)
+            store.copies.draw(features_NFL, rows, stream)
         if store.scales is not None:
             features_NFL = store.scales.of(rows)(features_NFL)
         return Examples(send(standardisation(features_NFL), device), send(store.labels_N[rows], device))
-
-
-def open_configured_corpus(config: Config) -> Corpus:
-    """The corpus that the configuration names, or several of them as one."""
-    data, members = config.data, list[Corpus]()
-    several = len(data.corpora) > 1
-    for name in data.corpora:
-        if name == "builtin":
-            members.append(SyntheticCorpus(data.num_speakers, data.utterances_per_emotion))
-            continue
-        root = data.folders[name]
-        assert root is not None
-        if is_place(root):
-            ways = f"data.roots.{name}=DIR" if several else "data.root=DIR (train) or root=DIR (benchmark, transfer)"
-            raise UserError(
-                f"the run has its corpus at {root}, which this machine does not know: say where it is, with {ways}"
-            )
-        corpus = open_corpus(
-            name,
-            Path(root),
-            channel=data.channel,
-            on_unreadable=data.on_unreadable,
-            labels=(data.labels if name == "manifest" or not several else None) or None,
-            to_hz=config.frontend.sample_rate_hz,
-            segment_s=data.segment_s,
-            root_name=f"data.roots.{name}" if several else "data.root",
-        )
-        for skipped in corpus.skipped:
-            _LOG.warning("left out %s: %s", skipped.utterance_id, skipped.reason)
-        members.append(corpus)
-    return JointCorpus(members) if several else members[0]
 
 
 def compute_features(

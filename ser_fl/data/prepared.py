@@ -14,9 +14,10 @@ from typing import Any
 import torch
 
 from ser_fl.config.schema import Config, parse
+from ser_fl.data.configured_corpus import open_configured_corpus
 from ser_fl.data.copies import with_copies
 from ser_fl.data.enrolment import enrolled, scale_of, training_mean
-from ser_fl.data.features import FeatureStore, OnFeatures, compute_features, open_configured_corpus
+from ser_fl.data.features import FeatureStore, OnFeatures, compute_features
 from ser_fl.data.frontend import FeatureStatistics, Standardisation
 from ser_fl.data.heard import Shared
 from ser_fl.data.joint import Member, each_alone, members_of, own_classes, split_each

@@ -6,7 +6,7 @@ import torch
 
 from ser_fl.attacks.waveform_domain import Waveform
 from ser_fl.config.schema import Config
-from ser_fl.data.features import open_configured_corpus
+from ser_fl.data.configured_corpus import open_configured_corpus
 from ser_fl.data.frontend_registry import build_frontend
 from ser_fl.data.prepared import Prepared
 

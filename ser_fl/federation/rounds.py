@@ -29,7 +29,7 @@ from ser_fl.federation.own_objects import NOTHING, OwnObjects, qualified_name
 from ser_fl.federation.profile import OnProfile, RunProfile
 from ser_fl.federation.server import ClientResults, Server, new_server
 from ser_fl.files import write_bytes, write_json
-from ser_fl.metrics import Scores, by_corpus, figures_of_each, mean_scores, scores
+from ser_fl.metrics import Scores, figures_of_each, mean_scores, of_each_corpus, scores
 from ser_fl.models.emotion_model import EmotionModel, save_local_models, save_model
 from ser_fl.models.networks import build_network
 from ser_fl.randomness import generator
@@ -191,7 +191,7 @@ class Federation:
 
     def figures(self, scored: Scored) -> Scores:
         """Of all holders; with several corpora the means over these (`mean_scores`)."""
-        each = by_corpus(scored.by_holder, self.config.data.corpora)
+        each = of_each_corpus(scored.by_holder, self.config.data.corpora)
         return mean_scores([np.sum([*held.values()], axis=0) for held in each.values() if held])
 
     def train(

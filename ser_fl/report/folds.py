@@ -83,7 +83,7 @@ class CrossValidation:
         """Of finished folds that test no utterance twice."""
         import numpy as np
 
-        from ser_fl.metrics import by_corpus, figures_of_each, interval_over_speakers, mean_scores, scores
+        from ser_fl.metrics import figures_of_each, interval_over_speakers, mean_scores, of_each_corpus, scores
 
         runs, first = group.runs, group.runs[0]
         tests = [run.test for run in runs]
@@ -95,7 +95,7 @@ class CrossValidation:
         is_known = by_speaker.keys() == speaker_uar.keys()
         emotions = {name: own.classes for name, own in first.summary.corpora.items()}
         several = bool(emotions)
-        held = by_corpus(by_speaker, [*emotions]).values() if several else ()
+        held = of_each_corpus(by_speaker, [*emotions]).values() if several else ()
         figures = mean_scores([np.sum([*own.values()], axis=0) for own in held] or [confusion_CC])
         fold_uar = tuple(
             float(run.test.uar or 0) if several else scores(np.asarray(run.test.confusion, dtype=np.float64)).uar

@@ -27,7 +27,7 @@ from ser_fl.attacks.domains import Crafted
 from ser_fl.attacks.waveform_domain import Waveform, WaveformToFeatures
 from ser_fl.config.robustness import BenchmarkConfig
 from ser_fl.data.audio import read_audio, write_wav
-from ser_fl.data.features import open_configured_corpus
+from ser_fl.data.configured_corpus import open_configured_corpus
 from ser_fl.data.frontend import resample
 from ser_fl.files import write_json
 from ser_fl.robustness.test_set import TestSet, rows_of

@@ -18,9 +18,10 @@ from ser_fl.config.compose import compose_speech
 from ser_fl.config.robustness import Scored
 from ser_fl.config.schema import Config
 from ser_fl.config.training import PooledConfig
+from ser_fl.data.configured_corpus import open_configured_corpus
 from ser_fl.data.enrolment import enrolled
 from ser_fl.data.enrolment import in_words as scaling_in_words
-from ser_fl.data.features import FeatureStore, OnFeatures, compute_features, load_examples, open_configured_corpus
+from ser_fl.data.features import FeatureStore, OnFeatures, compute_features, load_examples
 from ser_fl.data.heard import Heard, Shared, in_words
 from ser_fl.data.joint import Member, own_classes, split_each
 from ser_fl.data.normalisation import Scale, SpeakerScales

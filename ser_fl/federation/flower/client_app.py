@@ -12,7 +12,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from ser_fl.config.schema import Config
-from ser_fl.data.features import open_configured_corpus
+from ser_fl.data.configured_corpus import open_configured_corpus
 from ser_fl.data.frontend import FeatureStatistics, Standardisation
 from ser_fl.data.prepared import Host, Partition, Prepared, open_node_corpus, open_partition
 from ser_fl.data.splits import facts_of
