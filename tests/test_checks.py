@@ -25,8 +25,10 @@ from ser_fl.cli.benchmark import print_sanity_report
 from ser_fl.defences import NoDefence, Randomisation
 from ser_fl.errors import UserError
 from ser_fl.randomness import generator
+from ser_fl.report.checks import MEANINGS, failures_in_words
 from ser_fl.robustness.sanity_checks import probes
 from ser_fl.robustness.sanity_checks import records as checks
+from ser_fl.robustness.sanity_checks.poison import ENROLMENT_CHECKS
 from ser_fl.robustness.sanity_checks.probes import probe
 from ser_fl.robustness.sanity_checks.records import check_records
 from ser_fl.robustness.sanity_checks.report import (
@@ -615,8 +617,23 @@ def test_the_terminal_says_each_doubt_in_words(tmp_path: Path, capsys: pytest.Ca
     write_sanity_report(run, DOUBTED)
     print_sanity_report(run)
     printed = capsys.readouterr().out
+    assert "fails: a < b: figures of this benchmark are in doubt\n" in printed, "a check of a later version"
     assert DOUBTED.headline in printed and "fails: a < b. PGD leaves 0.3 & more." in printed
     assert "fails: a < b. So does BIM [bold]." in printed and "hint: c. Perhaps." in printed
+
+
+def test_every_check_says_what_it_means_where_it_fails() -> None:
+    named = {*checks.RECORD_CHECKS, *probes.PROBES, *ENROLMENT_CHECKS}
+    assert set(MEANINGS) == named and len(set(MEANINGS.values())) == len(named)
+    found = SanityReport(
+        doubts=(Doubt(check=CHANCE, words="x"), Doubt(check=SAVED, words="y", severity="hint")),
+        passed=(),
+        not_checked={},
+    )
+    assert list(failures_in_words(found)) == [
+        f"fails: {CHANCE}: {MEANINGS[CHANCE]}",
+        f"hint: {SAVED}: perhaps {MEANINGS[SAVED]}",
+    ]
 
 
 def test_checks_of_records_load_no_torch() -> None:

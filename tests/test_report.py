@@ -38,8 +38,9 @@ from ser_fl.report.four_way import four_way
 from ser_fl.report.markup import Table, print_table, to_markdown
 from ser_fl.report.page import write_report
 from ser_fl.report.panels import draw_figures
+from ser_fl.report.people import confusion_tables, group_tables
 from ser_fl.report.reader import Example, Round, RunRecords, read_run
-from ser_fl.report.tables import attack_table, group_table, summary_table, training_table
+from ser_fl.report.tables import attack_table, summary_table, training_table
 from ser_fl.report.wording import labels_of
 from ser_fl.robustness.sanity_checks.report import Doubt, SanityReport, write_sanity_report
 from ser_fl.runs.folder import RunFolder
@@ -194,7 +195,7 @@ class Page(HTMLParser):
         self.sources += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
 
     def handle_data(self, data: str) -> None:
-        self.words += data
+        self.words += data.replace("\u00a0", " ")
 
 
 def test_four_way_cells_equal_the_records_in_per_cent(tmp_path: Path) -> None:
@@ -399,14 +400,17 @@ def test_the_demos_table_fits_80_columns_with_accuracy_beside_uar(tmp_path: Path
 def test_page_needs_nothing_but_itself(full_run: Path) -> None:
     text = RunFolder(full_run).report.read_text(encoding="utf-8")
     page = Page(text)
-    assert len(page.sources) == page.tags.count("img") == 5
-    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
-    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    inside = [source for source in page.sources if source.startswith("#")]
+    assert len(page.sources) - len(inside) == page.tags.count("img") == 1
+    assert all(source.startswith("data:image/png;base64,") for source in set(page.sources) - set(inside))
+    assert not {"link", "iframe", "object"} & set(page.tags)
+    assert all(f'id="{source[1:]}"' in text for source in inside)
     assert "http" not in text
     assert "url(" not in text
     for words in ("Corpus nemo", "anger, neutral, sadness", "0123abc", "ser-fl train 'data.root=a b'", "≤ 10.0"):
         assert words in page.words
-    assert "Not there yet" not in page.words
+    assert "recordings were kept" in page.words.partition("Not there yet")[2]
+    assert "No attack was recorded" not in page.words
     assert "SYNTHETIC" not in page.words
 
 
@@ -430,8 +434,8 @@ def test_several_runs_are_compared_on_one_page(tmp_path: Path) -> None:
     page = Page(page_path.read_text(encoding="utf-8"))
     assert page_path == tmp_path / "out" / "both.html"
     assert not RunFolder(runs[0]).figures.exists()
-    assert page.words.count("Federated\nseed") == 2
-    assert page.words.index("Federated\nseed 0") < page.words.index("Federated\nseed 1")
+    each = page.words.partition("Each run\n")[2]
+    assert 0 < each.index("Federated, seed 0") < each.index("Where this comes from") < each.index("Federated, seed 1")
     assert "b" not in page.tags
     assert "<b>loud</b>" in page.words
     assert "SYNTHETIC speech" in page.words
@@ -454,6 +458,7 @@ def test_page_says_what_the_benchmark_doubts(tmp_path: Path) -> None:
     words = Page(text).words
     assert "Can these figures be believed?" in words and found.headline in words
     assert "fails: many steps beat one. FGSM leaves 0.3 <b>& more</b>." in words and "<b>" not in text
+    assert words.count("What that means: the iterated attack is too weak") == 1
     assert "hint: clean UAR is plausible. It is 0.95." in words
     assert "Passed: attacks beat noise." in words and "Not checked: UAR falls (one budget)." in words
 
@@ -672,14 +677,32 @@ def test_groups_are_those_of_the_clean_score_and_the_worst_case(tmp_path: Path) 
         record("worst_case", 0.2, emotion_recall={"anger": 0.125, "neutral": 0.5}, **groups),
         record("worst_case", 0.1, epsilon=0.4, emotion_recall={"anger": 0.0}),
     ]
-    table = group_table([read_run(make_run(tmp_path / "run", None, records))])
-    assert table is not None
-    assert table.header[4:] == ("f", "m", "ann", "bob", "anger", "neutral")
-    assert [row[4:] for row in table.rows] == [
-        ("80.0", "60.0", "–", "–", "90.0", "–"),
-        ("25.0", "50.0", "25.0", "50.0", "12.5", "50.0"),
-    ]
-    assert group_table([read_run(make_run(tmp_path / "old", None, FOUR_WAY))]) is None
+    own = {"per_speaker_confusion": {"ann": CONFUSION}}
+    people, emotions = group_tables(read_run(make_run(tmp_path / "run", None, records, test=own)))
+    assert people.header == ("Speaker", "Utterances", "clean", "worst case\nL∞ 0.05")
+    assert people.rows == (
+        ("ann", "30", "–", "25.0"),
+        ("all men", "–", "60.0", "50.0"),
+        ("all women", "–", "80.0", "25.0"),
+        ("bob", "–", "–", "50.0"),
+    )
+    assert emotions.rows == (("anger", "10", "90.0", "12.5"), ("neutral", "10", "–", "50.0"))
+
+
+def test_groups_without_an_attack_are_those_of_the_test(tmp_path: Path) -> None:
+    people, emotions = group_tables(read_run(make_run(tmp_path / "old", None, FOUR_WAY)))
+    assert people.rows == (("JP1", "–", "80.0"), ("MK0", "–", "65.0"))
+    assert emotions.rows == (("anger", "10", "80.0"), ("neutral", "10", "60.0"), ("sadness", "10", "–"))
+    assert group_tables(read_run(make_run(tmp_path / "begun", finished=False))) == []
+
+
+def test_confusions_count_utterances_and_share_the_true_ones(tmp_path: Path) -> None:
+    attacks = [record("fgsm", 0.4), record("pgd", 0.1, confusion=[[1, 9, 0]] * 3), record("bim", 0.05, num_examples=3)]
+    (clean, shares), (worst, _) = confusion_tables(read_run(make_run(tmp_path / "run", None, attacks)))
+    assert clean.title == "Without attack, UAR 73.3 %" and worst.title == "PGD ε 0.05, UAR 10.0 %"
+    assert clean.rows == (("anger", "8", "1", "1"), ("neutral", "0", "6", "4"), ("sadness", "2", "0", "8"))
+    assert shares == [[0.8, 0.1, 0.1], [0.0, 0.6, 0.4], [0.2, 0.0, 0.8]]
+    assert worst.rows[0] == ("anger", "1", "9", "0")
 
 
 def test_the_attack_table_shows_what_was_measured_and_no_empty_columns(tmp_path: Path) -> None:

@@ -101,11 +101,15 @@ def print_attacks(records: Sequence[AttackRecord], speech: SpeechRecord) -> None
 
 
 def print_sanity_report(run: RunFolder) -> None:
-    """What the benchmark doubts of itself, in words; nothing where it made no checks."""
+    """What the benchmark doubts of itself: a line for each check that fails, with what that means, and the figures;
+    nothing where it made no checks.
+    """
     from ser_fl.cli.terminal import say
+    from ser_fl.report.checks import failures_in_words
     from ser_fl.robustness.sanity_checks.report import read_sanity_report
 
     if found := read_sanity_report(run):
-        say(found.headline)
-    for doubt in found.doubts if found else ():
-        say(f"{doubt.severity}: {doubt.check}. {doubt.words}")
+        for line in (found.headline, *failures_in_words(found)):
+            say(line)
+        for doubt in found.doubts:
+            say(f"{doubt.severity}: {doubt.check}. {doubt.words}")

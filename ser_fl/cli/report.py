@@ -16,6 +16,7 @@ def run(arguments: Namespace) -> None:
     """Write the page and print its tables, or print them as Markdown."""
     from ser_fl.cli.terminal import console, say
     from ser_fl.report.baselines import baseline_table, without_baseline
+    from ser_fl.report.checks import failures_in_words
     from ser_fl.report.folds import fold_tables
     from ser_fl.report.four_way import four_way
     from ser_fl.report.markup import print_table, to_markdown
@@ -23,6 +24,7 @@ def run(arguments: Namespace) -> None:
     from ser_fl.report.reader import read_matrices, read_run, run_folders
     from ser_fl.report.replications import not_pooled, replication_table, spread_table
     from ser_fl.report.tables import summary_table, transfer_tables
+    from ser_fl.report.wording import labelled
     from ser_fl.runs.folder import RunFolder
     from ser_fl.runs.zoo import writable_run
 
@@ -46,6 +48,9 @@ def run(arguments: Namespace) -> None:
     page = write_report(folders, output or None, transfers=files)
     for table in tables:
         print_table(table, console)
+    for label, run in labelled(runs):
+        whose = "" if len(runs) == 1 else f"{label.replace(chr(10), ', ')}: "
+        notes += [whose + line for line in (failures_in_words(run.sanity_report) if run.sanity_report else ())]
     for line in notes:
         say(line)
     say(f"report: {page}")

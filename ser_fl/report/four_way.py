@@ -29,7 +29,7 @@ def four_way(runs: Sequence[RunRecords]) -> Table:
             wording.defence_name(defence),
             wording.scores(*run.clean_scores(defence)),
             *(_cell(record_under(column, run, defence)) for column in columns),
-            _worst_cell(run, defence, budgets),
+            worst_in_words(run, worst_under(run, defence, budgets)),
         )
         for label, run in wording.labelled(runs)
         for defence in run.defences
@@ -114,7 +114,10 @@ def _cell(record: AttackRecord | None) -> str:
     return wording.marked(wording.scores(record.robust_uar, record.robust_accuracy), record)
 
 
-def _worst_cell(run: RunRecords, defence: str, budgets: set[Budget]) -> str:
+def worst_under(run: RunRecords, defence: str, budgets: set[Budget]) -> AttackRecord | None:
+    """The worst that a run recorded under a defence at some budgets, of one domain and norm, with clean enrolment: a
+    worst case over attacks, or a single attack that is lower and so an upper bound; None where nothing was measured.
+    """
     records = [record for _, record in _shown([run], budgets) if record.defence == defence and not record.enrolment]
     threats = [(record.domain, record.norm) for record in records if record.norm != "none"]
     first = min(threats, key=lambda threat: (threat[0] != "logmel", threat[1] != "inf"), default=None)
@@ -127,12 +130,19 @@ def _worst_cell(run: RunRecords, defence: str, budgets: set[Budget]) -> str:
     # alone is a worst case over attackers who know of the defence.
     aware = [record for record in measured if record.attack == WORST_CASE and not wording.is_grey_box(record)]
     if aware and all(run.subset(record) for record in aware):
-        return f"{_cell(aware[0])} (n = {aware[0].num_examples})"
+        return aware[0]
     measured = [record for record in measured if run.subset(record) is None] or measured
-    if not measured:
-        return MISSING
-    worst = min(measured, key=lambda record: (record.robust_uar, record.attack != WORST_CASE))
-    return _cell(worst) if worst.attack == WORST_CASE else f"≤ {_cell(worst)}"
+    return min(measured, key=lambda record: (record.robust_uar, record.attack != WORST_CASE), default=None)
+
+
+def worst_in_words(run: RunRecords, worst: AttackRecord | None) -> str:
+    """Its scores, "≤" before those of a single attack, and of how many utterances where those of whoever knows of the
+    defence are not all.
+    """
+    if worst is None or worst.attack != WORST_CASE:
+        return MISSING if worst is None else f"≤ {_cell(worst)}"
+    size = "" if wording.is_grey_box(worst) or run.subset(worst) is None else f" (n = {worst.num_examples})"
+    return f"{_cell(worst)}{size}"
 
 
 def _reading(runs: Sequence[RunRecords], budgets: set[Budget]) -> str:

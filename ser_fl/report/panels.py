@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ser_fl.report import figures, wording
-from ser_fl.report.four_way import budget_key, reference_budgets
+from ser_fl.report.four_way import reference_budgets
+from ser_fl.report.people import strongest_on_all
 from ser_fl.report.reader import RunRecords
 from ser_fl.report.tables import attack_of, uars_of
-from ser_fl.runs.records import NO_DEFENCE, AttackRecord, TransferMatrix
+from ser_fl.runs.records import AttackRecord, TransferMatrix
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,28 +37,19 @@ _STYLE: Any = {
 _DPI = 160
 
 
-def draw_figures(runs: Sequence[RunRecords], transferred: Sequence[TransferMatrix] = ()) -> dict[str, bytes]:
-    """PNG of every figure the records allow, by file stem, in the report's order; equal for equal records."""
+def draw_figures(
+    runs: Sequence[RunRecords], transferred: Sequence[TransferMatrix] = (), *, all_kinds: bool = True
+) -> dict[str, bytes]:
+    """PNG of every figure the records allow, by file stem, in the report's order; equal for equal records. Those that a
+    page draws by itself are left out without ``all_kinds``.
+    """
     import matplotlib
 
     labelled = wording.labelled(runs)
     with matplotlib.rc_context(_STYLE):
         drawn: dict[str, Figure] = {}
-        if any(run.rounds for run in runs):
-            drawn["training"] = training_curves(labelled)
-        points: dict[tuple[str, ...], set[tuple[str, float | None, float | None]]] = {}
-        for record in (record for run in runs for record in run.attacked):
-            if threat := _threat(record):
-                points.setdefault(threat, set()).add((record.attack, record.epsilon, record.snr_db))
-        for threat in [threat for threat, measured in points.items() if len(measured) > 1] or points:
-            drawn["_".join(("robust_uar", *threat))] = robust_uar(labelled, threat)
-        if (matrices := confusions(labelled)) is not None:
-            drawn["confusion"] = matrices
-        if speakers := [run for run in runs if run.test.per_speaker_uar]:
-            drawn["speakers"], grid = _grid(len(speakers), 1, width=6.6, height=2.2)
-            for (label, run), (ax,) in zip(wording.labelled(speakers), grid, strict=True):
-                figures.speaker_bars(ax, run.test.per_speaker_uar, overall_uar=run.test.uar)
-                ax.set_title(label.replace("\n", ", "))
+        if all_kinds:
+            drawn |= _kinds_of_the_page(labelled)
         for place, (label, run) in enumerate(labelled, start=1):
             if run.example:
                 drawn[f"spectrogram_{place}"], grid = _grid(3, 1, width=6.6, height=1.7, sharex=True)
@@ -73,6 +65,27 @@ def draw_figures(runs: Sequence[RunRecords], transferred: Sequence[TransferMatri
             figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
             found[name] = buffer.getvalue()
         return found
+
+
+def _kinds_of_the_page(labelled: Labelled) -> dict[str, Figure]:
+    """As pictures what the page draws by itself: curves, confusions, speakers."""
+    drawn: dict[str, Figure] = {}
+    if any(run.rounds for _, run in labelled):
+        drawn["training"] = training_curves(labelled)
+    points: dict[tuple[str, ...], set[tuple[str, float | None, float | None]]] = {}
+    for record in (record for _, run in labelled for record in run.attacked):
+        if threat := _threat(record):
+            points.setdefault(threat, set()).add((record.attack, record.epsilon, record.snr_db))
+    for threat in [threat for threat, measured in points.items() if len(measured) > 1] or points:
+        drawn["_".join(("robust_uar", *threat))] = robust_uar(labelled, threat)
+    if (matrices := confusions(labelled)) is not None:
+        drawn["confusion"] = matrices
+    if speakers := [run for _, run in labelled if run.test.per_speaker_uar]:
+        drawn["speakers"], grid = _grid(len(speakers), 1, width=6.6, height=2.2)
+        for (label, run), (ax,) in zip(wording.labelled(speakers), grid, strict=True):
+            figures.speaker_bars(ax, run.test.per_speaker_uar, overall_uar=run.test.uar)
+            ax.set_title(label.replace("\n", ", "))
+    return drawn
 
 
 def training_curves(labelled: Labelled) -> Figure:
@@ -114,9 +127,7 @@ def confusions(labelled: Labelled) -> Figure | None:
     matrices: list[tuple[str, Sequence[Sequence[float]], Sequence[str]]] = []
     for label, run in labelled:
         shown = [("clean", run.test.uar, run.test.confusion)]
-        bare = (record for record in run.attacked if record.defence == NO_DEFENCE and record.confusion)
-        whole = (record for record in bare if budget_key(record) in budgets and run.subset(record) is None)
-        if worst := min(whole, key=lambda record: record.robust_uar, default=None):
+        if worst := strongest_on_all(run, budgets):
             attack = f"{wording.attack_name(worst.attack)} {wording.budget(worst)}"
             shown.append((attack, worst.robust_uar, worst.confusion))
         matrices += [

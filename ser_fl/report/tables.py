@@ -7,11 +7,10 @@ from functools import partial
 from typing import Any
 
 from ser_fl.report import wording
-from ser_fl.report.four_way import budget_key, reference_budgets
 from ser_fl.report.markup import MISSING, Table
 from ser_fl.report.reader import Round, RunRecords
 from ser_fl.report.wording import count, interval, number, percent
-from ser_fl.runs.records import CLEAN, ProfileRecord, TimeSpent, TransferMatrix
+from ser_fl.runs.records import ProfileRecord, TimeSpent, TransferMatrix
 
 ALL_CLIENTS, ALL_ROUNDS = "= clients", "= rounds"
 """Rows of sums in the table of the time spent."""
@@ -94,42 +93,6 @@ def attack_table(runs: Sequence[RunRecords]) -> Table:
         ),
         caption=caption + wording.mark_explained(records) + wording.enrolment_explained(records),
         num_labels=1 + len(_LABELS),
-    )
-
-
-def group_table(runs: Sequence[RunRecords]) -> Table | None:
-    """Whom an attack hits: robust UAR by sex and speaker, robust recall by emotion, without attack and in the worst
-    case at the reference budgets, for each run and defence; None where no record has groups.
-    """
-    budgets = reference_budgets(runs)
-    shown = [
-        (label, record)
-        for label, run in wording.labelled(runs)
-        for record in run.attacks
-        if record.attack == CLEAN or (record.is_worst_case and (budget_key(record) in budgets or record.norm == "none"))
-        if record.speaker_uar or record.emotion_recall
-    ]
-    if not any(record.is_worst_case for _, record in shown):
-        return None
-    groups = [
-        (kind, name)
-        for kind in ("sex_uar", "speaker_uar", "emotion_recall")
-        for name in sorted({name for _, record in shown for name in getattr(record, kind)})
-    ]
-    labels = ("Attack", "Budget", "Test-time defence")
-    return Table(
-        title="Whom attacks hit",
-        header=("Training", *labels, *(name for _, name in groups)),
-        rows=tuple(
-            (
-                label,
-                *(_LABELS[name](record) for name in labels),
-                *(percent(getattr(record, kind).get(name)) for kind, name in groups),
-            )
-            for label, record in shown
-        ),
-        caption=f"{wording.provenance(runs)} Robust UAR by sex and by speaker, robust recall by emotion, in per cent.",
-        num_labels=4,
     )
 
 

@@ -29,6 +29,7 @@ from ser_fl.config.robustness import BenchmarkConfig
 from ser_fl.data.audio import read_audio, write_wav
 from ser_fl.data.configured_corpus import open_configured_corpus
 from ser_fl.data.frontend import resample
+from ser_fl.devices import send
 from ser_fl.files import write_json
 from ser_fl.robustness.test_set import TestSet, rows_of
 from ser_fl.robustness.trained_run import TrainedRun
@@ -90,6 +91,8 @@ class Recordings(Waveform):
     """The samples of recordings that are written, heard again and compared, and of which some are kept."""
 
     pairs: WavPairs | None = None
+    emotions: tuple[str, ...] = ()
+    """Names of the classes, for the list of pairs; empty where nobody says."""
 
     def crafted(self, attack: Attack, problem: Problem, adversarial: Tensor) -> Crafted:
         assert isinstance(problem.to_features, WaveformToFeatures)
@@ -107,11 +110,16 @@ class Recordings(Waveform):
                 pesq.append(pesq_of(clean_T[:heard], adversarial_T[:heard], rate))
                 stoi.append(stoi_of(clean_T[:heard], adversarial_T[:heard], rate))
                 if self.pairs is not None and key in self.pairs.ids:
+                    shown_2FL = torch.cat([self.features(key, clean_T, rate), written[-1]])
+                    heard_2 = problem.network(send(shown_2FL, problem.labels_B.device)).argmax(dim=1).tolist()
+                    classes = [int(problem.labels_B[row]), *heard_2]
+                    names = [self.emotions[place] if self.emotions else None for place in classes]
                     figures: dict[str, float | str | None] = {
                         "attack": attack.name,
                         "snr_db": float(found.figures["median_snr_db"][row]),
                         "pesq": pesq[-1],
                         "stoi": stoi[-1],
+                        **dict(zip(("emotion", "predicted_clean", "predicted_adversarial"), names, strict=True)),
                     }
                     words = _words(attack, problem.expectation is not None)
                     self.pairs.keep(key, clean_T, adversarial_T, rate, words, figures)
@@ -172,6 +180,7 @@ def recordings_of(trained: TrainedRun, test_set: TestSet, config: BenchmarkConfi
         read=lambda utterance_id: corpus.read(by_id[utterance_id]),
         masked=any(choice.name == "psychoacoustic" for choice in (*config.attacks, *config.adaptive)),
         pairs=WavPairs(run.adversarial, kept) if kept else None,
+        emotions=test_set.emotions,
         scale_of=None if scale is None else lambda ids: scale.rows(rows_of(test_set.ids, ids)),
     )
     return replace(test_set, domain=domain, features_NFL=domain.clean(test_set.ids))
