@@ -1,42 +1,63 @@
-"""Copy the small files of run folders to results/: records, configuration and weights up to 5 MB, no audio.
+"""Copy what tables are made of from run folders to results/: settings, versions and records; no audio, no weights.
 
-python scripts/keep_results.py [--no-weights] RUN [RUN ...] results/nemo/within
+python scripts/keep_results.py [--weights] RUN [RUN ...] results/nemo/within
+
+Of more than 1,000 rounds those that were not validated are left out of rounds.jsonl; their seconds are added to the
+next round that is kept. With --weights the model comes too: for runs that a command of the documentation attacks.
 """
 
-from __future__ import annotations
-
+import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 KEPT = (
     "config.yaml",
     "environment.json",
     "rounds.jsonl",
-    "clients.jsonl",
     "summary.json",
-    "model.json",
-    "model.safetensors",
     "attacks.json",
     "transfer.json",
     "baseline.json",
     "profile.json",
+    "crossval.json",
+    "crossval.md",
 )
-LARGEST = 5_000_000
 WEIGHTS = ("model.json", "model.safetensors")
+MANY_ROUNDS = 1000
 
 
-def main(runs: list[Path], target: Path, left_out: tuple[str, ...] = ()) -> None:
-    """Copy each run to a folder of its name."""
+def main(runs: list[Path], target: Path, *, weights: bool = False) -> None:
+    """Copy each run to a folder of its name, with its clean figures on other speech."""
+    names = (*KEPT, *WEIGHTS) if weights else KEPT
     for run in runs:
-        folder = target / run.name
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in (name for name in KEPT if name not in left_out):
-            file = run / name
-            if file.is_file() and file.stat().st_size <= LARGEST:
-                shutil.copyfile(file, folder / name)
+        files = (*(run / name for name in names), *run.glob("evaluations/*/*.json"))
+        for file in filter(Path.is_file, files):
+            kept = target / run.name / file.relative_to(run)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            if file.name == "rounds.jsonl":
+                kept.write_text(thin(file.read_text(encoding="utf-8")), encoding="utf-8")
+            else:
+                shutil.copyfile(file, kept)
+
+
+def thin(text: str) -> str:
+    """All rounds, or of many the first, the last, those that were validated and those with failures."""
+    lines = text.splitlines()
+    if len(lines) <= MANY_ROUNDS:
+        return text
+    rounds: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    kept, seconds = [], 0.0
+    for place, entry in enumerate(rounds):
+        seconds += entry["seconds"]
+        told = entry["failures"] or {entry["uar"], entry.get("robust_uar")} != {None}
+        if told or place in (0, len(rounds) - 1):
+            kept.append({**entry, "seconds": seconds})
+            seconds = 0.0
+    return "".join(json.dumps(entry) + "\n" for entry in kept)
 
 
 if __name__ == "__main__":
-    *sources, destination = (Path(word) for word in sys.argv[1:] if word != "--no-weights")
-    main(sources, destination, WEIGHTS if "--no-weights" in sys.argv else ())
+    *sources, destination = (Path(word) for word in sys.argv[1:] if word != "--weights")
+    main(sources, destination, weights="--weights" in sys.argv)

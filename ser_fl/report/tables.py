@@ -143,7 +143,7 @@ def training_table(runs: Sequence[RunRecords]) -> Table:
         return [value for entry in run.rounds if (value := getattr(entry, key)) is not None]
 
     facts: Columns = {
-        "Rounds": lambda run: count(len(run.rounds)),
+        "Rounds": lambda run: count(run.rounds[-1].round if run.rounds else 0),
         "Selected round": lambda run: count(run.summary.selected_round),
         "Validation UAR there": lambda run: percent(selected(run).uar),
         "Robust validation UAR there": lambda run: percent(selected(run).robust_uar),

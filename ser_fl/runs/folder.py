@@ -1,6 +1,6 @@
 """The run folder: where each record of a run lies, and how it is written and read.
 
-The folder is a contract (README, "The run folder"): files are written whole and renamed into place; the ``.jsonl``
+The folder is a contract (docs/reference/run-folder.md): files are written whole and renamed into place; the ``.jsonl``
 files are appended to and cut back on resume to the last checkpoint, the commit point.
 """
 

@@ -1,0 +1,139 @@
+"""What README and docs/ tell people to type, to open and to believe is there: commands, links, code, tables."""
+
+import argparse
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from ser_fl.cli.main import COMMANDS, main
+from ser_fl.config.compose import compose, compose_benchmark, compose_transfer
+from ser_fl.config.robustness import BenchmarkConfig
+from ser_fl.config.schema import Config
+from ser_fl.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("results/**/README.md")])
+MOST_WORDS = 1200
+FILLED_IN = {"NAME": "debug", "CORPUS": "nemo", "SEED": "1", "FOLD": "0", "K": "1", "3": "3"}
+"""What stands in pages for a reader's own."""
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def commands(text: str) -> Iterator[str]:
+    """Every `ser-fl ...` of a page: lines of code blocks, where a backslash goes on, and code within sentences."""
+    for block in re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        yield from re.findall(r"^ser-fl .*", re.sub(r"\\\n\s*", "", block), re.MULTILINE)
+    prose = re.sub(r"^```\w*\n.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    yield from (" ".join(code.split()) for code in re.findall(r"`(ser-fl [^`]*)`", prose))
+
+
+def words_of(command: str) -> list[str]:
+    """The words of a command: one of several choices, and something in place of what a reader fills in."""
+    words = []
+    for word in shlex.split(command.split("  #")[0].split(" > ")[0], comments=True)[1:]:
+        if word.strip("[]") in ("...", "…"):
+            continue
+        key, equals, value = word.partition("=")
+        if equals and not key.startswith("-"):
+            value = value.split("|")[0]
+            word = f"{key}={FILLED_IN.get(value, value)}"
+        words.append(word)
+    return words
+
+
+def check(name: str, words: list[str], *, whole: bool) -> None:
+    """A command with settings that are known and, of a whole one, fit together; raises what a user would be told."""
+    parser = argparse.ArgumentParser(f"ser-fl {name}")
+    import_module(f"ser_fl.cli.{name}").add_arguments(parser)
+    if all(word.startswith("-") for word in words) or words == ["check"]:  # the command is named, not called
+        assert all(word in parser.format_help() for word in words)
+        return
+    parse = parser.parse_args if name in ("corpus", "federation") else parser.parse_intermixed_args
+    given = parse(words)
+    settings = getattr(given, "settings", []) if whole else []
+    if name == "benchmark" and settings:
+        compose_benchmark(settings if any(s.startswith("run=") for s in settings) else ["run=RUN", *settings])
+    elif name == "transfer":
+        compose_transfer(words)
+    elif settings and name in ("train", "crossval", "baseline", "evaluate") and not getattr(given, "multirun", False):
+        own = {"run", "part", "allow_seen", "out", "features", "baseline", "root"}
+        own |= {"enrolment"} if name == "evaluate" else set()  # it goes by the run's normalisation
+        if name == "crossval":
+            own |= {field.name for field in fields(BenchmarkConfig)} - {field.name for field in fields(Config)}
+        settings = [setting for setting in settings if re.split(r"[.=]", setting)[0] not in own]
+        try:
+            compose(settings)
+        except UserError as error:
+            if "needs data.root" not in str(error):
+                raise
+            compose([*settings, "data.root=DIR"])
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub and mkdocs make of headings."""
+    heads = re.findall(r"^#+ (.*)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=name_of)
+def test_every_command_of_a_page_is_one_that_there_is(page: Path) -> None:
+    for command in dict.fromkeys(commands(page.read_text(encoding="utf-8"))):
+        words = words_of(command)
+        if words and words[0].startswith("-"):  # ser-fl --help, ser-fl --version
+            continue
+        name, *rest = words
+        assert name in COMMANDS, command
+        try:
+            check(name, rest, whole="..." not in command)
+        except (Exception, SystemExit) as error:
+            pytest.fail(f"`{command}`: {error}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
+    prose = re.sub(r"^```.*?^```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        path, _, anchor = target.partition("#")
+        if re.match(r"https?:|mailto:", target):
+            continue
+        found = (page.parent / path).resolve() if path else page
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), target
+
+
+def test_the_readme_is_one_screen() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= MOST_WORDS
+
+
+@pytest.mark.slow
+def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.M)
+    monkeypatch.chdir(tmp_path)
+    told: dict[str, float] = {}
+    exec(code, told)
+    assert 0 <= told["records"][-1].robust_uar < told["run"].metrics().uar  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "docs/results" in page.as_posix()], ids=name_of)
+def test_tables_of_the_results_are_those_that_the_named_command_prints(
+    page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rows that stand after `ser-fl report --markdown results/...`, but for the deviations over seeds."""
+    monkeypatch.chdir(ROOT)
+    text = page.read_text(encoding="utf-8")
+    for found in re.finditer(r"`ser-fl report\s+--markdown\s+(results/[^`]*)`", text):
+        table = re.search(r"(^\| .*\n)+", text[found.end() :], re.MULTILINE)
+        assert table
+        runs = sorted(str(path) for path in Path().glob(found[1]))
+        assert main(["report", "--markdown", *runs]) == 0
+        printed = re.sub(r" \(sd [\d.]+\)", "", capsys.readouterr().out).splitlines()
+        missing = [row for row in table[0].splitlines() if row not in printed]
+        assert not missing, missing[0]
