@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ser_fl.config.compose import compose as compose
     from ser_fl.cross_validation import crossval as crossval
     from ser_fl.evaluation import evaluate as evaluate
+    from ser_fl.exporting.export import export as export
     from ser_fl.models.emotion_model import load_model as load
     from ser_fl.prediction import predict as predict
     from ser_fl.prediction import predict_each as predict_each
@@ -25,6 +26,7 @@ __all__ = [
     "compose",
     "crossval",
     "evaluate",
+    "export",
     "load",
     "predict",
     "predict_each",
@@ -38,6 +40,7 @@ _HOMES = {
     "compose": ("ser_fl.config.compose", "compose"),
     "crossval": ("ser_fl.cross_validation", "crossval"),
     "evaluate": ("ser_fl.evaluation", "evaluate"),
+    "export": ("ser_fl.exporting.export", "export"),
     "load": ("ser_fl.models.emotion_model", "load_model"),
     "predict": ("ser_fl.prediction", "predict"),
     "predict_each": ("ser_fl.prediction", "predict_each"),

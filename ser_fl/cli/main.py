@@ -23,6 +23,7 @@ COMMANDS: Mapping[str, str] = {
     "transfer": "attack each run and show it to the others: RUN RUN attack=pgd ...",
     "report": "tables, figures and one report.html from run folders",
     "predict": "emotions of audio files",
+    "export": "a model for other programs: RUN onnx|torch|hf [output=DIR]",
     "zoo": "list the trained models that come with ser_fl, or print the card of one",
     "corpus": "list the known corpora, check or describe one",
     "federation": "across machines: make keys, run the link, run a node",

@@ -180,7 +180,8 @@ def load_model(
     """The selected model of a run, in evaluation mode.
 
     Args:
-        folder: The run folder, what `ser_fl.train` gave, or the name of a model of the zoo (`ser_fl.runs.zoo`).
+        folder: The run folder, what `ser_fl.train` gave, what `ser_fl.export` made of it for Hugging Face, or the name
+            of a model of the zoo (`ser_fl.runs.zoo`).
         client_id: the client whose own model it shall be, of a run with ``federation=local_only``.
         network: of a run that was given a network of its own: the same one again.
 
@@ -200,10 +201,11 @@ def load_model(
         if client_id not in known:
             raise unknown_name("client", client_id, known)
         weights = run.weights_of(client_id)
-    card: Any = run.read_json(run.model)
+    described = run.model if run.model.exists() or not run.hub.exists() else run.hub
+    card: Any = run.read_json(described)
     schema = card.get("schema") if isinstance(card, dict) else None
     if schema != MODEL_SCHEMA:
-        raise UserError(f"{run.model} has schema {shown(schema)}, this version reads {MODEL_SCHEMA}: train it again")
+        raise UserError(f"{described} has schema {shown(schema)}, this version reads {MODEL_SCHEMA}: train it again")
     if (needed := card.get("network")) is not None and network is None:
         raise UserError(
             f"{run.root} was trained with a network of its own, {shown(needed)}, which no file holds: load it with "

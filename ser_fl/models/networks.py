@@ -210,9 +210,8 @@ class Pooled(_Headed):
                 "n,bnfl->bfl", self.layers.softmax(0), torch.unflatten(features_BFL, 1, self.form)
             )
         if self.attention is None:
-            weights_B1L = features_BFL.new_full(
-                (len(features_BFL), 1, features_BFL.shape[2]), 1 / features_BFL.shape[2]
-            )
+            rows, _, frames = features_BFL.shape
+            weights_B1L = features_BFL.new_full((rows, 1, frames), 1 / frames)
         else:
             weights_B1L = torch.softmax(self.attention(features_BFL), dim=2)
         mean_BF1 = (weights_B1L * features_BFL).sum(dim=2, keepdim=True)

@@ -59,6 +59,8 @@ class RunFolder:
     model = _Below("model.json")
     local_models = _Below("clients")
     """Folder of the clients' own weights, of a run that averages nothing (``federation=local_only``)."""
+    hub = _Below("config.json")
+    """In place of ``model.json`` in a folder for Hugging Face."""
     heard = _Below("heard.json")
     heard_sounds = _Below("heard.safetensors")
     """What the model was trained on and selected by: names, and fingerprints of the recordings."""
