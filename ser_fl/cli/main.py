@@ -24,6 +24,8 @@ COMMANDS: Mapping[str, str] = {
     "report": "tables, figures and one report.html from run folders",
     "predict": "emotions of audio files",
     "export": "a model for other programs: RUN onnx|torch|hf [output=DIR]",
+    "leaderboard": "table of robust models and what is left of them under attack; add RUN makes an entry",
+    "verify": "check an entry of the leaderboard and score it again: ENTRY data.root=DIR",
     "zoo": "list the trained models that come with ser_fl, or print the card of one",
     "corpus": "list the known corpora, check or describe one",
     "federation": "across machines: make keys, run the link, run a node",
@@ -44,7 +46,7 @@ def program() -> int:
         code = main(asked)
     if output.lost is None:
         return code
-    prints_alone = asked[:1] and asked[0] in ("corpus", "predict", "zoo")
+    prints_alone = asked[:1] and asked[0] in ("corpus", "leaderboard", "predict", "verify", "zoo")
     if prints_alone and isinstance(output.lost, BrokenPipeError):  # `ser-fl corpus list | head`
         return code
     with suppress(OSError, ValueError, AttributeError):

@@ -1,0 +1,321 @@
+"""The leaderboard: entries made of real runs, sorted, and refused where anything is not as they say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ser_fl
+from ser_fl.cli.main import main
+from ser_fl.cli.terminal import console
+from ser_fl.config.compose import compose
+from ser_fl.leaderboard import suite, table
+from ser_fl.leaderboard.entry import FILE, Entry, TestPart, WorstCase, read_entry
+from ser_fl.leaderboard.suite import Stage, SuiteAttack
+from ser_fl.leaderboard.verification import tolerance
+from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.records import WORST_CASE
+
+TINY = ("experiment=debug", "data.num_speakers=4", "data.utterances_per_emotion=4", "federation.num_rounds=4")
+PGD = SuiteAttack(attack="pgd", steps=2, restarts=1)
+SMALL = (
+    Stage(
+        domain="logmel",
+        budgets=(1.0,),
+        attacks=(PGD, SuiteAttack(attack="cw_linf", steps=2)),
+        num_examples=12,
+        adaptive=PGD,
+        num_adaptive=8,
+        eot_samples=2,
+    ),
+    Stage(
+        domain="waveform", budgets=(10.0,), attacks=(PGD,), num_examples=6, adaptive=PGD, num_adaptive=4, eot_samples=2
+    ),
+)
+"""A suite that takes a second."""
+
+
+@pytest.fixture(autouse=True)
+def small_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "STAGES", SMALL)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained, and attacked as the small suite asks, without a defence and with one."""
+    folder = tmp_path_factory.mktemp("run") / "debug"
+    ser_fl.train(compose([*TINY, "tracking=none", f"run_dir={folder}"]))
+    for stage in reversed(SMALL):  # the last one's checks are those on record
+        for defence in ("none", "randomisation"):
+            checks = "checks_subset=4" if stage.domain == "logmel" else "checks=false"
+            assert main(["benchmark", f"run={folder}", *stage.settings(defence), checks]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its entry; of a module, since it is copied before anything is done to it."""
+    folder = tmp_path_factory.mktemp("entries") / "tiny"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suite, "STAGES", SMALL)
+        assert main(["leaderboard", "add", str(run), str(folder), "authors=A and B", "remarks=tiny"]) == 0
+    return folder
+
+
+@pytest.fixture
+def entry(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "entries" / "tiny"))
+
+
+def refusal(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of a command that is refused."""
+    capsys.readouterr()
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def changed(entry: Path, **said: Any) -> None:
+    """What an entry says, sealed again, as by somebody who lies with care."""
+    stated = read_entry(entry)
+    (entry / FILE).unlink()
+    replace(stated, **said).write(entry)
+
+
+def test_what_is_added_is_listed_and_stands(run: Path, entry: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stated, records = read_entry(entry), RunFolder(run).read_attacks()
+    assert stated.test.clean_uar == pytest.approx(ser_fl.evaluate(run).uar)
+    worst = {
+        (one.domain, one.epsilon or one.snr_db): one.robust_uar
+        for one in records
+        if one.attack == (WORST_CASE if one.domain == "logmel" else "pgd") and one.defence == "none"
+    }
+    assert {(one.domain, one.budget): one.uar for one in stated.worst_cases} == worst
+    assert stated.authors == "A and B" and stated.synthetic and stated.test.track == "known_speakers"
+    capsys.readouterr()
+    assert main(["leaderboard", str(entry)]) == 0
+    printed = capsys.readouterr().out
+    assert f"{100 * worst['logmel', 1.0]:.1f}" in printed and "SYNTHETIC" in printed
+    assert main(["verify", str(entry)]) == 0
+    said = capsys.readouterr().out
+    assert f"stated {worst['logmel', 1.0]:.3f}" in said and f"{entry} is what it says" in said
+
+
+def test_the_same_count_gives_the_same_figures_and_fewer_are_within_the_draw(
+    entry: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stated = read_entry(entry)
+    capsys.readouterr()
+    assert main(["verify", str(entry)]) == 0
+    said = capsys.readouterr().out
+    for one in stated.worst_cases:
+        assert f"{one.uar:.3f} on {one.num_examples} utterances, stated {one.uar:.3f}" in said
+    assert main(["verify", str(entry), "max_examples=5"]) == 0
+    assert "on 5 utterances" in capsys.readouterr().out
+    assert tolerance(0.4, 120, 120) == 2 / 120
+    deviation = (0.4 * 0.6 * (1 / 30 - 1 / 120)) ** 0.5  # of a mean of 30 of 120, drawn without replacement
+    assert tolerance(0.4, 120, 30) == pytest.approx(2 / 30 + 2.58 * deviation, abs=0.005)
+
+
+def test_a_changed_swapped_missing_or_unlisted_file_is_named(entry: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights, card = entry / "model.safetensors", entry / "model.json"
+    kept = {file: file.read_bytes() for file in entry.iterdir()}
+
+    def restored() -> None:
+        for file, content in kept.items():
+            file.write_bytes(content)
+
+    for file in (weights, card, entry / "config.yaml"):
+        content = bytearray(kept[file])
+        content[len(content) // 2] ^= 1
+        file.write_bytes(bytes(content))
+        for command in (["verify", str(entry)], ["leaderboard", str(entry)]):
+            assert str(file) in refusal(command, capsys)
+        file.unlink()
+        assert file.name in refusal(["verify", str(entry)], capsys)
+        restored()
+    weights.write_bytes(kept[card])
+    card.write_bytes(kept[weights])
+    assert "model.json" in refusal(["verify", str(entry)], capsys)
+    restored()
+    (entry / "model.pkl").write_bytes(b"x")
+    assert "model.pkl" in refusal(["verify", str(entry)], capsys)
+    (entry / "model.pkl").unlink()
+    (entry / FILE).write_text((entry / FILE).read_text().replace('"A and B"', '"C"'))
+    assert FILE in refusal(["leaderboard", str(entry)], capsys)
+    (entry / FILE).write_text("{")
+    assert FILE in refusal(["verify", str(entry)], capsys)
+    (entry / FILE).unlink()
+    assert "no entry" in refusal(["verify", str(entry)], capsys)
+
+
+def test_a_figure_that_is_not_scored_again_is_refused_with_both(
+    entry: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stated = read_entry(entry)
+    first, *others = stated.worst_cases
+    changed(entry, worst_cases=(replace(first, uar=first.uar + 0.3), *others))
+    line = refusal(["verify", str(entry)], capsys)
+    assert f"{first.uar:.3f}" in line and f"{first.uar + 0.3:.3f}" in line and "stronger attack" in line
+    clean = stated.test.clean_uar
+    changed(entry, worst_cases=stated.worst_cases, test=replace(stated.test, clean_uar=clean - 0.3))
+    line = refusal(["verify", str(entry)], capsys)
+    assert f"{clean:.3f}" in line and f"{clean - 0.3:.3f}" in line and "stronger" not in line
+    changed(entry, test=replace(stated.test, audio="0" * 64))
+    assert "audio" in refusal(["verify", str(entry)], capsys)
+    changed(entry, test=replace(stated.test, track="strangers"))
+    assert "strangers" in refusal(["verify", str(entry)], capsys)
+    changed(entry, test=stated.test, settings=("data=builtin", "split=published"))
+    assert "split=published" in refusal(["verify", str(entry)], capsys)
+    changed(entry, settings=stated.settings, suite=0)
+    assert "version 0" in refusal(["verify", str(entry)], capsys)
+
+
+def test_a_stronger_attack_lowers_the_figure(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Judged by an attack that does next to nothing, it seems to keep what the strong one takes."""
+    weak = replace(SMALL[0], budgets=(1.0,), attacks=(SuiteAttack(attack="noise_uniform", steps=1),))
+    copy = Path(shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("attacks*")))
+    monkeypatch.setattr(suite, "STAGES", (weak,))
+    assert main(["benchmark", f"run={copy}", *weak.settings("none"), "checks_subset=4"]) == 0
+    assert main(["leaderboard", "add", str(copy), str(tmp_path / "e" / "weak"), "authors=A", "remarks=weak"]) == 0
+    assert main(["verify", str(tmp_path / "e" / "weak")]) == 0
+    line = refusal(["verify", str(tmp_path / "e" / "weak"), "attacks=[bim]"], capsys)
+    assert "a stronger attack lowers the figure" in line
+
+
+def test_a_run_that_was_not_attacked_as_the_suite_asks_is_refused(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add = ["leaderboard", "add", str(run), str(tmp_path / "e"), "authors=A", "remarks=tiny"]
+    for missing in (
+        replace(SMALL[0], attacks=(*SMALL[0].attacks, SuiteAttack(attack="square", steps=10))),
+        replace(SMALL[0], attacks=(SuiteAttack(attack="pgd", steps=3, restarts=1),)),
+        replace(SMALL[0], num_examples=13),
+        replace(SMALL[0], budgets=(0.1,)),
+    ):
+        monkeypatch.setattr(suite, "STAGES", (missing,))
+        line = refusal(add, capsys)
+        assert "ser-fl benchmark run=" in line and "an entry needs" in line
+    monkeypatch.setattr(suite, "STAGES", SMALL)
+    bare = Path(shutil.copytree(run, tmp_path / "bare", ignore=shutil.ignore_patterns("attacks*")))
+    assert "never attacked" in refusal(["leaderboard", "add", str(bare), str(tmp_path / "e")], capsys)
+    assert not (tmp_path / "e").exists()
+
+
+def test_a_defence_is_judged_by_who_knows_of_it(run: Path, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = made.parent / "randomised"
+    add = ["leaderboard", "add", str(run), str(folder), "authors=A", "defence=randomisation", "remarks=tiny"]
+    attacks = RunFolder(run).attacks
+    whole = json.loads(attacks.read_text())
+    grey = [one for one in whole["records"] if one["knowledge"] != "adaptive"]
+    try:
+        attacks.write_text(json.dumps({**whole, "records": grey}))
+        assert "adaptive to randomisation" in refusal(add, capsys)
+    finally:
+        attacks.write_text(json.dumps(whole))
+    assert main(add) == 0
+    stated = read_entry(folder)
+    assert stated.model == "tiny" and not (folder / "model.safetensors").exists(), "the same weights lie beside it"
+    assert {one.num_examples for one in stated.worst_cases} == {8, 4}
+    assert main(["verify", str(folder)]) == 0
+    shutil.rmtree(folder)
+
+
+def test_failed_checks_need_a_remark(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    attacks = RunFolder(run).attacks
+    whole = json.loads(attacks.read_text())
+    doubt = {"check": "more steps break no more", "words": "they do", "severity": "fails"}
+    add = ["leaderboard", "add", str(run), str(tmp_path / "e"), "authors=A"]
+    try:
+        attacks.write_text(json.dumps({**whole, "checks": {**whole["checks"], "doubts": [doubt]}}))
+        assert "more steps break no more" in refusal(add, capsys)
+        attacks.write_text(json.dumps({name: value for name, value in whole.items() if name != "checks"}))
+        assert "checks=false" in refusal(add, capsys)
+    finally:
+        attacks.write_text(json.dumps(whole))
+
+
+def test_other_settings_and_folders_are_told_in_a_line(
+    run: Path, entry: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, said in (
+        (["verify", str(entry), "max_exampels=3"], "did you mean 'max_examples'"),
+        (["verify", str(entry), "max_examples=0"], "from 1 up, got 0"),
+        (["verify", str(entry), "attacks=[pgdd]"], "did you mean 'pgd'"),
+        (["verify", str(tmp_path)], "no entry"),
+        (["leaderboard", str(tmp_path)], "no entry"),
+        (["leaderboard", "add"], "say which run"),
+        (["leaderboard", "add", str(run), "autors=A"], "did you mean 'authors'"),
+        (["leaderboard", "add", str(tmp_path), "e", "authors=A"], "not a run folder"),
+        (["leaderboard", "add", str(run), "e", "authors=A", "defence=smoothing"], "an entry needs"),
+    ):
+        assert said in refusal(words, capsys), words
+    changed(entry, model="../tiny")
+    assert "beside it" in refusal(["leaderboard", str(entry)], capsys)
+
+
+def stated(name: str, track: str, worst: float, clean: float, corpus: str = "nemo", defence: str = "none") -> Entry:
+    return Entry(
+        name=name,
+        authors="A",
+        licence="CC0",
+        corpus=corpus,
+        synthetic=False,
+        settings=(),
+        trained_by="",
+        defence=defence,
+        model=None,
+        suite=1,
+        test=TestPart(
+            num_examples=120,
+            audio="",
+            track="strangers" if track == "strangers" else "known_speakers",
+            clean_uar=clean,
+            parameters=10,
+            forward_passes=1,
+        ),
+        attacks=(),
+        worst_cases=(WorstCase(domain="logmel", budget=0.05, uar=worst, interval=None, num_examples=120),),
+        training_seed=1,
+        checks="",
+        remarks="",
+        digests={},
+    )
+
+
+def test_tracks_and_corpora_stand_apart_and_the_best_worst_case_is_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entries = [
+        stated("b", "known_speakers", 0.3, 0.9),
+        stated("a", "strangers", 0.1, 0.5),
+        stated("c", "known_speakers", 0.5, 0.6),
+        stated("d", "known_speakers", 0.3, 0.95, defence="randomisation"),
+        stated("e", "known_speakers", 0.9, 0.95, corpus="ravdess"),
+    ]
+    found = table.tables(sorted(entries, key=table._order))
+    names = [[row[0].partition(" ")[0] for row in one.rows] for one in found]
+    assert names == [["a"], ["c", "d", "b"], ["e"]]
+    assert [one.title.partition(":")[0] for one in found] == ["Strangers", "Known speakers", "Known speakers"]
+    assert found[1].rows[1][0] == "d (randomisation, adaptive)"
+    assert found[1].rows[0][1:3] == ("50.0", "–") and found[1].rows[0][3] == "60.0"
+
+
+def test_the_table_fits_into_eighty_columns(
+    entry: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "width", 80)
+    capsys.readouterr()
+    assert main(["leaderboard", str(entry), str(entry.parent)]) == 0, "an entry that is named twice is there once"
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80 and printed.count("tiny") == 1
+    assert main(["leaderboard", str(entry), "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found == {key: value for key, value in json.loads((entry / FILE).read_text()).items() if key != "schema"}
