@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-slow test-gpu lint bench
+.PHONY: install demo test test-slow test-gpu lint bench docs
 
 install: $(INSTALLED)
 
@@ -37,3 +37,8 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	$(BIN)/python scripts/bench.py rounds attacks features memory startup scaling --json results/bench/bench.json
+
+docs: $(INSTALLED)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
+	$(BIN)/python scripts/docsite_tutorials.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

@@ -159,12 +159,14 @@ class SplitConfig:
     fold: Amount
     """Without named speakers or texts: which fold is left out, from 0."""
     num_test_speakers: Count
+    """Speakers of a fold, unless `num_folds` says how many folds."""
     num_validation_speakers: Amount | None
     """null: a sixth of those that do not test, and two where six are left: one alone selects badly. 0: nobody
     validates, and all others train (`selection.by=last`)."""
     test_texts: tuple[Speaker, ...] = ()
     """Named test texts, or their digests (`ser_fl.data.utterance.text_digest`); empty: folds."""
     validation_texts: tuple[Speaker, ...] = ()
+    """Named validation texts, or their digests; empty: drawn."""
     num_test_texts: Count | None = None
     """null: a fifth of the texts."""
     num_validation_texts: Amount | None = None
@@ -219,6 +221,7 @@ class SplitConfig:
 @stage
 class ClientsConfig:
     by: Literal["speaker", "session", "dirichlet", "iid"]
+    """speaker, session: each is a client. dirichlet, iid: utterances are dealt out, skewed by emotion or at random."""
     num_clients: Count | None
     """For dirichlet and iid; null: as many as training speakers. For speaker and session: at most this many."""
     dirichlet_alpha: Positive
@@ -249,6 +252,7 @@ class WaveformConfig:
     transmitted: Proportion = 0.2
     """Share of copies that go through one of the codecs."""
     codecs: tuple[Codec, ...] = ("mp3", "vorbis", "g711", "gsm")
+    """One is drawn for each copy that is transmitted."""
 
     def __post_init__(self) -> None:
         for name in ("rt60_s", "snr_db"):
@@ -265,12 +269,15 @@ class AugmentationConfig:
     roll: bool
     """Rotate clips in time by a random number of frames: clips are repeated, so a rotation is a later start."""
     time_masks: Amount
+    """Masks over time of each utterance (SpecAugment: Park et al., arXiv 1904.08779)."""
     max_time_mask: Amount
     """Frames of one mask at most."""
     mel_masks: Amount
+    """Masks over mel bins of each utterance."""
     max_mel_mask: Amount
     """Mel bins of one mask at most."""
     label_smoothing: Share
+    """Share of a label that is spread over all emotions."""
     max_mel_warp: Share = 0.0
     """Stretch or squeeze the mel axis by up to this share: another vocal tract."""
     max_equalisation: NonNegative = 0.0

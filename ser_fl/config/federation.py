@@ -39,7 +39,9 @@ class FederationConfig:
     fraction_train: Fraction
     """Share of clients sampled each round."""
     local_epochs: Count
+    """Epochs of a client in a round."""
     batch_size: Count
+    """Utterances of a client's minibatch."""
     min_clients: Count
     """A round with fewer updates stops the run."""
     keep_optimiser: bool
@@ -147,7 +149,9 @@ class SelectionConfig:
     robust_every: Amount
     """Measure robust validation UAR every so many rounds; 0: never."""
     epsilon: Epsilon
+    """L-infinity budget of the attack, in standardised log-mel units."""
     steps: Count
+    """Of its PGD."""
     every: Count = 1
     """Score the model on validation utterances every so many rounds, and after the last of `federation.num_rounds`.
     `federation.patience` ends after a round that is scored."""
@@ -163,8 +167,12 @@ class TrackingConfig:
     """Beside the run folder, which is always written."""
 
     backend: Literal["wandb", "tensorboard", "none"]
+    """none: the run folder alone."""
     mode: Literal["auto", "online", "offline"]
     """auto: online where an API key is found, else offline."""
     project: str
+    """Of W&B, where the run is shown."""
     entity: str | None
+    """W&B's team or user; null: the default one."""
     group: str | None
+    """Runs that W&B shows together."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, cast
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
@@ -23,11 +23,17 @@ class FrontendConfig:
 
     name: str
     sample_rate_hz: Annotated[int, Field(ge=4000, le=768_000)]
+    """Recordings of another rate are resampled to it."""
     window_samples: Annotated[int, Field(ge=16, le=1 << 16)]
+    """Samples of one frame."""
     hop_samples: Count
+    """Samples from one frame to the next."""
     num_mels: Annotated[int, Field(ge=8, le=4096)]
+    """Mel bins of a frame."""
     fmin_hz: Annotated[float, Field(ge=0)]
+    """Lower edge of the lowest mel bin."""
     fmax_hz: Positive
+    """Upper edge of the highest mel bin, at most half the sampling rate."""
     duration_s: Annotated[float, Field(gt=0, le=3600)]
     """Clips shorter than this are repeated, longer ones cut."""
     log_offset: Positive
@@ -69,11 +75,6 @@ class FrontendConfig:
         return (self.num_samples - self.window_samples) // self.hop_samples + 1
 
     @property
-    def num_heard(self) -> int:
-        """First bins, which are log-mel magnitudes: by frame, or of one frame at so many moments of the clip."""
-        return self.num_mels
-
-    @property
     def pooled(self) -> tuple[int, int | None]:
         """Bins of a layer that `model=pooled` reads, and how many layers; None for one."""
         return self.num_features, None
@@ -84,17 +85,6 @@ class FrontendConfig:
         form = self.sample_rate_hz, self.window_samples, self.hop_samples, self.num_mels
         key = *form, self.fmin_hz, self.fmax_hz, self.num_samples, self.log_offset
         return (*key, "deltas") if self.deltas else key
-
-
-MOMENTS = 16
-"""Of a clip, at which the log-mel magnitudes are kept where frames are not."""
-Pool = Annotated[
-    int | Literal["clip"],
-    must_be(
-        "frontend.pool must be a number of frames from 1 to 1000, or clip",
-        lambda given: given == "clip" or (is_count(given) and cast(int, given) <= 1000),
-    ),
-]
 
 
 @stage
@@ -109,42 +99,23 @@ class GE2EConfig:
     fmax_hz: ClassVar[float] = 8000.0
     log_offset: ClassVar[float] = 1e-8
     hop_samples: ClassVar[int] = 160
-    num_outputs: ClassVar[int] = 40 + 3 * 256
-    """Of a frame, mel bins included."""
+    num_features: ClassVar[int] = 40 + 3 * 256
+    pooled: ClassVar[tuple[int, int | None]] = (num_features, None)
+    floor: ClassVar[float | None] = -1.0
     is_waveform: ClassVar[bool] = False
     num_channels: ClassVar[int] = 1
 
     name: Literal["ge2e"]
     duration_s: Annotated[float, Field(ge=0.1, le=3600)]
     """Clips shorter than this are repeated, longer ones cut."""
-    pool: Pool
-    """Frames of 10 ms that are averaged to one. clip: features are mean and deviation over time, of the whole clip."""
+    pool: Annotated[int, Field(ge=1, le=1000)]
+    """Frames of 10 ms that are averaged to one."""
     clip: Literal["training", "none"]
     """As of log-mel; of the encoder's outputs the lower side is -1."""
 
     def __post_init__(self) -> None:
         if self.num_frames < 1:
             raise ValueError(f"frontend.pool must be at most the frames of a clip, got {self.pool}")
-
-    @property
-    def floor(self) -> float | None:
-        """As of log-mel."""
-        return None if self.pool == "clip" else -1.0
-
-    @property
-    def num_heard(self) -> int:
-        """As of log-mel."""
-        return self.num_mels * MOMENTS if self.pool == "clip" else self.num_mels
-
-    @property
-    def pooled(self) -> tuple[int, int | None]:
-        """As of log-mel."""
-        return self.num_outputs * (2 if self.pool == "clip" else 1), None
-
-    @property
-    def num_features(self) -> int:
-        """Bins of a frame, F."""
-        return self.num_heard + self.pooled[0] if self.pool == "clip" else self.num_outputs
 
     @property
     def num_samples(self) -> int:
@@ -154,7 +125,7 @@ class GE2EConfig:
     @property
     def num_frames(self) -> int:
         """Frames of a clip, L: centred, then pooled."""
-        return 1 if self.pool == "clip" else (self.num_samples // self.hop_samples + 1) // self.pool
+        return (self.num_samples // self.hop_samples + 1) // self.pool
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -201,9 +172,8 @@ class TransformersConfig:
     """Of the encoder's own arithmetic; features are float32."""
     duration_s: Annotated[float, Field(ge=0.1, le=3600)]
     """Clips shorter than this are repeated, longer ones cut."""
-    pool: Pool
-    """Frames, mostly of 20 ms, that are averaged to one. clip: features are mean and deviation over time of each
-    layer, of the whole clip."""
+    pool: Annotated[int, Field(ge=1, le=1000)]
+    """Frames, mostly of 20 ms, that are averaged to one."""
     clip: Literal["training", "none"]
     """As of log-mel; of the encoder's outputs ten deviations about their mean, of clips full scale."""
 
@@ -221,7 +191,7 @@ class TransformersConfig:
             raise ValueError(
                 f"frontend.duration_s must be at most {longest_s:g} with {self.form.kind}, got {self.duration_s:g}"
             )
-        if self.num_frames < 1:
+        if self.num_hidden_frames < self.pool:
             raise ValueError(f"frontend.pool must be at most the frames of a clip, got {self.pool}")
 
     @property
@@ -264,11 +234,6 @@ class TransformersConfig:
         return self.form.hop_samples
 
     @property
-    def num_heard(self) -> int:
-        """As of log-mel."""
-        return self.num_mels * MOMENTS if self.pool == "clip" else self.num_mels
-
-    @property
     def is_waveform(self) -> bool:
         """As of log-mel."""
         return self.tune == "lora"
@@ -281,8 +246,7 @@ class TransformersConfig:
     @property
     def pooled(self) -> tuple[int, int | None]:
         """As of log-mel."""
-        size = self.form.size * (2 if self.pool == "clip" else 1)
-        return size, self.form.num_layers if self.layer == "all" else None
+        return self.form.size, self.form.num_layers if self.layer == "all" else None
 
     @property
     def num_hidden_frames(self) -> int:
@@ -292,14 +256,12 @@ class TransformersConfig:
     @property
     def num_features(self) -> int:
         """Bins of a frame, F."""
-        return 1 if self.is_waveform else self.num_heard + self.pooled[0] * (self.pooled[1] or 1)
+        return 1 if self.is_waveform else self.num_mels + self.pooled[0] * (self.pooled[1] or 1)
 
     @property
     def num_frames(self) -> int:
         """Frames of a clip, L."""
-        if self.is_waveform:
-            return self.num_samples
-        return 1 if self.pool == "clip" else self.num_hidden_frames // self.pool
+        return self.num_samples if self.is_waveform else self.num_hidden_frames // self.pool
 
     @property
     def key(self) -> tuple[object, ...]:

@@ -19,16 +19,20 @@ class AttackChoice:
     """One attack or suite, and what is set for it alone; null is what is set for all."""
 
     name: str
+    """In the registry, art:ClassName, or a suite."""
     epsilon: Epsilon | None = None
     """The one budget that it is run at, in place of all others."""
     steps: Count | None = None
+    """Gradient steps or, of score attacks, queries."""
     step_size: Positive | None = None
     """Null: a quarter of epsilon, or what the attack chooses."""
     restarts: Amount | None = None
+    """Random starts; 0: one start at the clean utterance."""
     labels: bool = True
     """Whether it knows the true classes; else the model's own clean predictions stand for them, as in published
     studies, and records name it with "_unlabelled"."""
     backend: Backend | None = None
+    """As of all attacks."""
 
 
 def _listed(given: object) -> object:
@@ -90,10 +94,13 @@ class BenchmarkConfig:
     steps: Count | None
     """Of every attack that has some; null: each attack's own default."""
     restarts: Amount | None
+    """Random starts of every attack that has some; null: each attack's own default."""
     backend: Backend
+    """Whose code runs attacks that ART has too: auto, art's, or ours (native)."""
     curve_attacks: Choices
     """Attacks that are measured at `curve_epsilons` too, for the curve of robust UAR over epsilon."""
     curve_epsilons: Epsilons
+    """Empty: none; auto: as of epsilons."""
     sweep: bool
     """Whether an attack goes on at an epsilon where it was at a smaller one: cheaper, and robust UAR never rises with
     epsilon. Without, each epsilon is attacked by itself."""
@@ -110,7 +117,9 @@ class BenchmarkConfig:
     fresh: bool
     """Put earlier records aside and begin anew; otherwise a killed benchmark goes on, and another adds to them."""
     batch_size: Count
+    """Utterances at a time."""
     seed: Amount
+    """Of attacks and of the defences' draws."""
     accelerator: Literal["cpu", "auto", "cuda"] | None = None
     """Of the attacks and of what is shown to the defences; null: that of the run, or cpu where it is not here."""
     domain: Literal["logmel", "waveform"] = "logmel"
@@ -168,6 +177,7 @@ class TransferConfig:
     speech: tuple[str, ...]
     """As in `BenchmarkConfig`, but for where records lie; so part."""
     part: Scored | None
+    """As in `BenchmarkConfig`."""
     allow_seen: bool
     """As in `BenchmarkConfig`."""
     attack: str
@@ -179,11 +189,15 @@ class TransferConfig:
     steps: Count | None
     """Null: the attack's own default, as with restarts."""
     restarts: Amount | None
+    """Random starts; null: the attack's own default."""
     max_examples: Count | None
     """A balanced subset of the utterances that two runs have in common; null: all."""
     batch_size: Count
+    """Utterances at a time."""
     seed: Amount
+    """Of the attack and of the defences' draws."""
     accelerator: Literal["cpu", "auto", "cuda"]
+    """Of the attack and of what is shown to the models."""
     out: str | None
     """Folder that transfer.json is written to; null: the first run's."""
 

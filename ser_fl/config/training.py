@@ -36,7 +36,9 @@ class CRNNConfig:
     hidden: Count
     """Units of the GRU in each direction."""
     norm: Norm
+    """batch: batch norm. renorm: batch renormalisation (Ioffe, arXiv 1702.03275). group: group norm."""
     dropout: Share
+    """Before the GRU, and before the last layer."""
 
 
 @stage
@@ -47,6 +49,7 @@ class VGG15Config:
 
     name: Literal["vgg15"]
     norm: Norm
+    """As of crnn."""
 
 
 @stage
@@ -57,7 +60,9 @@ class ResNetConfig:
 
     name: Literal["resnet"]
     norm: Norm
+    """As of crnn."""
     dropout: Share
+    """After pooling."""
 
 
 @stage
@@ -74,8 +79,7 @@ class PooledConfig:
     attention: bool
     """Weigh frames by what they hold, in place of all alike."""
     dropout: Share
-    deviation: bool | None = None
-    """Pool the deviation over time beside the mean; null: unless the front end did (`frontend.pool=clip`)."""
+    """Before each dense layer."""
     layers: Count | None = None
     """Of the front end, of which a weighted sum is pooled (`frontend.layer=all`); null is that."""
 
@@ -88,15 +92,20 @@ class OptimiserConfig:
     """Optimiser of a client's local epochs; new at every round unless `federation.keep_optimiser`."""
 
     name: Literal["adam", "adamw", "sgd"]
+    """torch.optim's Adam, AdamW or SGD."""
     learning_rate: Positive
+    """In the first round."""
     weight_decay: NonNegative
+    """L2 penalty of adam and sgd; decoupled in adamw."""
     momentum: Share
     """sgd only."""
     schedule: Literal["constant", "cosine"]
     """Over rounds: constant, or a cosine down to `final_fraction` of the rate at round `decay_rounds`; of the server's
     rate where it has one (`federation.server_optimiser=adam`)."""
     decay_rounds: Count
+    """Rounds in which a cosine falls; then the rate stays."""
     final_fraction: Fraction
+    """What is left of the rate at last."""
 
 
 _RECIPES: Mapping[str, Mapping[str, object]] = {
@@ -127,9 +136,11 @@ class ObjectiveConfig:
     epsilon: Epsilon
     """L-infinity budget, in standardised log-mel units."""
     steps: Count
+    """Of the attack; one for fgsm, fast and free."""
     step_size: Positive | None
     """Null: epsilon / 4, and epsilon for one step; 1.25 epsilon for fast."""
     random_start: bool
+    """Whether the attack starts at a random point of the ball."""
     warm_up_rounds: Amount = 0
     """Epsilon, or the weight of domain_adversarial, grows from 0 to its full value over so many adversarial rounds; 0:
     full from the first."""
