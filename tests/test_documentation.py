@@ -3,13 +3,16 @@
 import argparse
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+import yaml
 
+from ser_fl.attacks.registry import ATTACKS, ON_RECORDINGS, SUITES
 from ser_fl.cli.main import COMMANDS, main
 from ser_fl.config.compose import compose, compose_benchmark, compose_transfer
 from ser_fl.config.robustness import BenchmarkConfig
@@ -18,6 +21,7 @@ from ser_fl.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("results/**/README.md")])
+FORMS = sorted(path for path in ROOT.glob(".github/ISSUE_TEMPLATE/*.yml") if path.name != "config.yml")
 MOST_WORDS = 1200
 FILLED_IN = {"NAME": "debug", "CORPUS": "nemo", "SEED": "1", "FOLD": "0", "K": "1", "3": "3"}
 """What stands in pages for a reader's own."""
@@ -60,7 +64,9 @@ def check(name: str, words: list[str], *, whole: bool) -> None:
     given = parse(words)
     settings = getattr(given, "settings", []) if whole else []
     if name == "benchmark" and settings:
-        compose_benchmark(settings if any(s.startswith("run=") for s in settings) else ["run=RUN", *settings])
+        config = compose_benchmark(settings)
+        named = {choice.name for choice in (*config.attacks, *config.adaptive, *config.curve_attacks)}
+        assert named <= {*ATTACKS, *SUITES, *ON_RECORDINGS}, f"no attack of that name: {sorted(named)}"
     elif name == "transfer":
         compose_transfer(words)
     elif settings and name in ("train", "crossval", "baseline", "evaluate") and not getattr(given, "multirun", False):
@@ -111,6 +117,34 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
 
 def test_the_readme_is_one_screen() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= MOST_WORDS
+
+
+def test_every_example_is_named_to_who_contributes() -> None:
+    named = set(re.findall(r"\]\((examples/[^)]*)\)", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
+    assert named == {path.relative_to(ROOT).as_posix() for path in ROOT.glob("examples/*.py")}
+
+
+def test_the_citation_is_of_this_version() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+
+
+def test_hooks_before_a_commit_are_checks_of_make_lint_and_download_nothing() -> None:
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    checks = (ROOT / "Makefile").read_text(encoding="utf-8").replace("$(BIN)", ".venv/bin")
+    assert local["repo"] == "local"
+    for hook in local["hooks"]:
+        assert hook["language"] == "system"
+        assert hook["entry"].removesuffix(" --force-exclude") in checks
+
+
+@pytest.mark.parametrize("form", FORMS, ids=name_of)
+def test_forms_of_issues_are_as_github_wants_them(form: Path) -> None:
+    known = yaml.safe_load(form.read_text(encoding="utf-8"))
+    assert {"name", "description", "body"} <= set(known)
+    asked = [field for field in known["body"] if field["type"] != "markdown"]
+    assert all(field["type"] in ("textarea", "input", "dropdown") and field["attributes"]["label"] for field in asked)
+    assert len({field["id"] for field in asked}) == len(asked)
 
 
 @pytest.mark.slow
