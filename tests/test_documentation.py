@@ -31,12 +31,14 @@ def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-def commands(text: str) -> Iterator[str]:
-    """Every `ser-fl ...` of a page: lines of code blocks, where a backslash goes on, and code within sentences."""
+def commands(text: str) -> Iterator[tuple[str, bool]]:
+    """Every `ser-fl ...` of a page, and whether it is whole: lines of code blocks, where a backslash goes on, are;
+    within sentences it may be a part of one.
+    """
     for block in re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
-        yield from re.findall(r"^ser-fl .*", re.sub(r"\\\n\s*", "", block), re.MULTILINE)
+        yield from ((line, True) for line in re.findall(r"^ser-fl .*", re.sub(r"\\\n\s*", "", block), re.MULTILINE))
     prose = re.sub(r"^```\w*\n.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-    yield from (" ".join(code.split()) for code in re.findall(r"`(ser-fl [^`]*)`", prose))
+    yield from ((" ".join(code.split()), False) for code in re.findall(r"`(ser-fl [^`]*)`", prose))
 
 
 def words_of(command: str) -> list[str]:
@@ -54,22 +56,25 @@ def words_of(command: str) -> list[str]:
 
 
 def check(name: str, words: list[str], *, whole: bool) -> None:
-    """A command with settings that are known and, of a whole one, fit together; raises what a user would be told."""
+    """A command with options and settings that are known and fit together; raises what a user would be told."""
     parser = argparse.ArgumentParser(f"ser-fl {name}")
     import_module(f"ser_fl.cli.{name}").add_arguments(parser)
-    if all(word.startswith("-") for word in words) or words == ["check"]:  # the command is named, not called
-        assert all(word in parser.format_help() for word in words)
+    of_actions = name in ("corpus", "federation")
+    options = [word.split("=")[0] for word in words if word.startswith("-")]
+    if whole:
+        (parser.parse_args if of_actions else parser.parse_intermixed_args)(words)
+    elif not of_actions:
+        assert all(option in parser.format_help() for option in options), options
+    settings = [word for word in words if re.match(r"[\w.+]+=", word)]
+    if not settings or {"-m", "--multirun", "--config"} & set(options):
         return
-    parse = parser.parse_args if name in ("corpus", "federation") else parser.parse_intermixed_args
-    given = parse(words)
-    settings = getattr(given, "settings", []) if whole else []
-    if name == "benchmark" and settings:
+    if name == "benchmark":
         config = compose_benchmark(settings)
         named = {choice.name for choice in (*config.attacks, *config.adaptive, *config.curve_attacks)}
         assert named <= {*ATTACKS, *SUITES, *ON_RECORDINGS}, f"no attack of that name: {sorted(named)}"
     elif name == "transfer":
         compose_transfer(words)
-    elif settings and name in ("train", "crossval", "baseline", "evaluate") and not getattr(given, "multirun", False):
+    elif name in ("train", "crossval", "baseline", "evaluate"):
         own = {"run", "part", "allow_seen", "out", "features", "baseline", "root"}
         own |= {"enrolment"} if name == "evaluate" else set()  # it goes by the run's normalisation
         if name == "crossval":
@@ -91,14 +96,13 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=name_of)
 def test_every_command_of_a_page_is_one_that_there_is(page: Path) -> None:
-    for command in dict.fromkeys(commands(page.read_text(encoding="utf-8"))):
-        words = words_of(command)
-        if words and words[0].startswith("-"):  # ser-fl --help, ser-fl --version
+    for command, whole in dict.fromkeys(commands(page.read_text(encoding="utf-8"))):
+        name, *rest = words_of(command)
+        if name.startswith("-"):  # ser-fl --help
             continue
-        name, *rest = words
         assert name in COMMANDS, command
         try:
-            check(name, rest, whole="..." not in command)
+            check(name, [] if "..." in command and not whole else rest, whole=whole)
         except (Exception, SystemExit) as error:
             pytest.fail(f"`{command}`: {error}")
 
