@@ -22,6 +22,7 @@ from ser_fl.errors import UserError
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("results/**/README.md")])
 FORMS = sorted(path for path in ROOT.glob(".github/ISSUE_TEMPLATE/*.yml") if path.name != "config.yml")
+MADE = ROOT / "docs" / "reference"
 MOST_WORDS = 1200
 FILLED_IN = {"NAME": "debug", "CORPUS": "nemo", "SEED": "1", "FOLD": "0", "K": "1", "3": "3"}
 """What stands in pages for a reader's own."""
@@ -115,6 +116,8 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
         if re.match(r"https?:|mailto:", target):
             continue
         found = (page.parent / path).resolve() if path else page
+        if not found.exists() and MADE in found.parents:
+            continue  # `make docs` makes it, and ends with an error where a link leads nowhere
         assert found.exists(), target
         assert not anchor or anchor in anchors(found), target
 
