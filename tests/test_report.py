@@ -7,6 +7,8 @@ import io
 import json
 import subprocess
 import sys
+import wave
+from base64 import b64decode
 from collections.abc import Callable, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
@@ -26,6 +28,9 @@ from rich.console import Console
 from ser_fl.errors import UserError
 from ser_fl.files import record_of, write_json
 from ser_fl.report import wording
+from ser_fl.report.audio import PAGE_BYTES, audio_pairs, decibels
+from ser_fl.report.charts import budget_charts, round_charts
+from ser_fl.report.checks import meaning
 from ser_fl.report.figures import (
     confusion_matrix,
     loss_over_rounds,
@@ -35,6 +40,7 @@ from ser_fl.report.figures import (
     uar_over_rounds,
 )
 from ser_fl.report.four_way import four_way
+from ser_fl.report.headline import comparison_table, headline
 from ser_fl.report.markup import Table, print_table, to_markdown
 from ser_fl.report.page import write_report
 from ser_fl.report.panels import draw_figures
@@ -463,6 +469,159 @@ def test_page_says_what_the_benchmark_doubts(tmp_path: Path) -> None:
     assert "Passed: attacks beat noise." in words and "Not checked: UAR falls (one budget)." in words
 
 
+def kept(root: Path, name: str, samples: int, *, spike: int = 0, rate: int = 8000) -> str:
+    """A WAV file of silence with one full-scale sample, beside the list of pairs."""
+    content = np.zeros(samples, dtype="<i2")
+    content[spike] = 32767
+    path = RunFolder(root).adversarial / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, rate, samples, "NONE", ""))
+        file.writeframes(content.tobytes())
+    return name
+
+
+def listed(root: Path, *pairs: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    write_json(RunFolder(root).adversarial / "waveforms.json", {"pairs": list(pairs)})
+    return list(pairs)
+
+
+def test_the_page_carries_different_attacks_first_and_says_what_it_left_out(tmp_path: Path) -> None:
+    root = make_run(tmp_path / "run", None, FOUR_WAY)
+    pairs = [
+        {
+            "utterance_id": f"<{key}>",
+            "clean": kept(root, f"{key}.clean.wav", 900),
+            "adversarial": kept(root, f"{key}.pgd.snr_db_{level}.wav", 900, spike=500),
+            "attack": "pgd",
+            "snr_db": float(level),
+        }
+        for level in (40, 20)
+        for key in ("a", "b")
+    ]
+    listed(root, *pairs, {**pairs[0], "adversarial": "gone.wav"})
+    (shown,), notes = audio_pairs([read_run(root)])
+    assert [pair.title for pair in shown] == ["<a>", "<a>", "<b>"]
+    assert [pair.adversarial_words for pair in shown[:2]] == [
+        "adversarial (PGD, SNR 40.0 dB)",
+        "adversarial (PGD, SNR 20.0 dB)",
+    ]
+    assert b64decode(shown[0].adversarial) == (RunFolder(root).adversarial / pairs[0]["adversarial"]).read_bytes()
+    assert notes == ["Federated: 1 more of 4 pairs in adversarial/ would make this page too large"]
+    page = Page(write_report([root]).read_text(encoding="utf-8"))
+    assert page.tags.count("audio") == 6 and notes[0] in page.words and "<a>" in page.words
+    assert "recordings were kept" not in page.words
+
+
+def test_audio_stays_within_its_bytes(tmp_path: Path) -> None:
+    roots = [make_run(tmp_path / name, config(run_name=name), FOUR_WAY) for name in ("one", "two")]
+    for root in roots:
+        names = {key: kept(root, f"{key}.wav", PAGE_BYTES // 5) for key in ("clean", "adversarial")}
+        listed(root, {"utterance_id": "a", "attack": "pgd", "snr_db": None, **names})
+    shown, notes = audio_pairs([read_run(root) for root in roots])
+    assert [len(pairs) for pairs in shown] == [1, 0]
+    assert notes == ["Federated, two: 1 more of 1 pairs in adversarial/ would make this page too large"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"clean": "../model.wav"}, "which is no file beside it"),
+        ({"clean": 5}, "must hold text as clean, got 5"),
+        ({"clean": "text.wav"}, "cannot be read"),
+    ],
+)
+def test_a_list_of_recordings_that_was_changed_is_told(
+    tmp_path: Path, changes: Mapping[str, Any], message: str
+) -> None:
+    root = make_run(tmp_path / "run", None, FOUR_WAY)
+    pair = {"utterance_id": "a", "clean": kept(root, "c.wav", 900), "adversarial": kept(root, "a.wav", 900)}
+    listed(root, {**pair, **changes})
+    (RunFolder(root).adversarial / "text.wav").write_text("no audio")
+    with pytest.raises(UserError, match=message):
+        write_report([root])
+    assert not RunFolder(root).report.exists()
+
+
+def test_what_is_added_is_seen_where_it_was_added() -> None:
+    rate, tone = 8000, np.sin(2 * np.pi * 1000 * np.arange(4096) / 8000)
+    power = decibels(tone)
+    assert power.shape == (257, 29)
+    assert set(power.argmax(axis=0)) == {1000 * 512 // rate}
+    assert decibels(np.zeros(100)).max() == pytest.approx(-100.0)
+
+
+def test_the_headline_names_the_attacker_the_split_and_the_failed_checks(tmp_path: Path) -> None:
+    shared = {"words": "shared with training: none of 9 speakers, all of 4 texts"}
+    attacks = [
+        *FOUR_WAY,
+        record("worst_case", 0.05, steps=None, restarts=None),
+        record("pgd", 0.125, defence="randomisation", knowledge="adaptive", eot_samples=4, num_examples=12),
+        record("worst_case", 0.1, defence="randomisation", knowledge="adaptive+undefended", num_examples=12),
+    ]
+    root = make_run(tmp_path / "run", None, attacks)
+    summary = RunFolder(root).summary
+    write_json(summary, {**json.loads(summary.read_text()), "shared": shared})
+    found = SanityReport(doubts=(Doubt(check="attacks beat noise", words="x"),), passed=("a", "b"), not_checked={})
+    write_sanity_report(RunFolder(root), found)
+    said = headline([read_run(root)])
+    assert said.sentence == (
+        "Federated recognises 73.3 % of the emotions without attack (UAR; chance 33.3 %); the strongest attacker"
+        " leaves 5.0 %."
+    )
+    _, bare, defended, split, checks = said.tiles
+    assert (bare.figure, bare.is_alarm) == ("5.0 %", False)
+    assert bare.words == "worst of 2 at L∞ 0.05; strongest alone: PGD, 50 steps, 5 restarts (10.0)"
+    assert (defended.figure, defended.words) == ("10.0 %", "PGD, 10 steps, EOT 4, adaptive at L∞ 0.05")
+    assert split.words == "none of 9 speakers, all of 4 texts"
+    assert (checks.figure, checks.is_alarm) == ("1", True)
+    assert checks.words == f"attacks beat noise: {meaning('attacks beat noise')}"
+
+
+def test_many_runs_have_a_range_and_a_row_each(tmp_path: Path) -> None:
+    runs = [
+        read_run(make_run(tmp_path / str(seed), config(seed=seed), [clean(0.7), record("pgd", 0.1 * seed)]))
+        for seed in (1, 2)
+    ]
+    assert "2 runs recognise 73.3 % of the emotions" in headline(runs).sentence
+    assert "leaves 10.0 to 20.0 %" in headline(runs).sentence
+    table = comparison_table(runs)
+    row = dict(zip(table.header, table.rows[1], strict=True))
+    assert (
+        row["Run"] == "Federated\nseed 2" and row["Worst case"] == "≤ 20.0" and row["Checks that fail"] == "not checked"
+    )
+    assert row["By which attacker"] == "PGD, L∞ 0.05, 10 steps"
+    # Recalls 0.8, 0.6, 0.8 of 10 each: 1.96 * sqrt((0.16 + 0.24 + 0.16) / 10) / 3
+    assert row["95 % ±"] == "15.5"
+    assert headline([read_run(make_run(tmp_path / "begun", finished=False))]).sentence.startswith(
+        "The training has not"
+    )
+    assert "nobody attacked" in headline([read_run(make_run(tmp_path / "bare"))]).sentence
+
+
+def test_chart_data_are_the_records_and_plain_json(tmp_path: Path) -> None:
+    attacks = [
+        clean(0.7),
+        *(record("pgd", 0.3 - epsilon, epsilon=epsilon, uar_interval=(0.1, 0.2)) for epsilon in (0.2, 0.1)),
+        record("fgsm", float("nan"), epsilon=0.1),
+        record("worst_case", 0.05, epsilon=0.2),
+        record("pgd", 0.5, domain="waveform", norm="2", epsilon=None, snr_db=40.0),
+        record("pgd", 0.4, domain="waveform", norm="2", epsilon=None, snr_db=60.0),
+    ]
+    run = read_run(make_run(tmp_path / "run", None, attacks))
+    over_epsilon, over_snr = json.loads(json.dumps(budget_charts([run]), allow_nan=False))
+    assert [budget["words"] for budget in over_epsilon["budgets"]] == ["no attack", "L∞ ε 0.1", "L∞ ε 0.2"]
+    assert [budget["value"] for budget in over_snr["budgets"]] == [None, 60.0, 40.0], "a lower SNR is the larger budget"
+    strongest, pgd = over_epsilon["series"]
+    told = {point["budget"]: (point["uar"], point["by"]) for point in strongest["points"]}
+    assert told[None] == (0.7, "") and told[0.2] == (0.05, "PGD, 10 steps at L∞ 0.2")
+    assert told[0.1][0] == pytest.approx(0.2), "the lowest single attack, where no worst case is known"
+    assert pgd["attack"] == "PGD, 10 steps" and pgd["points"][1]["interval"] == [0.1, 0.2]
+    uars, losses = json.loads(json.dumps(round_charts([run]), allow_nan=False))
+    assert [one["points"] for one in uars["series"]] == [[[1, 0.5], [2, 0.75], [3, 0.7]], [[2, 0.25]]]
+    assert uars["series"][0]["star"] == [2, 0.75] and losses["series"][0]["points"][0] == [1, 1.0]
+
+
 def test_page_of_an_unfinished_run_names_the_commands(tmp_path: Path) -> None:
     root = make_run(tmp_path / "run", finished=False)
     path = write_report([root])
@@ -682,8 +841,8 @@ def test_groups_are_those_of_the_clean_score_and_the_worst_case(tmp_path: Path) 
     assert people.header == ("Speaker", "Utterances", "clean", "worst case\nL∞ 0.05")
     assert people.rows == (
         ("ann", "30", "–", "25.0"),
-        ("all men", "–", "60.0", "50.0"),
-        ("all women", "–", "80.0", "25.0"),
+        ("all female", "–", "80.0", "25.0"),
+        ("all male", "–", "60.0", "50.0"),
         ("bob", "–", "–", "50.0"),
     )
     assert emotions.rows == (("anger", "10", "90.0", "12.5"), ("neutral", "10", "–", "50.0"))

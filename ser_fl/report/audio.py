@@ -112,7 +112,7 @@ def _spectrograms(clean: bytes, adversarial: bytes) -> bytes:
 
     (first_T, rate_hz), (second_T, _) = _samples(clean), _samples(adversarial)
     figure = Figure(figsize=(7.2, 1.9), layout="constrained")
-    peak = _decibels(first_T).max()
+    peak = decibels(first_T).max()
     for ax, samples_T, title in zip(
         figure.subplots(1, 3, sharey=True),
         (first_T, second_T, second_T - first_T),
@@ -120,7 +120,7 @@ def _spectrograms(clean: bytes, adversarial: bytes) -> bytes:
         strict=True,
     ):
         extent = (0.0, len(samples_T) / rate_hz, 0.0, rate_hz / 2000)
-        ax.imshow(_decibels(samples_T), origin="lower", aspect="auto", extent=extent, vmin=peak - 80, vmax=peak)
+        ax.imshow(decibels(samples_T), origin="lower", aspect="auto", extent=extent, vmin=peak - 80, vmax=peak)
         ax.set_title(title, fontsize=9)
         ax.tick_params(labelsize=7)
         ax.set_xlabel("time (s)", fontsize=8)
@@ -141,7 +141,7 @@ def _samples(content: bytes) -> tuple[Any, int]:
         raise UserError(f"a WAV file of adversarial/ cannot be read ({error}): run `ser-fl benchmark` again") from None
 
 
-def _decibels(samples_T: Any) -> Any:
+def decibels(samples_T: Any) -> Any:
     """Power of a Hann window of 512 samples every 128, shape (257, frames)."""
     padded_T = np.pad(samples_T, (0, max(0, _WINDOW - len(samples_T))))
     frames = np.lib.stride_tricks.sliding_window_view(padded_T, _WINDOW)[:: _WINDOW // 4]

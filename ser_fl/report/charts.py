@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ser_fl.report import wording
-from ser_fl.report.figures import series_of
 from ser_fl.report.four_way import budget_key, worst_under
 from ser_fl.report.headline import attacker_in_words
 from ser_fl.report.reader import RunRecords
@@ -63,7 +62,10 @@ def _series(label: str, run: RunRecords, threat: Threat) -> Iterator[dict[str, A
             continue
         keys = dict.fromkeys(map(budget_key, records))
         worst = [found for key in keys if (found := worst_under(run, defence, {key}))]
-        attacks = series_of([each for each in records if each.attack != WORST_CASE], run.num_test_utterances)
+        attacks: dict[str, list[AttackRecord]] = {}
+        for each in records:
+            if each.attack != WORST_CASE:
+                attacks.setdefault(_attack(run, each), []).append(each)
         for attack, shown in {STRONGEST: worst, **attacks}.items():
             clean = run.clean_scores(defence)[0] if attack == STRONGEST else shown[0].clean_uar
             none = {"budget": None, "uar": _figure(clean), "interval": None, "n": None, "by": "", "grey": False}
@@ -73,6 +75,13 @@ def _series(label: str, run: RunRecords, threat: Threat) -> Iterator[dict[str, A
                 "attack": attack,
                 "points": [none, *(_point(run, each) for each in shown)],
             }
+
+
+def _attack(run: RunRecords, record: AttackRecord) -> str:
+    """One attack of one strength, on whatever defence."""
+    knowledge = "" if record.knowledge == "undefended" else record.knowledge
+    size = "" if run.subset(record) is None else f"n = {record.num_examples}"
+    return ", ".join(filter(None, (wording.attack_name(record.attack), wording.effort(record), knowledge, size)))
 
 
 def _point(run: RunRecords, record: AttackRecord) -> dict[str, Any]:

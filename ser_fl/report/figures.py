@@ -48,7 +48,7 @@ def robust_uar_curve(
     """
     over_snr = bool(records) and records[0].snr_db is not None
     budget = attrgetter("snr_db" if over_snr else "epsilon")
-    for place, (label, series) in enumerate(series_of(records, num_test).items()):
+    for place, (label, series) in enumerate(_series(records, num_test).items()):
         measured = sorted((record for record in series if not math.isnan(record.robust_uar)), key=budget)
         places, uars = [budget(record) for record in measured], [record.robust_uar for record in measured]
         style = _line_style(series[0], place)
@@ -176,7 +176,7 @@ def spectrogram_pair(axes: Sequence[Axes], example: Example) -> Sequence[Axes]:
     return axes
 
 
-def series_of(records: Iterable[AttackRecord], num_test: int | None) -> dict[str, list[AttackRecord]]:
+def _series(records: Iterable[AttackRecord], num_test: int | None) -> dict[str, list[AttackRecord]]:
     """Records of one attack and strength, differing in epsilon only, by their label in the legend."""
     series: dict[str, list[AttackRecord]] = {}
     for record in records:

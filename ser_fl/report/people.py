@@ -31,14 +31,14 @@ def _of_people(record: Any) -> Shares:
     return {**{f"all {_SEXES.get(sex, sex)}": uar for sex, uar in record.sex_uar.items()}, **record.speaker_uar}
 
 
-_SEXES = {"f": "women", "m": "men"}
+_SEXES = {"f": "female", "m": "male"}
 
 
 def _columns(run: RunRecords, tested: Shares, of: Callable[[Any], Shares]) -> dict[str, Shares]:
     """By heading; the test scores stand where the benchmark has no clean ones of its own."""
     budgets = reference_budgets([run])
     shown: dict[str, Shares] = {}
-    for record in run.attacks:
+    for record in sorted(run.attacks, key=lambda each: (each.domain != "logmel", each.defence != NO_DEFENCE)):
         is_worst = record.is_worst_case and (budget_key(record) in budgets or record.norm == "none")
         if (record.attack == CLEAN or is_worst) and (shares := of(record)):
             budget = "" if record.attack == CLEAN else wording.budget(record)

@@ -36,13 +36,21 @@ def small_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """
     folder = tmp_path_factory.mktemp("browser")
     runs = [folder / f"run_{seed}" for seed in (1, 2)]
-    few = ["max_examples=14", "steps=2", "restarts=1", "curve_attacks=[]", "checks_subset=4"]
+    few = ["steps=2", "restarts=1", "curve_attacks=[]", "checks_subset=4"]
     heard = ["domain=waveform", "attacks=[pgd]", "snr_dbs=[40,20]", "write_audio=2", "checks=false"]
     asked = ["attacks=[fgsm,pgd]", "epsilons=[0.05,0.1,0.2]", "defences=[none,randomisation]"]
+    learning = [
+        "optimiser.learning_rate=0.01",
+        "federation.num_rounds=8",
+        "federation.local_epochs=3",
+        "selection=last",
+    ]
+    learning += ["clients=iid", "clients.num_clients=2", "federation.batch_size=8", "federation.server_momentum=0.0"]
     for seed, run in enumerate(runs, start=1):
-        settings = ["experiment=debug", "data.utterances_per_emotion=3", f"data.cache_dir={folder / 'cache'}"]
-        assert main(["train", *settings, f"seed={seed}", f"run_dir={run}"]) == 0
+        settings = ["experiment=debug", "data.utterances_per_emotion=6", f"data.cache_dir={folder / 'cache'}"]
+        assert main(["train", *settings, *learning, f"seed={seed}", f"run_dir={run}"]) == 0
     assert main(["benchmark", f"run={runs[0]}", *few, *heard]) == 0
     assert main(["benchmark", f"run={runs[0]}", *few, *asked]) == 0
-    assert main(["benchmark", f"run={runs[1]}", *few, "attacks=[fgsm]", "epsilons=[0.1,0.2]", "checks=false"]) == 0
+    fewer = ["attacks=[fgsm,pgd]", "epsilons=[0.1,0.2]", "defences=[none]", "checks=false"]
+    assert main(["benchmark", f"run={runs[1]}", *few, *fewer]) == 0
     return runs
