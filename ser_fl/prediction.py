@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,34 +168,58 @@ def predict_each(
     if model.synthetic:
         _LOG.warning(SYNTHETIC_NOTE)
 
-    def heard(files: Recordings) -> Iterator[_Heard | Failed]:
-        for path in recordings([files] if isinstance(files, (str, Path)) else files):
-            if isinstance(path, Failed):
-                yield path
-                continue
-            try:
-                yield _read(path, model, channel, segment_s or longest_s, silence_dbfs)
-            except UserError as error:
-                yield Failed(path, str(error))
-
+    heard = partial(_heard_each, model=model, channel=channel, silence_dbfs=silence_dbfs)
     speaker = model
     if enrol:
-        clips = []
-        for one in heard(enrol):
-            if isinstance(one, Failed):
-                raise UserError(one.reason)
-            spoken = zip(one.segments, one.speaks, strict=True)
-            clips += [repeat_to_length(each, model.frontend.num_samples) for each, speaks in spoken if speaks]
-        if not clips:
-            raise UserError("nobody speaks in the recordings that enrol the speaker: give others")
-        with exact_arithmetic(), threads_limited_to(1):
-            speaker = model.enrolled(torch.stack(clips))
+        speaker = _enrolled_by(heard(enrol, segment_s=segment_s or longest_s), model)
     elif model.by_speaker and model.scale is None:
         way_out = "say which, with enrol=FILES (--enrol FILE) of the speaker; they may be those to be classified"
         if model.fallback is None:
             raise UserError(f"the model scales each speaker by own clips: {way_out}")
         _LOG.warning("nobody is enrolled: all are scaled by the mean of training speakers; better, %s", way_out)
-    return _in_batches(heard(files), speaker)
+    return _in_batches(heard(files, segment_s=segment_s or longest_s), speaker)
+
+
+def predict_waveform(waveform_T: Tensor, sample_rate_hz: int, model: EmotionModel) -> Prediction:
+    """`predict` of a recording in memory, of shape (T,) in [-1, 1]."""
+    longest_s = model.frontend.num_samples / model.frontend.sample_rate_hz
+    heard = _in_segments(Path("recording"), waveform_T, sample_rate_hz, model, longest_s, SILENCE_DBFS)
+    (found,) = _said([heard], model)
+    if isinstance(found, Failed):
+        raise UserError(found.reason)
+    return found
+
+
+def enrol_speaker(model: EmotionModel, enrol: Recordings) -> EmotionModel:
+    """The model for the speaker of some recordings, as `predict` enrols; a `UserError` where one cannot be used."""
+    segment_s = model.frontend.num_samples / model.frontend.sample_rate_hz
+    return _enrolled_by(_heard_each(enrol, model, "first", silence_dbfs=SILENCE_DBFS, segment_s=segment_s), model)
+
+
+def _heard_each(
+    files: Recordings, model: EmotionModel, channel: str, silence_dbfs: float, segment_s: float
+) -> Iterator[_Heard | Failed]:
+    for path in recordings([files] if isinstance(files, (str, Path)) else files):
+        if isinstance(path, Failed):
+            yield path
+            continue
+        try:
+            yield _in_segments(path, *read_audio(path, channel), model, segment_s, silence_dbfs)
+        except UserError as error:
+            yield Failed(path, str(error))
+
+
+def _enrolled_by(heard: Iterable[_Heard | Failed], model: EmotionModel) -> EmotionModel:
+    clips = []
+    for one in heard:
+        if isinstance(one, Failed):
+            raise UserError(one.reason)
+        spoken = zip(one.segments, one.speaks, strict=True)
+        clips += [repeat_to_length(each, model.frontend.num_samples) for each, speaks in spoken if speaks]
+    if not clips:
+        raise UserError("nobody speaks in the recordings that enrol the speaker: give others")
+    with exact_arithmetic(), threads_limited_to(1):
+        return model.enrolled(torch.stack(clips))
 
 
 def recordings(given: Iterable[Path | str]) -> Iterator[Path | Failed]:
@@ -226,8 +251,9 @@ def _is_audio(path: Path) -> bool:
     return path.suffix.lower() in CLAIMS_AUDIO or probe_header(path) is None
 
 
-def _read(path: Path, model: EmotionModel, channel: str, segment_s: float, silence_dbfs: float) -> _Heard:
-    recording_T, from_hz = read_audio(path, channel)
+def _in_segments(
+    path: Path, recording_T: Tensor, from_hz: int, model: EmotionModel, segment_s: float, silence_dbfs: float
+) -> _Heard:
     rate_hz = model.frontend.sample_rate_hz
     try:
         waveform_T = resample(recording_T, from_hz, rate_hz)

@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, str] = {
     "report": "tables, figures and one report.html from run folders",
     "predict": "emotions of audio files",
     "export": "a model for other programs: RUN onnx|torch|hf [output=DIR]",
+    "serve": "a page on this machine to hear a clip, attack it, and see the model change its mind: RUN [port=...]",
     "leaderboard": "table of robust models and what is left of them under attack; add RUN makes an entry",
     "verify": "check an entry of the leaderboard and score it again: ENTRY data.root=DIR",
     "zoo": "list the trained models that come with ser_fl, or print the card of one",

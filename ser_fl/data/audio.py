@@ -123,30 +123,62 @@ def read_audio(path: Path, channel: str = "first", span_s: tuple[float, float] |
         UnusableAudio: the file is missing, not audio, empty, a cut-off FLAC, not finite, on another scale, or lacks the
             channel.
     """
-    import torch
-
     check_channel(channel)
-    blocks: list[NDArray[np.float32]] = []
     with _open(path) as file:
         index, is_mean = CHANNELS.index(channel), channel == "mean"
         if not is_mean and index >= file.channels:
             reason = "it has one channel, no second; take the first (data.channel=first, --channel first)"
             raise UnusableAudio(reason, path, verb="use")
-        start, stop = (round(second * file.samplerate) for second in span_s or (0, 0))
-        # All samples there are: a header may announce any number. Under half an hour it is one block, since decoders of
-        # lossy formats may err where they go on.
-        largest, end = _BLOCK_SAMPLES // file.channels, min(max(file.frames, 0), stop or sys.maxsize)
         try:
-            place = begun = _wind(file, max(0, start - _PREROLL_SAMPLES))
-            while not blocks or len(blocks[-1]) == largest:
-                block = file.read(min(largest, end - place), dtype="float32", always_2d=True)
-                place += len(block)
-                blocks.append(block.mean(1, dtype=np.float32) if is_mean else np.ascontiguousarray(block[:, index]))
+            samples_T = _samples(file, None if is_mean else index, span_s)
         except (soundfile.SoundFileError, OSError) as error:
             raise UnusableAudio(_why_unreadable(path, error), path) from None
-    samples_T = np.concatenate(blocks)[start - begun :]
     if len(samples_T) == 0:
         raise UnusableAudio(_why_empty(path), path)
+    return _usable(samples_T, path), int(file.samplerate)
+
+
+def decode_audio(content: bytes, name: str, longest_s: float) -> tuple[Tensor, int]:
+    """The first channel of a file in memory, as `read_audio` gives it; its name is for errors.
+
+    Raises:
+        UnusableAudio: it is no audio, empty, longer than ``longest_s``, not finite or on another scale.
+    """
+    path = Path(name)
+    try:
+        with soundfile.SoundFile(io.BytesIO(content)) as file:
+            low, high = RATES_HZ
+            if file.format in _HEADERLESS or not low <= file.samplerate <= high:
+                raise UnusableAudio("it has no header that tells its format and a usual sampling rate", path)
+            if file.frames > longest_s * file.samplerate:
+                raise UnusableAudio(f"it is longer than {longest_s:g} s; cut it", path)
+            samples_T = _samples(file, 0, None)
+    except soundfile.SoundFileError as error:
+        raise UnusableAudio(f"no audio that libsndfile knows ({_reason(error)}); make a WAV file of it", path) from None
+    if len(samples_T) == 0:
+        raise UnusableAudio("it holds no samples", path)
+    return _usable(samples_T, path), int(file.samplerate)
+
+
+def _samples(file: soundfile.SoundFile, index: int | None, span_s: tuple[float, float] | None) -> NDArray[np.float32]:
+    """All samples there are, of a channel or, without one, of the mean of all: a header may announce any number. Under
+    half an hour it is one block, since decoders of lossy formats may err where they go on.
+    """
+    blocks: list[NDArray[np.float32]] = []
+    start, stop = (round(second * file.samplerate) for second in span_s or (0, 0))
+    largest, end = _BLOCK_SAMPLES // file.channels, min(max(file.frames, 0), stop or sys.maxsize)
+    place = begun = _wind(file, max(0, start - _PREROLL_SAMPLES))
+    while not blocks or len(blocks[-1]) == largest:
+        block = file.read(min(largest, end - place), dtype="float32", always_2d=True)
+        place += len(block)
+        blocks.append(block.mean(1, dtype=np.float32) if index is None else np.ascontiguousarray(block[:, index]))
+    return np.concatenate(blocks)[start - begun :]
+
+
+def _usable(samples_T: NDArray[np.float32], path: Path) -> Tensor:
+    """Samples cut at full scale; an `UnusableAudio` of what is not finite, or on another scale."""
+    import torch
+
     peak = float(np.maximum(samples_T.max(), -samples_T.min()))
     if not np.isfinite(peak):
         reason = "some samples are no numbers (NaN or infinite); make the file again from its source"
@@ -154,7 +186,7 @@ def read_audio(path: Path, channel: str = "first", span_s: tuple[float, float] |
     if peak > OVERSHOOT:
         detail = f"samples reach {peak:g}, expected [-1, 1]; rescale the file"
         raise UnusableAudio("samples far beyond [-1, 1]; rescale the file", path, detail, verb="use")
-    return torch.from_numpy(samples_T.clip(-1, 1, out=samples_T)), int(file.samplerate)
+    return torch.from_numpy(samples_T.clip(-1, 1, out=samples_T))
 
 
 def _wind(file: soundfile.SoundFile, place: int) -> int:
@@ -238,7 +270,12 @@ def _why_empty(path: Path) -> str:
 
 
 def write_wav(path: Path, waveform_T: Tensor, sample_rate_hz: int) -> None:
-    """Write a mono 16-bit WAV file, whole, and missing folders, from samples of shape (T,) in [-1, 1].
+    """Write what `to_wav` makes, whole, and missing folders."""
+    write_bytes(path, to_wav(waveform_T, sample_rate_hz))
+
+
+def to_wav(waveform_T: Tensor, sample_rate_hz: int) -> bytes:
+    """A mono 16-bit WAV file, from samples of shape (T,) in [-1, 1].
 
     Samples are rounded to multiples of 2^-15 and cut at full scale, so that what was read from a 16-bit file is written
     back bit for bit (libsndfile's own conversion scales by 2^15 - 1 and does not).
@@ -252,7 +289,7 @@ def write_wav(path: Path, waveform_T: Tensor, sample_rate_hz: int) -> None:
     pcm_T = np.rint(samples_T * 32768).clip(-32768, 32767).astype(np.int16)
     buffer = io.BytesIO()
     soundfile.write(buffer, pcm_T, sample_rate_hz, format="WAV", subtype="PCM_16")
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def content_digest(path: Path, channel: str) -> bytes:
