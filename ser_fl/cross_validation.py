@@ -1,5 +1,6 @@
 """All folds of a split, one after the other, and what they say together: every speaker (or text) tested once."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -105,7 +106,8 @@ def folds_of(config: Config) -> Iterator[Config]:
     if count < 2:
         raise UserError(f"there must be two folds at least, got {count}: set split.num_folds")
     folder = Path(str(config.run_dir))
-    tracking = replace(config.tracking, group=config.tracking.group or folder.name)
+    group = config.tracking.group or os.environ.get("WANDB_RUN_GROUP") or folder.name
+    tracking = replace(config.tracking, group=group)
     folds = [
         replace(config, split=replace(split, fold=k), run_dir=str(folder / f"fold{k}"), tracking=tracking)
         for k in range(count)

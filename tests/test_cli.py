@@ -38,7 +38,7 @@ SECRETS = {"WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567", "HF_TOKE
 FEW = ("curve_attacks=[]",)
 TRAINED = {
     *("config.yaml", "environment.json", "rounds.jsonl", "clients.jsonl", "summary.json"),
-    *("model.safetensors", "model.json", "checkpoint", "heard.json", "heard.safetensors"),
+    *("model.safetensors", "model.json", "checkpoint", "heard.json", "heard.safetensors", "metrics.csv", "log.txt"),
 }
 RATE_HZ = 16_000
 
@@ -288,13 +288,13 @@ def test_a_fresh_benchmark_keeps_the_last_one_aside(
     (run / "config.yaml").write_text(text.replace("backend: none", "backend: wandb"))
     latest = json.loads((run / "checkpoint" / "latest.json").read_text())
     write_json(run / "checkpoint" / "latest.json", {**latest, "tracking": {"wandb_id": "abc"}})
-    monkeypatch.setattr("ser_fl.tracking.weights_and_biases._has_wandb_key", lambda: False)
+    monkeypatch.setattr("ser_fl.tracking.wandb_settings._has_wandb_key", lambda: False)
     again = ["fresh=true", "attacks=[fgsm]", "epsilons=[0.1]", "defences=[none]"]
     assert main(["benchmark", f"run={run}", *FEW, *again]) == 0
     assert (run / "attacks.before.json").read_bytes() == before
     assert {record.attack for record in RunFolder(run).read_attacks()} == {"clean", "fgsm"}
     printed = " ".join(capsys.readouterr().out.split())
-    assert "attacks are not tracked" in printed and "no API key" in printed and "SYNTHETIC" in printed
+    assert "attacks not tracked" in printed and "no API key" in printed and "SYNTHETIC" in printed
 
 
 def test_a_refused_benchmark_leaves_the_last_one(

@@ -22,8 +22,9 @@ from packaging.version import Version
 
 from ser_fl.config import robustness as attack_config
 from ser_fl.config import training
-from ser_fl.config.compose import compose, compose_benchmark, configs_dir, groups
+from ser_fl.config.compose import compose, compose_benchmark
 from ser_fl.config.frontend import GE2EConfig, TransformersConfig
+from ser_fl.config.groups import configs_dir, groups
 from ser_fl.config.schema import Config, dump, instantiated_objects, parse
 from ser_fl.config.values import ObjectConfig
 from ser_fl.errors import UserError

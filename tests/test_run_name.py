@@ -91,9 +91,9 @@ def test_the_tracker_shows_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     from ser_fl.tracking import tracker
 
     given: list[str] = []
-    monkeypatch.setattr(tracker, "WeightsAndBiases", lambda run, settings, config: given.append(settings["name"]))
-    where = {"backend": "wandb", "mode": "offline", "project": "p", "entity": None, "group": None}
+    monkeypatch.setattr(tracker, "WeightsAndBiases", lambda run, given_, settings: given.append(given_["name"]))
+    where = {"backend": "wandb", "mode": "offline", "project": "p", "entity": None, "group": None, "tags": []}
     for name in ("my run #2", None, "x" * 500):
-        settings = {"experiment": "debug", "run_name": name, "tracking": where}
+        settings = {"experiment": "debug", "seed": 3, "run_name": name, "tracking": where}
         tracker.open_tracker(settings, RunFolder(tmp_path))
-    assert given == ["my run #2", "debug", "x" * 128]
+    assert given == ["my run #2", "debug-seed3", "x" * 128]

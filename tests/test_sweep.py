@@ -16,7 +16,8 @@ from ser_fl.cli.hydra_program import check_launcher, checked, planned
 from ser_fl.cli.main import main
 from ser_fl.cli.training_job import grace_s
 from ser_fl.cli.training_job import placed as placed_run
-from ser_fl.config.compose import compose, configs_dir, groups, hydra_ready, told_in_a_line
+from ser_fl.config.compose import compose, hydra_ready, told_in_a_line
+from ser_fl.config.groups import configs_dir, groups
 from ser_fl.config.schema import Config, dump
 from ser_fl.errors import UserError
 

@@ -13,7 +13,8 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ser_fl.config.compose import compose, compose_benchmark, compose_transfer, configs_dir
+from ser_fl.config.compose import compose, compose_benchmark, compose_transfer
+from ser_fl.config.groups import configs_dir
 from ser_fl.config.robustness import BenchmarkConfig, TransferConfig
 from ser_fl.config.schema import Config, dump
 from ser_fl.config.text import kind_of, type_at

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import json
 import logging
 import os
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -16,7 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 
 import ser_fl.tracking.tracker
 import ser_fl.tracking.weights_and_biases
@@ -25,13 +29,25 @@ from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import AttackRecord, ClientFailure, ClientRecord, RoundRecord
 from ser_fl.runs.redaction import public_config
 from ser_fl.tracking import Tracker, open_tracker
-from ser_fl.tracking.metric_names import attack_metrics, summary_metrics
-from ser_fl.tracking.weights_and_biases import resolve_mode
+from ser_fl.tracking.metric_names import (
+    ROUND_COLUMNS,
+    attack_metrics,
+    curves,
+    evaluation_metrics,
+    round_metrics,
+    summary_metrics,
+)
+from ser_fl.tracking.wandb_settings import resolve_mode, tags_of, unless_in_environment
 
 WANDB_VARIABLES = (
-    *("API_KEY", "MODE", "BASE_URL", "PROJECT", "ENTITY", "RUN_ID", "RUN_GROUP", "DIR", "NAME"),
-    "SWEEP_ID",
+    *("API_KEY", "MODE", "BASE_URL", "PROJECT", "ENTITY", "RUN_ID", "RUN_GROUP", "DIR", "NAME", "SWEEP_ID"),
+    *("TAGS", "NOTES", "JOB_TYPE", "RESUME", "SILENT", "CONSOLE", "_DISABLE_META", "_DISABLE_STATS"),
 )
+WHERE = {
+    **{"backend": "wandb", "mode": "auto", "project": "ser_fl", "entity": None, "group": None, "tags": []},
+    **{"per_client": False, "system_metrics": False, "console": False, "num_recordings": 0},
+}
+"""Settings of a tracker, as by default but for the load of the machine."""
 
 SUMMARY = {
     "classes": ["anger", "fear", "sadness"],
@@ -93,9 +109,12 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def open_for(run: RunFolder, state: dict[str, Any] | None = None, **settings: Any) -> Tracker:
-    given: dict[str, Any] = {"backend": "wandb", "mode": "auto", "project": "test", "entity": None, "group": "study"}
-    config = {"seed": 1, "data": {"name": "nemo", "root": "/home/someone/corpora/nemo"}}
-    return open_tracker({"experiment": "a run", "tracking": given | settings, **config}, run, state)
+    return open_tracker(settings_for(**{"project": "test", "group": "study", **settings}), run, state)
+
+
+def settings_for(**tracking: Any) -> dict[str, Any]:
+    config = {"seed": 1, "data": {"name": "nemo", "root": "/home/someone/corpora/nemo"}, "objective": {"name": "pgd"}}
+    return {"experiment": "a run", "run_name": None, "tracking": WHERE | tracking, **config}
 
 
 def round_record(number: int) -> RoundRecord:
@@ -179,10 +198,11 @@ def summary_of(records: list[Any]) -> dict[str, Any]:
 
 
 def test_an_offline_run_reads_back(run: RunFolder) -> None:
-    tracker = open_for(run)
+    tracker = open_for(run, per_client=True)
     for number in (1, 2):
         tracker.log_round(round_record(number), client_records(number))
-    tracker.log_attacks([CLEAN, PGD, replace(PGD, defence="randomisation", knowledge="adaptive", robust_uar=0.3)])
+    adaptive = replace(PGD, defence="randomisation", knowledge="adaptive", robust_uar=0.3)
+    tracker.log_attacks([CLEAN, PGD, adaptive], {"steps": 10, "run": str(run.root), "speech": ["data.root=/data/x"]})
     tracker.log_summary(SUMMARY)
     tracker.finish()
 
@@ -191,9 +211,15 @@ def test_an_offline_run_reads_back(run: RunFolder) -> None:
     assert (started.run_id, started.project, started.display_name, started.run_group) == (
         tracker.state["wandb_id"],
         "test",
-        "a run",
+        "a run-seed1",
         "study",
     )
+    assert (started.job_type, [*started.tags]) == ("train", ["a run", "nemo", "pgd"])
+    again = [record.run for record in records if record.WhichOneof("record_type") == "run"][-1]
+    assert [*again.tags] == ["a run", "nemo", "pgd", "benchmark"]
+    changed = [record.config for record in records if record.WhichOneof("record_type") == "config"]
+    updates = {item.key: json.loads(item.value_json) for each in changed for item in each.update}
+    assert updates["benchmark"] == {"steps": 10}
     config = {item.key: json.loads(item.value_json) for item in started.config.update}
     assert config["data"] == {"name": "nemo", "root": "nemo"}
     raw = b"".join(record.SerializeToString() for record in records)
@@ -201,22 +227,29 @@ def test_an_offline_run_reads_back(run: RunFolder) -> None:
     assert str(Path.cwd()).encode() not in raw, "nor the program's own path and arguments"
     assert str(run.root).encode() not in raw
 
-    rows = [row for row in history(records) if "server/uar" in row]
+    assert socket.gethostname() not in {started.host, again.host}, "nor the machine's name"
+
+    rows = [row for row in history(records) if "val/uar" in row]
     assert [row["round"] for row in rows] == [1, 2]
-    assert [row["server/uar"] for row in rows] == [0.25, 0.5]
-    assert [row["server/train_loss"] for row in rows] == [1.0, 0.5]
+    assert [row["val/uar"] for row in rows] == [0.25, 0.5]
+    assert [row["train/loss"] for row in rows] == [1.0, 0.5]
     assert [row["client/s2/train_loss"] for row in rows] == [5.0, 2.5]
     assert rows[0]["client/s1/num_examples"] == 10
-    assert (rows[0]["server/num_clients"], rows[0]["server/num_failures"]) == (3, 1)
-    assert "server/robust_uar" not in rows[0]
-    assert rows[1]["server/robust_uar"] == 0.125
+    assert (rows[0]["clients/count"], rows[0]["clients/failures"]) == (3, 1)
+    assert "val/robust_uar" not in rows[0]
+    assert rows[1]["val/robust_uar"] == 0.125
 
     metrics = [record.metric for record in records if record.WhichOneof("record_type") == "metric"]
-    assert ("*", "round") in [(metric.glob_name, metric.step_metric) for metric in metrics]
+    globs = {metric.glob_name: metric.step_metric for metric in metrics if metric.glob_name}
+    assert globs == dict.fromkeys(("train/*", "val/*", "clients/*", "client/*"), "round")
+    best = {metric.name: (metric.summary.max, metric.summary.min, metric.step_metric) for metric in metrics}
+    assert best["val/uar"] == best["val/robust_uar"] == (True, False, "round")
+    assert best["train/loss"] == (False, True, "round")
 
     summary = summary_of(records)
-    assert summary["attack/pgd/eps_0.05/robust_uar"] == 0.25
-    assert summary["attack/pgd/eps_0.05/randomisation/adaptive/robust_uar"] == 0.3
+    assert summary["attack/pgd"] == summary["attack_budgets/pgd/eps_0.05/robust_uar"] == 0.25
+    assert summary["attack/randomisation/pgd"] == 0.3
+    assert summary["attack_budgets/pgd/eps_0.05/randomisation/adaptive/robust_uar"] == 0.3
     assert summary["test/uar"] == 0.75
     assert summary["test/recall/fear"] == 0.75
     assert "test/recall/sadness" not in summary, "a class without utterances has no recall"
@@ -224,7 +257,7 @@ def test_an_offline_run_reads_back(run: RunFolder) -> None:
 
 def test_tables_read_back(run: RunFolder) -> None:
     tracker = open_for(run)
-    tracker.log_attacks([CLEAN, PGD])
+    tracker.log_attacks([CLEAN, PGD, replace(PGD, epsilon=0.1, robust_uar=0.0)], {})
     tracker.log_summary(SUMMARY)
     tracker.finish()
 
@@ -233,7 +266,7 @@ def test_tables_read_back(run: RunFolder) -> None:
         content: dict[str, Any] = json.loads(path.read_text())
         return content
 
-    confusion = table("test/confusion_*.json")
+    confusion = table("test/confusion_?_*.json")
     assert confusion["columns"] == ["true", "predicted", "count"]
     assert ["anger", "fear", 1] in confusion["data"]
     assert ["fear", "anger", 0] in confusion["data"]
@@ -244,7 +277,13 @@ def test_tables_read_back(run: RunFolder) -> None:
     assert [(row["attack"], row["epsilon"], row["robust_uar"]) for row in rows] == [
         ("clean", None, 0.75),
         ("pgd", 0.05, 0.25),
+        ("pgd", 0.1, 0.0),
     ]
+    curve = table("attack/curves/none_table_*.json")
+    assert curve["data"] == [[0.05, "pgd", 0.25], [0.1, "pgd", 0.0]]
+    plot = table("test/confusion_plot_table_*.json")
+    counts = {(true, predicted): count for true, predicted, count in plot["data"]}
+    assert (counts["anger", "anger"], counts["anger", "fear"], counts["fear", "sadness"]) == (3, 1, 1)
 
 
 def test_a_resumed_run_goes_on_under_the_same_id(run: RunFolder) -> None:
@@ -281,20 +320,20 @@ def test_two_runs_in_one_process_do_not_mix(tmp_path: Path) -> None:
 
 def test_a_killed_run_keeps_its_rounds(run: RunFolder) -> None:
     code = """
-import os, signal, sys, time
+import json, os, signal, sys, time
 from pathlib import Path
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import RoundRecord
 from ser_fl.tracking import open_tracker
 
-where = {"backend": "wandb", "mode": "offline", "project": "test", "entity": None, "group": None}
-tracker = open_tracker({"experiment": "a run", "tracking": where}, RunFolder(Path(sys.argv[1])))
+tracker = open_tracker(json.loads(sys.argv[2]), RunFolder(Path(sys.argv[1])))
 tracker.log_round(RoundRecord(round=1, cohort=(), train_loss=1.0, uar=0.5, accuracy=0.5, macro_f1=0.5, seconds=1.0,
                               learning_rate=0.1), [])
 time.sleep(2.5)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    done = subprocess.run([sys.executable, "-c", code, str(run.root)], capture_output=True, text=True, check=False)
+    words = [str(run.root), json.dumps(settings_for(mode="offline"))]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL
     assert (done.stdout, done.stderr) == ("", ""), "W&B says nothing on the console"
     (path,) = (run.root / "wandb").glob("offline-run-*/*.wandb")
@@ -310,15 +349,14 @@ from pathlib import Path
 from ser_fl.runs.folder import RunFolder
 from ser_fl.tracking import open_tracker
 
-where = {"backend": "wandb", "mode": "offline", "project": "ours", "entity": "us", "group": None}
-settings = {"experiment": "a run", "tracking": where, "seed": 1}
-tracker = open_tracker(settings, RunFolder(Path(sys.argv[1])), json.loads(sys.argv[2]))
+tracker = open_tracker(json.loads(sys.argv[3]), RunFolder(Path(sys.argv[1])), json.loads(sys.argv[2]))
 tracker.finish()
 print(json.dumps(tracker.state))
 """
+    settings = settings_for(mode="offline", project="ours", entity="us")
     agent = {"WANDB_SWEEP_ID": "sweep123", "WANDB_RUN_ID": "agents1", "WANDB_PROJECT": "theirs", "WANDB_ENTITY": "they"}
     done = subprocess.run(
-        [sys.executable, "-c", code, str(run.root), json.dumps(state)],
+        [sys.executable, "-c", code, str(run.root), json.dumps(state), json.dumps(settings)],
         env={**os.environ, **agent},
         capture_output=True,
         text=True,
@@ -335,7 +373,7 @@ print(json.dumps(tracker.state))
 
 def use_every_method(tracker: Tracker) -> None:
     tracker.log_round(round_record(1), client_records(1))
-    tracker.log_attacks([CLEAN, PGD])
+    tracker.log_attacks([CLEAN, PGD], {})
     tracker.log_summary(SUMMARY)
     tracker.finish()
     tracker.finish()
@@ -426,7 +464,7 @@ def test_a_failing_call_turns_tracking_off(
 class FakeRun:
     """Stands for an online run: notes what it is told."""
 
-    id, url = "abc", "https://wandb.example/run"
+    id, url, dir = "abc", "https://wandb.example/run", "wandb/offline-run-x/files"
 
     def __init__(self) -> None:
         self.summary: dict[str, Any] = {}
@@ -439,8 +477,8 @@ class FakeRun:
         self.artifacts.append(artifact)
 
 
-@pytest.mark.parametrize(("mode", "num_bytes", "expected"), [("online", 9, 1), ("offline", 9, 0), ("online", 99, 0)])
-def test_small_weights_are_uploaded_when_online(
+@pytest.mark.parametrize(("mode", "num_bytes", "expected"), [("online", 9, 1), ("offline", 9, 1), ("online", 99, 0)])
+def test_small_weights_are_an_artifact(
     run: RunFolder, mode: str, num_bytes: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = FakeRun()
@@ -503,7 +541,7 @@ def test_no_tracking_writes_nothing_and_keeps_the_id(run: RunFolder) -> None:
     tracker = open_for(run, {"wandb_id": "abc"}, backend="none")
     use_every_method(tracker)
     assert tracker.state == {"wandb_id": "abc"}
-    assert not list(run.root.iterdir())
+    assert [path.name for path in run.root.iterdir()] == ["metrics.csv"]
 
 
 def test_tensorboard_reads_back_without_repeated_rounds(run: RunFolder) -> None:
@@ -513,16 +551,17 @@ def test_tensorboard_reads_back_without_repeated_rounds(run: RunFolder) -> None:
         killed.log_round(round_record(number), client_records(number))
     resumed = open_for(run, killed.state, backend="tensorboard")
     resumed.log_round(round_record(2), client_records(2))
-    resumed.log_attacks([PGD])
+    resumed.log_attacks([PGD], {})
     resumed.log_summary(SUMMARY)
     resumed.finish()
     killed.finish()
     events = accumulator.EventAccumulator(str(run.root / "tensorboard"))
     events.Reload()
     scalars = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    assert scalars["server/uar"] == [(1, 0.25), (2, 0.5)]
-    assert scalars["client/s1/train_loss"] == [(1, 3.0), (2, 1.5)]
-    assert scalars["attack/pgd/eps_0.05/robust_uar"] == [(0, 0.25)]
+    assert scalars["val/uar"] == [(1, 0.25), (2, 0.5)]
+    assert scalars["clients/train_loss/median"] == [(1, 4.0), (2, 2.0)]
+    assert scalars["attack/pgd"] == [(0, 0.25)]
+    assert not [tag for tag in scalars if tag.startswith("client/")]
     assert scalars["test/uar"] == [(2, 0.75)]
 
 
@@ -555,11 +594,11 @@ def test_attack_keys() -> None:
     weaker = replace(PGD, steps=1, robust_uar=0.6, attack_success_rate=0.1)
     keys = attack_metrics([replace(CLEAN, defence="randomisation"), PGD, weaker, waveform])
     assert {key: value for key, value in keys.items() if key.endswith("robust_uar")} == {
-        "attack/clean/randomisation/robust_uar": 0.75,
-        "attack/pgd/eps_0.05/robust_uar": 0.25,
-        "attack/waveform/pgd/snr_20_db/robust_uar": 0.5,
+        "attack_budgets/clean/randomisation/robust_uar": 0.75,
+        "attack_budgets/pgd/eps_0.05/robust_uar": 0.25,
+        "attack_budgets/waveform/pgd/snr_20_db/robust_uar": 0.5,
     }
-    assert keys["attack/pgd/eps_0.05/attack_success_rate"] == 0.0, "of the same record as the UAR"
+    assert keys["attack_budgets/pgd/eps_0.05/attack_success_rate"] == 0.0, "of the same record as the UAR"
 
 
 def test_summary_figures() -> None:
@@ -598,7 +637,7 @@ def test_a_user_without_a_home_is_tracked_offline(monkeypatch: pytest.MonkeyPatc
 def test_a_server_that_cannot_be_reached_leaves_an_offline_run(run: RunFolder) -> None:
     """In a process of its own, with W&B's own `init`: what failed online must not hold the id."""
     code = """
-import sys
+import json, sys
 from pathlib import Path
 import ser_fl.tracking.weights_and_biases as backend
 from ser_fl.runs.folder import RunFolder
@@ -606,18 +645,21 @@ from ser_fl.runs.records import RoundRecord
 from ser_fl.tracking import open_tracker
 
 backend.INIT_TIMEOUT_S = 1
-where = {"backend": "wandb", "mode": "online", "project": "test", "entity": None, "group": None}
-tracker = open_tracker({"experiment": "a run", "tracking": where}, RunFolder(Path(sys.argv[1])))
+tracker = open_tracker(json.loads(sys.argv[2]), RunFolder(Path(sys.argv[1])))
+print(tracker.sending)
 tracker.log_round(RoundRecord(round=1, cohort=(), train_loss=1.0, uar=0.5, accuracy=0.5, macro_f1=0.5, seconds=1.0,
                               learning_rate=0.1), [])
 tracker.finish()
 """
     environment = {**os.environ, "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
     environment.pop("WANDB_SERVICE", None)  # of the tests' own process
-    done = subprocess.run([sys.executable, "-c", code, str(run.root)], env=environment, capture_output=True, text=True)
+    words = [sys.executable, "-c", code, str(run.root), json.dumps(settings_for(mode="online"))]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert "this run is tracked offline" in done.stderr and "is in use" not in done.stderr
+    (folder,) = (run.root / "wandb").glob("offline-run-*")
+    assert done.stdout == f"wandb sync {folder}\n"
     (records,) = offline_runs(run)
-    assert [row["round"] for row in history(records)] == [1]
+    assert [(row["round"], row["val/uar"]) for row in history(records)] == [(1, 0.5)]
 
 
 def test_what_others_log_is_not_wandbs_to_rewrite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -627,3 +669,183 @@ def test_what_others_log_is_not_wandbs_to_rewrite(tmp_path: Path, monkeypatch: p
         record = logging.LogRecord(name, logging.WARNING, "", 1, "kept in %s/file", (tmp_path,), None)
         assert ser_fl.tracking.weights_and_biases._without_folders(record)
         assert (str(tmp_path) not in record.getMessage()) is is_cut
+
+
+def begin(run: RunFolder, **tracking: Any) -> None:
+    """Begin a run, in a process of its own: W&B reads its variables once."""
+    code = """
+import json, sys
+from pathlib import Path
+from ser_fl.runs.folder import RunFolder
+from ser_fl.tracking import open_tracker
+
+open_tracker(json.loads(sys.argv[2]), RunFolder(Path(sys.argv[1]))).finish()
+"""
+    words = [sys.executable, "-c", code, str(run.root), json.dumps(settings_for(**tracking))]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
+def begun(run: RunFolder, **tracking: Any) -> Any:
+    """The record of such a run, which is offline."""
+    begin(run, **tracking)
+    (records,) = offline_runs(run)
+    return next(record.run for record in records if record.WhichOneof("record_type") == "run")
+
+
+VARIABLES = {
+    "WANDB_PROJECT": "theirs",
+    "WANDB_ENTITY": "they",
+    "WANDB_RUN_GROUP": "ablation",
+    "WANDB_NAME": "a name",
+    "WANDB_TAGS": "one, two,one",
+    "WANDB_NOTES": "why",
+    "WANDB_JOB_TYPE": "sweep",
+    "WANDB_RUN_ID": "id7",
+    "WANDB_MODE": "dryrun",
+}
+
+
+def test_variables_of_wandb_count_where_a_setting_is_at_its_default(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    found = begun(run)
+    assert (found.project, found.entity, found.run_group) == ("theirs", "they", "ablation")
+    assert (found.display_name, found.notes, found.job_type, found.run_id) == ("a name", "why", "sweep", "id7")
+    assert [*found.tags] == ["a run", "nemo", "pgd", "one", "two"]
+
+
+def test_settings_count_before_variables_of_wandb(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    found = begun(run, project="ours", entity="us", group="grid", tags=["mine"])
+    assert (found.project, found.entity, found.run_group) == ("ours", "us", "grid")
+    assert [*found.tags] == ["a run", "nemo", "pgd", "mine", "one", "two"]
+
+
+def test_wandbs_folder_may_be_elsewhere(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    begin(run)
+    assert not (run.root / "wandb").exists()
+    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
+
+
+def test_a_variable_turns_our_own_settings_of_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB__DISABLE_META", "false")
+    monkeypatch.setenv("WANDB_CONSOLE", "wrap")
+    assert unless_in_environment(x_disable_meta=True, x_disable_stats=True, console="off", resume="allow") == {
+        "x_disable_stats": True,
+        "resume": "allow",
+    }
+
+
+def test_what_comes_later_is_added_to_the_same_run(run: RunFolder) -> None:
+    """It names neither the run nor its figures again, which the server would take for new ones."""
+    tracker = open_for(run)
+    tracker.log_round(round_record(1), client_records(1))
+    tracker.log_summary(SUMMARY)
+    tracker.finish()
+    later = open_for(run, tracker.state)
+    later.log_attacks([CLEAN, PGD], {})
+    later.log_evaluation(
+        "ravdess-all", {**SUMMARY["test"], "num_utterances": 9, "calibrated": {"ece": 0.1, "nll": 1.0}}
+    )
+    later.finish()
+    first, second = offline_runs(run)
+    runs = [next(record.run for record in each if record.run.run_id) for each in (first, second)]
+    assert [one.run_id for one in runs] == [tracker.state["wandb_id"]] * 2 and runs[1].resume
+    assert (runs[0].display_name, runs[1].display_name, runs[1].job_type) == ("a run-seed1", "", "")
+    assert not {"round", "val/uar"} & {key for row in history(second) for key in row}
+    added = summary_of(second)
+    assert added["evaluation/ravdess-all/uar"] == 0.75 and added["attack/pgd"] == 0.25
+    assert not {key for key in added if key.split("/")[0] in ("val", "train", "test", "clients")}
+
+
+def test_metrics_csv_has_every_round_once(run: RunFolder) -> None:
+    """Also after a kill that cut a row, and a resumption from the round before the last."""
+    killed = open_for(run, backend="none")
+    for number in (1, 2, 3):
+        killed.log_round(round_record(number), client_records(number))
+    with (run.root / "metrics.csv").open("a") as file:
+        file.write("4,0.2")
+    resumed = open_for(run, backend="none")
+    resumed.log_round(round_record(3), client_records(3)[:1])
+    rows = list(csv.DictReader((run.root / "metrics.csv").open()))
+    assert [row["round"] for row in rows] == ["1", "2", "3"]
+    assert [*rows[0]] == ["round", *ROUND_COLUMNS]
+    for number, row in enumerate(rows, start=1):
+        clients = client_records(number)[: 1 if number == 3 else 2]
+        expected = round_metrics(round_record(number), clients)
+        assert {name: float(row[name]) for name in ROUND_COLUMNS if row[name]} == pytest.approx(expected)
+    assert float(rows[2]["clients/train_loss/max"]) == 1.0, "of s1 alone, 3 / 3"
+
+
+def test_a_rounds_names_do_not_depend_on_who_took_part() -> None:
+    record, clients = replace(round_record(2), server_learning_rate=0.1), client_records(2)
+    assert {*round_metrics(record, clients)} == {*ROUND_COLUMNS}
+    assert {*round_metrics(record, clients[:1])} == {*ROUND_COLUMNS}
+    own = {*round_metrics(record, clients, per_client=True)} - {*ROUND_COLUMNS}
+    assert {name.split("/")[1] for name in own} == {"s1", "s2"}
+
+
+def test_names_of_attacks_do_not_depend_on_the_grid() -> None:
+    """The figure is of the budget that most attacks share."""
+    worst = replace(PGD, attack="worst_case", robust_uar=0.2)
+    grid = [CLEAN, *(replace(PGD, epsilon=eps, robust_uar=uar) for eps, uar in ((0.01, 0.6), (0.05, 0.25), (0.1, 0.0)))]
+    l2 = replace(PGD, attack="cw_l2", norm="2", epsilon=5.0, robust_uar=0.1)
+
+    def stable(records: list[AttackRecord]) -> dict[str, float]:
+        return {key: value for key, value in attack_metrics(records).items() if key.startswith("attack/")}
+
+    expected = {"attack/epsilon": 0.05, "attack/clean": 0.75, "attack/pgd": 0.25, "attack/worst_case": 0.2}
+    assert stable([CLEAN, PGD, worst]) == expected
+    assert stable([*grid, worst]) == expected
+    assert stable([*grid, worst, l2]) == expected | {"attack/cw_l2": 0.1}
+    assert stable([CLEAN]) == {"attack/clean": 0.75}
+
+
+def test_curves_are_of_attacks_at_several_budgets() -> None:
+    adaptive = replace(PGD, defence="randomisation", knowledge="adaptive")
+    records = [replace(PGD, epsilon=0.1, robust_uar=0.0), PGD, replace(PGD, attack="fgsm"), adaptive, CLEAN]
+    assert curves(records) == {"none": {"pgd": [(0.05, 0.25), (0.1, 0.0)]}}
+    assert curves([*records, replace(adaptive, epsilon=0.1)])["randomisation"] == {
+        "pgd, adaptive": [(0.05, 0.25), (0.1, 0.25)]
+    }
+
+
+def test_calibration_is_a_figure() -> None:
+    before, after = {"nll": 1.5, "ece": 0.3}, {"nll": 1.25, "ece": 0.125}
+    calibration = {"temperature": 2.0, "uncalibrated": before, "calibrated": after, "words": []}
+    found = summary_metrics({**SUMMARY, "calibration": calibration})
+    assert (found["test/temperature"], found["test/ece"], found["test/nll_uncalibrated"]) == (2.0, 0.125, 1.5)
+    without = summary_metrics(
+        {**SUMMARY, "calibration": {"temperature": 1.0, "uncalibrated": None, "calibrated": None}}
+    )
+    assert "test/ece" not in without
+    figures = {"uar": 0.5, "accuracy": 0.5, "macro_f1": 0.5, "num_utterances": 3, "calibrated": after}
+    assert evaluation_metrics("nemo-test", figures)["evaluation/nemo-test/ece"] == 0.125
+
+
+def test_tags_fit_wandb() -> None:
+    assert tags_of({**settings_for(tags=["x" * 99, "nemo"]), "federation": {}}) == ("a run", "nemo", "pgd", "x" * 64)
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(0, 0), (1, 2), (5, 4)])
+def test_recordings_go_only_where_asked_for(
+    run: RunFolder, asked: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.adversarial.mkdir()
+    for number, name in enumerate(("a-clean", "a-pgd", "b-clean", "b-pgd")):
+        soundfile.write(run.adversarial / f"{name}.wav", np.full(160, number / 10, np.float32), 16_000)
+    run.report.write_text('<audio src="data:audio/wav;base64,AA">')
+    tracker = open_for(run, num_recordings=asked)
+    tracker.log_attacks([CLEAN, PGD], {})
+    tracker.log_report()
+    tracker.finish()
+    (records,) = offline_runs(run)
+    assert sum(row.get("attack/recordings/count", 0) for row in history(records)) == expected
+    assert len(list(run.root.glob("wandb/offline-run-*/files/media/audio/**/*.wav"))) == expected
+    kinds = {record.artifact.type for record in records}
+    assert ("report" in kinds) is bool(asked)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from ser_fl.errors import UserError
 from ser_fl.runs.environment import collection_paused, keep_freed_memory
 from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.records import CLEAN, NO_DEFENCE
 from ser_fl.runs.zoo import writable_run
 
 if TYPE_CHECKING:
@@ -29,73 +30,63 @@ def run(arguments: Namespace) -> None:
 
 
 def attack_visibly(config: BenchmarkConfig) -> None:
-    """Attack, and print the records and what the benchmark doubts of itself."""
-    from ser_fl.cli.terminal import bars, say
+    """Attack, and print the records and what the benchmark doubts of itself; in the run's ``log.txt`` too."""
+    from ser_fl.cli.terminal import bars, journal, note, say
+    from ser_fl.cli.tracked_run import add_to_tracked_run
 
     keep_freed_memory()
     with collection_paused():
         from ser_fl.robustness.benchmark import benchmark_run
 
-    with bars() as shown:
-        records = benchmark_run(config, on_attack=shown.attacks, on_features=shown.features)
-    run, folder, speech = RunFolder(writable_run(config.run)), records.folder, records.speech
-    assert folder is not None and speech is not None
-    if folder == run:  # what is tracked is tracked by attack, of the run's own test part
-        _track_attacks(run, records)
-    for line in speech.words:
-        say(line)
-    print_attacks(records, speech)
-    print_sanity_report(folder)
-    say(f"records: {folder.attacks}")
-
-
-def _track_attacks(run: RunFolder, records: Sequence[AttackRecord]) -> None:
-    """Log the records to the run's own tracked run, where its checkpoint still says which. They are on disk by then:
-    whatever is wrong with tracking is a warning.
-    """
-    from ser_fl.cli.terminal import say
-    from ser_fl.config.compose import compose
-    from ser_fl.config.schema import dump
-    from ser_fl.federation.checkpoint import tracked_run
-    from ser_fl.tracking import open_tracker
-
-    if not (state := tracked_run(run.checkpoint)):
-        return
-    settings = dump(compose(config_file=run.config))
-    try:
-        tracker = open_tracker(settings, run, state)
-    except UserError as error:
-        say(f"attacks are not tracked: {error}")
-        return
-    tracker.log_attacks(records)
-    tracker.finish()
+    run = RunFolder(writable_run(config.run))
+    with journal() as open_journal:
+        with bars() as shown:
+            records = benchmark_run(config, on_attack=shown.attacks, on_features=shown.features)
+        folder, speech = records.folder, records.speech
+        assert folder is not None and speech is not None
+        open_journal(run.root)
+        if folder == run:  # what is tracked is tracked by attack, of the run's own test part
+            add_to_tracked_run(run, "attacks", lambda tracker: tracker.log_attacks(records, asdict(config)))
+        for line in speech.words:
+            note(line)
+        print_attacks(records, speech)
+        print_sanity_report(folder)
+        say(f"records: {folder.attacks}")
 
 
 def print_attacks(records: Sequence[AttackRecord], speech: SpeechRecord) -> None:
     """A line for every record."""
-    from rich.table import Table
-
     from ser_fl.cli.terminal import console, say
+    from ser_fl.report.markup import MISSING, Table, print_table
     from ser_fl.report.wording import budget, enrolment_explained
 
-    note = ", SYNTHETIC speech" if speech.synthetic else ""
-    knows = f"attacker knows the model; of the defence only where adaptive{note}"
-    table = Table(title=f"UAR under attack, {speech.corpus}, part {speech.part} ({knows})")
-    for column in ("attack", "budget", "defence", "n", "clean UAR", "robust UAR", "95 %", "accuracy", "success"):
-        table.add_column(column, justify="left" if column in ("attack", "defence") else "right")
-    for record in records:
-        table.add_row(
+    synthetic = ", SYNTHETIC speech" if speech.synthetic else ""
+    rows = [
+        (
             f"{record.attack}, adaptive" if record.knowledge == "adaptive" else record.attack,
-            budget(record),
-            record.defence,
-            str(record.num_examples),
-            f"{record.clean_uar:.3f}",
-            f"{record.robust_uar:.3f}",
-            "–" if record.uar_interval is None else "{:.2f}–{:.2f}".format(*record.uar_interval),
-            "–" if record.robust_accuracy is None else f"{record.robust_accuracy:.3f}",
-            "–" if record.attack == "clean" else f"{record.attack_success_rate:.1%}",
+            *(() if record.attack == CLEAN else (budget(record),)),
+            *(() if record.defence == NO_DEFENCE else (record.defence,)),
         )
-    console.print(table)
+        for record in records
+    ]
+    table = Table(
+        title=f"UAR under attack, {speech.corpus}, part {speech.part}{synthetic}",
+        header=("attack, budget, defence", "n", "clean UAR", "robust UAR", "95 %", "accuracy", "success"),
+        rows=tuple(
+            (
+                ", ".join(labels),
+                str(record.num_examples),
+                f"{record.clean_uar:.3f}",
+                f"{record.robust_uar:.3f}",
+                MISSING if record.uar_interval is None else "{:.2f}–{:.2f}".format(*record.uar_interval),
+                MISSING if record.robust_accuracy is None else f"{record.robust_accuracy:.3f}",
+                MISSING if record.attack == CLEAN else f"{record.attack_success_rate:.1%}",
+            )
+            for labels, record in zip(rows, records, strict=True)
+        ),
+        caption="The attacker knows the model; of the defence only where adaptive.",
+    )
+    print_table(table, console)
     if explained := enrolment_explained(records):
         say(explained.strip())
 

@@ -21,9 +21,13 @@ BENCHMARK = (
     "curve_epsilons=[0.01,0.02,0.1,0.2]",
     "steps=10",
     "restarts=1",
-    "subsets={cw_l2: 14}",
+    "adaptive=[pgd]",
+    "eot_samples=4",
+    "subsets={cw_l2: 14, adaptive: 42}",
 )
-"""Few steps, since this is a demonstration; C&W on 14 utterances, two of each emotion, since ART's is slow."""
+"""Few steps and draws, since this is a demonstration; C&W on 14 utterances, two of each emotion, since ART's is slow,
+and an attack that knows of the randomisation on 42.
+"""
 _POLL_S = 0.2
 
 Event = tuple[str, int, int] | tuple[str, RoundRecord]
@@ -88,7 +92,7 @@ def run_arm(experiment: str, run: Path, overrides: tuple[str, ...], events: Queu
 
 def _follow(arms: list[Future[None]], events: Queue[Event]) -> None:
     """Show events until all arms are done; an arm's error is raised here."""
-    from ser_fl.cli.terminal import bars, say
+    from ser_fl.cli.terminal import bars, note
 
     with bars() as shown:
         is_over = False
@@ -98,7 +102,7 @@ def _follow(arms: list[Future[None]], events: Queue[Event]) -> None:
                 while True:
                     event = events.get(timeout=_POLL_S)
                     if isinstance(event[1], RoundRecord):
-                        say(event[1].line(event[0]))
+                        note(event[1].line(event[0]))
                     else:
                         shown.report(*event)
     for arm in arms:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
 from pathlib import Path
 
 from ser_fl.errors import UserError
@@ -25,6 +26,7 @@ def run(arguments: Namespace) -> None:
     from rich.table import Table
 
     from ser_fl.cli.terminal import bars, console, say
+    from ser_fl.cli.tracked_run import add_to_tracked_run
 
     keep_freed_memory()
     with collection_paused():
@@ -72,4 +74,6 @@ def run(arguments: Namespace) -> None:
     place = run.on(found.corpus, found.part, enrolment_given(speech))
     folder = Path(own.get("out") or place.root)
     found.write(folder)
+    figures = {name: value for name, value in asdict(found).items() if name != "utterances"}
+    add_to_tracked_run(run, "figures", lambda tracker: tracker.log_evaluation(place.root.name, figures))
     say(f"figures and predictions: {folder}")

@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ser_fl.cli.terminal import say
+from ser_fl.cli.terminal import note, say
 from ser_fl.cli.training_job import Note, TrainingJob, placed, print_summary
 from ser_fl.config.compose import HYDRA_VERSION, compose, hydra_ready, parsed, told_in_a_line
 from ser_fl.config.schema import Config
@@ -240,5 +240,5 @@ def checked(jobs: Sequence[tuple[str, Config]], study: str) -> tuple[Config, ...
             )
         configs.append(config)
     for number, ((varied, _), config) in enumerate(zip(jobs, configs, strict=True), start=1):
-        say(f"job {number} of {len(jobs)}: {varied or 'as given'}, in {config.run_dir}")
+        note(f"job {number} of {len(jobs)}: {varied or 'as given'}, in {config.run_dir}")
     return tuple(configs)

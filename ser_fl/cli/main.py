@@ -4,10 +4,11 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib import import_module
 
 from ser_fl import __version__
+from ser_fl.cli.examples import epilog
 from ser_fl.cli.standard_streams import unbreakable_streams
 from ser_fl.errors import DaemonStopped, RoundFailed, UserError
 from ser_fl.runs.preemption import Stopped
@@ -31,6 +32,8 @@ COMMANDS: Mapping[str, str] = {
     "corpus": "list the known corpora, check or describe one",
     "federation": "across machines: make keys, run the link, run a node",
 }
+_CHATTY = ("demo", "train", "crossval", "benchmark", "evaluate", "baseline", "transfer")
+"""They take long, and say how far they are."""
 TRY_AGAIN = 75
 """Exit code of a training that a signal stopped: EX_TEMPFAIL of sysexits.h."""
 
@@ -68,12 +71,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name, *rest = given
     way_on = "; the same command with resume=true goes on" if name in ("train", "crossval") else ""
     command = import_module(f"ser_fl.cli.{name}")
-    parser = argparse.ArgumentParser(f"ser-fl {name}", description=COMMANDS[name])
+    parser = argparse.ArgumentParser(
+        f"ser-fl {name}",
+        description=COMMANDS[name],
+        epilog=epilog(name) if {"-h", "--help"} & {*rest} else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     command.add_arguments(parser)
+    if name in _CHATTY:
+        parser.add_argument("--quiet", action="store_true", help="print results and warnings alone")
     # Options may stand between settings, but argparse cannot do that where a command has actions.
     parse = parser.parse_args if name in ("corpus", "federation") else parser.parse_intermixed_args
     try:
-        command.run(parse(rest))
+        parsed = parse(rest)
+        with _hushed() if getattr(parsed, "quiet", False) else nullcontext():
+            command.run(parsed)
     except UserError as error:
         print(f"ser-fl: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -94,9 +106,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _hushed() -> AbstractContextManager[None]:
+    from ser_fl.cli.terminal import quiet
+
+    return quiet()
+
+
 def _usage(given: Sequence[str]) -> int:
     """What there is, for whoever asks, or names no command."""
-    parser = argparse.ArgumentParser("ser-fl", description=_DESCRIPTION)
+    parser = argparse.ArgumentParser(
+        "ser-fl",
+        description=_DESCRIPTION,
+        epilog=f"{epilog('')}\n\nof one command: ser-fl COMMAND --help",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"ser-fl {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():

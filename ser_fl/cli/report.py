@@ -15,6 +15,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> None:
     """Write the page and print its tables, or print them as Markdown."""
     from ser_fl.cli.terminal import console, say
+    from ser_fl.cli.tracked_run import add_to_tracked_run
     from ser_fl.report.baselines import baseline_table, without_baseline
     from ser_fl.report.checks import failures_in_words
     from ser_fl.report.folds import fold_tables
@@ -54,3 +55,7 @@ def run(arguments: Namespace) -> None:
     for line in notes:
         say(line)
     say(f"report: {page}")
+    for run in runs if len(runs) == 1 else ():
+        own = RunFolder(run.root)
+        if run.setting("tracking.backend") == "wandb" and page.resolve() == own.report.resolve():
+            add_to_tracked_run(own, "report", lambda tracker: tracker.log_report())

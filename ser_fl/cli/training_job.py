@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import signal
 import sys
 from dataclasses import dataclass, replace
@@ -16,13 +18,18 @@ from ser_fl.runs.preemption import Preemption, Stopped
 
 if TYPE_CHECKING:
     from ser_fl.config.schema import Config
+    from ser_fl.federation.rounds import Opening
     from ser_fl.runs.folder import RunFolder
     from ser_fl.runs.records import ProfileRecord, RoundRecord
 
+_LOG = logging.getLogger(__name__)
+
 
 def train_visibly(config: Config, preemption: Preemption) -> RunFolder:
-    """Train with a line for every round and progress bars; at the end, if asked for, where the time went."""
-    from ser_fl.cli.terminal import bars, console
+    """Train with a line for every round and progress bars; at the end, if asked for, where the time went. All that is
+    said goes to the run's ``log.txt`` too.
+    """
+    from ser_fl.cli.terminal import bars, console, journal, note, say
 
     keep_freed_memory()
     with collection_paused():
@@ -30,7 +37,7 @@ def train_visibly(config: Config, preemption: Preemption) -> RunFolder:
         from ser_fl.federation.checkpoint import as_begun
         from ser_fl.federation.rounds import Hooks
 
-    config = as_begun(config)
+    config, sending = as_begun(config), list[str]()
 
     def on_profile(profile: ProfileRecord) -> None:
         from ser_fl.report.markup import print_table
@@ -38,39 +45,90 @@ def train_visibly(config: Config, preemption: Preemption) -> RunFolder:
 
         print_table(profile_table(profile), console)
 
-    with bars() as shown:
+    folders = (*config.data.folders.values(), config.data.cache_dir)
+    with journal(filter(None, folders)) as open_journal, bars() as shown:
+
+        def on_opening(opening: Opening) -> None:
+            open_journal(opening.run.root)
+            sending.append(opening.sending)
+            for line in banner(opening):
+                note(line)
+            shown.report(config.title, opening.round, config.federation.num_rounds)
 
         def on_round(record: RoundRecord) -> None:
             shown.report(config.title, record.round, config.federation.num_rounds)
-            line = record.line(config.title)
-            console.print(line, highlight=False, markup=False, style="red" if record.failures else "")
+            if record.failures:
+                say(record.line(config.title), style="red")
+            else:
+                note(record.line(config.title))
 
-        hooks = Hooks(on_round=on_round, on_features=shown.features, on_profile=on_profile, preemption=preemption)
-        return train(config, hooks=hooks)
+        hooks = Hooks(
+            on_opening=on_opening,
+            on_round=on_round,
+            on_features=shown.features,
+            on_profile=on_profile,
+            preemption=preemption,
+        )
+        run = train(config, hooks=hooks)
+        for command in filter(None, sending):
+            note(f"tracked offline; to send it: {command}")
+        for line in _summary(run):
+            _LOG.info(line)
+    return run
+
+
+def banner(opening: Opening) -> list[str]:
+    """What a run is, before its first round."""
+    from ser_fl.federation.rounds import cohort_size
+
+    config, manifest = opening.config, opening.client_manifest
+    sizes = {part: sum(held.values()) for part, held in manifest.sizes.items()}
+    speakers = {speaker for held in manifest.sizes.values() for speaker in held}
+    parts = ", ".join(f"{part} {size:,}" for part, size in sizes.items())
+    synthetic = " (SYNTHETIC speech)" if config.data.synthetic else ""
+    name = getattr(config.model, "name", None) or "of your own"
+    kinds = ", ".join(dict.fromkeys(str(device).partition(":")[0] for device in opening.devices))
+    each_round = cohort_size(len(manifest.client_ids), config.federation.fraction_train)
+    done = f", {opening.round} done" if opening.round else ""
+    counts = f"{sum(sizes.values()):,} utterances, {len(speakers)} speakers, {len(manifest.classes)} emotions"
+    facts = {
+        config.title: f"seed {config.seed}, {config.federation.num_rounds} rounds{done}",
+        "corpus": f"{', '.join(config.data.corpora)}{synthetic}: {counts}",
+        "split": f"{config.split.name}: {parts}",
+        "clients": f"{len(manifest.client_ids)}, {each_round} a round",
+        "model": f"{name}, {opening.num_parameters:,} parameters",
+        "device": f"{kinds}, precision {config.precision}",
+        "run folder": str(opening.run.root),
+        "tracking": opening.tracked or "none (metrics.csv has every round)",
+    }
+    width = max(map(len, facts)) + 2
+    return [f"{label:{width}}{fact}" for label, fact in facts.items()]
 
 
 def print_summary(run: RunFolder) -> None:
     """The test figures of a run and where it lies."""
     from ser_fl.cli.terminal import console, say
 
+    for line in _summary(run):
+        console.print(line, highlight=False, markup=False)
+    say(f"run folder: {run.root}")
+
+
+def _summary(run: RunFolder) -> list[str]:
     summary = run.read_json(run.summary)
     test = summary["test"]
     note = " (synthetic corpus)" if summary["synthetic"] else ""
     corpora: dict[str, Any] = summary.get("corpora", {})
     note += f" (means of {len(corpora)} corpora)" if corpora else ""
-    console.print(
-        f"test UAR [bold]{test['uar']:.3f}[/bold], accuracy {test['accuracy']:.3f}, macro F1 {test['macro_f1']:.3f}"
-        f"{note}; round {summary['selected_round']} selected, stopped: {summary['stopped']}",
-        highlight=False,
-    )
+    lines = [
+        f"test UAR {test['uar']:.3f}, accuracy {test['accuracy']:.3f}, macro F1 {test['macro_f1']:.3f}"
+        f"{note}; round {summary['selected_round']} selected, stopped: {summary['stopped']}"
+    ]
     for name, own in corpora.items():
         figures = f"UAR {own['uar']:.3f}, accuracy {own['accuracy']:.3f}, macro F1 {own['macro_f1']:.3f}"
-        console.print(f"  {name}: {figures}, of {len(own['classes'])} emotions", highlight=False, markup=False)
-    if summary["shared"] is not None:
-        console.print(f"test part {summary['shared']['words']}", highlight=False, markup=False)
-    if summary["normalisation"] is not None:
-        console.print(summary["normalisation"], highlight=False, markup=False)
-    say(f"run folder: {run.root}")
+        lines.append(f"  {name}: {figures}, of {len(own['classes'])} emotions")
+    lines += [f"test part {summary['shared']['words']}"] if summary["shared"] is not None else []
+    return lines + ([summary["normalisation"]] if summary["normalisation"] is not None else [])
 
 
 def placed(config: Config, study: str, number: str, group: str) -> Config:
@@ -79,7 +137,8 @@ def placed(config: Config, study: str, number: str, group: str) -> Config:
     """
     own = f"{number}-{config.seed}"
     folder = Path(config.run_dir) / own if config.run_dir else config.runs_folder / f"{study}-{own}"
-    tracking = replace(config.tracking, group=config.tracking.group or group)
+    own_group = config.tracking.group or os.environ.get("WANDB_RUN_GROUP")
+    tracking = replace(config.tracking, group=own_group or group)
     return replace(config, run_dir=str(folder), tracking=tracking)
 
 

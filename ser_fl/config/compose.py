@@ -1,13 +1,13 @@
 """From command-line overrides to a checked `Config`, through Hydra's groups in ``configs/``."""
 
 import re
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
+from ser_fl.config.groups import configs_dir, folders_of_groups, groups
 from ser_fl.config.robustness import BenchmarkConfig, TransferConfig
 from ser_fl.config.schema import Config, checked
 from ser_fl.config.text import (
@@ -27,28 +27,6 @@ _LONGEST_OVERRIDE = 10_000
 HYDRA_VERSION = "1.3"
 OF_SPEECH = ("data", "split", "enrolment")
 """Groups of settings that say which utterances a trained model is shown."""
-
-
-def configs_dir() -> Path:
-    """The folder of YAML groups: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).parents[1]
-    shipped = package / "configs"
-    return shipped if shipped.is_dir() else package.parent / "configs"
-
-
-def groups(config_dir: Path | None = None) -> dict[str, list[str]]:
-    """Names that each group offers, with those of a folder of the user's own: ``{"model": ["crnn", ...], ...}``."""
-    found = defaultdict[str, set[str]](set)
-    for file in (file for root in _folders(config_dir) for file in root.glob("*/*.yaml")):
-        found[file.parent.name].add(file.stem)
-    found.pop("sweep", None)  # files of W&B's
-    return {name: sorted(found[name]) for name in sorted(found)}
-
-
-def _folders(config_dir: Path | None) -> list[Path]:
-    if config_dir is not None and not config_dir.is_dir():
-        raise UserError(f"no such folder of settings: {config_dir}")
-    return [configs_dir()] if config_dir is None else [config_dir, configs_dir()]
 
 
 def compose(
@@ -159,7 +137,7 @@ def hydra_ready(
 
     values, typed = _translated(overrides, {} if config_file else groups(config_dir), is_sweep=is_sweep)
     whole = read_settings(config_file, Config) if config_file else None
-    with hydra_over(_folders(config_dir), whole=whole, typed=typed) as (name, laid_over):
+    with hydra_over(folders_of_groups(config_dir), whole=whole, typed=typed) as (name, laid_over):
         yield name or config_name, [*values, *laid_over]
 
 

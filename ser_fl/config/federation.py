@@ -176,3 +176,13 @@ class TrackingConfig:
     """W&B's team or user; null: the default one."""
     group: str | None
     """Runs that W&B shows together."""
+    tags: tuple[str, ...] = ()
+    """Beside the names of experiment, corpus, objective and federation."""
+    per_client: bool = False
+    """Every client's own figures of every round too; else their minimum, median and maximum."""
+    system_metrics: bool = True
+    """W&B: how busy CPUs, GPUs, memory, disk and network are, every 15 s."""
+    console: bool = False
+    """W&B: what the run prints, with the path of its folder."""
+    num_recordings: Amount = 0
+    """W&B: so many clean and adversarial recordings of ``adversarial/``. They are somebody's speech."""

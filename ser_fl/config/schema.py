@@ -249,7 +249,13 @@ def _one_line(error: ValidationError, settings: Mapping[str, Any]) -> UserError:
     if kind == "too_short" and context["min_length"] == 1:
         return UserError(f"{key} must name one at least, got {shown(given)}")
     if kind == "literal_error":
-        return unknown_name(key, str(given), re.findall(r"'([^']+)'", context["expected"]))
+        known = re.findall(r"'([^']+)'", context["expected"])
+        if path[-1] != "accelerator":
+            return unknown_name(key, str(given), known)
+        from torch import cuda  # a GPU is no misspelt CPU
+
+        gpus = f"{count} visible" if (count := cuda.device_count()) else "none is visible here"
+        return UserError(f"unknown {key} {shown(given)}. Known: {', '.join(known)}; cuda is NVIDIA's GPUs, {gpus}")
     return UserError(f"{key} must be {problem['msg'].removeprefix('Input should be ')}, got {shown(given)}")
 
 

@@ -42,12 +42,35 @@ from ser_fl.stopwatch import UNWATCHED, Watch
 from ser_fl.tracking import Tracker, open_tracker
 
 OnRound = Callable[[RoundRecord], None]
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""Ends of the names of what batch norm keeps beside parameters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """What is known of a run before its next round."""
+
+    config: Config
+    """With its precision settled."""
+    run: RunFolder
+    client_manifest: ClientManifest
+    devices: Sequence[str]
+    num_parameters: int
+    """Of a model that travels."""
+    round: int
+    """Rounds that are done."""
+    tracked: str
+    """Where the run is shown, in words; empty where it is not."""
+    sending: str
+    """The command that sends what is tracked, once the run is over; empty where there is nothing to send."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hooks:
     """Who watches a run, and who may end it."""
 
+    on_opening: Callable[[Opening], None] = lambda opening: None
+    """Told of the run before its next round."""
     on_round: OnRound = lambda record: None
     """Told of every committed round."""
     on_features: OnFeatures | None = None
@@ -98,11 +121,11 @@ class Federation:
             go_on_from(checkpoint, server, client_ids)
         settings, profile = dump(config), RunProfile(config) if config.profile else None
         tracker = open_tracker(settings, run, server.tracking)
+        devices = [str(device) for device in devices_of(config.executor.accelerator)]
         try:
             if server.round == 0:
                 if self.first is not None:
                     self.first.pass_on(run)
-                devices = [str(device) for device in devices_of(config.executor.accelerator)]
                 environment = describe_environment(seed=config.seed, threads=config.executor.threads, devices=devices)
                 callbacks = [qualified_name(callback) for callback in self.own.callbacks]
                 write_json(run.environment, environment | {"objects": config.objects, "callbacks": callbacks})
@@ -110,6 +133,21 @@ class Federation:
                 write_config(run, config)
             for path in filter(Path.exists, (run.rounds, run.clients)):  # drop what came after the last checkpoint
                 os.truncate(path, min(server.lengths.get(path.name, 0), path.stat().st_size))
+            state = next(iter(server.algorithm.models.values()))
+            self.hooks.on_opening(
+                Opening(
+                    config=config,
+                    run=run,
+                    client_manifest=self.client_manifest,
+                    devices=devices,
+                    num_parameters=sum(
+                        tensor.numel() for name, tensor in state.items() if not name.endswith(_STATISTICS)
+                    ),
+                    round=server.round,
+                    tracked=tracker.description,
+                    sending=tracker.sending,
+                )
+            )
             try:
                 while (stopped := self.why_stop(server)) is None:
                     with self.hooks.preemption.round() if self.hooks.preemption else nullcontext():

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,7 @@ _PACKAGES = (
 
 
 def describe_environment(*, seed: int, threads: int, devices: Sequence[str] = ("cpu",)) -> dict[str, Any]:
-    """Content of ``environment.json``, without folders, since they name people and machines.
-
-    The commit is that of the checkout that the package lies in, with "+" where files differ from it.
-    """
+    """Content of ``environment.json``, without folders, since they name people and machines."""
     import torch
 
     program = Path(sys.argv[0]).name
@@ -33,13 +31,6 @@ def describe_environment(*, seed: int, threads: int, devices: Sequence[str] = ("
     for name in packages:
         with suppress(PackageNotFoundError):
             packages[name] = version(name)
-    commit, checkout = None, Path(__file__).parents[1]
-    with suppress(OSError, subprocess.CalledProcessError):  # a wheel has none
-        head, changes = (
-            subprocess.run(["git", "-C", checkout, *asked], capture_output=True, text=True, check=True).stdout.strip()
-            for asked in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "."])
-        )
-        commit = head + ("+" if changes else "")
     processor = None
     with suppress(OSError):
         cpus = Path("/proc/cpuinfo").read_text(encoding="utf-8")
@@ -48,7 +39,7 @@ def describe_environment(*, seed: int, threads: int, devices: Sequence[str] = ("
         "command": shlex.join(
             ["ser-fl" if program == "__main__.py" else program, *(_without_folder(part) for part in sys.argv[1:])]
         ),
-        "git_commit": commit,
+        "git_commit": git_commit(),
         "seed": seed,
         "threads": threads,
         "python": platform.python_version(),
@@ -59,6 +50,19 @@ def describe_environment(*, seed: int, threads: int, devices: Sequence[str] = ("
         "devices": list(devices),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
+
+
+@cache
+def git_commit() -> str | None:
+    """Of the checkout that the package lies in, with "+" where files differ from it; None of a wheel."""
+    checkout = Path(__file__).parents[1]
+    with suppress(OSError, subprocess.CalledProcessError):
+        head, changes = (
+            subprocess.run(["git", "-C", checkout, *asked], capture_output=True, text=True, check=True).stdout.strip()
+            for asked in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "."])
+        )
+        return head + ("+" if changes else "")
+    return None
 
 
 def _without_folder(argument: str) -> str:

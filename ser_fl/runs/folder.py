@@ -54,6 +54,10 @@ class RunFolder:
     environment = _Below("environment.json")
     rounds = _Below("rounds.jsonl")
     clients = _Below("clients.jsonl")
+    metrics_csv = _Below("metrics.csv")
+    """The rounds under the names that trackers have them by."""
+    log = _Below("log.txt")
+    """What commands said of the run."""
     summary = _Below("summary.json")
     weights = _Below("model.safetensors")
     model = _Below("model.json")

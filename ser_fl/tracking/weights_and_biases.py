@@ -1,21 +1,21 @@
 """Weights & Biases: one run an experiment, offline where there is no key or no way to the server."""
 
 import logging
-import netrc
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from ser_fl.errors import UserError, unknown_name
+from ser_fl.runs.environment import git_commit
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import AttackRecord, ClientRecord, RoundRecord
-from ser_fl.runs.redaction import public_text
+from ser_fl.runs.redaction import public_config, public_text
 from ser_fl.tracking import metric_names
-from ser_fl.tracking.metric_names import ROUND
+from ser_fl.tracking.backend import Backend
+from ser_fl.tracking.metric_names import BEST, BY_ROUND, ROUND
+from ser_fl.tracking.wandb_settings import tags_of, unless_in_environment
 
 logger = logging.getLogger(__name__)
 
@@ -24,49 +24,8 @@ MAX_ARTIFACT_BYTES = 50_000_000
 INIT_TIMEOUT_S = 60
 FINISH_TIMEOUT_S = 120
 """How long the end of a run may wait for uploads; what is left can be sent with ``wandb sync``."""
-_RUN_NAME = re.compile(r"^(offline-)?run-(?P<time>\d+_\d+)-(?P<id>[^-]+)")
-"""Of a folder; where two start in one second, a number follows."""
-WANDB_MODES = ("online", "offline", "shared", "disabled")
-_OLDER_MODES = {"dryrun": "offline", "run": "online"}
-"""W&B's words of before, which it still takes."""
-
-
-def resolve_mode(mode: str) -> str:
-    """W&B's mode for a setting, found out here because wandb itself would prompt for a missing key. "auto" is what
-    ``WANDB_MODE`` says; else online if there is an API key (``WANDB_API_KEY`` or netrc), else offline.
-    """
-    if mode == "auto":
-        mode = os.environ.get("WANDB_MODE", mode)
-        mode = _OLDER_MODES.get(mode, mode)
-    if mode == "auto":
-        return "online" if _has_wandb_key() else "offline"
-    if mode not in WANDB_MODES:
-        raise unknown_name("WANDB_MODE", mode, WANDB_MODES)
-    if mode == "online" and not _has_wandb_key():
-        raise UserError(
-            "W&B mode is online but no API key was found: set WANDB_API_KEY, run `wandb login`, "
-            "or use tracking.mode=offline"
-        )
-    return mode
-
-
-def run_begun_in(run: RunFolder) -> str | None:
-    """Id of the W&B run that was begun in a run folder before it had a checkpoint to say so."""
-    begun = [found for folder in run.root.glob("wandb/*run-*") if (found := _RUN_NAME.search(folder.name))]
-    return max(begun, key=lambda found: found["time"])["id"] if begun else None
-
-
-def _has_wandb_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
-    default = os.path.expanduser("~/_netrc" if os.name == "nt" else "~/.netrc")  # noqa: PTH111, raises nothing
-    try:
-        entry = netrc.netrc(os.environ.get("NETRC", default)).authenticators(host)
-    except (OSError, netrc.NetrcParseError):
-        return False
-    return bool(entry and entry[2])
-
+_OF_THIS_MACHINE = ("run", "root", "speech")
+"""Settings of a benchmark that name folders."""
 
 _RUNS: set[Path] = set()
 
@@ -81,87 +40,144 @@ def _without_folders(record: logging.LogRecord) -> bool:
     return True
 
 
-class WeightsAndBiases:
+class WeightsAndBiases(Backend):
     """One W&B run; where the server cannot be reached, as on most cluster nodes, an offline one of the same id."""
 
-    def __init__(self, run: RunFolder, settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    def __init__(self, run: RunFolder, given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        """``given`` are arguments of `wandb.init`, ``settings`` the resolved configuration."""
         os.environ.setdefault("WANDB_SILENT", "true")  # wandb speaks before it has read our settings
         import wandb
 
         self._wandb = wandb
         self._folder = run
-        self._online = settings["mode"] == "online"
+        self._settings = settings
+        self._tracking = settings["tracking"]
         _RUNS.add(run.root.absolute())
         logging.getLogger("wandb").addFilter(_without_folders)  # the first lines come before there is a file to watch
+        mode = given["mode"]
         try:
-            self._run = self._init(settings, config)
+            self._run = self._init(given)
         except Exception as error:
-            if not self._online:
+            if mode != "online":
                 raise
             reason = public_text(" ".join(f"{type(error).__name__}: {error}".split()))
             logger.warning("W&B cannot be reached, this run is tracked offline: `wandb sync` sends it (%s)", reason)
-            self._online = False
+            mode = "offline"
             if wandb.run is None:  # a caller's own run would end with it
                 wandb.teardown()  # else the id counts as in use by what has just failed
-            self._run = self._init({**settings, "mode": "offline"}, config)
+            self._run = self._init({**given, "mode": mode})
         for handler in logging.getLogger("wandb").handlers:
             handler.addFilter(_without_folders)
         self._run.define_metric(ROUND)
-        self._run.define_metric("*", step_metric=ROUND)
-        if self._online:
-            logger.info("W&B run: %s", self._run.url)
+        for section in BY_ROUND:  # not of what comes after the last round, which would get the round 0
+            self._run.define_metric(f"{section}/*", step_metric=ROUND)
+        for name, best in BEST.items():
+            self._run.define_metric(name, step_metric=ROUND, summary=best)
+        self.description = f"W&B {self._run.url}" if mode == "online" else f"W&B {mode}"
+        if mode == "offline":
+            folder, root = Path(self._run.dir).parent, run.root.absolute()
+            shown = run.root / folder.relative_to(root) if folder.is_relative_to(root) else folder
+            self.sending = f"wandb sync {shlex.quote(str(shown))}"
 
-    def _init(self, settings: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
+    def _init(self, given: Mapping[str, Any]) -> Any:
+        ours = unless_in_environment(
+            silent=True,
+            console="wrap" if self._tracking["console"] else "off",
+            use_dot_wandb=False,
+            init_timeout=INIT_TIMEOUT_S,
+            finish_timeout=FINISH_TIMEOUT_S,
+            host="-",  # else the machine's name
+            git_commit=git_commit(),
+            git_remote_url="",
+            x_disable_meta=True,  # the command line has data folders; environment.json is kept with the run
+            x_disable_stats=not self._tracking["system_metrics"],
+            x_transaction_log_flush_interval=1.0,  # what a killed run can lose; wandb's own 15 s is many rounds
+        )
         return self._wandb.init(
-            **settings,
-            resume="allow",
-            dir=self._folder.root,
-            config=dict(config),
+            **given,
+            **unless_in_environment(resume="allow", dir=self._folder.root),
+            config={**public_config(self._settings), "git_commit": git_commit()},
             settings=self._wandb.Settings(
-                silent=True,
-                console="off",
-                use_dot_wandb=False,
+                **ours,
                 reinit="create_new",  # else a run that a caller left open would get our figures
-                init_timeout=INIT_TIMEOUT_S,
-                finish_timeout=FINISH_TIMEOUT_S,
                 finish_timeout_raises=True,
-                x_disable_meta=True,  # the command line has data folders; environment.json is kept with the run
-                x_disable_stats=True,
-                x_transaction_log_flush_interval=1.0,  # what a killed run can lose; wandb's own 15 s is many rounds
             ),
         )
 
     def log_round(self, record: RoundRecord, clients: Sequence[ClientRecord]) -> None:
-        self._run.log({ROUND: record.round, **metric_names.round_metrics(record, clients)})
+        metrics = metric_names.round_metrics(record, clients, per_client=self._tracking["per_client"])
+        self._run.log({ROUND: record.round, **metrics})
 
-    def log_attacks(self, records: Sequence[AttackRecord]) -> None:
+    def log_attacks(self, records: Sequence[AttackRecord], settings: Mapping[str, Any]) -> None:
         self._run.summary.update(metric_names.attack_metrics(records))
+        asked = {key: value for key, value in settings.items() if key not in _OF_THIS_MACHINE}
+        self._run.config.update({"benchmark": public_config(asked)}, allow_val_change=True)
+        self._run.tags = tuple(dict.fromkeys((*(self._run.tags or tags_of(self._settings)), "benchmark")))
+        shown = dict[str, Any]()
         rows = [{key: value for key, value in asdict(record).items() if key != "confusion"} for record in records]
         if rows:
             table = self._wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
-            self._run.log({metric_names.ATTACK_TABLE: table})
+            shown[metric_names.ATTACK_TABLE] = table
+        for defence, curves in metric_names.curves(records).items():
+            shown[f"{metric_names.CURVES}/{defence}"] = self._wandb.plot.line_series(
+                xs=[[epsilon for epsilon, _ in points] for points in curves.values()],
+                ys=[[uar for _, uar in points] for points in curves.values()],
+                keys=list(curves),
+                title=f"Robust UAR over epsilon, defence: {defence}",
+                xname="epsilon",
+            )
+        recordings = sorted(self._folder.adversarial.glob("*.wav"))[: 2 * self._tracking["num_recordings"]]
+        if recordings:
+            shown[metric_names.RECORDINGS] = [self._wandb.Audio(str(path), caption=path.stem) for path in recordings]
+        if shown:
+            self._run.log(shown)
 
     def log_summary(self, summary: Mapping[str, Any]) -> None:
         self._run.summary.update(metric_names.summary_metrics(summary))
         classes, test = summary["classes"], summary["test"]
-        counts = [
+        cells = [
             (true, predicted, count)
-            for true, row in zip(classes, test["confusion"], strict=True)
-            for predicted, count in zip(classes, row, strict=True)
+            for true, row in enumerate(test["confusion"])
+            for predicted, count in enumerate(row)
         ]
-        recall = list(zip(classes, test["per_class_recall"], strict=True))
-        table: Callable[..., Any] = self._wandb.Table
-        confusion_table = table(columns=["true", "predicted", "count"], data=counts)
-        recall_table = table(columns=["class", "recall"], data=recall)
-        self._run.log({metric_names.CONFUSION_TABLE: confusion_table, metric_names.RECALL_TABLE: recall_table})
-        weights = self._folder.weights
-        if not self._online or not weights.exists() or weights.stat().st_size > MAX_ARTIFACT_BYTES:
+        recall = zip(classes, test["per_class_recall"], strict=True)
+        table: Any = self._wandb.Table
+        self._run.log(
+            {
+                metric_names.CONFUSION_TABLE: table(
+                    columns=["true", "predicted", "count"],
+                    data=[(classes[true], classes[predicted], count) for true, predicted, count in cells],
+                ),
+                metric_names.RECALL_TABLE: table(columns=["class", "recall"], data=list(recall)),
+                metric_names.CONFUSION_PLOT: self._wandb.plot.confusion_matrix(
+                    y_true=[true for true, _, count in cells for _ in range(round(count))],
+                    preds=[predicted for _, predicted, count in cells for _ in range(round(count))],
+                    class_names=list(classes),
+                    title="Test utterances",
+                ),
+            }
+        )
+        self._send("model", self._folder.weights, self._folder.model, self._folder.summary)
+
+    def log_evaluation(self, name: str, figures: Mapping[str, Any]) -> None:
+        self._run.summary.update(metric_names.evaluation_metrics(name, figures))
+
+    def log_report(self) -> None:
+        page = self._folder.report
+        if self._tracking["num_recordings"] or b"data:audio" not in page.read_bytes():
+            self._send("report", page)
+
+    def _send(self, kind: str, first: Path, *others: Path) -> None:
+        """Log files as an artifact, where they are small; what has no room on the way is a warning."""
+        if not first.exists() or first.stat().st_size > MAX_ARTIFACT_BYTES:
             return
-        artifact = self._wandb.Artifact(f"model-{self._run.id}", type="model")
-        for path in (weights, self._folder.model, self._folder.summary):
-            if path.exists():
+        artifact = self._wandb.Artifact(f"{kind}-{self._run.id}", type=kind)
+        try:
+            for path in filter(Path.exists, (first, *others)):
                 artifact.add_file(str(path))
-        self._run.log_artifact(artifact)
+            self._run.log_artifact(artifact)
+        except OSError as error:
+            logger.warning("W&B gets no %s, it stays in the run folder (%s)", kind, error.strerror)
 
     def finish(self) -> None:
         self._run.finish()

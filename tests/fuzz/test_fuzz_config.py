@@ -12,7 +12,8 @@ import yaml
 from harness import cases_of, digest, result_or_line
 from hypothesis import strategies as st
 
-from ser_fl.config.compose import compose, compose_benchmark, compose_transfer, groups
+from ser_fl.config.compose import compose, compose_benchmark, compose_transfer
+from ser_fl.config.groups import groups
 from ser_fl.config.robustness import BenchmarkConfig
 from ser_fl.config.schema import dump, parse
 
