@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ser_fl.cli.demo import run_demo
+from ser_fl.robustness.sanity_checks.report import read_sanity_report
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import AttackRecord
 
@@ -52,10 +53,15 @@ class Tables(HTMLParser):
             self.tables[-1][-1][-1] += data
 
 
-def record_of(records: list[AttackRecord], attack: str, defence: str) -> AttackRecord:
-    """The record at the demo's main budget: 0.05, for norm "2" the same strength."""
+def record_of(records: list[AttackRecord], attack: str, defence: str, knowledge: str) -> AttackRecord:
+    """The record at the demo's main budget: 0.05, for norm "2" the same strength; of a worst case the one over the
+    utterances of all attacks, which are those of the adaptive one.
+    """
     found = [record for record in records if (record.attack, record.defence) == (attack, defence)]
-    return next(record for record in found if attack in ("clean", "cw_l2") or record.epsilon == 0.05)
+    if attack == "worst_case":
+        return min((record for record in found if record.epsilon == 0.05), key=lambda record: record.num_examples)
+    known = [record for record in found if record.knowledge == knowledge]
+    return next(record for record in known if attack in ("clean", "cw_l2") or record.epsilon == 0.05)
 
 
 def test_demo_shows_both_trainings_and_both_defences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,8 +76,14 @@ def test_demo_shows_both_trainings_and_both_defences(tmp_path: Path, capsys: pyt
     parser = Tables()
     parser.feed(html)
     header, *rows = parser.tables[0]
-    columns = {cell.split("\n")[0]: index for index, cell in enumerate(header)}
-    assert set(columns) >= {"Clean", *ATTACKS}
+    columns = {
+        f"{cell.split()[0]} adaptive" if "adaptive" in cell else cell.split("\n")[0]: index
+        for index, cell in enumerate(header)
+    }
+    assert set(columns) >= {"Clean", *ATTACKS, "PGD adaptive"}
+    for run in RUNS:
+        found = read_sanity_report(RunFolder(tmp_path / "demo" / run))
+        assert found is not None and not [doubt.check for doubt in found.doubts if "knows of it" in doubt.check]
     by_label = {(row[0].split("\n")[0], row[1]): row for row in rows}
     assert set(by_label) == {(training, defence) for training in RUNS.values() for defence in DEFENCES.values()}
     for run, training in RUNS.items():
@@ -79,5 +91,11 @@ def test_demo_shows_both_trainings_and_both_defences(tmp_path: Path, capsys: pyt
         for defence, words in DEFENCES.items():
             row = by_label[training, words]
             for column, attack in {"Clean": "clean", **ATTACKS}.items():
-                expected = record_of(records, attack, defence).robust_uar
+                expected = record_of(records, attack, defence, "undefended").robust_uar
                 assert float(row[columns[column]].split()[0]) == pytest.approx(100 * expected, abs=0.051), column
+            adaptive = row[columns["PGD adaptive"]]
+            if defence == "none":
+                assert adaptive == "–"
+            else:
+                expected = record_of(records, "pgd", defence, "adaptive").robust_uar
+                assert float(adaptive.split()[0]) == pytest.approx(100 * expected, abs=0.051)

@@ -39,7 +39,7 @@ def attack_visibly(config: BenchmarkConfig) -> None:
         from ser_fl.robustness.benchmark import benchmark_run
 
     run = RunFolder(writable_run(config.run))
-    with journal() as open_journal:
+    with journal(filter(None, (config.root,))) as open_journal:
         with bars() as shown:
             records = benchmark_run(config, on_attack=shown.attacks, on_features=shown.features)
         folder, speech = records.folder, records.speech

@@ -29,6 +29,10 @@ EXAMPLES = {
         "ser-fl predict a.wav speech/ --run zoo:nemo_fl_best",
         "ser-fl predict speech/ --run RUN --format csv --segment 3",
     ),
+    "export": ("ser-fl export RUN onnx", "ser-fl export zoo:nemo_fl_best hf output=exports/nemo"),
+    "serve": ("ser-fl serve", "ser-fl serve RUN"),
+    "leaderboard": ("ser-fl leaderboard", "ser-fl leaderboard add RUN ENTRY authors=NAME data.root=DIR"),
+    "verify": ("ser-fl verify ENTRY data.root=DIR", "ser-fl verify ENTRY data.root=DIR max_examples=50"),
     "zoo": ("ser-fl zoo", "ser-fl zoo nemo_fl_best"),
     "corpus": ("ser-fl corpus list", "ser-fl corpus check nemo nEMO"),
     "federation": (
@@ -46,9 +50,7 @@ def epilog(command: str) -> str:
 
         lines += ["", "groups of settings, each with the names that it may be given:"]
         for group, names in groups().items():
-            lines.append(fill(f"{group}={'|'.join(names)}".replace("|", " | "), 78, **_INDENT))
+            line = f"{group}={' | '.join(names)}"
+            lines.append(fill(line, 78, initial_indent="  ", subsequent_indent="      "))
         lines += ["", "any single setting: group.setting=value; --cfg job prints them all"]
     return "\n".join(lines)
-
-
-_INDENT = {"initial_indent": "  ", "subsequent_indent": "      "}

@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from logging.handlers import MemoryHandler
@@ -57,9 +57,9 @@ def note(line: str) -> None:
 class _Public(logging.Formatter):
     """Lines of a file that is shared with the run: no folders of this machine, no secrets."""
 
-    def __init__(self, folders: Iterable[str]) -> None:
+    def __init__(self, folders: Sequence[str | Path]) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
-        self._folders = tuple(folders)
+        self._folders = folders
 
     def format(self, record: logging.LogRecord) -> str:
         return public_text(super().format(record), self._folders)
@@ -73,8 +73,9 @@ class _Journal(logging.FileHandler):
 @contextmanager
 def journal(folders: Iterable[str] = ()) -> Iterator[Callable[[Path], None]]:
     """Inside, what is said and warned of goes to ``log.txt`` of the run folder that the function yielded is called
-    with; what came before it too. ``folders`` are known to be private.
+    with; what came before it too. ``folders`` are those of the data.
     """
+    folders = tuple(folders)
     ours, before = logging.getLogger("ser_fl"), MemoryHandler(10_000, flushLevel=logging.CRITICAL + 1)
     handlers: list[logging.Handler] = [before]
     if not ours.hasHandlers() and logging.lastResort is not None:
@@ -87,7 +88,7 @@ def journal(folders: Iterable[str] = ()) -> Iterator[Callable[[Path], None]]:
     def opened(root: Path) -> None:
         with suppress(OSError):
             file = _Journal(RunFolder(root).log, encoding="utf-8")
-            file.setFormatter(_Public(folders))
+            file.setFormatter(_Public([*folders, root.absolute()]))
             before.setTarget(file)
             before.flush()
             ours.addHandler(file)

@@ -45,22 +45,26 @@ def to_markdown(table: Table) -> str:
 
 def print_table(table: Table, console: Console) -> None:
     """Print the table; one that is too wide for the terminal runs over its edge, so that no column is lost. To spare
-    room, the labels of a row share one column, and two figures of a cell have no blanks between them and their stroke.
-    In a narrow terminal cells go on in the next line, but a figure stays whole.
+    room, the labels of a row share one column, and two figures of a cell have no blanks between them and their stroke,
+    or lie one below the other where that is still too wide. In a narrow terminal cells go on in the next line, but a
+    figure stays whole.
     """
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    labels = table.num_labels
-    rows = [
-        (", ".join(row[:labels]), *(cell.replace(" / ", "/") for cell in row[labels:]))
-        for row in (table.header, *table.rows)
-    ]
-    columns = list(zip(*rows, strict=True))
-    wanted = [max(len(line) for cell in cells for line in cell.split("\n")) for cells in columns]
-    widths = [min(_WIDEST, max((len(word) for cell in cells for word in cell.split()), default=0)) for cells in columns]
-    gaps = 2 * (len(columns) - 1)
+    labels, gaps = table.num_labels, 2 * (len(table.header) - table.num_labels)
+    for stroke in ("/", "/\n"):
+        rows = [
+            (", ".join(row[:labels]), *(cell.replace(" / ", stroke) for cell in row[labels:]))
+            for row in (table.header, *table.rows)
+        ]
+        columns = list(zip(*rows, strict=True))
+        wanted = [max(len(line) for cell in cells for line in cell.split("\n")) for cells in columns]
+        longest = [max((len(word) for cell in cells for word in cell.split()), default=0) for cells in columns]
+        widths = [min(_WIDEST, length) for length in longest]
+        if sum(widths) + gaps <= console.width:
+            break
     for _ in range(min(console.width - gaps, sum(wanted)) - sum(widths)):
         widths[max(range(len(columns)), key=lambda column: wanted[column] - widths[column])] += 1
     shown = RichTable(
