@@ -14,7 +14,8 @@ import yaml
 
 from ser_fl.attacks.registry import ATTACKS, ON_RECORDINGS
 from ser_fl.cli.main import COMMANDS
-from ser_fl.config.compose import compose, compose_benchmark, compose_transfer, groups
+from ser_fl.config.compose import compose, compose_benchmark, compose_transfer
+from ser_fl.config.groups import groups
 from ser_fl.config.robustness import AttackChoice
 from ser_fl.defences import DEFENCES
 from ser_fl.runs.folder import RunFolder

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from ser_fl.config.compose import compose, groups
+from ser_fl.config.compose import compose
+from ser_fl.config.groups import groups
 from ser_fl.config.schema import Config
 from ser_fl.data.configured_corpus import open_configured_corpus
 from ser_fl.data.features import OnFeatures
