@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Unpack, overload
 from ser_fl.errors import UserError, shown
 from ser_fl.files import record_of
 from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.frames import NotebookProgress, html_table, in_notebook
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -45,6 +46,11 @@ class Metrics:
     confusion: tuple[tuple[float, ...], ...]
     """Utterances; rows true, columns predicted, in the order of `recall`."""
 
+    def _repr_html_(self, title: str = "Test utterances", note: str = "") -> str:
+        words = ["UAR", "accuracy", "macro F1", *(f"recall of {emotion}" for emotion in self.recall)]
+        figures = [self.uar, self.accuracy, self.macro_f1, *self.recall.values()]
+        return html_table(title, ("figure", "value"), zip(words, figures, strict=True), note)
+
 
 @dataclass(frozen=True, slots=True)
 class Run(RunFolder):
@@ -60,6 +66,13 @@ class Run(RunFolder):
         from ser_fl.models.emotion_model import load_model
 
         return load_model(self, client_id=client_id, network=self.network)
+
+    def _repr_html_(self) -> str:
+        if not self.summary.exists():
+            return html_table(f"Run {self.root}", (), (), "It has no test figures: it has not finished.")
+        synthetic = self.read_json(self.summary).get("synthetic")
+        note = "SYNTHETIC speech: no evidence about real speech." if synthetic else ""
+        return self.metrics()._repr_html_(f"Run {self.root}: test utterances", note)
 
     def metrics(self) -> Metrics:
         """Test figures of the selected model; a `UserError` of an unfinished run, or a changed ``summary.json``."""
@@ -108,7 +121,7 @@ def train(
         algorithm: what the server does, an `Algorithm` of `ser_fl.federation.algorithm`.
         callbacks: Lightning callbacks that see every batch of every client (``trainer.datamodule`` says whose). With
             ``executor=processes`` each worker has a copy of its own.
-        on_round: told of every committed round.
+        on_round: told of every committed round. In a notebook, where nobody else is told, a bar below the cell is.
         hooks: all who watch the run, and who may end it by a signal, which raises `Stopped`; ``on_round`` goes before.
 
     Returns:
@@ -134,6 +147,9 @@ def train(
     objects = {"network": network, "objective": objective, "aggregation": aggregation, "algorithm": algorithm}
     given = {name: value for name, value in {**objects, "callbacks": callbacks or None}.items() if value is not None}
     own, config = settled_objects(as_begun(config), given)
+    if on_round is None and hooks is None and in_notebook():
+        progress, total = NotebookProgress(), config.federation.num_rounds
+        on_round = lambda record: progress(record.line(config.experiment), record.round, total)  # noqa: E731
     if on_round is not None:
         hooks = replace(hooks or Hooks(), on_round=on_round)
     hooks = hooks or Hooks()
@@ -225,6 +241,8 @@ def benchmark(
     from ser_fl.config.schema import checked
     from ser_fl.robustness import benchmark as robustness
 
+    if in_notebook():
+        settings.setdefault("on_attack", NotebookProgress())
     if not isinstance(model, (RunFolder, Path, str)):
         if features is None or labels is None:
             raise UserError(

@@ -17,6 +17,7 @@ from urllib.parse import quote, unquote
 
 from ser_fl.errors import UserError, shown
 from ser_fl.files import naming, parse_json, record_of, to_json, write_bytes, write_json
+from ser_fl.runs.frames import RoundsFile
 from ser_fl.runs.records import (
     ATTACKS_SCHEMA,
     BASELINE_SCHEMA,
@@ -52,7 +53,6 @@ class RunFolder:
 
     config = _Below("config.yaml")
     environment = _Below("environment.json")
-    rounds = _Below("rounds.jsonl")
     clients = _Below("clients.jsonl")
     metrics_csv = _Below("metrics.csv")
     """The rounds under the names that trackers have them by."""
@@ -83,6 +83,11 @@ class RunFolder:
     """Folder of clean and adversarial WAV pairs, where asked for."""
     spectrograms = _Below("adversarial/example.json")
     """One clean and adversarial log-mel pair, for the report."""
+
+    @property
+    def rounds(self) -> RoundsFile:
+        """The path of ``rounds.jsonl``; called, ``run.rounds()``, a data frame of its lines."""
+        return RoundsFile(self.root / "rounds.jsonl")
 
     def weights_of(self, client_id: str) -> Path:
         """A client's own weights; whatever a file's name cannot hold is percent-encoded."""

@@ -5,12 +5,13 @@ here loads torch, so that a report can read it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from ser_fl.errors import UserError
 from ser_fl.files import record_of, write_json
 from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.frames import html_table, to_frame
 from ser_fl.runs.records import AttackRecord, SpeechRecord
 
 if TYPE_CHECKING:
@@ -120,6 +121,21 @@ class CheckedRecords(list[AttackRecord]):
     """Whose utterances they are of; None of arrays."""
     folder: RunFolder | None = None
     """Where they lie; None of arrays."""
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with a row for each record; a `UserError` where pandas is missing."""
+        return to_frame(map(asdict, self))
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for one in self:
+            interval = one.uar_interval and "{:.2f}–{:.2f}".format(*one.uar_interval)
+            facts = (f"{one.attack}, {one.knowledge}", at_budget(one), one.defence, one.num_examples)
+            rows.append((*facts, one.clean_uar, one.robust_uar, interval))
+        note = "SYNTHETIC speech. " if self.speech and self.speech.synthetic else ""
+        note += self.checks.headline if self.checks else ""
+        header = ("attack", "budget", "defence", "utterances", "clean UAR", "robust UAR", "95 %")
+        return html_table("UAR under attack", header, rows, note)
 
 
 def write_sanity_report(run: RunFolder, sanity_report: SanityReport) -> None:
