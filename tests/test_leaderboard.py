@@ -173,7 +173,11 @@ def test_a_figure_that_is_not_scored_again_is_refused_with_both(
     assert "strangers" in refusal(["verify", str(entry)], capsys)
     changed(entry, test=stated.test, settings=("data=builtin", "split=published"))
     assert "split=published" in refusal(["verify", str(entry)], capsys)
-    changed(entry, settings=stated.settings, suite=0)
+    changed(entry, settings=stated.settings, worst_cases=stated.worst_cases[:1])
+    assert "at 10 dB on 6 utterances at least, got none" in refusal(["verify", str(entry)], capsys)
+    changed(entry, worst_cases=(replace(first, num_examples=5), *others))
+    assert "on 18 utterances at least, got one of 5" in refusal(["verify", str(entry)], capsys)
+    changed(entry, worst_cases=stated.worst_cases, suite=0)
     assert "version 0" in refusal(["verify", str(entry)], capsys)
 
 
@@ -321,3 +325,17 @@ def test_the_table_fits_into_eighty_columns(
     assert main(["leaderboard", str(entry), "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert found == {key: value for key, value in json.loads((entry / FILE).read_text()).items() if key != "schema"}
+
+
+def test_the_page_is_what_the_entries_say_and_all_of_them_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    folder = table.default_folder()
+    entries = table.read_entries([folder])
+    assert (folder.parent / "index.md").read_text(encoding="utf-8") == table.page(entries)
+    assert sum(file.stat().st_size for file in folder.rglob("*")) < 4_000_000
+    assert all("NC" in one.licence and one.suite == suite.VERSION for one in entries if one.corpus == "nemo")
+    for one in entries:
+        assert len(one.worst_cases) == 4 and all(worst.num_examples >= 24 for worst in one.worst_cases)
+        assert not any(
+            f"/{private}/" in " ".join((one.trained_by, *one.settings)) for private in ("work", "tmp", "root")
+        )

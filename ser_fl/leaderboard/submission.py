@@ -87,6 +87,11 @@ def add(
             "why they may be believed"
         )
     info = CORPORA.get(config.data.name)
+    if submission.licence and info and "NC" in info.licence and "NC" not in submission.licence:
+        raise UserError(
+            f"weights made of {info.name} are under {info.licence} as it is, got licence={submission.licence}: leave "
+            "it out"
+        )
     entry = Entry(
         name=submission.name,
         authors=submission.authors,

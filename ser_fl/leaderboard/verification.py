@@ -15,6 +15,7 @@ from ser_fl.leaderboard.entry import FILE, MODEL_FILES, Entry, WorstCase, model_
 from ser_fl.leaderboard.examination import examine, root_of, settings_of
 from ser_fl.robustness.benchmark import benchmark_run
 from ser_fl.robustness.runner import OnAttack, silent
+from ser_fl.runs.records import NO_DEFENCE
 
 _ALL = 1 << 62
 _FLIPS = 2
@@ -83,8 +84,8 @@ def verify(
         _compare("clean UAR", found.clean_uar, entry.test.clean_uar, found.num_examples, found.num_examples, folder)
         yield f"clean UAR {found.clean_uar:.3f}, stated {entry.test.clean_uar:.3f}"
         for stage in suite.STAGES:
-            stated = [one for one in entry.worst_cases if one.domain == stage.domain]
-            number = min(max_examples or _ALL, *(one.num_examples for one in stated))
+            stated = _stated(stage, entry, folder)
+            number = min([max_examples or _ALL, *(one.num_examples for one in stated)])
             settings = stage.settings(entry.defence, number, attacks if stage.domain == "logmel" else ())
             place = [f"root={root}"] if root else []
             config = compose_benchmark([f"run={copy}", *settings, "checks=false", *place])
@@ -98,6 +99,23 @@ def verify(
 def named(worst: WorstCase) -> str:
     """Its budget in words."""
     return f"epsilon {worst.budget:g}" if worst.domain == "logmel" else f"SNR {worst.budget:g} dB"
+
+
+def _stated(stage: suite.Stage, entry: Entry, folder: Path) -> list[WorstCase]:
+    """The worst case of each budget; refused where it is missing, or of too few utterances."""
+    found = list[WorstCase]()
+    number = min(entry.test.num_examples, stage.num_examples if entry.defence == NO_DEFENCE else stage.num_adaptive)
+    for budget in stage.budgets:
+        one = entry.worst(stage.domain, budget)
+        if one is None or one.num_examples < number:
+            there = "none" if one is None else f"one of {one.num_examples}"
+            where = "ε" if stage.domain == "logmel" else "dB"
+            raise UserError(
+                f"{folder / FILE} must state a worst case at {budget:g} {where} on {number} utterances at least, got "
+                f"{there}"
+            )
+        found.append(one)
+    return found
 
 
 def _same_split(copy: Path, entry: Entry, folder: Path) -> None:
