@@ -329,10 +329,10 @@ def test_the_table_fits_into_eighty_columns(
 
 def test_the_page_is_what_the_entries_say_and_all_of_them_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    folder = table.default_folder()
-    entries = table.read_entries([folder])
-    assert (folder.parent / "index.md").read_text(encoding="utf-8") == table.page(entries)
-    assert sum(file.stat().st_size for file in folder.rglob("*")) < 4_000_000
+    place = table.default_folder()
+    entries = table.read_entries([place])
+    assert (place.parent / "index.md").read_text(encoding="utf-8") == table.page(entries)
+    assert sum(file.stat().st_size for file in place.rglob("*")) < 4_000_000
     assert all("NC" in one.licence and one.suite == suite.VERSION for one in entries if one.corpus == "nemo")
     for one in entries:
         assert len(one.worst_cases) == 4 and all(worst.num_examples >= 24 for worst in one.worst_cases)
