@@ -849,3 +849,21 @@ def test_recordings_go_only_where_asked_for(
     assert len(list(run.root.glob("wandb/offline-run-*/files/media/audio/**/*.wav"))) == expected
     kinds = {record.artifact.type for record in records}
     assert ("report" in kinds) is bool(asked)
+
+
+def test_a_training_on_a_node_with_a_key_and_no_network_can_be_sent_later(tmp_path: Path) -> None:
+    """The program as it is, and W&B's own library: the printed command names a whole offline run."""
+    account = {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_INIT_TIMEOUT": "1"}
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"} | account
+    words = ["train", "experiment=debug", "tracking=wandb", "data.utterances_per_emotion=3", "run_dir=run"]
+    command = [sys.executable, "-m", "ser_fl", *words, f"data.cache_dir={tmp_path / 'cache'}"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "this run is tracked offline" in done.stderr and "Traceback" not in done.stderr
+    (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    assert f"wandb sync {folder.relative_to(tmp_path)}\n" in done.stdout
+    (records,) = offline_runs(RunFolder(tmp_path / "run"))
+    rounds = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()]
+    rows = [row for row in history(records) if "val/uar" in row]
+    assert [row["val/uar"] for row in rows] == pytest.approx([one["uar"] for one in rounds])
+    assert summary_of(records)["test/uar"] == json.loads((tmp_path / "run" / "summary.json").read_text())["test"]["uar"]

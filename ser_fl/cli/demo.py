@@ -79,8 +79,14 @@ def run_arm(experiment: str, run: Path, overrides: tuple[str, ...], events: Queu
     from ser_fl.robustness.benchmark import benchmark_run
 
     config = compose([f"experiment={experiment}", *overrides, f"run_dir={run}"])
+
+    def on_round(record: RoundRecord) -> None:
+        events.put((experiment, record))
+        events.put((f"{experiment} rounds", record.round, config.federation.num_rounds))
+
     hooks = Hooks(
-        on_round=lambda record: events.put((experiment, record)),
+        on_opening=lambda opening: events.put((f"{experiment} rounds", 0, config.federation.num_rounds)),
+        on_round=on_round,
         on_features=lambda done, total: events.put((f"{experiment} features", done, total)),
     )
     train(config, hooks=hooks)
