@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, cast
 
 from pydantic import Discriminator, Field, Tag
 
@@ -75,6 +75,11 @@ class FrontendConfig:
         return (self.num_samples - self.window_samples) // self.hop_samples + 1
 
     @property
+    def num_heard(self) -> int:
+        """First bins, which are log-mel magnitudes: by frame, or of one frame at so many moments of the clip."""
+        return self.num_mels
+
+    @property
     def pooled(self) -> tuple[int, int | None]:
         """Bins of a layer that `model=pooled` reads, and how many layers; None for one."""
         return self.num_features, None
@@ -85,6 +90,17 @@ class FrontendConfig:
         form = self.sample_rate_hz, self.window_samples, self.hop_samples, self.num_mels
         key = *form, self.fmin_hz, self.fmax_hz, self.num_samples, self.log_offset
         return (*key, "deltas") if self.deltas else key
+
+
+MOMENTS = 16
+"""Of a clip, at which the log-mel magnitudes are kept where frames are not."""
+Pool = Annotated[
+    int | Literal["clip"],
+    must_be(
+        "frontend.pool must be a number of frames from 1 to 1000, or clip",
+        lambda given: given == "clip" or (is_count(given) and cast(int, given) <= 1000),
+    ),
+]
 
 
 @stage
@@ -99,23 +115,42 @@ class GE2EConfig:
     fmax_hz: ClassVar[float] = 8000.0
     log_offset: ClassVar[float] = 1e-8
     hop_samples: ClassVar[int] = 160
-    num_features: ClassVar[int] = 40 + 3 * 256
-    pooled: ClassVar[tuple[int, int | None]] = (num_features, None)
-    floor: ClassVar[float | None] = -1.0
+    num_outputs: ClassVar[int] = 40 + 3 * 256
+    """Of a frame, mel bins included."""
     is_waveform: ClassVar[bool] = False
     num_channels: ClassVar[int] = 1
 
     name: Literal["ge2e"]
     duration_s: Annotated[float, Field(ge=0.1, le=3600)]
     """Clips shorter than this are repeated, longer ones cut."""
-    pool: Annotated[int, Field(ge=1, le=1000)]
-    """Frames of 10 ms that are averaged to one."""
+    pool: Pool
+    """Frames of 10 ms that are averaged to one. clip: features are mean and deviation over time, of the whole clip."""
     clip: Literal["training", "none"]
     """As of log-mel; of the encoder's outputs the lower side is -1."""
 
     def __post_init__(self) -> None:
         if self.num_frames < 1:
             raise ValueError(f"frontend.pool must be at most the frames of a clip, got {self.pool}")
+
+    @property
+    def floor(self) -> float | None:
+        """As of log-mel."""
+        return None if self.pool == "clip" else -1.0
+
+    @property
+    def num_heard(self) -> int:
+        """As of log-mel."""
+        return self.num_mels * MOMENTS if self.pool == "clip" else self.num_mels
+
+    @property
+    def pooled(self) -> tuple[int, int | None]:
+        """As of log-mel."""
+        return self.num_outputs * (2 if self.pool == "clip" else 1), None
+
+    @property
+    def num_features(self) -> int:
+        """Bins of a frame, F."""
+        return self.num_heard + self.pooled[0] if self.pool == "clip" else self.num_outputs
 
     @property
     def num_samples(self) -> int:
@@ -125,7 +160,7 @@ class GE2EConfig:
     @property
     def num_frames(self) -> int:
         """Frames of a clip, L: centred, then pooled."""
-        return (self.num_samples // self.hop_samples + 1) // self.pool
+        return 1 if self.pool == "clip" else (self.num_samples // self.hop_samples + 1) // self.pool
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -172,8 +207,9 @@ class TransformersConfig:
     """Of the encoder's own arithmetic; features are float32."""
     duration_s: Annotated[float, Field(ge=0.1, le=3600)]
     """Clips shorter than this are repeated, longer ones cut."""
-    pool: Annotated[int, Field(ge=1, le=1000)]
-    """Frames, mostly of 20 ms, that are averaged to one."""
+    pool: Pool
+    """Frames, mostly of 20 ms, that are averaged to one. clip: features are mean and deviation over time of each
+    layer, of the whole clip."""
     clip: Literal["training", "none"]
     """As of log-mel; of the encoder's outputs ten deviations about their mean, of clips full scale."""
 
@@ -191,7 +227,7 @@ class TransformersConfig:
             raise ValueError(
                 f"frontend.duration_s must be at most {longest_s:g} with {self.form.kind}, got {self.duration_s:g}"
             )
-        if self.num_hidden_frames < self.pool:
+        if self.num_frames < 1:
             raise ValueError(f"frontend.pool must be at most the frames of a clip, got {self.pool}")
 
     @property
@@ -234,6 +270,11 @@ class TransformersConfig:
         return self.form.hop_samples
 
     @property
+    def num_heard(self) -> int:
+        """As of log-mel."""
+        return self.num_mels * MOMENTS if self.pool == "clip" else self.num_mels
+
+    @property
     def is_waveform(self) -> bool:
         """As of log-mel."""
         return self.tune == "lora"
@@ -246,7 +287,8 @@ class TransformersConfig:
     @property
     def pooled(self) -> tuple[int, int | None]:
         """As of log-mel."""
-        return self.form.size, self.form.num_layers if self.layer == "all" else None
+        size = self.form.size * (2 if self.pool == "clip" else 1)
+        return size, self.form.num_layers if self.layer == "all" else None
 
     @property
     def num_hidden_frames(self) -> int:
@@ -256,12 +298,14 @@ class TransformersConfig:
     @property
     def num_features(self) -> int:
         """Bins of a frame, F."""
-        return 1 if self.is_waveform else self.num_mels + self.pooled[0] * (self.pooled[1] or 1)
+        return 1 if self.is_waveform else self.num_heard + self.pooled[0] * (self.pooled[1] or 1)
 
     @property
     def num_frames(self) -> int:
         """Frames of a clip, L."""
-        return self.num_samples if self.is_waveform else self.num_hidden_frames // self.pool
+        if self.is_waveform:
+            return self.num_samples
+        return 1 if self.pool == "clip" else self.num_hidden_frames // self.pool
 
     @property
     def key(self) -> tuple[object, ...]:

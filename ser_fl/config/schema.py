@@ -175,7 +175,11 @@ class Config:
             for name, its in (("num_features", num_features), ("layers", layers)):
                 if getattr(model, name) not in (None, its):
                     raise ValueError(f"model.{name} must be the front end's {its}, got {getattr(model, name)}")
-            object.__setattr__(self, "model", replace(model, num_features=num_features, layers=layers))
+            deviation = (
+                self.frontend.num_heard == self.frontend.num_mels if model.deviation is None else model.deviation
+            )
+            settled = replace(model, num_features=num_features, layers=layers, deviation=deviation)
+            object.__setattr__(self, "model", settled)
         if isinstance(self.frontend, TransformersConfig) and is_elsewhere:
             raise ValueError(
                 "frontend=transformers goes with clients on this machine, got executor.superlink: nodes have no encoder"

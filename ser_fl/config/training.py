@@ -80,6 +80,8 @@ class PooledConfig:
     """Weigh frames by what they hold, in place of all alike."""
     dropout: Share
     """Before each dense layer."""
+    deviation: bool | None = None
+    """Pool the deviation over time beside the mean; null: unless the front end did (`frontend.pool=clip`)."""
     layers: Count | None = None
     """Of the front end, of which a weighted sum is pooled (`frontend.layer=all`); null is that."""
 

@@ -24,7 +24,7 @@ from ser_fl.config.encoder_folder import (
     weights_of,
 )
 from ser_fl.config.frontend import TransformersConfig
-from ser_fl.data.frontend import FrontEnd, LogMel, mel_filters
+from ser_fl.data.frontend import FrontEnd, LogMel, at_moments, mel_filters, pool_frames
 from ser_fl.devices import float32_by_default
 from ser_fl.errors import UserError, one_line
 from ser_fl.files import from_safetensors
@@ -85,7 +85,7 @@ class Encoder(nn.Module):
                 states = self.model(inputs, output_hidden_states=True).hidden_states
         chosen = states if config.layer == "all" else [states[config.layer]]
         frames_BSF = torch.cat([state_BSD[:, : config.num_hidden_frames] for state_BSD in chosen], dim=2)
-        return functional.avg_pool1d(frames_BSF.to(waveform_BT.dtype).transpose(1, 2), config.pool)
+        return pool_frames(frames_BSF.to(waveform_BT.dtype).transpose(1, 2), config.pool, len(chosen))
 
     def log_mel(self, waveform_BT: Tensor) -> Tensor:
         """As Whisper's feature extractor: log10 of power in mel bins, shape (B, M, S), the loudest 80 dB, scaled."""
@@ -133,7 +133,7 @@ def _loaded(config: TransformersConfig) -> Any:
 
 class TransformersFrontEnd(FrontEnd):
     """Log-mel magnitudes, by which recordings are known again, and the encoder's hidden layers, frames averaged
-    ``pool`` at a time: shape (B, F, L). Errors are those of `Encoder`.
+    ``pool`` at a time or pooled over the clip: shape (B, F, L). Errors are those of `Encoder`.
     """
 
     at_once = 8
@@ -145,8 +145,10 @@ class TransformersFrontEnd(FrontEnd):
 
     def forward(self, waveform_BT: Tensor) -> Tensor:
         layers_BFL = self.encoder(waveform_BT)
-        heard_BML = functional.adaptive_avg_pool1d(self.heard(waveform_BT), layers_BFL.shape[2])
-        return torch.cat([heard_BML, layers_BFL], dim=1)
+        log_mel_BML = self.heard(waveform_BT)
+        if self.encoder.config.pool == "clip":
+            return torch.cat([at_moments(log_mel_BML), layers_BFL], dim=1)
+        return torch.cat([functional.adaptive_avg_pool1d(log_mel_BML, layers_BFL.shape[2]), layers_BFL], dim=1)
 
 
 class Clips(FrontEnd):

@@ -13,7 +13,7 @@ from functools import reduce
 import torch
 from torch import Tensor, nn
 
-from ser_fl.config.frontend import AnyFrontend
+from ser_fl.config.frontend import MOMENTS, AnyFrontend, Pool
 from ser_fl.data.audio import check_resampling
 from ser_fl.devices import float32_by_default
 from ser_fl.errors import UserError
@@ -87,6 +87,20 @@ def mel_filters(config: AnyFrontend) -> Tensor:
             f"{config.window_samples}; lower num_mels or raise window_samples"
         )
     return filters
+
+
+def pool_frames(layers_BFL: Tensor, pool: Pool, num_layers: int = 1) -> Tensor:
+    """Frames averaged ``pool`` at a time; or mean and deviation over time of each layer's units, shape (B, 2 F, 1)."""
+    if pool != "clip":
+        return nn.functional.avg_pool1d(layers_BFL, pool)
+    layers_BNDL = layers_BFL.unflatten(1, (num_layers, -1))
+    variance_BND1 = layers_BNDL.var(dim=3, correction=0, keepdim=True)
+    return torch.cat([layers_BNDL.mean(dim=3, keepdim=True), (variance_BND1 + 1e-8).sqrt()], dim=2).flatten(1, 2)
+
+
+def at_moments(log_mel_BML: Tensor) -> Tensor:
+    """Log-mel magnitudes at `MOMENTS` of the clip, as bins of one frame."""
+    return nn.functional.adaptive_avg_pool1d(log_mel_BML, MOMENTS).flatten(1)[:, :, None]
 
 
 class LogMel(FrontEnd):
@@ -194,7 +208,7 @@ class Standardisation(nn.Module):
             return cls(mean, deviation, -deviation, deviation)
         # In float32, as the features are: the maximum of a bin that is always silent is then exactly the floor.
         floor = torch.full_like(mean, torch.nan if config.floor is None else config.floor)
-        floor[: config.num_mels] = torch.tensor(config.log_offset, dtype=torch.float32).log().double()
+        floor[: config.num_heard] = torch.tensor(config.log_offset, dtype=torch.float32).log().double()
         lower, upper = (floor - mean) / deviation, (pooled.maximum_F - mean) / deviation
         lower, upper = lower.masked_fill(floor.isnan(), -10.0), upper.masked_fill(floor.isnan(), 10.0)
         return cls(mean, deviation, lower, torch.maximum(lower, upper))

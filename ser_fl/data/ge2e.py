@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ser_fl.config.frontend import GE2EConfig
-from ser_fl.data.frontend import FrontEnd, mel_filters
+from ser_fl.data.frontend import FrontEnd, at_moments, mel_filters, pool_frames
 from ser_fl.devices import float32_by_default
 from ser_fl.errors import UserError
 from ser_fl.files import from_safetensors, to_safetensors, user_folder, write_bytes
@@ -34,7 +34,8 @@ _UNITS, _LAYERS, _LOUDNESS_DBFS = 256, 3, -30.0
 
 
 class GE2E(FrontEnd):
-    """The layers' outputs, in (-1, 1), and the log-mel magnitudes that they hear; frames averaged ``pool`` at a time.
+    """The layers' outputs, in (-1, 1), and the log-mel magnitudes that they hear; frames averaged ``pool`` at a time,
+    or mean and deviation over the whole clip.
 
     Input is raised to -30 dBFS where it is softer; 40 mel bins of Slaney's scale, from power spectra of Hann windows of
     25 ms every 10 ms, centred and padded with zeros; not logged before they enter the encoder. Differentiable from the
@@ -78,7 +79,10 @@ class GE2E(FrontEnd):
                 heard_BLF, _ = layer(heard_BLF)
                 given.append(heard_BLF)
         features_BFL = torch.cat(given, dim=2).transpose(1, 2)
-        return nn.functional.avg_pool1d(features_BFL, self.pool)
+        pooled_BFP = pool_frames(features_BFL, self.pool)
+        if self.pool != "clip":
+            return pooled_BFP
+        return torch.cat([at_moments(features_BFL[:, : self.filters.shape[1]]), pooled_BFP], dim=1)
 
 
 def weights() -> State:

@@ -16,7 +16,7 @@ from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from ser_fl.config.frontend import AnyFrontend, TransformersConfig
+from ser_fl.config.frontend import MOMENTS, AnyFrontend, TransformersConfig
 from ser_fl.data.utterance import Utterance, text_key
 from ser_fl.errors import UserError
 from ser_fl.files import from_safetensors, to_safetensors, write_bytes, write_json
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 TELEPHONE_HZ = 3400.0
 """Fingerprints are of what lies below: it is in every copy, down to a sampling rate of 8 kHz."""
-BANDS, MOMENTS = 8, 16
+BANDS = 8
 _AT_ONCE = 1024
 """Utterances whose features are in memory at a time: those of a corpus are mapped from a file."""
 SAME_SOUND = 0.1
@@ -62,11 +62,13 @@ def fingerprints(features_NFL: Tensor, frontend: AnyFrontend) -> Tensor:
 def _log_mel(features_NFL: Tensor, frontend: AnyFrontend) -> Tensor:
     """The mel bins among features, or those of the clips where the features are these."""
     if not isinstance(frontend, TransformersConfig) or not frontend.is_waveform:
-        return features_NFL[:, : frontend.num_mels]
+        log_mel_NML = features_NFL[:, : frontend.num_heard]
+        is_by_frame = frontend.num_heard == frontend.num_mels
+        return log_mel_NML if is_by_frame else log_mel_NML[:, :, 0].unflatten(1, (frontend.num_mels, -1))
     from ser_fl.data.frontend import LogMel
 
-    log_mel_NML: Tensor = LogMel(frontend.heard)(features_NFL[:, 0])
-    return log_mel_NML
+    of_clips_NML: Tensor = LogMel(frontend.heard)(features_NFL[:, 0])
+    return of_clips_NML
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -193,7 +193,8 @@ class Pooled(_Headed):
     def __init__(self, num_classes: int, config: PooledConfig) -> None:
         super().__init__()
         assert config.num_features is not None, "settled with the front end"
-        size = 2 * config.num_features
+        self.deviation = config.deviation is not False
+        size = config.num_features * (2 if self.deviation else 1)
         self.form = (config.layers or 1, config.num_features)
         self.layers = nn.Parameter(torch.zeros(config.layers)) if config.layers else None
         self.attention = nn.Conv1d(config.num_features, 1, 1) if config.attention else None
@@ -215,8 +216,10 @@ class Pooled(_Headed):
         else:
             weights_B1L = torch.softmax(self.attention(features_BFL), dim=2)
         mean_BF1 = (weights_B1L * features_BFL).sum(dim=2, keepdim=True)
-        variance_BF = (weights_B1L * (features_BFL - mean_BF1).square()).sum(dim=2)
-        pooled_BF = torch.cat([mean_BF1[:, :, 0], (variance_BF + 1e-5).sqrt()], dim=1)
+        pooled_BF = mean_BF1[:, :, 0]
+        if self.deviation:
+            variance_BF = (weights_B1L * (features_BFL - mean_BF1).square()).sum(dim=2)
+            pooled_BF = torch.cat([pooled_BF, (variance_BF + 1e-5).sqrt()], dim=1)
         scaled_BF: Tensor = self.scale(pooled_BF)
         return scaled_BF
 
