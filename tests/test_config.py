@@ -110,7 +110,7 @@ def check_group_files(chosen: dict[str, str], *more: str) -> None:
         own = yaml.safe_load((configs_dir() / stage / f"{name}.yaml").read_text(encoding="utf-8"))
         own.pop("defaults", None)
         composed = dump(config)[stage]
-        settled = {"root", "num_features", "encoder"}
+        settled = {"root", "num_features", "deviation", "encoder"}
         assert part_of({key: own[key] for key in own.keys() - settled}, composed)
         assert composed.get("name", name) in (name, name.partition("_")[0], own.get("name"))
 

@@ -15,6 +15,7 @@ from ser_fl.data import ge2e
 from ser_fl.data.audio import write_wav
 from ser_fl.data.frontend import FrontEnd
 from ser_fl.data.frontend_registry import build_frontend
+from ser_fl.data.heard import SAME_SOUND, fingerprints
 from ser_fl.errors import UserError
 from ser_fl.models.networks import Pooled
 from ser_fl.robustness.trained_run import load_run
@@ -86,14 +87,55 @@ def test_frames_are_averaged(encoder: FrontEnd) -> None:
     torch.testing.assert_close(pooled, plain)
 
 
-def test_it_is_differentiable_from_the_waveform(encoder: FrontEnd) -> None:
+CLIP = GE2EConfig(name="ge2e", duration_s=3.0, pool="clip", clip="training")
+
+
+def test_a_clip_is_its_mean_and_deviation(encoder: FrontEnd) -> None:
+    """NumPy's moments of the frames, after log-mel magnitudes by which the recording is known again as it was."""
+    features_F, frames_FL = build_frontend(CLIP)(chirp(1.0))[0, :, 0], encoder(chirp(1.0))[0].double().numpy()
+    assert len(features_F) == CLIP.num_features == 40 * 16 + 2 * 808
+    moments = np.concatenate([frames_FL.mean(1), frames_FL.std(1)])
+    torch.testing.assert_close(features_F[640:].double(), torch.from_numpy(moments), rtol=1e-3, atol=2e-4)
+    by_clip, by_frame = (
+        fingerprints(build_frontend(config)(torch.cat([chirp(1.0), chirp(0.3).flip(1)])), config)
+        for config in (CLIP, CONFIG)
+    )
+    torch.testing.assert_close(by_clip, by_frame, rtol=0, atol=2e-2)
+    assert float((by_clip[0] - by_clip[1]).float().square().mean().sqrt()) > SAME_SOUND
+
+
+def test_speakers_are_scaled_by_clips_as_a_whole(tmp_path: Path) -> None:
+    """Enrolment by all clips is plain z-scoring of functionals, and the head reads them as they are. One clip is
+    refused where a speaker is enrolled: no single value has a deviation.
+    """
+    given = (*SETTINGS, "frontend.pool=clip", "normalisation.share_mean=true", "enrolment=all")
+    config = ser_fl.compose([*given, f"run_dir={tmp_path / 'run'}", "federation.num_rounds=1", "selection=last"])
+    assert config.model.deviation is False  # type: ignore[union-attr]
+    run = ser_fl.train(config)
+    test_set = load_run(tmp_path / "run").test_set()
+    speakers, features_NF = np.array(test_set.speakers), test_set.features_NFL[:, 640:, 0].numpy()
+    for speaker in set(speakers.tolist()):
+        own = features_NF[speakers == speaker]
+        np.testing.assert_allclose(own.mean(0), 0, atol=1e-3)
+        np.testing.assert_allclose(own.std(0)[own.std(0) > 1e-2], 1, atol=1e-2)
+    assert ser_fl.load(run).network.scale.num_features == 2 * 808
+    with pytest.raises(UserError, match=r"enrolled by 1 clip, and features are one frame of it"):
+        ser_fl.evaluate(run, ["enrolment=1"])
+    with pytest.raises(UserError, match=r"enrolled by 1 clip"):
+        ser_fl.load(run).enrolled(chirp(1.0)[:, :9600])
+
+
+@pytest.mark.parametrize("config", [CONFIG, CLIP], ids=["frames", "clip"])
+def test_it_is_differentiable_from_the_waveform(config: GE2EConfig) -> None:
     """Finite differences along the gradient, in float64; a soft clip too, whose level is raised."""
-    double = build_frontend(CONFIG).double()
+    double = build_frontend(config).double()
+    outputs = list(range(40, 808) if config is CONFIG else (*range(680, 1448), *range(1488, 2256)))
+    """All but log-mel magnitudes, which have no slope to go by where a bin is silent."""
     for level in (1.0, 0.01):
         inputs = chirp(level).double().requires_grad_()
-        (gradient,) = torch.autograd.grad(double(inputs)[:, 40:].square().mean(), inputs)
+        (gradient,) = torch.autograd.grad(double(inputs)[:, outputs].square().mean(), inputs)
         direction, step = gradient / gradient.norm(), 1e-6
-        there, back = (double(inputs + sign * step * direction)[:, 40:].square().mean() for sign in (1, -1))
+        there, back = (double(inputs + sign * step * direction)[:, outputs].square().mean() for sign in (1, -1))
         assert float(((there - back) / (2 * step)).detach()) == pytest.approx(float(gradient.norm()), rel=1e-3)
 
 
@@ -134,6 +176,8 @@ def test_settings_that_do_not_fit_are_refused() -> None:
         ("augmentation.max_mel_warp=0.1", "max_mel_warp is of mel bins"),
         ("model.num_features=64", "model.num_features must be the front end's 808, got 64"),
         ("frontend.pool=500", "frontend.pool must be at most the frames of a clip, got 500"),
+        ("frontend.pool=0", "frontend.pool must be a number of frames from 1 to 1000, or clip, got 0"),
+        ("frontend.pool=whole", "frontend.pool must be a number of frames from 1 to 1000, or clip, got 'whole'"),
     ):
         with pytest.raises(UserError, match=said):
             ser_fl.compose([*SETTINGS, setting])

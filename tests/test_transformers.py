@@ -107,6 +107,11 @@ def test_layers_are_those_of_transformers(tmp_path: Path, kind: str, variant: bo
         assert features_BFL.shape[1:] == (config.num_features, config.num_frames)
         torch.testing.assert_close(features_BFL[:, 40:], expected, rtol=1e-4, atol=1e-4)
         assert float(expected.std()) > 0.02
+        whole = build_frontend(config_of(tmp_path, pool="clip"))(noise())
+        for layer in range(3):
+            own = expected[:, 16 * layer : 16 * layer + 16]
+            moments = torch.cat([own.mean(2), own.std(2, correction=0)], dim=1)
+            torch.testing.assert_close(whole[:, 640 + 32 * layer :][:, :32, 0], moments, rtol=1e-4, atol=2e-4)
         for layer in range(3):
             one = build_frontend(config_of(tmp_path, layer=layer, pool=4))(noise())
             length = config.num_frames // 4

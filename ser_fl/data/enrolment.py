@@ -30,7 +30,8 @@ def enrolled(
     enrolled by all their clips.
 
     Raises:
-        UserError: a test speaker has no clip left to score, or there is no fallback.
+        UserError: a test speaker has no clip left to score, or one alone that has no deviation; or there is no
+            fallback.
     """
     utterances = store.utterances
     trained = holders(utterances, split.train)
@@ -59,6 +60,7 @@ def enrolled(
             ids = {row: utterances[row].alone().utterance_id for row in rows}  # whatever corpora are beside its own
             rows = tuple(sorted(rows, key=lambda row: derive_seed("enrolment", seed, ids[row]))[:enrolment])
             enrolled_by[speaker] = rows
+        refuse_one_value(len(rows) * store.features_NFL.shape[2])
         scales[speaker] = scale_of(store.features_NFL, rows)
     table = SpeakerScales.of_names(scales, (each.speaker for each in utterances), enrolled_by)
     left_out = set(chain(*enrolled_by.values()))
@@ -69,6 +71,15 @@ def enrolled(
 def scale_of(features_NFL: Tensor, rows: Indices) -> Scale:
     """By all clips of some rows."""
     return Scale.of(FeatureStatistics.of(features_NFL[list(rows)]))
+
+
+def refuse_one_value(count: int) -> None:
+    """A `UserError` where nothing tells how far a speaker's features vary."""
+    if count < 2:
+        raise UserError(
+            "a speaker is enrolled by 1 clip, and features are one frame of it (frontend.pool=clip), which has no "
+            "deviation: enrol by 2 or more, or train with a number of frames, such as frontend.pool=10"
+        )
 
 
 def training_mean(store: FeatureStore, split: Split) -> Scale:

@@ -93,7 +93,7 @@ def pool_frames(layers_BFL: Tensor, pool: Pool, num_layers: int = 1) -> Tensor:
     """Frames averaged ``pool`` at a time; or mean and deviation over time of each layer's units, shape (B, 2 F, 1)."""
     if pool != "clip":
         return nn.functional.avg_pool1d(layers_BFL, pool)
-    layers_BNDL = layers_BFL.unflatten(1, (num_layers, -1))
+    layers_BNDL = torch.unflatten(layers_BFL, 1, (num_layers, -1))
     variance_BND1 = layers_BNDL.var(dim=3, correction=0, keepdim=True)
     return torch.cat([layers_BNDL.mean(dim=3, keepdim=True), (variance_BND1 + 1e-8).sqrt()], dim=2).flatten(1, 2)
 

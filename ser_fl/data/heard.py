@@ -61,10 +61,13 @@ def fingerprints(features_NFL: Tensor, frontend: AnyFrontend) -> Tensor:
 
 def _log_mel(features_NFL: Tensor, frontend: AnyFrontend) -> Tensor:
     """The mel bins among features, or those of the clips where the features are these."""
+    import torch
+
     if not isinstance(frontend, TransformersConfig) or not frontend.is_waveform:
         log_mel_NML = features_NFL[:, : frontend.num_heard]
-        is_by_frame = frontend.num_heard == frontend.num_mels
-        return log_mel_NML if is_by_frame else log_mel_NML[:, :, 0].unflatten(1, (frontend.num_mels, -1))
+        if frontend.num_heard == frontend.num_mels:
+            return log_mel_NML
+        return torch.unflatten(log_mel_NML[:, :, 0], 1, (frontend.num_mels, -1))
     from ser_fl.data.frontend import LogMel
 
     of_clips_NML: Tensor = LogMel(frontend.heard)(features_NFL[:, 0])

@@ -20,6 +20,7 @@ from ser_fl.calibration import TEMPERATURES
 from ser_fl.config.frontend import AnyFrontend
 from ser_fl.config.training import ModelConfig
 from ser_fl.config.values import ObjectConfig, OrOwn
+from ser_fl.data.enrolment import refuse_one_value
 from ser_fl.data.frontend import FeatureStatistics, Standardisation
 from ser_fl.data.frontend_registry import build_frontend
 from ser_fl.data.joint import Member
@@ -125,7 +126,9 @@ class EmotionModel(nn.Module):
         if not self.by_speaker:
             raise UserError("the model scales all speakers alike (normalisation=pooled): nobody needs to be enrolled")
         model = copy(self)
-        model.scale = Scale.of(FeatureStatistics.of(torch.cat([self.frontend(clip[None]) for clip in waveform_BT])))
+        features_BFL = torch.cat([self.frontend(clip[None]) for clip in waveform_BT])
+        refuse_one_value(len(features_BFL) * features_BFL.shape[2])
+        model.scale = Scale.of(FeatureStatistics.of(features_BFL))
         return model
 
 
