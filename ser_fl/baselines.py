@@ -140,8 +140,6 @@ def _measured(config: Config, kind: Kind, on_features: OnFeatures | None) -> Bas
     split = split_corpus(corpus.utterances, config.split, corpus=corpus.name, validated=validated)
     speakers, scaling = [utterance.speaker for utterance in corpus.utterances], None
     strangers = {speakers[row] for row in split.test} - {speakers[row] for row in split.train}
-    if by_speaker and strangers and config.enrolment == 1:
-        raise UserError("functionals have no deviation over one clip, got enrolment=1: enrol speakers by two at least")
     settings = FunctionalsConfig(kind, config.frontend)
     store = compute_features(corpus, settings, cache_dir=config.data.cache_dir, progress=on_features)
     if kind == "opensmile":

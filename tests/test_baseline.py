@@ -331,7 +331,7 @@ def test_mistakes_are_told_in_a_line(
     assert "data.root=DIR" in told("root=here", *CORPUS)
     assert "config.yaml" in told(f"run={tmp_path}")
     assert f"ser-fl baseline run={run.root}" in told(*CORPUS, f"run_dir={run.root}")
-    assert "enrolment=1" in told(*CORPUS, *STRANGERS, "normalisation=speaker", "enrolment=1")
+    assert "enrolled by 1 clip" in told(*CORPUS, *STRANGERS, "normalisation=speaker", "enrolment=1")
     assert "enrolment=99" in told(*CORPUS, *STRANGERS, "normalisation=speaker", "enrolment=99")
     assert "share_mean" in told(*CORPUS, *STRANGERS, "normalisation=speaker", "enrolment=none")
     summary = json.loads(run.summary.read_text())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import ser_fl
+from ser_fl.attacks.enrolment import scale_by
 from ser_fl.config.frontend import GE2EConfig
 from ser_fl.data import ge2e
 from ser_fl.data.audio import write_wav
@@ -18,6 +19,7 @@ from ser_fl.data.frontend_registry import build_frontend
 from ser_fl.data.heard import SAME_SOUND, fingerprints
 from ser_fl.errors import UserError
 from ser_fl.models.networks import Pooled
+from ser_fl.robustness.strangers import Strangers
 from ser_fl.robustness.trained_run import load_run
 
 CONFIG = GE2EConfig(name="ge2e", duration_s=3.0, pool=1, clip="training")
@@ -105,8 +107,8 @@ def test_a_clip_is_its_mean_and_deviation(encoder: FrontEnd) -> None:
 
 
 def test_speakers_are_scaled_by_clips_as_a_whole(tmp_path: Path) -> None:
-    """Enrolment by all clips is plain z-scoring of functionals, and the head reads them as they are. One clip is
-    refused where a speaker is enrolled: no single value has a deviation.
+    """Enrolment by all clips is plain z-scoring of functionals, and the head reads them as they are. Of one
+    clip nobody knows a deviation: five of training speakers count, or it is refused.
     """
     given = (*SETTINGS, "frontend.pool=clip", "normalisation.share_mean=true", "enrolment=all")
     config = ser_fl.compose([*given, f"run_dir={tmp_path / 'run'}", "federation.num_rounds=1", "selection=last"])
@@ -119,10 +121,17 @@ def test_speakers_are_scaled_by_clips_as_a_whole(tmp_path: Path) -> None:
         np.testing.assert_allclose(own.mean(0), 0, atol=1e-3)
         np.testing.assert_allclose(own.std(0)[own.std(0) > 1e-2], 1, atol=1e-2)
     assert ser_fl.load(run).network.scale.num_features == 2 * 808
-    with pytest.raises(UserError, match=r"enrolled by 1 clip, and features are one frame of it"):
-        ser_fl.evaluate(run, ["enrolment=1"])
-    with pytest.raises(UserError, match=r"enrolled by 1 clip"):
-        ser_fl.load(run).enrolled(chirp(1.0)[:, :9600])
+    by_three = load_run(tmp_path / "run", ["enrolment=3"])
+    clean = Strangers.of(by_three.test_set(), by_three.model.standardisation)
+    for who, clips in clean.enrolments.items():
+        scale, row = clean.test_set.scale, clean.test_set.speakers.index(who)
+        assert scale is not None and torch.equal(scale_by(clips).deviation, scale.deviation[row])
+    model = ser_fl.load(run)
+    one_by_one = torch.stack([model.enrolled(clip[None]).scale.deviation for clip in chirp(1.0)[:, :9600]])  # type: ignore[union-attr]
+    torch.testing.assert_close(one_by_one[0], model.fallback.deviation * (5 / 6) ** 0.5)  # type: ignore[union-attr]
+    model.fallback = None
+    with pytest.raises(UserError, match=r"enrolled by 1 clip, and features of one frame"):
+        model.enrolled(chirp(1.0)[:, :9600])
 
 
 @pytest.mark.parametrize("config", [CONFIG, CLIP], ids=["frames", "clip"])

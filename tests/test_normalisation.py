@@ -247,6 +247,19 @@ def test_benchmarks_attack_speakers_as_they_are_scaled(run: Path) -> None:
     assert clean.clean_uar == pytest.approx(ser_fl.evaluate(run).uar)
 
 
+def test_few_clips_of_one_frame_are_helped_out_by_others() -> None:
+    """Worked: values 1 and 5 have deviation 2 and others 4: (2 x 4 + 5 x 16) / 7 is the variance."""
+    others = Scale(torch.tensor([[0.0]]), torch.tensor([[4.0]]))
+    two = torch.tensor([1.0, 5.0])[:, None, None]
+    assert float(Scale.enrolled(two, others).deviation) == pytest.approx((88 / 7) ** 0.5)
+    assert float(Scale.enrolled(two, others).mean) == 3.0
+    assert float(Scale.enrolled(two, None).deviation) == 2.0
+    assert float(Scale.enrolled(two.expand(-1, -1, 2), others).deviation) == 2.0, "frames tell more than clips"
+    assert float(Scale.enrolled(two[:1], others).deviation) == pytest.approx((80 / 6) ** 0.5, rel=1e-4)
+    with pytest.raises(UserError, match="enrolled by 1 clip, and features of one frame"):
+        Scale.enrolled(two[:1], None)
+
+
 def test_scale_of_many_is_each_ones() -> None:
     features = torch.rand(6, 4, 5)
     scale = scale_of(features, (0, 1))

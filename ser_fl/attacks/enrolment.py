@@ -20,7 +20,6 @@ from ser_fl.attacks.losses import cross_entropy
 from ser_fl.attacks.pgd import TOTAL_RADII
 from ser_fl.attacks.target import Passes, ToFeatures, attacked
 from ser_fl.attacks.threat_model import Ball, Box, Rows, per_utterance
-from ser_fl.data.frontend import FeatureStatistics
 from ser_fl.data.normalisation import Scale
 from ser_fl.devices import CPU
 from ser_fl.randomness import generator
@@ -69,6 +68,8 @@ class EnrolmentClips:
     box: Box
     to_features: ToFeatures
     """To features as the front end gives them, not scaled; derived from `Rows`."""
+    near: Scale | None = None
+    """As `Scale.enrolled` takes it."""
 
     def kept(self, inputs: Tensor) -> Tensor:
         """What was moved, inside the box, and where it may be; detached."""
@@ -94,7 +95,7 @@ def scale_by(enrolment: Sequence[EnrolmentClips], moved: Moved | None = None) ->
             one = torch.tensor([row], device=inputs.device)
             with torch.no_grad():
                 found[place] = clips.to_features.subset(one)(inputs[one]).to(CPU)
-    return Scale.of(FeatureStatistics.of(torch.cat([found[place] for place in sorted(found)])))
+    return Scale.enrolled(torch.cat([found[place] for place in sorted(found)]), enrolment[0].near)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -159,7 +160,7 @@ def poison(service: Service, enrolment: Sequence[EnrolmentClips], attack: Attack
             for step in range(steps + 1):
                 moved = [clips.kept(inputs).requires_grad_() for clips, inputs in zip(enrolment, moved, strict=True)]
                 features = [clips.to_features(inputs) for clips, inputs in zip(enrolment, moved, strict=True)]
-                found = Scale.of(FeatureStatistics.of(torch.cat(features)))
+                found = Scale.enrolled(torch.cat(features), enrolment[0].near)
                 right, loss, raised = service.answer(found, most if step < steps else None)
                 if (right, -loss) < fewest:
                     best, fewest = [inputs.detach() for inputs in moved], (right, -loss)

@@ -60,9 +60,10 @@ def enrolled(
             ids = {row: utterances[row].alone().utterance_id for row in rows}  # whatever corpora are beside its own
             rows = tuple(sorted(rows, key=lambda row: derive_seed("enrolment", seed, ids[row]))[:enrolment])
             enrolled_by[speaker] = rows
-        refuse_one_value(len(rows) * store.features_NFL.shape[2])
-        scales[speaker] = scale_of(store.features_NFL, rows)
-    table = SpeakerScales.of_names(scales, (each.speaker for each in utterances), enrolled_by)
+        near = None if enrolment == "all" and len(rows) > 1 else fallback  # all there is to know of the speaker
+        scales[speaker] = Scale.enrolled(store.features_NFL[list(rows)], near)
+    names = (each.speaker for each in utterances)
+    table = replace(SpeakerScales.of_names(scales, names, enrolled_by), near=fallback)
     left_out = set(chain(*enrolled_by.values()))
     test = tuple(row for row in split.test if row not in left_out)
     return replace(store, scales=table), split._replace(test=test)
@@ -71,15 +72,6 @@ def enrolled(
 def scale_of(features_NFL: Tensor, rows: Indices) -> Scale:
     """By all clips of some rows."""
     return Scale.of(FeatureStatistics.of(features_NFL[list(rows)]))
-
-
-def refuse_one_value(count: int) -> None:
-    """A `UserError` where nothing tells how far a speaker's features vary."""
-    if count < 2:
-        raise UserError(
-            "a speaker is enrolled by 1 clip, and features are one frame of it (frontend.pool=clip), which has no "
-            "deviation: enrol by 2 or more, or train with a number of frames, such as frontend.pool=10"
-        )
 
 
 def training_mean(store: FeatureStore, split: Split) -> Scale:

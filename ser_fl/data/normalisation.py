@@ -6,13 +6,16 @@ Legend: B batch, N utterances, S speakers, F bins of the front end, L frames.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from ser_fl.data.frontend import FeatureStatistics
 from ser_fl.devices import send
+from ser_fl.errors import UserError
+
+_CLIPS_OF_OTHERS = 5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,6 +31,26 @@ class Scale:
     @classmethod
     def of(cls, statistics: FeatureStatistics) -> Scale:
         return cls(*(column_F.float()[:, None] for column_F in statistics.mean_and_deviation()))
+
+    @classmethod
+    def enrolled(cls, features_KFL: Tensor, near: Scale | None) -> Scale:
+        """Of a speaker by the clips that enrol. Where features are one frame of a clip, a few say little of how far
+        they vary: the deviation of training speakers, where it is known, then counts as that of so many clips more.
+
+        Raises:
+            UserError: one such clip, and nothing is known of training speakers.
+        """
+        own = cls.of(FeatureStatistics.of(features_KFL))
+        num_clips, _, num_frames = features_KFL.shape
+        if num_frames > 1 or (near is None and num_clips > 1):
+            return own
+        if near is None:
+            raise UserError(
+                "a speaker is enrolled by 1 clip, and features of one frame (frontend.pool=clip, functionals) have no "
+                "deviation over it: enrol by 2 or more, or train with normalisation.share_mean=true"
+            )
+        sum_F1 = num_clips * own.deviation.square() + _CLIPS_OF_OTHERS * near.to(own.mean.device).deviation.square()
+        return replace(own, deviation=(sum_F1 / (num_clips + _CLIPS_OF_OTHERS)).sqrt())
 
     @classmethod
     def average(cls, scales: Iterable[Scale]) -> Scale:
@@ -57,6 +80,8 @@ class SpeakerScales:
     """Row of each utterance's speaker, int64; -1 for speakers of no part."""
     enrolled_by: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """The utterances by which each speaker is enrolled of whom others are scored, and nothing was trained on."""
+    near: Scale | None = None
+    """Of training speakers, as `Scale.enrolled` takes it."""
 
     @classmethod
     def of_names(

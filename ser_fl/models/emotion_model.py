@@ -20,8 +20,7 @@ from ser_fl.calibration import TEMPERATURES
 from ser_fl.config.frontend import AnyFrontend
 from ser_fl.config.training import ModelConfig
 from ser_fl.config.values import ObjectConfig, OrOwn
-from ser_fl.data.enrolment import refuse_one_value
-from ser_fl.data.frontend import FeatureStatistics, Standardisation
+from ser_fl.data.frontend import Standardisation
 from ser_fl.data.frontend_registry import build_frontend
 from ser_fl.data.joint import Member
 from ser_fl.data.normalisation import Scale
@@ -121,14 +120,13 @@ class EmotionModel(nn.Module):
     @torch.no_grad()
     def enrolled(self, waveform_BT: Tensor) -> EmotionModel:
         """The same model for one speaker, who is scaled by these clips, at the front end's rate and length; nobody
-        tells their emotions. Shares its weights. A `UserError` of a model that scales all speakers alike.
+        tells their emotions. Shares its weights. A `UserError` of a model that scales all speakers alike, or as
+        `Scale.enrolled`.
         """
         if not self.by_speaker:
             raise UserError("the model scales all speakers alike (normalisation=pooled): nobody needs to be enrolled")
         model = copy(self)
-        features_BFL = torch.cat([self.frontend(clip[None]) for clip in waveform_BT])
-        refuse_one_value(len(features_BFL) * features_BFL.shape[2])
-        model.scale = Scale.of(FeatureStatistics.of(features_BFL))
+        model.scale = Scale.enrolled(torch.cat([self.frontend(clip[None]) for clip in waveform_BT]), self.fallback)
         return model
 
 

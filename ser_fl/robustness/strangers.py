@@ -59,7 +59,7 @@ class Strangers:
                 test_set=test_set,
                 standardisation=standardisation,
                 raw_NFL=raw_NFL,
-                enrolments={who: list(_recorded(domain, ids[who], device)) for who in ids},
+                enrolments={who: list(_recorded(domain, ids[who], store.scales.near, device)) for who in ids},
             )
             scale = found.scaled({who: scale_by(clips) for who, clips in found.enrolments.items()})
             own = replace(domain, scale_of=lambda ids: scale.rows(rows_of(test_set.ids, ids)))
@@ -75,7 +75,10 @@ class Strangers:
             unit_KF1 = scale.deviation.expand(len(rows), -1, -1)
             way = ScaledFeatures(clean_KFL, raw_KFL, unit_KF1, nn.Identity())
             places = tuple(range(len(rows)))
-            enrolments[who] = [EnrolmentClips(ids=ids[who], places=places, clean=clean_KFL, box=box, to_features=way)]
+            clips = EnrolmentClips(
+                ids=ids[who], places=places, clean=clean_KFL, box=box, to_features=way, near=store.scales.near
+            )
+            enrolments[who] = [clips]
         known = rows_of([utterance.utterance_id for utterance in store.utterances], test_set.ids)
         raw_NFL = store.features_NFL[known].to(device)
         return cls(test_set=test_set, standardisation=standardisation, raw_NFL=raw_NFL, enrolments=enrolments)
@@ -140,7 +143,9 @@ class RescaledFeatures(Domain):
         return crafted
 
 
-def _recorded(domain: Waveform, ids: Sequence[str], device: torch.device) -> Iterator[EnrolmentClips]:
+def _recorded(
+    domain: Waveform, ids: Sequence[str], near: Scale | None, device: torch.device
+) -> Iterator[EnrolmentClips]:
     """Clips of each sampling rate."""
     for rows, clips in domain.clips(ids, device):
         yield EnrolmentClips(
@@ -149,4 +154,5 @@ def _recorded(domain: Waveform, ids: Sequence[str], device: torch.device) -> Ite
             clean=clips.waveform_BT,
             box=FULL_SCALE.to(device),
             to_features=WaveformToFeatures(clips, domain.frontend, nn.Identity()),
+            near=near,
         )
