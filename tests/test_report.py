@@ -593,6 +593,17 @@ def test_many_runs_have_a_range_and_a_row_each(tmp_path: Path) -> None:
     assert row["By which attacker"] == "PGD, L∞ 0.05, 10 steps"
     # Recalls 0.8, 0.6, 0.8 of 10 each: 1.96 * sqrt((0.16 + 0.24 + 0.16) / 10) / 3
     assert row["95 % ±"] == "15.5"
+    for number, run in enumerate(runs):
+        words = f"shared with training: none of {number + 3} speakers, all of 4 texts"
+        write_json(
+            run.root / "summary.json",
+            {**json.loads((run.root / "summary.json").read_text()), "shared": {"words": words}},
+        )
+    both = headline([*map(read_run, (run.root for run in runs)), read_run(make_run(tmp_path / "third"))])
+    assert both.sentence.endswith("leaves 10.0 to 20.0 % of the 2 that were attacked.")
+    assert both.tiles[0].words == "30 utterances, 3 emotions"
+    split = "split within_speaker; what it shares was not recorded"
+    assert both.tiles[2].words == f"none of the speakers, all of the texts / {split}"
     assert headline([read_run(make_run(tmp_path / "begun", finished=False))]).sentence.startswith(
         "The training has not"
     )

@@ -2,7 +2,8 @@
 training, and which checks failed; of one run in a sentence, of many in one table.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ser_fl.report import wording
@@ -13,6 +14,8 @@ from ser_fl.report.reader import RunRecords
 from ser_fl.report.replications import half_width_of_uar
 from ser_fl.report.wording import percent
 from ser_fl.runs.records import CLEAN, NO_DEFENCE, WORST_CASE, AttackRecord
+
+_OF_HOW_MANY = re.compile(r" of \d+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,19 +40,23 @@ def headline(runs: Sequence[RunRecords]) -> Headline:
     worst = [found for run in runs for each in run.defences if (found := _known_worst(run, each, budgets))]
     bare = [(run, record) for run, record in worst if record.defence == NO_DEFENCE]
     clean = [run.test.uar for run in runs if run.test.uar is not None]
-    chance = {f"chance {percent(1 / len(run.summary.classes))} %" for run in runs if run.summary.classes}
-    which = (
-        f"{wording.labels_of(runs)[0].replace(chr(10), ', ')} recognises"
-        if len(runs) == 1
-        else f"{len(runs)} runs recognise"
-    )
+    chance = [1 / len(run.summary.classes) for run in runs if run.summary.classes]
+    which = f"{len(runs)} runs recognise"
+    if len(runs) == 1:
+        which = f"{wording.labels_of(runs)[0].replace(chr(10), ', ')} recognises"
     sentence = "The training has not finished: nothing is known yet."
     if clean:
-        what = f"{_range(clean)} % of the emotions without attack (UAR; {', '.join(sorted(chance))})"
+        luck = f"; chance {_range(chance)} %" if chance else ""
+        what = f"{_range(clean)} % of the emotions without attack (UAR{luck})"
         sentence = f"{which} {what}; nobody attacked, so how much of that an attacker leaves is not known."
         if bare:
+            of = (
+                ""
+                if len(bare) == len(runs)
+                else f" of the {len(bare)} that {'was' if len(bare) == 1 else 'were'} attacked"
+            )
             left = _range([record.robust_uar for _, record in bare])
-            sentence = f"{which} {what}; the strongest attacker leaves {left} %."
+            sentence = f"{which} {what}; the strongest attacker leaves {left} %{of}."
     return Headline(sentence=sentence, tiles=tuple(_tiles(runs, clean, worst)))
 
 
@@ -94,9 +101,12 @@ def comparison_table(runs: Sequence[RunRecords]) -> Table:
 def _tiles(
     runs: Sequence[RunRecords], clean: Sequence[float], worst: Sequence[tuple[RunRecords, AttackRecord]]
 ) -> Iterator[Tile]:
-    counts = {f"{run.num_test_utterances} utterances" for run in runs if run.num_test_utterances}
-    counts |= {f"{len(run.summary.classes)} emotions" for run in runs if run.summary.classes}
-    yield Tile(name="Clean UAR", figure=f"{_range(clean)} %" if clean else MISSING, words=", ".join(sorted(counts)))
+    sizes = {
+        "utterances": [run.num_test_utterances for run in runs if run.num_test_utterances],
+        "emotions": [len(run.summary.classes) for run in runs if run.summary.classes],
+    }
+    words = ", ".join(f"{_span(map(str, sorted(each)))} {what}" for what, each in sizes.items() if each)
+    yield Tile(name="Clean UAR", figure=f"{_range(clean)} %" if clean else MISSING, words=words)
     for defence in dict.fromkeys(record.defence for _, record in worst):
         own = [(run, record) for run, record in worst if record.defence == defence]
         run, lowest = min(own, key=lambda one: one[1].robust_uar)
@@ -106,6 +116,8 @@ def _tiles(
         figure = wording.marked(f"{_range([record.robust_uar for _, record in own])} %", lowest)
         yield Tile(name=f"Worst case, {wording.defence_name(defence)}", figure=figure, words=words, is_alarm=grey)
     shared = dict.fromkeys(map(_shared, runs))
+    if len(shared) > 1:
+        shared = dict.fromkeys(_OF_HOW_MANY.sub(" of the", words) for words in shared)
     yield Tile(name="Test part shares with training", figure="", words=" / ".join(shared))
     checked = [run.sanity_report for run in runs if run.sanity_report]
     failed = dict.fromkeys(check for found in checked for check in found.failed)
@@ -125,9 +137,14 @@ def _known_worst(
     return (run, record) if record else None
 
 
-def _range(values: Sequence[float]) -> str:
-    low, high = percent(min(values)), percent(max(values))
-    return low if low == high else f"{low} to {high}"
+def _range(shares: Sequence[float]) -> str:
+    return _span(map(percent, sorted(shares)))
+
+
+def _span(sorted_words: Iterable[str]) -> str:
+    """The first and the last: "2.0 to 5.0"."""
+    words = list(sorted_words)
+    return words[0] if words[0] == words[-1] else f"{words[0]} to {words[-1]}"
 
 
 def attacker_in_words(run: RunRecords, worst: AttackRecord) -> str:
