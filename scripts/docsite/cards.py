@@ -49,6 +49,13 @@ def texts(kind: str) -> dict[str, About]:
     return {name: About(**about) for name, about in told.items()}
 
 
+def about_of(kind: str, name: str) -> About:
+    """What cards.yaml says of a name; a `LookupError` says what to add."""
+    if name not in texts(kind):
+        raise LookupError(f"{name} has no card: tell of it under {kind} in scripts/docsite/cards.yaml")
+    return texts(kind)[name]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Card:
     name: str
@@ -82,7 +89,7 @@ def _attack_card(name: str, entry: Entry) -> Card:
     }
     if name not in ATTACKS:
         facts["Norm"] = "masking threshold of the clip"
-    about = texts("attacks")[name]
+    about = about_of("attacks", name)
     crafted = entry.craft
     module = inspect.getmodule(crafted)
     file = "ser_fl/attacks/psychoacoustic.py" if name == "psychoacoustic" else _file(module)
@@ -113,7 +120,7 @@ def defence_cards() -> list[Card]:
     """Every test-time defence by name."""
     cards = []
     for name, make in DEFENCES.items():
-        defence, about = make(), texts("defences")[name]
+        defence, about = make(), about_of("defences", name)
         settings = {key: getattr(defence, key) for key in ("num_draws", "step", "frames") if hasattr(defence, key)}
         weights = defence.outcome_weights
         facts = {
@@ -135,7 +142,7 @@ def objective_cards() -> list[Card]:
     """Every training objective by name."""
     files, cards = choices("objective"), []
     for name in OBJECTIVES:
-        about, settings = texts("objectives")[name], files[name]
+        about, settings = about_of("objectives", name), files[name]
         made = OBJECTIVES[name](ObjectiveConfig(**settings))
         kind = type(made)
         differing = {key: value for key, value in settings.items() if value != files["clean"][key] and key != "name"}
@@ -167,8 +174,8 @@ def server_cards() -> list[Card]:
     return [
         Card(
             name=name,
-            about=texts("server")[name],
-            paper=texts("server")[name].paper,
+            about=about_of("server", name),
+            paper=about_of("server", name).paper,
             file=_file(inspect.getmodule(kind)),
             detail=_detail(kind),
         )

@@ -26,6 +26,12 @@ def first_paragraph(text: str) -> str:
     return " ".join(text.strip().split("\n\n")[0].split())
 
 
+def escaped(text: str) -> str:
+    """Plain text, in which only what stands in backticks is markup."""
+    parts = re.split(r"(`+[^`]+`+)", text)
+    return "".join(part if part.startswith("`") else re.sub(r"([_*<])", r"\\\1", part) for part in parts)
+
+
 def linked_papers(text: str) -> str:
     """Text in which "arXiv 1706.06083" leads there."""
     return re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)

@@ -18,7 +18,7 @@ import yaml
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic.fields import FieldInfo
 
-from docsite.markdown import ROOT, linked_papers, table
+from docsite.markdown import ROOT, escaped, linked_papers, table
 from ser_fl.config.robustness import AttackChoice, BenchmarkConfig, TransferConfig
 from ser_fl.config.schema import Config
 from ser_fl.config.values import PATH, ObjectConfig, as_yaml
@@ -207,7 +207,7 @@ def group_page(group: str) -> str:
         if len(classes) > 1:
             parts.append(f"## {' or '.join(f'`{group}={name}`' for name in files)}\n")
         if about and not about.startswith(f"{stage.__name__}("):
-            parts.append(linked_papers(about) + "\n")
+            parts.append(linked_papers(escaped(about)) + "\n")
         if len(classes) == 1:
             parts.append(table(("Choice", "What it is"), rows))
         level = "###" if len(classes) > 1 else "##"
@@ -237,7 +237,7 @@ def _comment(group: str, name: str) -> str:
             break
         head.append(line.removeprefix("#").strip())
     text = " ".join(head).replace("@package _global_", "").strip()
-    return linked_papers(text.replace("<", "&lt;"))
+    return linked_papers(escaped(text))
 
 
 def entry(setting: Setting, level: str, tag: str = "") -> str:
@@ -249,7 +249,7 @@ def entry(setting: Setting, level: str, tag: str = "") -> str:
     line = "; ".join(facts) + "."
     if setting.resumed:
         line += f" It {setting.resumed}."
-    meaning = linked_papers(setting.meaning.replace("<", "&lt;"))
+    meaning = linked_papers(escaped(setting.meaning))
     return f"{level} `{setting.key}` {{ #{tag}{setting.key} }}\n\n{meaning}\n\n{line}\n{{ .setting }}\n"
 
 
