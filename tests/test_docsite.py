@@ -278,7 +278,7 @@ def test_what_a_page_shows_is_run_and_compared(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(PAGE)
     assert tutorials.run_page(page, tmp_path) == []
-    for right, wrong in (("\ntwo\n", "\n2\n"), ("s of 100", "seconds of 100"), ("echo three", "exit 3")):
+    for right, wrong in (("\ntwo\n", "\n2\n"), ("s of 100", "seconds of 100"), ("echo three", "echo three; exit 3")):
         page.write_text(PAGE.replace(right, wrong))
         (difference,) = tutorials.run_page(page, tmp_path)
         assert "page.md, line" in difference
