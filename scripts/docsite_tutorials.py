@@ -27,6 +27,8 @@ PAGES = ("first-federation.md", "first-attack.md", "own-corpus.md")
 LONGEST_S = 300
 WIDTH = "90"
 """Characters of a line, so that tables are whole."""
+PROGRESS = re.compile(r"\S+: \d+ of \d+")
+"""Of a training, every half a minute: whether it is there depends on the machine."""
 _BLOCK = re.compile(
     r"(?P<vary><!-- figures vary -->\n)?```(?P<kind>console|python)\n(?P<code>.*?)```\n"
     r"(?:\n```text\n(?P<output>.*?)```\n)?",
@@ -98,7 +100,8 @@ def printed(step: Step, folder: Path) -> str:
         raise Differs(f"took longer than {LONGEST_S} s") from None
     if done.returncode:
         raise Differs(f"ended with {done.returncode}:\n{done.stdout}")
-    return "".join(f"{line.rstrip()}\n" for line in done.stdout.splitlines()).strip("\n") + "\n" if done.stdout else ""
+    lines = [line.rstrip() for line in done.stdout.splitlines() if not PROGRESS.fullmatch(line)]
+    return "\n".join(lines).strip("\n") + "\n" if lines else ""
 
 
 def plain(text: str, *, vary: bool) -> list[str]:

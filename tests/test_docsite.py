@@ -282,6 +282,8 @@ def test_what_a_page_shows_is_run_and_compared(tmp_path: Path) -> None:
         page.write_text(PAGE.replace(right, wrong))
         (difference,) = tutorials.run_page(page, tmp_path)
         assert "page.md, line" in difference
+    page.write_text(PAGE.replace("echo three\n", "echo run: 3 of 6; echo three\n"))
+    assert tutorials.run_page(page, tmp_path) == []
     page.write_text(PAGE.replace("one\ntwo\n$", "$"))
     assert tutorials.run_page(page, tmp_path, write=True) == []
     assert page.read_text() == PAGE.replace("took 9 s of 100", "took 1.25 s of 3")
