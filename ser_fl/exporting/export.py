@@ -132,7 +132,7 @@ def _graphs_of(model: EmotionModel, form: str) -> tuple[dict[str, bytes], str]:
     for way, front in ways.items():
         cases = _cases(model, way)
         parts: dict[str, Graph] = {"model" if way == "waveform" else "features": ModelGraph(model, front)}
-        if model.by_speaker and way == list(ways)[-1]:
+        if model.by_speaker and way == list(ways)[-1] and model.frontend_config.num_frames > 1:
             parts["enrol"] = EnrolmentGraph(front)
         for part, graph in parts.items():
             outputs = SCALES if part == "enrol" else ("logits", "probabilities")
@@ -159,7 +159,10 @@ def _graphs_of(model: EmotionModel, form: str) -> tuple[dict[str, bytes], str]:
     if model.by_speaker or model.fallback is not None:
         how = "inputs" if form == "onnx" else "buffers of `program.module()`, to be copied to"
         default = "the mean of training speakers" if model.fallback else "nothing: they must be given"
-        lines.append(f"\n`speaker_mean` and `speaker_deviation` are {how}; by default they are {default}.")
+        enrolled = (
+            "" if "enrol" + made.suffix in files else " `model.enrolled(clips).scale` in ser_fl gives those of one."
+        )
+        lines.append(f"\n`speaker_mean` and `speaker_deviation` are {how}; by default they are {default}.{enrolled}")
     return files, "\n".join(lines)
 
 
