@@ -4,11 +4,10 @@ import shlex
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ser_fl.errors import UserError
 from ser_fl.files import write_bytes
-from ser_fl.report.audio import Pair, audio_pairs
 from ser_fl.report.baselines import baseline_table, without_baseline
 from ser_fl.report.charts import budget_charts, round_charts
 from ser_fl.report.checks import meaning
@@ -23,6 +22,9 @@ from ser_fl.report.wording import labelled
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import TransferMatrix
 from ser_fl.runs.redaction import public_path
+
+if TYPE_CHECKING:
+    from ser_fl.report.audio import Pair
 
 
 def write_report(folders: Sequence[Path], output: Path | None = None, *, transfers: Sequence[Path] = ()) -> Path:
@@ -54,6 +56,8 @@ def render_page(
 ) -> str:
     """The page as HTML: needs no network and no other file; without script it lacks its charts alone."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    from ser_fl.report.audio import audio_pairs
 
     templates = Environment(
         loader=PackageLoader("ser_fl.report"),
@@ -109,7 +113,7 @@ def render_page(
     )
 
 
-def _panel(run: RunRecords, pairs: Sequence[Pair], spectrogram: bytes | None) -> dict[str, Any]:
+def _panel(run: RunRecords, pairs: "Sequence[Pair]", spectrogram: bytes | None) -> dict[str, Any]:
     """What is shown of one run alone."""
     return {
         "groups": group_tables(run),
