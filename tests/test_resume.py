@@ -241,15 +241,15 @@ def test_interrupted_within_a_client_and_resumed(home: Path, tmp_path: Path, cha
     assert_same_run(run, expected)
 
 
-def kill_at_write(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """End the run at one of its writes, counted from 1, before the content is on disk."""
+def kill_at_write(at: int | str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """End the run at one of its writes, counted from 1, or at the first of a file, before the content is on disk."""
     written = 0
     flush = os.fsync
 
     def fsync(handle: int) -> None:
         nonlocal written
         written += 1
-        if written == number:
+        if at == written or (isinstance(at, str) and at in Path(f"/proc/self/fd/{handle}").readlink().name):
             raise Killed
         flush(handle)
 
@@ -295,7 +295,7 @@ def test_what_a_run_left_before_its_first_commit_is_not_taken_up(
         lambda confusion: Scores(uar=1.0, accuracy=1.0, macro_f1=1.0, per_class_recall=(1.0,) * 7),
     )
     with monkeypatch.context() as patch:
-        kill_at_write(7, patch)
+        kill_at_write("latest.json", patch)
         with pytest.raises(Killed):
             train(settings(home, tmp_path / "cut"))
     left = {file.name for file in (tmp_path / "cut" / "checkpoint").iterdir()}

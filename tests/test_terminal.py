@@ -40,7 +40,10 @@ def test_a_training_says_what_it_is_before_its_rounds(tmp_path: Path, capsys: py
     assert facts["model"] == f"crnn, {parameters:,} parameters"
 
 
-def test_quiet_prints_the_result_alone_and_the_log_has_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_prints_the_result_alone_and_the_log_has_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal.console, "width", 10_000)  # as where output is piped and no COLUMNS is set
     assert train(tmp_path, "--quiet") == 0
     printed = capsys.readouterr().out
     assert [line.split()[:2] for line in printed.splitlines()] == [

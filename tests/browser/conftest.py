@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Skips, with the reason, where playwright or Chromium is missing."""
+    """Skips, with the reason, where playwright or Chromium is missing. It ends with its module: playwright keeps an
+    event loop running, and a process, which other tests on the same worker would find.
+    """
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra dev)")
     if CHROMIUM is None:
         pytest.skip("no Chromium here: apt-get install chromium")
