@@ -2,7 +2,7 @@
 
 python scripts/keep_results.py [--weights] RUN [RUN ...] results/nemo/within
 
-Of more than 1,000 rounds those that were not validated are left out of rounds.jsonl; their seconds are added to the
+Of 1,000 rounds and more those that were not validated are left out of rounds.jsonl; their seconds are added to the
 next round that is kept. With --weights the model comes too: for runs that a command of the documentation attacks.
 """
 
@@ -45,7 +45,7 @@ def main(runs: list[Path], target: Path, *, weights: bool = False) -> None:
 def thin(text: str) -> str:
     """All rounds, or of many the first, the last, those that were validated and those with failures."""
     lines = text.splitlines()
-    if len(lines) <= MANY_ROUNDS:
+    if len(lines) < MANY_ROUNDS:
         return text
     rounds: list[dict[str, Any]] = [json.loads(line) for line in lines]
     kept, seconds = [], 0.0

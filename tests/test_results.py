@@ -43,7 +43,7 @@ def test_of_many_rounds_those_are_kept_that_tell_something_and_all_of_their_time
 
 
 def test_of_few_rounds_all_are_kept() -> None:
-    rounds = lines([a_round(number) for number in range(1, 1001)])
+    rounds = lines([a_round(number) for number in range(1, 1000)])
     assert SCRIPT["thin"](rounds) == rounds
 
 
