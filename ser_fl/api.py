@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ser_fl.config.schema import Config
     from ser_fl.federation.aggregation import Aggregation
     from ser_fl.federation.algorithm import Algorithm
-    from ser_fl.federation.rounds import Hooks, OnRound
+    from ser_fl.federation.hooks import Hooks, OnRound
     from ser_fl.models.emotion_model import EmotionModel
     from ser_fl.models.networks import NetworkSource
     from ser_fl.robustness.benchmark import ModelSettings
@@ -138,9 +138,10 @@ def train(
     from ser_fl.federation.checkpoint import as_begun, open_run
     from ser_fl.federation.client import Clients, Executor
     from ser_fl.federation.fine_tuning import FirstRun
+    from ser_fl.federation.hooks import Hooks
     from ser_fl.federation.own_objects import check_network, settled_objects
     from ser_fl.federation.processes import ProcessExecutor, count_workers
-    from ser_fl.federation.rounds import Federation, Hooks, cohort_size
+    from ser_fl.federation.rounds import Federation, cohort_size
     from ser_fl.training.precision import resolve_precision
     from ser_fl.training.trainer import check_callbacks
 

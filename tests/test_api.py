@@ -95,7 +95,7 @@ def test_test_set_goes_into_any_model_and_any_attack_of_art(run: ser_fl.Run) -> 
 
 
 def test_on_round_is_told_beside_hooks(tmp_path: Path) -> None:
-    from ser_fl.federation.rounds import Hooks
+    from ser_fl.federation.hooks import Hooks
 
     told: list[int] = []
     features: list[int] = []

@@ -16,7 +16,7 @@ from sklearn import metrics as sklearn_metrics
 import ser_fl
 from ser_fl.cli.main import main
 from ser_fl.config.schema import Config
-from ser_fl.federation.rounds import Hooks
+from ser_fl.federation.hooks import Hooks
 from ser_fl.metrics import confusion_matrix, interval_over_speakers, scores
 from ser_fl.report.folds import CrossValidation, fold_tables
 from ser_fl.report.reader import RunRecords, Summary, TestScores, run_folders

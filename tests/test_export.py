@@ -129,6 +129,7 @@ def test_speakers_scale_is_taken_and_the_mean_speaker_is_the_default(
     assert abs(expected - default).max() > 0.01
 
 
+@pytest.mark.slow
 def test_model_that_knows_no_mean_speaker_says_nothing_before_one_is_given(tmp_path: Path) -> None:
     run = trained(tmp_path / "run", *SMALL, "normalisation=speaker")
     folder, model = ser_fl.export(run, "torch", tmp_path / "out"), run.load()

@@ -127,7 +127,7 @@ def test_nodes_of_a_federation_need_nothing_of_the_first_run(home: Path, first: 
     from ser_fl.federation.flower.client_app import app
     from ser_fl.federation.flower.nodes import told_settings
     from ser_fl.federation.flower.server_app import serve
-    from ser_fl.federation.rounds import Hooks
+    from ser_fl.federation.hooks import Hooks
 
     local = ser_fl.train(settings(home, "one place", f"init_from={first.root}"))
     nodes = {number: {"speakers": who, "cache-dir": str(home / "cache")} for number, who in ((7, "f01"), (8, "m01"))}

@@ -34,7 +34,7 @@ from ser_fl.federation.flower.client_app import app
 from ser_fl.federation.flower.serialisation import PROTOCOL, WireError, put, put_json, take, take_json
 from ser_fl.federation.flower.server_app import serve
 from ser_fl.federation.flower.submission import error_line, error_told_by
-from ser_fl.federation.rounds import Hooks
+from ser_fl.federation.hooks import Hooks
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import ClientUpdate, RoundRecord, State
 

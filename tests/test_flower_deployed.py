@@ -30,7 +30,7 @@ from ser_fl.deployment.node import Node, node_config
 from ser_fl.federation.flower.client_app import app
 from ser_fl.federation.flower.serialisation import put_json, take_json
 from ser_fl.federation.flower.server_app import serve
-from ser_fl.federation.rounds import Hooks
+from ser_fl.federation.hooks import Hooks
 from ser_fl.runs.folder import RunFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.flower]

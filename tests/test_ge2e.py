@@ -141,7 +141,7 @@ def test_it_is_differentiable_from_the_waveform(config: GE2EConfig) -> None:
     outputs = list(range(40, 808) if config is CONFIG else (*range(680, 1448), *range(1488, 2256)))
     """All but log-mel magnitudes, which have no slope to go by where a bin is silent."""
     for level in (1.0, 0.01):
-        inputs = chirp(level).double().requires_grad_()
+        inputs = chirp(level)[:, :12000].double().requires_grad_()
         (gradient,) = torch.autograd.grad(double(inputs)[:, outputs].square().mean(), inputs)
         direction, step = gradient / gradient.norm(), 1e-6
         there, back = (double(inputs + sign * step * direction)[:, outputs].square().mean() for sign in (1, -1))

@@ -210,7 +210,7 @@ def test_a_run_that_was_not_attacked_as_the_suite_asks_is_refused(
         assert "ser-fl benchmark run=" in line and "an entry needs" in line
     monkeypatch.setattr(suite, "STAGES", SMALL)
     bare = Path(shutil.copytree(run, tmp_path / "bare", ignore=shutil.ignore_patterns("attacks*")))
-    assert "never attacked" in refusal(["leaderboard", "add", str(bare), str(tmp_path / "e")], capsys)
+    assert "never attacked" in refusal(["leaderboard", "add", str(bare), *add[3:]], capsys)
     assert not (tmp_path / "e").exists()
 
 
@@ -258,6 +258,7 @@ def test_other_settings_and_folders_are_told_in_a_line(
         (["leaderboard", str(tmp_path)], "no entry"),
         (["leaderboard", "add"], "say which run"),
         (["leaderboard", "add", str(run), "autors=A"], "did you mean 'authors'"),
+        (["leaderboard", "add", str(run), "e"], "say whose entry it is: authors=NAME"),
         (["leaderboard", "add", str(tmp_path), "e", "authors=A"], "not a run folder"),
         (["leaderboard", "add", str(run), "e", "authors=A", "defence=smoothing"], "an entry needs"),
     ):

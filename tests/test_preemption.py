@@ -19,7 +19,7 @@ import pytest
 from ser_fl.api import train
 from ser_fl.cli.main import TRY_AGAIN, main
 from ser_fl.config.compose import compose
-from ser_fl.federation.rounds import Hooks
+from ser_fl.federation.hooks import Hooks
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.preemption import LEFT_TO_THE_PARENT, Preemption, Stopped
 

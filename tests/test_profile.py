@@ -23,10 +23,10 @@ from ser_fl.data import datamodule
 from ser_fl.data.prepared import prepare
 from ser_fl.federation import client
 from ser_fl.federation.client import Clients, ClientTask
+from ser_fl.federation.hooks import Hooks
 from ser_fl.federation.own_objects import OwnObjects
 from ser_fl.federation.processes import pack
 from ser_fl.federation.profile import RunProfile, open_stopwatch
-from ser_fl.federation.rounds import Hooks
 from ser_fl.models import classifier
 from ser_fl.models.networks import build_network
 from ser_fl.report.tables import ALL_CLIENTS, ALL_ROUNDS, profile_table

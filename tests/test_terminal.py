@@ -3,6 +3,8 @@
 import logging
 import re
 import sys
+from argparse import ArgumentParser
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -93,6 +95,10 @@ def test_every_help_has_examples_that_are_right(capsys: pytest.CaptureFixture[st
             program, name, *words = example.split()
             assert program == "ser-fl" and name == (command or name) and example in epilog(command)
             settings = [word for word in words if "=" in word]
+            parser = ArgumentParser(prog=example, exit_on_error=False)
+            import_module(f"ser_fl.cli.{name}").add_arguments(parser)
+            in_order = name in ("corpus", "federation")
+            (parser.parse_args if in_order else parser.parse_intermixed_args)(words)  # ends the test if it refuses
             if command == "benchmark":
                 compose_benchmark(settings)
             elif command == "transfer":

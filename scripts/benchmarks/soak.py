@@ -28,7 +28,7 @@ _RUN = """
 import json, os, sys, threading
 from pathlib import Path
 from ser_fl.config.compose import compose
-from ser_fl.federation.rounds import Hooks
+from ser_fl.federation.hooks import Hooks
 from ser_fl.api import train
 
 def status(name):

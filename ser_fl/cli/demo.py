@@ -75,7 +75,7 @@ def run_arm(experiment: str, run: Path, overrides: tuple[str, ...], events: Queu
     """One training and the attacks on it; what there is to show goes through ``events``."""
     from ser_fl.api import train
     from ser_fl.config.compose import compose, compose_benchmark
-    from ser_fl.federation.rounds import Hooks
+    from ser_fl.federation.hooks import Hooks
     from ser_fl.robustness.benchmark import benchmark_run
 
     config = compose([f"experiment={experiment}", *overrides, f"run_dir={run}"])

@@ -30,7 +30,7 @@ EXAMPLES = {
         "ser-fl predict speech/ --run RUN --format csv --segment 3",
     ),
     "export": ("ser-fl export RUN onnx", "ser-fl export zoo:nemo_fl_best hf output=exports/nemo"),
-    "serve": ("ser-fl serve", "ser-fl serve RUN"),
+    "serve": ("ser-fl serve zoo:nemo_fl_best", "ser-fl serve RUN port=0"),
     "leaderboard": ("ser-fl leaderboard", "ser-fl leaderboard add RUN ENTRY authors=NAME data.root=DIR"),
     "verify": ("ser-fl verify ENTRY data.root=DIR", "ser-fl verify ENTRY data.root=DIR max_examples=50"),
     "zoo": ("ser-fl zoo", "ser-fl zoo nemo_fl_best"),

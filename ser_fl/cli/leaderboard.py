@@ -1,6 +1,5 @@
 """`ser-fl leaderboard`: the table of entries; `ser-fl leaderboard add`: make one."""
 
-import getpass
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -58,7 +57,8 @@ def _add(given: list[str]) -> None:
     name = settings.pop("name", Path(folders[-1].removeprefix("zoo:")).name)
     folder = Path(folders[1]) if len(folders) == 2 else default_folder() / name
     root = settings.pop("data.root", None)
-    settings.setdefault("authors", getpass.getuser())
+    if not settings.get("authors"):
+        raise UserError("say whose entry it is: authors=NAME")
     with bars() as shown:
         entry = add(folders[0], folder, Submission(name=name, **settings), root=root, on_features=shown.features)
     say(f"{folder}: {entry.name}, {entry.test.track}, clean UAR {entry.test.clean_uar:.3f}; ser-fl verify {folder}")

@@ -16,11 +16,11 @@ def add_to_tracked_run(run: RunFolder, what: str, show: Callable[[Tracker], None
     from ser_fl.config.schema import dump
     from ser_fl.federation.checkpoint import tracked_run
 
-    settings = dump(compose(config_file=run.config))
-    if not (state := tracked_run(run.checkpoint)) and settings["tracking"]["backend"] != "tensorboard":
+    state = tracked_run(run.checkpoint)
+    if not state and not run.tensorboard.is_dir():
         return
     try:
-        tracker = open_tracker(settings, run, state)
+        tracker = open_tracker(dump(compose(config_file=run.config)), run, state)
     except UserError as error:
         say(f"{what} not tracked: {error}")
         return

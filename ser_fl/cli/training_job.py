@@ -18,7 +18,7 @@ from ser_fl.runs.preemption import Preemption, Stopped
 
 if TYPE_CHECKING:
     from ser_fl.config.schema import Config
-    from ser_fl.federation.rounds import Opening
+    from ser_fl.federation.hooks import Opening
     from ser_fl.runs.folder import RunFolder
     from ser_fl.runs.records import ProfileRecord, RoundRecord
 
@@ -35,7 +35,7 @@ def train_visibly(config: Config, preemption: Preemption) -> RunFolder:
     with collection_paused():
         from ser_fl.api import train
         from ser_fl.federation.checkpoint import as_begun
-        from ser_fl.federation.rounds import Hooks
+        from ser_fl.federation.hooks import Hooks
 
     config, sending = as_begun(config), list[str]()
 

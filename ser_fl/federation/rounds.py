@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,7 +15,6 @@ import yaml
 from ser_fl.calibration import calibration_of, fitted
 from ser_fl.config.schema import CONFIG_SCHEMA, Config, dump
 from ser_fl.data.enrolment import in_words as scaling_in_words
-from ser_fl.data.features import OnFeatures
 from ser_fl.data.heard import in_words
 from ser_fl.data.prepared import ClientManifest
 from ser_fl.data.splits import PARTS
@@ -25,8 +24,9 @@ from ser_fl.federation.algorithm import GLOBAL, scheduled_share
 from ser_fl.federation.checkpoint import Checkpoint, checkpoint_key, go_on_from, save_checkpoint
 from ser_fl.federation.client import ClientTask, Executor, Scored
 from ser_fl.federation.fine_tuning import FirstRun
+from ser_fl.federation.hooks import Hooks, Opening, num_parameters
 from ser_fl.federation.own_objects import NOTHING, OwnObjects, qualified_name
-from ser_fl.federation.profile import OnProfile, RunProfile
+from ser_fl.federation.profile import RunProfile
 from ser_fl.federation.server import ClientResults, Server, new_server
 from ser_fl.files import write_bytes, write_json
 from ser_fl.metrics import Scores, figures_of_each, mean_scores, of_each_corpus, scores
@@ -35,50 +35,10 @@ from ser_fl.models.networks import build_network
 from ser_fl.randomness import generator
 from ser_fl.runs.environment import describe_environment
 from ser_fl.runs.folder import RunFolder
-from ser_fl.runs.preemption import Preemption
 from ser_fl.runs.records import PROFILE_SCHEMA, SUMMARY_SCHEMA, RoundRecord, State
 from ser_fl.runs.redaction import is_private, remember
 from ser_fl.stopwatch import UNWATCHED, Watch
 from ser_fl.tracking import Tracker, open_tracker
-
-OnRound = Callable[[RoundRecord], None]
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-"""Ends of the names of what batch norm keeps beside parameters."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Opening:
-    """What is known of a run before its next round."""
-
-    config: Config
-    """With its precision settled."""
-    run: RunFolder
-    client_manifest: ClientManifest
-    devices: Sequence[str]
-    num_parameters: int
-    """Of a model that travels."""
-    round: int
-    """Rounds that are done."""
-    tracked: str
-    """Where the run is shown, in words; empty where it is not."""
-    sending: str
-    """The command that sends what is tracked, once the run is over; empty where there is nothing to send."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hooks:
-    """Who watches a run, and who may end it."""
-
-    on_opening: Callable[[Opening], None] = lambda opening: None
-    """Told of the run before its next round."""
-    on_round: OnRound = lambda record: None
-    """Told of every committed round."""
-    on_features: OnFeatures | None = None
-    """Told how far the features are, where they are computed here."""
-    on_profile: OnProfile = lambda profile: None
-    """Told where the time of the rounds went, with `profile=true`; of a run that is cut short too."""
-    preemption: Preemption | None = None
-    """Whose signals a round in flight is sheltered from; None where nobody listens to any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,16 +93,13 @@ class Federation:
                 write_config(run, config)
             for path in filter(Path.exists, (run.rounds, run.clients)):  # drop what came after the last checkpoint
                 os.truncate(path, min(server.lengths.get(path.name, 0), path.stat().st_size))
-            state = next(iter(server.algorithm.models.values()))
             self.hooks.on_opening(
                 Opening(
                     config=config,
                     run=run,
                     client_manifest=self.client_manifest,
                     devices=devices,
-                    num_parameters=sum(
-                        tensor.numel() for name, tensor in state.items() if not name.endswith(_STATISTICS)
-                    ),
+                    num_parameters=num_parameters(next(iter(server.algorithm.models.values()))),
                     round=server.round,
                     tracked=tracker.description,
                     sending=tracker.sending,

@@ -44,11 +44,8 @@ def read_entries(folders: Sequence[Path]) -> list[Entry]:
 def _order(entry: Entry) -> tuple[object, ...]:
     """By track, corpus and worst case; of a tie by the clean figure, and then by name."""
     worst = [entry.worst(stage.domain, budget) for stage in suite.STAGES for budget in stage.budgets]
-    figures = [-1.0 if one is None else one.uar for one in (*worst[:1], *worst[1:])]
-    return (
-        list(TRACKS).index(entry.test.track), entry.corpus, -figures[0], -entry.test.clean_uar,
-        *(-figure for figure in figures[1:]), entry.name,
-    )  # fmt: skip
+    first, *others = [1.0 if one is None else -one.uar for one in worst]
+    return list(TRACKS).index(entry.test.track), entry.corpus, first, -entry.test.clean_uar, *others, entry.name
 
 
 def tables(entries: Sequence[Entry]) -> list[Table]:

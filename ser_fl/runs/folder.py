@@ -56,6 +56,7 @@ class RunFolder:
     clients = _Below("clients.jsonl")
     metrics_csv = _Below("metrics.csv")
     """The rounds under the names that trackers have them by."""
+    tensorboard = _Below("tensorboard")
     log = _Below("log.txt")
     """What commands said of the run."""
     summary = _Below("summary.json")

@@ -55,7 +55,7 @@ class TensorBoard(Backend):
     """Scalars for TensorBoard in the run folder, opened at the first figure."""
 
     def __init__(self, run: RunFolder, *, per_client: bool = False) -> None:
-        self._folder = run.root / "tensorboard"
+        self._folder = run.tensorboard
         self._per_client = per_client
         self._writer: SummaryWriter | None = None
         self.description = f"TensorBoard: tensorboard --logdir {self._folder}"

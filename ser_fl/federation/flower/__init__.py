@@ -10,8 +10,8 @@ from importlib.util import find_spec
 
 from ser_fl.config.schema import Config
 from ser_fl.errors import UserError
+from ser_fl.federation.hooks import Hooks
 from ser_fl.federation.own_objects import OwnObjects
-from ser_fl.federation.rounds import Hooks
 from ser_fl.runs.folder import RunFolder
 
 QUIET = {

@@ -25,8 +25,9 @@ from ser_fl.federation.fine_tuning import FirstRun
 from ser_fl.federation.flower.nodes import Answer, Nodes, T
 from ser_fl.federation.flower.serialisation import Confidences, Confusions, Refusal, Updates, WireError, put, take
 from ser_fl.federation.flower.submission import configured, error_line
+from ser_fl.federation.hooks import Hooks
 from ser_fl.federation.own_objects import NOTHING, OwnObjects
-from ser_fl.federation.rounds import Federation, Hooks
+from ser_fl.federation.rounds import Federation
 from ser_fl.metrics import Floats
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import FIGURES, ClientFailure, ClientUpdate, Outcome, RoundRecord, State
