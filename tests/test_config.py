@@ -585,7 +585,7 @@ def test_objects_by_import_path_become_arguments_of_train(own: Path, monkeypatch
         (["model=own"], "an object of your own needs _target_: PACKAGE.CLASS"),
         (["model=own", "model._target_=3"], "an object of your own needs _target_: PACKAGE.CLASS"),
         (["callbacks=[early]"], "an object of your own needs _target_: PACKAGE.CLASS.* got 'early'"),
-        (["federation.aggregation=median"], "an object of your own needs _target_: .* got 'median'"),
+        (["federation.algorithm=half"], "an object of your own needs _target_: .* got 'half'"),
     ],
 )
 def test_objects_without_a_path(overrides: list[str], message: str) -> None:

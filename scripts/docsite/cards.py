@@ -165,7 +165,11 @@ def server_classes() -> dict[str, type]:
         name: kind
         for module, base in families
         for name, kind in vars(module).items()
-        if inspect.isclass(kind) and kind.__module__ == module.__name__ and issubclass(kind, base) and kind is not base
+        if inspect.isclass(kind)
+        and kind.__module__.startswith(module.__name__)
+        and issubclass(kind, base)
+        and not inspect.isabstract(kind)
+        and kind not in (base, aggregation.Robust)
     }
 
 

@@ -102,7 +102,7 @@ def kind_in_words(hint: object) -> str:
         base = "a path" if PATH in inside[1:] else kind_in_words(inside[0])
         return ", ".join([base, *bounds])
     if origin in (Union, UnionType):
-        return ", or ".join(kind_in_words(part) for part in inside)
+        return ", or ".join(dict.fromkeys(map(kind_in_words, inside)))
     if origin is Literal:
         return " or ".join(", ".join(f"`{value}`" for value in part) for part in (inside[:-1], inside[-1:]) if part)
     if origin is tuple and inside[-1] is Ellipsis:

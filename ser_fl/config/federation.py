@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
+from ser_fl.config.aggregation import AggregationConfig
 from ser_fl.config.resumable import Growing, Resumable
 from ser_fl.config.values import (
     Amount,
@@ -13,6 +14,7 @@ from ser_fl.config.values import (
     Folder,
     Fraction,
     NonNegative,
+    ObjectConfig,
     Own,
     Positive,
     Share,
@@ -69,8 +71,9 @@ class FederationConfig:
     `local_batches` is 1, it must be far smaller than for epochs."""
     algorithm: Own | None = None
     """An algorithm of the server of your own; null: the one that the settings above describe."""
-    aggregation: Own | None = None
-    """An aggregation of client updates of your own; null: the weighted average."""
+    aggregation: AggregationConfig = None
+    """How the updates of a round become one: a name, or a mapping of one and its settings, of a rule that withstands
+    hostile clients; or one of your own; null: the weighted average."""
 
     def __post_init__(self) -> None:
         averaging = {"server_momentum": 0, "weight_average": 0, "server_optimiser": "momentum"}
@@ -80,6 +83,12 @@ class FederationConfig:
                     f"federation.{setting} must be {neutral} with federation=local_only, which averages nothing, got "
                     f"{as_yaml(given)}"
                 )
+        if self.name != "federated" and self.aggregation is not None and not isinstance(self.aggregation, ObjectConfig):
+            reason = "averages nothing" if self.name == "local_only" else "has one client"
+            raise ValueError(
+                f"federation.aggregation must be null with federation={self.name}, which {reason}, got "
+                f"{self.aggregation.name}"
+            )
         of_adam = ("server_learning_rate", "server_second_momentum", "server_tau")
         if self.server_optimiser != "adam":
             owner = "federation.server_optimiser=adam"

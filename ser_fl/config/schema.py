@@ -229,8 +229,9 @@ def _one_line(error: ValidationError, settings: Mapping[str, Any]) -> UserError:
     path = [  # without the branch of a union of types
         str(part) for place, part in enumerate(problem["loc"]) if place in named or "[" not in str(part)
     ]
-    if len(path) > 1 and path[0] == "model":
-        path.pop(1)  # the tag of the model union
+    for union in (["model"], ["federation", "aggregation"]):
+        if len(path) > len(union) and path[: len(union)] == union:
+            path.pop(len(union))  # the tag of the union
     key = ".".join(path)
     if kind in _UNKNOWN and path[0] == "trainer" and path[-1] in EXCLUDED:
         return UserError(f"{key} cannot be set: {EXCLUDED[path[-1]]}")

@@ -90,6 +90,8 @@ def assignments(schema: object, key: str, value: str, quote: Callable[[str], str
             path = (*path[:length], ".".join(path[length:]))  # a key of the user's own may have a dot
             break
     hint, inside = type_at(schema, path), value.strip()
+    if len(path) > 1 and "name" in kind_of(hint).below and re.fullmatch(r"\w+(,\w+)*", inside) and inside != "null":
+        value = inside = ",".join(f"{{name: {name}}}" for name in inside.split(","))  # other settings may follow
     if len(path) == 1 and kind_of(hint).below and not kind_of(hint).is_mapping and not inside.startswith("{"):
         raise UserError(f"{key} holds several settings, got {shown(value)}: set them one by one, {key}.SETTING=VALUE")
     if not (kind_of(hint).is_mapping and inside.startswith("{") and inside.endswith("}") and inside != "{}"):

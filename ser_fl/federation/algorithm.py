@@ -36,7 +36,10 @@ class Algorithm:
     """By owner: one that all share, or one of each client."""
     carried: dict[str, State]
     """By name, such as "exp_avg": one tensor of each parameter."""
+    shares: Mapping[str, float] = {}
+    """By client, in the last round (`Aggregation.shares`)."""
     _gathered: Aggregation | None = None
+    _round = 0
 
     def start(self, network: nn.Module, client_ids: Sequence[str]) -> None:
         """Before the first round: everybody begins from these weights."""
@@ -50,10 +53,15 @@ class Algorithm:
     def model_for(self, client_id: str) -> State:
         return self.models[GLOBAL]
 
+    def begin(self, round_number: int) -> None:
+        """Before the first update of a round."""
+        self._gathered, self._round = None, round_number
+
     def add(self, update: ClientUpdate) -> None:
         """Take in an update of this round, in the order of the cohort; nothing changes before `finish`."""
         if self._gathered is None:
             self._gathered = copy.deepcopy(self.aggregation)
+            self._gathered.start(self.models[GLOBAL], self._round)
         self._gathered.add(update)
 
     def finish(self, round_number: int) -> None:
@@ -61,7 +69,8 @@ class Algorithm:
         before, or of other shapes or types.
         """
         assert self._gathered is not None
-        received, average, self._gathered = self.models[GLOBAL], self._gathered.result(), None
+        received, average = self.models[GLOBAL], self._gathered.result()
+        self.shares, self._gathered = self._gathered.shares(), None
         self.models[GLOBAL] = self.step(received, average, round_number)
         try:
             check_same_form(self.models[GLOBAL], received)

@@ -77,6 +77,9 @@ class Federation:
         if self.first is not None:
             initial = self.first.initial_weights(config, self.client_manifest.classes, self.own.network)
         server = new_server(config, self.client_manifest, self.own, initial)
+        cohort = sample_cohort(client_ids, fraction, config.seed, 1)
+        if (refusal := server.algorithm.aggregation.refusal(cohort)) is not None:
+            raise UserError(refusal)
         if checkpoint is not None:
             go_on_from(checkpoint, server, client_ids)
         settings, profile = dump(config), RunProfile(config) if config.profile else None
@@ -165,6 +168,7 @@ class Federation:
                 learning_rate=rate,
                 server_learning_rate=server_rate,
                 robust_uar=robust,
+                shares={name: float(f"{share:.6g}") for name, share in server.algorithm.shares.items()},
                 failures=tuple(failures),
                 seconds=time.perf_counter() - started,
             )
@@ -196,6 +200,7 @@ class Federation:
         the others said where too few clients came back.
         """
         folders = (*self.config.data.folders.values(), self.config.data.cache_dir, str(self.run.root))
+        server.algorithm.begin(number)
         reference = server.algorithm.model_for(cohort[0])
         results = ClientResults(round=number, reference=reference, server=server, folders=tuple(filter(None, folders)))
         tasks = (
@@ -214,9 +219,11 @@ class Federation:
                     results.take(client_id, outcome)
                 del outcome  # else it would be kept while the next client trains
         count, minimum = len(results.records), self.config.federation.min_clients
-        if count < minimum:
+        refusal = server.algorithm.aggregation.refusal([record.client_id for record in results.records])
+        if count < minimum or refusal is not None:
             reasons = "\n".join(f"client {failure.client_id}: {failure.error}" for failure in results.failures)
-            raise RoundFailed(f"round {number} has {count} updates, needs {minimum}:\n{reasons}")
+            wanted = f", needs {minimum}" if count < minimum else f"; {refusal}"
+            raise RoundFailed(f"round {number} has {count} updates{wanted}:\n{reasons}")
         with watch("aggregation"):
             server.algorithm.finish(number)
             if server.average is not None:

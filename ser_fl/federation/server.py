@@ -10,8 +10,10 @@ from pydantic import Field
 from torch import Tensor
 
 from ser_fl.config.schema import Config
+from ser_fl.config.values import ObjectConfig
 from ser_fl.data.prepared import ClientManifest
 from ser_fl.errors import LONGEST_VALUE, UserError, one_line, shown
+from ser_fl.federation.aggregation import make_aggregation
 from ser_fl.federation.algorithm import GLOBAL, Algorithm, make_algorithm
 from ser_fl.federation.own_objects import NOTHING, OwnObjects, qualified_name
 from ser_fl.files import below, check_same_form, flattened
@@ -123,8 +125,11 @@ def new_server(
     if initial is not None:
         network.load_state_dict(initial)
     algorithm = own.algorithm or make_algorithm(config)
+    named = config.federation.aggregation
     if own.aggregation is not None:
         algorithm.aggregation = own.aggregation
+    elif named is not None and not isinstance(named, ObjectConfig):
+        algorithm.aggregation = make_aggregation(named, config.seed)
     algorithm.start(network, client_manifest.client_ids)
     decay = config.federation.weight_average
     if decay and GLOBAL not in algorithm.models:

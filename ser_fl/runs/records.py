@@ -98,6 +98,9 @@ class RoundRecord:
     """Of Adam at the server."""
     robust_uar: float | None = None
     """UAR under the selection attack, in rounds that measure it."""
+    shares: dict[str, float] = field(default_factory=dict)
+    """By client, how much of its update is in the round's model: 0 for one that was dropped, 1 at most together, the
+    rest being the model before. Empty where the aggregation does not say, or there is none."""
 
     def line(self, experiment: str) -> str:
         scored = "" if self.uar is None else f"  validation UAR {self.uar:.3f}"
