@@ -4,16 +4,29 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-slow test-gpu lint bench docs
+LOCKS := $(addprefix requirements/,build.txt torch.txt node.txt dev.txt ge2e.txt)
+BY_HASH := $(BIN)/pip install --quiet --no-build-isolation --require-hashes
+
+.PHONY: install lock demo test test-slow test-gpu lint bench docs
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml constraints.txt
+# Everything by its hash. A CPU-only torch has other hashes than PyPI's: where PIP_EXTRA_INDEX_URL names an index, or a torch with
+# a label (2.14.1+cpu) is in .venv already, torch and torchaudio alone come by version.
+$(INSTALLED): pyproject.toml constraints.txt $(LOCKS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ser_fl needs Python 3.11 or later: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/pip install --quiet --no-deps resemblyzer==0.1.4  # weights of frontend=ge2e; the package itself never runs
+	$(BY_HASH) -r requirements/build.txt
+	if [ -n "$$PIP_EXTRA_INDEX_URL" ] || $(BIN)/pip freeze | grep -q '^torch==.*+'; then \
+	  $(BIN)/pip install --quiet --no-deps --constraint constraints.txt torch torchaudio && $(BY_HASH) -r requirements/node.txt -r requirements/dev.txt; \
+	else $(BY_HASH) -r requirements/torch.txt -r requirements/node.txt -r requirements/dev.txt; fi
+	$(BY_HASH) --no-deps -r requirements/ge2e.txt  # weights of frontend=ge2e; the package itself never runs
+	$(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
+
+# The locks by constraints.txt; `make lock UPGRADE=--upgrade` takes newer versions first.
+lock: $(INSTALLED)
+	$(BIN)/python scripts/lock.py $(UPGRADE)
 
 demo: $(INSTALLED)
 	$(BIN)/ser-fl demo
@@ -35,10 +48,10 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports
 
 bench: $(INSTALLED)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	$(BY_HASH) -r requirements/bench.txt
 	$(BIN)/python scripts/bench.py rounds attacks features memory startup scaling --json results/bench/bench.json
 
 docs: $(INSTALLED)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
+	$(BY_HASH) -r requirements/docs.txt
 	$(BIN)/python scripts/docsite_tutorials.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
