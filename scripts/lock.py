@@ -1,10 +1,9 @@
 """Lock files with hashes: every package that `make install`, `make docs` and `make bench` install, and a node.
 
-``python scripts/lock.py`` remakes ``requirements/*.txt`` by the versions in ``constraints.txt``, and adds versions there of what is
-new; ``--upgrade`` first takes the newest of all that pyproject.toml allows, ``--upgrade NAME...`` of these packages alone. uv
-resolves for every platform and Python that pyproject.toml allows, and lists the hashes of all files that PyPI has of a version, so
-that one lock does for all. Each file holds
-what those before it lack:
+``python scripts/lock.py`` remakes ``requirements/*.txt`` by the versions in ``constraints.txt``, and adds to it
+what is new; ``--upgrade`` takes the newest that pyproject.toml allows, ``--upgrade NAME...`` of these alone. uv
+resolves for every platform and Python that pyproject.toml allows, and lists the hashes of all files that PyPI has of a
+version, so that one lock does for all. Each file holds what those before it lack:
 
 - ``build.txt``: what builds wheels from sources (``pip install --no-build-isolation``);
 - ``torch.txt``: torch, torchaudio and CUDA, apart because who has no GPU takes torch from another index;
@@ -21,8 +20,6 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-from packaging.utils import canonicalize_name
-
 ROOT = Path(__file__).parents[1]
 CONSTRAINTS = ROOT / "constraints.txt"
 BUILD = ("editables", "hatchling>=1.27", "setuptools", "wheel")
@@ -30,7 +27,7 @@ TORCH = ("torch>=2.9", "torchaudio>=2.9")
 CUDA = ("torch", "triton", "cuda-", "nvidia-")
 GE2E = "resemblyzer==0.1.4"
 APART = ("bench-attacks",)
-"""Extras that no environment can have beside the others (`tool.uv.conflicts`): by version in pyproject.toml, in no lock."""
+"""Extras that no environment can have beside the others (`tool.uv.conflicts`), and no lock has."""
 
 
 def main() -> None:
@@ -47,35 +44,37 @@ def main() -> None:
         f"# requirements/*.txt have the hashes. Remade by: make lock\n{pins}"
     )
 
-    def locked(name: str, wanted: Sequence[str], *before: str) -> str:
-        left_out = [f"--no-emit-package={package}" for lock in before for package in packages(lock)]
-        lock = compiled(wanted, ["--generate-hashes", "--constraint", str(CONSTRAINTS), *left_out])
+    def locked(name: str, wanted: Sequence[str], left_out: Sequence[str], *before: str) -> str:
+        """A lock without `left_out`, and without what each lock `before` has for every platform."""
+        left_out = [*left_out, *(package for lock in before for package in packages(lock, r" \\"))]
+        apart = [f"--no-emit-package={package}" for package in left_out]
+        lock = compiled(wanted, ["--generate-hashes", "--constraint", str(CONSTRAINTS), *apart])
         (ROOT / "requirements" / f"{name}.txt").write_text(f"# Remade by: make lock\n{lock}")
         return lock
 
-    build = locked("build", BUILD)
-    beside_cuda = [line for line in compiled(TORCH, []).splitlines() if not line.startswith(CUDA)]
-    torch = locked("torch", TORCH, "\n".join(beside_cuda))
-    node = locked("node", [*core, *extras["flower"]], build, torch)
-    dev = locked("dev", [*core, *extras["dev"]], build, torch, node)
-    locked("docs", extras["docs"], build, torch, node, dev)
-    locked("bench", extras["bench"], build, torch, node, dev)
+    build = locked("build", BUILD, [])
+    of_torch = packages(compiled(TORCH, []))
+    cuda = [package for package in of_torch if package.startswith(CUDA)]
+    locked("torch", TORCH, sorted({*of_torch} - {*cuda}))
+    node = locked("node", [*core, *extras["flower"]], cuda, build)
+    dev = locked("dev", [*core, *extras["dev"]], cuda, build, node)
+    for name in ("docs", "bench"):
+        locked(name, extras[name], cuda, build, node, dev)
     weights = compiled([GE2E], ["--generate-hashes", "--no-deps"])
     (ROOT / "requirements" / "ge2e.txt").write_text(f"# Remade by: make lock\n{weights}")
 
 
 def compiled(wanted: Sequence[str], options: Sequence[str]) -> str:
     """The lines of `uv pip compile` for the requirements `wanted`."""
-    command = [sys.executable, "-m", "uv", "pip", "compile", "-", "--universal", "--python-version=3.11", "--no-config", "--no-annotate"]
-    done = subprocess.run(
-        [*command, "--no-header", *options], cwd=ROOT, input="\n".join(wanted), text=True, stdout=subprocess.PIPE, check=True
-    )
+    command = [sys.executable, "-m", "uv", "pip", "compile", "-", "--no-config", "--universal", "--python-version=3.11"]
+    command += ["--no-annotate", "--no-header", *options]
+    done = subprocess.run(command, cwd=ROOT, input="\n".join(wanted), text=True, stdout=subprocess.PIPE, check=True)
     return done.stdout
 
 
-def packages(lock: str) -> list[str]:
-    """The packages that the text of a lock pins, in the order of the file."""
-    return [canonicalize_name(name) for name in re.findall(r"^([\w.-]+)==", lock, flags=re.MULTILINE)]
+def packages(lock: str, after: str = "") -> list[str]:
+    """The packages that the text of a lock pins, where the pattern `after` follows the version."""
+    return re.findall(rf"^([\w.-]+)==[^ \n]+{after}", lock, flags=re.MULTILINE)
 
 
 if __name__ == "__main__":
