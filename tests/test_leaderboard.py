@@ -5,21 +5,28 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import ser_fl
 from ser_fl.cli.main import main
 from ser_fl.cli.terminal import console
 from ser_fl.config.compose import compose
-from ser_fl.leaderboard import suite, table
+from ser_fl.data.configured_corpus import open_configured_corpus
+from ser_fl.data.corpora import CORPORA
+from ser_fl.data.splits import split_corpus
+from ser_fl.data.utterance import Utterance
+from ser_fl.errors import UserError
+from ser_fl.leaderboard import examination, submission, suite, table
 from ser_fl.leaderboard.entry import FILE, Entry, TestPart, WorstCase, read_entry
 from ser_fl.leaderboard.suite import Stage, SuiteAttack
 from ser_fl.leaderboard.verification import tolerance
 from ser_fl.runs.folder import RunFolder
-from ser_fl.runs.records import WORST_CASE
+from ser_fl.runs.records import WORST_CASE, AttackRecord
 
 TINY = ("experiment=debug", "data.num_speakers=4", "data.utterances_per_emotion=4")
 TRAINED = ("federation=centralised", "federation.num_rounds=20")
@@ -102,9 +109,6 @@ def test_what_is_added_is_listed_and_stands(run: Path, entry: Path, capsys: pyte
     assert main(["leaderboard", str(entry)]) == 0
     printed = capsys.readouterr().out
     assert f"{100 * worst['logmel', 1.0]:.1f}" in printed and "SYNTHETIC" in printed
-    assert main(["verify", str(entry)]) == 0
-    said = capsys.readouterr().out
-    assert f"stated {worst['logmel', 1.0]:.3f}" in said and f"{entry} is what it says" in said
 
 
 def test_the_same_count_gives_the_same_figures_and_fewer_are_within_the_draw(
@@ -116,6 +120,7 @@ def test_the_same_count_gives_the_same_figures_and_fewer_are_within_the_draw(
     said = capsys.readouterr().out
     for one in stated.worst_cases:
         assert f"{one.uar:.3f} on {one.num_examples} utterances, stated {one.uar:.3f}" in said
+    assert f"{entry} is what it says" in said
     assert main(["verify", str(entry), "max_examples=5"]) == 0
     assert "on 5 utterances" in capsys.readouterr().out
     assert tolerance(0.4, 120, 120) == 2 / 120
@@ -171,8 +176,16 @@ def test_a_figure_that_is_not_scored_again_is_refused_with_both(
     assert "audio" in refusal(["verify", str(entry)], capsys)
     changed(entry, test=replace(stated.test, track="strangers"))
     assert "strangers" in refusal(["verify", str(entry)], capsys)
+    changed(entry, test=replace(stated.test, parameters=1))
+    assert "parameters" in refusal(["verify", str(entry)], capsys)
     changed(entry, test=stated.test, settings=("data=builtin", "split=published"))
     assert "split=published" in refusal(["verify", str(entry)], capsys)
+    for more in ("data.channel=mean", "normalisation=speaker enrolment=3"):
+        changed(entry, settings=(*stated.settings, *more.split()))
+        assert f"{more} of builtin, but its config.yaml has" in refusal(["verify", str(entry)], capsys)
+    changed(entry, settings=stated.settings, corpus="nemo")
+    assert "of nemo, but its config.yaml has" in refusal(["verify", str(entry)], capsys)
+    changed(entry, corpus="builtin")
     changed(entry, settings=stated.settings, worst_cases=stated.worst_cases[:1])
     assert "at 10 dB on 6 utterances at least, got none" in refusal(["verify", str(entry)], capsys)
     changed(entry, worst_cases=(replace(first, num_examples=5), *others))
@@ -214,8 +227,102 @@ def test_a_run_that_was_not_attacked_as_the_suite_asks_is_refused(
     assert not (tmp_path / "e").exists()
 
 
+def attacked(attack: str = "pgd", **changes: Any) -> AttackRecord:
+    """A record that is as `SMALL` asks, without a defence."""
+    values: dict[str, Any] = {
+        **{"attack": attack, "library": "l", "knowledge": "undefended", "domain": "logmel", "norm": "inf"},
+        **{"epsilon": 1.0, "snr_db": None, "steps": 2, "step_size": 0.1, "restarts": 1, "eot_samples": 0},
+        **{"defence": "none", "clean_uar": 0.7, "robust_uar": 0.3, "attack_success_rate": 0.5, "mean_l2": 1.0},
+        **{"max_linf": 1.0, "median_snr_db": None, "num_examples": 18, "forward_passes": 1, "backward_passes": 1},
+        **{"seconds": 1.0, "seed": 0},
+    }
+    return AttackRecord(**(values | changes))
+
+
+def test_every_attack_must_be_there_with_its_effort_its_budget_and_its_knowledge() -> None:
+    grey = (attacked(defence="d"), attacked("cw_linf", defence="d", restarts=None))
+    aware = attacked(defence="d", knowledge="adaptive", eot_samples=2, num_examples=8)
+    stage = SMALL[0]
+    assert stage.required([*grey, aware], 1.0, "d", 100) == [*grey, aware]
+    few = replace(grey[0], num_examples=5)
+    assert stage.required([few, *grey, aware], 1.0, "d", 100)[0] == grey[0], "that of most utterances"
+    for less in (
+        {"steps": 1},
+        {"restarts": 0},
+        {"epsilon": 0.5},
+        {"num_examples": 17},
+        {"defence": "none"},
+        {"domain": "waveform"},
+        {"knowledge": "adaptive", "eot_samples": 2},
+    ):
+        with pytest.raises(UserError, match=r"an entry needs pgd of 2 steps, at epsilon 1 on 18"):
+            stage.required([replace(grey[0], **less), grey[1], aware], 1.0, "d", 100)
+    with pytest.raises(UserError, match="adaptive to d"):
+        stage.required([*grey, replace(aware, eot_samples=1)], 1.0, "d", 100)
+    ten = [replace(one, num_examples=min(10, one.num_examples)) for one in (*grey, aware)]
+    assert stage.required(ten, 1.0, "d", 10) == ten, "all of a smaller test part"
+    poisoned = attacked("pgd_with_enrolment")
+    assert stage.records([attacked(), poisoned], 1.0, "none") == [attacked()]
+
+
+def test_the_worst_case_is_of_the_suites_attacks_and_of_as_many_utterances(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A small benchmark, or one of other attacks, that ran in the same folder counts for nothing."""
+    attacks, folder = RunFolder(run).attacks, tmp_path / "e" / "tiny"
+    add = ["leaderboard", "add", str(run), str(folder), "authors=A", "remarks=tiny"]
+    whole = json.loads(attacks.read_text())
+    (true,) = (one for one in whole["records"] if (one["attack"], one["defence"]) == (WORST_CASE, "none"))
+    others = [one for one in whole["records"] if one != true]
+    try:
+        attacks.write_text(
+            json.dumps({**whole, "records": [{**true, "num_examples": 5, "robust_uar": 1}, *whole["records"]]})
+        )
+        assert main(add) == 0
+        first = read_entry(folder).worst_cases[0]
+        assert (first.num_examples, first.uar) == (18, true["robust_uar"])
+        attacks.write_text(json.dumps({**whole, "records": [{**true, "robust_uar": 1}, *others]}))
+        assert "without all attacks of the suite" in refusal(add, capsys)
+    finally:
+        attacks.write_text(json.dumps(whole))
+
+
+def test_the_test_part_is_known_by_its_sound_and_its_speakers(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = compose(["split=speaker_independent", "data.num_speakers=8", "data.utterances_per_emotion=1"])
+    corpus = open_configured_corpus(config)
+    one = corpus.utterances[0]
+    wave_T, rate_hz = corpus.read(one)
+    wave_T = (wave_T * 2**15).round() / 2**15
+
+    def digest(moved_T: torch.Tensor, utterance: Utterance = one, hz: int = rate_hz) -> str:
+        monkeypatch.setattr(type(corpus), "read", lambda self, utterance: (moved_T, hz))
+        return examination._audio_digest(corpus, [utterance])
+
+    moved_T = wave_T.clone()
+    moved_T[7] += 2**-15
+    told = {digest(wave_T), digest(moved_T), digest(wave_T[:-1]), digest(wave_T, hz=rate_hz + 1)}
+    told |= {digest(wave_T, replace(one, emotion="other")), digest(wave_T, replace(one, utterance_id="other"))}
+    assert len(told) == 6 and digest(wave_T + 0.4 * 2**-15) in told, "a lossless copy is the same"
+    monkeypatch.undo()
+    split = split_corpus(corpus.utterances, config.split)
+    heard = {corpus.utterances[row].speaker for row in (*split.train, *split.validation)}
+    assert examination._training_speakers(config, corpus) == heard, "those that select a round were heard too"
+    monkeypatch.setattr(examination, "_training_speakers", lambda config, corpus: {one.speaker})
+    with pytest.raises(UserError, match="not both"):
+        examination.examine(run)
+
+
+def test_settings_of_an_entry_say_the_corpus_the_split_and_the_enrolment() -> None:
+    own = compose([*TINY, "split=speaker_independent", "split.fold=1", "normalisation=speaker", "enrolment=3"])
+    said = compose(examination.settings_of(own))
+    assert (said.data, said.split, said.enrolment) == (own.data, own.split, own.enrolment)
+
+
 def test_a_defence_is_judged_by_who_knows_of_it(run: Path, made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = made.parent / "randomised"
+    folder, another = made.parent / "randomised", Path(shutil.copytree(made, made.parent / "another"))
+    (another / "model.safetensors").write_bytes(b"other weights")
+    digests = read_entry(made).digests | {"model.safetensors": sha256(b"other weights").hexdigest()}
+    replace(read_entry(made), digests=digests).write(another)
     add = ["leaderboard", "add", str(run), str(folder), "authors=A", "defence=randomisation", "remarks=tiny"]
     attacks = RunFolder(run).attacks
     whole = json.loads(attacks.read_text())
@@ -227,10 +334,14 @@ def test_a_defence_is_judged_by_who_knows_of_it(run: Path, made: Path, capsys: p
         attacks.write_text(json.dumps(whole))
     assert main(add) == 0
     stated = read_entry(folder)
+    assert stated.test.forward_passes == 1, "a randomised one draws once for each prediction"
+    assert {one.adaptive for one in stated.attacks if one.eot_samples} == {True}
+    assert {one.adaptive for one in stated.attacks if not one.eot_samples} == {False}
     assert stated.model == "tiny" and not (folder / "model.safetensors").exists(), "the same weights lie beside it"
     assert {one.num_examples for one in stated.worst_cases} == {8, 4}
     assert main(["verify", str(folder)]) == 0
     shutil.rmtree(folder)
+    shutil.rmtree(another)
 
 
 def test_failed_checks_need_a_remark(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -245,6 +356,25 @@ def test_failed_checks_need_a_remark(run: Path, tmp_path: Path, capsys: pytest.C
         assert "checks=false" in refusal(add, capsys)
     finally:
         attacks.write_text(json.dumps(whole))
+
+
+def test_no_entry_has_objects_of_its_own_or_a_freer_licence_than_its_recordings(
+    run: Path, entry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add = ["leaderboard", "add", str(run), str(tmp_path / "e"), "authors=A", "remarks=tiny"]
+    monkeypatch.setitem(submission.CORPORA, "builtin", CORPORA["nemo"])
+    assert "CC BY-NC-SA" in refusal([*add, "licence=MIT"], capsys)
+    own = (run / "config.yaml").read_text()
+    foreign = own.replace("objects: {}", "objects: {network: mine.Network}")
+    try:
+        (run / "config.yaml").write_text(foreign)
+        assert "objects of its own (network)" in refusal(add, capsys)
+    finally:
+        (run / "config.yaml").write_text(own)
+    digests = {**read_entry(entry).digests, "config.yaml": sha256(foreign.encode()).hexdigest()}
+    changed(entry, digests=digests)
+    (entry / "config.yaml").write_text(foreign)
+    assert "objects of its own (network)" in refusal(["verify", str(entry)], capsys)
 
 
 def test_other_settings_and_folders_are_told_in_a_line(
@@ -307,12 +437,20 @@ def test_tracks_and_corpora_stand_apart_and_the_best_worst_case_is_first(
         stated("d", "known_speakers", 0.3, 0.95, defence="randomisation"),
         stated("e", "known_speakers", 0.9, 0.95, corpus="ravdess"),
     ]
+    louder = WorstCase(domain="waveform", budget=10.0, uar=0.9, interval=None, num_examples=60)
     found = table.tables(sorted(entries, key=table._order))
     names = [[row[0].partition(" ")[0] for row in one.rows] for one in found]
     assert names == [["a"], ["c", "d", "b"], ["e"]]
     assert [one.title.partition(":")[0] for one in found] == ["Strangers", "Known speakers", "Known speakers"]
     assert found[1].rows[1][0] == "d (randomisation, adaptive)"
     assert found[1].rows[0][1:3] == ("50.0", "–") and found[1].rows[0][3] == "60.0"
+    tied = [
+        replace(entries[0], name=name, worst_cases=(*entries[0].worst_cases, replace(louder, uar=uar)))
+        for name, uar in (("z", 0.2), ("y", 0.1), ("x", 0.1))
+    ]
+    unknown = replace(entries[0], name="w", worst_cases=(louder,), test=replace(entries[0].test, clean_uar=1.0))
+    assert [one.name for one in sorted([*tied, unknown], key=table._order)] == ["z", "x", "y", "w"]
+    assert tied[0].worst("waveform", 0.05) is None, "a budget is of its domain"
 
 
 def test_the_table_fits_into_eighty_columns(

@@ -80,7 +80,8 @@ def settings_of(config: Config) -> tuple[str, ...]:
         for group in ("data", "split"):
             defaults, own = asdict(getattr(plain, group)), asdict(getattr(config, group))
             given += [f"{group}.{name}={_written(value)}" for name, value in own.items() if value != defaults[name]]
-        given += [] if config.enrolment == plain.enrolment else [f"enrolment={config.enrolment}"]
+        if config.enrolment != plain.enrolment:
+            given += ["normalisation=speaker", f"enrolment={config.enrolment}"]
         if plain.split.name == config.split.name:
             ways.append((*names, *(one for one in given if not one.startswith("data.cache_dir"))))
     return min(ways, key=lambda way: len(" ".join(way)))

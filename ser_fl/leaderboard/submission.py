@@ -61,14 +61,21 @@ def add(
         )
     records, speech = run.read_attacks(), run.read_speech()
     if not records or speech is None:
-        raise UserError(f"{run.root} was never attacked: {_first_command(given, defence)}")
+        raise UserError(f"{run.root} was never attacked: {_command(given, suite.STAGES[0], defence)}")
     attacks, worst_cases = list[StatedAttack](), list[WorstCase]()
     for stage in suite.STAGES:
         for budget in stage.budgets:
-            stage.required(records, budget, defence, speech.num_utterances)
+            required = stage.required(records, budget, defence, speech.num_utterances)
+            worst = stage.worst(records, budget, defence, min(one.num_examples for one in required))
+            if any(
+                one.robust_uar < worst.robust_uar - 1e-9 for one in required if one.num_examples == worst.num_examples
+            ):
+                raise UserError(
+                    f"the worst case of {run.root} is of a later benchmark, without all attacks of the suite: run "
+                    f"{_command(given, stage, defence)}"
+                )
             there = stage.records(records, budget, defence)
             attacks += [_stated(record, budget) for record in there if record.attack != WORST_CASE]
-            worst = stage.worst(records, budget, defence)
             worst_cases.append(
                 WorstCase(
                     domain=stage.domain,
@@ -80,7 +87,7 @@ def add(
             )
     checks = read_sanity_report(run)
     if checks is None:
-        raise UserError(f"{run.root} was attacked with checks=false: {_first_command(given, defence)}")
+        raise UserError(f"{run.root} was attacked with checks=false: {_command(given, suite.STAGES[0], defence)}")
     if checks.failed and not submission.remarks:
         raise UserError(
             f"the benchmark doubts its figures ({', '.join(checks.failed)}): put it right, or say with remarks=TEXT "
@@ -145,5 +152,5 @@ def _kept_at(given: str, folder: Path, run: RunFolder) -> str | None:
     return None
 
 
-def _first_command(given: str, defence: str) -> str:
-    return f"ser-fl benchmark run={given} {' '.join(suite.STAGES[0].settings(defence))}"
+def _command(given: str, stage: suite.Stage, defence: str) -> str:
+    return f"ser-fl benchmark run={given} {' '.join(stage.settings(defence))}"

@@ -48,15 +48,14 @@ class Stage:
 
     def settings(self, defence: str, num_examples: int | None = None, more: Sequence[str] = ()) -> list[str]:
         """Of the `ser-fl benchmark` that runs the stage, on fewer utterances or by more attacks where that is said."""
-        number = num_examples or self.num_examples
         budgets = ",".join(f"{budget:g}" for budget in self.budgets)
         choices = ", ".join([*(attack.choice() for attack in self.attacks), *more])
         where = "epsilons" if self.domain == "logmel" else "snr_dbs"
         given = [f"domain={self.domain}", f"attacks=[{choices}]", f"{where}=[{budgets}]", f"defences=[{defence}]"]
-        given += ["curve_attacks=[]", f"max_examples={number}"]
+        given += ["curve_attacks=[]", f"max_examples={num_examples or self.num_examples}"]
         if defence != NO_DEFENCE:
             given += [f"adaptive=[{self.adaptive.choice()}]", f"eot_samples={self.eot_samples}"]
-            given += [f"subsets.adaptive={min(number, self.num_adaptive)}"]
+            given += [f"subsets.adaptive={num_examples or self.num_adaptive}"]
         return given
 
     def records(self, records: Iterable[AttackRecord], budget: float, defence: str) -> list[AttackRecord]:
@@ -103,9 +102,11 @@ class Stage:
             found.append(most)
         return found
 
-    def worst(self, records: Iterable[AttackRecord], budget: float, defence: str) -> AttackRecord:
-        """The worst case of the utterances that every attack was made on; of one attack that is its own record."""
-        there = self.records(records, budget, defence)
+    def worst(self, records: Iterable[AttackRecord], budget: float, defence: str, least: int = 1) -> AttackRecord:
+        """The worst case of the utterances that every attack was made on, ``least`` of them or more; of one attack that
+        is its own record.
+        """
+        there = [one for one in self.records(records, budget, defence) if one.num_examples >= least]
         together = [record for record in there if record.attack == WORST_CASE]
         return min(together or there, key=lambda record: record.num_examples)
 
