@@ -304,7 +304,7 @@ def test_a_straggler_is_dropped_and_counted(home: Path, without_m01: RunFolder) 
     run = on_flower(config, hosts(home, *SPEAKERS), silent)
     failures = [line["failures"] for line in untimed(run.rounds)]
     error = "no answer within 0.3 s (executor.deadline_s)"
-    assert failures == [[], [{"client_id": "m01", "error": error, "stage": "training"}], []]
+    assert failures == [[], [{"client_id": "m01", "error": error, "stage": "training", "offence": False}], []]
     assert run.weights.read_bytes() == without_m01.weights.read_bytes()
 
 
@@ -326,7 +326,11 @@ def test_a_node_that_is_gone_is_not_waited_for_and_joins_again_under_another_num
     grid.tamper = come_back
     run = serve(settings(home, "rejoined", "executor=flower"), grid, Hooks(on_round=on_round))
     failures = [line["failures"] for line in untimed(run.rounds)]
-    assert failures == [[], [{"client_id": "m01", "error": "its node is not connected", "stage": "training"}], []]
+    assert failures == [
+        [],
+        [{"client_id": "m01", "error": "its node is not connected", "stage": "training", "offence": False}],
+        [],
+    ]
     assert run.weights.read_bytes() == without_m01.weights.read_bytes()
     assert 7 in {message.metadata.dst_node_id for message in grid.asked if message.metadata.message_type == "train"}
 
@@ -362,6 +366,7 @@ def test_validation_that_misses_a_holder_selects_nothing(home: Path) -> None:
         "client_id": "m01",
         "error": "Flower says Node Unavailable (code 5)",
         "stage": "validation",
+        "offence": False,
     }
     assert run.read_json(run.summary)["selected_round"] in (1, 3)
 
@@ -386,7 +391,8 @@ def test_figures_that_cannot_be_are_no_figures(
             put_json(answer.content, said)
         return answer
 
-    config = settings(home, f"lie {request.node.callspec.id}", "executor=flower", "federation.num_rounds=1")
+    name, one = f"lie {request.node.callspec.id}", "federation.num_rounds=1"
+    config = settings(home, name, "executor=flower", one, "federation.strikes=0")
     with pytest.raises(RoundFailed, match=rf"1 of 4 holders of test.*resume=true(.|\n)*m01: .*{reason}"):
         on_flower(config, hosts(home, *SPEAKERS), lie)
     run = RunFolder(Path(str(config.run_dir)))
@@ -463,7 +469,7 @@ def test_sums_that_cannot_be_do_not_move_the_temperature(
 def test_a_federation_that_makes_no_experiment(
     home: Path, groups: tuple[str, ...], changes: tuple[str, ...], message: str
 ) -> None:
-    config = settings(home, "none", "executor=flower", *changes)
+    config = settings(home, "none", "executor=flower", "federation.strikes=0", *changes)
     with pytest.raises(UserError, match=message) as caught:
         on_flower(config, hosts(home, *groups))
     assert "\n" not in str(caught.value)

@@ -54,6 +54,11 @@ class FederationConfig:
     `model.norm=renorm`, which trains what is tested, and of group norm, which has no statistics."""
     server_momentum: Share
     """Momentum of the server over rounds (FedAvgM; 0: FedAvg), or of its Adam (beta 1). Not for local_only."""
+    strikes: Resumable[Amount] = 3
+    """Rounds in which a client, or a node of Flower, may send what no honest one would before it is left out: an update
+    that is not finite, far larger than others' (`ser_fl.federation.screening`) or of more utterances than it has,
+    figures that cannot be, an answer to another question. Who is late or away is not blamed. 0: nobody is left out, and
+    updates may be of any size; a node that cannot enrol then ends the run."""
     weight_average: Share = 0.0
     """Decay of an average of the shared model over rounds, which is then what is validated, selected and kept, while
     clients go on from the last round's; 0: none. Not for local_only."""

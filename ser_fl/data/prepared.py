@@ -27,6 +27,7 @@ from ser_fl.data.shortcuts import facts_of_table, shortcuts
 from ser_fl.data.splits import PARTS, Indices, Part, Split, facts_of, holders, split_corpus
 from ser_fl.data.utterance import Corpus, SkippedFile, plain
 from ser_fl.errors import UserError, unknown_name
+from ser_fl.runs.records import LeftOut
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,8 +46,14 @@ class ClientManifest:
     standardisation: Standardisation
     digest: str
     """Of utterances, labels, split, clients and standardisation: a resumed run must find the data that it left."""
+    num_examples: Mapping[str, int] = field(default_factory=dict)
+    """Training utterances of each client."""
     skipped: tuple[SkippedFile, ...] = ()
     """Files that could not be used and were left out, with ``data.on_unreadable=skip``."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """Of each speaker's utterances, of nodes on other machines: whoever speaks for one later must hold the same."""
+    left_out: Sequence[LeftOut] = ()
+    """Nodes that were not enrolled; one is added where it tries to take the place of another."""
     shared: Shared | None = None
     """What the test part shares with what training hears; None until somebody looks."""
     fallback: Scale | None = None
@@ -95,6 +102,7 @@ class Prepared(Partition):
         return ClientManifest(
             classes=self.store.classes,
             client_ids=tuple(self.clients),
+            num_examples={client_id: len(held) for client_id, held in self.clients.items()},
             sizes=sizes,
             standardisation=self.standardisation,
             digest=digest_of_all(digests, tuple(self.clients), self.standardisation),

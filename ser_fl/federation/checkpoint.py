@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -136,8 +136,8 @@ def go_on_from(checkpoint: Checkpoint, server: Server, client_ids: tuple[str, ..
     except ValueError as error:
         told = f"the checkpoint in {checkpoint.folder} does not fit this run ({error}): start a new run"
         raise UserError(told) from None
-    for name, value in asdict(checkpoint.committed).items():
-        setattr(server, name, value)
+    for each in fields(Committed):
+        setattr(server, each.name, getattr(checkpoint.committed, each.name))
     server.best = {owner: checkpoint.best[owner] for owner in models}
 
 
@@ -178,7 +178,9 @@ def load_checkpoint(folder: Path, config: Mapping[str, Any]) -> Checkpoint | Non
             raise UserError(
                 f"{folder.parent} was trained with another {changed[0]}: resume with the same settings{hint}"
             )
-        committed = _COMMITTED.validate_python({each.name: content[each.name] for each in fields(Committed)})
+        committed = _COMMITTED.validate_python(
+            {each.name: content[each.name] for each in fields(Committed) if each.name in content}
+        )
         names = {"current": _CURRENT.format(committed.round), "best": _BEST.format(committed.best_round)}
         if content["files"] != names:
             raise UserError(f"{latest} names files that are not its own: expected {', '.join(names.values())}")

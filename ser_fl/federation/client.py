@@ -37,7 +37,7 @@ from ser_fl.models.networks import build_network
 from ser_fl.models.own_classes import OwnClasses
 from ser_fl.randomness import derive_seed, generator
 from ser_fl.robustness.evaluator import Perturb, confidences_of, predictions_of
-from ser_fl.runs.records import ClientFailure, ClientUpdate, Outcome, State
+from ser_fl.runs.records import ClientFailure, ClientUpdate, LeftOut, Outcome, State
 from ser_fl.stopwatch import UNWATCHED
 from ser_fl.training.objectives import OBJECTIVES, ClientRound, HeldRecordings, balanced_weights
 from ser_fl.training.trainer import ClientClassifier, Trainers, fit_in_loop, has_installed_callbacks
@@ -72,6 +72,14 @@ class Scored:
 
 class Executor:
     """Asks all clients and holders of data."""
+
+    def party_of(self, name: str) -> tuple[str, ...]:
+        """The clients and speakers that answer with one: those at a node are to blame for one another."""
+        return (name,)
+
+    def leave_out(self, names: tuple[str, ...]) -> LeftOut:
+        """Ask these clients and speakers nothing more, and tell who they are."""
+        return LeftOut(names=names, node=None, reason="")
 
     def run(self, tasks: Iterable[ClientTask]) -> Iterator[tuple[str, Outcome]]:
         """Run the clients of one round after the other; each one's id and outcome, in the order of the tasks."""

@@ -1,10 +1,11 @@
 """A run, wherever its clients are: its rounds, what they leave on disk, and the test of the selected model."""
 
+import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ser_fl.data.heard import in_words
 from ser_fl.data.prepared import ClientManifest
 from ser_fl.data.splits import PARTS
 from ser_fl.devices import devices_of
-from ser_fl.errors import RoundFailed, UserError
+from ser_fl.errors import RoundFailed, UserError, one_line
 from ser_fl.federation.algorithm import GLOBAL, scheduled_share
 from ser_fl.federation.checkpoint import Checkpoint, checkpoint_key, go_on_from, save_checkpoint
 from ser_fl.federation.client import ClientTask, Executor, Scored
@@ -35,10 +36,20 @@ from ser_fl.models.networks import build_network
 from ser_fl.randomness import generator
 from ser_fl.runs.environment import describe_environment
 from ser_fl.runs.folder import RunFolder
-from ser_fl.runs.records import PROFILE_SCHEMA, SUMMARY_SCHEMA, RoundRecord, State
+from ser_fl.runs.records import (
+    PROFILE_SCHEMA,
+    SUMMARY_SCHEMA,
+    ClientFailure,
+    LeftOut,
+    RoundRecord,
+    State,
+    shown_names,
+)
 from ser_fl.runs.redaction import is_private, remember
 from ser_fl.stopwatch import UNWATCHED, Watch
 from ser_fl.tracking import Tracker, open_tracker
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +93,8 @@ class Federation:
             raise UserError(refusal)
         if checkpoint is not None:
             go_on_from(checkpoint, server, client_ids)
+            for left in server.left_out:
+                self.executor.leave_out(left.names)
         settings, profile = dump(config), RunProfile(config) if config.profile else None
         tracker = open_tracker(settings, run, server.tracking)
         devices = [str(device) for device in devices_of(config.executor.accelerator)]
@@ -140,7 +153,15 @@ class Federation:
             profile.stopwatch.restart()
             watch = profile.stopwatch.part
         started, number = time.perf_counter(), server.round + 1
-        cohort = sample_cohort(self.client_manifest.client_ids, config.federation.fraction_train, config.seed, number)
+        out = {name for left in server.left_out for name in left.names}
+        remaining = [client_id for client_id in self.client_manifest.client_ids if client_id not in out]
+        if len(remaining) < (least := config.federation.min_clients):
+            raise RoundFailed(
+                f"round {number} has {len(remaining)} clients that are not left out, needs {least} "
+                f"(federation.min_clients); left out after federation.strikes={config.federation.strikes} offences: "
+                f"{shown_names(sorted(out))}"
+            )
+        cohort = sample_cohort(remaining, config.federation.fraction_train, config.seed, number)
         rate, server_rate = config.optimiser.learning_rate, server.algorithm.learning_rate(number)
         if server_rate is None:  # else it is the server's that is scheduled
             rate *= scheduled_share(config.optimiser, number)
@@ -157,6 +178,7 @@ class Federation:
                 attacked = self.executor.score(server.judged, "validation", attacked=True)
                 robust = self.figures(attacked).uar
                 failures += attacked.failures
+            left_out = self.strike(server, failures, cohort)
             record = RoundRecord(
                 round=number,
                 cohort=cohort,
@@ -170,6 +192,7 @@ class Federation:
                 robust_uar=robust,
                 shares={name: float(f"{share:.6g}") for name, share in server.algorithm.shares.items()},
                 failures=tuple(failures),
+                left_out=tuple(left_out),
                 seconds=time.perf_counter() - started,
             )
         with watch("records"):
@@ -188,6 +211,35 @@ class Federation:
             profile.add(number, results.nanoseconds)
         self.hooks.on_round(record)
 
+    def strike(self, server: Server, failures: Sequence[ClientFailure], cohort: Sequence[str]) -> list[LeftOut]:
+        """Count this round's offences, and leave out who has had the last one. Figures are then of fewer utterances:
+        what was selected before is held against nothing that comes.
+        """
+        most = self.config.federation.strikes
+        offences = {self.executor.party_of(one.client_id): one.error for one in failures if one.offence}
+        asked = offences.keys() | {self.executor.party_of(client_id) for client_id in cohort}
+        reason = f"{most} offences (federation.strikes), the last one: "
+        newly = [self.leave_out(party, reason + offences[party]) for party in server.strike(offences, len(asked), most)]
+        server.left_out += newly
+        if newly and server.best_score > 0:
+            server.best_score = 0.0
+        return newly
+
+    def leave_out(self, party: tuple[str, ...], reason: str) -> LeftOut:
+        left_out = replace(self.executor.leave_out(party), reason=one_line(reason))
+        _LOG.warning("%s", left_out)
+        return left_out
+
+    def without_liars(self, scored: Scored) -> tuple[Scored, list[LeftOut]]:
+        """What the others say, where what somebody says cannot be, and who is left out for it."""
+        liars = {self.executor.party_of(one.client_id): one.error for one in scored.failures if one.offence}
+        names = {name for party in liars for name in party}
+        honest = {holder: sums for holder, sums in scored.by_holder.items() if holder not in names}
+        if not liars or not honest or not self.config.federation.strikes:
+            return scored, []
+        others = tuple(failure for failure in scored.failures if failure.client_id not in names)
+        return Scored(honest, others, scored.products), [self.leave_out(*liar) for liar in liars.items()]
+
     def figures(self, scored: Scored) -> Scores:
         """Of all holders; with several corpora the means over these (`mean_scores`)."""
         each = of_each_corpus(scored.by_holder, self.config.data.corpora)
@@ -202,7 +254,13 @@ class Federation:
         folders = (*self.config.data.folders.values(), self.config.data.cache_dir, str(self.run.root))
         server.algorithm.begin(number)
         reference = server.algorithm.model_for(cohort[0])
-        results = ClientResults(round=number, reference=reference, server=server, folders=tuple(filter(None, folders)))
+        results = ClientResults(
+            round=number,
+            reference=reference,
+            server=server,
+            num_examples=self.client_manifest.num_examples,
+            folders=tuple(filter(None, folders)),
+        )
         tasks = (
             ClientTask(
                 round=number,
@@ -268,7 +326,7 @@ class Federation:
         save_model(run.root, bundle)
         if GLOBAL not in best:
             save_local_models(run.root, best)
-        tested = self.executor.score(best, "test")
+        tested, liars = self.without_liars(self.executor.score(best, "test"))
         if tested.failures:
             reasons = "\n".join(f"{failure.client_id}: {failure.error}" for failure in tested.failures)
             raise RoundFailed(
@@ -290,6 +348,7 @@ class Federation:
             "split_sizes": {part: sum(manifest.sizes[part].values()) for part in PARTS},
             "shared": manifest.shared and asdict(manifest.shared) | {"words": "; ".join(in_words(manifest.shared))},
             "normalisation": scaling,
+            "left_out": [asdict(left) for left in (*manifest.left_out, *server.left_out, *liars)],
             "skipped": [{"id": file.utterance_id, "reason": file.reason} for file in manifest.skipped],
             "num_clients": len(manifest.client_ids),
             "num_rounds": server.round,

@@ -1,7 +1,7 @@
 """What a server holds between rounds, and what it takes in from the clients of one."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -16,9 +16,18 @@ from ser_fl.errors import LONGEST_VALUE, UserError, one_line, shown
 from ser_fl.federation.aggregation import make_aggregation
 from ser_fl.federation.algorithm import GLOBAL, Algorithm, make_algorithm
 from ser_fl.federation.own_objects import NOTHING, OwnObjects, qualified_name
+from ser_fl.federation.screening import (
+    MOST_TIMES,
+    MOST_TIMES_OF_BATCHES,
+    REMEMBERED,
+    Magnitude,
+    find_excess,
+    norm_of_change,
+    statistics_of,
+)
 from ser_fl.files import below, check_same_form, flattened
 from ser_fl.models.networks import build_network
-from ser_fl.runs.records import FIGURES, ClientFailure, ClientRecord, ClientUpdate, Outcome, State
+from ser_fl.runs.records import FIGURES, ClientFailure, ClientRecord, ClientUpdate, LeftOut, Offence, Outcome, State
 from ser_fl.runs.redaction import public_text
 
 MOST_EXAMPLES = 2**31
@@ -74,6 +83,14 @@ class Committed:
     """Bytes of each ``.jsonl`` file at the commit."""
     tracking: dict[str, Any] = field(default_factory=dict)
     """What the tracker needs to go on in the same W&B run."""
+    digests: dict[str, str] = field(default_factory=dict)
+    """`ClientManifest.digests`"""
+    strikes: dict[str, int] = field(default_factory=dict)
+    """By client or speaker: rounds in which what came of it could not be an honest one's."""
+    left_out: list[LeftOut] = field(default_factory=list)
+    """Who has had too many of them."""
+    magnitudes: list[Magnitude] = field(default_factory=list)
+    """Of the last updates (`ser_fl.federation.screening`)."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -87,6 +104,21 @@ class Server(Committed):
     """Of clients that keep their optimiser between rounds; a client's id holds no slash."""
     best: dict[str, State] = field(default_factory=dict)
     """The judged models of the selected round."""
+    parameters: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Strides of the model's parameters, in its order."""
+    most_times: float = math.inf
+    """How many times the median of those before an update may be; infinite: it may be of any size."""
+
+    def strike(self, parties: Collection[tuple[str, ...]], asked: int, most: int) -> list[tuple[str, ...]]:
+        """Count an offence of a round against parties, each of clients and speakers that answer together, and give
+        those that now have as many as they may (0: any number). Where more than half of all offend it is the model's
+        fault, and nobody's.
+        """
+        if 2 * len(parties) > asked:
+            return []
+        for name in {name for party in parties for name in party}:
+            self.strikes[name] = self.strikes.get(name, 0) + 1
+        return [party for party in sorted(parties) if 0 < most <= max(self.strikes[name] for name in party)]
 
     @property
     def judged(self) -> dict[str, State]:
@@ -131,11 +163,20 @@ def new_server(
     elif named is not None and not isinstance(named, ObjectConfig):
         algorithm.aggregation = make_aggregation(named, config.seed)
     algorithm.start(network, client_manifest.client_ids)
-    decay = config.federation.weight_average
+    settings = config.federation
+    decay, times = settings.weight_average, MOST_TIMES if settings.local_batches is None else MOST_TIMES_OF_BATCHES
     if decay and GLOBAL not in algorithm.models:
         raise UserError(f"federation.weight_average averages a shared model, {qualified_name(algorithm)} has none")
     average = RoundAverage(decay, dict(network.state_dict())) if decay else None
-    return Server(algorithm, average=average, best=dict(algorithm.models), data_digest=client_manifest.digest)
+    return Server(
+        algorithm,
+        average=average,
+        best=dict(algorithm.models),
+        data_digest=client_manifest.digest,
+        digests=dict(client_manifest.digests),
+        parameters={name: parameter.stride() for name, parameter in network.named_parameters()},
+        most_times=times if settings.strikes and GLOBAL in algorithm.models else math.inf,
+    )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -146,6 +187,8 @@ class ClientResults:
     reference: State
     """The model that clients received: what updates must look like."""
     server: Server
+    num_examples: Mapping[str, int] = field(default_factory=dict)
+    """Training utterances of each client, where they are known: as many count at most."""
     folders: tuple[str, ...] = ()
     """Of the data and the run: what clients say names them by their last names alone."""
     records: list[ClientRecord] = field(default_factory=list)
@@ -154,10 +197,13 @@ class ClientResults:
     """By part, of every client whose update is averaged."""
 
     def take(self, client_id: str, outcome: Outcome) -> None:
-        """Hand an update on to the server's algorithm, or note why there is none that can be averaged."""
-        problem = outcome if isinstance(outcome, str) else find_problem(outcome, self.reference)
+        """Hand an update on to the server's algorithm, or note why there is none that can be averaged. How far it went
+        is measured here, whatever the client says of it.
+        """
+        problem = outcome if isinstance(outcome, str) else self._problem(client_id, outcome)
         if isinstance(outcome, str) or problem is not None:
-            self.failures.append(ClientFailure(client_id=client_id, error=public_text(str(problem), self.folders)))
+            error, is_offence = public_text(str(problem), self.folders), isinstance(problem, Offence)
+            self.failures.append(ClientFailure(client_id=client_id, error=error, offence=is_offence))
             return
         self.nanoseconds.append(outcome.nanoseconds)
         self.server.algorithm.add(outcome)
@@ -165,15 +211,32 @@ class ClientResults:
             self.server.optimiser_states[outcome.client_id] = outcome.optimiser_state
         size = sum(tensor.nbytes for tensor in outcome.state.values())
         figures = {name: getattr(outcome, name) for name in FIGURES}
+        figures["update_norm"] = self.server.magnitudes[-1][0]
         self.records.append(
             ClientRecord(round=self.round, client_id=client_id, bytes_down=size, bytes_up=size, **figures)
         )
 
+    def _problem(self, client_id: str, update: ClientUpdate) -> Offence | None:
+        most = self.num_examples.get(client_id, MOST_EXAMPLES)
+        if (problem := find_problem(update, self.reference, most)) is not None:
+            return Offence(problem)
+        server = self.server
+        received, names = server.algorithm.model_for(client_id), server.parameters
+        moved = norm_of_change(update.state, received, names)
+        shifted = norm_of_change(update.state, received, statistics_of(received, names))
+        new = moved, shifted, update.num_examples
+        before = [*server.magnitudes]
+        server.magnitudes = [*before, new][-REMEMBERED:]
+        if math.isinf(server.most_times):
+            return None
+        problem = find_excess(new, before, received, names, server.most_times)
+        return None if problem is None else Offence(problem)
 
-def find_problem(update: ClientUpdate, reference: State) -> str | None:
+
+def find_problem(update: ClientUpdate, reference: State, most: int = MOST_EXAMPLES) -> str | None:
     """Why an update cannot be averaged, or None; whatever a client sends, this is one line. Other names, shapes, types
-    or layouts than the model's, anything not finite, a figure that is no number, or no utterance. So for an optimiser
-    state that is not finite, which would come back with every later round.
+    or layouts than the model's, anything not finite, a variance below 0, a figure that is no number, no utterance, or
+    more than ``most``. So for an optimiser state that is not finite, which would come back with every later round.
     """
     state: Any = update.state  # whatever a client sent
     optimiser: Any = update.optimiser_state
@@ -199,6 +262,10 @@ def find_problem(update: ClientUpdate, reference: State) -> str | None:
             return f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected.shape)}"
         if tensor.dtype != expected.dtype:
             return f"{name} is of type {tensor.dtype}, expected {expected.dtype}"
+        if name.endswith("running_var") and (tensor < 0).any():
+            return f"{name} is a variance below 0: {float(tensor.min()):.3g}"
+        if name.endswith("num_batches_tracked") and ((tensor < expected) | (tensor - expected > MOST_EXAMPLES)).any():
+            return f"{name} counts batches, and is {shown(tensor.tolist())} after {shown(expected.tolist())}"
     count = figures.pop("num_examples")
     for name, figure in figures.items():
         if type(figure) is not float or not math.isfinite(figure):
@@ -207,6 +274,8 @@ def find_problem(update: ClientUpdate, reference: State) -> str | None:
         return f"its num_examples is {shown(count)}, expected a whole number up to {MOST_EXAMPLES}"
     if count < 1:
         return f"it trained on no utterance (num_examples={shown(count)})"
+    if count > most:
+        return f"it says that it trained on {count} utterances, of {most}"
     if not isinstance(times, dict) or not all(type(n) is str and type(t) is int for n, t in times.items()):
         return f"its nanoseconds are {shown(times)}, expected whole numbers by part"
     return None

@@ -1,8 +1,10 @@
 """What crosses stages or lands on disk: the records of a run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from ser_fl.errors import one_line
 from ser_fl.files import Figure
 
 if TYPE_CHECKING:
@@ -56,6 +58,14 @@ class ClientUpdate(ClientFigures):
     """By part of its work (`ser_fl.stopwatch.ClientPart`), where the run is profiled; empty otherwise."""
 
 
+class Offence(str):
+    """Why there is nothing that can be used, of what no honest client sends: it is counted against whoever sent it.
+    Plain text is of one that is late, away, or says itself that it failed.
+    """
+
+    __slots__ = ()
+
+
 Outcome = ClientUpdate | str
 """An update, or why there is none: the traceback of the client that raised, or how its process ended."""
 
@@ -67,6 +77,29 @@ class ClientFailure:
     client_id: str
     error: str
     stage: Literal["training", "validation"] = "training"
+    offence: bool = False
+    """Whether what came could not be an honest client's (`Offence`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """Who takes part in nothing any more, and why."""
+
+    names: tuple[str, ...]
+    """Clients and speakers."""
+    node: str | None
+    """Number of a node of Flower; None where there is none."""
+    reason: str
+
+    def __str__(self) -> str:
+        who = f"node {self.node} ({shown_names(self.names)})" if self.node else shown_names(self.names)
+        return f"{who} is left out: {self.reason}"
+
+
+def shown_names(names: Sequence[str]) -> str:
+    """The first names, and how many more there are; fit for a terminal."""
+    first = ", ".join(one_line(name, 60) for name in names[:5]) or "no name"
+    return f"{first} and {len(names) - 5} more" if len(names) > 5 else first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +125,8 @@ class RoundRecord:
     macro_f1: float | None
     seconds: float
     failures: tuple[ClientFailure, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+    """From the next round on."""
     learning_rate: float
     """Of the clients."""
     server_learning_rate: float | None = None
@@ -106,9 +141,10 @@ class RoundRecord:
         scored = "" if self.uar is None else f"  validation UAR {self.uar:.3f}"
         robust = "" if self.robust_uar is None else f"  robust {self.robust_uar:.3f}"
         failed = "".join(f"  {failure.client_id} failed" for failure in self.failures)
+        out = "".join(f"  {left}" for left in self.left_out)
         return (
             f"{experiment}  round {self.round:3d}{scored}{robust}  "
-            f"loss {self.train_loss:.3f}  {self.seconds:.1f} s{failed}"
+            f"loss {self.train_loss:.3f}  {self.seconds:.1f} s{failed}{out}"
         )
 
 

@@ -19,11 +19,13 @@ from ser_fl.calibration import TEMPERATURES, fitted
 from ser_fl.config.compose import compose
 from ser_fl.config.schema import Config
 from ser_fl.data.frontend import Standardisation
+from ser_fl.data.splits import PARTS
 from ser_fl.federation.algorithm import GLOBAL, FedAvg
 from ser_fl.federation.client import ClientTask
 from ser_fl.federation.flower.client_app import app
+from ser_fl.federation.flower.enrolment import enrol as enrol_nodes
 from ser_fl.federation.flower.nodes import Nodes, told_settings
-from ser_fl.federation.flower.serialisation import PROTOCOL, put, put_json
+from ser_fl.federation.flower.serialisation import PROTOCOL, asked_in, put, put_json
 from ser_fl.federation.flower.server_app import FlowerExecutor
 from ser_fl.federation.server import ClientResults, Server
 from ser_fl.runs.records import State
@@ -52,7 +54,7 @@ def settings() -> Config:
 
 
 def speakers_answer() -> RecordDict:
-    facts = [{"speaker": name, "sex": name[0], "emotions": {"anger": 5, "fear": 5}, "texts": {}} for name in SPEAKERS]
+    facts = [{"speaker": name, "sex": name[0], "emotions": {"anger": 7, "fear": 7}, "texts": {}} for name in SPEAKERS]
     return answer({"speakers": facts, "skipped": 0})
 
 
@@ -60,8 +62,8 @@ def enrol_answer() -> RecordDict:
     records = answer(
         {
             "clients": dict.fromkeys(SPEAKERS, 6),
-            "frames": dict.fromkeys(SPEAKERS, 600),
-            "sizes": {part: dict.fromkeys(SPEAKERS, 4) for part in ("train", "validation", "test")},
+            "frames": dict.fromkeys(SPEAKERS, 6 * settings().frontend.num_frames),
+            "sizes": {"train": dict.fromkeys(SPEAKERS, 6)} | {part: dict.fromkeys(SPEAKERS, 4) for part in PARTS[1:]},
             "digests": dict.fromkeys(SPEAKERS, "0" * 32),
         }
     )
@@ -110,11 +112,24 @@ class Scripted:
     def push_messages(self, questions: Iterable[Message]) -> list[str]:
         for question in questions:
             asked = question.metadata.__dict__["_message_id"] = str(len(self.answers))
-            self.arrived[asked] = Message(self.answers.pop(0), reply_to=question)
+            self.arrived[asked] = Message(answering(self.answers.pop(0), question.content), reply_to=question)
         return list(self.arrived)
 
     def pull_messages(self, asked: Iterable[str]) -> list[Message]:
         return [self.arrived.pop(number) for number in asked]
+
+
+def answering(records: RecordDict, question: RecordDict) -> RecordDict:
+    """With what an answer must repeat of its question, where it is JSON at all."""
+    record = records.get("message")
+    try:
+        content = json.loads(str(record["json"])) if isinstance(record, ConfigRecord) else None
+    except (ValueError, RecursionError, KeyError):
+        return records
+    if not isinstance(content, dict) or "error" in content:
+        return records
+    changed = {"message": ConfigRecord({"json": json.dumps({**content, "asked": asked_in(question)})})}
+    return RecordDict({**dict(records.items()), **changed})
 
 
 values = st.recursive(
@@ -213,7 +228,7 @@ def mangled(draw: st.DrawFn, honest: RecordDict) -> RecordDict:
 
 def enrolled(answers: list[RecordDict]) -> Nodes:
     nodes = Nodes(Scripted([speakers_answer(), enrol_answer(), *answers]), settings())  # type: ignore[arg-type]
-    nodes.enrol(1, 1.0)
+    enrol_nodes(nodes, 1, 1.0)
     return nodes
 
 
@@ -229,7 +244,7 @@ def test_answers_of_nodes(explore: Callable[..., None], num_cases: int) -> None:
 
     def enrol(case: tuple[RecordDict, RecordDict]) -> None:
         nodes = Nodes(Scripted(list(case)), settings())  # type: ignore[arg-type]
-        client_manifest = result_or_line(nodes.enrol, 1, 1.0)
+        client_manifest = result_or_line(enrol_nodes, nodes, 1, 1.0)
         if client_manifest is not None:
             assert all(type(name) is str for name in client_manifest.client_ids)
             assert all(not tensor.isnan().any() for tensor in client_manifest.standardisation.state_dict().values())

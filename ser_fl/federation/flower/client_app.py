@@ -19,7 +19,7 @@ from ser_fl.data.splits import facts_of
 from ser_fl.devices import exact_arithmetic, threads_limited_to
 from ser_fl.federation.algorithm import GLOBAL
 from ser_fl.federation.client import Clients, ClientTask, attempt
-from ser_fl.federation.flower.serialisation import put, put_json, take, take_json
+from ser_fl.federation.flower.serialisation import asked_in, put, put_json, take, take_json
 from ser_fl.federation.flower.submission import configured
 from ser_fl.runs.records import FIGURES, State
 from ser_fl.runs.redaction import public_text
@@ -131,7 +131,7 @@ def make_client_app(host_of: Callable[[Context], Host]) -> ClientApp:
                 _LOG.exception("this host could not answer")
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 records, said = RecordDict(), {"error": _public(reason, host)}
-            put_json(records, said)
+            put_json(records, {**said, **({} if "error" in said else {"asked": asked_in(message.content)})})
             return Message(records, reply_to=message)
 
         return respond

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from hashlib import blake2b
 from typing import Annotated, Any, TypeVar
 
 import torch
@@ -15,7 +16,7 @@ from ser_fl.errors import one_line, shown
 from ser_fl.files import check_same_form, from_safetensors, to_safetensors
 from ser_fl.runs.records import ClientFigures, State
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Version of what crosses: both sides must speak the same."""
 _SAFETENSORS = "safetensors"
 """How tensors are serialised: all of a state as one array, since each array costs Flower some requests a host."""
@@ -24,7 +25,9 @@ _TYPES = (torch.float32, torch.float64, torch.int64)
 """Of tensors that a model, an optimiser or statistics have."""
 _HEADER_BYTES = 4096
 """Room for the name, type and shape of a tensor."""
-_LONGEST_JSON = 64 << 20
+_LONGEST_JSON = 16 << 20
+_MOST_SPEAKERS, _MOST_EMOTIONS, _MOST_TEXTS, _MOST_ROWS = 20_000, 100, 20_000, 1000
+"""Of one node: more are refused before any of them is counted."""
 _LONGEST_REASON = 200
 
 T = TypeVar("T")
@@ -46,9 +49,11 @@ def put(records: RecordDict, name: str, state: Mapping[str, Tensor]) -> None:
     records[name] = ArrayRecord({_STATE: Array("uint8", (len(content),), _SAFETENSORS, content)})
 
 
-def take(records: RecordDict, name: str, *, like: Mapping[str, Tensor] | None = None) -> State:
+def take(
+    records: RecordDict, name: str, *, like: Mapping[str, Tensor] | None = None, most_bytes: int | None = None
+) -> State:
     """The tensors under a name, with the names, shapes and types of `like`, in its order, where it is given; a
-    `WireError` where there are none, or they are damaged, or not as agreed.
+    `WireError` where there are none, or they are damaged, or not as agreed. What is of more bytes is not even read.
     """
     record = records.get(name)
     if not isinstance(record, ArrayRecord):
@@ -58,8 +63,10 @@ def take(records: RecordDict, name: str, *, like: Mapping[str, Tensor] | None = 
     stype, content = record[_STATE].stype, record[_STATE].data
     if stype != _SAFETENSORS:
         raise WireError(f"its tensors are serialised as {stype[:_LONGEST_REASON]!r}, expected {_SAFETENSORS!r}")
-    if like is not None and len(content) > (most := sum(_HEADER_BYTES + tensor.nbytes for tensor in like.values())):
-        raise WireError(f"its tensors take {len(content)} bytes, expected {most} at most")
+    if most_bytes is None and like is not None:
+        most_bytes = wire_bytes(like)
+    if most_bytes is not None and len(content) > most_bytes:
+        raise WireError(f"its tensors take {len(content)} bytes, expected {most_bytes} at most")
     try:
         tensors = from_safetensors(content)  # refuses what does not fit its own header, and copies
     except Exception as error:  # a type that torch does not know is a KeyError, and so on
@@ -72,6 +79,11 @@ def take(records: RecordDict, name: str, *, like: Mapping[str, Tensor] | None = 
     except ValueError as error:
         raise WireError(str(error)) from None
     return {key: tensors[key] for key in expected}
+
+
+def wire_bytes(state: Mapping[str, Tensor]) -> int:
+    """Bytes that tensors of these forms take at most."""
+    return sum(_HEADER_BYTES + tensor.nbytes for tensor in state.values())
 
 
 def put_json(records: RecordDict, content: Mapping[str, Any]) -> None:
@@ -98,12 +110,23 @@ def take_json(records: RecordDict) -> dict[str, Any]:
     return content
 
 
+def asked_in(question: RecordDict) -> dict[str, Any]:
+    """What the answer to a question must repeat, so that none of another round or run counts: run, kind and number, and
+    a digest of the model as it arrived.
+    """
+    record = question.get("model")
+    content = record[_STATE].data if isinstance(record, ArrayRecord) and _STATE in record else b""
+    return {**take_json(question).get("asked", {}), "model": blake2b(content, digest_size=16).hexdigest()}
+
+
 _reply = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Count = Annotated[int, Field(ge=1, le=1 << 53)]
 Amount = Annotated[int, Field(ge=0, le=1 << 53)]
 Sum = Annotated[float, Field(ge=0, le=1e300)]
+_Speakers = Field(max_length=_MOST_SPEAKERS)
+_Rows = Field(max_length=_MOST_ROWS)
 
 
 @_reply
@@ -122,13 +145,13 @@ class Speaker(SpeakerFacts):
 
     speaker: Name
     sex: Name | None
-    emotions: dict[Name, Count]
-    texts: dict[Name, list[Name]]
+    emotions: Annotated[dict[Name, Count], Field(max_length=_MOST_EMOTIONS)]
+    texts: Annotated[dict[Name, list[Name]], Field(max_length=_MOST_TEXTS)]
 
 
 @_reply
 class Speakers:
-    speakers: list[Speaker]
+    speakers: Annotated[list[Speaker], _Speakers]
     skipped: Amount
 
 
@@ -136,12 +159,12 @@ class Speakers:
 class Enrolled:
     """Counts and digests; the sums over features are tensors."""
 
-    clients: dict[Name, Count]
+    clients: Annotated[dict[Name, Count], _Speakers]
     """Training utterances of each."""
-    frames: dict[Name, Count]
+    frames: Annotated[dict[Name, Count], _Speakers]
     """Of each client's training features."""
-    sizes: dict[Part, dict[Name, Count]]
-    digests: dict[Name, Name]
+    sizes: dict[Part, Annotated[dict[Name, Count], _Speakers]]
+    digests: Annotated[dict[Name, Name], _Speakers]
 
 
 @_reply
@@ -153,27 +176,36 @@ class Figures(ClientFigures):
 class Updates:
     """By client; the error of one that failed."""
 
-    updates: dict[Name, Figures | Refusal]
+    updates: Annotated[dict[Name, Figures | Refusal], _Speakers]
 
 
 @_reply
 class Confusions:
     """By speaker: how often each true class (row) was predicted as each class."""
 
-    confusions: dict[Name, list[list[Amount]]]
+    confusions: Annotated[dict[Name, Annotated[list[list[Amount]], _Rows]], _Speakers]
 
 
 @_reply
 class Confidences:
     """By speaker: a row of sums for each temperature (`ser_fl.calibration.confidence_sums`)."""
 
-    confidences: dict[Name, list[list[Sum]]]
+    confidences: Annotated[dict[Name, Annotated[list[list[Sum]], _Rows]], _Speakers]
 
 
-def take_reply(records: RecordDict, kind: type[T]) -> T | str:
-    """What a node says, in one of the forms above, or its reason for not saying it; a `WireError` for another form."""
+def take_reply(records: RecordDict, kind: type[T], asked: Mapping[str, Any]) -> T | str:
+    """What a node says, in one of the forms above, or its reason for not saying it; a `WireError` for another form, or
+    for the answer to another question than the one that was asked (`asked_in`).
+    """
     content = take_json(records)
-    form: TypeAdapter[T | Refusal] = TypeAdapter(Refusal if content.keys() == {"error"} else kind)
+    told = content.pop("asked", None)
+    is_refusal = content.keys() == {"error"}
+    if not is_refusal and told != asked:
+        told = told if isinstance(told, dict) else {}
+        differing = [name for name in asked if told.get(name) != asked[name]] or sorted(told.keys() - asked)
+        name = differing[0]
+        raise WireError(f"it answers another question: of {name} {shown(told.get(name))}, asked was {asked.get(name)}")
+    form: TypeAdapter[T | Refusal] = TypeAdapter(Refusal if is_refusal else kind)
     try:
         said = form.validate_json(json.dumps(content))  # as JSON: else objects would have to be of the class
     except ValidationError as error:

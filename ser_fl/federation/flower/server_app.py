@@ -22,19 +22,31 @@ from ser_fl.federation.algorithm import GLOBAL
 from ser_fl.federation.checkpoint import as_begun, open_run
 from ser_fl.federation.client import ClientTask, Executor, Scored
 from ser_fl.federation.fine_tuning import FirstRun
+from ser_fl.federation.flower.enrolment import enrol
 from ser_fl.federation.flower.nodes import Answer, Nodes, T
-from ser_fl.federation.flower.serialisation import Confidences, Confusions, Refusal, Updates, WireError, put, take
+from ser_fl.federation.flower.serialisation import (
+    Confidences,
+    Confusions,
+    Refusal,
+    Updates,
+    WireError,
+    put,
+    take,
+    wire_bytes,
+)
 from ser_fl.federation.flower.submission import configured, error_line
 from ser_fl.federation.hooks import Hooks
 from ser_fl.federation.own_objects import NOTHING, OwnObjects
 from ser_fl.federation.rounds import Federation
 from ser_fl.metrics import Floats
 from ser_fl.runs.folder import RunFolder
-from ser_fl.runs.records import FIGURES, ClientFailure, ClientUpdate, Outcome, RoundRecord, State
+from ser_fl.runs.records import FIGURES, ClientFailure, ClientUpdate, LeftOut, Offence, Outcome, RoundRecord, State
 
 _LOG = logging.getLogger(__name__)
 _ATTEMPTS = 2
 """At scoring: a figure that is missing costs a round its place among those that may be selected."""
+_MOST_MOMENTS = 3
+"""Tensors that an optimiser keeps of each of the model's: Adam has two and a counter."""
 _NOT_NAMED = "its node's answer does not name it"
 
 
@@ -44,6 +56,21 @@ class FlowerExecutor(Executor):
 
     nodes: Nodes
     _asked: int = field(default=0, init=False)
+    _out: set[str] = field(default_factory=set, init=False)
+    """Clients and speakers that are asked nothing more."""
+
+    def party_of(self, name: str) -> tuple[str, ...]:
+        """All who are at the node of a client or speaker."""
+        nodes = self.nodes
+        speaker_of = {speaker: speaker for speaker in nodes.node_of} | nodes.speaker_of
+        node = nodes.node_of.get(speaker_of.get(name, name))
+        return tuple(sorted(each for each, speaker in speaker_of.items() if nodes.node_of[speaker] == node)) or (name,)
+
+    def leave_out(self, names: tuple[str, ...]) -> LeftOut:
+        self._out |= {*names}
+        speakers = (self.nodes.speaker_of.get(name, name) for name in names)
+        node = next((self.nodes.node_of[speaker] for speaker in speakers if speaker in self.nodes.node_of), None)
+        return LeftOut(names=names, node=None if node is None else str(node), reason="")
 
     def run(self, tasks: Iterable[ClientTask]) -> Iterator[tuple[str, Outcome]]:
         due = {task.client_id: task for task in tasks}
@@ -53,7 +80,9 @@ class FlowerExecutor(Executor):
         shared = self._shared(first.state)
 
         def question(clients: Sequence[str]) -> RecordDict:
-            records = self.nodes.question(round=first.round, learning_rate=first.learning_rate, clients=clients)
+            records = self.nodes.question(
+                "train", first.round, round=first.round, learning_rate=first.learning_rate, clients=clients
+            )
             records.update(shared)
             for client_id in clients:
                 if due[client_id].optimiser_state:
@@ -74,23 +103,25 @@ class FlowerExecutor(Executor):
 
     def score(self, models: Mapping[str, State], part: Part, *, attacked: bool = False) -> Scored:
         """Confusion matrices of all holders that answer; they are asked twice."""
-        records = self.nodes.question(part=part, attacked=attacked)
+        self._asked += 1
+        records = self.nodes.question("evaluate", self._asked, part=part, attacked=attacked)
 
         def matrix(said: Confusions, holder: str) -> Floats | str:
             rows, num_classes = said.confusions.get(holder), len(self.nodes.classes)
             if rows is None:
-                return _NOT_NAMED
+                return Offence(_NOT_NAMED)
             if len(rows) != num_classes or any(len(row) != num_classes for row in rows):
-                return f"its confusion matrix is not of {num_classes} classes"
+                return Offence(f"its confusion matrix is not of {num_classes} classes")
             if (count := sum(map(sum, rows))) != (held := self.nodes.manifest.sizes[part][holder]):
-                return f"its confusion matrix is of {count} utterances, it has {held}"
+                return Offence(f"its confusion matrix is of {count} utterances, it has {held}")
             return np.asarray(rows, dtype=np.float64)
 
         return self._gathered(models[GLOBAL], part, "evaluate", records, Confusions, matrix)
 
     def confidences(self, models: Mapping[str, State], part: Part, temperature: float | None = None) -> Scored:
         """Sums of all holders that answer; they are asked twice."""
-        records = self.nodes.question(part=part, temperature=temperature)
+        self._asked += 1
+        records = self.nodes.question("query.confidences", self._asked, part=part, temperature=temperature)
         num_rows, num_sums = confidence_sums(np.empty((0, len(self.nodes.classes))), (), temperature).shape
 
         def sums(said: Confidences, holder: str) -> Floats | str:
@@ -119,11 +150,10 @@ class FlowerExecutor(Executor):
         """What all holders of a part say of a model, each read from its node's answer, or why it cannot be used."""
         records.update(self._shared(model))
         found, problems = dict[str, Floats](), dict[str, str]()
-        holders = sorted(self.nodes.manifest.sizes[part])
+        holders = sorted(self.nodes.manifest.sizes[part].keys() - self._out)
         for _ in range(_ATTEMPTS):
             if len(found) == len(holders):
                 break
-            self._asked += 1
             missing = {holder: holder for holder in holders if holder not in found}
             for holder, answer in self.nodes.ask_holders(message_type, missing, lambda _: records, kind, self._asked):
                 sums = answer if isinstance(answer, str) else read(answer[0], holder)
@@ -132,7 +162,12 @@ class FlowerExecutor(Executor):
                 else:
                     found[holder] = sums
         failures = [
-            ClientFailure(client_id=holder, error=problems[holder], stage="validation")
+            ClientFailure(
+                client_id=holder,
+                error=problems[holder],
+                stage="validation",
+                offence=isinstance(problems[holder], Offence),
+            )
             for holder in holders
             if holder not in found
         ]
@@ -153,17 +188,16 @@ class FlowerExecutor(Executor):
         said, records = answer
         figures = said.updates.get(task.client_id)
         if figures is None:
-            return _NOT_NAMED
+            return Offence(_NOT_NAMED)
         if isinstance(figures, Refusal):
             return figures.reason
-        if figures.num_examples > (held := self.nodes.num_examples[task.client_id]):
-            return f"it says that it trained on {figures.num_examples} utterances, of {held}"
         keeps = self.nodes.config.federation.keep_optimiser
         try:
             state = take(records, f"update/{task.client_id}", like=task.state)
-            kept = take(records, f"optimiser/{task.client_id}") if keeps else {}
+            most_bytes = _MOST_MOMENTS * wire_bytes(task.state)
+            kept = take(records, f"optimiser/{task.client_id}", most_bytes=most_bytes) if keeps else {}
         except WireError as error:
-            return str(error)
+            return Offence(error)
         own = {name: getattr(figures, name) for name in FIGURES}
         return ClientUpdate(client_id=task.client_id, state=state, optimiser_state=kept, **own)
 
@@ -187,7 +221,8 @@ def serve(
             config = replace(config, precision="32-true")
         first = FirstRun.of(config, own.network) if config.init_from and checkpoint is None else None
         nodes = Nodes(grid, config, given_up or Event())
-        manifest, sites = nodes.enrol(executor.num_nodes or 1, executor.wait_s), FlowerExecutor(nodes)
+        known = checkpoint.committed.digests if checkpoint else {}
+        manifest, sites = enrol(nodes, executor.num_nodes or 1, executor.wait_s, known), FlowerExecutor(nodes)
         Federation(
             config=config, run=run, client_manifest=manifest, executor=sites, own=own, hooks=hooks, first=first
         ).conduct(checkpoint)
