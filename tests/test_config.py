@@ -142,7 +142,8 @@ def test_an_experiment_takes_another_model(experiment: str, model: str) -> None:
     assert compose([f"experiment={experiment}", f"model={model}", ROOT]).model.name == model
 
 
-OF_FLOWER = {"superlink", "root_certificates", "num_nodes", "wait_s", "deadline_s", "client_cpus", "client_gpus"}
+OF_LINK = {"superlink", "root_certificates", "credential", "num_nodes", "wait_s", "deadline_s"}
+OF_FLOWER = {*OF_LINK, "client_cpus", "client_gpus"}
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -6,24 +6,30 @@ A hook whose first test fails has become superfluous: it goes, with its file.
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import uvicorn
 from flwr.app import Error, Message, RecordDict
+from flwr.supercore import heartbeat
 from flwr.supercore.constant import ExecutorType, TaskType
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
 from flwr.supercore.superexec.executor.types import ExecutionSpec
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.main import create_app
+from flwr.supernode import fleet_http_connection as connection
 from flwr.supernode import start_client_internal as supernode
 from flwr.supernode.nodestate import NodeStateFactory
 
 from ser_fl.deployment import flwr_gate, flwr_warm_tasks, program
 from ser_fl.deployment.flwr_overdue_replies import send_overdue_replies
+from ser_fl.deployment.flwr_patience import ANSWERED, keep_calling
 
 pytestmark = pytest.mark.flower
 RUN = 7
@@ -114,6 +120,85 @@ def test_what_is_no_reply_that_waits_makes_nobody_wait_for_one() -> None:
     assert node.pull() is None
 
 
+def _refused_with(status: int) -> httpx.HTTPStatusError:
+    request = httpx.Request("POST", "https://link/v1/fleet/pull-messages")
+    return httpx.HTTPStatusError("refused", request=request, response=httpx.Response(status, request=request))
+
+
+_HANDSHAKE = httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed")
+
+
+def test_flower_gives_up_a_link_at_a_failed_handshake() -> None:
+    """Why there is `flwr_patience`."""
+    assert made_invoker().should_giveup(_HANDSHAKE)
+
+
+def made_invoker() -> Any:
+    module: Any = connection
+    return module.make_simple_http_retry_invoker()
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Flower's modules with the hook; its command is replaced by one whose connection ends at once."""
+    program = import_module("flwr.supernode.cli.flower_supernode")
+    client = vars(connection)["FleetHttpClient"]
+    for place, name in (
+        (connection, "make_simple_http_retry_invoker"),
+        (connection, "HeartbeatSender"),
+        (heartbeat, "HEARTBEAT_DEFAULT_INTERVAL"),
+    ):
+        monkeypatch.setattr(place, name, vars(place)[name])
+    monkeypatch.setattr(client, "_unary_unary", lambda client, **call: call["request"])
+    monkeypatch.setattr(program, "start_client_internal", lambda **settings: None)
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))
+    keep_calling()
+    return program
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_link_is_given_up_where_it_refuses_and_nowhere_else() -> None:
+    invoker = made_invoker()
+    assert not invoker.should_giveup(_HANDSHAKE) and not invoker.should_giveup(httpx.ReadError("reset"))
+    assert not invoker.should_giveup(_refused_with(503)) and invoker.should_giveup(_refused_with(412))
+    pauses = invoker.wait_gen_factory()
+    assert [next(pauses) for _ in range(6)] == [1, 2, 4, 4, 4, 4]
+
+
+@pytest.mark.usefixtures("patient")
+def test_heartbeats_go_on_whatever_is_answered() -> None:
+    module: Any = connection
+    for problem in (_refused_with(500), _HANDSHAKE, RuntimeError("does not recognize this SuperNode")):
+
+        def beat(problem: Exception = problem) -> bool:
+            raise problem
+
+        assert module.HeartbeatSender(beat).heartbeat_fn() is False
+    sender = module.HeartbeatSender(lambda: True)
+    assert sender.heartbeat_fn() is True
+    pauses: list[float] = []
+    sender._stop_event.wait = lambda pause_s: (pauses.append(pause_s), sender._stop_event.set())
+    sender._run()
+    assert 4 < pauses[0] < 7, "a silence of 15 s is one of several heartbeats"
+
+
+def test_an_answer_leaves_a_sign_and_a_failure_none(patient: Any, tmp_path: Path) -> None:
+    client = vars(connection)["FleetHttpClient"].__new__(vars(connection)["FleetHttpClient"])
+    with pytest.raises(KeyError):
+        client._unary_unary(nothing=True)
+    assert not (tmp_path / "flwr" / ANSWERED).exists()
+    assert client._unary_unary(request="answer") == "answer"
+    assert (tmp_path / "flwr" / ANSWERED).exists()
+
+
+def test_a_supernode_ends_with_its_connection(patient: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower's would live on with its second thread."""
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr("os.kill", lambda *arguments: sent.append(arguments))
+    patient.start_client_internal(server_address="link:1")
+    assert sent == [(os.getpid(), signal.SIGTERM)]
+
+
 @pytest.mark.parametrize("path", ["/v1/control/register-node", "/v1/control/start-run", "/v1/runtime/acquire-task"])
 def test_flower_lets_any_machine_give_orders(path: str) -> None:
     """Why there is `flwr_gate`."""
@@ -125,7 +210,7 @@ def test_flower_lets_any_machine_give_orders(path: str) -> None:
             return (await client.post(path, content=b"")).status_code
 
     assert asyncio.run(status(app)) != 403
-    assert asyncio.run(status(flwr_gate.Gate(app))) == 403
+    assert asyncio.run(status(flwr_gate.Gate(app, "secret"))) == 403
 
 
 def test_flower_serves_all_on_one_address() -> None:
@@ -188,6 +273,7 @@ def _spec(**changes: Any) -> ExecutionSpec:
 
 
 @pytest.mark.parametrize("name", ["superlink", "supernode", "superexec"])
+@pytest.mark.usefixtures("patient")
 def test_each_program_is_started_with_its_hook(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     replaced = {
         "superlink": lambda: uvicorn.run,

@@ -102,8 +102,8 @@ def test_the_root_signs_and_the_link_only_serves(folder: KeyFolder) -> None:
 
 
 def test_private_files_are_for_their_owner_alone(folder: KeyFolder) -> None:
-    private = [folder.ca_key, folder.server_key, folder.node("site0"), folder.node("site1")]
-    assert [file.stat().st_mode & 0o777 for file in private] == [0o600] * 4
+    private = [folder.ca_key, folder.server_key, folder.credential, folder.node("site0"), folder.node("site1")]
+    assert [file.stat().st_mode & 0o777 for file in private] == [0o600] * 5
     for parent in {file.parent for file in private} | {folder.root}:
         assert parent.stat().st_mode & 0o777 == 0o700
     readable = {file for file in folder.root.rglob("*") if file.is_file() and file.stat().st_mode & 0o077}
@@ -199,10 +199,24 @@ def test_a_private_key_that_others_can_read_is_refused(folder: KeyFolder) -> Non
         require_private(folder.node("site9"), made_by="made by us")
 
 
+def test_a_credential_is_made_once_for_each_link_and_again_where_it_was_removed(folder: KeyFolder) -> None:
+    first = folder.credential.read_text()
+    make_keys(folder.root, ["further.example.org"], ["site2"])
+    assert folder.credential.read_text() == first and len(first.strip()) == 43
+    folder.credential.unlink()
+    (line,) = make_keys(folder.root)
+    assert line.startswith("whoever may start runs") and str(folder.credential) in line
+    assert folder.credential.read_text() != first and folder.credential.stat().st_mode & 0o777 == 0o600
+    folder.credential.unlink()
+    folder.server_key.unlink()  # as on a node's machine
+    make_keys(folder.root, nodes=["site3"])
+    assert not folder.credential.exists()
+
+
 def test_who_gets_what_names_each_private_file_once(folder: KeyFolder) -> None:
     new = KeyFolder(folder.root.with_name("new"))
     lines = make_keys(new.root, nodes=["a", "b"])
-    for private in (new.ca_key, new.node("a"), new.node("b")):
+    for private in (new.ca_key, new.credential, new.node("a"), new.node("b")):
         assert sum(line.split().count(str(private)) for line in lines) == 1, private
 
 

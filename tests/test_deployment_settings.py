@@ -26,13 +26,13 @@ from ser_fl.deployment.flower_environment import (
     flower_environment,
     join_address,
     split_address,
-    write_connection,
 )
 from ser_fl.deployment.flwr_gate import Gate
 from ser_fl.deployment.keys import KeyFolder, make_keys
 from ser_fl.deployment.link import Link
 from ser_fl.deployment.node import Node, node_config
 from ser_fl.errors import UserError
+from ser_fl.flower_home import write_home
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "keys"
 
 
-def ask(path: str, client: str, server: str, kind: str = "http") -> int | str:
+def ask(path: str, client: str, server: str, kind: str = "http", *authorisations: bytes) -> int | str:
     """What becomes of a call at the gate: "passed", or a status."""
     said: list[MutableMapping[str, Any]] = []
 
@@ -55,7 +55,8 @@ def ask(path: str, client: str, server: str, kind: str = "http") -> int | str:
         raise AssertionError("a refused call is not read")
 
     scope = {"type": kind, "path": path, "client": (client, 40000), "server": (server, 9092)}
-    asyncio.run(Gate(app)(scope, receive, send))
+    scope |= {"headers": [(b"host", b"h"), *((b"authorization", said) for said in authorisations)]}
+    asyncio.run(Gate(app, "secret")(scope, receive, send))
     return said[0].get("status") or said[0]["type"]
 
 
@@ -68,9 +69,14 @@ def ask(path: str, client: str, server: str, kind: str = "http") -> int | str:
         ("::ffff:127.0.0.1", "::ffff:127.0.0.1"),
     ],
 )
-def test_the_links_own_machine_may_ask_for_everything(client: str, server: str) -> None:
-    for path in ("/v1/control/start-run", "/v1/runtime/acquire-task", "/v1/fleet/pull-messages", "/health"):
+def test_the_links_own_machine_may_ask_for_everything_with_the_credential(client: str, server: str) -> None:
+    for path in ("/v1/runtime/acquire-task", "/v1/fleet/pull-messages", "/health"):
         assert ask(path, client, server) == "passed"
+    for path in ("/v1/control/start-run", "/v1/control/list-runs", "/docs", "/v1/responses", "/v1/runtime"):
+        assert ask(path, client, server, "http", b"Bearer secret") == "passed"
+        for given in ([], [b"Bearer "], [b"Bearer secre"], [b"secret"], [b"Bearer secret", b"Bearer secret"]):
+            assert ask(path, client, server, "http", *given) == 401, (path, given)
+    assert ask("/v1/control/stream-logs", client, server, "websocket") == "websocket.close"
 
 
 @pytest.mark.parametrize(
@@ -90,8 +96,8 @@ def test_another_machine_may_ask_what_nodes_ask_and_nothing_else(client: str, se
         "/openapi.json",
         "/",
     ):
-        assert ask(path, client, server) == 403, path
-    assert ask("/v1/control/stream-logs", client, server, "websocket") == "websocket.close"
+        assert ask(path, client, server, "http", b"Bearer secret") == 403, path
+    assert ask("/v1/control/stream-logs", client, server, "websocket", b"Bearer secret") == "websocket.close"
 
 
 def test_flower_is_told_to_stay_offline_whatever_the_caller_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,12 +207,34 @@ def test_flower_finds_the_link_by_the_connection_file(tmp_path: Path, monkeypatc
 
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / "a home"))
     monkeypatch.chdir(tmp_path)
-    write_connection(tmp_path / "a home", "127.0.0.1:9092", Path("it's ca.crt"))
+    write_home(tmp_path / "a home", "127.0.0.1:9092", Path("it's ca.crt"), None)
     for name in (None, "ser_fl"):
         connection = read_superlink_connection(name)
         assert connection.address == "127.0.0.1:9092" and not connection.insecure
         assert connection.root_certificates == str(tmp_path / "it's ca.crt")
     assert list(tomllib.loads((tmp_path / "a home" / "config.toml").read_text())["superlink"]) == ["default", "ser_fl"]
+
+
+def test_flower_sends_the_credential_that_lies_with_the_connection(tmp_path: Path) -> None:
+    from flwr.cli.auth_plugin import OidcCliPlugin
+    from flwr.cli.constant import AUTHN_TYPE_STORE_KEY
+    from flwr.supercore.credential_store import FileCredentialStore
+
+    given, home = tmp_path / "credential", tmp_path / "home"
+    for secret in ("of-the-link", "another"):
+        given.write_text(f"{secret}\n")
+        write_home(home, "[::1]:9092", tmp_path / "ca.crt", given)
+        assert (home / "credentials.yaml").stat().st_mode & 0o777 == 0o600
+        plugin = OidcCliPlugin("[::1]:9092")
+        plugin.store = FileCredentialStore(home / "credentials.yaml")
+        assert plugin.store.get(AUTHN_TYPE_STORE_KEY % "[::1]:9092") == b"oidc"
+        plugin.load_tokens()
+        assert dict(plugin.write_tokens_to_metadata([]))["flwr-oidc-access-token"] == secret
+    given.write_text("\n")
+    with pytest.raises(UserError, match="is empty"):
+        write_home(home, "[::1]:9092", tmp_path / "ca.crt", given)
+    with pytest.raises(UserError, match="cannot be read"):
+        write_home(home, "[::1]:9092", tmp_path / "ca.crt", tmp_path / "absent")
 
 
 def test_a_link_that_cannot_start_as_it_stands_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,6 +250,14 @@ def test_a_link_that_cannot_start_as_it_stands_is_refused(folder: Path, monkeypa
         Link(folder, port=other.getsockname()[1]).start()
     with pytest.raises(UserError, match="--port must be between 1 and 65535, got 70000"):
         Link(folder, port=70000).start()
+    credential = KeyFolder(folder).credential
+    credential.chmod(0o640)
+    with pytest.raises(UserError, match="link/credential can be read by others"):
+        Link(folder).start()
+    credential.unlink()
+    with pytest.raises(UserError, match=r"link/credential is missing: `ser-fl federation keys .*` makes it"):
+        Link(folder).start()
+    make_keys(folder)
     KeyFolder(folder).public("site0").unlink()
     with pytest.raises(UserError, match=r"no public key \(NAME\.pub\)"):
         Link(folder).start()

@@ -57,7 +57,8 @@ def _names(text: str) -> list[str]:
 def run(arguments: Namespace) -> None:
     """Make keys and say what goes to which machine, or run the link or a node until asked to stop."""
     from ser_fl.cli.terminal import say
-    from ser_fl.deployment.flower_environment import CONNECTION, Outgoing
+    from ser_fl.deployment.flower_environment import Outgoing
+    from ser_fl.flower_home import CONNECTION
 
     if arguments.action == "keys":
         from ser_fl.deployment.keys import make_keys
@@ -75,7 +76,9 @@ def run(arguments: Namespace) -> None:
             shared = " ".join(f"{name}={shlex.quote(link.environment[name])}" for name in _SHARED)
             say(f"ready: {link.address} knows {', '.join(link.keys.public_keys)}; logs in {link.state.root}")
             say(f"submit from this machine: {shared} flwr run APP {CONNECTION}")
-            link.watch()
+            files = f"executor.root_certificates={link.keys.ca} executor.credential={link.keys.credential}"
+            say(f"or: ser-fl train executor=flower executor.superlink={link.address} {files}")
+            link.watch(say)
         return
     from ser_fl.deployment.node import Node, node_config
 

@@ -132,6 +132,8 @@ class ExecutorConfig:
     """flower: HOST:PORT of the SuperLink that the run is given to; null simulates."""
     root_certificates: Resumable[Folder | None] = None
     """flower: file of the authority that signed the SuperLink's certificate."""
+    credential: Resumable[Folder | None] = None
+    """flower: file that lets one start runs on the link. null: link/credential beside `root_certificates`."""
     num_nodes: Resumable[Count | None] = None
     """flower: connected nodes to wait for before the first round; null takes those that are there, and one at least."""
     wait_s: Resumable[Positive] = 600.0
@@ -147,7 +149,8 @@ class ExecutorConfig:
         if self.name == "serial" and self.workers not in ("auto", 1):
             raise ValueError(f"executor.workers goes with executor=processes, got {self.workers} with executor=serial")
         if self.name != "flower":
-            own = ("superlink", "root_certificates", "num_nodes", "wait_s", "deadline_s", "client_cpus", "client_gpus")
+            of_link = ("superlink", "root_certificates", "credential", "num_nodes", "wait_s", "deadline_s")
+            own = (*of_link, "client_cpus", "client_gpus")
             refuse_given(self, "executor", own, owner="executor=flower", instead=self.name)
         host = r"[^\s:/]+|\[[0-9a-fA-F:]+\]"
         if self.superlink is not None and not re.fullmatch(rf"({host}):\d{{1,5}}", self.superlink):

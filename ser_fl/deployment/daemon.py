@@ -161,10 +161,10 @@ class Daemons(ABC):
     def start(self) -> None:
         """Start them, each daemon's own way."""
 
-    def _start_daemon(self, program: str, *arguments: str) -> None:
+    def _start_daemon(self, program: str, *arguments: str, more: Mapping[str, str] = {}) -> None:
         if self.outgoing.install_dependencies and program != "superlink":
             arguments = (*arguments, "--allow-runtime-dependency-installation")
-        self._daemons.append(Daemon(program, arguments, self.state, self.environment))
+        self._daemons.append(Daemon(program, arguments, self.state, {**self.environment, **more}))
 
     def _tell_link(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "ser_fl.deployment.registration", *arguments]

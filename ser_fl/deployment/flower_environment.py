@@ -10,12 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ser_fl.errors import UserError
-from ser_fl.files import write_bytes
 
 FLOWER = "1.41.0"
 """Programs, ports and flags change from one minor version to the next; the code here is for this one."""
-CONNECTION = "ser_fl"
-"""Name of the connection to the link: ``flwr run APP ser_fl``."""
 _POLL_S = "0.5"
 _ANSWER_S = 5.0
 _LOOPBACK = "127.0.0.1,localhost,::1"
@@ -62,15 +59,6 @@ def flower_environment(
     for name in ("NO_PROXY", "no_proxy"):  # its parts meet on loopback, never through a proxy
         environment[name] = ",".join(filter(None, (os.environ.get(name), _LOOPBACK)))
     return environment | dict(extra or {})
-
-
-def write_connection(home: Path, address: str, ca: Path) -> None:
-    """Write Flower's ``config.toml``, by which ``flwr`` with this FLWR_HOME (`home`) finds the link."""
-    import tomli_w
-
-    connection = {"address": address, "root-certificates": str(ca.absolute())}
-    content = {"superlink": {"default": CONNECTION, CONNECTION: connection}}
-    write_bytes(home / "config.toml", tomli_w.dumps(content).encode())
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -3,6 +3,7 @@
     DIR/ca.crt               root certificate: to every machine
     DIR/private/ca.key       its key: stays where it was made
     DIR/link/server.pem      certificate of the link, and its key server.key: to the link's machine
+    DIR/link/credential      lets one start and list runs: stays on the link's machine, for whoever may
     DIR/nodes/NAME           private key of a node: to that node's machine, nowhere else
     DIR/nodes/NAME.pub       its public key: to the link's machine, which knows a node by it
 
@@ -11,11 +12,13 @@ never written over.
 """
 
 import re
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
 from ser_fl.deployment.flower_environment import require_flower
 from ser_fl.errors import UserError
+from ser_fl.files import write_bytes
 
 _CA_DAYS = 3650
 _MOST_DAYS = 36500
@@ -31,6 +34,7 @@ class KeyFolder:
         self.ca_key = root / "private" / "ca.key"
         self.server = root / "link" / "server.pem"
         self.server_key = root / "link" / "server.key"
+        self.credential = root / "link" / "credential"
         self.nodes = root / "nodes"
 
     def node(self, name: str) -> Path:
@@ -49,7 +53,8 @@ def make_keys(root: Path, hosts: Sequence[str] = (), nodes: Sequence[str] = (), 
     each machine says which files go there, into a folder of the same layout.
 
     Called again it adds nodes, and puts further hosts beside those of the server certificate, which keeps its key. The
-    root certificate is valid for ten years at least, the server's for `days`.
+    root certificate is valid for ten years at least, the server's for `days`. Where the link's key lies without a
+    credential, one is made.
 
     Raises:
         UserError: a key is there already, or a host, a name or `days` cannot be used. Nothing is written then.
@@ -59,6 +64,7 @@ def make_keys(root: Path, hosts: Sequence[str] = (), nodes: Sequence[str] = (), 
 
     folder = KeyFolder(root)
     new_ca, new_server = not folder.ca.exists(), not folder.server.exists()
+    new_credential = (new_server or folder.server_key.exists()) and not folder.credential.exists()
     for host in hosts:
         general_name(host)
     if not 1 <= days <= _MOST_DAYS:
@@ -75,7 +81,7 @@ def make_keys(root: Path, hosts: Sequence[str] = (), nodes: Sequence[str] = (), 
                 )
     if not new_ca and not folder.ca_key.exists() and (hosts or (new_server and not nodes)):
         raise UserError(f"a server certificate needs {folder.ca_key}: go to the machine where the keys were made")
-    if not (new_ca or new_server or hosts or nodes):
+    if not (new_ca or new_server or new_credential or hosts or nodes):
         raise UserError(f"{folder.ca} is there already: say what to add, with --nodes or --host")
     for private in (root, folder.ca_key.parent, folder.server.parent, folder.nodes):
         private.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -91,7 +97,10 @@ def make_keys(root: Path, hosts: Sequence[str] = (), nodes: Sequence[str] = (), 
         lines.append(f"the link ({', '.join(certified)}): {folder.ca}, {folder.server.parent}/, {folder.nodes}/*.pub")
     elif nodes:
         publics = ", ".join(str(folder.public(name)) for name in nodes)
-        lines.append(f"the link: {publics}; start it again to admit them")
+        lines.append(f"the link: {publics}; it admits them at once")
+    if new_credential:
+        write_bytes(folder.credential, secrets.token_urlsafe(32).encode() + b"\n", private=True)
+        lines.append(f"whoever may start runs, on the machine of the link: {folder.ca}, {folder.credential}")
     for name in nodes:
         make_node_key(folder.node(name), folder.public(name))
         lines.append(f"the machine of {name}: {folder.ca}, {folder.node(name)}")

@@ -3,12 +3,15 @@
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ser_fl.deployment.daemon import LOOK_S, Daemons, free_port, require_free
 from ser_fl.deployment.flower_environment import answers, require_flower, split_address
+from ser_fl.deployment.flwr_patience import ANSWERED
 from ser_fl.deployment.keys import require_private
+from ser_fl.deployment.watchdog import Watchdog
 from ser_fl.errors import DaemonStopped, UserError
 from ser_fl.files import write_bytes
 
@@ -16,8 +19,10 @@ _ACCEPTED = re.compile(r"SuperNode ID: (\d+)\n")
 _REFUSED = "[code: 2004]"
 """The key is unknown, or its node counts as online already."""
 _TRIES = 3
-_TRIES_AT_START, _REGISTRATION_S = 10, 10.0
+_TRIES_AT_START, _REGISTRATION_S = 20, 5.0
 """For a link that came up after the node. It answers before all nodes are registered with it."""
+_STARTS, _LONGEST_PAUSE_S = 10, 60.0
+"""How often a SuperNode that was accepted once is started again in a row without success."""
 _LOOPBACK = "127.0.0.1"
 _PROBE_S = 5.0
 
@@ -40,7 +45,7 @@ class Node(Daemons):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._last_id = self.state.root / "node.id"
-        self._link_came_later = False
+        self._link_came_later = self._was_accepted = False
 
     def start(self, *, timeout_s: float | None = None, tell: Callable[[str], None] = lambda line: None) -> None:
         """Start, and wait until the link has accepted it, ``timeout_s`` at most (default: for ever, as the link may
@@ -81,9 +86,9 @@ class Node(Daemons):
                     if is_refused:
                         raise UserError(
                             f"the link does not know this node's key: {self.keys.public(self.name)} must be in nodes/"
-                            " of the link's folder when the link starts (or another SuperNode runs with the same key)"
+                            " of the link's folder, never withdrawn (or another SuperNode runs with the same key)"
                         )
-                    answers(self.link, self.keys.ca)
+                    self._require_right_link()
                     raise supernode.stopped()
                 self._restart_daemons()
                 continue
@@ -92,23 +97,46 @@ class Node(Daemons):
             if timeout_s is not None and now - began > timeout_s:
                 raise DaemonStopped(f"{self.link} has not accepted {self.name} after {timeout_s:.0f} s")
             if now - probed > _PROBE_S:
-                answers(self.link, self.keys.ca)  # that it is another's is not told by the SuperNode
+                self._require_right_link()  # that it is another's is not told by the SuperNode
                 probed = now
             time.sleep(LOOK_S)
         write_bytes(self._last_id, accepted[1].encode())
+        self._was_accepted = True
 
     def watch(self, tell: Callable[[str], None] = lambda line: None) -> None:
-        """Stay, and start again what ends by itself, as a SuperNode may while the link is away. ``tell`` is called with
-        what has ended before that, and once the link has accepted it. A `UserError` says that the link refuses its key
-        now, `DaemonStopped` that it ends by itself again before the link accepts it.
+        """Stay, and start again what ends by itself, and a SuperNode that has lost a link that answers. ``tell`` is
+        called with a line for that, and once the link has accepted it. A `UserError` says that the link refuses its key
+        now, `DaemonStopped` that it ends by itself again and again before the link accepts it.
         """
+        watchdog = Watchdog(self.state.home / ANSWERED, self.link, self.keys.ca, tell)
         while True:
             if ended := next((daemon for daemon in self._daemons if not daemon.runs), None):
-                tell(f"{ended.stopped()}\n{self.name} is started again")
+                tell(str(ended.stopped()))
+            elif not watchdog.is_needed():
+                time.sleep(LOOK_S)
+                continue
+            tell(f"{self.name} is started again")
+            self._start_again(tell)
+            watchdog.start_anew()
+            tell(f"ready again: {self.name} is accepted by {self.link}")
+
+    def _start_again(self, tell: Callable[[str], None]) -> None:
+        """Until the link has accepted it, with pauses that double."""
+        for start in range(_STARTS):
+            try:
                 self._restart_daemons()
-                self.wait_until_accepted()
-                tell(f"ready again: {self.name} is accepted by {self.link}")
-            time.sleep(LOOK_S)
+                return self.wait_until_accepted()
+            except DaemonStopped as stopped:
+                if start == _STARTS - 1:
+                    raise
+                pause_s = min(2.0**start, _LONGEST_PAUSE_S)
+                tell(f"{stopped}\n{self.name} is started again in {pause_s:.0f} s")
+                time.sleep(pause_s)
+
+    def _require_right_link(self) -> None:
+        """Once accepted, a node waits for the right link to come back: its address may be another's for a while."""
+        with suppress(UserError) if self._was_accepted else nullcontext():
+            answers(self.link, self.keys.ca)
 
     def _restart_daemons(self) -> None:
         self._stop_daemons()
@@ -144,9 +172,10 @@ class Node(Daemons):
             key, last_id = str(self.keys.node(self.name)), self._last_id.read_text(encoding="ascii")
             if self._tell_link("rejoin", self.link, str(self.keys.ca), key, last_id).returncode == 0:
                 return True
-        if self._link_came_later:
+        is_new = self._link_came_later or self._was_accepted  # the link may have started again, without what it knew
+        if is_new:
             time.sleep(_REGISTRATION_S)
-        return self._link_came_later
+        return is_new
 
 
 def node_config(data: Path | None = None, speakers: Sequence[str] = (), cache: Path | None = None) -> dict[str, str]:

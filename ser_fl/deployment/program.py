@@ -15,12 +15,13 @@ from importlib import import_module
 
 from ser_fl.deployment.flwr_gate import close_gate
 from ser_fl.deployment.flwr_overdue_replies import send_overdue_replies
+from ser_fl.deployment.flwr_patience import keep_calling
 from ser_fl.deployment.flwr_warm_tasks import start_tasks_warm
 
 _PROGRAMS = {
-    "superlink": ("flwr.superlink.cli.flower_superlink", close_gate),
-    "supernode": ("flwr.supernode.cli.flower_supernode", send_overdue_replies),
-    "superexec": ("flwr.supercore.cli.flower_superexec", start_tasks_warm),
+    "superlink": ("flwr.superlink.cli.flower_superlink", (close_gate,)),
+    "supernode": ("flwr.supernode.cli.flower_supernode", (send_overdue_replies, keep_calling)),
+    "superexec": ("flwr.supercore.cli.flower_superexec", (start_tasks_warm,)),
 }
 """Where each is, in a function that is called as the module, and what it lacks."""
 _LOOK_S = 0.5
@@ -31,8 +32,9 @@ def main() -> None:
     """Become the program that the command line names."""
     parent, program, *arguments = sys.argv[1:]
     _end_with(int(parent))
-    name, hook = _PROGRAMS[program]
-    hook()
+    name, hooks = _PROGRAMS[program]
+    for hook in hooks:
+        hook()
     sys.argv = [f"flower-{program}", *arguments]
     getattr(import_module(name), f"flower_{program}")()
 

@@ -22,10 +22,10 @@ from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.checkpoint import given_folder, new_folders
 from ser_fl.federation.flower import QUIET
 from ser_fl.files import write_bytes
+from ser_fl.flower_home import CONNECTION, write_home
 from ser_fl.runs.folder import RunFolder
 
 _LOOKS, _LOOK_S = 3, 2.0
-_CONNECTION = "ser_fl"
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 _COURTESIES = ("Using SuperLink", "Displaying information")
 """What Flower says before it says what is wrong."""
@@ -63,20 +63,20 @@ def submit(config: Config) -> RunFolder:
     if config.init_from is not None:  # of the link's machine, as `run_dir`
         sent["init_from"] = str(Path(config.init_from).expanduser().absolute())
     sent["data"] |= {"root": None, "cache_dir": None}
-    sent["executor"]["root_certificates"] = None
+    sent["executor"] |= {"root_certificates": None, "credential": None}
     with tempfile.TemporaryDirectory(prefix="ser_fl-") as folder:
         home, app = Path(folder, "home"), Path(folder, "app")
-        write_bytes(home / "config.toml", tomli_w.dumps(_connection(config)).encode())
+        _write_connection(config, home)
         write_bytes(app / "pyproject.toml", _APP.format(version=version("ser-fl")).encode())
         write_bytes(app / "run.toml", tomli_w.dumps({"config": json.dumps(sent)}).encode())
         flower = _Flower(home)
         link = config.executor.superlink
         try:
-            started = flower.call("run", str(app), _CONNECTION, "--run-config", str(app / "run.toml"))
+            started = flower.call("run", str(app), CONNECTION, "--run-config", str(app / "run.toml"))
         except _Unanswered as error:
             raise UserError(
                 f"{link} does not take the run ({error}): it must be a link that runs,"
-                " and executor.root_certificates its ca.crt"
+                " executor.root_certificates its ca.crt, and executor.credential its link/credential"
             ) from None
         run_id = str(started["run-id"])
         try:
@@ -88,7 +88,7 @@ def submit(config: Config) -> RunFolder:
             ) from None
         except BaseException:  # Ctrl-C, or a signal: a run that went on there would hold the folder
             with suppress(_Unanswered):
-                flower.call("stop", run_id, _CONNECTION)
+                flower.call("stop", run_id, CONNECTION)
             raise
     if status != "finished:completed":
         if told is not None:
@@ -121,23 +121,21 @@ def error_told_by(line: str) -> UserError | RoundFailed | None:
     return RoundFailed(text.removeprefix(_FAILED)) if text.startswith(_FAILED) else UserError(text)
 
 
-def _connection(config: Config) -> dict[str, Any]:
-    """Flower's ``config.toml``; a `UserError` where the certificates are missing, or not named for another machine."""
-    link, named = config.executor.superlink, config.executor.root_certificates
-    connection: dict[str, Any] = {"address": link}
-    if named is not None:
-        certificates = Path(named).expanduser().absolute()
-        if not certificates.is_file():
-            raise UserError(f"executor.root_certificates: no such file: {certificates}")
-        connection["root-certificates"] = str(certificates)
-    elif str(link).rpartition(":")[0] in _LOOPBACK:
-        connection["insecure"] = True
-    else:
+def _write_connection(config: Config, home: Path) -> None:
+    """Make a FLWR_HOME; a `UserError` where a file is missing, or no certificates are named for another machine."""
+    link, given = str(config.executor.superlink), config.executor
+    named = (given.root_certificates, given.credential)
+    ca, credential = (None if file is None else Path(file).expanduser().absolute() for file in named)
+    if ca is None and link.rpartition(":")[0] not in _LOOPBACK:
         raise UserError(
             f"executor.superlink={link} needs executor.root_certificates=KEYS/ca.crt: "
             "without it everything would cross in the clear"
         )
-    return {"superlink": {"default": _CONNECTION, _CONNECTION: connection}}
+    if ca is not None and not ca.is_file():
+        raise UserError(f"executor.root_certificates: no such file: {ca}")
+    if ca is not None and credential is None and (beside := ca.parent / "link" / "credential").exists():
+        credential = beside
+    write_home(home, link, ca, credential)
 
 
 class _Unanswered(Exception):
@@ -173,7 +171,7 @@ class _Flower:
         shown, told = 0, None
         while True:
             process = subprocess.Popen(
-                [*self._command, "log", run_id, _CONNECTION, "--stream"],
+                [*self._command, "log", run_id, CONNECTION, "--stream"],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -192,7 +190,7 @@ class _Flower:
                     process.terminate()  # where we are interrupted
             for looks_left in reversed(range(_LOOKS)):  # a SuperLink that does not answer at once is asked again
                 try:
-                    (run,) = self.call("list", "--run-id", run_id, _CONNECTION)["runs"]
+                    (run,) = self.call("list", "--run-id", run_id, CONNECTION)["runs"]
                     break
                 except _Unanswered:
                     if not looks_left:
