@@ -419,6 +419,7 @@ VARIANTS = {
     "cohorts, frozen norm": ("federation.fraction_train=0.6", "federation.freeze_norm_from=2"),
     "Adam at the server": (*ADAM, "model.norm=renorm", "selection.every=2", "federation.weight_average=0.9"),
     "two threads": ("executor.threads=2",),
+    "hostile clients left out": ("federation.aggregation={name: flame, noise: 0.1}", "federation.server_momentum=0"),
 }
 
 

@@ -98,6 +98,8 @@ ONE_EACH = ("split=speaker_independent", "split.num_test_speakers=1", "split.num
         ("federation.fraction_train=0.5", "federation.keep_optimiser=true", "optimiser.name=adam"),
         ("objective=pgd", "objective.steps=2", "selection.robust_every=2", "selection.by=robust", "selection.steps=2"),
         ("clients.num_clients=3", "federation.weight_average=0.9", "augmentation=light"),
+        ("federation.aggregation=dnc", "federation.aggregation.cells=100", "federation=federated_adam"),
+        ("federation.aggregation=fltrust", "federation.aggregation.root=m01", "federation.fraction_train=0.5"),
     ],
     ids=[
         "plain",
@@ -108,6 +110,8 @@ ONE_EACH = ("split=speaker_independent", "split.num_test_speakers=1", "split.num
         "half a cohort, kept optimisers",
         "adversarial",
         "capped, averaged",
+        "divide and conquer, Adam",
+        "a trusted root",
     ],
 )
 def test_the_same_bits_as_on_one_machine(home: Path, changes: tuple[str, ...], request: pytest.FixtureRequest) -> None:

@@ -88,8 +88,9 @@ class Federation:
         if self.first is not None:
             initial = self.first.initial_weights(config, self.client_manifest.classes, self.own.network)
         server = new_server(config, self.client_manifest, self.own, initial)
-        cohort = sample_cohort(client_ids, fraction, config.seed, 1)
-        if (refusal := server.algorithm.aggregation.refusal(cohort)) is not None:
+        aggregation = server.algorithm.aggregation
+        cohort = sample_cohort(client_ids, fraction, config.seed, 1, aggregation.always)
+        if (refusal := aggregation.refusal(cohort)) is not None:
             raise UserError(refusal)
         if checkpoint is not None:
             go_on_from(checkpoint, server, client_ids)
@@ -161,7 +162,8 @@ class Federation:
                 f"(federation.min_clients); left out after federation.strikes={config.federation.strikes} offences: "
                 f"{shown_names(sorted(out))}"
             )
-        cohort = sample_cohort(remaining, config.federation.fraction_train, config.seed, number)
+        always = server.algorithm.aggregation.always
+        cohort = sample_cohort(remaining, config.federation.fraction_train, config.seed, number, always)
         rate, server_rate = config.optimiser.learning_rate, server.algorithm.learning_rate(number)
         if server_rate is None:  # else it is the server's that is scheduled
             rate *= scheduled_share(config.optimiser, number)
@@ -372,11 +374,18 @@ def cohort_size(num_clients: int, fraction: float) -> int:
     return max(1, round(fraction * num_clients))
 
 
-def sample_cohort(client_ids: Sequence[str], fraction: float, seed: int, number: int) -> tuple[str, ...]:
-    """Clients of a round: a share of all, drawn without replacement by (seed, round); kept in their order."""
+def sample_cohort(
+    client_ids: Sequence[str], fraction: float, seed: int, number: int, always: str | None = None
+) -> tuple[str, ...]:
+    """Clients of a round: a share of all, drawn without replacement by (seed, round); kept in their order. One that is
+    in all of them, ``always``, is the first.
+    """
     count = cohort_size(len(client_ids), fraction)
     drawn = torch.randperm(len(client_ids), generator=generator(seed, "cohort", number))[:count]
-    return tuple(client_ids[index] for index in sorted(drawn.tolist()))
+    cohort = tuple(client_ids[index] for index in sorted(drawn.tolist()))
+    if always is None or always not in client_ids:
+        return cohort
+    return always, *(each for each in cohort if each != always)
 
 
 def write_config(run: RunFolder, config: Config) -> None:

@@ -15,6 +15,8 @@ class Aggregation(ABC):
     """The model that the clients were sent."""
     round_number: int
     """From 1."""
+    always: str | None = None
+    """A client that is in every cohort, as its first."""
     _shares: Mapping[str, float] = {}
 
     def start(self, received: State, round_number: int) -> None:

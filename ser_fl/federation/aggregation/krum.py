@@ -31,9 +31,7 @@ class Krum(Gathered):
 
     def best(self) -> Sequence[int]:
         """Indices of all clients, those of the smallest scores first."""
-        norms, count = self.products.diagonal(), len(self.states)
-        distances_NN = (norms[:, None] + norms - 2 * self.products).clamp(min=0)
-        order: list[int] = krum_scores(distances_NN, count - self.f - 2).argsort(stable=True).tolist()
+        order: list[int] = krum_scores(self.distances, len(self.states) - self.f - 2).argsort(stable=True).tolist()
         return order
 
     def combined(self) -> State:
@@ -61,6 +59,12 @@ class MultiKrum(Krum):
     def __init__(self, hostile_share: float = 0.2, kept: int | None = None) -> None:
         super().__init__(hostile_share)
         self.kept = kept
+
+    def refusal(self, client_ids: Sequence[str]) -> str | None:
+        honest = len(client_ids) - self.hostile(len(client_ids))
+        if self.kept is None or self.kept <= honest:
+            return super().refusal(client_ids)
+        return f"federation.aggregation.kept must be at most n - f = {honest} of {len(client_ids)}, got {self.kept}"
 
     def combined(self) -> State:
         return self.of_the_best(self.kept or len(self.states) - self.f)

@@ -16,6 +16,7 @@ from torch import Tensor, split
 
 from ser_fl.federation.aggregation.base import Aggregation
 from ser_fl.federation.aggregation.weighted_mean import RunningMean
+from ser_fl.randomness import generator
 from ser_fl.runs.records import ClientUpdate, State
 
 _MOST_CELLS = 1 << 22
@@ -109,12 +110,23 @@ class Gathered(Robust):
             for blocks in zip(*(split(self.change(state, name), step) for state in self.states), strict=True):
                 change_NB = torch.stack(blocks)
                 products += change_NB @ change_NB.T
-        return products
+        return (products + products.T) / 2
 
     @property
     def norms(self) -> Tensor:
         """(N,): L2 norms of the changes."""
         return self.products.diagonal().sqrt()
+
+    @cached_property
+    def distances(self) -> Tensor:
+        """(N, N): squared L2 distances between the updates."""
+        squares_N = self.products.diagonal()
+        return (squares_N[:, None] + squares_N - 2 * self.products).clamp(min=0)
+
+    def distances_from(self, weights_N: Tensor) -> Tensor:
+        """(N,): L2 distances of the updates from the received model and these multiples of their changes."""
+        squares_N = self.products.diagonal() - 2 * self.products @ weights_N + weights_N @ self.products @ weights_N
+        return squares_N.clamp(min=0).sqrt()
 
     def mixture(self, weights: Sequence[float], *, of: float | None = None) -> State:
         """Mean of the clients with these weights, and of the received model, where they do not add up to ``of``."""
@@ -132,7 +144,8 @@ class Gathered(Robust):
         of all. Counters take the largest value. A client's share is that of the cells.
         """
         chosen = range(len(self.states)) if among is None else among
-        states, shares, result, cells = [self.states[index] for index in chosen], torch.zeros(len(chosen)), State(), 0
+        states, result, cells = [self.states[index] for index in chosen], State(), 0
+        shares = torch.zeros(len(chosen), dtype=torch.float64)
         for name, received in self.received.items():
             if name not in self.names:
                 result[name] = torch.stack([state[name] for state in states]).amax(0)
@@ -145,7 +158,7 @@ class Gathered(Robust):
                 for value_B, kept_B in zip(values_NB, kept_NB, strict=True):  # in the order of the cohort
                     total_B += value_B * kept_B
                 means.append(total_B / kept_NB.sum(0))
-                shares = shares + (kept_NB / kept_NB.sum(0)).sum(1)
+                shares = shares + (kept_NB.double() / kept_NB.sum(0)).sum(1)
             result[name], cells = torch.cat(means).view(received.shape).to(received.dtype), cells + received.numel()
         found = {self.client_ids[index]: float(share) / cells for index, share in zip(chosen, shares, strict=True)}
         self._shares = dict.fromkeys(self.client_ids, 0.0) | found
@@ -157,3 +170,14 @@ def middle(values_NB: Tensor, dropped: int) -> Tensor:
     order_NB = values_NB.argsort(dim=0, stable=True)
     kept_NB = torch.zeros_like(values_NB, dtype=torch.bool)
     return kept_NB.scatter_(0, order_NB[dropped : len(order_NB) - dropped], True)
+
+
+def with_noise(rule: Robust, state: State, deviation: float, seed: int) -> State:
+    """Gaussian noise on every cell but counters, in the unit of its entry, drawn by (seed, round)."""
+    if not deviation:
+        return state
+    stream, noisy = generator(seed, "aggregation", rule.round_number), dict(state)
+    for name in rule.names:
+        drawn = torch.randn(state[name].shape, generator=stream, dtype=torch.float64)
+        noisy[name] = (state[name].double() + drawn * deviation * rule.units[name]).to(state[name].dtype)
+    return noisy
