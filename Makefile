@@ -4,22 +4,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-LOCKS := $(addprefix requirements/,build.txt torch.txt node.txt dev.txt ge2e.txt)
+# `make install LOCKED=node` is for a machine that runs a link or a node: without what tests need.
+LOCKED ?= node dev
+LOCKS := $(LOCKED:%=-r requirements/%.txt)
 BY_HASH := $(BIN)/pip install --quiet --no-build-isolation --require-hashes
 
-.PHONY: install lock demo test test-slow test-gpu lint bench docs
+.PHONY: install lock sbom demo test test-slow test-gpu lint bench docs
 
 install: $(INSTALLED)
 
 # Everything by its hash. A CPU-only torch has other hashes than PyPI's: where PIP_EXTRA_INDEX_URL names an index, or a torch with
 # a label (2.14.1+cpu) is in .venv already, torch and torchaudio alone come by version.
-$(INSTALLED): pyproject.toml constraints.txt $(LOCKS)
+$(INSTALLED): pyproject.toml constraints.txt $(wildcard requirements/*.txt)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ser_fl needs Python 3.11 or later: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BY_HASH) -r requirements/build.txt
 	if [ -n "$$PIP_EXTRA_INDEX_URL" ] || $(BIN)/pip freeze | grep -q '^torch==.*+'; then \
-	  $(BIN)/pip install --quiet --no-deps --constraint constraints.txt torch torchaudio && $(BY_HASH) -r requirements/node.txt -r requirements/dev.txt; \
-	else $(BY_HASH) -r requirements/torch.txt -r requirements/node.txt -r requirements/dev.txt; fi
+	  $(BIN)/pip install --quiet --no-deps --constraint constraints.txt torch torchaudio && $(BY_HASH) $(LOCKS); \
+	else $(BY_HASH) -r requirements/torch.txt $(LOCKS); fi
 	$(BY_HASH) --no-deps -r requirements/ge2e.txt  # weights of frontend=ge2e; the package itself never runs
 	$(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
@@ -27,6 +29,9 @@ $(INSTALLED): pyproject.toml constraints.txt $(LOCKS)
 # The locks by constraints.txt; `make lock UPGRADE=--upgrade` takes newer versions first.
 lock: $(INSTALLED)
 	$(BIN)/python scripts/lock.py $(UPGRADE)
+
+sbom: $(INSTALLED)
+	$(BIN)/python scripts/sbom.py
 
 demo: $(INSTALLED)
 	$(BIN)/ser-fl demo

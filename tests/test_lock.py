@@ -95,4 +95,5 @@ def test_make_installs_by_hash_alone() -> None:
     assert all("--no-deps" in line for line in without)
     assert "--require-hashes" in makefile.split("BY_HASH :=")[1].split("\n", 1)[0]
     used = set(re.findall(r"requirements/(\w+)\.txt", " ".join(installs)))
+    used |= set(re.findall(r"^LOCKED \?= (.+)$", makefile, flags=re.MULTILINE)[0].split())
     assert used == {path.stem for path in (ROOT / "requirements").glob("*.txt")}
