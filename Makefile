@@ -37,7 +37,7 @@ demo: $(INSTALLED)
 	$(BIN)/ser-fl demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 -m 'not slow and not gpu'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow and not gpu'
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 -m 'slow and not gpu'

@@ -415,7 +415,7 @@ def test_replays_without_a_perturbation_are_clean_training_on_the_replayed_batch
         ("federation.local_epochs=3", "augmentation=light", "federation.keep_optimiser=true"),
         ("precision=bf16-mixed", "objective=pgd", "objective.recipe=per_step", "objective.from_round=1"),
         ("objective=free", "federation.freeze_norm_from=1", "optimiser=sgd"),
-        ("objective=pgd", "objective.from_round=1", "model=vgg15"),
+        pytest.param(("objective=pgd", "objective.from_round=1", "model=vgg15"), marks=pytest.mark.slow),
         ("federation.local_batches=2", "federation.local_epochs=2", "augmentation.splice=1"),
         ("objective=free", "objective.replays=2", "federation.local_batches=4", "federation.batch_size=2"),
         ("model.norm=renorm", "precision=bf16-mixed", "objective=free"),

@@ -64,6 +64,7 @@ def record_of(records: list[AttackRecord], attack: str, defence: str, knowledge:
     return next(record for record in known if attack in ("clean", "cw_l2") or record.epsilon == 0.05)
 
 
+@pytest.mark.slow
 def test_demo_shows_both_trainings_and_both_defences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = run_demo(tmp_path / "demo", (*TINY, f"data.cache_dir={tmp_path / 'cache'}"))
     assert page == tmp_path / "demo" / "report.html"
