@@ -178,3 +178,11 @@ def test_tables_of_the_results_are_those_that_the_named_command_prints(
         printed = re.sub(r" \(sd [\d.]+\)", "", capsys.readouterr().out).splitlines()
         missing = [row for row in table[0].splitlines() if row not in printed]
         assert not missing, missing[0]
+
+
+def test_security_names_tests_and_settings_that_there_are() -> None:
+    """What is not there does not hold."""
+    text = (ROOT / "SECURITY.md").read_text()
+    named = set(re.findall(r"`(tests/[\w/]+(?:\.py)?)`", text))
+    assert len(named) > 10
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
