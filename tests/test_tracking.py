@@ -851,6 +851,7 @@ def test_recordings_go_only_where_asked_for(
     assert ("report" in kinds) is bool(asked)
 
 
+@pytest.mark.slow
 def test_a_training_on_a_node_with_a_key_and_no_network_can_be_sent_later(tmp_path: Path) -> None:
     """The program as it is, and W&B's own library: the printed command names a whole offline run."""
     account = {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_INIT_TIMEOUT": "1"}
