@@ -24,6 +24,10 @@ from ser_fl.federation.flower.client_app import app
 from ser_fl.federation.flower.serialisation import put, put_json, take, take_json
 from ser_fl.federation.flower.server_app import serve
 from ser_fl.federation.hooks import Hooks
+from ser_fl.federation.screening import sketch_of
+from ser_fl.report.page import write_report
+from ser_fl.report.people import standing_out
+from ser_fl.report.reader import read_run
 from ser_fl.runs.folder import RunFolder
 from ser_fl.runs.records import State
 
@@ -106,7 +110,7 @@ UPDATES: dict[str, tuple[Lie, str]] = {
         with_json(lambda said: said["updates"]["m01"].update(num_examples=10**9)),
         r"it says that it trained on 1000000000 utterances, of \d+",
     ),
-    "no tensors": (lambda content: content.pop("update/m01"), r"it has no tensors"),
+    "no tensors": (lambda content: content.__delitem__("update/m01"), r"it has no tensors"),
     "batches uncounted": (
         with_state(lambda state: {n: t * 0 - 1 if n.endswith("tracked") else t for n, t in state.items()}),
         r"num_batches_tracked counts batches, and is -1 after 0",
@@ -369,3 +373,41 @@ def test_another_node_takes_over_with_the_same_data_only(
     with pytest.raises(RoundFailed, match=r"1 of 4 holders of test utterances gave no figures.*\nm01: its node is not"):
         serve(config, grid, Hooks())
     assert "node 7 (m01) is left out: it names speakers of a node that is gone, and of m01 it holds" in caplog.text
+
+
+def test_who_stands_out_is_told_in_the_summary_and_the_report(home: Path) -> None:
+    """A node whose updates point away, a third as long again: within all bounds, and the worst of an honest face."""
+
+    def tamper(question: Message, answer: Message) -> Message | None:
+        if question.metadata.message_type == "train" and question.metadata.dst_node_id == LIAR:
+            sent = take(question.content, "model")
+            with_state(
+                lambda state: {
+                    n: 2 * sent[n] - t if t.is_floating_point() and "running" not in n else t for n, t in state.items()
+                }
+            )(answer.content)
+        return answer
+
+    folder = run(home, "away", tamper, "federation.num_rounds=2")
+    parties = {tuple(party["names"]): party for party in folder.read_json(folder.summary)["parties"]}
+    assert parties.keys() == {(name,) for name in SPEAKERS}
+    assert not any(line["failures"] for line in lines(folder))
+    liar = parties["m01",]
+    assert liar["cosine"] < 0 and "its updates point away from where the model went" in " ".join(liar["outlier"])
+    assert all(parties[name,]["cosine"] > 0.3 for name in SPEAKERS if name != "m01")
+    assert all(party["rounds"] == 2 and party["share"] == 1.0 for party in parties.values())
+    table = standing_out(read_run(folder.root))
+    assert table is not None and [row[0] for row in table.rows if "point away" in row[1]] == ["m01"]
+    assert "Who stood out" in write_report([folder.root]).read_text(encoding="utf-8")
+
+
+def test_angles_by_sketches_are_those_of_the_updates() -> None:
+    """Against the cosine of whole updates, of directions with a known angle."""
+    stream = torch.Generator().manual_seed(0)
+    one, other = (torch.randn(100, 200, generator=stream) for _ in range(2))
+    zero = {"weight": torch.zeros(100, 200)}
+    for share in (-1.0, -0.3, 0.0, 0.5, 0.9, 1.0):
+        mixed = share * one + (1 - share**2) ** 0.5 * other
+        exact = float(torch.cosine_similarity(one.flatten(), mixed.flatten(), dim=0))
+        sketches = [sketch_of({"weight": each}, zero, ["weight"]) for each in (one, mixed)]
+        assert float(torch.cosine_similarity(sketches[0], sketches[1], dim=0)) == pytest.approx(exact, abs=0.1)

@@ -27,6 +27,7 @@ from ser_fl.federation.client import ClientTask, Executor, Scored
 from ser_fl.federation.fine_tuning import FirstRun
 from ser_fl.federation.hooks import Hooks, Opening, num_parameters
 from ser_fl.federation.own_objects import NOTHING, OwnObjects, qualified_name
+from ser_fl.federation.parties import shown_parties
 from ser_fl.federation.profile import RunProfile
 from ser_fl.federation.server import ClientResults, Server, new_server
 from ser_fl.files import write_bytes, write_json
@@ -286,6 +287,7 @@ class Federation:
             raise RoundFailed(f"round {number} has {count} updates{wanted}:\n{reasons}")
         with watch("aggregation"):
             server.algorithm.finish(number)
+            results.note_directions()
             if server.average is not None:
                 server.average.add(server.algorithm.models[GLOBAL])
         return results
@@ -351,6 +353,7 @@ class Federation:
             "shared": manifest.shared and asdict(manifest.shared) | {"words": "; ".join(in_words(manifest.shared))},
             "normalisation": scaling,
             "left_out": [asdict(left) for left in (*manifest.left_out, *server.left_out, *liars)],
+            "parties": shown_parties(run, self.executor.party_of, manifest, tested.by_holder),
             "skipped": [{"id": file.utterance_id, "reason": file.reason} for file in manifest.skipped],
             "num_clients": len(manifest.client_ids),
             "num_rounds": server.round,

@@ -3,9 +3,12 @@
 import math
 import statistics
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 
 import torch
+from torch import Tensor
 
+from ser_fl.randomness import generator
 from ser_fl.runs.records import State
 
 REMEMBERED = 64
@@ -17,6 +20,8 @@ MOST_TIMES, MOST_TIMES_OF_BATCHES, _MOST_TIMES_OF_STATISTICS = 6.0, 20.0, 60.0
 2.1 times it after whole epochs, and 7.6 times after single minibatches (`federation.local_batches`)."""
 _MOST_OF_MODEL, _MOST_OF_STATISTICS = 10.0, 1e6
 """In the first updates of a run: how many times the model's own norm."""
+
+_WIDTH = 1024
 
 Magnitude = tuple[float, float, int]
 """L2 norms of how far parameters went and of how far running statistics did, and utterances."""
@@ -31,6 +36,23 @@ def norm_of_change(state: State, received: State, layout: Mapping[str, tuple[int
         moved = torch.empty_strided(state[name].shape, strides, dtype=state[name].dtype)
         squares.append(moved.copy_(state[name] - received[name]).double().square().sum())
     return float(torch.stack(squares).sum().sqrt()) if squares else 0.0
+
+
+def sketch_of(state: State, received: State, names: Collection[str]) -> Tensor:
+    """A difference over these entries in `_WIDTH` numbers, so that angles between updates are known when none is kept:
+    each value is added to one of them with a sign, both drawn (Charikar et al., ICALP 2002). Cosines of sketches differ
+    from those of updates by 0.03 (one deviation, 1 / sqrt(1024)) at most.
+    """
+    sums = torch.zeros(2 * _WIDTH, dtype=torch.float64)
+    for name in names:
+        moved_N = (state[name] - received[name]).double().reshape(-1)
+        sums += torch.bincount(_places(name, moved_N.numel()), weights=moved_N, minlength=2 * _WIDTH)
+    return sums[:_WIDTH] - sums[_WIDTH:]
+
+
+@lru_cache(maxsize=1024)
+def _places(name: str, count: int) -> Tensor:
+    return torch.randint(2 * _WIDTH, (count,), generator=generator(0, "sketch", name))
 
 
 def find_excess(

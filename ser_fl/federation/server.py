@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import torch
@@ -23,6 +23,7 @@ from ser_fl.federation.screening import (
     Magnitude,
     find_excess,
     norm_of_change,
+    sketch_of,
     statistics_of,
 )
 from ser_fl.files import below, check_same_form, flattened
@@ -195,6 +196,8 @@ class ClientResults:
     failures: list[ClientFailure] = field(default_factory=list)
     nanoseconds: list[dict[str, int]] = field(default_factory=list)
     """By part, of every client whose update is averaged."""
+    sketches: list[Tensor] = field(default_factory=list)
+    """Of these updates, where all start from one model."""
 
     def take(self, client_id: str, outcome: Outcome) -> None:
         """Hand an update on to the server's algorithm, or note why there is none that can be averaged. How far it went
@@ -212,9 +215,22 @@ class ClientResults:
         size = sum(tensor.nbytes for tensor in outcome.state.values())
         figures = {name: getattr(outcome, name) for name in FIGURES}
         figures["update_norm"] = self.server.magnitudes[-1][0]
+        if math.isfinite(self.server.most_times):
+            received = self.server.algorithm.model_for(client_id)
+            self.sketches.append(sketch_of(outcome.state, received, self.server.parameters))
         self.records.append(
             ClientRecord(round=self.round, client_id=client_id, bytes_down=size, bytes_up=size, **figures)
         )
+
+    def note_directions(self) -> None:
+        """Once the round is finished: how far each client's update goes where the model went."""
+        if self.sketches:
+            went = sketch_of(self.server.algorithm.models[GLOBAL], self.reference, self.server.parameters)
+            cosines = torch.cosine_similarity(torch.stack(self.sketches), went[None])
+            self.records = [
+                replace(record, cosine=round(float(cosine), 3))
+                for record, cosine in zip(self.records, cosines, strict=True)
+            ]
 
     def _problem(self, client_id: str, update: ClientUpdate) -> Offence | None:
         most = self.num_examples.get(client_id, MOST_EXAMPLES)

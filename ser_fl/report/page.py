@@ -14,7 +14,7 @@ from ser_fl.report.checks import meaning
 from ser_fl.report.folds import fold_tables
 from ser_fl.report.four_way import four_way
 from ser_fl.report.headline import comparison_table, headline
-from ser_fl.report.people import confusion_tables, group_tables
+from ser_fl.report.people import confusion_tables, group_tables, standing_out
 from ser_fl.report.reader import RunRecords, read_matrices, read_run
 from ser_fl.report.replications import not_pooled, replication_table, spread_table
 from ser_fl.report.tables import attack_table, pair_table, summary_table, training_table, transfer_tables
@@ -116,7 +116,7 @@ def render_page(
 def _panel(run: RunRecords, pairs: "Sequence[Pair]", spectrogram: bytes | None) -> dict[str, Any]:
     """What is shown of one run alone."""
     return {
-        "groups": group_tables(run),
+        "groups": [*filter(None, [standing_out(run)]), *group_tables(run)],
         "confusions": confusion_tables(run),
         "pairs": pairs,
         "spectrograms": [b64encode(spectrogram).decode()] if spectrogram else [],

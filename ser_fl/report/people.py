@@ -13,6 +13,48 @@ from ser_fl.runs.records import CLEAN, NO_DEFENCE, AttackRecord
 Shares = Mapping[str, float | None]
 
 
+def standing_out(run: RunRecords) -> Table | None:
+    """Clients and nodes that sent what no honest one would, were left out, or differ from all others; None where nobody
+    did.
+    """
+    left_out = {left.names: left for left in run.summary.left_out}
+    rows = []
+    for party in run.summary.parties:
+        left = left_out.pop(party.names, None)
+        reasons = [*party.outlier, f"left out: {left.reason}" if left else ""]
+        if party.outlier or party.offences or left:
+            figures = (party.times_median, party.cosine, party.share)
+            rows.append(
+                (
+                    _who(party.names, left.node if left else None),
+                    "\n".join(filter(None, reasons)) or "offended",
+                    f"{party.offences}",
+                    *("" if figure is None else f"{figure:.2f}" for figure in figures),
+                    percent(party.uar),
+                )
+            )
+    rows += [(_who(one.names, one.node), f"left out: {one.reason}", "", "", "", "", "") for one in left_out.values()]
+    if not rows:
+        return None
+    return Table(
+        title="Who stood out",
+        header=("Who", "Why", "Offences", "Times the median", "Cosine", "Times its share", "Test UAR"),
+        rows=tuple(rows),
+        caption="An offence is a round in which something came that no honest client sends, such as an update that is "
+        "not finite; after several (federation.strikes) nothing is asked of its sender any more. The server measures "
+        "how long updates are (beside the median of a round), where they point (1: where the model went; below 0: "
+        "away from it), and how much the aggregation takes of them (beside what their utterances would get). To stand "
+        "out is no proof: rare speech does, too. Test figures are what a node says of its own utterances.",
+        num_labels=2,
+    )
+
+
+def _who(names: tuple[str, ...], node: str | None) -> str:
+    first = ", ".join(names[:5]) or "no name"
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{first}{more}" + (f" (node {node})" if node else "")
+
+
 def group_tables(run: RunRecords) -> list[Table]:
     """UAR by sex and speaker, and recall by emotion, without attack and in the worst case at the reference budgets, a
     column for each of these and each defence; a table is left out where nobody is known.

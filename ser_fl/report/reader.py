@@ -45,6 +45,30 @@ class CorpusScores:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PartyRecord:
+    """Under "parties" in ``summary.json``: a client, or a node of Flower with all who are there."""
+
+    names: tuple[str, ...]
+    num_examples: int
+    rounds: int
+    offences: int
+    times_median: float | None
+    cosine: float | None
+    share: float | None
+    uar: float | None
+    outlier: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOutRecord:
+    """Under "left_out" in ``summary.json``."""
+
+    names: tuple[str, ...]
+    node: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """What a report takes from ``summary.json``."""
 
@@ -60,6 +84,9 @@ class Summary:
     """That were done."""
     selected_round: int | None = None
     stopped: str | None = None
+    parties: tuple[PartyRecord, ...] = ()
+    """Empty in runs of earlier versions."""
+    left_out: tuple[LeftOutRecord, ...] = ()
     test: TestScores | None = None
     """None before the run has finished."""
     corpora: dict[str, CorpusScores] = field(default_factory=dict)
