@@ -36,7 +36,7 @@ class Party:
     times_median: float | None
     """Median over rounds of its update's norm, as a multiple of the median of all clients in that round."""
     cosine: float | None
-    """Median over rounds, of its update with the way of the model."""
+    """Median over rounds, of its update with the sum of the others'."""
     share: float | None
     """Mean over its rounds of what the aggregation took of it, as a multiple of its share by utterances."""
     uar: float | None
@@ -102,7 +102,7 @@ def _outlier(party: Party, usual_uar: float | None, count: int) -> Iterator[str]
     if party.times_median is not None and party.times_median > _TIMES:
         yield f"its updates are {party.times_median:.3g} times as long as the median of all"
     if party.cosine is not None and party.cosine < _AWAY:
-        yield f"its updates point away from where the model went (cosine {party.cosine:.2f})"
+        yield f"its updates point away from those of the others (cosine {party.cosine:.2f})"
     if party.share is not None and not _LITTLE < party.share < 1 / _LITTLE:
         yield f"the aggregation takes {party.share:.3g} times as much of it as its utterances would"
     if party.uar is not None and usual_uar is not None and abs(party.uar - usual_uar) > _FAR:

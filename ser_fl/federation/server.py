@@ -223,14 +223,12 @@ class ClientResults:
         )
 
     def note_directions(self) -> None:
-        """Once the round is finished: how far each client's update goes where the model went."""
-        if self.sketches:
-            went = sketch_of(self.server.algorithm.models[GLOBAL], self.reference, self.server.parameters)
-            cosines = torch.cosine_similarity(torch.stack(self.sketches), went[None])
-            self.records = [
-                replace(record, cosine=round(float(cosine), 3))
-                for record, cosine in zip(self.records, cosines, strict=True)
-            ]
+        """Once all are here: how far each client's update goes where those of the others go."""
+        if len(self.sketches) > 1:
+            own = torch.stack(self.sketches)
+            cosines = torch.cosine_similarity(own, own.sum(0) - own).tolist()
+            pairs = zip(self.records, cosines, strict=True)
+            self.records = [replace(record, cosine=round(cosine, 3)) for record, cosine in pairs]
 
     def _problem(self, client_id: str, update: ClientUpdate) -> Offence | None:
         most = self.num_examples.get(client_id, MOST_EXAMPLES)

@@ -42,9 +42,9 @@ def standing_out(run: RunRecords) -> Table | None:
         rows=tuple(rows),
         caption="An offence is a round in which something came that no honest client sends, such as an update that is "
         "not finite; after several (federation.strikes) nothing is asked of its sender any more. The server measures "
-        "how long updates are (beside the median of a round), where they point (1: where the model went; below 0: "
-        "away from it), and how much the aggregation takes of them (beside what their utterances would get). To stand "
-        "out is no proof: rare speech does, too. Test figures are what a node says of its own utterances.",
+        "how long updates are (beside the median of a round), where they point (1: where those of the others do; "
+        "below 0: away from them), and how much the aggregation takes of them (beside what their utterances would "
+        "get). To stand out is no proof: rare speech does, too. Test figures are what a node says of its own utterances.",
         num_labels=2,
     )
 
