@@ -532,7 +532,8 @@ def test_a_round_that_not_all_holders_scored_is_not_selected(home: Path, monkeyp
     run = train(settings(home, "incomplete", "federation.num_rounds=3"))
     assert run.read_json(run.summary)["selected_round"] == 3
     assert_same_state(load_file(run.weights), models[2])
-    assert column(run, "failures") == [[], [{"client_id": "f01", "error": "no reply", "stage": "validation"}], []]
+    told = {"client_id": "f01", "error": "no reply", "stage": "validation", "offence": False}
+    assert column(run, "failures") == [[], [told], []]
 
 
 def test_incomplete_test_figures_are_no_figures(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -618,7 +619,8 @@ def test_records_keep_the_contract(reference: tuple[Config, RunFolder]) -> None:
         (1, ["f01", "m01"], []),
         (2, ["f01", "m01"], []),
     ]
-    contract = {"round", "client_id", "num_examples", "train_loss", "seconds", "update_norm", "bytes_down", "bytes_up"}
+    figures = {"num_examples", "train_loss", "seconds", "update_norm", "cosine"}
+    contract = figures | {"round", "client_id", "bytes_down", "bytes_up"}
     assert all(contract == record.keys() for record in clients)
     assert [(e["round"], e["client_id"]) for e in clients] == [(1, "f01"), (1, "m01"), (2, "f01"), (2, "m01")]
     assert [record["num_examples"] for record in clients] == [10] * 4

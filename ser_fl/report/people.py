@@ -44,7 +44,7 @@ def standing_out(run: RunRecords) -> Table | None:
         "not finite; after several (federation.strikes) nothing is asked of its sender any more. The server measures "
         "how long updates are (beside the median of a round), where they point (1: where those of the others do; "
         "below 0: away from them), and how much the aggregation takes of them (beside what their utterances would "
-        "get). To stand out is no proof: rare speech does, too. Test figures are what a node says of its own utterances.",
+        "get). To stand out is no proof: rare speech does, too. Test figures are a node's own word.",
         num_labels=2,
     )
 
