@@ -15,14 +15,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from flwr.app import Message, RecordDict
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from flower_grid import InProcessGrid
 
 from ser_fl.config.compose import compose
 from ser_fl.errors import RoundFailed, UserError
@@ -32,6 +30,8 @@ from ser_fl.federation.flower.server_app import serve
 from ser_fl.federation.hooks import Hooks
 from ser_fl.runs.records import State
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+InProcessGrid = import_module("flower_grid").InProcessGrid
 NODES = ("f01,m04", "f02,m01", "f03,m02", "f04,m03", "f05,m05")
 LIAR = 1000 - len(NODES) + 1
 RULES = ("weighted_mean", "median", "trimmed_mean", "norm_bounding")
@@ -91,7 +91,11 @@ def said(change: Callable[[dict[str, Any]], None]) -> Lie:
 
 
 def of_each(key: str, **figures: Any) -> Lie:
-    return said(lambda content: [entry.update(figures) for entry in content[key].values()] and None)
+    def change(content: dict[str, Any]) -> None:
+        for entry in content[key].values():
+            entry.update(figures)
+
+    return said(change)
 
 
 def perfect(content: dict[str, Any]) -> None:

@@ -442,7 +442,7 @@ def test_a_client_that_always_kills_its_worker_is_a_failure_of_its_rounds(home: 
     (record,) = run.read_jsonl(run.rounds)
     killed = "killed by SIGKILL, perhaps for want of memory"
     reason = f"its worker process died twice: {killed}, then {killed}"
-    assert record["failures"] == [{"client_id": "client4", "error": reason, "stage": "training"}]
+    assert record["failures"] == [{"client_id": "client4", "error": reason, "stage": "training", "offence": False}]
     assert [entry["client_id"] for entry in run.read_jsonl(run.clients)] == list(COHORT[:4])
 
 

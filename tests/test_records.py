@@ -152,9 +152,10 @@ def test_appended_lines_are_the_contract(tmp_path: Path) -> None:
     assert set(strict(line)) >= ROUND_FIELDS
     assert strict(line)["cohort"] == ["a", "b"]
     assert strict(line)["train_loss"] is None
-    assert strict(line)["failures"] == [{"client_id": "b", "error": "ValueError: two\nlines", "stage": "training"}]
+    told = {"client_id": "b", "error": "ValueError: two\nlines", "stage": "training", "offence": False}
+    assert strict(line)["failures"] == [told]
     clients = [strict(line) for line in run.clients.read_text(encoding="utf-8").splitlines()]
-    assert [set(entry) for entry in clients] == [CLIENT_FIELDS] * 2
+    assert [set(entry) for entry in clients] == [CLIENT_FIELDS | {"cosine"}] * 2
     assert [entry["client_id"] for entry in clients] == ["Zoë", "b"]
 
 
