@@ -601,7 +601,7 @@ def test_training_leaves_global_state_alone(home: Path) -> None:
     torch_state, python_state, default_dtype = torch.get_rng_state(), random.getstate(), torch.get_default_dtype()
     numpy_state = repr(np.random.get_state())  # noqa: NPY002
     threads = torch.get_num_threads()
-    train(settings(home, "global state", "executor.threads=2", "objective.name=pgd", "federation.num_rounds=2"))
+    train(settings(home, "global state", "executor.threads=2", "objective.name=pgd", "federation.num_rounds=1"))
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert torch.get_num_threads() == threads
     assert random.getstate() == python_state
