@@ -1,6 +1,6 @@
 """One of several nodes lies or attacks: what it costs the others, under the mean and under rules that withstand it.
 
-    python scripts/hostile_node.py run RESULTS [--rounds 8] [--only NAME ...]
+    python scripts/hostile_node.py run RESULTS [--rounds 8] [--only NAME ...] [--rules NAME ...]
     python scripts/hostile_node.py table RESULTS
 
 Nodes are unmodified ClientApps in this process; the last one's answers are changed on the way, as a registered node of
@@ -230,11 +230,12 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--only", nargs="*", default=list(CASES))
+    parser.add_argument("--rules", nargs="*", default=list(RULES))
     given = parser.parse_args()
     if given.what == "run":
         given.results.mkdir(parents=True, exist_ok=True)
         for name in given.only:
-            for rule in RULES:
+            for rule in given.rules:
                 file = given.results / f"{name.replace(' ', '_').replace('^', '')}-{rule}.json"
                 if file.exists():
                     continue
