@@ -1,11 +1,11 @@
 """Kill the link of a federation, or cut a node off it, wait, and measure how soon the node takes part again by itself.
 
-python scripts/rejoin.py [--trials 40] [--part 0/1] [--seed 1] [--json FILE] [--work FOLDER]
+python scripts/rejoin.py [--trials 40] [--part 0/1] [--seed 1] [--json FILE] [--work FOLDER] [--table]
 
 A trial is a link killed with all its processes and started again after 10 to 180 s, or a TCP proxy between node and
 link that for as long ends every connection, lets nothing through, or leads to a server with another's certificates. A
 line of JSON a trial goes to the file, and trials that are in it are not made again. With `--part 1/3`, each third trial
-from the second on: parts run side by side, each with a link and a node of its own.
+from the second on: parts run side by side, each with a link and a node of its own. `--table` prints what is on record.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from random import Random
+from statistics import median
 from typing import Any, Literal
 
 from kills.federation import descendants
@@ -182,6 +183,23 @@ def trial(federation: Federation, number: int, seed: int) -> dict[str, Any]:
     }
 
 
+def table(recorded: Sequence[dict[str, Any]]) -> list[str]:
+    """Lines of Markdown, one a kind of trial."""
+    lines = [
+        "| what happened | trials | away for | back by itself | seconds until then: median, longest | restarts |",
+        "| :--- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for kind in dict.fromkeys(KINDS):
+        of_kind = [found for found in recorded if found["kind"] == kind]
+        took = sorted(found["accepted_s"] for found in of_kind if found["accepted_s"] is not None)
+        if took:
+            away = [found["cut_s"] for found in of_kind]
+            starts, seconds = sum(found["starts"] for found in of_kind), f"{median(took):.1f}, {took[-1]:.1f}"
+            cells = (kind, len(of_kind), f"{min(away):.0f} to {max(away):.0f} s", len(took), seconds, starts)
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return lines
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the trials that are not on record; 1 where a node did not come back."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -190,12 +208,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, metavar="FILE", default=Path("results", "rejoin", "trials.jsonl"))
     parser.add_argument("--work", type=Path, metavar="FOLDER", default=Path("runs", "rejoin"))
+    parser.add_argument("--table", action="store_true", help="print the table of the file, and make no trial")
     chosen = parser.parse_args(arguments)
     part, parts = map(int, chosen.part.split("/"))
     chosen.json.parent.mkdir(parents=True, exist_ok=True)
-    made = (
-        {json.loads(line)["trial"] for line in chosen.json.read_text().splitlines()} if chosen.json.exists() else set()
-    )
+    chosen.json.touch()
+    recorded = [json.loads(line) for line in chosen.json.read_text().splitlines()]
+    if chosen.table:
+        print("\n".join(table(recorded)))
+        return 0
+    made = {found["trial"] for found in recorded}
     missing = [number for number in range(part, chosen.trials, parts) if number not in made]
     federation, lost = Federation(chosen.work.absolute() / str(part)), 0
     with ExitStack() as ended:

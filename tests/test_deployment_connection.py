@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,10 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         make_keys(made.work / "keys", nodes=["f01"])
         made.start_link()
         try:
-            made.f01 = made.start("f01", *node_of(made, "f01", made.port))
-            made.m01 = made.start_node("--speakers", "m01")
+            with ThreadPoolExecutor() as at_once:
+                f01 = at_once.submit(made.start, "f01", *node_of(made, "f01", made.port))
+                made.m01 = made.start_node("--speakers", "m01")
+                made.f01 = f01.result()
             yield made
         finally:
             for process in (getattr(made, "f01", None), getattr(made, "m01", None), made.link):

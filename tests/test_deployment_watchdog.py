@@ -83,8 +83,9 @@ def test_a_supernode_that_a_link_has_only_just_come_back_to_gets_time(days: Days
     days.pass_s(10)
     days.link, days.hears = "away", False
     days.pass_s(300)
-    days.link = "right"
-    days.pass_s(10)
+    for link, seconds in (("right", 10), ("away", 10), ("right", 10)):
+        days.link = link
+        days.pass_s(seconds)
     days.hears = True
     days.pass_s(30)
     assert days.starts == []

@@ -18,7 +18,7 @@ from ser_fl.files import write_bytes
 _ACCEPTED = re.compile(r"SuperNode ID: (\d+)\n")
 _REFUSED = "[code: 2004]"
 """The key is unknown, or its node counts as online already."""
-_TRIES = 3
+_TRIES = 2
 _TRIES_AT_START, _REGISTRATION_S = 20, 5.0
 """For a link that came up after the node. It answers before all nodes are registered with it."""
 _STARTS, _LONGEST_PAUSE_S = 10, 60.0
@@ -77,7 +77,7 @@ class Node(Daemons):
     def wait_until_accepted(self, timeout_s: float | None = None) -> None:
         """What can be raised is as for `start`."""
         began = probed = time.monotonic()
-        tries_left = _TRIES_AT_START if self._link_came_later else _TRIES
+        tries_left = _TRIES_AT_START if self._link_came_later and not self._was_accepted else _TRIES
         while not (accepted := _ACCEPTED.search((supernode := self._daemons[0]).said)):
             if not supernode.runs:
                 tries_left -= 1
