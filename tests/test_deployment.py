@@ -26,7 +26,7 @@ import pytest
 
 from ser_fl.deployment.daemon import free_port
 from ser_fl.deployment.flower_environment import Outgoing, flower_environment
-from ser_fl.deployment.keys import KeyFolder, make_keys
+from ser_fl.deployment.keys import KeyFolder, make_keys, write_policy
 from ser_fl.deployment.link import Link
 from ser_fl.deployment.node import Node
 from ser_fl.errors import DaemonStopped, UserError
@@ -152,7 +152,8 @@ def app(tmp_path: Path) -> Path:
 
             @app.query()
             def query(message, context):
-                told = ConfigRecord(dict(context.node_config))
+                ours = ("policy", "state")
+                told = ConfigRecord({key: value for key, value in context.node_config.items() if key not in ours})
                 return Message(content=RecordDict({"settings": told}), reply_to=message)
             """,
     }
@@ -176,6 +177,11 @@ def settings_told(home: Path, app: Path, answers: Path) -> list[dict[str, str]]:
     return sorted(told, key=lambda settings: settings.get("speakers", ""))
 
 
+def run_any_app(keys: Path, name: str) -> None:
+    """Let a node run an app with code of its own, as the one of this file is."""
+    KeyFolder(keys).policy(name).write_text("app: any\n")
+
+
 def statuses(home: Path) -> list[str]:
     listed = run_flwr(home, "supernode", "list", "ser_fl", "--format", "json")
     return sorted(node["status"] for node in json.loads(listed)["nodes"])
@@ -185,6 +191,9 @@ def test_a_federation_is_started_used_killed_and_stopped(processes: Processes, a
     keys, port, answers = tmp_path / "keys", free_port(), tmp_path / "answers.json"
     make_keys(keys, nodes=["site0", "site1"])
     make_keys(tmp_path / "strange", nodes=["site2"])
+    for name in ("site0", "site1"):
+        run_any_app(keys, name)
+    write_policy(KeyFolder(keys), "site2")
     home = keys / "state" / "link" / "flwr"
     data = tmp_path / 'it\'s the "corpus" of x.toml'
     data.mkdir()
@@ -329,6 +338,7 @@ class Proxy:
 def test_nothing_leaves_the_machine_unless_asked(app: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys, port = tmp_path / "keys", free_port()
     make_keys(keys, nodes=["site0"])
+    run_any_app(keys, "site0")
     proxy = Proxy()
     for name, value in proxy.environment.items():
         monkeypatch.setenv(name, value)

@@ -138,7 +138,7 @@ def test_a_node_is_added_without_touching_what_is_there(folder: KeyFolder) -> No
     lines = make_keys(folder.root, nodes=["site2"])
     after = contents(folder.root)
     assert [line.partition(":")[0] for line in lines] == ["the link", "the machine of site2"]
-    assert set(after) - set(before) == {"nodes/site2", "nodes/site2.pub"}
+    assert set(after) - set(before) == {"nodes/site2", "nodes/site2.pub", "nodes/site2.policy.yaml"}
     assert all(after[name] == content for name, content in before.items() if name != "private/ca.key")
 
 
@@ -224,7 +224,11 @@ def test_the_command_says_it_in_lines_and_refuses_in_one(tmp_path: Path, capsys:
     keys = str(tmp_path / "keys")
     assert main(["federation", "keys", keys, "--host", "link.example.org", "--nodes", "site0,site1"]) == 0
     said = capsys.readouterr()
-    assert f"the machine of site1: {keys}/ca.crt, {keys}/nodes/site1" in said.out.splitlines() and not said.err
+    assert (
+        f"the machine of site1: {keys}/ca.crt, {keys}/nodes/site1.policy.yaml, {keys}/nodes/site1"
+        in said.out.splitlines()
+        and not said.err
+    )
     assert main(["federation", "keys", keys, "--nodes", "site1"]) == 2
     said = capsys.readouterr()
     assert said.err.count("\n") == 1 and "nodes/site1 is there already" in said.err and not said.out

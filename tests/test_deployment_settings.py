@@ -175,7 +175,8 @@ def test_flower_reads_the_settings_of_a_node_as_they_were_given(folder: Path, tm
     node.state.claim()
     read = parse_config_args([str(node._write_config())])
     node.state.release()
-    assert read == {"data-root": str(data), "speakers": f"A,{name}", "cache-dir": str(data / "c")}
+    own = {"policy": str(KeyFolder(folder).policy("site0")), "state": str(tmp_path / "state")}
+    assert read == {"data-root": str(data), "speakers": f"A,{name}", "cache-dir": str(data / "c"), **own}
 
 
 def test_paths_are_made_absolute_and_what_is_left_out_is_not_named(

@@ -24,7 +24,7 @@ from flwr.app import Message
 
 from ser_fl.config.compose import compose
 from ser_fl.deployment.daemon import free_port
-from ser_fl.deployment.keys import make_keys
+from ser_fl.deployment.keys import KeyFolder, make_keys
 from ser_fl.deployment.link import Link
 from ser_fl.deployment.node import Node, node_config
 from ser_fl.federation.flower.client_app import app
@@ -55,6 +55,9 @@ class Federation:
         self.home = home
         self.cache = home / "cache"
         make_keys(home / "keys", nodes=SPEAKERS)
+        for name in SPEAKERS:  # whose corpora are small, and who take part in runs of all kinds
+            policy = "least_utterances: 2\nleast_scored: 1\nmost_views: 99\nstatistics: once\n"
+            KeyFolder(home / "keys").policy(name).write_text(policy)
         make_keys(home / "others", nodes=["nobody"])
         self.link = Link(home / "keys", port=free_port())
         self.nodes: dict[str, Node] = {}

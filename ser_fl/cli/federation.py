@@ -9,6 +9,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from ser_fl.errors import UserError
+
 _SHARED = ("FLWR_HOME", "FLWR_TELEMETRY_ENABLED", "FLWR_DISABLE_UPDATE_CHECK")
 """Variables of the link's environment that whoever submits a run needs too."""
 
@@ -29,16 +31,23 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="by which nodes find the link; may be given again (localhost and 127.0.0.1 are always in)",
     )
     keys.add_argument("--nodes", type=_names, default=[], metavar="NAME,NAME", help="nodes to make keys for")
+    keys.add_argument("--policies", type=_names, default=[], metavar="NAME,NAME", help="nodes that lack a policy alone")
     keys.add_argument("--days", type=int, default=365, help="how long the link's certificate is valid (365)")
 
     link.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (127.0.0.1)")
     link.add_argument("--port", type=int, default=9092, help="(9092)")
     node.add_argument("name", metavar="NAME", help="of the node, as in `keys --nodes`")
-    node.add_argument("--link", required=True, metavar="HOST:PORT", help="where the link listens")
+    node.add_argument("--link", metavar="HOST:PORT", help="where the link listens")
     node.add_argument("--data", type=Path, metavar="ROOT", help="corpus folder (default: the built-in corpus)")
     node.add_argument("--speakers", type=_names, default=[], metavar="A,B", help="that the node hosts (default: all)")
     node.add_argument("--cache", type=Path, metavar="FOLDER", help="for prepared features")
     node.add_argument("--port", type=int, help="of its own parts on 127.0.0.1 (default: a free one)")
+    node.add_argument(
+        "--dry-run",
+        nargs="*",
+        metavar="SETTING",
+        help="print what the node would tell in an experiment with these settings, by its policy, and send nothing",
+    )
     for command in (link, node):
         command.add_argument(
             "--state", type=Path, metavar="FOLDER", help="logs and what outlives a restart (default: in DIR/state)"
@@ -61,10 +70,13 @@ def run(arguments: Namespace) -> None:
     from ser_fl.flower_home import CONNECTION
 
     if arguments.action == "keys":
-        from ser_fl.deployment.keys import make_keys
+        from ser_fl.deployment.keys import KeyFolder, make_keys, write_policy
 
-        for line in make_keys(arguments.folder, arguments.host, arguments.nodes, arguments.days):
-            say(line)
+        for name in arguments.policies:
+            say(write_policy(KeyFolder(arguments.folder), name))
+        if not arguments.policies or arguments.nodes or arguments.host:
+            for line in make_keys(arguments.folder, arguments.host, arguments.nodes, arguments.days):
+                say(line)
         return
     switches = ("telemetry", "update_check", "install_dependencies")
     outgoing = Outgoing(**{name: getattr(arguments, name) for name in switches})
@@ -83,6 +95,17 @@ def run(arguments: Namespace) -> None:
     from ser_fl.deployment.node import Node, node_config
 
     config = node_config(arguments.data, arguments.speakers, arguments.cache)
+    if arguments.dry_run is not None:
+        from ser_fl.deployment.keys import KeyFolder
+        from ser_fl.federation.flower.dry_run import what_is_shared
+
+        keys = KeyFolder(arguments.folder.absolute())
+        state = arguments.state or keys.root / "state" / arguments.name
+        for line in what_is_shared(keys.policy(arguments.name), state, config, arguments.dry_run):
+            say(line)
+        return
+    if arguments.link is None:
+        raise UserError("a node needs --link HOST:PORT, where the link listens (or --dry-run)")
     named = {"link": arguments.link, "port": arguments.port, "state_folder": arguments.state}
     node = Node(arguments.folder, arguments.name, config=config, outgoing=outgoing, **named)
     with _until_asked_to_stop():

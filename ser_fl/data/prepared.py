@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from itertools import chain
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from ser_fl.data.normalisation import Scale, SpeakerScales
 from ser_fl.data.partitioning import EVERYBODY, assign_clients, natural_clients
 from ser_fl.data.shortcuts import facts_of_table, shortcuts
 from ser_fl.data.splits import PARTS, Indices, Part, Split, facts_of, holders, split_corpus
-from ser_fl.data.utterance import Corpus, SkippedFile, plain
+from ser_fl.data.utterance import Corpus, SkippedFile, Utterance, plain
 from ser_fl.errors import UserError, unknown_name
 from ser_fl.runs.records import LeftOut
 
@@ -207,6 +208,10 @@ class Host:
     """Where features are kept; None as in `data.cache_dir`."""
     speakers: tuple[str, ...] = ()
     """Those whose data take part; empty: all in the folder."""
+    least_utterances: int = 1
+    """Training utterances of a client that takes part; with fewer it stays home."""
+    least_scored: int = 1
+    """Utterances that a speaker is validated, or tested, with."""
 
     def config_of(self, settings: Mapping[str, Any]) -> Config:
         """The experiment as a server describes it, on this node's own files. A wrong setting, or a corpus that needs a
@@ -244,4 +249,17 @@ def open_partition(config: Config, host: Host, classes: Sequence[str]) -> Partit
     store = with_copies(store, corpus, split.train, config)
     if config.normalisation.name == "speaker":
         store, split = enrolled(store, split, config.enrolment, seed=config.split.seed)
+    clients = {name: held for name, held in clients.items() if len(held) >= host.least_utterances}
+    trained = set(chain(*clients.values()))
+    split = Split(
+        train=tuple(row for row in split.train if row in trained),
+        validation=_of_enough(store.utterances, split.validation, host.least_scored),
+        test=_of_enough(store.utterances, split.test, host.least_scored),
+    )
     return Partition(store=store, split=split, clients=clients)
+
+
+def _of_enough(utterances: Sequence[Utterance], part: Indices, least: int) -> Indices:
+    """A part without the speakers who have fewer utterances in it."""
+    held = holders(utterances, part)
+    return tuple(row for row in part if len(held[utterances[row].speaker]) >= least)

@@ -6,6 +6,7 @@
     DIR/link/credential      lets one start and list runs: stays on the link's machine, for whoever may
     DIR/nodes/NAME           private key of a node: to that node's machine, nowhere else
     DIR/nodes/NAME.pub       its public key: to the link's machine, which knows a node by it
+    DIR/nodes/NAME.policy.yaml  what a server may ask of it: to that node's machine, for its owner to change
 
 A machine has those that it was given. Private files have mode 0600, in folders of mode 0700. A key that is there is
 never written over.
@@ -16,6 +17,7 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
+from ser_fl.config.policy import DEFAULT
 from ser_fl.deployment.flower_environment import require_flower
 from ser_fl.errors import UserError
 from ser_fl.files import write_bytes
@@ -43,14 +45,17 @@ class KeyFolder:
     def public(self, name: str) -> Path:
         return self.nodes / f"{name}.pub"
 
+    def policy(self, name: str) -> Path:
+        return self.nodes / f"{name}.policy.yaml"
+
     @property
     def public_keys(self) -> dict[str, Path]:
         return {file.stem: file for file in sorted(self.nodes.glob("*.pub"))}
 
 
 def make_keys(root: Path, hosts: Sequence[str] = (), nodes: Sequence[str] = (), days: int = 365) -> list[str]:
-    """Make what a federation lacks: a root certificate, a server certificate for `hosts`, a key pair a node. A line for
-    each machine says which files go there, into a folder of the same layout.
+    """Make what a federation lacks: a root certificate, a server certificate for `hosts`, a key pair and a policy a
+    node. A line for each machine says which files go there, into a folder of the same layout.
 
     Called again it adds nodes, and puts further hosts beside those of the server certificate, which keeps its key. The
     root certificate is valid for ten years at least, the server's for `days`. Where the link's key lies without a
@@ -70,11 +75,11 @@ def make_keys(root: Path, hosts: Sequence[str] = (), nodes: Sequence[str] = (), 
     if not 1 <= days <= _MOST_DAYS:
         raise UserError(f"--days must be between 1 and {_MOST_DAYS}, got {days}")
     for name in nodes:
-        if not _NAME.fullmatch(name) or name.endswith(".pub"):
+        if not _NAME.fullmatch(name) or name.endswith((".pub", ".policy.yaml")):
             raise UserError(f"a node's name is made of letters, digits, '_', '-' and '.', at most 64, got {name!r}")
         if nodes.count(name) > 1:
             raise UserError(f"--nodes names {name} twice")
-        for key in (folder.node(name), folder.public(name)):
+        for key in (folder.node(name), folder.public(name), folder.policy(name)):
             if key.exists():
                 raise UserError(
                     f"{key} is there already and is never written over: remove it first, or leave {name} out"
@@ -103,10 +108,25 @@ def make_keys(root: Path, hosts: Sequence[str] = (), nodes: Sequence[str] = (), 
         lines.append(f"whoever may start runs, on the machine of the link: {folder.ca}, {folder.credential}")
     for name in nodes:
         make_node_key(folder.node(name), folder.public(name))
-        lines.append(f"the machine of {name}: {folder.ca}, {folder.node(name)}")
+        write_policy(folder, name)
+        lines.append(f"the machine of {name}: {folder.ca}, {folder.policy(name)}, {folder.node(name)}")
     if new_ca:
         lines.append(f"no other machine: {folder.ca_key} (it makes certificates of the link)")
     return lines
+
+
+def write_policy(folder: KeyFolder, name: str) -> str:
+    """Write a node's policy with safe defaults, and say so; a `UserError` where there is one, which is never written
+    over.
+    """
+    file = folder.policy(name)
+    if not _NAME.fullmatch(name):
+        raise UserError(f"a node's name is made of letters, digits, '_', '-' and '.', at most 64, got {name!r}")
+    try:
+        write_bytes(file, DEFAULT.encode(), private=True)
+    except FileExistsError:
+        raise UserError(f"{file} is there already and is never written over: edit it, or remove it first") from None
+    return f"the machine of {name}: {file}"
 
 
 def require_private(key: Path, *, made_by: str) -> None:

@@ -7,6 +7,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ser_fl.config.policy import read_policy
 from ser_fl.deployment.daemon import LOOK_S, Daemons, free_port, require_free
 from ser_fl.deployment.flower_environment import answers, require_flower, split_address
 from ser_fl.deployment.flwr_patience import ANSWERED
@@ -31,7 +32,7 @@ _PROBE_S = 5.0
 class Node(Daemons):
     """A SuperNode that names its corpus folder and speakers to its client, and to nobody else. It calls the link, never
     the other way round, also while that is away. Its own port is for its own parts on 127.0.0.1, in the clear there.
-    Its private key is nodes/`name` in the folder of keys.
+    Its private key is nodes/`name` in the folder of keys, and its policy is beside it.
     """
 
     kind = "node"
@@ -70,6 +71,11 @@ class Node(Daemons):
         split_address(self.link)
         require_private(self.keys.node(self.name), made_by=f"`ser-fl federation keys DIR --nodes {self.name}` makes it")
         require_valid(self.keys.ca)
+        if read_policy(self.keys.policy(self.name)).app == "installed" and self.outgoing.install_dependencies:
+            raise UserError(
+                f"--install-dependencies installs what an app names, and {self.keys.policy(self.name)} allows no code "
+                "but what is installed (app: installed)"
+            )
         self.state.claim()
         with self._stopped_if_it_fails():
             self._restart_daemons()
@@ -161,7 +167,8 @@ class Node(Daemons):
         import tomli_w
 
         file = self.state.root / "node.toml"
-        write_bytes(file, tomli_w.dumps(dict(self.config)).encode())
+        own = {"policy": str(self.keys.policy(self.name)), "state": str(self.state.root)}
+        write_bytes(file, tomli_w.dumps({**self.config, **own}).encode())
         return file
 
     def _may_rejoin(self) -> bool:

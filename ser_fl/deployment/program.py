@@ -13,6 +13,7 @@ import threading
 import time
 from importlib import import_module
 
+from ser_fl.deployment.flwr_foreign_apps import refuse_foreign_apps
 from ser_fl.deployment.flwr_gate import close_gate
 from ser_fl.deployment.flwr_overdue_replies import send_overdue_replies
 from ser_fl.deployment.flwr_patience import keep_calling
@@ -20,7 +21,7 @@ from ser_fl.deployment.flwr_warm_tasks import start_tasks_warm
 
 _PROGRAMS = {
     "superlink": ("flwr.superlink.cli.flower_superlink", (close_gate,)),
-    "supernode": ("flwr.supernode.cli.flower_supernode", (send_overdue_replies, keep_calling)),
+    "supernode": ("flwr.supernode.cli.flower_supernode", (send_overdue_replies, keep_calling, refuse_foreign_apps)),
     "superexec": ("flwr.supercore.cli.flower_superexec", (start_tasks_warm,)),
 }
 """Where each is, in a function that is called as the module, and what it lacks."""

@@ -3,8 +3,10 @@
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,8 +19,10 @@ from ser_fl.data.frontend import FeatureStatistics, Standardisation
 from ser_fl.data.prepared import Host, Partition, Prepared, open_node_corpus, open_partition
 from ser_fl.data.splits import facts_of
 from ser_fl.devices import exact_arithmetic, threads_limited_to
+from ser_fl.errors import UserError, shown
 from ser_fl.federation.algorithm import GLOBAL
 from ser_fl.federation.client import Clients, ClientTask, attempt
+from ser_fl.federation.flower.guard import Guard
 from ser_fl.federation.flower.serialisation import asked_in, put, put_json, take, take_json
 from ser_fl.federation.flower.submission import configured
 from ser_fl.runs.records import FIGURES, State
@@ -80,6 +84,8 @@ def train(config: Config, host: Host, content: Mapping[str, Any], records: Recor
     """The local epochs of the clients that are here."""
     clients = _clients(config, host, content, records)
     figures, tensors = dict[str, dict[str, Any]](), dict[str, State]()
+    if strangers := set(content["clients"]) - clients.data.clients.keys():
+        raise UserError(f"no such client has enrolled here: {shown(min(strangers))}")
     for client_id in content["clients"]:
         kept = f"optimiser/{client_id}"
         task = ClientTask(
@@ -119,19 +125,32 @@ def make_client_app(host_of: Callable[[Context], Host]) -> ClientApp:
 
     def answering(answer: Callable[[Config, Host, Mapping[str, Any], RecordDict], Answer]) -> Respond:
         def respond(message: Message, context: Context) -> Message:
-            host, records = Host(), RecordDict()
+            host, guard, content, why = Host(), None, dict[str, Any](), None
             try:
                 host = host_of(context)
+                if guard := Guard.of(context.node_config):
+                    host = guard.bounded(host)
+                    guard.receive(message)
                 content = take_json(message.content)
-                with threads_limited_to(content["config"]["executor"]["threads"]), exact_arithmetic():
-                    said, tensors = answer(host.config_of(content["config"]), host, content, message.content)
-                for name, state in tensors.items():
-                    put(records, name, state)
+                config = host.config_of(content["config"])
+                if guard:
+                    guard.admit(message.metadata.message_type, config, content, message.content)
+                limited = guard.memory_limited() if guard else nullcontext()
+                with threads_limited_to(config.executor.threads), exact_arithmetic(), limited:
+                    said, tensors = answer(config, host, content, message.content)
+                if guard and answer is enrol:
+                    tensors = guard.keep(config, said, tensors)
+                records = _records({**said, "asked": asked_in(message.content)}, tensors)
             except Exception as error:
                 _LOG.exception("this host could not answer")
-                reason = " ".join(f"{type(error).__name__}: {error}".split())
-                records, said = RecordDict(), {"error": _public(reason, host)}
-            put_json(records, {**said, **({} if "error" in said else {"asked": asked_in(message.content)})})
+                why, reason = error, " ".join(f"{type(error).__name__}: {error}".split())
+                records = _records({"error": _public(reason, host)})
+            if guard:
+                try:
+                    guard.log(message, content, records, why)
+                except OSError as error:  # what is not logged is not answered
+                    _LOG.exception("the audit log cannot be written")
+                    records = _records({"error": f"its audit log cannot be written: {error.strerror}"})
             return Message(records, reply_to=message)
 
         return respond
@@ -142,6 +161,14 @@ def make_client_app(host_of: Callable[[Context], Host]) -> ClientApp:
     app.train()(answering(train))
     app.evaluate()(answering(score))
     return app
+
+
+def _records(said: Mapping[str, Any], tensors: Mapping[str, State] = MappingProxyType({})) -> RecordDict:
+    records = RecordDict()
+    for name, state in tensors.items():
+        put(records, name, state)
+    put_json(records, said)
+    return records
 
 
 def _public(text: str, host: Host) -> str:
@@ -168,6 +195,11 @@ def host_of_node(context: Context) -> Host:
     if "partition-id" in given and "data-root" not in given:
         config = configured(context.run_config)
         return simulated_host(config, all_speakers(config), context)
+    return named_host(given)
+
+
+def named_host(given: Mapping[str, str]) -> Host:
+    """By the configuration of a node."""
     names = (name.strip() for name in given.get("speakers", "").split(","))
     return Host(given.get("data-root"), given.get("cache-dir"), tuple(name for name in names if name))
 
