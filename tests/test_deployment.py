@@ -352,6 +352,19 @@ def test_nothing_leaves_the_machine_unless_asked(app: Path, tmp_path: Path, monk
     proxy.listener.close()
 
 
+def test_an_app_with_code_of_its_own_is_refused_over_tls(app: Path, tmp_path: Path) -> None:
+    """By the policy that `keys` writes: the run's server gets an error, and the code has not even been stored."""
+    keys, port = tmp_path / "keys", free_port()
+    make_keys(keys, nodes=["site0"])
+    with Link(keys, port=port) as link, Node(keys, "site0", link=link.address) as node:
+        run = ("run", str(app), "ser_fl", "--stream", "-c", f'nodes=1 answers="{tmp_path / "answers"}"')
+        run_flwr(link.state.home, *run)
+        assert json.loads((tmp_path / "answers").read_text()) == []
+        (line,) = (json.loads(line) for line in (node.state.root / "audit.jsonl").read_text().splitlines())
+        assert line["type"] == "app" and line["allowed"] is False and "'asking/client.py'" in line["why"]
+        assert not list(node.state.home.rglob("*.py"))
+
+
 def test_a_node_that_flower_cannot_start_tells_the_end_of_its_log(tmp_path: Path) -> None:
     keys = KeyFolder(tmp_path / "keys")
     make_keys(keys.root, nodes=["site0"])

@@ -6,8 +6,12 @@ A hook whose first test fails has become superfluous: it goes, with its file.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import io
+import json
 import os
 import signal
+import zipfile
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,9 +20,14 @@ import httpx
 import pytest
 import uvicorn
 from flwr.app import Error, Message, RecordDict
+from flwr.cli.build import build_fab_from_disk
+from flwr.common.constant import ErrorCode
 from flwr.supercore import heartbeat
 from flwr.supercore.constant import ExecutorType, TaskType
+from flwr.supercore.fab import Fab
+from flwr.supercore.inflatable.inflatable_object import get_object_tree
 from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.run import Run
 from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
 from flwr.supercore.superexec.executor.types import ExecutionSpec
 from flwr.supercore.task_identity import TaskIdentity
@@ -28,6 +37,7 @@ from flwr.supernode import start_client_internal as supernode
 from flwr.supernode.nodestate import NodeStateFactory
 
 from ser_fl.deployment import flwr_gate, flwr_warm_tasks, program
+from ser_fl.deployment.flwr_foreign_apps import refuse_foreign_apps, why_refused
 from ser_fl.deployment.flwr_overdue_replies import send_overdue_replies
 from ser_fl.deployment.flwr_patience import ANSWERED, keep_calling
 
@@ -197,6 +207,112 @@ def test_a_supernode_ends_with_its_connection(patient: Any, monkeypatch: pytest.
     monkeypatch.setattr("os.kill", lambda *arguments: sent.append(arguments))
     patient.start_client_internal(server_address="link:1")
     assert sent == [(os.getpid(), signal.SIGTERM)]
+
+
+_PROJECT = """
+[project]
+name = "any"
+version = "1.0.0"
+description = "Any."
+license = "Apache-2.0"
+dependencies = []
+[tool.flwr.app]
+publisher = "somebody"
+[tool.flwr.app.components]
+serverapp = "x:app"
+clientapp = "{client}"
+"""
+_OURS = "ser_fl.federation.flower.client_app:app"
+
+
+def bundle(folder: Path, client: str = _OURS, **files: str) -> Fab:
+    folder.mkdir(exist_ok=True)
+    for name, text in {"pyproject.toml": _PROJECT.format(client=client), **files}.items():
+        (folder / name).write_text(text)
+    content = build_fab_from_disk(folder)
+    return Fab(hashlib.sha256(content).hexdigest(), content, {}, None)
+
+
+def take_app(node: Node, fab: Fab, node_config: dict[str, Any]) -> int | None:
+    """A SuperNode is sent a message of a run with this app."""
+    message = Message(RecordDict(), dst_node_id=1, message_type="query")
+    message.metadata.__dict__["_message_id"] = message.object_id
+    run = Run.create_empty(RUN)
+    run.fab_hash = fab.hash_str
+    return supernode._pull_and_store_message(
+        state=node.state,
+        object_store=node.store,
+        node_config=node_config,
+        receive=lambda: (message, get_object_tree(message)),
+        get_run=lambda _: run,
+        get_fab=lambda *_: fab,
+        pull_object=lambda _, name: message.deflate() if name == message.object_id else RecordDict().deflate(),
+        confirm_message_received=lambda *_: None,
+        trusted_entities=None,
+    )
+
+
+def node_with(folder: Path, policy: str) -> dict[str, str]:
+    file = folder / "site0.policy.yaml"
+    file.write_text(policy)
+    file.chmod(0o600)
+    return {"policy": str(file), "state": str(folder / "state")}
+
+
+def test_flower_runs_an_app_with_code_of_its_own(tmp_path: Path) -> None:
+    """Why there is `refuse_foreign_apps`."""
+    node = Node()
+    take_app(node, bundle(tmp_path / "app", client="client:app", **{"client.py": "app = 1"}), {})
+    assert node.state.get_run(RUN) is not None
+
+
+@pytest.mark.parametrize("policy", ["schema: 1", "app: any"])
+def test_a_node_refuses_an_app_with_code_unless_its_policy_takes_any(
+    tmp_path: Path, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supernode, "_pull_and_store_message", supernode._pull_and_store_message)
+    refuse_foreign_apps()
+    node, node_config = Node(), node_with(tmp_path, policy)
+    foreign = bundle(tmp_path / "app", client="client:app", **{"client.py": "app = 1"})
+    assert take_app(node, foreign, node_config) == RUN
+    if policy == "app: any":
+        assert node.state.get_run(RUN) is not None
+        return
+    assert node.state.get_run(RUN) is None
+    (reply,) = node.state.get_messages_legacy(is_reply=True)
+    assert reply.error.code == ErrorCode.INVALID_FAB and "this app brings 'client.py'" in reply.error.reason
+    line = json.loads((tmp_path / "state" / "audit.jsonl").read_text())
+    assert (line["type"], line["allowed"], line["run"]) == ("app", False, str(RUN))
+    take_app(node, bundle(tmp_path / "ours", **{"run.toml": 'config = "x"'}), node_config)
+    assert node.state.get_run(RUN) is not None
+
+
+@pytest.mark.parametrize(
+    ("client", "files", "said"),
+    [
+        (_OURS, {}, None),
+        (_OURS, {"run.toml": "a = 1"}, None),
+        (_OURS, {"torch.py": "evil = 1"}, "brings 'torch.py'"),
+        (_OURS, {"notes.md": "x"}, "brings 'notes.md'"),
+        ("os:system", {}, "this app runs {'clientapp': 'os:system'}"),
+        ("ser_fl.federation.flower.server_app:app", {}, "this app runs"),
+    ],
+)
+def test_only_our_app_without_code_may_run(
+    tmp_path: Path, client: str, files: dict[str, str], said: str | None
+) -> None:
+    refused = why_refused(bundle(tmp_path / "app", client, **files).content, node_with(tmp_path, "schema: 1"))
+    assert refused is None if said is None else said in str(refused)
+
+
+def test_what_is_no_app_or_no_policy_is_refused(tmp_path: Path) -> None:
+    good = bundle(tmp_path / "app").content
+    assert "cannot be read" in str(why_refused(good[:-40], node_with(tmp_path, "schema: 1")))
+    assert "cannot be read" in str(why_refused(good, node_with(tmp_path, "app: [")))
+    twice = io.BytesIO(good)
+    with zipfile.ZipFile(twice, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("pyproject.toml", _PROJECT.format(client="os:system"))
+    assert "brings 'pyproject.toml'" in str(why_refused(twice.getvalue(), node_with(tmp_path, "schema: 1")))
 
 
 @pytest.mark.parametrize("path", ["/v1/control/register-node", "/v1/control/start-run", "/v1/runtime/acquire-task"])

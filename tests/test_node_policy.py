@@ -3,6 +3,7 @@
 The node is the ClientApp as it is deployed, called in this process; a server that does as it likes asks it.
 """
 
+import importlib
 import json
 import re
 import time
@@ -382,3 +383,26 @@ def test_a_dry_run_tells_what_would_be_told_and_sends_nothing(
     KeyFolder(keys).policy("site0").write_text("models: [vgg15]\n")
     assert main([*line, *BASE]) == 2
     assert "models: 'crnn'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def leak(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
+    return importlib.import_module("leak")
+
+
+@pytest.mark.parametrize("num_frames", [3, pytest.param(60, marks=pytest.mark.slow)])
+def test_a_curious_server_gets_no_recording_back_by_enrolment(leak: Any, num_frames: int) -> None:
+    """The same attacker gets every frame of a node without a policy, and none of one with that of `keys`. A policy that
+    has the minimum alone leaves sets that differ in one utterance, which is why sums are told once.
+    """
+    assert num_frames <= leak.NUM_FRAMES
+    ways = ((leak.ONE, None), (leak.MANY, leak.exchanged()))
+    for split, other in ways:
+        free = leak.measure(None, split, other, num_frames)
+        assert free["frames_recovered"] == num_frames and free["largest_error"] < 1e-6 and free["refused"] == 0
+        kept = leak.measure(DEFAULT, split, other, num_frames)
+        assert kept["frames_recovered"] == 0
+    assert kept["refused"] == 2 * num_frames - 1, "one view of many is told of"
+    many = leak.measure(DEFAULT.replace("most_views: 1", "most_views: 99"), *ways[1], num_frames)
+    assert many["frames_recovered"] == 0 and many["refused"] == 2 * num_frames - 1

@@ -34,6 +34,7 @@ THOROUGH = {
     "updates": 1000,
     "answers of nodes": 3300,
     "questions to nodes": 200,
+    "questions to a node with a policy": 2500,
 }
 """Cases of each kind in `make test-slow`."""
 assert sum(THOROUGH.values()) >= 7500

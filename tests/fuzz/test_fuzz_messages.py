@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -317,10 +318,43 @@ def test_questions_to_nodes(explore: Callable[..., None], num_cases: int) -> Non
         if "error" in content:
             check_line(content["error"])
 
-    cases = st.one_of(
+    explore(mangled_questions(), ask)
+
+
+def mangled_questions() -> st.SearchStrategy[tuple[str, RecordDict]]:
+    return st.one_of(
         st.tuples(st.just("query.speakers"), mangled(question())),
         st.tuples(st.just("train"), mangled(question(round=1, learning_rate=0.1, clients=["f01"]))),
         st.tuples(st.just("evaluate"), mangled(question(part="test", attacked=False))),
         st.tuples(st.just("query.confidences"), mangled(question(part="test", temperature=1.5))),
     )
-    explore(cases, ask)
+
+
+@cases_of("questions to a node with a policy", quick=100)
+def test_questions_to_a_node_with_a_policy(explore: Callable[..., None], num_cases: int, tmp_path: Path) -> None:
+    """Each is a line of the audit log, answered or not, and what was never enrolled is neither trained nor scored."""
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+    policy, log = tmp_path / "site.policy.yaml", tmp_path / "state" / "audit.jsonl"
+    policy.write_text("most_answers_per_hour: 1000000\nmost_audit_mb: 1\n")
+    policy.chmod(0o600)
+    node_config = {"speakers": "f01", "policy": str(policy), "state": str(log.parent)}
+
+    def ask(case: tuple[str, RecordDict]) -> None:
+        kind, records = case
+        message = Message(records, NODE, kind)
+        message.metadata.__dict__["_message_id"] = "1"
+        said = app(message, Context(1, NODE, dict(node_config), RecordDict(), {})).content
+        content = json.loads(str(said["message"]["json"]))
+        line = json.loads(log.read_text().splitlines()[-1])
+        assert line["type"] == kind and line["bytes_in"] >= 0
+        assert ("error" in content) == (line["why"] is not None) and line["allowed"] in (True, False)
+        if kind != "query.speakers":
+            assert list(said) == ["message"] and "error" in content, "it has not enrolled"
+            check_line(content["error"])
+
+    explore(mangled_questions(), ask)
+    assert {path.name for path in log.parent.iterdir()} <= {"policy.json", ".policy.lock", ".audit.lock", *AUDIT_FILES}
+    assert sum(path.stat().st_size for path in log.parent.glob("audit*")) < 6e6
+
+
+AUDIT_FILES = ("audit.jsonl", *(f"audit.jsonl.{number}" for number in range(1, 5)))
