@@ -230,7 +230,7 @@ def bundle(folder: Path, client: str = _OURS, **files: str) -> Fab:
     for name, text in {"pyproject.toml": _PROJECT.format(client=client), **files}.items():
         (folder / name).write_text(text)
     content = build_fab_from_disk(folder)
-    return Fab(hashlib.sha256(content).hexdigest(), content, {}, None)
+    return Fab(hashlib.sha256(content).hexdigest(), content, {})
 
 
 def take_app(node: Node, fab: Fab, node_config: dict[str, Any]) -> int | None:

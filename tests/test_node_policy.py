@@ -400,7 +400,7 @@ def test_a_curious_server_gets_no_recording_back_by_enrolment(leak: Any, num_fra
     ways = ((leak.ONE, None), (leak.MANY, leak.exchanged()))
     for split, other in ways:
         free = leak.measure(None, split, other, num_frames)
-        assert free["frames_recovered"] == num_frames and free["largest_error"] < 1e-6 and free["refused"] == 0
+        assert free["frames_recovered"] == num_frames and free["largest_error"] < 1e-5 and free["refused"] == 0
         kept = leak.measure(DEFAULT, split, other, num_frames)
         assert kept["frames_recovered"] == 0
     assert kept["refused"] == 2 * num_frames - 1, "one view of many is told of"
