@@ -237,6 +237,7 @@ def take_app(node: Node, fab: Fab, node_config: dict[str, Any]) -> int | None:
     """A SuperNode is sent a message of a run with this app."""
     message = Message(RecordDict(), dst_node_id=1, message_type="query")
     message.metadata.__dict__["_message_id"] = message.object_id
+    node.state.set_node_id(1)
     run = Run.create_empty(RUN)
     run.fab_hash = fab.hash_str
     return supernode._pull_and_store_message(
