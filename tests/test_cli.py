@@ -10,6 +10,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import torch
 import yaml
 
 import ser_fl
+import ser_fl.cli.main
 from ser_fl.attacks.attack import AttackSettings
 from ser_fl.attacks.threat_model import Box
 from ser_fl.cli.main import main
@@ -637,3 +639,13 @@ def test_hydra_says_what_it_knows_without_a_run(
     assert "complete" in capsys.readouterr().out
     assert told(capsys, "train", "--cfg", "job", "model=crn").startswith("ser-fl: unknown model 'crn'")
     assert list(elsewhere.iterdir()) == []
+
+
+def test_a_warning_of_ours_is_a_line_and_that_of_others_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    monkeypatch.setattr(sys, "argv", ["ser-fl", "predict"])
+    monkeypatch.setattr(ser_fl.cli.main, "main", lambda asked: 0)
+    assert ser_fl.cli.main.program() == 0
+    ours, theirs = str(Path(ser_fl.__file__).parent / "data" / "audio.py"), "/lib/other.py"
+    assert warnings.formatwarning("clipped", UserWarning, ours, 3) == "ser-fl: clipped\n"
+    assert warnings.formatwarning("clipped", UserWarning, theirs, 3).startswith(f"{theirs}:3: UserWarning: clipped")

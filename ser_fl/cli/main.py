@@ -3,9 +3,11 @@
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib import import_module
+from pathlib import Path
 
 from ser_fl import __version__
 from ser_fl.cli.examples import epilog
@@ -46,6 +48,7 @@ def program() -> int:
     except FileNotFoundError:
         print("ser-fl: the working directory is gone: change to one that is there", file=sys.stderr)
         return 2
+    warnings.formatwarning = _in_a_line
     with unbreakable_streams() as output:
         code = main(asked)
     if output.lost is None:
@@ -104,6 +107,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"ser-fl: interrupted{way_on}", file=sys.stderr)
         return 130
     return 0
+
+
+_with_place = warnings.formatwarning
+
+
+def _in_a_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """What a warning of ours says; of others where it comes from too."""
+    ours = Path(__file__).parents[1] in Path(filename).parents
+    return f"ser-fl: {message}\n" if ours else _with_place(message, category, filename, lineno, line)
 
 
 def _hushed() -> AbstractContextManager[None]:

@@ -68,7 +68,7 @@ class Request:
                     names, backend = list(filter(fits, suite.attacks)), one.backend or suite.backend or self.backend
                     if left := ", ".join(name for name in suite.attacks if name not in names):
                         told = f"the suite {one.name} is run without what does not fit here: {left}"
-                        warnings.warn(told, stacklevel=3)
+                        warnings.warn(told, stacklevel=1)  # once, whoever asked
                 restarts = self.restarts if one.restarts is None else one.restarts
                 for name in names:
                     settable = registry.entry_of(name.removesuffix(UNLABELLED)).settable
