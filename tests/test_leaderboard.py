@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -261,6 +262,7 @@ def test_every_attack_must_be_there_with_its_effort_its_budget_and_its_knowledge
         stage.required([*grey, replace(aware, eot_samples=1)], 1.0, "d", 100)
     ten = [replace(one, num_examples=min(10, one.num_examples)) for one in (*grey, aware)]
     assert stage.required(ten, 1.0, "d", 10) == ten, "all of a smaller test part"
+    assert "subsets.adaptive=8" in stage.settings("d") and "subsets.adaptive=12" in stage.settings("d", 12)
     poisoned = attacked("pgd_with_enrolment")
     assert stage.records([attacked(), poisoned], 1.0, "none") == [attacked()]
 
@@ -309,6 +311,10 @@ def test_the_test_part_is_known_by_its_sound_and_its_speakers(run: Path, monkeyp
     assert examination._training_speakers(config, corpus) == heard, "those that select a round were heard too"
     monkeypatch.setattr(examination, "_training_speakers", lambda config, corpus: {one.speaker})
     with pytest.raises(UserError, match="not both"):
+        examination.examine(run)
+    two = compose(["data=[nemo,ravdess]", "data.roots.nemo=A", "data.roots.ravdess=B", "split=speaker_independent"])
+    monkeypatch.setattr(examination, "load_run", lambda folder, root: SimpleNamespace(config=two))
+    with pytest.raises(UserError, match="of one corpus, got nemo, ravdess"):
         examination.examine(run)
 
 

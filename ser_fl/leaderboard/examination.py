@@ -80,6 +80,7 @@ def settings_of(config: Config) -> tuple[str, ...]:
         for group in ("data", "split"):
             defaults, own = asdict(getattr(plain, group)), asdict(getattr(config, group))
             given += [f"{group}.{name}={_written(value)}" for name, value in own.items() if value != defaults[name]]
+        given += [] if config.selection.needs_validation else ["selection=last"]
         if config.enrolment != plain.enrolment:
             given += ["normalisation=speaker", f"enrolment={config.enrolment}"]
         if plain.split.name == config.split.name:
