@@ -101,6 +101,7 @@ class Round:
     robust_uar: float | None = None
     seconds: float | None = None
     failures: tuple[Any, ...] = ()
+    shares: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

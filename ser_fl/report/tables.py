@@ -2,6 +2,7 @@
 Shares are in per cent, UAR first; a dash stands for what was not measured.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -142,6 +143,11 @@ def training_table(runs: Sequence[RunRecords]) -> Table:
     def measured(run: RunRecords, key: str) -> list[float]:
         return [value for entry in run.rounds if (value := getattr(entry, key)) is not None]
 
+    def dropped(run: RunRecords) -> str:
+        clients = Counter(name for entry in run.rounds for name, share in entry.shares.items() if not share)
+        whose = f", most of them of {clients.most_common(1)[0][0]}" if clients else ""
+        return count(clients.total()) + whose
+
     facts: Columns = {
         "Rounds": lambda run: count(run.rounds[-1].round if run.rounds else 0),
         "Selected round": lambda run: count(run.summary.selected_round),
@@ -151,9 +157,11 @@ def training_table(runs: Sequence[RunRecords]) -> Table:
         "Last training loss": lambda run: number(next(reversed(measured(run, "train_loss")), None), ".3f"),
         "Minutes": lambda run: number(sum(measured(run, "seconds")) / 60, ".1f"),
         "Clients left out": lambda run: count(sum(len(entry.failures) for entry in run.rounds)),
+        "Updates dropped": dropped,
         "Stopped": lambda run: str(run.summary.stopped or MISSING),
     }
-    caption = "UAR in per cent, on the validation part. Clients left out: over all rounds."
+    caption = "UAR in per cent, on the validation part. Clients left out: over all rounds. Updates dropped: those that "
+    caption += "the aggregation gave no share in the model of their round."
     return _by_run("Training", facts, runs, caption)
 
 
