@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
 
     from ser_fl.config.schema import Config
+    from ser_fl.federation.adversaries import Adversary
     from ser_fl.federation.aggregation import Aggregation
     from ser_fl.federation.algorithm import Algorithm
     from ser_fl.federation.hooks import Hooks, OnRound
@@ -106,6 +107,7 @@ def train(
     objective: Objective | type[Objective] | None = None,
     aggregation: Aggregation | type[Aggregation] | None = None,
     algorithm: Algorithm | type[Algorithm] | None = None,
+    adversary: Adversary | type[Adversary] | None = None,
     callbacks: Sequence[pl.Callback] = (),
     on_round: OnRound | None = None,
     hooks: Hooks | None = None,
@@ -119,6 +121,8 @@ def train(
         objective: what clients minimise, an `Objective` of `ser_fl.training.objectives`.
         aggregation: how updates become one state, an `Aggregation` of `ser_fl.federation.aggregation`.
         algorithm: what the server does, an `Algorithm` of `ser_fl.federation.algorithm`.
+        adversary: what hostile clients do, an `Adversary` of `ser_fl.federation.adversaries`; who they are, and when,
+            `adversaries=own` says.
         callbacks: Lightning callbacks that see every batch of every client (``trainer.datamodule`` says whose). With
             ``executor=processes`` each worker has a copy of its own.
         on_round: told of every committed round. In a notebook, where nobody else is told, a bar below the cell is.
@@ -139,14 +143,16 @@ def train(
     from ser_fl.federation.client import Clients, Executor
     from ser_fl.federation.fine_tuning import FirstRun
     from ser_fl.federation.hooks import Hooks
+    from ser_fl.federation.hostile import enrolled_by_all, with_adversaries
     from ser_fl.federation.own_objects import check_network, settled_objects
     from ser_fl.federation.processes import ProcessExecutor, count_workers
     from ser_fl.federation.rounds import Federation, cohort_size
     from ser_fl.training.precision import resolve_precision
     from ser_fl.training.trainer import check_callbacks
 
-    objects = {"network": network, "objective": objective, "aggregation": aggregation, "algorithm": algorithm}
-    given = {name: value for name, value in {**objects, "callbacks": callbacks or None}.items() if value is not None}
+    servers = {"aggregation": aggregation, "algorithm": algorithm}
+    clients_own = {"network": network, "objective": objective, "adversary": adversary, "callbacks": callbacks or None}
+    given = {name: value for name, value in {**servers, **clients_own}.items() if value is not None}
     own, config = settled_objects(as_begun(config), given)
     if on_round is None and hooks is None and in_notebook():
         progress, total = NotebookProgress(), config.federation.num_rounds
@@ -169,7 +175,7 @@ def train(
         ExitStack() as stack,
     ):
         first = FirstRun.of(config, own.network) if config.init_from and checkpoint is None else None
-        prepared = prepare(config, hooks.on_features)
+        prepared = enrolled_by_all(prepare(config, hooks.on_features), config, own)
         if first is not None:
             first.warn_of(prepared, config)
         heard = Heard.of(prepared.store, prepared.split, config.frontend)
@@ -193,7 +199,7 @@ def train(
             config=config,
             run=run,
             client_manifest=client_manifest,
-            executor=executor,
+            executor=with_adversaries(executor, config, client_manifest, run, lambda: clients, own),
             own=own,
             hooks=hooks,
             first=first,

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, cast
 
 from pydantic import ValidationError
 
+from ser_fl.config.adversaries import AdversariesConfig
 from ser_fl.config.data import (
     AugmentationConfig,
     ClientsConfig,
@@ -87,6 +88,8 @@ class Config:
     clips, unlabelled, drawn by `split.seed` and not scored; all of them, scored nevertheless (transductive); or none,
     the mean of training speakers (`normalisation.share_mean`)."""
 
+    adversaries: AdversariesConfig = AdversariesConfig(name="none")
+
     @property
     def title(self) -> str:
         """What the run is called."""
@@ -123,6 +126,11 @@ class Config:
                 "overflows: take bf16-mixed or 32-true"
             )
         is_elsewhere = executor.name == "flower" and executor.superlink is not None
+        if is_elsewhere and self.adversaries.name != "none":
+            raise ValueError(
+                f"adversaries={self.adversaries.name} goes with clients on this machine, got executor.superlink: nodes "
+                "that are deployed refuse hostile clients"
+            )
         if (lacking := self.data.lacks_folder) and not is_elsewhere:
             raise ValueError(lacking)
         if len(self.data.corpora) > 1 and (executor.name == "flower" or self.clients.num_clients is not None):
@@ -281,6 +289,7 @@ def instantiated_objects(config: Config) -> dict[str, Any]:
     """
     named: dict[str, object] = {"network": config.model, "objective": config.objective}
     named |= {"algorithm": config.federation.algorithm, "aggregation": config.federation.aggregation}
+    named["adversary"] = config.adversaries.attack
     own = {name: value for name, value in named.items() if isinstance(value, ObjectConfig)}
     made = {name: value.instantiate(_partial_=name == "network") for name, value in own.items()}
     if network := made.get("network"):  # whoever knows the number of classes builds it

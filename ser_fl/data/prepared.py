@@ -212,6 +212,8 @@ class Host:
     """Training utterances of a client that takes part; with fewer it stays home."""
     least_scored: int = 1
     """Utterances that a speaker is validated, or tested, with."""
+    simulated: bool = False
+    """Whether it stands for a node in a simulation on one machine: no other takes part with hostile clients."""
 
     def config_of(self, settings: Mapping[str, Any]) -> Config:
         """The experiment as a server describes it, on this node's own files. A wrong setting, or a corpus that needs a
@@ -220,7 +222,10 @@ class Host:
         data = {**settings["data"], "root": self.root, "cache_dir": self.cache_dir}
         if data["name"] != "builtin" and self.root is None:
             raise UserError(f"the experiment is on {data['name']}, and this host names no folder of it: give --data")
-        return parse({**settings, "data": data})
+        config = parse({**settings, "data": data})
+        if config.adversaries.name != "none" and not self.simulated:
+            raise UserError(f"this host refuses hostile clients, got adversaries={config.adversaries.name}")
+        return config
 
 
 def open_node_corpus(config: Config, host: Host) -> Corpus:

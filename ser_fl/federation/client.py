@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,8 @@ from ser_fl.data.features import load_examples
 from ser_fl.data.prepared import Prepared
 from ser_fl.data.splits import Part, holders
 from ser_fl.devices import devices_of, seeded_streams
-from ser_fl.federation.own_objects import NOTHING, OwnObjects
+from ser_fl.federation.adversaries import LocalRound
+from ser_fl.federation.own_objects import NOTHING, OwnObjects, adversary_of
 from ser_fl.federation.profile import open_stopwatch
 from ser_fl.federation.recordings import recordings_of
 from ser_fl.metrics import Floats, confusion_matrix, recording_products
@@ -50,6 +52,8 @@ class ClientTask:
     state: State
     learning_rate: float
     optimiser_state: State = field(default_factory=dict)
+    hostile: bool = False
+    """Whether the client does in this round what `adversaries` says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,10 @@ class Executor:
         """
         raise NotImplementedError
 
+    def findings(self, selected: Mapping[str, State], last: Mapping[str, State], round_number: int) -> dict[str, Any]:
+        """What it has to add to a summary, of the selected models, of the last ones, and the number of their round."""
+        return {}
+
 
 class Clients(Executor):
     """The reference: everybody's data are on this machine, and clients train one after the other in this process. On
@@ -109,6 +117,7 @@ class Clients(Executor):
     ) -> None:
         self.config, self.data, self.own = config, data, own
         self.objective = own.objective or OBJECTIVES[config.stock_objective.name](config.stock_objective)
+        self.adversary = adversary_of(config, own)
         self.device = device or devices_of(config.executor.accelerator)[0]
         self.stopwatch = open_stopwatch(config, rest="client") if config.profile else None
         sides = (data.standardisation.lower_F1, data.standardisation.upper_F1)
@@ -136,6 +145,16 @@ class Clients(Executor):
             if own := data.store.own_classes.get(data.store.utterances[held[0]].corpus):
                 trained, num_classes = OwnClasses(network, own), len(own)
                 examples = replace(examples, labels_N=torch.searchsorted(torch.tensor(own), examples.labels_N))
+            objective = self.objective
+            if task.hostile:
+                hostile = LocalRound(
+                    examples=examples,
+                    ids=tuple(data.store.utterances[row].utterance_id for row in held),
+                    classes=tuple(data.store.classes[label] for label in own or range(num_classes)),
+                    recordings=lambda: self.recordings,
+                    stream=generator(self.config.seed, "adversaries", task.client_id),
+                )
+                examples, objective = self.adversary.examples(hostile), self.adversary.objective(objective)
             weights_C = None
             if self.config.class_balance == "loss":
                 weights_C = balanced_weights(examples.labels_N, num_classes).to(self.device)
@@ -152,7 +171,7 @@ class Clients(Executor):
                 class_weights_C=weights_C,
                 recordings=self._held_recordings(task),
             )
-            plan = self.objective.start_round(given)
+            plan = objective.start_round(given)
         classifier = ClientClassifier(
             self.config,
             num_classes,
@@ -237,7 +256,7 @@ class Clients(Executor):
         held = holders(data.store.utterances, getattr(data.split, part))
         perturb: Perturb | None = self.selection_attack if attacked else None
         summed = {holder: np.zeros((num_classes, num_classes)) for holder in held}
-        for owner, network in self._loaded(models):
+        for owner, network in self.loaded(models):
             scored = {owner: held[owner]} if owner in held else held
             predicted = predictions_of(network, data.store, data.standardisation, scored.values(), perturb)
             said = iter(predicted)
@@ -258,7 +277,7 @@ class Clients(Executor):
         held = holders(data.store.utterances, getattr(data.split, part))
         nothing = confidence_sums(np.empty((0, len(data.store.classes))), (), temperature)
         summed = {holder: nothing.copy() for holder in held}
-        for owner, network in self._loaded(models):
+        for owner, network in self.loaded(models):
             asked = {owner: held[owner]} if owner in held else held
             for holder, sums in confidences_of(network, data.store, data.standardisation, asked, temperature).items():
                 summed[holder] += sums
@@ -269,7 +288,7 @@ class Clients(Executor):
             tuple(ClientFailure(client_id=holder, error=reason, stage="validation") for holder in lost),
         )
 
-    def _loaded(self, models: Mapping[str, State]) -> Iterator[tuple[str, nn.Module]]:
+    def loaded(self, models: Mapping[str, State]) -> Iterator[tuple[str, nn.Module]]:
         """The models one after the other, in one network on the device."""
         network = self._new_network()
         for owner, state in models.items():

@@ -12,6 +12,7 @@ from torch import nn
 
 from ser_fl.config.schema import Config, instantiated_objects
 from ser_fl.errors import UserError, one_line
+from ser_fl.federation.adversaries import ADVERSARIES, Adversary
 from ser_fl.federation.aggregation import Aggregation
 from ser_fl.federation.algorithm import Algorithm
 from ser_fl.models.networks import NetworkSource, build_network
@@ -29,11 +30,17 @@ class OwnObjects:
     objective: Objective | None = None
     aggregation: Aggregation | None = None
     algorithm: Algorithm | None = None
+    adversary: Adversary | None = None
     callbacks: tuple[pl.Callback, ...] = ()
     """Beside the configured training, of which they change nothing that they do not reach into."""
 
 
 NOTHING = OwnObjects()
+
+
+def adversary_of(config: Config, own: OwnObjects) -> Adversary:
+    """What hostile clients do: the caller's own, or what is configured."""
+    return own.adversary or ADVERSARIES[config.adversaries.name](config.adversaries)
 
 
 def qualified_name(value: object) -> str:
@@ -52,7 +59,8 @@ def settled_objects(config: Config, given: Mapping[str, Any]) -> tuple[OwnObject
         UserError: an object is of another kind, the configuration names others, or they do not go with it.
     """
     made = {**instantiated_objects(config), **given}
-    for name, kind in {"objective": Objective, "aggregation": Aggregation, "algorithm": Algorithm}.items():
+    kinds = {"objective": Objective, "aggregation": Aggregation, "algorithm": Algorithm, "adversary": Adversary}
+    for name, kind in kinds.items():
         one = made.get(name)
         made[name] = one = one() if isinstance(one, type) else one
         if one is not None and not isinstance(one, kind):
@@ -60,7 +68,12 @@ def settled_objects(config: Config, given: Mapping[str, Any]) -> tuple[OwnObject
     if (network := made.get("network")) is not None and not callable(network):
         raise UserError(f"network must be a module, or make one for a number of classes, got {network!r}")
     callbacks = tuple(made.pop("callbacks", ()))
-    ordered = ("network", "objective", "aggregation", "algorithm")
+    if (made["adversary"] is None) == (config.adversaries.name == "own"):
+        raise UserError(
+            "an adversary of your own goes with adversaries=own, and that with one: adversaries.attack._target_="
+            f"PACKAGE.CLASS, or ser_fl.train(adversary=...); got adversaries={config.adversaries.name}"
+        )
+    ordered = ("network", "objective", "aggregation", "algorithm", "adversary")
     names = {name: qualified_name(made[name]) for name in ordered if made.get(name) is not None}
     for name, wanted in config.objects.items():
         if names.get(name) != wanted:
@@ -70,7 +83,7 @@ def settled_objects(config: Config, given: Mapping[str, Any]) -> tuple[OwnObject
         if name in names and config.federation.name == "local_only":
             raise UserError(f"federation=local_only averages nothing, got {name}={names[name]}")
     for name in names if executor.name == "flower" else ():
-        if name in ("network", "objective") or executor.superlink is not None:
+        if name in ("network", "objective", "adversary") or executor.superlink is not None:
             raise UserError(
                 f"executor=flower sends no code to other hosts, got {name}={names[name]}: use executor=serial or "
                 "executor=processes"

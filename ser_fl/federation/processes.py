@@ -159,7 +159,8 @@ def pack(clients: Clients) -> bytes:
     """Clients, and how this process does its arithmetic, for worker processes; features stay in their file."""
     own = clients.own
     callbacks = [("callback", callback) for callback in own.callbacks]
-    for what, thing in (*callbacks, ("network", own.network), ("objective", own.objective)):
+    sendable = (("network", own.network), ("objective", own.objective), ("adversary", own.adversary))
+    for what, thing in (*callbacks, *sendable):
         try:
             pickle.dumps(thing)
         except Exception as error:

@@ -131,7 +131,8 @@ class Federation:
                 if profile is not None and (record := profile.record()) is not None:
                     write_json(run.profile, {"schema": PROFILE_SCHEMA, **asdict(record)})
                     self.hooks.on_profile(record)
-            summary = self.test(server, stopped)
+            found = self.executor.findings(server.best, server.algorithm.models, server.round)
+            summary = self.test(server, stopped) | found
             write_json(run.summary, summary)
             tracker.log_summary(summary)
         finally:

@@ -82,6 +82,8 @@ class RunFolder:
     figures = _Below("figures")
     adversarial = _Below("adversarial")
     """Folder of clean and adversarial WAV pairs, where asked for."""
+    adversaries = _Below("adversaries.json")
+    """Who was hostile, and what they did, of a run with `adversaries`."""
     spectrograms = _Below("adversarial/example.json")
     """One clean and adversarial log-mel pair, for the report."""
 

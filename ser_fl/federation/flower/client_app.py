@@ -94,6 +94,7 @@ def train(config: Config, host: Host, content: Mapping[str, Any], records: Recor
             state=take(records, "model"),
             learning_rate=content["learning_rate"],
             optimiser_state=take(records, kept) if kept in records else {},
+            hostile=client_id in content.get("hostile", ()),
         )
         outcome = attempt(clients.update, task)
         if isinstance(outcome, str):
@@ -184,7 +185,7 @@ def all_speakers(config: Config) -> list[str]:
 def simulated_host(config: Config, speakers: Sequence[str], context: Context) -> Host:
     """The k-th of n simulated nodes, which holds every n-th speaker from the k-th on; all read the one corpus."""
     number, count = (int(str(context.node_config[name])) for name in ("partition-id", "num-partitions"))
-    return Host(config.data.root, config.data.cache_dir, tuple(speakers[number::count]))
+    return Host(config.data.root, config.data.cache_dir, tuple(speakers[number::count]), simulated=True)
 
 
 def host_of_node(context: Context) -> Host:

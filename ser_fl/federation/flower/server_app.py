@@ -15,12 +15,13 @@ from flwr.serverapp import Grid, ServerApp
 
 from ser_fl.calibration import confidence_sums
 from ser_fl.config.schema import Config
+from ser_fl.data.prepared import prepare
 from ser_fl.data.splits import Part
 from ser_fl.devices import exact_arithmetic, threads_limited_to
 from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.algorithm import GLOBAL
 from ser_fl.federation.checkpoint import as_begun, open_run
-from ser_fl.federation.client import ClientTask, Executor, Scored
+from ser_fl.federation.client import Clients, ClientTask, Executor, Scored
 from ser_fl.federation.fine_tuning import FirstRun
 from ser_fl.federation.flower.enrolment import enrol
 from ser_fl.federation.flower.nodes import Answer, Nodes, T
@@ -36,6 +37,7 @@ from ser_fl.federation.flower.serialisation import (
 )
 from ser_fl.federation.flower.submission import configured, error_line
 from ser_fl.federation.hooks import Hooks
+from ser_fl.federation.hostile import with_adversaries
 from ser_fl.federation.own_objects import NOTHING, OwnObjects
 from ser_fl.federation.rounds import Federation
 from ser_fl.metrics import Floats
@@ -80,9 +82,9 @@ class FlowerExecutor(Executor):
         shared = self._shared(first.state)
 
         def question(clients: Sequence[str]) -> RecordDict:
-            records = self.nodes.question(
-                "train", first.round, round=first.round, learning_rate=first.learning_rate, clients=clients
-            )
+            hostile = [client_id for client_id in clients if due[client_id].hostile]
+            asked = {"round": first.round, "learning_rate": first.learning_rate, "clients": clients}
+            records = self.nodes.question("train", first.round, **asked, **({"hostile": hostile} if hostile else {}))
             records.update(shared)
             for client_id in clients:
                 if due[client_id].optimiser_state:
@@ -222,7 +224,9 @@ def serve(
         first = FirstRun.of(config, own.network) if config.init_from and checkpoint is None else None
         nodes = Nodes(grid, config, given_up or Event())
         known = checkpoint.committed.digests if checkpoint else {}
-        manifest, sites = enrol(nodes, executor.num_nodes or 1, executor.wait_s, known), FlowerExecutor(nodes)
+        manifest = enrol(nodes, executor.num_nodes or 1, executor.wait_s, known)
+        # hostile clients are simulated: their recordings, and those that are tested, are on this machine
+        sites = with_adversaries(FlowerExecutor(nodes), config, manifest, run, lambda: Clients(config, prepare(config)))
         Federation(
             config=config, run=run, client_manifest=manifest, executor=sites, own=own, hooks=hooks, first=first
         ).conduct(checkpoint)
