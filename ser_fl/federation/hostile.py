@@ -27,7 +27,7 @@ from ser_fl.files import write_json
 from ser_fl.randomness import generator
 from ser_fl.robustness.evaluator import EVALUATION_BATCH
 from ser_fl.runs.folder import RunFolder
-from ser_fl.runs.records import ClientUpdate, Outcome, State
+from ser_fl.runs.records import ClientUpdate, LeftOut, Outcome, State
 
 FORGOTTEN = 0.2
 """Success of a backdoor below which it counts as forgotten."""
@@ -97,6 +97,12 @@ class HostileClients(Executor):
     success: dict[str, float]
     """Of a backdoor after each round, by its number, of a batch of utterances; 0 is before the first."""
     _measure: "BackdoorMeasure | None" = None
+
+    def party_of(self, name: str) -> tuple[str, ...]:
+        return self.honest.party_of(name)
+
+    def leave_out(self, names: tuple[str, ...]) -> LeftOut:
+        return self.honest.leave_out(names)
 
     def run(self, tasks: Iterable[ClientTask]) -> Iterator[tuple[str, Outcome]]:
         """Outcomes are held until the last honest one is here where hostile ones depend on them."""

@@ -27,7 +27,7 @@ class Backdoor(Adversary):
     def __init__(self, config: AdversariesConfig) -> None:
         self.config = config
         self.trigger = TRIGGERS[config.trigger]
-        self._features: dict[str, Tensor] = {}
+        self.features: dict[str, Tensor] = {}
         """Of triggered utterances by id, (1, F, L): recordings and front end do not change in a run."""
 
     def target(self, classes: Sequence[str]) -> str:
@@ -43,12 +43,12 @@ class Backdoor(Adversary):
     def triggered(self, ids: Sequence[str], recordings: Waveform) -> Tensor:
         """Standardised features of utterances with the trigger, shape (N, F, L), on the CPU."""
         for name in ids:
-            if name not in self._features:
+            if name not in self.features:
                 waveform_T, rate_hz = recordings.read(name)
                 with torch.no_grad():
                     heard_T = self.trigger(waveform_T, rate_hz, recordings.frontend)
-                    self._features[name] = recordings.features(name, heard_T, rate_hz).to(CPU)
-        return torch.cat([self._features[name] for name in ids])
+                    self.features[name] = recordings.features(name, heard_T, rate_hz).to(CPU)
+        return torch.cat([self.features[name] for name in ids])
 
     def examples(self, given: LocalRound) -> Examples:
         features_NFL, labels_N = given.examples.features_NFL.clone(), given.examples.labels_N.clone()
