@@ -1,15 +1,19 @@
 """Aggregations that withstand hostile clients: worked numbers, Flower's strategies, identities, and what is refused."""
 
 import gc
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 
+import ser_fl
 from ser_fl.config.aggregation import AggregationConfig
 from ser_fl.config.compose import compose
 from ser_fl.config.schema import dump, parse
@@ -135,6 +139,38 @@ def test_a_cohort_that_is_too_small_is_told_what_would_do() -> None:
     )
     with pytest.raises(ValueError, match=r"hostile_share must be at least 0 and below 0\.5, got 0\.5"):
         Krum(0.5)
+
+
+class Poisoned(pl.Callback):
+    """Of some clients, what they trained is a million times as large."""
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.datamodule.client_id in ("f01", "f04", "m03"):
+            with torch.no_grad():
+                for parameter in pl_module.parameters():
+                    parameter.mul_(1e6)
+
+
+def test_who_was_refused_or_left_out_is_no_longer_reckoned_with(tmp_path: Path) -> None:
+    """Three of nine clients are hostile, as many as the median was told; the six others need no majority of nine."""
+    made = rule("median", hostile_share=0.3)
+    assert made.refusal("abcdef") is None
+    made.known_hostile = 3
+    assert isinstance(made, Robust) and [made.hostile(count) for count in (6, 7, 8)] == [0, 0, 1]
+    rounds = [
+        "federation.aggregation=median",
+        "federation.aggregation.hostile_share=0.4",
+        "federation.strikes=2",
+        "federation.num_rounds=4",
+        "data.num_speakers=9",
+        "data.utterances_per_emotion=2",
+        "tracking=none",
+        f"run_dir={tmp_path / 'run'}",
+    ]
+    ser_fl.train(ser_fl.compose(["experiment=debug", *rounds]), callbacks=[Poisoned()])
+    records = [json.loads(line) for line in (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()]
+    assert [len(record["shares"]) for record in records] == [6] * 4
+    assert [len(record["cohort"]) for record in records] == [9, 9, 6, 6]
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,15 @@ class Algorithm:
             self._gathered.start(self.models[GLOBAL], self._round)
         self._gathered.add(update)
 
+    def refusal(self, client_ids: Sequence[str], known_hostile: int) -> str | None:
+        """Why the updates of these clients, which were added, cannot be aggregated, or None. So many others are known
+        to be hostile.
+        """
+        if self._gathered is None:
+            return None
+        self._gathered.known_hostile = known_hostile
+        return self._gathered.refusal(client_ids)
+
     def finish(self, round_number: int) -> None:
         """The round's model, from what was added, once at least. A `UserError` says that it has other entries than
         before, or of other shapes or types.

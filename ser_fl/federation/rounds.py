@@ -281,7 +281,9 @@ class Federation:
                     results.take(client_id, outcome)
                 del outcome  # else it would be kept while the next client trains
         count, minimum = len(results.records), self.config.federation.min_clients
-        refusal = server.algorithm.aggregation.refusal([record.client_id for record in results.records])
+        refusal = server.algorithm.refusal(
+            [record.client_id for record in results.records], self.known_hostile(server, cohort, results.failures)
+        )
         if count < minimum or refusal is not None:
             reasons = "\n".join(f"client {failure.client_id}: {failure.error}" for failure in results.failures)
             wanted = f", needs {minimum}" if count < minimum else f"; {refusal}"
@@ -292,6 +294,15 @@ class Federation:
             if server.average is not None:
                 server.average.add(server.algorithm.models[GLOBAL])
         return results
+
+    def known_hostile(self, server: Server, cohort: Sequence[str], failures: Sequence[ClientFailure]) -> int:
+        """Those whose updates were refused in this round, and of those who were left out before as many as would have
+        been in the cohort.
+        """
+        all_clients = self.client_manifest.client_ids
+        left_out = len({name for left in server.left_out for name in left.names}.intersection(all_clients))
+        share = left_out / (len(all_clients) - left_out)
+        return sum(failure.offence for failure in failures) + int(share * len(cohort) + 1e-9)
 
     def calibrate(self, models: Mapping[str, State]) -> dict[str, Any]:
         """One temperature for the selected models, by the validation utterances of all clients together, and how far

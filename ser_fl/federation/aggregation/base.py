@@ -17,6 +17,8 @@ class Aggregation(ABC):
     """From 1."""
     always: str | None = None
     """A client that is in every cohort, as its first."""
+    known_hostile: int = 0
+    """Clients that are missing since what they sent was refused: so many fewer of those here may be hostile."""
     _shares: Mapping[str, float] = {}
 
     def start(self, received: State, round_number: int) -> None:

@@ -25,8 +25,8 @@ _VARIANCE = "running_var"
 
 
 class Robust(Aggregation):
-    """A rule against hostile clients, f = `hostile_share` * n of n, rounded up. It needs n >= `per_hostile` * f +
-    `beside`.
+    """A rule against hostile clients, f = `hostile_share` * n of n, rounded up, less those that are known and out
+    already. It needs n >= `per_hostile` * f + `beside`.
     """
 
     name: str
@@ -41,7 +41,8 @@ class Robust(Aggregation):
 
     def hostile(self, num_clients: int) -> int:
         """f, of so many clients."""
-        return math.ceil(self.hostile_share * num_clients - 1e-9)
+        of_all = math.ceil(self.hostile_share * (num_clients + self.known_hostile) - 1e-9)
+        return max(0, of_all - self.known_hostile)
 
     def needs(self, num_clients: int) -> int:
         """Clients that it takes to withstand f of so many."""
