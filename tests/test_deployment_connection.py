@@ -36,6 +36,9 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
         made = Federation(tmp_path_factory.mktemp("connection") / "work")
         make_keys(made.work / "keys", nodes=["f01"])
+        for name in ("site0", "f01"):  # whose corpora are small
+            policy = "least_utterances: 2\nleast_scored: 1\nmost_views: 99\nstatistics: once\n"
+            KeyFolder(made.work / "keys").policy(name).write_text(policy)
         made.start_link()
         try:
             with ThreadPoolExecutor() as at_once:

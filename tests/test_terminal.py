@@ -64,7 +64,7 @@ def test_quiet_prints_the_result_alone_and_the_log_has_all(
 def test_the_log_says_how_a_training_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(tmp_path, "optimiser=sgd", "optimiser.learning_rate=1e30") == 1
     last = (tmp_path / "run" / "log.txt").read_text().splitlines()[-1]
-    assert "not finite" in last
+    assert "too large" in last
 
 
 def test_warnings_go_to_the_log_and_on_to_the_screen(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -16,9 +16,10 @@ REMEMBERED = 64
 _FEWEST = 3
 """Below that, an update is held against the model alone."""
 MOST_TIMES, MOST_TIMES_OF_BATCHES, _MOST_TIMES_OF_STATISTICS = 6.0, 20.0, 60.0
-"""How many times the median an honest update may be. Of 443,346 updates in some 1,240 runs of ours, most of them
-small ones of tests, the largest was 2.1 times it after whole epochs, and 7.6 times in the 42 runs with few minibatches
-a round (`federation.local_batches`)."""
+"""How many times the median an honest update may be, the largest median so far: clients that the model does not fit, or
+that a rule drops, go on with long updates while those of others shrink. Of 443,346 updates in some 1,240 runs of ours,
+most of them small ones of tests, the largest was 2.1 times the last median after whole epochs, and 7.6 times in the 42
+runs with few minibatches (`federation.local_batches`)."""
 _MOST_OF_MODEL, _MOST_OF_STATISTICS = 10.0, 1e6
 """In the first updates of a run: how many times the model's own norm."""
 
@@ -56,12 +57,26 @@ def _places(name: str, count: int) -> Tensor:
     return torch.randint(2 * _WIDTH, (count,), generator=generator(0, "sketch", name))
 
 
+def usual_norms(before: Sequence[Magnitude], earlier: Sequence[float]) -> list[float]:
+    """The largest medians so far of both norms: of the updates before, and of those ``earlier``; 0 as long as there are
+    too few.
+    """
+    if len(before) < _FEWEST:
+        return [*earlier]
+    return [max(statistics.median(each[place] for each in before), earlier[place]) for place in range(2)]
+
+
 def find_excess(
-    new: Magnitude, before: Sequence[Magnitude], received: State, parameters: Collection[str], most_times: float
+    new: Magnitude,
+    before: Sequence[Magnitude],
+    usual: Sequence[float],
+    received: State,
+    parameters: Collection[str],
+    most_times: float,
 ) -> str | None:
     """Why an update is too large to be averaged, or None. A client takes at most as many steps more as it has more
-    utterances, so that it may go as much further than the median of those before; one that is refused is remembered
-    too, lest a change of all clients look like an attack for ever.
+    utterances, so that it may go as much further than is usual (`usual_norms`); one that is refused is remembered too,
+    lest a change of all clients look like an attack for ever.
     """
     held = statistics_of(received, parameters)
     kinds = (
@@ -73,12 +88,11 @@ def find_excess(
         if not math.isfinite(norm):
             return f"its {what} is too large: its norm is not finite"
         if len(before) >= _FEWEST:
-            usual = statistics.median(magnitude[place] for magnitude in before)
             larger = max(1.0, new[2] / statistics.median(magnitude[2] for magnitude in before))
-            if 0 < times * larger * usual < norm:
+            if 0 < times * larger * usual[place] < norm:
                 return (
-                    f"its {what} is too large: of norm {norm:.3g}, {norm / usual:.3g} times the median of the last "
-                    f"{len(before)}; {times * larger:.3g} times is the most (federation.strikes=0 allows any)"
+                    f"its {what} is too large: of norm {norm:.3g}, {norm / usual[place]:.3g} times what is usual; "
+                    f"{times * larger:.3g} times is the most (federation.strikes=0 allows any)"
                 )
             continue
         own = math.sqrt(sum(float(received[name].double().square().sum()) for name in names))

@@ -25,6 +25,7 @@ from ser_fl.federation.screening import (
     norm_of_change,
     sketch_of,
     statistics_of,
+    usual_norms,
 )
 from ser_fl.files import below, check_same_form, flattened
 from ser_fl.models.networks import build_network
@@ -92,6 +93,8 @@ class Committed:
     """Who has had too many of them."""
     magnitudes: list[Magnitude] = field(default_factory=list)
     """Of the last updates (`ser_fl.federation.screening`)."""
+    usual: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    """`ser_fl.federation.screening.usual_norms`"""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -243,7 +246,8 @@ class ClientResults:
         server.magnitudes = [*before, new][-REMEMBERED:]
         if math.isinf(server.most_times):
             return None
-        problem = find_excess(new, before, received, names, server.most_times)
+        server.usual = usual_norms(before, server.usual)
+        problem = find_excess(new, before, server.usual, received, names, server.most_times)
         return None if problem is None else Offence(problem)
 
 
