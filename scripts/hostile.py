@@ -248,8 +248,6 @@ FIGURES: Mapping[str, Any] = {
     "honest speaker worst off, change of UAR": _lost,
     "hostile rounds without a part": _percent("dropped_hostile"),
     "honest rounds without a part": _percent("dropped_honest"),
-    "hostile updates refused at arrival": lambda one, own: one["refused_hostile"],
-    "honest updates refused at arrival": lambda one, own: one["refused_honest"],
     "backdoor success": _percent("success"),
     "rounds to forget": lambda one, own: one.get("rounds_to_forget"),
 }
