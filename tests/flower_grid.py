@@ -81,7 +81,10 @@ class InProcessGrid(Grid):
 
 
 def summary_of(run: RunFolder) -> dict[str, Any]:
-    """Without what one machine can tell of the test part and a server of many cannot: shared texts and recordings."""
+    """Without what one machine can tell of the test part and a server of many cannot, shared texts and recordings, and
+    without who answered together.
+    """
     summary = run.read_json(run.summary)
+    del summary["parties"]
     known = ("num_utterances", "speakers", "num_speakers")
     return summary | {"shared": {name: summary["shared"][name] for name in known}}

@@ -102,7 +102,7 @@ def one_round(home: Path, aggregation: str, *failed: str, algorithm: Algorithm |
     network = nn.Linear(1, 1)
     nn.init.zeros_(network.weight)
     server.algorithm.start(network, tuple("abcde"))
-    manifest = cast(Any, SimpleNamespace(num_examples=dict.fromkeys("abcde", 1)))
+    manifest = cast(Any, SimpleNamespace(client_ids=tuple("abcde"), num_examples=dict.fromkeys("abcde", 1)))
     federation = Federation(config=config, run=RunFolder(home), client_manifest=manifest, executor=Sending(*failed))
     federation.train(server, tuple("abcde"), 1, 0.1)
     return server

@@ -41,7 +41,8 @@ REAL = compose(["experiment=debug"])
 SINGLE = sorted(texts(REAL))
 SUPERLINK = "executor.superlink"
 """Which has a form of its own, and goes with executor=flower."""
-FREE = [name for name in SINGLE if not name.startswith("executor.")]
+FREE = [name for name in SINGLE if not name.startswith(("executor.", "adversaries."))]
+"""Those that go with any others: hostile clients have theirs by their kind."""
 
 
 def value_of(config: Any, name: str) -> Any:

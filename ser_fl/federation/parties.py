@@ -1,6 +1,5 @@
 """Who took part in a run, by what the server saw of each: a client, or a node of Flower with all who are there."""
 
-import json
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -49,16 +48,13 @@ def shown_parties(
     run: RunFolder, party_of: Callable[[str], tuple[str, ...]], manifest: ClientManifest, tested: Mapping[str, Floats]
 ) -> list[dict[str, Any]]:
     """From the run's own records. Of very many those that stand out or offended alone."""
-    rounds, updates = (
-        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        for path in (run.rounds, run.clients)
-    )
     in_round = defaultdict[int, list[dict[str, Any]]](list)
-    for update in updates:
+    for update in run.read_jsonl(run.clients):
         in_round[update["round"]].append(update)
     seen = defaultdict[tuple[str, ...], dict[str, list[float]]](lambda: defaultdict(list))
-    for line in rounds:
-        own = in_round[line["round"]]
+    for line in run.read_jsonl(run.rounds):
+        if not (own := in_round[line["round"]]):
+            continue
         usual, total = statistics.median(one["update_norm"] for one in own), sum(one["num_examples"] for one in own)
         for update in own:
             of, name = seen[party_of(update["client_id"])], update["client_id"]
@@ -67,7 +63,7 @@ def shown_parties(
                 of["cosine"].append(update["cosine"])
             if name in line.get("shares", {}):
                 of["share"].append(line["shares"][name] / (update["num_examples"] / total))
-        for party in {party_of(failure["client_id"]) for failure in line["failures"] if failure["offence"]}:
+        for party in {party_of(failure["client_id"]) for failure in line["failures"] if failure.get("offence")}:
             seen[party]["offences"].append(line["round"])
     names = {party_of(name) for name in (*manifest.client_ids, *tested)}
     parties = [_party(party, seen[party], manifest, tested) for party in sorted(names | seen.keys())]

@@ -290,7 +290,7 @@ class Federation:
             raise RoundFailed(f"round {number} has {count} updates{wanted}:\n{reasons}")
         with watch("aggregation"):
             server.algorithm.finish(number)
-            results.note_directions()
+            results.note_lengths_and_directions()
             if server.average is not None:
                 server.average.add(server.algorithm.models[GLOBAL])
         return results

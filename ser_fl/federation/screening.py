@@ -57,13 +57,11 @@ def _places(name: str, count: int) -> Tensor:
     return torch.randint(2 * _WIDTH, (count,), generator=generator(0, "sketch", name))
 
 
-def usual_norms(before: Sequence[Magnitude], earlier: Sequence[float]) -> list[float]:
-    """The largest medians so far of both norms: of the updates before, and of those ``earlier``; 0 as long as there are
-    too few.
-    """
-    if len(before) < _FEWEST:
+def usual_norms(averaged: Sequence[Magnitude], earlier: Sequence[float]) -> list[float]:
+    """The largest medians of both norms so far, of the updates that a round averaged; 0 while rounds had too few."""
+    if len(averaged) < _FEWEST:
         return [*earlier]
-    return [max(statistics.median(each[place] for each in before), earlier[place]) for place in range(2)]
+    return [max(statistics.median_low(each[place] for each in averaged), earlier[place]) for place in range(2)]
 
 
 def find_excess(
@@ -75,8 +73,8 @@ def find_excess(
     most_times: float,
 ) -> str | None:
     """Why an update is too large to be averaged, or None. A client takes at most as many steps more as it has more
-    utterances, so that it may go as much further than is usual (`usual_norms`); one that is refused is remembered too,
-    lest a change of all clients look like an attack for ever.
+    utterances, so that it may go as much further than the median of those before, or than ever was ``usual``
+    (`usual_norms`). One that is refused is remembered too, lest a change of all clients look like an attack for ever.
     """
     held = statistics_of(received, parameters)
     kinds = (
@@ -89,12 +87,12 @@ def find_excess(
             return f"its {what} is too large: its norm is not finite"
         if len(before) >= _FEWEST:
             larger = max(1.0, new[2] / statistics.median(magnitude[2] for magnitude in before))
-            if 0 < times * larger * usual[place] < norm:
+            median = max(statistics.median_low(magnitude[place] for magnitude in before), usual[place])
+            if 0 < times * larger * median < norm:
                 return (
-                    f"its {what} is too large: of norm {norm:.3g}, {norm / usual[place]:.3g} times what is usual; "
+                    f"its {what} is too large: of norm {norm:.3g}, {norm / median:.3g} times what is usual; "
                     f"{times * larger:.3g} times is the most (federation.strikes=0 allows any)"
                 )
-            continue
         own = math.sqrt(sum(float(received[name].double().square().sum()) for name in names))
         if norm > most * (own + math.sqrt(sum(received[name].numel() for name in names))):
             return (

@@ -197,6 +197,7 @@ class ClientResults:
     """Of the data and the run: what clients say names them by their last names alone."""
     records: list[ClientRecord] = field(default_factory=list)
     failures: list[ClientFailure] = field(default_factory=list)
+    averaged: list[Magnitude] = field(default_factory=list)
     nanoseconds: list[dict[str, int]] = field(default_factory=list)
     """By part, of every client whose update is averaged."""
     sketches: list[Tensor] = field(default_factory=list)
@@ -218,6 +219,7 @@ class ClientResults:
         size = sum(tensor.nbytes for tensor in outcome.state.values())
         figures = {name: getattr(outcome, name) for name in FIGURES}
         figures["update_norm"] = self.server.magnitudes[-1][0]
+        self.averaged.append(self.server.magnitudes[-1])
         if math.isfinite(self.server.most_times):
             received = self.server.algorithm.model_for(client_id)
             self.sketches.append(sketch_of(outcome.state, received, self.server.parameters))
@@ -225,8 +227,9 @@ class ClientResults:
             ClientRecord(round=self.round, client_id=client_id, bytes_down=size, bytes_up=size, **figures)
         )
 
-    def note_directions(self) -> None:
-        """Once all are here: how far each client's update goes where those of the others go."""
+    def note_lengths_and_directions(self) -> None:
+        """Once all are here: how far each client's update goes where those of the others go, and how far they go."""
+        self.server.usual = usual_norms(self.averaged, self.server.usual)
         if len(self.sketches) > 1:
             own = torch.stack(self.sketches)
             cosines = torch.cosine_similarity(own, own.sum(0) - own).tolist()
@@ -246,7 +249,6 @@ class ClientResults:
         server.magnitudes = [*before, new][-REMEMBERED:]
         if math.isinf(server.most_times):
             return None
-        server.usual = usual_norms(before, server.usual)
         problem = find_excess(new, before, server.usual, received, names, server.most_times)
         return None if problem is None else Offence(problem)
 
