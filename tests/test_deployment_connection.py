@@ -146,7 +146,8 @@ def test_a_withdrawn_node_is_out_of_the_run_that_is_on(federation: Any) -> None:
         training.send_signal(signal.SIGINT)
         training.wait(_PATIENCE_S)
     clients = [json.loads(line) for line in (run / "clients.jsonl").read_text().splitlines()]
-    assert {line["round"] for line in clients if line["client_id"] == "m01"} == set(range(1, at + 1))
+    taken = {line["round"] for line in clients if line["client_id"] == "m01"}
+    assert taken in (set(range(1, at + 1)), set(range(1, at + 2))), "it may have answered in the round that was on"
     assert {line["round"] for line in clients if line["client_id"] == "f01"} == set(range(1, len(rounds(run)) + 1))
     assert all(found["client_id"] == "m01" for line in rounds(run) for found in line["failures"])
 

@@ -252,7 +252,7 @@ def test_a_node_that_sends_nan_is_refused_and_named_in_every_round(
     config = compose(federation.settings("without", "federation.num_rounds=2"))
     without = serve(config, InProcessGrid(app, hosts, lost), Hooks())
     assert run.weights.read_bytes() == without.weights.read_bytes()
-    assert run.read_json(run.summary) == without.read_json(without.summary)
+    assert summary_of(run) == summary_of(without)
 
 
 def test_a_run_whose_clients_all_fail_is_no_success_and_harms_nobody(federation: Federation) -> None:
