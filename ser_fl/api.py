@@ -141,12 +141,13 @@ def train(
     from ser_fl.devices import devices_of, exact_arithmetic, threads_limited_to
     from ser_fl.federation.checkpoint import as_begun, open_run
     from ser_fl.federation.client import Clients, Executor
+    from ser_fl.federation.cohort import cohort_size
     from ser_fl.federation.fine_tuning import FirstRun
     from ser_fl.federation.hooks import Hooks
     from ser_fl.federation.hostile import enrolled_by_all, with_adversaries
     from ser_fl.federation.own_objects import check_network, settled_objects
     from ser_fl.federation.processes import ProcessExecutor, count_workers
-    from ser_fl.federation.rounds import Federation, cohort_size
+    from ser_fl.federation.rounds import Federation
     from ser_fl.training.precision import resolve_precision
     from ser_fl.training.trainer import check_callbacks
 

@@ -31,7 +31,7 @@ from ser_fl.federation.adversaries.triggers import TRIGGERS
 from ser_fl.federation.aggregation import WeightedMean
 from ser_fl.federation.algorithm import GLOBAL
 from ser_fl.federation.client import Clients, ClientTask, Executor
-from ser_fl.federation.hostile import HostileClients, enrolled_by_all, with_adversaries
+from ser_fl.federation.hostile import HostileClients, enrolled_by_all, rounds_to_forget, with_adversaries
 from ser_fl.federation.own_objects import NOTHING
 from ser_fl.files import from_safetensors
 from ser_fl.models.networks import build_network
@@ -471,6 +471,14 @@ def test_a_backdoor_is_measured_in_every_round_and_in_the_summary(home: Path) ->
     forgotten = [since for since in (0, 1) if said["backdoor_success"][str(3 + since)] < 0.2]
     assert found["rounds_to_forget"] == (forgotten[0] if forgotten else None)
     assert max(said["backdoor_success"].values()) > 0.5 > found["without_trigger"]
+
+
+def test_rounds_to_forget_count_from_the_last_hostile_one() -> None:
+    success = {"0": 0.0, "8": 0.1, "9": 0.9, "10": 0.6, "11": 0.2, "12": 0.19, "13": 0.5}
+    assert rounds_to_forget(success, 9) == 3
+    assert rounds_to_forget(success, 10) == 2
+    assert rounds_to_forget(success, 8) == 0
+    assert rounds_to_forget(success, 13) is None
 
 
 @pytest.mark.slow

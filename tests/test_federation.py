@@ -30,7 +30,7 @@ from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.algorithm import GLOBAL, FedAvg, make_algorithm, scheduled_share
 from ser_fl.federation.checkpoint import checkpoint_key, go_on_from, load_checkpoint
 from ser_fl.federation.client import Clients, ClientTask, Scored
-from ser_fl.federation.rounds import sample_cohort
+from ser_fl.federation.cohort import sample_cohort
 from ser_fl.federation.server import Server, new_server
 from ser_fl.metrics import Confusion
 from ser_fl.metrics import confusion_matrix as our_confusion_matrix

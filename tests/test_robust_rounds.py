@@ -20,8 +20,9 @@ from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.aggregation import make_aggregation
 from ser_fl.federation.algorithm import GLOBAL, Algorithm, FedAdam, FedAvg, FedAvgM
 from ser_fl.federation.client import Clients, ClientTask, Executor
+from ser_fl.federation.cohort import sample_cohort
 from ser_fl.federation.own_objects import OwnObjects
-from ser_fl.federation.rounds import Federation, sample_cohort
+from ser_fl.federation.rounds import Federation
 from ser_fl.federation.server import Server, new_server
 from ser_fl.report.reader import read_run
 from ser_fl.report.tables import training_table

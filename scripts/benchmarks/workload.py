@@ -24,8 +24,9 @@ from ser_fl.data.splits import Split
 from ser_fl.data.utterance import EMOTIONS, Utterance
 from ser_fl.devices import threads_limited_to
 from ser_fl.federation.client import Clients, ClientTask, Executor
+from ser_fl.federation.cohort import cohort_size, sample_cohort
 from ser_fl.federation.processes import ProcessExecutor, count_workers
-from ser_fl.federation.rounds import Federation, cohort_size, sample_cohort
+from ser_fl.federation.rounds import Federation
 from ser_fl.federation.server import Server, new_server
 from ser_fl.runs.folder import RunFolder
 from ser_fl.training.precision import resolve_precision

@@ -79,7 +79,7 @@ def train_visibly(config: Config, preemption: Preemption) -> RunFolder:
 
 def banner(opening: Opening) -> list[str]:
     """What a run is, before its first round."""
-    from ser_fl.federation.rounds import cohort_size
+    from ser_fl.federation.cohort import cohort_size
 
     config, manifest = opening.config, opening.client_manifest
     sizes = {part: sum(held.values()) for part, held in manifest.sizes.items()}

@@ -28,7 +28,7 @@ from ser_fl.data.shortcuts import facts_of_table, shortcuts
 from ser_fl.data.splits import PARTS, Indices, Part, Split, facts_of, holders, split_corpus
 from ser_fl.data.utterance import Corpus, SkippedFile, Utterance, plain
 from ser_fl.errors import UserError, unknown_name
-from ser_fl.runs.records import LeftOut
+from ser_fl.runs.parties import LeftOut
 
 _LOG = logging.getLogger(__name__)
 

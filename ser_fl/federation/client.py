@@ -30,6 +30,7 @@ from ser_fl.data.features import load_examples
 from ser_fl.data.prepared import Prepared
 from ser_fl.data.splits import Part, holders
 from ser_fl.devices import devices_of, seeded_streams
+from ser_fl.errors import one_line
 from ser_fl.federation.adversaries import LocalRound
 from ser_fl.federation.own_objects import NOTHING, OwnObjects, adversary_of
 from ser_fl.federation.profile import open_stopwatch
@@ -39,7 +40,8 @@ from ser_fl.models.networks import build_network
 from ser_fl.models.own_classes import OwnClasses
 from ser_fl.randomness import derive_seed, generator
 from ser_fl.robustness.evaluator import Perturb, confidences_of, predictions_of
-from ser_fl.runs.records import ClientFailure, ClientUpdate, LeftOut, Outcome, State
+from ser_fl.runs.parties import LeftOut
+from ser_fl.runs.records import ClientFailure, ClientUpdate, Outcome, State
 from ser_fl.stopwatch import UNWATCHED
 from ser_fl.training.objectives import OBJECTIVES, ClientRound, HeldRecordings, balanced_weights
 from ser_fl.training.trainer import ClientClassifier, Trainers, fit_in_loop, has_installed_callbacks
@@ -81,9 +83,9 @@ class Executor:
         """The clients and speakers that answer with one: those at a node are to blame for one another."""
         return (name,)
 
-    def leave_out(self, names: tuple[str, ...]) -> LeftOut:
+    def leave_out(self, names: tuple[str, ...], reason: str) -> LeftOut:
         """Ask these clients and speakers nothing more, and tell who they are."""
-        return LeftOut(names=names, node=None, reason="")
+        return LeftOut(names=names, node=None, reason=one_line(reason))
 
     def run(self, tasks: Iterable[ClientTask]) -> Iterator[tuple[str, Outcome]]:
         """Run the clients of one round after the other; each one's id and outcome, in the order of the tasks."""

@@ -27,7 +27,8 @@ from ser_fl.files import write_json
 from ser_fl.randomness import generator
 from ser_fl.robustness.evaluator import EVALUATION_BATCH
 from ser_fl.runs.folder import RunFolder
-from ser_fl.runs.records import ClientUpdate, LeftOut, Outcome, State
+from ser_fl.runs.parties import LeftOut
+from ser_fl.runs.records import ClientUpdate, Outcome, State
 
 FORGOTTEN = 0.2
 """Success of a backdoor below which it counts as forgotten."""
@@ -101,8 +102,8 @@ class HostileClients(Executor):
     def party_of(self, name: str) -> tuple[str, ...]:
         return self.honest.party_of(name)
 
-    def leave_out(self, names: tuple[str, ...]) -> LeftOut:
-        return self.honest.leave_out(names)
+    def leave_out(self, names: tuple[str, ...], reason: str) -> LeftOut:
+        return self.honest.leave_out(names, reason)
 
     def run(self, tasks: Iterable[ClientTask]) -> Iterator[tuple[str, Outcome]]:
         """Outcomes are held until the last honest one is here where hostile ones depend on them."""
@@ -136,8 +137,7 @@ class HostileClients(Executor):
             return found
         self._note(round_number, last[GLOBAL])
         measure = self._measured()
-        until = self.config.adversaries.until_round or round_number + 1
-        after = sorted((int(number) - until, success) for number, success in self.success.items())
+        until = self.config.adversaries.until_round
         said = {
             "target": measure.target,
             "source": self.adversary.config.source,
@@ -145,7 +145,7 @@ class HostileClients(Executor):
             "success": measure.success(selected[GLOBAL]),
             "without_trigger": measure.success(selected[GLOBAL], triggered=False),
             "num_utterances": len(measure.rows),
-            "rounds_to_forget": next((since for since, success in after if since >= 0 and success < FORGOTTEN), None),
+            "rounds_to_forget": until and rounds_to_forget(self.success, until),
         }
         return found | {"backdoor": said}
 
@@ -200,6 +200,12 @@ class HostileClients(Executor):
             )
             for name, sent_P in zip(mine, sent_HP, strict=True)
         }
+
+
+def rounds_to_forget(success: Mapping[str, float], until: int) -> int | None:
+    """Rounds after the last hostile one, ``until``, to the first below `FORGOTTEN`; None where none is."""
+    later = sorted(int(number) - until for number, share in success.items() if share < FORGOTTEN)
+    return next((since for since in later if since >= 0), None)
 
 
 def row(state: State, names: Iterable[str]) -> Tensor:

@@ -3,49 +3,32 @@
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 import yaml
 
-from ser_fl.calibration import calibration_of, fitted
 from ser_fl.config.schema import CONFIG_SCHEMA, Config, dump
-from ser_fl.data.enrolment import in_words as scaling_in_words
-from ser_fl.data.heard import in_words
 from ser_fl.data.prepared import ClientManifest
-from ser_fl.data.splits import PARTS
 from ser_fl.devices import devices_of
-from ser_fl.errors import RoundFailed, UserError, one_line
+from ser_fl.errors import RoundFailed, UserError
 from ser_fl.federation.algorithm import GLOBAL, scheduled_share
 from ser_fl.federation.checkpoint import Checkpoint, checkpoint_key, go_on_from, save_checkpoint
-from ser_fl.federation.client import ClientTask, Executor, Scored
+from ser_fl.federation.client import ClientTask, Executor
+from ser_fl.federation.cohort import cohort_size, sample_cohort
 from ser_fl.federation.fine_tuning import FirstRun
 from ser_fl.federation.hooks import Hooks, Opening, num_parameters
 from ser_fl.federation.own_objects import NOTHING, OwnObjects, qualified_name
-from ser_fl.federation.parties import shown_parties
 from ser_fl.federation.profile import RunProfile
 from ser_fl.federation.server import ClientResults, Server, new_server
+from ser_fl.federation.summary import FinalTest, scores_of
 from ser_fl.files import write_bytes, write_json
-from ser_fl.metrics import Scores, figures_of_each, mean_scores, of_each_corpus, scores
-from ser_fl.models.emotion_model import EmotionModel, save_local_models, save_model
-from ser_fl.models.networks import build_network
-from ser_fl.randomness import generator
 from ser_fl.runs.environment import describe_environment
 from ser_fl.runs.folder import RunFolder
-from ser_fl.runs.records import (
-    PROFILE_SCHEMA,
-    SUMMARY_SCHEMA,
-    ClientFailure,
-    LeftOut,
-    RoundRecord,
-    State,
-    shown_names,
-)
+from ser_fl.runs.parties import LeftOut, shown_names
+from ser_fl.runs.records import PROFILE_SCHEMA, ClientFailure, RoundRecord
 from ser_fl.runs.redaction import is_private, remember
 from ser_fl.stopwatch import UNWATCHED, Watch
 from ser_fl.tracking import Tracker, open_tracker
@@ -96,7 +79,7 @@ class Federation:
         if checkpoint is not None:
             go_on_from(checkpoint, server, client_ids)
             for left in server.left_out:
-                self.executor.leave_out(left.names)
+                self.executor.leave_out(left.names, left.reason)
         settings, profile = dump(config), RunProfile(config) if config.profile else None
         tracker = open_tracker(settings, run, server.tracking)
         devices = [str(device) for device in devices_of(config.executor.accelerator)]
@@ -132,7 +115,14 @@ class Federation:
                     write_json(run.profile, {"schema": PROFILE_SCHEMA, **asdict(record)})
                     self.hooks.on_profile(record)
             found = self.executor.findings(server.best, server.algorithm.models, server.round)
-            summary = self.test(server, stopped) | found
+            final = FinalTest(
+                config=config,
+                run=run,
+                client_manifest=self.client_manifest,
+                executor=self.executor,
+                own=self.own,
+            )
+            summary = final.summary(server, stopped) | found
             write_json(run.summary, summary)
             tracker.log_summary(summary)
         finally:
@@ -156,7 +146,7 @@ class Federation:
             profile.stopwatch.restart()
             watch = profile.stopwatch.part
         started, number = time.perf_counter(), server.round + 1
-        out = {name for left in server.left_out for name in left.names}
+        out = server.names_out
         remaining = [client_id for client_id in self.client_manifest.client_ids if client_id not in out]
         if len(remaining) < (least := config.federation.min_clients):
             raise RoundFailed(
@@ -176,11 +166,11 @@ class Federation:
             is_validated = bool(self.client_manifest.sizes["validation"])
             if is_validated and (is_last or number % selection.every == 0):
                 scored = self.executor.score(server.judged, "validation")
-                validation = self.figures(scored)
+                validation = scores_of(scored, config)
                 failures += scored.failures
             if selection.robust_every and (is_last or number % selection.robust_every == 0):
                 attacked = self.executor.score(server.judged, "validation", attacked=True)
-                robust = self.figures(attacked).uar
+                robust = scores_of(attacked, config).uar
                 failures += attacked.failures
             left_out = self.strike(server, failures, cohort)
             record = RoundRecord(
@@ -223,31 +213,14 @@ class Federation:
         offences = {self.executor.party_of(one.client_id): one.error for one in failures if one.offence}
         asked = offences.keys() | {self.executor.party_of(client_id) for client_id in cohort}
         reason = f"{most} offences (federation.strikes), the last one: "
-        newly = [self.leave_out(party, reason + offences[party]) for party in server.strike(offences, len(asked), most)]
+        parties = server.strike(offences, len(asked), most)
+        newly = [self.executor.leave_out(party, reason + offences[party]) for party in parties]
+        for left in newly:
+            _LOG.warning("%s", left)
         server.left_out += newly
         if newly and server.best_score > 0:
             server.best_score = 0.0
         return newly
-
-    def leave_out(self, party: tuple[str, ...], reason: str) -> LeftOut:
-        left_out = replace(self.executor.leave_out(party), reason=one_line(reason))
-        _LOG.warning("%s", left_out)
-        return left_out
-
-    def without_liars(self, scored: Scored) -> tuple[Scored, list[LeftOut]]:
-        """What the others say, where what somebody says cannot be, and who is left out for it."""
-        liars = {self.executor.party_of(one.client_id): one.error for one in scored.failures if one.offence}
-        names = {name for party in liars for name in party}
-        honest = {holder: sums for holder, sums in scored.by_holder.items() if holder not in names}
-        if not liars or not honest or not self.config.federation.strikes:
-            return scored, []
-        others = tuple(failure for failure in scored.failures if failure.client_id not in names)
-        return Scored(honest, others, scored.products), [self.leave_out(*liar) for liar in liars.items()]
-
-    def figures(self, scored: Scored) -> Scores:
-        """Of all holders; with several corpora the means over these (`mean_scores`)."""
-        each = of_each_corpus(scored.by_holder, self.config.data.corpora)
-        return mean_scores([np.sum([*held.values()], axis=0) for held in each.values() if held])
 
     def train(
         self, server: Server, cohort: Sequence[str], number: int, learning_rate: float, watch: Watch = UNWATCHED
@@ -300,107 +273,9 @@ class Federation:
         been in the cohort.
         """
         all_clients = self.client_manifest.client_ids
-        left_out = len({name for left in server.left_out for name in left.names}.intersection(all_clients))
+        left_out = len(server.names_out.intersection(all_clients))
         share = left_out / (len(all_clients) - left_out)
         return sum(failure.offence for failure in failures) + int(share * len(cohort) + 1e-9)
-
-    def calibrate(self, models: Mapping[str, State]) -> dict[str, Any]:
-        """One temperature for the selected models, by the validation utterances of all clients together, and how far
-        probabilities of test utterances can be believed without and with it. Models of `federation=local_only` share
-        it: few clients have the utterances for one of their own. None in place of figures that a holder is missing in.
-        """
-        validated = self.executor.confidences(models, "validation")
-        fit = fitted(validated.by_holder, [failure.client_id for failure in validated.failures])
-        tested = self.executor.confidences(models, "test", fit.temperature)
-        before, after = [None, None] if tested.failures else [asdict(calibration_of(sums)) for sums in tested.total]
-        return {**asdict(fit), "uncalibrated": before, "calibrated": after}
-
-    def test(self, server: Server, stopped: str) -> dict[str, Any]:
-        """Write the selected round's model, score it on the test part, and tell of the run what ``summary.json`` does.
-        With `federation=local_only` the figures are over all clients' models, and the first client's is saved as the
-        model, beside everybody's own. `RoundFailed` where a holder of test utterances gave no figures.
-        """
-        config, run, manifest, best = self.config, self.run, self.client_manifest, server.best
-        network = build_network(
-            config.model, len(manifest.classes), seed=config.seed, own=self.own.network, frontend=config.frontend
-        )
-        network.load_state_dict(best.get(GLOBAL) or next(iter(best.values())))
-        calibration = self.calibrate(best)
-        bundle = EmotionModel(
-            network,
-            manifest.standardisation,
-            classes=manifest.classes,
-            model=config.model,
-            frontend=config.frontend,
-            synthetic=config.data.synthetic,
-            own_network=config.objects.get("network"),
-            by_speaker=config.normalisation.name == "speaker",
-            fallback=manifest.fallback,
-            corpora=manifest.corpora,
-            temperature=calibration["temperature"],
-        )
-        save_model(run.root, bundle)
-        if GLOBAL not in best:
-            save_local_models(run.root, best)
-        tested, liars = self.without_liars(self.executor.score(best, "test"))
-        if tested.failures:
-            reasons = "\n".join(f"{failure.client_id}: {failure.error}" for failure in tested.failures)
-            raise RoundFailed(
-                f"all rounds are done, but {len(tested.failures)} of {len(manifest.sizes['test'])} holders of test "
-                f"utterances gave no figures; the same command with resume=true asks again:\n{reasons}"
-            )
-        test, scaling = self.figures(tested), None
-        if config.normalisation.name == "speaker":
-            scaling = scaling_in_words(config.enrolment, len(manifest.sizes["test"].keys() - manifest.sizes["train"]))
-        own_emotions = {name: member.emotions for name, member in manifest.corpora.items()}
-        cut = {} if tested.products is None else {"recording_products": tested.products.tolist()}
-        return {
-            "schema": SUMMARY_SCHEMA,
-            "experiment": config.experiment,
-            "synthetic": config.data.synthetic,
-            "classes": list(manifest.classes),
-            "split": config.split.name,
-            "split_speakers": {part: sorted(manifest.sizes[part]) for part in PARTS},
-            "split_sizes": {part: sum(manifest.sizes[part].values()) for part in PARTS},
-            "shared": manifest.shared and asdict(manifest.shared) | {"words": "; ".join(in_words(manifest.shared))},
-            "normalisation": scaling,
-            "left_out": [asdict(left) for left in (*manifest.left_out, *server.left_out, *liars)],
-            "parties": shown_parties(run, self.executor.party_of, manifest, tested.by_holder),
-            "skipped": [{"id": file.utterance_id, "reason": file.reason} for file in manifest.skipped],
-            "num_clients": len(manifest.client_ids),
-            "num_rounds": server.round,
-            "selected_round": server.best_round,
-            "selection_score": None if server.best_score < 0 else server.best_score,
-            "stopped": stopped,
-            "calibration": calibration,
-            "test": {
-                **asdict(test),
-                "confusion": tested.total.tolist(),
-                "per_speaker_uar": {speaker: scores(confusion).uar for speaker, confusion in tested.by_holder.items()},
-                "per_speaker_confusion": {name: confusion.tolist() for name, confusion in tested.by_holder.items()},
-                **cut,
-            },
-            **({"corpora": figures_of_each(tested.by_holder, own_emotions, manifest.classes)} if own_emotions else {}),
-        }
-
-
-def cohort_size(num_clients: int, fraction: float) -> int:
-    """Clients of a round: a share of all, and at least one."""
-    return max(1, round(fraction * num_clients))
-
-
-def sample_cohort(
-    client_ids: Sequence[str], fraction: float, seed: int, number: int, always: str | None = None
-) -> tuple[str, ...]:
-    """Clients of a round: a share of all, drawn without replacement by (seed, round); kept in their order. One that is
-    in all of them, ``always``, is the first.
-    """
-    count = cohort_size(len(client_ids), fraction)
-    drawn = torch.randperm(len(client_ids), generator=generator(seed, "cohort", number))[:count]
-    cohort = tuple(client_ids[index] for index in sorted(drawn.tolist()))
-    if always is None or always not in client_ids:
-        return cohort
-    return always, *(each for each in cohort if each != always)
 
 
 def write_config(run: RunFolder, config: Config) -> None:

@@ -29,7 +29,8 @@ from ser_fl.federation.screening import (
 )
 from ser_fl.files import below, check_same_form, flattened
 from ser_fl.models.networks import build_network
-from ser_fl.runs.records import FIGURES, ClientFailure, ClientRecord, ClientUpdate, LeftOut, Offence, Outcome, State
+from ser_fl.runs.parties import LeftOut
+from ser_fl.runs.records import FIGURES, ClientFailure, ClientRecord, ClientUpdate, Offence, Outcome, State
 from ser_fl.runs.redaction import public_text
 
 MOST_EXAMPLES = 2**31
@@ -123,6 +124,11 @@ class Server(Committed):
         for name in {name for party in parties for name in party}:
             self.strikes[name] = self.strikes.get(name, 0) + 1
         return [party for party in sorted(parties) if 0 < most <= max(self.strikes[name] for name in party)]
+
+    @property
+    def names_out(self) -> set[str]:
+        """Clients and speakers who are left out."""
+        return {name for left in self.left_out for name in left.names}
 
     @property
     def judged(self) -> dict[str, State]:

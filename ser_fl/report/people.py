@@ -8,6 +8,7 @@ from ser_fl.report.four_way import Budget, budget_key, reference_budgets
 from ser_fl.report.markup import Table
 from ser_fl.report.reader import RunRecords
 from ser_fl.report.wording import count, percent
+from ser_fl.runs.parties import shown_names
 from ser_fl.runs.records import CLEAN, NO_DEFENCE, AttackRecord
 
 Shares = Mapping[str, float | None]
@@ -26,14 +27,14 @@ def standing_out(run: RunRecords) -> Table | None:
             figures = (party.times_median, party.cosine, party.share)
             rows.append(
                 (
-                    _who(party.names, left.node if left else None),
+                    left.who if left else shown_names(party.names),
                     "\n".join(filter(None, reasons)) or "offended",
                     f"{party.offences}",
                     *("" if figure is None else f"{figure:.2f}" for figure in figures),
                     percent(party.uar),
                 )
             )
-    rows += [(_who(one.names, one.node), f"left out: {one.reason}", "", "", "", "", "") for one in left_out.values()]
+    rows += [(one.who, f"left out: {one.reason}", "", "", "", "", "") for one in left_out.values()]
     if not rows:
         return None
     return Table(
@@ -47,12 +48,6 @@ def standing_out(run: RunRecords) -> Table | None:
         "get). To stand out is no proof: rare speech does, too. Test figures are a node's own word.",
         num_labels=2,
     )
-
-
-def _who(names: tuple[str, ...], node: str | None) -> str:
-    first = ", ".join(names[:5]) or "no name"
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"{first}{more}" + (f" (node {node})" if node else "")
 
 
 def group_tables(run: RunRecords) -> list[Table]:

@@ -12,6 +12,7 @@ from ser_fl.errors import UserError
 from ser_fl.files import Figure, record_of
 from ser_fl.robustness.sanity_checks.report import SanityReport, read_sanity_report
 from ser_fl.runs.folder import RunFolder, read_transfer
+from ser_fl.runs.parties import LeftOut, Party
 from ser_fl.runs.records import CLEAN, NO_DEFENCE, AttackRecord, Baseline, SpeechRecord, TransferMatrix
 
 _Form = TypeVar("_Form")
@@ -45,30 +46,6 @@ class CorpusScores:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PartyRecord:
-    """Under "parties" in ``summary.json``: a client, or a node of Flower with all who are there."""
-
-    names: tuple[str, ...]
-    num_examples: int
-    rounds: int
-    offences: int
-    times_median: float | None
-    cosine: float | None
-    share: float | None
-    uar: float | None
-    outlier: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeftOutRecord:
-    """Under "left_out" in ``summary.json``."""
-
-    names: tuple[str, ...]
-    node: str | None
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     """What a report takes from ``summary.json``."""
 
@@ -84,9 +61,9 @@ class Summary:
     """That were done."""
     selected_round: int | None = None
     stopped: str | None = None
-    parties: tuple[PartyRecord, ...] = ()
+    parties: tuple[Party, ...] = ()
     """Empty in runs of earlier versions."""
-    left_out: tuple[LeftOutRecord, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
     test: TestScores | None = None
     """None before the run has finished."""
     corpora: dict[str, CorpusScores] = field(default_factory=dict)

@@ -1,11 +1,10 @@
 """What crosses stages or lands on disk: the records of a run."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from ser_fl.errors import one_line
 from ser_fl.files import Figure
+from ser_fl.runs.parties import LeftOut
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,27 +78,6 @@ class ClientFailure:
     stage: Literal["training", "validation"] = "training"
     offence: bool = False
     """Whether what came could not be an honest client's (`Offence`)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeftOut:
-    """Who takes part in nothing any more, and why."""
-
-    names: tuple[str, ...]
-    """Clients and speakers."""
-    node: str | None
-    """Number of a node of Flower; None where there is none."""
-    reason: str
-
-    def __str__(self) -> str:
-        who = f"node {self.node} ({shown_names(self.names)})" if self.node else shown_names(self.names)
-        return f"{who} is left out: {self.reason}"
-
-
-def shown_names(names: Sequence[str]) -> str:
-    """The first names, and how many more there are; fit for a terminal."""
-    first = ", ".join(one_line(name, 60) for name in names[:5]) or "no name"
-    return f"{first} and {len(names) - 5} more" if len(names) > 5 else first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from ser_fl.devices import exact_arithmetic, threads_limited_to
 from ser_fl.errors import UserError, shown
 from ser_fl.federation.algorithm import GLOBAL
 from ser_fl.federation.client import Clients, ClientTask, attempt
-from ser_fl.federation.flower.guard import Guard
+from ser_fl.federation.flower.guard import Guard, Refused
 from ser_fl.federation.flower.serialisation import asked_in, put, put_json, take, take_json
 from ser_fl.federation.flower.submission import configured
 from ser_fl.runs.records import FIGURES, State
@@ -143,7 +143,10 @@ def make_client_app(host_of: Callable[[Context], Host]) -> ClientApp:
                     tensors = guard.keep(config, said, tensors)
                 records = _records({**said, "asked": asked_in(message.content)}, tensors)
             except Exception as error:
-                _LOG.exception("this host could not answer")
+                if isinstance(error, Refused):
+                    _LOG.warning("refused: %s", error)
+                else:
+                    _LOG.exception("this host could not answer")
                 why, reason = error, " ".join(f"{type(error).__name__}: {error}".split())
                 records = _records({"error": _public(reason, host)})
             if guard:

@@ -16,7 +16,7 @@ from ser_fl.errors import UserError
 from ser_fl.federation.flower.holding import Holding, is_told
 from ser_fl.federation.flower.nodes import GivenUp, Nodes
 from ser_fl.federation.flower.serialisation import Enrolled, Speakers, WireError
-from ser_fl.runs.records import shown_names
+from ser_fl.runs.parties import shown_names
 
 _LOOK_S = 0.5
 

@@ -16,7 +16,8 @@ from ser_fl.data.prepared import ClientManifest
 from ser_fl.errors import UserError, one_line
 from ser_fl.federation.flower.holding import Holding
 from ser_fl.federation.flower.serialisation import Enrolled, Speakers, WireError, asked_in, put_json, take_reply
-from ser_fl.runs.records import LeftOut, Offence, shown_names
+from ser_fl.runs.parties import LeftOut, shown_names
+from ser_fl.runs.records import Offence
 
 _LOG = logging.getLogger(__name__)
 _SHORTEST_S, _LONGEST_S = 0.02, 0.5

@@ -18,7 +18,7 @@ from ser_fl.config.schema import Config
 from ser_fl.data.prepared import prepare
 from ser_fl.data.splits import Part
 from ser_fl.devices import exact_arithmetic, threads_limited_to
-from ser_fl.errors import RoundFailed, UserError
+from ser_fl.errors import RoundFailed, UserError, one_line
 from ser_fl.federation.algorithm import GLOBAL
 from ser_fl.federation.checkpoint import as_begun, open_run
 from ser_fl.federation.client import Clients, ClientTask, Executor, Scored
@@ -42,7 +42,8 @@ from ser_fl.federation.own_objects import NOTHING, OwnObjects
 from ser_fl.federation.rounds import Federation
 from ser_fl.metrics import Floats
 from ser_fl.runs.folder import RunFolder
-from ser_fl.runs.records import FIGURES, ClientFailure, ClientUpdate, LeftOut, Offence, Outcome, RoundRecord, State
+from ser_fl.runs.parties import LeftOut
+from ser_fl.runs.records import FIGURES, ClientFailure, ClientUpdate, Offence, Outcome, RoundRecord, State
 
 _LOG = logging.getLogger(__name__)
 _ATTEMPTS = 2
@@ -68,11 +69,11 @@ class FlowerExecutor(Executor):
         node = nodes.node_of.get(speaker_of.get(name, name))
         return tuple(sorted(each for each, speaker in speaker_of.items() if nodes.node_of[speaker] == node)) or (name,)
 
-    def leave_out(self, names: tuple[str, ...]) -> LeftOut:
+    def leave_out(self, names: tuple[str, ...], reason: str) -> LeftOut:
         self._out |= {*names}
         speakers = (self.nodes.speaker_of.get(name, name) for name in names)
         node = next((self.nodes.node_of[speaker] for speaker in speakers if speaker in self.nodes.node_of), None)
-        return LeftOut(names=names, node=None if node is None else str(node), reason="")
+        return LeftOut(names=names, node=None if node is None else str(node), reason=one_line(reason))
 
     def run(self, tasks: Iterable[ClientTask]) -> Iterator[tuple[str, Outcome]]:
         due = {task.client_id: task for task in tasks}

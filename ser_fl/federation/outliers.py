@@ -1,9 +1,9 @@
-"""Who took part in a run, by what the server saw of each: a client, or a node of Flower with all who are there."""
+"""What the server saw of each party to a run, and in which of it one stands out."""
 
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from ser_fl.data.prepared import ClientManifest
 from ser_fl.metrics import Floats, scores
 from ser_fl.runs.folder import RunFolder
+from ser_fl.runs.parties import Party
 
 _FEWEST = 3
 """Parties among which one can stand out."""
@@ -18,30 +19,6 @@ _TIMES, _AWAY, _LITTLE, _FAR = 3.0, 0.0, 0.25, 0.3
 """What stands out: a norm so many times the median's, a cosine below, a share in the result below so much of that by
 utterances, or above it by as much, and UAR so far from the median's."""
 MOST_SHOWN = 100
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Party:
-    """An entry of "parties" in ``summary.json``. What is seen of one client or node alone, which may say of its
-    utterances and of its figures what it likes within what it was enrolled with.
-    """
-
-    names: tuple[str, ...]
-    num_examples: int
-    """Training utterances."""
-    rounds: int
-    """With an update that was averaged."""
-    offences: int
-    times_median: float | None
-    """Median over rounds of its update's norm, as a multiple of the median of all clients in that round."""
-    cosine: float | None
-    """Median over rounds, of its update with the sum of the others'."""
-    share: float | None
-    """Mean over its rounds of what the aggregation took of it, as a multiple of its share by utterances."""
-    uar: float | None
-    """Of its test utterances."""
-    outlier: tuple[str, ...] = ()
-    """In which it stands out, in words."""
 
 
 def shown_parties(
