@@ -220,8 +220,9 @@ def _named(one: dict[str, Any]) -> str:
     out = {node for node, _ in one.get("left_out", [])}
     if out:
         return "left out" if out == {str(LIAR)} else f"OTHERS LEFT OUT: {sorted(out)}"
-    liars = {*NODES[-1].split(",")} & one.get("outliers", {}).keys()
-    return "stands out" if liars else "no"
+    liars, outliers = {*NODES[-1].split(",")}, one.get("outliers", {}).keys()
+    others = f", and {len(honest)} others" if (honest := outliers - liars) else ""
+    return ("stands out" if liars & outliers else "no") + others
 
 
 def main() -> None:

@@ -375,20 +375,22 @@ def test_another_node_takes_over_with_the_same_data_only(
     assert "node 7 (m01) is left out: it names speakers of a node that is gone, and of m01 it holds" in caplog.text
 
 
-def test_who_stands_out_is_told_in_the_summary_and_the_report(home: Path) -> None:
-    """A node whose updates point away, a third as long again: within all bounds, and the worst of an honest face."""
+@pytest.mark.parametrize("factor", [1, 5])
+def test_who_stands_out_is_told_in_the_summary_and_the_report(home: Path, factor: int) -> None:
+    """A node whose updates point away, within all bounds: however long they are, nobody else is said to point away."""
 
     def tamper(question: Message, answer: Message) -> Message | None:
         if question.metadata.message_type == "train" and question.metadata.dst_node_id == LIAR:
             sent = take(question.content, "model")
             with_state(
                 lambda state: {
-                    n: 2 * sent[n] - t if t.is_floating_point() and "running" not in n else t for n, t in state.items()
+                    n: sent[n] - factor * (t - sent[n]) if t.is_floating_point() and "running" not in n else t
+                    for n, t in state.items()
                 }
             )(answer.content)
         return answer
 
-    folder = run(home, "away", tamper, "federation.num_rounds=2")
+    folder = run(home, f"away {factor}", tamper, "federation.num_rounds=2")
     parties = {tuple(party["names"]): party for party in folder.read_json(folder.summary)["parties"]}
     assert parties.keys() == {(name,) for name in SPEAKERS}
     assert not any(line["failures"] for line in lines(folder))

@@ -234,10 +234,10 @@ class ClientResults:
         )
 
     def note_lengths_and_directions(self) -> None:
-        """Once all are here: how far each client's update goes where those of the others go, and how far they go."""
+        """Once all are here: how far updates go, and each one where those of the others go, whatever their lengths."""
         self.server.usual = usual_norms(self.averaged, self.server.usual)
         if len(self.sketches) > 1:
-            own = torch.stack(self.sketches)
+            own = torch.nn.functional.normalize(torch.stack(self.sketches))  # else one that is long is "the others"
             cosines = torch.cosine_similarity(own, own.sum(0) - own).tolist()
             pairs = zip(self.records, cosines, strict=True)
             self.records = [replace(record, cosine=round(cosine, 3)) for record, cosine in pairs]

@@ -45,7 +45,7 @@ class Party:
     times_median: float | None
     """Median over rounds of its update's norm, as a multiple of the median of all clients in that round."""
     cosine: float | None
-    """Median over rounds, of its update with the sum of the others'."""
+    """Median over rounds, of its update with the sum of the others', all of one length."""
     share: float | None
     """Mean over its rounds of what the aggregation took of it, as a multiple of its share by utterances."""
     uar: float | None

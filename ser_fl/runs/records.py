@@ -89,8 +89,9 @@ class ClientRecord(ClientFigures):
     bytes_down: int
     bytes_up: int
     cosine: float | None = None
-    """Of its update with the sum of the others', give or take 0.03 (`ser_fl.federation.screening.sketch_of`); None
-    where it is alone, clients do not start from one model, or with ``federation.strikes=0``."""
+    """Of its update with the sum of the others', all of one length, give or take 0.03
+    (`ser_fl.federation.screening.sketch_of`); None where it is alone, clients do not start from one model, or with
+    ``federation.strikes=0``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
