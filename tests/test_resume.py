@@ -291,8 +291,8 @@ def test_what_a_run_left_before_its_first_commit_is_not_taken_up(
     rate from the start. Round 1 stays the best: no other scores higher than 1."""
     changed = ("optimiser.learning_rate=0.02", "federation.num_rounds=3")
     monkeypatch.setattr(
-        "ser_fl.federation.rounds.scores",
-        lambda confusion: Scores(uar=1.0, accuracy=1.0, macro_f1=1.0, per_class_recall=(1.0,) * 7),
+        "ser_fl.federation.rounds.scores_of",
+        lambda scored, config: Scores(uar=1.0, accuracy=1.0, macro_f1=1.0, per_class_recall=(1.0,) * 7),
     )
     with monkeypatch.context() as patch:
         kill_at_write("latest.json", patch)
