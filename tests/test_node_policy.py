@@ -140,9 +140,10 @@ def test_a_policy_that_cannot_be_meant_is_refused_in_one_line(
 def test_a_policy_is_missing_or_writable_by_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_keys(tmp_path, nodes=["site0"])
     file = KeyFolder(tmp_path).policy("site0")
-    file.chmod(0o622)
-    with pytest.raises(UserError, match="chmod 600"):
-        read_policy(file)
+    for mode in (0o602, 0o620):
+        file.chmod(mode)
+        with pytest.raises(UserError, match="chmod 600"):
+            read_policy(file)
     file.unlink()
     node = ["federation", "node", str(tmp_path), "site0", "--link", "localhost:9"]
     assert main(node) == 2

@@ -312,6 +312,15 @@ def test_flame_of_worked_numbers() -> None:
     found = aggregated(flame, rows([1.0, 0.0], [1.0, 0.0], [2.0, 0.0], [4.0, 0.0], [-9.0, 0.0]))
     assert found["weight"].tolist() == [1.5, 0.0]
     assert flame.shares() == {"a": 0.25, "b": 0.25, "c": 0.25, "d": 0.125, "e": 0.0}
+    together = rule("flame", noise=0)
+    aggregated(together, rows([1.0, 0.0], [1.0, 0.0], [2.0, 0.0], [-4.0, 0.0], [-4.0, 0.0]))
+    assert [name for name, share in together.shares().items() if not share] == ["d", "e"], "a minority is no cluster"
+
+
+def test_noise_of_flame_goes_by_the_median_norm() -> None:
+    states: list[State] = [{"weight": torch.full((40_000,), size)} for size in (0.01, 0.02, 0.03)]
+    without, noisy = (aggregated(rule("flame", noise=noise), states)["weight"] for noise in (0.0, 0.5))
+    assert float((noisy - without).std()) == pytest.approx(0.5 * 0.02 * 200, rel=0.02)
 
 
 def test_noise_is_of_its_deviation_and_drawn_by_seed_and_round() -> None:
