@@ -219,6 +219,8 @@ def test_krum_of_worked_numbers() -> None:
     four = rule("multi_krum")
     assert aggregated(four, points)["weight"].tolist() == [2.0], "n - f of them"
     assert krum.shares() == {"a": 0.0, "b": 1.0, "c": 0.0, "d": 0.0, "e": 0.0}
+    nearer = aggregated(rule("krum"), rows([0.0], [1.0], [2.0], [4.0], [5.0]))
+    assert nearer["weight"].tolist() == [1.0], "scores 5, 2, 5, 5, 10; with a neighbour more it would be 2"
 
 
 def test_bulyan_of_worked_numbers() -> None:
