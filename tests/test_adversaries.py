@@ -159,7 +159,7 @@ def test_who_is_hostile_is_drawn_by_the_seed_or_named() -> None:
     assert some == drawn(AdversariesConfig(name="noise"), names, seed=1), "whatever they do"
     assert drawn(AdversariesConfig(name="alie", clients=("c03", "c01")), names, seed=1) == ("c01", "c03")
     assert drawn(AdversariesConfig(name="none"), names, seed=1) == ()
-    assert drawn(AdversariesConfig(name="alie", fraction=0.02), names, seed=1) == ()
+    assert drawn(AdversariesConfig(name="alie", fraction=0.0), names, seed=1) == ()
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +186,7 @@ def same(one: State, other: State) -> bool:
     [
         (("adversaries.fraction=1.0",), r"adversaries\.fraction must be less than 1, got 1\.0"),
         (("adversaries.fraction=0.95",), r"fraction=0\.95 of 5 clients leaves no honest one"),
+        (("adversaries.fraction=0.05",), r"fraction=0\.05 of 5 clients makes none hostile: have more clients"),
         (("adversaries.clients=[nobody]",), r"unknown client of adversaries\.clients 'nobody'.* Known: f01"),
         (("adversaries.clients=[f01,f02,m01,m02,f03]",), "clients names all 5 of 5 clients leaves no honest one"),
         (("adversaries.name=backdoor", "adversaries.target=angry"), "unknown emotion of adversaries 'angry'.*anger"),
@@ -449,7 +450,7 @@ class Backwards(Adversary):
 def test_runs_with_and_without_hostile_clients_in_every_local_executor(home: Path) -> None:
     """Nobody hostile: the bits of a run without; and a run folder that says who was."""
     plain = train(settings(home, "plain"))
-    nobody = train(settings(home, "nobody", "adversaries.name=noise", "adversaries.fraction=0.05"))
+    nobody = train(settings(home, "nobody", "adversaries.name=noise", "adversaries.fraction=0"))
     assert same(weights(plain), weights(nobody)) and not nobody.adversaries.exists()
     own = train(settings(home, "own", "adversaries.name=own"), adversary=Backwards)
     flipped = train(settings(home, "flipped", "adversaries.name=sign_flip", "adversaries.strength=1"))

@@ -52,6 +52,9 @@ def with_adversaries(
     """
     settings = config.adversaries
     hostile = drawn(settings, manifest.client_ids, config.seed)
+    for emotion in (settings.target, settings.source):
+        if emotion is not None and emotion not in manifest.classes:
+            raise unknown_name("emotion of adversaries", emotion, manifest.classes)
     if not hostile:
         return executor
     if config.federation.name != "federated":
@@ -64,9 +67,6 @@ def with_adversaries(
             "adversaries=enrolment goes with normalisation=pooled and executor=serial or processes, got "
             f"{config.normalisation.name} and {config.executor.name}"
         )
-    for emotion in (settings.target, settings.source):
-        if emotion is not None and emotion not in manifest.classes:
-            raise unknown_name("emotion of adversaries", emotion, manifest.classes)
     success = run.read_json(run.adversaries).get("backdoor_success", {}) if run.adversaries.exists() else {}
     return HostileClients(executor, config, adversary, frozenset(hostile), run, clients, success)
 

@@ -48,11 +48,16 @@ def drawn(settings: AdversariesConfig, client_ids: Sequence[str], seed: int) -> 
     """The hostile clients of a run, in their order: those that are named, or a share of all, drawn by the seed.
 
     Raises:
-        UserError: a client that is not there, or no honest one is left.
+        UserError: a client that is not there, a share that is not even one of them, or no honest one is left.
     """
     if unknown := sorted(set(settings.clients) - set(client_ids)):
         raise unknown_name("client of adversaries.clients", unknown[0], client_ids)
     count = 0 if settings.name == "none" else round(settings.fraction * len(client_ids))
+    if settings.name != "none" and not count and settings.fraction and not settings.clients:
+        raise UserError(
+            f"adversaries.fraction={settings.fraction:g} of {len(client_ids)} clients makes none hostile: have more "
+            "clients, a larger fraction, or name some (adversaries.clients)"
+        )
     order = torch.randperm(len(client_ids), generator=generator(seed, "adversaries"))[:count].tolist()
     chosen = set(settings.clients) or {client_ids[place] for place in order}
     if chosen and len(chosen) == len(client_ids):
